@@ -1,0 +1,160 @@
+"""What lies beside the tars: `manifest.json` for a split and one `.idx` file a shard.
+
+<out>/train/manifest.json     name, classes, and of every shard its size and digests
+<out>/train/000000.tar        a plain WebDataset tar
+<out>/train/000000.idx        24 bytes a sample: where its JPEG lies in the tar, its label, its checksum
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_shards.errors import DataError
+
+SCHEMA = 1
+MANIFEST_NAME = "manifest.json"
+PACK_HINT = "swin-moe shards pack --source fashion-mnist --out data/fashion-mnist"
+
+# offset and size in bytes of the JPEG inside the tar; xxh3 is the 64-bit XXH3 of exactly those bytes.
+RECORD = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<u4"), ("xxh3", "<u8")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """One shard as the manifest knows it; `bytes` is the size of the tar."""
+
+    name: str
+    bytes: int
+    samples: int
+    sha256: str
+    index_sha256: str
+
+    @property
+    def index_name(self) -> str:
+        """The file name of the index, `000000.idx` for `000000.tar`."""
+        return Path(self.name).with_suffix(".idx").name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """How the shards were made: enough to make them again, byte for byte, with the same JPEG library."""
+
+    version: int
+    seed: int
+    quality: int
+    samples_per_shard: int
+    source: str
+    source_digest: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """One split of a data set; `digest` is its identity."""
+
+    schema: int
+    name: str
+    split: str
+    samples: int
+    classes: tuple[str, ...]
+    shards: tuple[ShardEntry, ...]
+    writer: Writer
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hex, of the manifest's canonical JSON: keys sorted, no spaces."""
+        return hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()
+
+    @property
+    def samples_per_shard(self) -> np.ndarray:
+        """(shards,) int64: how many samples each shard holds."""
+        return np.array([shard.samples for shard in self.shards], dtype=np.int64)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "Manifest":
+        """Read `directory`/manifest.json; DataError when it is missing, damaged or of another schema."""
+        path = Path(directory) / MANIFEST_NAME
+        return cls.from_dict(read_json(path), path)
+
+    @classmethod
+    def from_dict(cls, fields: Any, path: Path) -> "Manifest":
+        """Build a manifest from parsed JSON; `path` is only for the message of the DataError."""
+        schema = fields.get("schema") if isinstance(fields, dict) else None
+        if schema != SCHEMA:
+            raise DataError(
+                f"{path}: schema is {schema!r}, this version reads {SCHEMA}; pack again: {PACK_HINT}"
+            )
+        try:
+            shards = tuple(ShardEntry(**shard) for shard in fields["shards"])
+            fields = fields | {"shards": shards, "writer": Writer(**fields["writer"])}
+            manifest = cls(**fields | {"classes": tuple(fields["classes"])})
+            total = sum(shard.samples for shard in shards)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path}: not a manifest ({error}); pack again: {PACK_HINT}") from error
+        if manifest.samples != total or total == 0:
+            raise DataError(
+                f"{path}: samples ({manifest.samples}) must equal the sum over shards ({total}) and not be 0"
+            )
+        return manifest
+
+
+def canonical_json(fields: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file of a shard directory; DataError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(_missing(path)) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot read it ({error}); delete it and pack again: {PACK_HINT}") from error
+
+
+def _missing(path: Path) -> str:
+    directory = path.parent
+    if not directory.is_dir():
+        return f"{directory}: no such directory; make the shards first, for example: {PACK_HINT}"
+    splits = sorted(str(found.parent) for found in directory.glob(f"*/{MANIFEST_NAME}"))
+    if splits:
+        return f"{directory}: holds splits, not shards; name one of {', '.join(splits)}"
+    return f"{directory}: no {MANIFEST_NAME}, so packing never finished here; run it (again): {PACK_HINT}"
+
+
+def read_index(path: str | Path) -> np.ndarray:
+    """Memory-map an index: (samples,) of RECORD; DataError when it is not whole records."""
+    try:
+        if Path(path).stat().st_size % RECORD.itemsize == 0:
+            return np.memmap(path, dtype=RECORD, mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot read this index ({error}); pack the shards again") from error
+    raise DataError(f"{path}: size must be a multiple of {RECORD.itemsize} bytes; pack the shards again")
+
+
+def check_shards(manifest: Manifest, directory: str | Path) -> None:
+    """Check by `stat` alone that every shard and index is there in full; DataError names each that is not.
+
+    Cheap enough for a login node: two system calls a shard, nothing is read.
+    """
+    problems = []
+    for shard in manifest.shards:
+        wanted = {shard.name: shard.bytes, shard.index_name: shard.samples * RECORD.itemsize}
+        problems += [p for name, size in wanted.items() if (p := _size_problem(Path(directory) / name, size))]
+    if problems:
+        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+        fix = "\nRun again the `swin-moe shards pack` that made them: it rewrites what is missing or damaged"
+        raise DataError("shards are damaged:\n  " + "\n  ".join(problems[:5]) + more + fix)
+
+
+def _size_problem(path: Path, expected: int) -> str | None:
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        return f"{path}: {error.strerror}, expected {expected} bytes"
+    return None if found == expected else f"{path}: expected {expected} bytes, found {found}"

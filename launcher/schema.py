@@ -1,0 +1,86 @@
+"""RunConfig: every option of a run, with its default, its unit and its meaning.
+
+The dataclasses say what an option is; `launcher/config.py` reads YAML into them and reports every error at
+once. No `from __future__ import annotations` here: pydantic resolves the types when it validates.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from swin_moe.config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images are, and the picture that the model sees."""
+
+    train: str  # directory of shards with a manifest.json: `swin-moe shards pack` writes it
+    val: str
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random resized crop, as a share of the image
+    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)  # its width over its height
+    flip_probability: float = 0.5
+    eval_crop: float = 0.875  # centre crop of the short side at evaluation; 1.0 resizes without a crop
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    decode_threads: int = 2  # a rank
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW, its schedule and what bounds a step.
+
+    `base_lr`, `warmup_lr` and `min_lr` are for 512 images: each is multiplied by global_batch_size / 512.
+    Durations are written "20 epochs", "500 steps" or "1000000 images".
+    """
+
+    base_lr: float = 5e-4
+    warmup_lr: float = 5e-7
+    min_lr: float = 5e-6
+    warmup: str = "20 epochs"
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-8
+    clip_norm: float = 5.0  # of the global gradient, every expert counted once; 0 turns clipping off
+    label_smoothing: float = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, in what pieces and in what precision."""
+
+    duration: str = "300 epochs"
+    global_batch_size: int = 1024  # images an optimizer step, whatever the number of ranks
+    micro_batch_size: int = 128  # images a rank holds at once; the rest is gradient accumulation
+    eval_batch_size: int = 128  # a rank
+    precision: Literal["fp32", "bf16"] = "fp32"
+    eval_every: str | None = None  # a duration; the end of the run is always evaluated
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How a run is laid over its ranks; none of it changes the result."""
+
+    ep_size: int = 1  # ranks that share one set of experts; divides world_size and num_experts
+    zero_stage: Literal[0, 1, 2] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the run is saved and how many checkpoints stay."""
+
+    every: str | None = "1 epochs"  # a duration; the end of the run is always saved
+    keep_last: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: the root of the YAML file."""
+
+    run_dir: str
+    model: ModelConfig
+    data: DataConfig
+    seed: int = 0
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

@@ -1,0 +1,134 @@
+"""Decoding against PIL, and crops against their definition."""
+
+import io
+
+import numpy as np
+import pytest
+import simplejpeg
+from PIL import Image
+
+from data_shards.augment import Crop, TrainTransform, draw_crop, draw_flip
+from data_shards.decode import decode_eval, decode_train, resize
+from data_shards.errors import DataError
+from data_shards.pixels import decode_pixels, image_size
+
+PLAIN = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "flip_prob": 0.0}
+
+
+def smooth(height: int, width: int, channels: int = 3) -> np.ndarray:
+    """A picture with structure at many scales: (H, W, C) uint8."""
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [127 + 60 * np.sin(x / (5 + c)) + 60 * np.cos(y / (9 - c)) for c in range(channels)]
+    return np.stack(waves, axis=-1).astype(np.uint8)
+
+
+def jpeg(pixels: np.ndarray) -> bytes:
+    return simplejpeg.encode_jpeg(pixels, quality=95)
+
+
+def by_pil(body: bytes, box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
+    image = Image.open(io.BytesIO(body)).convert("RGB").crop(box)
+    return np.asarray(image.resize(size, Image.Resampling.BICUBIC)).transpose(2, 0, 1)
+
+
+def assert_close(ours: np.ndarray, theirs: np.ndarray) -> None:
+    """Within two gray levels everywhere and 50 dB: rounding, not another picture."""
+    difference = ours.astype(int) - theirs.astype(int)
+    assert ours.shape == theirs.shape
+    assert np.abs(difference).max() <= 2
+    assert 10 * np.log10(255**2 / max(np.mean(difference**2), 1e-9)) > 50
+
+
+def test_train_picture_is_pils_crop_and_resize() -> None:
+    body, transform = jpeg(smooth(120, 200)), TrainTransform(image_size=48)
+    flips = set()
+    for position in range(20):
+        crop, flip = draw_crop(120, 200, (3, position), transform), draw_flip((3, position), transform)
+        box = crop.left, crop.top, crop.left + crop.width, crop.top + crop.height
+        expected = by_pil(body, box, (48, 48))
+        assert_close(decode_train(body, (3, position), transform), expected[:, :, ::-1] if flip else expected)
+        flips.add(flip)
+    assert flips == {True, False}
+
+
+def test_crops_obey_their_ranges_and_reach_their_ends() -> None:
+    transform = TrainTransform(image_size=8, scale=(0.25, 0.5), ratio=(0.5, 2.0))
+    crops = [draw_crop(300, 300, (0, position), transform) for position in range(2000)]
+    areas = np.array([c.height * c.width / 300**2 for c in crops])
+    ratios = np.array([c.width / c.height for c in crops])
+    assert 0.245 < areas.min() < 0.26
+    assert 0.49 < areas.max() < 0.505
+    assert 0.49 < ratios.min() < 0.51
+    assert 1.96 < ratios.max() < 2.05
+    assert abs(np.mean(np.log(ratios))) < 0.03  # log-uniform
+    assert all(0 <= c.top <= 300 - c.height and 0 <= c.left <= 300 - c.width for c in crops)
+    assert min(c.top for c in crops) == 0
+    assert any(c.top == 300 - c.height for c in crops)
+
+
+def test_a_draw_is_a_function_of_seed_and_position() -> None:
+    transform = TrainTransform(image_size=8)
+    assert draw_crop(90, 90, (1, 5), transform) == draw_crop(90, 90, (1, 5), transform)
+    assert len({draw_crop(90, 90, key, transform) for key in [(1, 5), (1, 6), (2, 5), (5, 1)]}) == 4
+
+
+def test_fallback_is_the_central_crop() -> None:
+    # 10 x 100 pixels: no crop of all the area has a ratio in 3/4 ... 4/3. Width = round(10 * 4/3) = 13, left = 43.
+    wide = TrainTransform(image_size=8, scale=(1.0, 1.0))
+    assert draw_crop(10, 100, (0, 0), wide) == Crop(0, 43, 10, 13)
+    assert draw_crop(100, 10, (0, 0), wide) == Crop(43, 0, 13, 10)
+    assert draw_crop(100, 1, (0, 0), TrainTransform(image_size=8, ratio=(9.0, 9.0))) == Crop(49, 0, 1, 1)
+
+
+def test_without_augmentation_it_is_the_plain_resize() -> None:
+    body = jpeg(smooth(40, 40))
+    same = decode_train(body, (0, 0), TrainTransform(image_size=40, **PLAIN))
+    np.testing.assert_array_equal(same, decode_pixels(body).transpose(2, 0, 1))
+    smaller = decode_train(body, (0, 0), TrainTransform(image_size=24, **PLAIN))
+    np.testing.assert_array_equal(smaller, decode_eval(body, 24))
+    assert_close(smaller, by_pil(body, (0, 0, 40, 40), (24, 24)))
+
+
+def test_gray_becomes_three_equal_channels() -> None:
+    body = simplejpeg.encode_jpeg(smooth(28, 28, 1), quality=95, colorspace="GRAY", colorsubsampling="Gray")
+    picture = decode_eval(body, 32)
+    assert picture.shape == (3, 32, 32)
+    np.testing.assert_array_equal(picture[0], picture[1])
+    np.testing.assert_array_equal(picture[0], picture[2])
+    assert_close(picture, by_pil(body, (0, 0, 28, 28), (32, 32)))
+
+
+def test_eval_resizes_the_short_side_and_cuts_the_centre() -> None:
+    body = jpeg(smooth(60, 90))
+    # 28 / 0.875 = 32: 60 x 90 becomes 32 x 48, and the centre 28 x 28 starts at row 2 and column 10.
+    expected = by_pil(body, (0, 0, 90, 60), (48, 32))[:, 2:30, 10:38]
+    assert_close(decode_eval(body, 28, crop_ratio=0.875), expected)
+    with pytest.raises(DataError, match=r"crop_ratio \(1.5\)"):
+        decode_eval(body, 28, crop_ratio=1.5)
+
+
+@pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("PNG", "L"), ("JPEG", "CMYK"), ("BMP", "RGB")])
+def test_pil_reads_what_libjpeg_turbo_does_not(kind: str, mode: str) -> None:
+    image, file = Image.fromarray(smooth(30, 40)).convert(mode), io.BytesIO()
+    image.save(file, kind)
+    expected = np.asarray(Image.open(io.BytesIO(file.getvalue())).convert("RGB"))
+    assert image_size(file.getvalue()) == (30, 40)
+    np.testing.assert_array_equal(decode_pixels(file.getvalue()), expected)
+
+
+@pytest.mark.parametrize("cut", [0, 10, 400])
+def test_undecodable_is_a_data_error(cut: int) -> None:
+    with pytest.raises(DataError, match="undecodable image"):
+        decode_eval(jpeg(smooth(60, 60))[:cut], 8)
+
+
+def test_resize_of_one_pixel_is_flat() -> None:
+    assert resize(np.full((1, 1, 3), 9, np.uint8), 4, 5).tolist() == np.full((3, 4, 5), 9).tolist()
+
+
+@pytest.mark.parametrize(
+    ("option", "value"), [("image_size", 0), ("scale", (0.5, 0.2)), ("ratio", (0.0, 1.0)), ("flip_prob", 2.0)]
+)
+def test_nonsense_is_refused(option: str, value: object) -> None:
+    with pytest.raises(DataError, match=option):
+        TrainTransform(**{"image_size": 8, option: value})
