@@ -18,12 +18,19 @@ def command(*words: str | Path) -> int:
 
 @pytest.fixture
 def packed(tmp_path: Path) -> Path:
-    sizes = "--synthetic-train 30 --synthetic-val 7 --synthetic-classes 3 --synthetic-size 8".split()
-    command("pack", "--source", "synthetic", *sizes, "--samples-per-shard", "10", "--out", tmp_path)
+    pack_into(tmp_path)
     return tmp_path
 
 
-def test_pack_writes_both_splits_and_reports(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def pack_into(out: Path) -> int:
+    options = {"train": 30, "val": 7, "classes": 3, "size": 8}
+    sizes = [word for name, value in options.items() for word in (f"--synthetic-{name}", str(value))]
+    return command("pack", "--source", "synthetic", *sizes, "--samples-per-shard", "10", "--out", out)
+
+
+def test_pack_writes_both_splits_and_reports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    packed = tmp_path
+    assert pack_into(packed) == 0
     assert Manifest.load(packed / "train").samples_per_shard.tolist() == [10, 10, 10]
     assert Manifest.load(packed / "val").samples == 7
     out, err = capsys.readouterr()

@@ -73,7 +73,8 @@ def test_a_draw_is_a_function_of_seed_and_position() -> None:
 
 
 def test_fallback_is_the_central_crop() -> None:
-    # 10 x 100 pixels: no crop of all the area has a ratio in 3/4 ... 4/3. Width = round(10 * 4/3) = 13, left = 43.
+    # 10 x 100 pixels: no crop of all the area has a ratio in 3/4 ... 4/3.
+    # Width = round(10 * 4/3) = 13, left = (100 - 13) // 2 = 43.
     wide = TrainTransform(image_size=8, scale=(1.0, 1.0))
     assert draw_crop(10, 100, (0, 0), wide) == Crop(0, 43, 10, 13)
     assert draw_crop(100, 10, (0, 0), wide) == Crop(43, 0, 13, 10)

@@ -1,4 +1,4 @@
-"""Where images come from; Fashion-MNIST against a made-up directory of the same format, and never the network."""
+"""Where images come from; Fashion-MNIST from a made-up directory of its format, never the network."""
 
 import gzip
 import hashlib

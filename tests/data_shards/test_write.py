@@ -1,4 +1,4 @@
-"""The shards on the disk: what other programs read in them, and that nothing but the plan decides their bytes."""
+"""The shards on the disk: what other programs read in them, and that the plan alone decides their bytes."""
 
 import hashlib
 import multiprocessing
