@@ -1,43 +1,36 @@
-"""One logical checkpoint: fp32 masters and moments under global names, a manifest, an atomic commit.
+"""One logical checkpoint: fp32 masters and moments under global names, whatever the layout.
 
     checkpoints/step-00000040/   __0_0.distcp __1_0.distcp ...   one file a rank: what it owns, written once
                                  .metadata                       of torch.distributed.checkpoint
                                  manifest.json                   step, state, config, every tensor and file
     checkpoints/latest           the name of the newest committed step
 
-A tensor's name says what it is, whatever the layout: `exp_avg/layers.1.blocks.3.mlp.experts.5.fc1_weight`.
-A step is written as `step-N.tmp`, synced, agreed on by all ranks and renamed; what a killed save leaves is
-swept by the next one. The files are verified against the manifest before anything is deserialised.
+A tensor's name says what it is: `exp_avg/layers.1.blocks.3.mlp.experts.5.fc1_weight`, one name an expert. The
+files are verified against the manifest before anything is deserialised.
 """
 
-import hashlib
-import json
-import os
 import pickle
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
-from parallel.collectives import gather_objects
+from parallel.collectives import RanksError, agree, gather_objects
+from parallel.commit import CheckpointError, commit, describe, open_partial, read_manifest, verify
 from parallel.expert import experts_of, global_name
-from parallel.masters import KINDS, Masters
+from parallel.masters import KINDS, MASTER, Masters
 from parallel.mesh import Mesh
 
-FORMAT = 1
-MANIFEST = "manifest.json"
-POINTER = "latest"
+T = TypeVar("T")
+Write = Callable[[nn.Parameter, dict[str, Tensor]], None]
+
 READ_AT_ONCE = 256 * 2**20  # bytes of tensors in memory beside the model while loading
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be written or read; the message names the path and the fix."""
 
 
 def global_shapes(module: nn.Module, num_experts: int) -> dict[str, list[int]]:
@@ -69,12 +62,11 @@ def save(directory: Path, step: int, masters: Masters, mesh: Mesh, record: dict[
     """
     final = directory / f"step-{step:08d}"
     partial = final.with_suffix(".tmp")
-    _together(lambda: _fresh(partial) if mesh.is_first else None, f"prepare {partial}")
+    _together(lambda: open_partial(partial) if mesh.is_first else None, f"prepare {partial}")
     owned = dict(_owned(masters, mesh))
     files = _together(lambda: _write(partial, owned, mesh.rank), f"write {partial}")
     shapes = gather_objects({name: list(tensor.shape) for name, tensor in owned.items()})
     manifest = {
-        "format": FORMAT,
         "step": step,
         "files": {name: entry for part in files for name, entry in part.items()},
         "tensors": {name: shape for part in shapes for name, shape in part.items()},
@@ -82,51 +74,8 @@ def save(directory: Path, step: int, masters: Masters, mesh: Mesh, record: dict[
         "ep_size": mesh.dims.ep_size,
         **record,
     }
-    _together(lambda: _commit(partial, final, manifest) if mesh.is_first else None, f"commit {final}")
+    _together(lambda: commit(partial, final, manifest) if mesh.is_first else None, f"commit {final}")
     return final
-
-
-def prune(directory: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints; one rank calls it."""
-    for old in sorted(directory.glob("step-" + "[0-9]" * 8))[:-keep_last]:
-        shutil.rmtree(old)
-
-
-def latest(directory: Path) -> Path | None:
-    """The newest committed checkpoint, or None where there is none.
-
-    Raises:
-        CheckpointError: the pointer names a directory that is gone.
-    """
-    pointer = directory / POINTER
-    if not pointer.exists():
-        return None
-    found = directory / pointer.read_text().strip()
-    if not (found / MANIFEST).is_file():
-        raise CheckpointError(
-            f"{pointer} names {found.name}, which is not a checkpoint; write the name of one of "
-            f"{sorted(p.name for p in directory.glob('step-*') if (p / MANIFEST).is_file())} into it"
-        )
-    return found
-
-
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of a committed checkpoint.
-
-    Raises:
-        CheckpointError: it is missing, unreadable or of another format.
-    """
-    try:
-        manifest = json.loads((path / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} is not a checkpoint: its {MANIFEST} cannot be read ({error})"
-        ) from error
-    if manifest.get("format") != FORMAT:
-        raise CheckpointError(
-            f"{path} has checkpoint format {manifest.get('format')}; this version reads {FORMAT}"
-        )
-    return manifest
 
 
 def load(path: Path, masters: Masters, num_experts: int) -> dict[str, Any]:
@@ -138,32 +87,39 @@ def load(path: Path, masters: Masters, num_experts: int) -> dict[str, Any]:
     Raises:
         CheckpointError: a file is damaged, or the tensors are not exactly those of this model.
     """
-    manifest = read_manifest(path)
-    _together(lambda: _verify(path, manifest["files"]), f"verify {path}")
-    _check_tensors(path, global_shapes(masters.module, num_experts), manifest["tensors"])
-    _together(lambda: _read(path, masters), f"read {path}")
+    manifest = _read_verified(path, masters.module, num_experts)
+    _together(lambda: _read(path, masters.module, KINDS, masters.write), f"read {path}")
     masters.set_step(manifest["step"])
     return manifest
 
 
-def _together(action: Any, what: str) -> list[Any]:
-    """Run a local action on every rank; if one fails, all raise, naming the rank and the reason."""
+def load_weights(path: Path, module: nn.Module, num_experts: int) -> dict[str, Any]:
+    """Verify a checkpoint and load the master weights alone into a model without an engine, as `load`."""
+
+    def write(parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
+        parameter.data.copy_(values[MASTER])
+
+    manifest = _read_verified(path, module, num_experts)
+    _together(lambda: _read(path, module, (MASTER,), write), f"read {path}")
+    return manifest
+
+
+def _read_verified(path: Path, module: nn.Module, num_experts: int) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are whole and whose tensors are those of the model."""
+    (manifest, *_) = _together(lambda: read_manifest(path), f"read {path}")
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    share = dict(sorted(manifest["files"].items())[rank::world])
+    _together(lambda: verify(path, share), f"verify {path}")
+    _check_tensors(path, global_shapes(module, num_experts), manifest["tensors"])
+    return manifest
+
+
+def _together(action: Callable[[], T], what: str) -> list[T]:
+    """Run a part of saving or loading on every rank; if it fails on one, all raise."""
     try:
-        outcome = (True, action())
-    except (OSError, ValueError, RuntimeError, dcp.api.CheckpointException) as error:
-        outcome = (False, f"{type(error).__name__}: {error}")
-    outcomes = gather_objects(outcome)
-    failed = [f"rank {rank}: {text}" for rank, (ok, text) in enumerate(outcomes) if not ok]
-    if failed:
-        raise CheckpointError(f"could not {what}: {'; '.join(sorted(set(failed)))}")
-    return [value for _, value in outcomes]
-
-
-def _fresh(partial: Path) -> None:
-    """Sweep what killed saves left, and make an empty directory; none is ever written into twice."""
-    for stale in partial.parent.glob("step-*.tmp"):
-        shutil.rmtree(stale)
-    partial.mkdir(parents=True)
+        return agree(action, (OSError, ValueError, RuntimeError, CheckpointException))
+    except RanksError as error:
+        raise CheckpointError(f"could not {what}: {error}") from error
 
 
 def _owned(masters: Masters, mesh: Mesh) -> Iterator[tuple[str, Tensor]]:
@@ -190,52 +146,7 @@ def _write(partial: Path, owned: dict[str, Tensor], rank: int) -> dict[str, dict
     paths = sorted(partial.glob(f"__{rank}_*.distcp"))
     if rank == 0:
         paths.append(partial / ".metadata")
-    return {p.name: {"bytes": p.stat().st_size, "sha256": _sha256(p)} for p in paths}
-
-
-def _commit(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
-    """Manifest, rename, pointer: each durable before the next."""
-    _write_durably(partial / MANIFEST, json.dumps(manifest, indent=1))
-    if final.exists():  # the run went back before this step and came here again
-        os.rename(final, final.with_suffix(".replaced.tmp"))
-    os.rename(partial, final)
-    _sync_directory(final.parent)
-    fresh = final.parent / f"{POINTER}.tmp"
-    _write_durably(fresh, final.name + "\n")
-    os.replace(fresh, final.parent / POINTER)
-    _sync_directory(final.parent)
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _verify(path: Path, files: dict[str, dict[str, Any]]) -> None:
-    """Check this rank's share of the files against the manifest."""
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    for name, entry in sorted(files.items())[rank::world]:
-        size = (path / name).stat().st_size
-        if size != entry["bytes"]:
-            raise CheckpointError(f"{name} is damaged: {size} bytes instead of {entry['bytes']}")
-        if _sha256(path / name) != entry["sha256"]:
-            raise CheckpointError(f"{name} is damaged: its sha256 is not the manifest's")
+    return describe(paths)
 
 
 def _check_tensors(path: Path, expected: dict[str, list[int]], found: dict[str, list[int]]) -> None:
@@ -250,20 +161,20 @@ def _check_tensors(path: Path, expected: dict[str, list[int]], found: dict[str, 
         )
 
 
-def _read(path: Path, masters: Masters) -> None:
-    """Read every parameter of this rank, a bounded number of bytes at a time."""
+def _read(path: Path, module: nn.Module, kinds: Sequence[str], write: Write) -> None:
+    """Read every parameter of this rank, a bounded number of bytes at a time, and hand it to `write`."""
     batch: dict[nn.Parameter, dict[str, Tensor]] = {}
     wanted: dict[str, Tensor] = {}
-    parameters = list(masters.module.named_parameters())
+    parameters = list(module.named_parameters())
     for name, parameter in parameters:
-        batch[parameter] = {kind: torch.empty(parameter.shape) for kind in KINDS}
+        batch[parameter] = {kind: torch.empty(parameter.shape) for kind in kinds}
         for kind, tensor in batch[parameter].items():
             wanted |= _by_global_name(kind, name, parameter, tensor)
-        size = sum(tensor.nbytes for values in batch.values() for tensor in values.values())
+        size = sum(tensor.nbytes for tensor in wanted.values())
         if size >= READ_AT_ONCE or parameter is parameters[-1][1]:
             dcp.load(wanted, storage_reader=_Reader(path), no_dist=True)
             for target, values in batch.items():
-                masters.write(target, values)
+                write(target, values)
             batch, wanted = {}, {}
 
 

@@ -1,11 +1,17 @@
 """Collectives that gradients flow through; a group of None is one process, where each is the identity."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+T = TypeVar("T")
+
+
+class RanksError(ValueError):
+    """Something failed on one or more ranks; it is raised on all of them, with the same message."""
 
 
 class _AllToAll(torch.autograd.Function):
@@ -62,6 +68,32 @@ def sum_over(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     if dist.is_initialized() and dist.get_world_size(group) > 1:
         dist.all_reduce(values, group=group)
     return values
+
+
+def agree(action: Callable[[], T], errors: tuple[type[BaseException], ...]) -> list[T]:
+    """Run a local action on every rank and return every rank's result; if one rank fails, all raise.
+
+    Args:
+        action: local; it may not wait for other ranks.
+        errors: what counts as a failure of this rank; anything else is a bug and passes through.
+
+    Raises:
+        RanksError: with every distinct reason and the ranks it is of.
+    """
+    try:
+        outcome: tuple[bool, Any] = (True, action())
+    except errors as error:
+        outcome = (False, str(error))
+    outcomes = gather_objects(outcome)
+    reasons: dict[str, list[int]] = {}
+    for rank, (succeeded, value) in enumerate(outcomes):
+        if not succeeded:
+            reasons.setdefault(value, []).append(rank)
+    if not reasons:
+        return [value for _, value in outcomes]
+    if list(reasons.values()) == [list(range(len(outcomes)))]:
+        raise RanksError(next(iter(reasons)))
+    raise RanksError("; ".join(f"rank {', '.join(map(str, of))}: {text}" for text, of in reasons.items()))
 
 
 def gather_objects(value: Any) -> list[Any]:

@@ -80,7 +80,7 @@ class Engine:
             _attach_marker(model, mesh)
             param_groups = split_params_into_different_moe_groups_for_optimizer(param_groups)
             param_groups = [group for group in param_groups if group["params"]]
-        config = {
+        config: dict[str, Any] = {
             "train_batch_size": micro_batch_size * grad_accum_steps * mesh.dims.world_size,
             "train_micro_batch_size_per_gpu": micro_batch_size,
             "gradient_accumulation_steps": grad_accum_steps,

@@ -26,6 +26,8 @@ def relative_index(window: int) -> Tensor:
 class TableBias(nn.Module):
     """One learned number a head and offset (Liu et al. 2021, equation 4)."""
 
+    index: Tensor
+
     def __init__(self, window: int, num_heads: int) -> None:
         super().__init__()
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
@@ -42,6 +44,9 @@ class LogCpbBias(nn.Module):
     Swin-MoE adds the output of the small network as it is; SwinV2's 16 * sigmoid is not applied.
     """
 
+    coordinates: Tensor
+    index: Tensor
+
     def __init__(self, window: int, num_heads: int, hidden: int = 512) -> None:
         super().__init__()
         self.cpb_mlp = nn.Sequential(
@@ -55,7 +60,8 @@ class LogCpbBias(nn.Module):
 
     def forward(self) -> Tensor:
         """The bias (h, n, n)."""
-        table = self.cpb_mlp(self.coordinates.to(self.cpb_mlp[0].weight.dtype))  # ((2w - 1)^2, h)
+        dtype = next(self.cpb_mlp.parameters()).dtype
+        table = self.cpb_mlp(self.coordinates.to(dtype))  # ((2w - 1)^2, h)
         return table[self.index].permute(2, 0, 1)
 
 

@@ -118,7 +118,7 @@ class SwinTransformer(nn.Module):
         super().__init__()
         self.config = config
         sites = SiteCounter()
-        rates = torch.linspace(0, config.drop_path_rate, sum(config.depths)).tolist()
+        rates = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").tolist()
         starts = [sum(config.depths[:i]) for i in range(len(config.depths))]
         self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, config.embed_dim)
         self.dropout = Dropout(config.drop_rate, sites.next())

@@ -1,0 +1,159 @@
+"""run_on_ranks: a function on N gloo processes of this machine, which meet through a file and not a port.
+
+The processes are forked from a server that has imported torch and DeepSpeed once, so that a call costs tenths
+of a second instead of several seconds a rank.
+"""
+
+import contextlib
+import faulthandler
+import multiprocessing
+import os
+import pickle
+import signal
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from multiprocessing import connection, forkserver
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from parallel.env import Ranks, join, leave, prepare_process
+
+# one thread a rank; gloo on the loopback interface, whatever the machine's name resolves to
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
+PRELOAD = ["torch", "deepspeed"]
+STACK_S = 2.0  # for a hung rank to write where it hangs
+
+
+class RankError(AssertionError):
+    """A rank raised, died or hung; the message names it."""
+
+
+def run_on_ranks(fn: Callable[..., Any], n: int, *args: Any, timeout_s: float = 120) -> list[Any]:
+    """Call `fn(*args)` on each of `n` ranks that have joined one process group; the values in rank order.
+
+    Args:
+        fn: a function of a module, so that the ranks can import it.
+        n: ranks.
+        args: pickled, as the values that come back.
+        timeout_s: for all ranks together, their start included.
+
+    Raises:
+        RankError: with the first failing rank's traceback, its exit code, or the stack of a rank that hung.
+    """
+    payload = pickle.dumps((fn, args))  # by value: torch's own pickler would share memory with a dead process
+    with tempfile.TemporaryDirectory() as directory:
+        ranks = _start(payload, n, Path(directory))
+        try:
+            return _collect(ranks, Path(directory), time.monotonic() + timeout_s, timeout_s)
+        finally:
+            for process, pipe in ranks:
+                process.kill()
+                process.join()
+                process.close()
+                pipe.close()
+
+
+def _start(payload: bytes, n: int, directory: Path) -> list[tuple[BaseProcess, Connection]]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with _environment():
+        forkserver.ensure_running()
+    ranks = []
+    for rank in range(n):
+        ours, theirs = context.Pipe(duplex=False)
+        process = context.Process(target=_main, args=(payload, rank, n, directory, theirs), daemon=True)
+        process.start()
+        theirs.close()
+        ranks.append((process, ours))
+    return ranks
+
+
+@contextlib.contextmanager
+def _environment() -> Iterator[None]:
+    """The server, and so every rank, imports torch and DeepSpeed under ENVIRONMENT; this process does not."""
+    before = {name: os.environ.get(name) for name in ENVIRONMENT}
+    os.environ.update(ENVIRONMENT)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _main(payload: bytes, rank: int, n: int, directory: Path, pipe: Connection) -> None:
+    """One rank."""
+    os.environ.update(ENVIRONMENT)
+    ranks = Ranks(
+        rank=rank,
+        world_size=n,
+        local_rank=rank,
+        local_world_size=n,
+        launcher="torchrun",
+        init_method=f"file://{directory}/rendezvous",
+    )
+    with _stack_file(directory, rank).open("w") as stack:
+        faulthandler.register(signal.SIGUSR1, stack)
+        try:
+            join(ranks, prepare_process(ranks))
+            fn, args = pickle.loads(payload)
+            answer = pickle.dumps((True, fn(*args)))
+        except BaseException:
+            answer = pickle.dumps((False, traceback.format_exc()))
+        pipe.send_bytes(answer)
+        leave()
+        faulthandler.unregister(signal.SIGUSR1)
+
+
+def _collect(
+    ranks: list[tuple[BaseProcess, Connection]], directory: Path, deadline: float, timeout_s: float
+) -> list[Any]:
+    """Answers as they come; the first failure ends the wait, for its peers only hang or fail after it."""
+    answers: dict[int, Any] = {}
+    while len(answers) < len(ranks):
+        waiting = {pipe: rank for rank, (_, pipe) in enumerate(ranks) if rank not in answers}
+        ready = connection.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+        if not ready:
+            hung = sorted(waiting.values())
+            raise RankError(
+                f"rank {', '.join(map(str, hung))} of {len(ranks)} hung: no answer in {timeout_s} s\n"
+                + "\n".join(_stack(ranks[rank][0], directory, rank) for rank in hung)
+            )
+        for pipe in ready:
+            rank = waiting[pipe]  # type: ignore[index]
+            answers[rank] = _answer(ranks[rank][0], ranks[rank][1], rank, len(ranks))
+    for process, _ in ranks:
+        process.join(max(0.0, deadline - time.monotonic()))
+    return [answers[rank] for rank in range(len(ranks))]
+
+
+def _answer(process: BaseProcess, pipe: Connection, rank: int, n: int) -> Any:
+    try:
+        succeeded, value = pickle.loads(pipe.recv_bytes())
+    except EOFError:
+        process.join()
+        raise RankError(f"rank {rank} of {n} died with exit code {process.exitcode}") from None
+    if not succeeded:
+        raise RankError(f"rank {rank} of {n} raised\n{value}")
+    return value
+
+
+def _stack_file(directory: Path, rank: int) -> Path:
+    return directory / f"stack-{rank}"
+
+
+def _stack(process: BaseProcess, directory: Path, rank: int) -> str:
+    """Where a hung rank hangs, as its own fault handler tells it."""
+    if process.pid is not None and process.is_alive() and _stack_file(directory, rank).exists():
+        os.kill(process.pid, signal.SIGUSR1)
+    give_up = time.monotonic() + STACK_S
+    while time.monotonic() < give_up:
+        if _stack_file(directory, rank).exists() and (text := _stack_file(directory, rank).read_text()):
+            time.sleep(0.05)  # the rest of it
+            text = _stack_file(directory, rank).read_text()
+            return f"--- rank {rank}\n{text}"
+        time.sleep(0.05)
+    return f"--- rank {rank}: no stack"
