@@ -10,6 +10,13 @@ from typing import Literal
 from swin_moe.config import ModelConfig
 
 
+def _check_ranges(section: str, config: object, **lowest: float) -> None:
+    """Raise ValueError for the first option of a section that lies below its lowest value."""
+    for name, bound in lowest.items():
+        if (value := getattr(config, name)) < bound:
+            raise ValueError(f"{section}{name} ({value}) must be at least {bound}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
     """Where the images are, and the picture that the model sees."""
@@ -23,6 +30,15 @@ class DataConfig:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     decode_threads: int = 2  # a rank
+
+    def __post_init__(self) -> None:
+        _check_ranges("data.", self, decode_threads=1, flip_probability=0)
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"data.{name} ([{low}, {high}]) must be two numbers, 0 < low <= high")
+        if not 0 < self.eval_crop <= 1:
+            raise ValueError(f"data.eval_crop ({self.eval_crop}) must lie in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +59,13 @@ class OptimConfig:
     clip_norm: float = 5.0  # of the global gradient, every expert counted once; 0 turns clipping off
     label_smoothing: float = 0.1
 
+    def __post_init__(self) -> None:
+        _check_ranges("optim.", self, base_lr=0, warmup_lr=0, min_lr=0, weight_decay=0, eps=0, clip_norm=0)
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas ({list(self.betas)}) must lie in [0, 1)")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"optim.label_smoothing ({self.label_smoothing}) must lie in [0, 1)")
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
@@ -55,6 +78,9 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     eval_every: str | None = None  # a duration; the end of the run is always evaluated
 
+    def __post_init__(self) -> None:
+        _check_ranges("train.", self, global_batch_size=1, micro_batch_size=1, eval_batch_size=1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
@@ -63,6 +89,9 @@ class ParallelConfig:
     ep_size: int = 1  # ranks that share one set of experts; divides world_size and num_experts
     zero_stage: Literal[0, 1, 2] = 1
 
+    def __post_init__(self) -> None:
+        _check_ranges("parallel.", self, ep_size=1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
@@ -70,6 +99,9 @@ class CheckpointConfig:
 
     every: str | None = "1 epochs"  # a duration; the end of the run is always saved
     keep_last: int = 2
+
+    def __post_init__(self) -> None:
+        _check_ranges("checkpoint.", self, keep_last=1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,3 +116,6 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+
+    def __post_init__(self) -> None:
+        _check_ranges("", self, seed=0)

@@ -41,6 +41,7 @@ example:
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `shards` with its three commands to the launcher's `subparsers`."""
     shards = subparsers.add_parser("shards", help="make, verify and count shards of images")
+    shards.set_defaults(run=run)
     commands = shards.add_subparsers(dest="shards_command", required=True, metavar="pack | verify | info")
     _add_pack(_command(commands, "pack", "write a data set as shards", PACK_HELP))
     check = _command(commands, "verify", "read shards back and name every bad sample", VERIFY_HELP)
@@ -74,7 +75,7 @@ def _add_pack(parser: argparse.ArgumentParser) -> None:
     add("--synthetic-size", type=int, default=32, help="their side in pixels (default %(default)s)")
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, _: list[str] | None = None) -> int:
     """Carry out a parsed `shards` command: the exit status, 1 when verify found damage; or DataError."""
     commands = {"pack": _run_pack, "verify": _run_verify, "info": _run_info}
     return commands[args.shards_command](args)

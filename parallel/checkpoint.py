@@ -10,7 +10,7 @@ files are verified against the manifest before anything is deserialised.
 """
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 

@@ -42,16 +42,22 @@ class MoEConfig:
     expert_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        require(self.num_experts >= 1, f"moe.num_experts ({self.num_experts}) must be at least 1")
+        require(self.num_experts >= 1, f"model.moe.num_experts ({self.num_experts}) must be at least 1")
         require(
             1 <= self.top_k <= self.num_experts,
-            f"moe.top_k ({self.top_k}) must lie in 1..moe.num_experts ({self.num_experts})",
+            f"model.moe.top_k ({self.top_k}) must lie in 1..model.moe.num_experts ({self.num_experts})",
         )
-        require(self.routing_group_images >= 1, "moe.routing_group_images must be at least 1")
-        for name in ("capacity_factor", "eval_capacity_factor", "gate_noise", "load_balance_weight"):
-            require(getattr(self, name) >= 0, f"moe.{name} ({getattr(self, name)}) must not be negative")
         require(
-            0 <= self.expert_dropout < 1, f"moe.expert_dropout ({self.expert_dropout}) must lie in [0, 1)"
+            self.routing_group_images >= 1,
+            f"model.moe.routing_group_images ({self.routing_group_images}) must be at least 1",
+        )
+        for name in ("capacity_factor", "eval_capacity_factor", "gate_noise", "load_balance_weight"):
+            require(
+                getattr(self, name) >= 0, f"model.moe.{name} ({getattr(self, name)}) must not be negative"
+            )
+        require(
+            0 <= self.expert_dropout < 1,
+            f"model.moe.expert_dropout ({self.expert_dropout}) must lie in [0, 1)",
         )
 
 
@@ -82,6 +88,12 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         stages = len(self.depths)
+        require(
+            stages > 0 and min(self.depths) > 0,
+            f"model.depths ({list(self.depths)}) must give every stage at least one block",
+        )
+        require(self.mlp_ratio > 0, f"model.mlp_ratio ({self.mlp_ratio}) must be above 0")
+        require(self.init_std > 0, f"model.init_std ({self.init_std}) must be above 0")
         require(
             len(self.num_heads) == stages,
             f"model.num_heads has {len(self.num_heads)} entries, model.depths has {stages}: one a stage each",

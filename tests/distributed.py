@@ -24,7 +24,14 @@ from parallel.env import Ranks, join, leave, prepare_process
 
 # one thread a rank; gloo on the loopback interface, whatever the machine's name resolves to
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
-PRELOAD = ["torch", "deepspeed"]
+PRELOAD = [  # all that a rank's first engine and first checkpoint import
+    "torch",
+    "deepspeed",
+    "torch._inductor.compile_fx",
+    "torch.utils.cpp_extension",
+    "torch.distributed.checkpoint",
+    "pytest",
+]
 STACK_S = 2.0  # for a hung rank to write where it hangs
 
 

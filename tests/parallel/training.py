@@ -20,7 +20,7 @@ from swin_moe.losses import classification_loss
 from swin_moe.randomness import sample_keys
 
 BATCH, CLASSES, IMAGE, EXPERTS = 16, 10, 32, 8
-CLIP_NORM, LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 1.0, 1e-3, 0.05, 0.1
+CLIP_NORM, LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 1.1, 1e-3, 0.05, 0.1
 STEPS = 10
 
 
@@ -46,6 +46,7 @@ def model_config(top_k: int = 2) -> ModelConfig:
         position_bias="log_cpb",
         drop_rate=0.1,
         drop_path_rate=0.2,
+        init_std=0.1,  # so that the experts' gradients matter
         moe=moe,
     )
 
@@ -79,7 +80,7 @@ class Trace:
 
     losses: list[float] = field(default_factory=list)
     norms: list[float] = field(default_factory=list)
-    loads: list[list[int]] = field(default_factory=list)  # a step: (layers * E,) choices that wanted each expert
+    loads: list[list[int]] = field(default_factory=list)  # a step: (layers * E,) choices an expert
     dropped: list[list[int]] = field(default_factory=list)  # a step: (layers,) choices without a slot
     gradients: dict[str, Tensor] = field(default_factory=dict)  # of the first step, by global name
 
@@ -199,7 +200,7 @@ def train_plainly(top_k: int) -> Trace:
             trace.gradients = {name: value for part in found for name, value in part.items()}
         trace.norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)))
         optimizer.step()
-        trace.losses.append(float(loss))
+        trace.losses.append(loss.item())
         record_routing(trace, [output])
     return trace
 
@@ -219,18 +220,27 @@ class Deviation:
 
     loss: float  # of a step
     norm: float  # of a step
-    gradient: float  # of the first step: largest difference of a tensor / its largest element
+    gradient: (
+        float  # of the first step: a tensor's largest difference / its largest element, the worst tensor
+    )
     tensor: str  # the one with that gradient
 
     def __str__(self) -> str:
         return f"loss {self.loss:.1e}, norm {self.norm:.1e}, gradient {self.gradient:.1e} ({self.tensor})"
 
 
-def deviation(trace: Trace, reference: Trace) -> Deviation:
-    """How far apart two runs are; both must hold gradients of the same tensors."""
+def deviation(trace: Trace, reference: Trace, *, floor: float = 0.0) -> Deviation:
+    """How far apart two runs are; both must hold gradients of the same tensors.
+
+    Args:
+        trace: compared.
+        reference: compared with.
+        floor: least scale of a gradient's deviation, as a share of the largest element of all gradients.
+    """
     assert trace.gradients.keys() == reference.gradients.keys()
+    least = max(1e-30, floor * max(float(value.abs().max()) for value in reference.gradients.values()))
     gradients = {
-        name: float((trace.gradients[name] - value).abs().max() / value.abs().max().clamp_min(1e-30))
+        name: float((trace.gradients[name] - value).abs().max() / value.abs().max().clamp_min(least))
         for name, value in reference.gradients.items()
     }
     worst = max(gradients, key=lambda name: gradients[name])

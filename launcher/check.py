@@ -1,0 +1,119 @@
+"""Everything about a run that can be found wrong before it starts: rules across sections, shards, layout."""
+
+from math import gcd
+
+from data_shards.errors import DataError
+from data_shards.index import Manifest, check_shards
+from launcher.config import ConfigError
+from launcher.duration import to_steps
+from launcher.schema import RunConfig
+from parallel.mesh import LayoutError, ParallelDims
+
+
+def check(config: RunConfig, world_size: int | None = None) -> None:
+    """Check a configuration against itself, its shards and a number of ranks.
+
+    Args:
+        config: valid option by option.
+        world_size: ranks of the run; None leaves out the rules that need it.
+
+    Raises:
+        ConfigError: with every rule that does not hold, a line each.
+    """
+    errors = [*_batch_errors(config, world_size), *_layout_errors(config, world_size)]
+    errors += [*_data_errors(config), *_duration_errors(config)]
+    if errors:
+        count = "one thing" if len(errors) == 1 else f"{len(errors)} things"
+        raise ConfigError(f"{count} to correct:\n" + "\n".join(f"  {error}" for error in errors))
+
+
+def steps_in(duration: str, config: RunConfig, train: Manifest) -> int:
+    """Optimizer steps of a duration of this run."""
+    return to_steps(duration, global_batch_size=config.train.global_batch_size, num_samples=train.samples)
+
+
+def _batch_errors(config: RunConfig, world_size: int | None) -> list[str]:
+    train, moe = config.train, config.model.moe
+    errors = []
+    step = train.micro_batch_size * (world_size or 1)
+    if train.global_batch_size % step:
+        ranks = f" x ranks ({world_size})" if world_size else ""
+        errors.append(
+            f"train.micro_batch_size ({train.micro_batch_size}){ranks} must divide train.global_batch_size "
+            f"({train.global_batch_size}); {_nearest(train.global_batch_size, world_size or 1)} would do"
+        )
+    if moe is None:
+        return errors
+    batches = {"train.micro_batch_size": train.micro_batch_size}
+    if moe.eval_capacity_factor:
+        batches["train.eval_batch_size"] = train.eval_batch_size
+    return errors + [
+        f"model.moe.routing_group_images ({moe.routing_group_images}) must divide {name} ({size})"
+        for name, size in batches.items()
+        if size % moe.routing_group_images
+    ]
+
+
+def _nearest(global_batch_size: int, world_size: int) -> str:
+    """A micro-batch, or a number of ranks, that works."""
+    share = global_batch_size // world_size
+    if global_batch_size % world_size:
+        return f"train.global_batch_size={max(1, share) * world_size}"
+    return f"train.micro_batch_size={share}"
+
+
+def _layout_errors(config: RunConfig, world_size: int | None) -> list[str]:
+    ep_size, moe = config.parallel.ep_size, config.model.moe
+    if moe is None:
+        return [] if ep_size == 1 else [f"parallel.ep_size ({ep_size}) needs experts: set model.moe, or 1"]
+    dims = ParallelDims(world_size=ep_size, ep_size=ep_size)
+    errors = _messages(lambda: dims.local_experts(0, moe.num_experts), LayoutError)
+    if world_size is not None:
+        errors += _messages(lambda: ParallelDims(world_size=world_size, ep_size=ep_size), LayoutError)
+        if errors:
+            errors[-1] += f"; parallel.ep_size={gcd(world_size, moe.num_experts)} would do"
+    return errors
+
+
+def _data_errors(config: RunConfig) -> list[str]:
+    errors = []
+    for option, directory in (("data.train", config.data.train), ("data.val", config.data.val)):
+        try:
+            manifest = Manifest.load(directory)
+            check_shards(manifest, directory)
+        except DataError as error:
+            errors.append(f"{option}: {error}")
+            continue
+        if len(manifest.classes) != config.model.num_classes:
+            errors.append(
+                f"model.num_classes ({config.model.num_classes}) must be the classes of {option} "
+                f"({len(manifest.classes)} in {directory})"
+            )
+    return errors
+
+
+def _duration_errors(config: RunConfig) -> list[str]:
+    durations = {
+        "train.duration": config.train.duration,
+        "train.eval_every": config.train.eval_every,
+        "optim.warmup": config.optim.warmup,
+        "checkpoint.every": config.checkpoint.every,
+    }
+    errors = []
+    for option, text in durations.items():
+        if text is None:
+            continue
+        found = _messages(lambda t=text: to_steps(t, global_batch_size=1, num_samples=1), ValueError)
+        errors += [f"{option}: {message}" for message in found]
+        if not found and option != "optim.warmup" and to_steps(text, global_batch_size=1, num_samples=1) == 0:
+            errors.append(f"{option} ({text}) must be more than nothing")
+    return errors
+
+
+def _messages(action: object, kind: type[ValueError]) -> list[str]:
+    """What `action` complains about."""
+    try:
+        action()  # type: ignore[operator]
+    except kind as error:
+        return [str(error)]
+    return []

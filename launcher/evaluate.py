@@ -1,0 +1,100 @@
+"""Evaluation: every image of a split exactly once, on any number of ranks."""
+
+import time
+from math import gcd
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from data_shards.stream import EvalStream
+from launcher.config import ConfigError
+from launcher.run_directory import RunDirectory
+from launcher.schema import DataConfig, RunConfig
+from launcher.tally import Tally
+from parallel.checkpoint import load_weights
+from parallel.commit import latest
+from parallel.mesh import Mesh, ParallelDims, build_mesh
+from swin_moe.losses import evaluation_sums
+from swin_moe.model import build_model
+
+
+def eval_stream(config: RunConfig, mesh: Mesh) -> EvalStream:
+    """This rank's part of the validation split."""
+    return EvalStream(
+        config.data.val,
+        batch_size=config.train.eval_batch_size,
+        dp_rank=mesh.rank,
+        dp_size=mesh.dims.world_size,
+        image_size=config.model.image_size,
+        crop_ratio=config.data.eval_crop,
+        threads=config.data.decode_threads,
+    )
+
+
+def normalised(images: Tensor, data: DataConfig, device: torch.device) -> Tensor:
+    """Move uint8 images to the device and normalise them there: (B, 3, S, S) -> float32."""
+    mean, std = (
+        torch.tensor(values, device=device).view(1, 3, 1, 1) * 255.0 for values in (data.mean, data.std)
+    )
+    return (images.to(device, non_blocking=True).float() - mean) / std
+
+
+def evaluate_checkpoint(
+    config: RunConfig, run: RunDirectory, name: str | None, world_size: int, device: torch.device
+) -> None:
+    """Evaluate one checkpoint of a run on any number of ranks and print the result; every rank calls it.
+
+    Args:
+        config: of the run.
+        run: its directory.
+        name: of the checkpoint; None is the newest.
+        world_size: ranks; the experts spread over as many as divide both.
+        device: of this rank.
+
+    Raises:
+        ConfigError: there is no such checkpoint.
+    """
+    path = run.checkpoints / name if name else latest(run.checkpoints)
+    if path is None or not path.is_dir():
+        raise ConfigError(f"{run.path} has no checkpoint {name or 'yet'}; they lie in {run.checkpoints}")
+    moe = config.model.moe
+    ep_size = gcd(world_size, moe.num_experts) if moe else 1
+    mesh = build_mesh(ParallelDims(world_size=world_size, ep_size=ep_size))
+    model = build_model(config.model, seed=config.seed, mesh=mesh).to(device)
+    manifest = load_weights(path, model, moe.num_experts if moe else 0)
+    with eval_stream(config, mesh) as stream:
+        result = evaluate(model, stream, config.data, device)
+    if mesh.is_first:
+        print(
+            f"{path.name} (step {manifest['step']}): top-1 {result['top1']:.2%}, loss {result['loss']:.4f} "
+            f"on {result['images']} images, {result['images_s']:.0f} images/s, "
+            f"{result['dropped_fraction']:.2%} of the tokens' choices dropped"
+        )
+
+
+@torch.no_grad()
+def evaluate(module: nn.Module, stream: EvalStream, data: DataConfig, device: torch.device) -> dict[str, Any]:
+    """Evaluate a model on all ranks together, at its evaluation capacity.
+
+    Returns:
+        top1 (share of 1), loss (cross-entropy without smoothing), images, images_s, dropped_fraction, and
+        expert_load: each expert's share of the choices by MoE layer.
+    """
+    was_training = module.training
+    module.eval()
+    tally, start_s = Tally(device, num_sums=3), time.monotonic()
+    for batch in stream:
+        output = module(normalised(batch.images, data, device))
+        sums = evaluation_sums(output.logits, batch.labels.to(device), batch.weights.to(device))
+        tally.add(sums, output)
+    (loss, hits, images), dropped_fraction, shares = tally.reduce()
+    module.train(was_training)
+    return {
+        "top1": hits / images,
+        "loss": loss / images,
+        "images": int(images),
+        "images_s": images / (time.monotonic() - start_s),
+        "dropped_fraction": dropped_fraction,
+        "expert_load": shares,
+    }

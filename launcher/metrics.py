@@ -1,0 +1,100 @@
+"""What a run says of itself: metrics.jsonl, TensorBoard, a progress line. Rank 0 alone writes."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from torch.utils.tensorboard import SummaryWriter
+
+from launcher.run_directory import RunDirectory
+
+
+def read_records(path: Path, up_to_step: int | None = None) -> list[dict[str, Any]]:
+    """The records of a metrics.jsonl, at most those up to a step, without a line that a kill cut short."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            continue
+        if up_to_step is None or record["step"] <= up_to_step:
+            records.append(record)
+    return records
+
+
+class MetricsLog:
+    """One JSON object a step and an evaluation, the same in TensorBoard, and a line with an ETA.
+
+    Args:
+        run: the directory to write into.
+        start_step: where this session goes on; later records of an earlier session are dropped.
+        total_steps: of the run, for the ETA.
+    """
+
+    def __init__(self, run: RunDirectory, *, start_step: int, total_steps: int) -> None:
+        kept = read_records(run.metrics, up_to_step=start_step)
+        fresh = run.metrics.with_suffix(".tmp")
+        fresh.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        fresh.replace(run.metrics)
+        self._file = run.metrics.open("a")
+        self._board = SummaryWriter(str(run.tensorboard), purge_step=start_step + 1)
+        self._earlier_s = kept[-1]["elapsed_s"] if kept else 0.0
+        self._start_s = self._shown_s = time.monotonic()
+        self._start_step, self._total_steps = start_step, total_steps
+        self._line_open = False
+
+    def step(self, step: int, values: dict[str, float], load: dict[str, list[float]]) -> None:
+        """Record an optimizer step, and each expert's share of the choices by MoE layer."""
+        self._write(step, values, "train")
+        for layer, shares in load.items():
+            for expert, share in enumerate(shares):
+                self._board.add_scalar(f"expert_load/{layer}/{expert}", share, step)
+        self._progress(step, values)
+
+    def evaluation(self, step: int, values: dict[str, Any]) -> None:
+        """Record an evaluation after `step`."""
+        self._write(step, {f"eval_{name}": value for name, value in values.items()}, "eval")
+        self._say(
+            f"step {step}: top-1 {values['top1']:.2%}, loss {values['loss']:.4f} on {values['images']} images"
+        )
+
+    def close(self) -> None:
+        """Finish the files."""
+        self._end_line()
+        self._file.close()
+        self._board.close()
+
+    def _write(self, step: int, values: dict[str, Any], section: str) -> None:
+        elapsed_s = round(self._earlier_s + time.monotonic() - self._start_s, 3)
+        self._file.write(json.dumps({"step": step, **values, "elapsed_s": elapsed_s}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, float):
+                self._board.add_scalar(f"{section}/{name}", value, step)
+
+    def _progress(self, step: int, values: dict[str, float]) -> None:
+        """One line that rewrites itself on a terminal, and a line now and then in a log file."""
+        now, live = time.monotonic(), sys.stderr.isatty()
+        if now - self._shown_s < (0.5 if live else 15.0) and step != self._total_steps:
+            return
+        self._shown_s = now
+        left_s = (now - self._start_s) / (step - self._start_step) * (self._total_steps - step)
+        text = (
+            f"step {step}/{self._total_steps}  loss {values['loss']:.3f}  {values['images_s']:.0f} images/s  "
+            f"dropped {values['dropped_fraction']:.1%}  data wait {values['data_wait_s'] * 1e3:.0f} ms  "
+            f"ETA {int(left_s) // 60}:{int(left_s) % 60:02d}"
+        )
+        sys.stderr.write(f"\r\x1b[K{text}" if live else f"{text}\n")
+        sys.stderr.flush()
+        self._line_open = live
+
+    def _say(self, text: str) -> None:
+        self._end_line()
+        print(text, file=sys.stderr, flush=True)
+
+    def _end_line(self) -> None:
+        if self._line_open:
+            sys.stderr.write("\n")
+            self._line_open = False

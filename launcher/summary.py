@@ -1,0 +1,72 @@
+"""The end of a run as a person wants to read it, and the same figures as summary.json."""
+
+import json
+from statistics import median
+from typing import Any
+
+from launcher.metrics import read_records
+from launcher.run_directory import RunDirectory
+from launcher.schema import RunConfig
+
+
+def summarise(run: RunDirectory, config: RunConfig, *, world_size: int, epoch_steps: int) -> dict[str, Any]:
+    """Gather a finished run's figures from its metrics.jsonl and write summary.json.
+
+    top1, loss and expert_load are of the last evaluation; images_s is the median step's and dropped_fraction
+    the mean, both over the last epoch of training (whole run if shorter), all ranks together.
+    """
+    records = read_records(run.metrics)
+    steps = [record for record in records if "loss" in record]
+    last = steps[-epoch_steps:]
+    evaluation = [record for record in records if "eval_top1" in record][-1]
+    summary = {
+        "top1": evaluation["eval_top1"],
+        "loss": evaluation["eval_loss"],
+        "images_s": median(record["images_s"] for record in last),
+        "dropped_fraction": sum(record["dropped_fraction"] for record in last) / len(last),
+        "expert_load": evaluation["eval_expert_load"],
+        "wall_s": records[-1]["elapsed_s"],
+        "steps": steps[-1]["step"],
+        "images": evaluation["eval_images"],
+        "world_size": world_size,
+        "ep_size": config.parallel.ep_size,
+        "zero_stage": config.parallel.zero_stage,
+    }
+    run.summary.write_text(json.dumps(summary, indent=1) + "\n")
+    return summary
+
+
+def render(summary: dict[str, Any], run: RunDirectory) -> str:
+    """The summary as text for a terminal."""
+    minutes, seconds = divmod(round(summary["wall_s"]), 60)
+    lines = [
+        "",
+        f"  top-1 accuracy   {summary['top1']:.2%} of {summary['images']} images",
+        f"  loss             {summary['loss']:.4f}",
+        f"  training speed   {summary['images_s']:.0f} images/s over {summary['steps']} steps, "
+        f"{minutes} min {seconds} s in all",
+        f"  layout           {summary['world_size']} ranks, expert-parallel {summary['ep_size']}, "
+        f"ZeRO stage {summary['zero_stage']}",
+    ]
+    if summary["expert_load"]:
+        lines += [f"  dropped tokens   {summary['dropped_fraction']:.2%} in the last epoch of training", ""]
+        lines += _load_table(summary["expert_load"])
+    lines += ["", f"  run directory    {run.path}", f"  curves           tensorboard --logdir {run.path}", ""]
+    return "\n".join(lines)
+
+
+def _load_table(expert_load: dict[str, list[float]]) -> list[str]:
+    """One line a layer: the share of tokens that each expert takes, and a bar of it."""
+    width = max(len(layer) for layer in expert_load)
+    lines = [f"  share of the tokens by expert in evaluation (even would be {1 / _experts(expert_load):.1%})"]
+    for layer, shares in expert_load.items():
+        bars = "".join(" ▁▂▃▄▅▆▇█"[min(8, round(share * len(shares) * 4))] for share in shares)
+        shown = shares if len(shares) <= 16 else [max(shares), min(shares)]
+        prefix = "" if len(shares) <= 16 else "max, min: "
+        numbers = " ".join(f"{share:5.1%}" for share in shown)
+        lines.append(f"    {layer:<{width}}  {bars}  {prefix}{numbers}")
+    return lines
+
+
+def _experts(expert_load: dict[str, list[float]]) -> int:
+    return len(next(iter(expert_load.values())))

@@ -1,0 +1,140 @@
+"""What parallel/ leans on inside DeepSpeed: an upgrade that moves a name fails here, and says which.
+
+The behaviour behind the names is held by test_layout.py and test_checkpoint.py; read zero.py's docstring, and
+run both, before changing a version here.
+"""
+
+import inspect
+from typing import Any
+
+import deepspeed
+import pytest
+import torch
+from deepspeed.moe.layer import MoE
+from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
+from deepspeed.ops.op_builder.all_ops import ALL_OPS
+from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
+from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
+from deepspeed.utils import (
+    groups,
+    safe_get_full_fp32_param,
+    safe_get_full_grad,
+    safe_get_full_optimizer_state,
+)
+
+from tests.distributed import run_on_ranks
+from tests.parallel.training import Layout, Run
+
+
+def parameters(function: Any) -> list[str]:
+    return list(inspect.signature(function).parameters)
+
+
+def test_the_version_is_the_one_that_all_of_this_was_tried_with() -> None:
+    assert deepspeed.__version__ == "0.19.8"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "_EXPERT_PARALLEL_GROUP",
+        "_EXPERT_PARALLEL_GROUP_RANKS",
+        "_EXPERT_DATA_PARALLEL_GROUP",
+        "_EXPERT_DATA_PARALLEL_GROUP_RANKS",
+    ],
+)
+def test_the_named_expert_groups_are_dictionaries_of_the_module(name: str) -> None:
+    assert isinstance(getattr(groups, name), dict)
+
+
+def test_the_getters_read_those_dictionaries(monkeypatch: pytest.MonkeyPatch) -> None:
+    group = object()
+    monkeypatch.setitem(groups._EXPERT_PARALLEL_GROUP, "ep_size_7", group)
+    monkeypatch.setitem(groups._EXPERT_DATA_PARALLEL_GROUP, "ep_size_7", group)
+    assert groups._get_expert_parallel_group("ep_size_7") is group
+    assert groups._get_expert_data_parallel_group("ep_size_7") is group
+
+
+def test_the_shared_memory_operator_is_switched_off_by_its_name() -> None:
+    key = "deepspeed_shm_comm"
+    assert key in deepspeed.ops.__compatible_ops__
+    assert key == ALL_OPS[key].NAME
+
+
+def test_signatures_of_public_functions() -> None:
+    accepted = set(parameters(deepspeed.initialize))
+    assert {"model", "optimizer", "config", "dist_init_required"} <= accepted
+    accepted = set(parameters(deepspeed.init_distributed))
+    assert {"dist_backend", "auto_mpi_discovery", "verbose"} <= accepted
+    assert parameters(split_params_into_different_moe_groups_for_optimizer)[0] == "param_groups"
+    assert parameters(safe_get_full_grad) == ["param"]
+    assert parameters(safe_get_full_fp32_param) == ["param"]
+    assert parameters(safe_get_full_optimizer_state) == ["param", "optim_state_key"]
+
+
+def test_the_engine_finds_experts_by_deepspeeds_class() -> None:
+    source = inspect.getsource(DeepSpeedEngine)
+    assert "isinstance(module, MoE)" in source
+    assert "has_moe_layers" in source
+    assert "set_deepspeed_parallelism" in source
+    assert parameters(MoE.set_deepspeed_parallelism) == ["self", "use_data_before_expert_parallel_"]
+
+
+@pytest.mark.parametrize("optimizer", [DeepSpeedZeroOptimizer, BF16_Optimizer])
+def test_the_partitioned_optimizers_link_adams_states_lazily(optimizer: type) -> None:
+    assert parameters(optimizer._lazy_init_hp_params_optimizer_state) == ["self"]
+    assert "_hp_optimizer_states_linked" in inspect.getsource(optimizer)
+
+
+def names_of_engines() -> list[dict[str, Any]]:
+    """What masters.py and zero.py read from engines of every kind of optimizer."""
+    return [names_of(Run.start(Layout(stage=s, precision=p))) for s, p in KINDS_OF_ENGINES]
+
+
+KINDS_OF_ENGINES = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (0, "bf16"), (1, "bf16"), (2, "bf16")]
+
+
+def names_of(run: Run) -> dict[str, Any]:
+    engine = run.engine.deepspeed
+    parameter = next(run.engine.module.parameters())
+    optimizer = engine.optimizer
+    return {
+        "optimizer": type(optimizer).__name__,
+        "basic": type(engine.basic_optimizer).__name__,
+        "partitioned": bool(engine.zero_optimization()),
+        "experts": engine.has_moe_layers,
+        "groups": {group["name"] for group in optimizer.param_groups},
+        "expert groups": {group["name"] for group in optimizer.param_groups if group.get("moe")},
+        "linked": getattr(optimizer, "_hp_optimizer_states_linked", None),
+        "set": parameters(parameter.set_full_hp_param) if hasattr(parameter, "set_full_hp_param") else None,
+        "fragment": hasattr(parameter, "_hp_mapping"),
+        "whole": hasattr(optimizer, "fp32_groups") and hasattr(optimizer, "fp16_groups"),
+        "shm": deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"],
+        "threads": torch.get_num_threads(),
+    }
+
+
+def test_engines_are_made_of_the_parts_that_we_reach_into() -> None:
+    (found,) = run_on_ranks(names_of_engines, 1)
+    kinds = [
+        "AdamW",
+        "DeepSpeedZeroOptimizer",
+        "DeepSpeedZeroOptimizer",
+        "FP16_UnfusedOptimizer",
+        "BF16_Optimizer",
+        "DeepSpeedZeroOptimizer",
+    ]
+    assert [names["optimizer"] for names in found] == kinds
+    for (stage, precision), names in zip(KINDS_OF_ENGINES, found, strict=True):
+        assert names["basic"] == "AdamW"
+        assert names["partitioned"] == (stage > 0)
+        assert names["experts"] is True
+        assert names["expert groups"] == {"ep_size_1"}
+        assert names["groups"] == {"decay", "plain", "ep_size_1"}
+        assert names["shm"] is False
+        assert names["whole"] == ((stage, precision) == (0, "bf16"))
+        if stage:
+            assert names["linked"] is False
+            assert names["fragment"]
+            assert names["set"] == ["value", "optim_state_key"]

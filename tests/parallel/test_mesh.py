@@ -1,0 +1,79 @@
+"""Layouts by hand, the words of their errors, and the groups on real ranks."""
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from parallel.mesh import LayoutError, Mesh, ParallelDims, build_mesh
+from tests.distributed import run_on_ranks
+
+
+def test_one_process_is_the_default() -> None:
+    mesh = Mesh(dims=ParallelDims())
+    assert (mesh.dims.dp_size, mesh.ep_rank, mesh.is_first) == (1, 0, True)
+    assert (mesh.ep_group, mesh.expert_dp_group) == (None, None)
+    assert mesh.dims.local_experts(0, 8) == range(8)
+
+
+def test_four_ranks_of_which_two_share_the_experts() -> None:
+    # rank       0    1    2    3
+    # experts   0-3  4-7  0-3  4-7
+    dims = ParallelDims(world_size=4, ep_size=2)
+    assert dims.dp_size == 2
+    assert [dims.ep_ranks(rank) for rank in range(4)] == [[0, 1], [0, 1], [2, 3], [2, 3]]
+    assert [dims.expert_dp_ranks(rank) for rank in range(4)] == [[0, 2], [1, 3], [0, 2], [1, 3]]
+    experts = [dims.local_experts(rank, 8) for rank in range(4)]
+    assert experts == [range(4), range(4, 8), range(4), range(4, 8)]
+
+
+def test_eight_ranks_of_which_four_share_the_experts() -> None:
+    # rank       0    1    2    3    4    5    6    7
+    # experts   0-1  2-3  4-5  6-7  0-1  2-3  4-5  6-7
+    dims = ParallelDims(world_size=8, ep_size=4)
+    assert dims.dp_size == 2
+    assert dims.ep_ranks(6) == [4, 5, 6, 7]
+    assert dims.expert_dp_ranks(6) == [2, 6]
+    assert dims.local_experts(6, 8) == range(4, 6)
+
+
+def test_all_ranks_share_the_experts_or_none_does() -> None:
+    spread, copied = ParallelDims(world_size=4, ep_size=4), ParallelDims(world_size=4, ep_size=1)
+    assert (spread.ep_ranks(3), spread.expert_dp_ranks(3)) == ([0, 1, 2, 3], [3])
+    assert (copied.ep_ranks(3), copied.expert_dp_ranks(3)) == ([3], [0, 1, 2, 3])
+    assert [spread.local_experts(rank, 4) for rank in range(4)] == [range(r, r + 1) for r in range(4)]
+    assert [copied.local_experts(rank, 4) for rank in range(4)] == [range(4)] * 4
+
+
+@pytest.mark.parametrize(("world", "ep"), [(4, 3), (2, 4), (4, 0), (4, -2)])
+def test_sizes_that_do_not_divide_are_an_equation(world: int, ep: int) -> None:
+    with pytest.raises(LayoutError) as error:
+        ParallelDims(world_size=world, ep_size=ep)
+    assert str(error.value) == f"parallel.ep_size ({ep}) must divide the number of ranks ({world})"
+
+
+def test_experts_that_do_not_divide_are_an_equation() -> None:
+    with pytest.raises(LayoutError) as error:
+        ParallelDims(world_size=4, ep_size=4).local_experts(1, 6)
+    assert str(error.value) == "parallel.ep_size (4) must divide model.moe.num_experts (6)"
+
+
+def groups_of(sizes: list[int]) -> list[tuple[int, int, list[int], list[int], float, float]]:
+    """For each size: rank, expert rank, both groups' ranks, and the sum of the ranks over each."""
+    found = []
+    for ep_size in sizes:
+        mesh = build_mesh(ParallelDims(world_size=dist.get_world_size(), ep_size=ep_size))
+        sums = torch.full((2,), float(mesh.rank))
+        dist.all_reduce(sums[:1], group=mesh.ep_group)
+        dist.all_reduce(sums[1:], group=mesh.expert_dp_group)
+        groups = [dist.get_process_group_ranks(group) for group in (mesh.ep_group, mesh.expert_dp_group)]
+        found.append((mesh.rank, mesh.ep_rank, *groups, *sums.tolist()))
+    return found
+
+
+def test_the_groups_reduce_over_the_ranks_of_the_arithmetic() -> None:
+    sizes = [1, 2, 4, 2]  # twice: groups can be made again
+    for rank, found in enumerate(run_on_ranks(groups_of, 4, sizes)):
+        for ep_size, seen in zip(sizes, found, strict=True):
+            dims = ParallelDims(world_size=4, ep_size=ep_size)
+            ep, expert_dp = dims.ep_ranks(rank), dims.expert_dp_ranks(rank)
+            assert seen == (rank, rank % ep_size, ep, expert_dp, sum(ep), sum(expert_dp))

@@ -1,0 +1,155 @@
+"""Window attention against plain loops over windows, heads and tokens.
+
+Legend: B images, S windows an image, n = w * w tokens a window, h heads, C channels, d = C / h.
+"""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from swin_moe.attention import LogCpbBias, TableBias, WindowAttention, relative_index, relative_offsets
+from swin_moe.windows import shift_mask
+
+DIM, HEADS = 6, 3
+
+
+def test_relative_offsets_by_hand() -> None:
+    """Window 2 has the tokens (0, 0), (0, 1), (1, 0), (1, 1); the last one lies at (1, 1) from the first."""
+    offsets = relative_offsets(2)
+    assert offsets[3].tolist() == [[1, 1], [1, 0], [0, 1], [0, 0]]
+    assert offsets[1].tolist() == [[0, 1], [0, 0], [-1, 1], [-1, 0]]
+
+
+def test_relative_index_by_hand() -> None:
+    """Window 2: offsets (r, c) in -1..1, row 3 * (r + 1) + (c + 1) of the table; (0, 0) is row 4."""
+    assert relative_index(2).tolist() == [
+        [4, 3, 1, 0],  # (0, 0) sees (0, 0), (0, -1), (-1, 0), (-1, -1)
+        [5, 4, 2, 1],  # (0, 1)
+        [7, 6, 4, 3],  # (1, 0)
+        [8, 7, 5, 4],  # (1, 1)
+    ]
+
+
+@pytest.mark.parametrize("window", [1, 3, 7])
+def test_relative_index_uses_the_whole_table(window: int) -> None:
+    index = relative_index(window)
+    assert index.shape == (window**2, window**2)
+    assert index.unique().tolist() == list(range((2 * window - 1) ** 2))
+
+
+def test_log_cpb_coordinates_by_hand() -> None:
+    """Window 3: x becomes sign(x) log2(1 + 8 |x| / 2) / log2(8): log2(5) / 3 at 1, log2(9) / 3 at 2."""
+    one, two = 2.321928094887362 / 3, 3.169925001442312 / 3
+    axis = [-two, -one, 0.0, one, two]
+    expected = torch.tensor([[row, column] for row in axis for column in axis])
+    coordinates = LogCpbBias(3, HEADS).coordinates
+    torch.testing.assert_close(coordinates, expected, rtol=1e-6, atol=0)
+
+
+def test_log_cpb_of_a_single_token_is_finite() -> None:
+    """Window 1 has one offset, 0, and w - 1 = 0 must not divide it."""
+    assert LogCpbBias(1, HEADS).coordinates.tolist() == [[0.0, 0.0]]
+
+
+def coordinate(offset: int, window: int) -> float:
+    return math.copysign(math.log2(1 + 8 * abs(offset) / (window - 1)) / 3, offset) if offset else 0.0
+
+
+def make_attention(position_bias: str, window: int, *, qkv_bias: bool = True) -> WindowAttention:
+    layer = WindowAttention(DIM, HEADS, window, position_bias=position_bias, qkv_bias=qkv_bias).double()
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(0.7 * torch.randn(parameter.shape, generator=generator))
+    if isinstance(layer.position_bias, LogCpbBias):
+        # The buffer is fp32 in any model (checked above); a comparison to 1e-10 needs the exact numbers.
+        axis = [coordinate(x, window) for x in range(1 - window, window)]
+        exact = [[row, column] for row in axis for column in axis]
+        layer.position_bias.coordinates = torch.tensor(exact, dtype=torch.float64)
+    return layer
+
+
+def bias_between(layer: WindowAttention, head: int, i: int, j: int, window: int) -> Tensor:
+    """Of query i and key j, from their rows and columns."""
+    row, column = i // window - j // window, i % window - j % window
+    bias = layer.position_bias
+    if isinstance(bias, TableBias):
+        place = (row + window - 1) * (2 * window - 1) + column + window - 1
+        return bias.relative_position_bias_table[place, head]
+    first, last = bias.cpb_mlp[0], bias.cpb_mlp[2]
+    at = torch.tensor([coordinate(row, window), coordinate(column, window)], dtype=torch.float64)
+    hidden = (first.weight * at).sum(1) + first.bias
+    return (last.weight[head] * hidden * (hidden > 0)).sum()
+
+
+def reference(layer: WindowAttention, x: Tensor, mask: Tensor | None, window: int) -> Tensor:
+    """softmax(q k / sqrt(d) + bias + mask) v, a window, a head and a query at a time."""
+    d = DIM // HEADS
+    biases = [
+        [[bias_between(layer, head, i, j, window) for j in range(window**2)] for i in range(window**2)]
+        for head in range(HEADS)
+    ]
+    outputs = []
+    for number, tokens in enumerate(x):
+        heads = []
+        for head in range(HEADS):
+            pick = [slice(part * DIM + head * d, part * DIM + (head + 1) * d) for part in range(3)]
+            q, k, v = (tokens @ layer.qkv.weight[rows].T for rows in pick)
+            if layer.qkv.bias is not None:
+                q, k, v = (y + layer.qkv.bias[rows] for y, rows in zip((q, k, v), pick, strict=True))
+            rows = []
+            for i in range(len(tokens)):
+                weights = []
+                for j in range(len(tokens)):
+                    hidden = mask is not None and mask[number % len(mask), i, j] != 0
+                    logit = (q[i] * k[j]).sum() / math.sqrt(d) + biases[head][i][j]
+                    weights.append(torch.zeros_like(logit) if hidden else logit.exp())
+                rows.append(sum(w * v[j] for j, w in enumerate(weights)) / sum(weights))
+            heads.append(torch.stack(rows))
+        outputs.append(torch.cat(heads, dim=1) @ layer.proj.weight.T + layer.proj.bias)
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("position_bias", ["table", "log_cpb"])
+@pytest.mark.parametrize(("window", "side", "shift"), [(2, 4, 0), (2, 4, 1), (3, 6, 1), (3, 3, 0)])
+def test_attention_equals_plain_loops(position_bias: str, window: int, side: int, shift: int) -> None:
+    """Two images; the mask of a shifted map belongs to its windows, image after image."""
+    layer = make_attention(position_bias, window)
+    mask = shift_mask(side, side, window, shift) if shift else None
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2 * (side // window) ** 2, window**2, DIM, generator=generator, dtype=torch.float64)
+    x.requires_grad_()
+    y, expected = layer(x, mask), reference(layer, x, mask, window)
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+    cotangent = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    inputs = [x, *layer.parameters()]
+    got, wanted = torch.autograd.grad(y, inputs, cotangent), torch.autograd.grad(expected, inputs, cotangent)
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-10)
+
+
+def test_attention_without_qkv_bias() -> None:
+    layer = make_attention("table", 2, qkv_bias=False)
+    assert layer.qkv.bias is None
+    x = torch.randn(2, 4, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(layer(x), reference(layer, x, None, 2), rtol=1e-10, atol=1e-10)
+
+
+def test_uniform_attention_by_hand() -> None:
+    """With q = k = 0 and no bias every token gets the mean of the values it may see.
+
+    v = x and proj = 1. Window 2, shift 1, 4 x 4 map: in window 1, tokens 0 and 2 see each other, and 1 and 3.
+    """
+    layer = WindowAttention(1, 1, 2)
+    with torch.no_grad():
+        layer.qkv.weight.copy_(torch.tensor([[0.0], [0.0], [1.0]]))
+        layer.qkv.bias.zero_()
+        layer.proj.weight.fill_(1.0)
+        layer.proj.bias.zero_()
+    x = torch.tensor([1.0, 2.0, 5.0, 10.0]).view(1, 4, 1).expand(4, 4, 1)
+    y = layer(x, shift_mask(4, 4, 2, 1))[..., 0]
+    torch.testing.assert_close(y[0], torch.full((4,), 4.5))  # (1 + 2 + 5 + 10) / 4
+    torch.testing.assert_close(y[1], torch.tensor([3.0, 6.0, 3.0, 6.0]))  # (1 + 5) / 2, (2 + 10) / 2
+    torch.testing.assert_close(y[3], torch.tensor([1.0, 2.0, 5.0, 10.0]))  # each alone
