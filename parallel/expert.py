@@ -91,7 +91,7 @@ class TokenExchange:
         self.group = experts.group
         sent = counts.view(experts.ep_size, len(experts.local_experts))  # (R, L)
         received = exchange_counts(sent, self.group)
-        both = torch.stack([sent, received]).tolist()  # the layer's only wait for the device
+        both = torch.stack([sent, received]).tolist()  # waits for the device
         self.send = [sum(row) for row in both[0]]
         self.receive = [sum(row) for row in both[1]]
         self.local_counts = [sum(column) for column in zip(*both[1], strict=True)]  # (L,) rows an expert

@@ -38,8 +38,8 @@ def make_plan(routing: Routing, *, groups: int, slots: int, prioritized: bool) -
     """Give every assignment a slot of its expert, or none.
 
     First choices come before second ones (GShard, Lepikhin et al. 2020, algorithm 1); among equal choices the
-    token with the highest gate comes first if `prioritized` (batch-prioritised routing, Riquelme et al. 2021,
-    section 3.3), else the earlier one. Ties go to the earlier token, so the plan is the same run to run.
+    token with the highest score comes first if `prioritized` (batch-prioritised routing, Riquelme et al.
+    2021, section 3.3), else the earlier one. Ties go to the earlier token: the same plan run to run.
 
     Args:
         routing: of T tokens, the groups one after another.
@@ -75,7 +75,7 @@ def _queue(routing: Routing, groups: int, prioritized: bool) -> Tensor:
     tokens, top_k = routing.expert_index.shape
     size = tokens // groups
     if prioritized:
-        best = routing.gates[:, 0].detach().view(groups, size)
+        best = routing.scores.detach().gather(1, routing.expert_index[:, :1]).view(groups, size)
         token = best.argsort(dim=1, descending=True, stable=True)
     else:
         token = torch.arange(size, device=routing.gates.device).expand(groups, size)

@@ -13,9 +13,9 @@ from swin_moe.router import Routing
 def load_balance_loss(routing: Routing, groups: int) -> Tensor:
     """GShard's loss: E * sum_e(mean score of e * share of first choices that took e), mean over the groups.
 
-    Each group's loss looks at its own tokens only, and a mean over groups is the same however the groups are
-    spread over ranks and micro-batches (Lepikhin et al. 2020, section 2.2, with the sum over e instead of the
-    mean and E twice: 1.0 is perfect balance).
+    Each group's loss looks at its own tokens only, so in training the mean over groups is the same however
+    the groups are spread over ranks and micro-batches (Lepikhin et al. 2020, section 2.2, with the sum over e
+    instead of the mean and E twice: 1.0 is perfect balance).
 
     Returns:
         scalar, fp32.

@@ -139,7 +139,9 @@ class SwinTransformer(nn.Module):
                 model draws keys from torch's global generator.
         """
         if keys is None:
-            keys = torch.randint(2**62, (len(images),), device=images.device)
+            keys = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+            if self.training:
+                keys.random_()
         x = self.dropout(self.patch_embed(images), keys)
         statistics: dict[str, MoEStats] = {}
         for i, stage in enumerate(self.layers):

@@ -92,7 +92,7 @@ class MoELayer(nn.Module):
         factor = moe.capacity_factor if self.training else moe.eval_capacity_factor
         size = moe.routing_group_images
         if not self.training and factor == 0:  # dropless evaluation: groups decide nothing
-            size = images
+            size = max(1, images)
         if images % size:
             raise ModelError(
                 f"model.moe.routing_group_images ({size}) must divide the images of a forward pass "

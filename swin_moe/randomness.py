@@ -50,10 +50,10 @@ def fork(keys: Tensor, number: int | Tensor) -> Tensor:
 
 
 def uniform(keys: Tensor, n: int) -> Tensor:
-    """Uniform draws in (0, 1): (N,) keys -> (N, n) float32 of 24 bits."""
+    """Uniform draws in (0, 1), both ends excluded: (N,) keys -> (N, n) float32 of 23 bits."""
     counter = torch.arange(n, device=keys.device)
-    bits = _shift(fork(keys[:, None], counter), 40)
-    return (bits.float() + 0.5) * 2.0**-24
+    bits = _shift(fork(keys[:, None], counter), 41)
+    return (bits.float() + 0.5) * 2.0**-23
 
 
 def normal(keys: Tensor, n: int) -> Tensor:

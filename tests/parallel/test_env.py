@@ -172,7 +172,8 @@ def test_no_node_list_at_all() -> None:
         ),
         (
             TORCHRUN | {"RANK": "five"},
-            "the launcher set no usable RANK (got 'five'); start ranks with --nproc, torchrun, mpirun or srun",
+            "the launcher set no usable RANK (got 'five'); start ranks with --nproc, torchrun, mpirun or "
+            "srun",
         ),
         (
             without(SLURM, "SLURM_LOCALID"),

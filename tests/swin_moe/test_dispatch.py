@@ -27,11 +27,13 @@ def test_capacity_by_hand(factor: float, tokens: int, num_experts: int, top_k: i
 
 
 def routing(index: list[list[int]], best: list[float], num_experts: int) -> Routing:
-    """Choices of T tokens; only the first gate of each decides about priority."""
+    """Choices of T tokens; only the first choice's score decides about priority, gates may be normalised."""
     expert_index = torch.tensor(index)
-    first = torch.tensor(best)[:, None]
-    gates = first / torch.arange(1, expert_index.shape[1] + 1)
-    return Routing(gates=gates, expert_index=expert_index, scores=torch.zeros(len(index), num_experts))
+    scores = torch.zeros(len(index), num_experts).scatter_(
+        1, expert_index[:, :1], torch.tensor(best)[:, None]
+    )
+    gates = torch.full(expert_index.shape, 1.0 / expert_index.shape[1])
+    return Routing(gates=gates, expert_index=expert_index, scores=scores)
 
 
 def check(plan: Plan, order: list[int], row: list[list[int]], counts: list[int], load: list[int]) -> None:

@@ -81,7 +81,7 @@ def reference(x: Tensor, layer: MoELayer, *, factor: float, group_images: int) -
             gates.append([gate / sum(chosen) for gate in chosen] if moe.normalize_gates else chosen)
         queue = list(range(len(tokens)))
         if moe.batch_prioritized:
-            queue.sort(key=lambda t, gates=gates: (-gates[t][0].item(), t))
+            queue.sort(key=lambda t, scores=scores: (-max(score.item() for score in scores[t]), t))
         sums, used = [torch.zeros_like(token) for token in tokens], [0] * len(experts)
         for choice in range(moe.top_k):
             for t in queue:

@@ -35,6 +35,8 @@ def test_softmax_by_hand(normalize: bool, gates: list[float]) -> None:
 def test_ties_go_to_the_lower_expert() -> None:
     layer = router([[1.0], [2.0], [2.0], [1.0], [2.0]], top_k=4).eval()
     assert route(layer, torch.ones(1, 1)).expert_index.tolist() == [[1, 2, 4, 0]]
+    even = router([[1.0]] * 128, top_k=3).eval()  # enough for a sort that is not stable to show
+    assert route(even, torch.ones(50, 1)).expert_index.tolist() == [[0, 1, 2]] * 50
 
 
 def test_routing_is_fp32_in_a_half_precision_model_and_under_autocast() -> None:

@@ -1,0 +1,41 @@
+# make demo, make test, make check: each sets itself up on a fresh machine (Python 3.11-3.13).
+
+PYTHON ?= python3
+VENV   ?= .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check fmt clean setup
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+setup: $(STAMP) ## the virtual environment, with everything pinned by constraints.txt
+
+$(STAMP): setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), \
+	  f"swin-moe needs Python 3.11 to 3.13, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.12 ..."'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,mpi]'
+	@touch $@
+
+demo: $(STAMP) ## pack Fashion-MNIST, train a small Swin-MoE on two processes, evaluate, summarise
+	$(BIN)/swin-moe shards pack --source fashion-mnist --out data/fashion-mnist --workers 2
+	$(BIN)/swin-moe train configs/demo_cpu.yaml --nproc 2 --resume auto
+
+test: $(STAMP) ## the default tests, some minutes on two cores
+	$(BIN)/python -m pytest
+
+check: $(STAMP) ## format, lint, types and import layers, as CI runs them
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(STAMP) ## format, and mend what the linter can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean: ## everything that make made, runs and shards too
+	rm -rf $(VENV) data runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,75 @@
+"""What a configuration derives, and the exact words of its errors."""
+
+import re
+
+import pytest
+
+from swin_moe import ModelConfig, ModelError, MoEConfig
+
+
+def moe(**options: object) -> MoEConfig:
+    return MoEConfig(**({"blocks": ((), (), (1,), (1,)), "num_experts": 4} | options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_experts": 0}, "model.moe.num_experts (0) must be at least 1"),
+        ({"top_k": 0}, "model.moe.top_k (0) must lie in 1..model.moe.num_experts (4)"),
+        ({"top_k": 5}, "model.moe.top_k (5) must lie in 1..model.moe.num_experts (4)"),
+        ({"capacity_factor": -1.0}, "model.moe.capacity_factor (-1.0) must not be negative"),
+        ({"eval_capacity_factor": -1.0}, "model.moe.eval_capacity_factor (-1.0) must not be negative"),
+        ({"expert_dropout": 1.0}, "model.moe.expert_dropout (1.0) must lie in [0, 1)"),
+        ({"routing_group_images": 0}, "model.moe.routing_group_images (0) must be at least 1"),
+    ],
+)
+def test_moe_errors(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ModelError, match=f"^{re.escape(message)}$"):
+        moe(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"num_heads": (3, 6, 12)},
+            "model.num_heads has 3 entries, model.depths has 4: one a stage each",
+        ),
+        (
+            {"num_heads": (3, 6, 12, 25)},
+            "model.num_heads[3] (25) must divide the width of stage 3 (768)",
+        ),
+        ({"num_heads": (0, 6, 12, 24)}, "model.num_heads[0] (0) must divide the width of stage 0 (96)"),
+        ({"window_size": 8}, "model.window_size (8) must divide the 28 x 28 tokens of stage 1"),
+        ({"window_size": 0}, "model.window_size (0) must be at least 1"),
+        (
+            {"image_size": 200},
+            "model.image_size (200) must be a multiple of patch_size * 2^(stages - 1) (32)",
+        ),
+        ({"depths": ()}, "model.depths ([]) must give every stage at least one block"),
+        ({"mlp_ratio": 0}, "model.mlp_ratio (0) must be above 0"),
+        ({"init_std": 0}, "model.init_std (0) must be above 0"),
+        ({"drop_path_rate": 1.0}, "model.drop_path_rate (1.0) must lie in [0, 1)"),
+        (
+            {"moe": moe(blocks=((), (1,)))},
+            "model.moe.blocks has 2 entries, model.depths has 4: one a stage each",
+        ),
+        (
+            {"moe": moe(blocks=((), (), (1, 6), ()))},
+            "model.moe.blocks[2] names block 6; stage 2 has blocks 0..5",
+        ),
+        (
+            {"moe": moe(blocks=((-1,), (), (), ()))},
+            "model.moe.blocks[0] names block -1; stage 0 has blocks 0..1",
+        ),
+    ],
+)
+def test_model_errors(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ModelError, match=f"^{re.escape(message)}$"):
+        ModelConfig(**options)
+
+
+def test_a_map_smaller_than_the_window_is_one_window() -> None:
+    """Image 64: maps of 16, 8, 4, 2 tokens; a window of 8 shrinks to 4 and 2 in the last stages."""
+    config = ModelConfig(image_size=64, window_size=8)
+    assert [config.stage_window(stage) for stage in range(4)] == [8, 8, 4, 2]
