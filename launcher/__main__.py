@@ -63,7 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parse(arguments)
     try:
         return int(args.run(args, arguments))
-    except (ConfigError, DataError, LaunchError, LayoutError, ModelError) as error:
+    except (ConfigError, DataError, LaunchError, CheckpointError, LayoutError, ModelError) as error:
         return _complain(error)
 
 
@@ -187,10 +187,9 @@ def _teaching(make: Callable[..., Any], *names: str, **options: Any) -> argparse
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1 (got {text})")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 (got {text!r})")
+    return int(text)
 
 
 if __name__ == "__main__":

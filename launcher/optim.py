@@ -22,7 +22,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     for name, parameter in model.named_parameters():
         plain = parameter.dim() == 1 or any(part in name for part in NO_DECAY)
         (no_decay if plain else decay).append(parameter)
-    common = {"lr": config.base_lr, "betas": config.betas, "eps": config.eps}
+    common = {"betas": config.betas, "eps": config.eps}
     groups = [
         {"name": "decay", "params": decay, "weight_decay": config.weight_decay, **common},
         {"name": "no_decay", "params": no_decay, "weight_decay": 0.0, **common},

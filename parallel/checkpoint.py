@@ -30,6 +30,21 @@ from parallel.mesh import Mesh
 T = TypeVar("T")
 Write = Callable[[nn.Parameter, dict[str, Tensor]], None]
 
+PLAIN_TYPES = {  # all that a .metadata of ours names, and all that one may name
+    "torch.distributed.checkpoint.metadata": {
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", "float32"},
+    "pathlib": {"PosixPath"},
+}
 READ_AT_ONCE = 256 * 2**20  # bytes of tensors in memory beside the model while loading
 
 
@@ -199,17 +214,9 @@ class _Reader(dcp.FileSystemReader):
 
 
 class _PlainUnpickler(pickle.Unpickler):
-    """Refuses every global that torch.distributed.checkpoint does not need to describe tensors."""
+    """Refuses every global that a description of fp32 tensors does not need."""
 
     def find_class(self, module: str, name: str) -> Any:
-        described = module.startswith("torch.distributed.checkpoint.") and "." not in name
-        plain = (module, name) in {
-            ("torch", "Size"),
-            ("torch", "float32"),
-            ("torch.serialization", "_get_layout"),
-            ("collections", "OrderedDict"),
-            ("pathlib", "PosixPath"),
-        }
-        if not (described or plain):
+        if name not in PLAIN_TYPES.get(module, ()):
             raise CheckpointError(f"its .metadata names {module}.{name}, which no checkpoint needs: refused")
         return super().find_class(module, name)

@@ -47,8 +47,13 @@ def commit(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
 
 
 def prune(directory: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints; one rank calls it."""
-    for old in sorted(directory.glob("step-" + "[0-9]" * 8))[:-keep_last]:
+    """Delete all but the last `keep_last` (at least 1) that were committed; one rank calls it.
+
+    After going back to an earlier step the last committed is not the one of the highest step.
+    """
+    committed = directory.glob("step-" + "[0-9]" * 8)
+    by_age = sorted(committed, key=lambda path: ((path / MANIFEST).stat().st_mtime_ns, path.name))
+    for old in by_age[: -max(1, keep_last)]:
         shutil.rmtree(old)
 
 

@@ -28,7 +28,7 @@ class Masters:
         self._adam: torch.optim.Optimizer = engine.basic_optimizer
         self._partitioned = engine.zero_optimization()
         self._whole = {} if self._partitioned else self._whole_masters()
-        self._link(step=0)
+        self._link()
 
     def read(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         """The whole master and moments of a parameter, in its own shape and fp32."""
@@ -54,7 +54,8 @@ class Masters:
 
     def set_step(self, step: int) -> None:
         """Set Adam's count of steps, which its bias correction uses."""
-        self._link(step)
+        for state in self._adam.state.values():
+            state["step"].fill_(float(step))
 
     def _whole_masters(self) -> dict[nn.Parameter, Tensor]:
         """Stage 0: each parameter's fp32 master."""
@@ -63,15 +64,15 @@ class Masters:
         groups = zip(self._optimizer.fp16_groups, self._optimizer.fp32_groups, strict=True)
         return {p: master for low, high in groups for p, master in zip(low, high, strict=True)}
 
-    def _link(self, step: int) -> None:
-        """Give every master its Adam state, as AdamW does at its first step, and set the step count."""
+    def _link(self) -> None:
+        """Give every master that has none its Adam state, as AdamW does at its first step."""
         for group in self._adam.param_groups:
             for master in group["params"]:
                 state = self._adam.state[master]
-                for kind in MOMENTS:
-                    if kind not in state:
+                if not state:
+                    state["step"] = torch.zeros((), device=master.device)
+                    for kind in MOMENTS:
                         state[kind] = torch.zeros_like(master, memory_format=torch.preserve_format)
-                state["step"] = torch.tensor(float(step), device=master.device)
         if self._partitioned:
             self._optimizer._hp_optimizer_states_linked = False
             self._optimizer._lazy_init_hp_params_optimizer_state()

@@ -7,6 +7,8 @@ What DeepSpeed 0.19.8 needs for that, and where it goes wrong silently (tests/pa
 - at stage 0 it averages rank-local norms (runtime/utils.py: clip_grad_norm_), so we clip there;
 - the model's output must be a tuple, list or dict of tensors: its backward hooks hang on them, and without
   them stage 1 in bf16 counts the first micro-batches of a step several times;
+- at stage 0 in bf16 it takes a step on zero gradients while it starts, which decays the weights and counts
+  (unfused_optimizer.py: initialize_optimizer_states); a learning rate of 0 and a fresh state undo that;
 - at stages 1 and 2 it links the Adam states of the first parameter group only;
 - on the CPU it would compile and attach a shared-memory collective whose segments and build lock two runs on
   one machine fight over; gloo serves instead.
@@ -50,7 +52,8 @@ class Engine:
 
     Args:
         model: on its device; its expert parameters are marked.
-        param_groups: of the optimizer, each with a `name` and its hyper-parameters.
+        param_groups: of the optimizer, each with a `name` and its hyper-parameters; `step` gives the
+            learning rate.
         mesh: the layout.
         zero_stage: 0 to 2.
         precision: `bf16` computes in bf16 with fp32 masters; gradients accumulate in fp32 at stages 1 and 2.
@@ -96,10 +99,11 @@ class Engine:
         }
         if precision == "bf16" and zero_stage:  # DeepSpeed refuses fp32 accumulation at stage 0
             config["data_types"] = {"grad_accum_dtype": "fp32"}
-        optimizer = torch.optim.AdamW(param_groups, fused=True)
+        optimizer = torch.optim.AdamW([{**group, "lr": 0.0} for group in param_groups], fused=True)
         self.deepspeed, *_ = deepspeed.initialize(
             model=model, optimizer=optimizer, config=config, dist_init_required=False
         )
+        optimizer.state.clear()  # of the empty step that stage 0 takes in bf16
 
     def __call__(self, *args: Any) -> Any:
         """Run the model's forward."""

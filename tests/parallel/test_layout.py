@@ -6,7 +6,9 @@ by group, and a clip norm that some steps exceed. The reference is plain PyTorch
 group, torch's own clipping.
 
 Deviations are relative. A gradient's is a tensor's largest absolute difference over its largest element, one
-expert at a time, at its worst tensor: what the order of fp32 sums over 16 images leaves.
+expert at a time, at its worst tensor. Measured, worst of all: fp32 loss 1.6e-7, norm 2.0e-7, gradient 2.2e-6
+(what the order of fp32 sums leaves); bf16 against fp32 at stages 1 and 2 loss 6.5e-4, norm 4.8e-3, gradient
+0.20 (a router's, whose tokens choose other experts after rounding).
 """
 
 import itertools
@@ -38,16 +40,9 @@ from tests.parallel.training import (
 )
 
 FP32 = 1e-5
-# bf16 has 8 bits of mantissa: a step's rounding is 4e-3 of a value, of which sums average some away. Measured
-# against fp32 at stages 1 and 2: loss 2e-4, norm 3e-3, gradient 5e-2 where a tensor is not all rounding noise
-BF16 = Deviation(loss=1.5e-3, norm=1e-2, gradient=0.3, tensor="")
-BF16_FLOOR = 1e-2
+BF16 = Deviation(loss=1.5e-3, norm=1e-2, gradient=0.3, tensor="")  # of 8 bits of mantissa: 4e-3 a value
+BF16_FLOOR = 1e-2  # a tensor whose gradient is a hundredth of the model's largest is rounding noise
 BF16_STEPS = 5
-
-STAGE_0_BF16 = (
-    "DeepSpeed's FP16_UnfusedOptimizer makes Adam's states by a step on zero gradients: bias correction is "
-    "one step ahead for the whole run, and weight decay is applied once too often (unfused_optimizer.py:425)"
-)
 
 
 def layouts(world: int) -> list[Layout]:
@@ -127,10 +122,7 @@ def test_bf16_follows_fp32_within_its_rounding(
     layout: Layout,
     traces: dict[Layout, Trace],
     references: dict[int, Trace],
-    request: pytest.FixtureRequest,
 ) -> None:
-    if layout.stage == 0:
-        request.applymarker(pytest.mark.xfail(strict=True, reason=STAGE_0_BF16))
     found = deviation(traces[layout], first_steps(references[2], BF16_STEPS), floor=BF16_FLOOR)
     assert found.loss < BF16.loss, found
     assert found.norm < BF16.norm, found

@@ -1,0 +1,201 @@
+"""A run that was killed and resumed is the run that was never killed, bit for bit; on another layout nearly.
+
+The uninterrupted runs are 40 steps of 16 of 256 images on two ranks: an epoch is 16 steps.
+"""
+
+import json
+import os
+import shutil
+import signal
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed.checkpoint as dcp
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.distributed import RankError, run_on_ranks
+from tests.launcher.running import (
+    CONFIG,
+    EXACT,
+    EXACT_EVAL,
+    command,
+    descendants,
+    evaluations,
+    is_alive,
+    only,
+    overrides,
+    start,
+    steps,
+)
+
+STEPS = 40
+LAYOUT = ("parallel.ep_size=2", "checkpoint.keep_last=9")
+SCHEDULE = (f"train.duration={STEPS} steps", "train.eval_every=14 steps", "checkpoint.every=7 steps")
+
+
+def train_line(shards: Path, run_dir: Path, *more: str) -> list[str]:
+    return ["train", str(CONFIG), "--resume", "auto", *overrides(shards, run_dir, *LAYOUT, *SCHEDULE, *more)]
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The directory of an uninterrupted run at a ZeRO stage; each is made once."""
+    made: dict[int, Path] = {}
+
+    def run(stage: int) -> Path:
+        if stage not in made:
+            path = tmp_path_factory.mktemp("uninterrupted") / "run"
+            line = train_line(shards, path, f"parallel.zero_stage={stage}")
+            assert [outcome.code for outcome in run_on_ranks(command, 2, *line)] == [0, 0]
+            made[stage] = path
+        return made[stage]
+
+    return run
+
+
+def tensors(run_dir: Path) -> dict[str, torch.Tensor]:
+    """Every master weight and moment of a run's last checkpoint, by name."""
+    path = run_dir / "checkpoints" / f"step-{STEPS:08d}"
+    shapes = json.loads((path / "manifest.json").read_text())["tensors"]
+    values = {name: torch.full(shape, torch.nan) for name, shape in shapes.items()}
+    dcp.load(values, storage_reader=dcp.FileSystemReader(path), no_dist=True)
+    return values
+
+
+def assert_same_run(run_dir: Path, reference: Path) -> None:
+    """Every step exactly once, with the very same figures, evaluations and final state."""
+    assert [record["step"] for record in steps(run_dir)] == list(range(1, STEPS + 1))
+    for found, wanted in zip(steps(run_dir), steps(reference), strict=True):
+        assert only(found, EXACT) == only(wanted, EXACT)
+    assert [only(record, EXACT_EVAL) for record in evaluations(run_dir)] == [
+        only(record, EXACT_EVAL) for record in evaluations(reference)
+    ]
+    found, wanted = tensors(run_dir), tensors(reference)
+    assert found.keys() == wanted.keys()
+    assert any(name.startswith("master/") and "experts.7" in name for name in wanted)
+    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
+
+
+def assert_same_steps_in_tensorboard(run_dir: Path) -> None:
+    board = EventAccumulator(str(run_dir / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    curve = {event.step: event.value for event in board.Scalars("train/loss")}
+    assert len(board.Scalars("train/loss")) == STEPS
+    assert curve == pytest.approx({record["step"]: record["loss"] for record in steps(run_dir)}, rel=1e-6)
+
+
+def test_the_reference_run_has_every_source_of_randomness_and_drops_tokens(uninterrupted: Any) -> None:
+    run = uninterrupted(1)
+    config = json.loads((run / "checkpoints" / f"step-{STEPS:08d}" / "manifest.json").read_text())["config"]
+    for option in ("drop_rate: 0.1", "drop_path_rate: 0.2", "gate_noise: 1.0", "expert_dropout: 0.1"):
+        assert option in config
+    assert min(record["dropped_fraction"] for record in steps(run)) > 0
+    assert [record["step"] for record in evaluations(run)] == [14, 28, 40]
+
+
+@pytest.mark.parametrize(
+    ("stage", "kill", "resumed_at"),
+    [
+        (1, ("train_step", 12), 7),  # in mid-epoch; goes on over the boundaries 16 and 32
+        (1, ("commit", 35), 28),  # inside a save: step-00000035.tmp stays behind
+        (2, ("train_step", 18), 14),  # just before the boundary at 16, killed just after it
+        (0, ("train_step", 3), 0),  # before any checkpoint
+    ],
+)
+def test_killed_and_resumed_is_the_same_run(
+    shards: Path, tmp_path: Path, uninterrupted: Any, stage: int, kill: tuple[str, int], resumed_at: int
+) -> None:
+    run = tmp_path / "run"
+    line = train_line(shards, run, f"parallel.zero_stage={stage}")
+    with pytest.raises(RankError, match="died with exit code -9"):
+        run_on_ranks(partial(command, kill=kill), 2, *line)
+    pointer = run / "checkpoints" / "latest"
+    assert (pointer.read_text().strip() if resumed_at else None) == (
+        f"step-{resumed_at:08d}" if resumed_at else None
+    )
+    assert pointer.exists() == bool(resumed_at)
+    partials = [path.name for path in run.glob("checkpoints/*.tmp")]
+    assert partials == (["step-00000035.tmp"] if kill[0] == "commit" else [])
+
+    assert [outcome.code for outcome in run_on_ranks(command, 2, *line)] == [0, 0]
+    assert list(run.glob("checkpoints/*.tmp")) == []
+    assert_same_run(run, uninterrupted(stage))
+    assert_same_steps_in_tensorboard(run)
+
+
+def test_resumed_exactly_at_an_epoch_boundary(shards: Path, tmp_path: Path, uninterrupted: Any) -> None:
+    run = tmp_path / "run"
+    line = train_line(shards, run, "checkpoint.every=1 epochs")
+    with pytest.raises(RankError, match="died with exit code -9"):
+        run_on_ranks(partial(command, kill=("train_step", 17)), 2, *line)
+    assert (run / "checkpoints" / "latest").read_text() == "step-00000016\n"
+    assert [outcome.code for outcome in run_on_ranks(command, 2, *line)] == [0, 0]
+    assert_same_run(run, uninterrupted(1))
+
+
+@pytest.mark.xfail(
+    strict=True, reason="train() saves before it evaluates: that evaluation is never made up for"
+)
+def test_killed_between_a_save_and_its_evaluation(shards: Path, tmp_path: Path, uninterrupted: Any) -> None:
+    run = tmp_path / "run"
+    line = train_line(shards, run)
+    with pytest.raises(RankError, match="died with exit code -9"):
+        run_on_ranks(partial(command, kill=("evaluate", 28)), 2, *line)
+    assert [outcome.code for outcome in run_on_ranks(command, 2, *line)] == [0, 0]
+    assert_same_run(run, uninterrupted(1))
+
+
+@pytest.mark.parametrize(
+    ("ranks", "options"),
+    [
+        (1, ("parallel.ep_size=1", "parallel.zero_stage=0")),
+        (2, ("parallel.ep_size=1", "parallel.zero_stage=2")),
+        (2, ("parallel.ep_size=2", "parallel.zero_stage=1", "train.micro_batch_size=4")),
+    ],
+)
+def test_resumed_on_another_layout(
+    shards: Path, tmp_path: Path, uninterrupted: Any, ranks: int, options: tuple[str, ...]
+) -> None:
+    reference, run = uninterrupted(1), tmp_path / "run"
+    shutil.copytree(reference, run)
+    (run / "checkpoints" / "latest").write_text("step-00000021\n")
+    line = train_line(shards, run, *options)
+    assert {outcome.code for outcome in run_on_ranks(command, ranks, *line)} == {0}
+    for found, wanted in zip(steps(run), steps(reference), strict=True):
+        same = 0 if found["step"] <= 21 else 1e-5
+        assert only(found, EXACT) == pytest.approx(only(wanted, EXACT), rel=same, abs=same)
+
+
+# --- the whole program -------------------------------------------------------------------------------
+
+
+def wait_until(condition: Any, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+def test_sigkill_of_the_program_takes_its_ranks_along_and_resume_is_exact(
+    shards: Path, tmp_path: Path, uninterrupted: Any
+) -> None:
+    run = tmp_path / "run"
+    line = [*train_line(shards, run), "--nproc", "2"]
+    program = start(*line, cwd=tmp_path)
+    wait_until(lambda: run.exists() and (run / "metrics.jsonl").exists() and len(steps(run)) >= 16, 120)
+    ranks = descendants(program.pid)
+    assert len(ranks) >= 2
+    os.kill(program.pid, signal.SIGKILL)
+    program.communicate()
+    wait_until(lambda: not any(map(is_alive, ranks)), 10)
+    assert 16 <= len(steps(run)) < STEPS
+
+    program = start(*line, cwd=tmp_path)
+    out, err = program.communicate(timeout=120)
+    assert program.returncode == 0, err
+    assert "top-1 accuracy" in out
+    assert "Traceback" not in err
+    assert_same_run(run, uninterrupted(1))

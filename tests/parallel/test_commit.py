@@ -1,0 +1,72 @@
+"""Committed steps on the disk: the pointer, pruning, and what killed saves left."""
+
+from pathlib import Path
+
+import pytest
+
+from parallel.commit import CheckpointError, commit, describe, latest, open_partial, prune, read_manifest
+
+
+def write(directory: Path, step: int) -> Path:
+    """A committed checkpoint of one small file."""
+    partial = directory / f"step-{step:08d}.tmp"
+    open_partial(partial)
+    (partial / "file").write_text(str(step))
+    commit(partial, partial.with_suffix(""), {"step": step, "files": describe([partial / "file"])})
+    return partial.with_suffix("")
+
+
+def test_the_pointer_follows_the_newest_commit(tmp_path: Path) -> None:
+    assert latest(tmp_path) is None
+    for step in (10, 20):
+        assert latest_step(tmp_path, write(tmp_path, step)) == step
+
+
+def latest_step(directory: Path, written: Path) -> int:
+    assert latest(directory) == written
+    return read_manifest(written)["step"]
+
+
+def test_pruning_keeps_the_newest(tmp_path: Path) -> None:
+    for step in (10, 20, 100, 30):
+        write(tmp_path, step)
+    prune(tmp_path, keep_last=9)
+    assert len(list(tmp_path.glob("step-*"))) == 4
+    prune(tmp_path, keep_last=2)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000030", "step-00000100"]
+
+
+def test_pruning_keeps_what_the_pointer_names_after_going_back(tmp_path: Path) -> None:
+    for step in (10, 20, 30, 15):  # the run went back to 10 and came to 15
+        newest = write(tmp_path, step)
+    prune(tmp_path, keep_last=2)
+    assert latest(tmp_path) == newest
+
+
+def test_what_killed_saves_left_is_swept_and_never_written_into(tmp_path: Path) -> None:
+    for name in ("step-00000007.tmp", "step-00000005.replaced.tmp"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "old").write_text("half")
+    kept = write(tmp_path, 7)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["latest", "step-00000007"]
+    assert sorted(path.name for path in kept.iterdir()) == ["file", "manifest.json"]
+
+
+def test_a_step_that_is_reached_again_replaces_the_old_one(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    (tmp_path / "step-00000005" / "file").write_text("old")
+    again = write(tmp_path, 5)
+    assert (again / "file").read_text() == "5"
+    write(tmp_path, 6)
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000005", "step-00000006"]
+
+
+def test_a_pointer_to_nothing_names_what_there_is(tmp_path: Path) -> None:
+    write(tmp_path, 5)
+    (tmp_path / "latest").write_text("step-00000009\n")
+    with pytest.raises(CheckpointError) as error:
+        latest(tmp_path)
+    assert str(error.value) == (
+        f"{tmp_path / 'latest'} names step-00000009, which is not a checkpoint; write the name of one of "
+        "['step-00000005'] into it"
+    )
