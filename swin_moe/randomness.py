@@ -90,12 +90,16 @@ class SiteCounter:
         return next(self._numbers)
 
 
-class Dropout(nn.Module):
-    """Dropout whose mask is a function of the rows' keys (Srivastava et al. 2014)."""
+class _KeyedDrop(nn.Module):
+    """Something that drops at a rate, at a site."""
 
     def __init__(self, rate: float, site: int) -> None:
         super().__init__()
         self.rate, self.site = rate, site
+
+
+class Dropout(_KeyedDrop):
+    """Dropout whose mask is a function of the rows' keys (Srivastava et al. 2014)."""
 
     def forward(self, x: Tensor, keys: Tensor) -> Tensor:
         """Drop elements of x: (N, ...) with keys (N,) -> (N, ...)."""
@@ -105,12 +109,8 @@ class Dropout(nn.Module):
         return (x * (1.0 / (1.0 - self.rate))).masked_fill(~keep.view(x.shape), 0.0)
 
 
-class DropPath(nn.Module):
+class DropPath(_KeyedDrop):
     """Stochastic depth: drops a sample's whole residual branch (Huang et al. 2016)."""
-
-    def __init__(self, rate: float, site: int) -> None:
-        super().__init__()
-        self.rate, self.site = rate, site
 
     def forward(self, x: Tensor, keys: Tensor) -> Tensor:
         """Scale or zero each sample of x: (B, ...) with keys (B,) -> (B, ...)."""
