@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt clean setup
+.PHONY: help demo test test-slurm check fmt clean setup
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,6 +26,9 @@ demo: $(STAMP) ## pack Fashion-MNIST, train a small Swin-MoE on two processes, e
 
 test: $(STAMP) ## the default tests, some minutes on two cores
 	$(BIN)/python -m pytest
+
+test-slurm: $(STAMP) ## the tests on a Slurm of their own (slurm/local_cluster.sh install)
+	$(BIN)/python -m pytest -m slurm tests/slurm
 
 check: $(STAMP) ## format, lint, types and import layers, as CI runs them
 	$(BIN)/ruff format --check .

@@ -3,6 +3,7 @@
 import argparse
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from parallel.mesh import LayoutError
 from swin_moe.config import ModelError
 
 EXIT_USER_ERROR = 2
+PATIENCE_S = 30.0  # for whoever started the ranks to stop the others after one has failed
 
 DESCRIPTION = """\
 Train expert-parallel Swin Transformers from WebDataset shards.
@@ -69,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _complain(error: ValueError) -> int:
     """Say what the user can correct, in one line and without a traceback."""
-    print(f"{type(error).__name__}: {error}", file=sys.stderr)
+    sys.stderr.write(f"{type(error).__name__}: {error}\n")  # one write: the ranks share the terminal
     return EXIT_USER_ERROR
 
 
@@ -136,6 +138,11 @@ def _as_rank(work: Callable[[Ranks, torch.device], None]) -> int:
     except (ConfigError, DataError, CheckpointError, LayoutError, ModelError) as error:
         leave()
         return _complain(error) if ranks.rank == 0 else EXIT_USER_ERROR
+    except RuntimeError as error:
+        if "gloo/transport" not in str(error):  # torch has no type of its own for a lost connection
+            raise
+        time.sleep(PATIENCE_S)  # another rank is gone and said why
+        return _complain(RankError(f"rank {ranks.rank} lost its connection to another rank"))
     leave()
     return 0
 
@@ -144,7 +151,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     """Parse a command line whose overrides may stand anywhere; argparse wants positionals in one place."""
     parser = _parser()
     args, rest = parser.parse_known_args(arguments)
-    if rest and (not hasattr(args, "overrides") or any(a.startswith("-") or "=" not in a for a in rest)):
+    if rest and (not hasattr(args, "overrides") or any(a.startswith("-") for a in rest)):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         args.overrides += rest

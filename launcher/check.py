@@ -40,7 +40,7 @@ def _batch_errors(config: RunConfig, world_size: int | None) -> list[str]:
         ranks = f" x ranks ({world_size})" if world_size else ""
         errors.append(
             f"train.micro_batch_size ({train.micro_batch_size}){ranks} must divide train.global_batch_size "
-            f"({train.global_batch_size}); {_nearest(train.global_batch_size, world_size or 1)} would do"
+            f"({train.global_batch_size}); {_suggestion(config, world_size or 1)} would do"
         )
     if moe is None:
         return errors
@@ -54,12 +54,18 @@ def _batch_errors(config: RunConfig, world_size: int | None) -> list[str]:
     ]
 
 
-def _nearest(global_batch_size: int, world_size: int) -> str:
-    """A micro-batch, or a number of ranks, that works."""
-    share = global_batch_size // world_size
-    if global_batch_size % world_size:
-        return f"train.global_batch_size={max(1, share) * world_size}"
-    return f"train.micro_batch_size={share}"
+def _suggestion(config: RunConfig, world_size: int) -> str:
+    """The micro-batch nearest to the one asked for that fits ranks and routing groups, or a global batch."""
+    asked, group = (
+        config.train.micro_batch_size,
+        config.model.moe.routing_group_images if config.model.moe else 1,
+    )
+    share, rest = divmod(config.train.global_batch_size, world_size)
+    fitting = [size for size in range(group, share + 1, group) if share % size == 0] if rest == 0 else []
+    if fitting:
+        return f"train.micro_batch_size={min(fitting, key=lambda size: abs(size - asked))}"
+    step = asked * world_size
+    return f"train.global_batch_size={max(1, round(config.train.global_batch_size / step)) * step}"
 
 
 def _layout_errors(config: RunConfig, world_size: int | None) -> list[str]:

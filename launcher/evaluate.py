@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from data_shards.errors import DataError
 from data_shards.stream import EvalStream
 from launcher.config import ConfigError
+from launcher.errors import RankError
 from launcher.run_directory import RunDirectory
 from launcher.schema import DataConfig, RunConfig
 from launcher.tally import Tally
@@ -84,10 +86,13 @@ def evaluate(module: nn.Module, stream: EvalStream, data: DataConfig, device: to
     was_training = module.training
     module.eval()
     tally, start_s = Tally(device, num_sums=3), time.monotonic()
-    for batch in stream:
-        output = module(normalised(batch.images, data, device))
-        sums = evaluation_sums(output.logits, batch.labels.to(device), batch.weights.to(device))
-        tally.add(sums, output)
+    try:
+        for batch in stream:
+            output = module(normalised(batch.images, data, device))
+            sums = evaluation_sums(output.logits, batch.labels.to(device), batch.weights.to(device))
+            tally.add(sums, output)
+    except DataError as error:
+        raise RankError(f"rank {stream.dp_rank}, evaluation: {error}") from error
     (loss, hits, images), dropped_fraction, shares = tally.reduce()
     module.train(was_training)
     return {

@@ -17,6 +17,7 @@ def run_local(nproc: int, arguments: list[str]) -> int:
 
     The agent meets its ranks at a port that the system picks, so two runs on one machine do not collide.
     """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -36,6 +37,8 @@ def run_local(nproc: int, arguments: list[str]) -> int:
         elastic_launch(config, sys.executable)("-u", "-m", "launcher", *arguments)
     except ChildFailedError as error:
         return max(1, error.get_first_failure()[1].exitcode)
+    except SignalException as stop:  # the agent has stopped its ranks
+        return 128 + stop.sigval
     return 0
 
 

@@ -47,7 +47,7 @@ class MetricsLog:
 
     def step(self, step: int, values: dict[str, float], load: dict[str, list[float]]) -> None:
         """Record an optimizer step, and each expert's share of the choices by MoE layer."""
-        self._write(step, values, "train")
+        self._write(step, values, "train", "")
         for layer, shares in load.items():
             for expert, share in enumerate(shares):
                 self._board.add_scalar(f"expert_load/{layer}/{expert}", share, step)
@@ -55,7 +55,7 @@ class MetricsLog:
 
     def evaluation(self, step: int, values: dict[str, Any]) -> None:
         """Record an evaluation after `step`."""
-        self._write(step, {f"eval_{name}": value for name, value in values.items()}, "eval")
+        self._write(step, values, "eval", "eval_")
         self._say(
             f"step {step}: top-1 {values['top1']:.2%}, loss {values['loss']:.4f} on {values['images']} images"
         )
@@ -66,9 +66,10 @@ class MetricsLog:
         self._file.close()
         self._board.close()
 
-    def _write(self, step: int, values: dict[str, Any], section: str) -> None:
+    def _write(self, step: int, values: dict[str, Any], section: str, prefix: str) -> None:
         elapsed_s = round(self._earlier_s + time.monotonic() - self._start_s, 3)
-        self._file.write(json.dumps({"step": step, **values, "elapsed_s": elapsed_s}) + "\n")
+        named = {f"{prefix}{name}": value for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **named, "elapsed_s": elapsed_s}) + "\n")
         self._file.flush()
         for name, value in values.items():
             if isinstance(value, float):
@@ -92,7 +93,8 @@ class MetricsLog:
 
     def _say(self, text: str) -> None:
         self._end_line()
-        print(text, file=sys.stderr, flush=True)
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
     def _end_line(self) -> None:
         if self._line_open:

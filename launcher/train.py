@@ -51,6 +51,8 @@ def train(config: RunConfig, world_size: int, device: torch.device, resume: Resu
     with train_stream(config, mesh) as stream, eval_stream(config, mesh) as val:
         session = Session(config, run, mesh, device, stream, val)
         session.resume()
+        if mesh.is_first:  # now that the checkpoint, if any, is known to be of this run
+            run.config.write_text(dump_config(config))
         session.train()
     if mesh.is_first:
         epoch_steps = steps_in("1 epochs", config, stream.manifest)
@@ -59,13 +61,12 @@ def train(config: RunConfig, world_size: int, device: torch.device, resume: Resu
 
 
 def open_run(config: RunConfig, run: RunDirectory, world_size: int, resume: Resume) -> None:
-    """Check everything, take the run directory and write the resolved configuration into it."""
+    """Check everything and take the run directory."""
 
     def prepare() -> None:
         check(config, world_size)
         if torch.distributed.get_rank() == 0:
             run.lock(resume=resume == "auto")
-            run.config.write_text(dump_config(config))
 
     try:
         agree(prepare, (ValueError, OSError))
@@ -139,8 +140,7 @@ class Session:
             return
         num_experts = self.config.model.moe.num_experts if self.config.model.moe else 0
         self.stream.load_state_dict(checkpoint.read_manifest(path)["state"]["data"])
-        checkpoint.load(path, self.masters, num_experts)
-        self.step = self.saved_step = self.stream.samples // self.config.train.global_batch_size
+        self.step = self.saved_step = checkpoint.load(path, self.masters, num_experts)["step"]
 
     def train(self) -> None:
         """Take every step that is left; evaluate and save on the way and at the end."""
@@ -149,10 +149,10 @@ class Session:
         batches = iter(self.stream)
         while self.step < self.total_steps:
             self.train_step(batches)
+            if self.is_due(self.config.train.eval_every) or self.step == self.total_steps:
+                self.evaluate()  # before the save: a resumed run does not come back to this step
             if self.is_due(self.config.checkpoint.every):
                 self.save()
-            if self.is_due(self.config.train.eval_every) or self.step == self.total_steps:
-                self.evaluate()
         if self.saved_step != self.step:
             self.save()
         if self.log:

@@ -41,8 +41,7 @@ install_packages() {
 # are below the kernel's ephemeral ones.
 free_ports() {
     local base port
-    while true; do
-        base=$((10000 + RANDOM % (10000 - NODES)))
+    while base=$((10000 + RANDOM % (10000 - NODES))); do
         for ((port = base; port <= base + NODES; port++)); do
             ! (: <"/dev/tcp/127.0.0.1/$port") 2>/dev/null || continue 2
         done
@@ -52,7 +51,7 @@ free_ports() {
 }
 
 # In slurm.conf:
-#   cred_expire: a requeued job waits for its old credential to expire, by default for two minutes
+#   cred_expire: a requeued job waits this long (by default two minutes); a node that stalls longer fails steps
 #   No*InAddrAny: listen on 127.0.0.1 instead of on every interface
 #   FirstJobId: ranks meet at a port made of the job's number, so two clusters must not share numbers
 #   proctrack, task, config_overrides: a container has no cgroups, and maybe fewer cores than declared
@@ -68,7 +67,7 @@ SlurmctldPort=$port
 SlurmUser=$user
 SlurmdUser=$user
 AuthType=auth/munge
-AuthInfo=socket=$dir/munge/socket,cred_expire=5
+AuthInfo=socket=$dir/munge/socket,cred_expire=20
 CommunicationParameters=NoInAddrAny,NoCtldInAddrAny
 FirstJobId=$((port * 100))
 StateSaveLocation=$dir/state
@@ -103,7 +102,7 @@ start_daemons() {
 
 wait_until_idle() {
     local deadline=$((SECONDS + UP_DEADLINE_S))
-    until [[ $(sinfo --noheader --Node --format=%t 2>/dev/null | grep -cx idle) == "$NODES" ]]; do
+    until [[ $(timeout 5 sinfo --noheader --Node --format=%t 2>/dev/null | grep -cx idle) == "$NODES" ]]; do
         ((SECONDS < deadline)) || die "not all of $NODES nodes are idle after $UP_DEADLINE_S s"
         sleep 0.1
     done
@@ -115,6 +114,7 @@ up() {
     (umask 077 && mkdir -p "$dir")
     dir=$(realpath "$dir")
     ((${#dir} <= LONGEST_DIR)) || die "--dir is too long for sockets: ${#dir} characters, at most $LONGEST_DIR"
+    [[ $dir != *[[:space:]]* ]] || die "--dir '$dir': slurm.conf cannot write a path with a space"
     [[ -z $(find "$dir" -mindepth 1 -maxdepth 1 ! -name log ! -name temporary) ]] ||
         die "--dir $dir is not empty; is a cluster up in it?"
     export SLURM_CONF=$dir/slurm.conf
@@ -145,8 +145,8 @@ end_processes() {
     pids=$(ours)
     while [[ -n $pids ]]; do
         ((SECONDS < deadline)) || return 1
-        # shellcheck disable=SC2086  # a list of numbers
-        kill -s "$1" $pids 2>/dev/null || true  # again and again: one may just have started another
+        # shellcheck disable=SC2086  # a list; and again and again, for one may just have started another
+        kill -s "$1" $pids 2>/dev/null || true
         sleep 0.2
         pids=$(ours)
     done

@@ -1,7 +1,7 @@
 """Commands of the launcher on ranks that `run_on_ranks` forks: a run costs tenths of a second, not a start.
 
 The ranks have met already, so `discover`, `join` and `leave` of the command line are told so; all below them
-is what `swin-moe` runs. What needs processes of their own (agent, signals, exit) starts them with `Process`.
+is what `swin-moe` runs. What needs processes of its own (agent, signals, exit) calls `start`.
 """
 
 import contextlib

@@ -87,7 +87,7 @@ base.yaml is not a valid RunConfig:
 def test_a_rule_of_a_section_keeps_its_own_words() -> None:
     assert lines_of(MOE, "model.moe.top_k=5", "seed=x", "data.vall=w") == [
         "data.vall: no such option; did you mean data.val?",
-        "moe.top_k (5) must lie in 1..moe.num_experts (4)",
+        "model.moe.top_k (5) must lie in 1..model.moe.num_experts (4)",
         "seed: Input should be a valid integer, unable to parse string as an integer (got 'x')",
     ]
     assert lines_of("model.window_size=5") == [

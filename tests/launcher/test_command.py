@@ -1,0 +1,74 @@
+"""The command line: its help teaches, and overrides may stand between options."""
+
+from pathlib import Path
+
+import pytest
+
+from launcher.__main__ import main
+from tests.launcher.running import CONFIG, overrides
+
+
+@pytest.mark.parametrize(
+    ("command", "examples"),
+    [
+        ((), ("swin-moe shards pack", "swin-moe check", "swin-moe train", "swin-moe eval")),
+        (("check",), ("swin-moe check",)),
+        (("train",), ("swin-moe train configs/demo_cpu.yaml --nproc 2", "--resume auto", "torchrun", "srun")),
+        (("eval",), ("swin-moe eval runs/demo_cpu --nproc 2",)),
+        (("shards",), ("pack", "verify", "info")),
+        (("shards", "pack"), ("swin-moe shards pack --source fashion-mnist",)),
+        (("shards", "verify"), ("swin-moe shards verify data/fashion-mnist",)),
+        (("shards", "info"), ("swin-moe shards info data/fashion-mnist",)),
+    ],
+)
+def test_help_teaches(
+    capsys: pytest.CaptureFixture[str], command: tuple[str, ...], examples: tuple[str, ...]
+) -> None:
+    with pytest.raises(SystemExit, match="^0$"):
+        main([*command, "--help"])
+    out, err = capsys.readouterr()
+    assert err == ""
+    for example in examples:
+        assert example in out
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        ("check", "CONFIG", "--nproc", "2", "OVERRIDES"),
+        ("check", "CONFIG", "OVERRIDES", "--nproc", "2"),
+        ("check", "--nproc", "2", "CONFIG", "OVERRIDES"),
+        ("check", "CONFIG", "parallel.ep_size=8", "--nproc=2", "OVERRIDES"),  # the last one wins
+    ],
+)
+def test_overrides_stand_anywhere(
+    capsys: pytest.CaptureFixture[str], shards: Path, order: tuple[str, ...]
+) -> None:
+    options = overrides(
+        shards, "run", "parallel.ep_size=2", "parallel.zero_stage=2", "train.duration=3 epochs"
+    )
+    line: list[str] = []
+    for part in order:
+        line += options if part == "OVERRIDES" else [str(CONFIG) if part == "CONFIG" else part]
+    assert main(line) == 0
+    assert capsys.readouterr().out == (
+        f"{CONFIG} is valid: 256 images of 10 classes\n"
+        "  48 steps of 16 images\n"
+        "  2 ranks x 1 micro-batches of 8, expert-parallel 2, ZeRO stage 2\n"
+    )
+
+
+def test_check_without_ranks(capsys: pytest.CaptureFixture[str], shards: Path) -> None:
+    assert main(["check", str(CONFIG), *overrides(shards, "run")]) == 0
+    assert capsys.readouterr().out == (
+        f"{CONFIG} is valid: 256 images of 10 classes\n  20 steps of 16 images\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "line", [("check", str(CONFIG), "--ep", "2"), ("eval", "run", "--fast"), ("shards", "info", "a", "x=1")]
+)
+def test_unknown_flags(capsys: pytest.CaptureFixture[str], line: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit, match="^2$"):
+        main(list(line))
+    assert "unrecognized arguments: " in capsys.readouterr().err

@@ -1,0 +1,234 @@
+"""A whole run, end to end: what it writes, what it says, and that it learns. A higher learning rate and finer
+patches than configs/debug.yaml: the gratings are learned in seconds."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from launcher.config import load_config
+from launcher.optim import CosineSchedule
+from tests.distributed import run_on_ranks
+from tests.launcher.running import (
+    CONFIG,
+    STEPS_AN_EPOCH,
+    Outcome,
+    command,
+    commands,
+    evaluations,
+    overrides,
+    records,
+    steps,
+)
+
+STEPS = 60
+LEARNING = (
+    "model.patch_size=2",
+    "model.window_size=4",
+    "model.init_std=0.1",
+    "optim.base_lr=5e-2",
+    "optim.warmup=4 steps",
+    f"train.duration={STEPS} steps",
+    "train.eval_every=1 epochs",
+    "checkpoint.every=1 epochs",
+)
+STEP_KEYS = {"step", "loss", "aux_loss", "lr", "grad_norm", "images_s", "data_wait_s", "dropped_fraction"}
+EVAL_KEYS = {"top1", "loss", "images", "images_s", "dropped_fraction", "expert_load"}
+LAYER = "layers.1.blocks.1"
+
+
+class Run(NamedTuple):
+    """A finished run and what it printed."""
+
+    path: Path
+    outcome: Outcome
+
+
+def train_line(shards: Path, run_dir: Path, *more: str) -> list[str]:
+    return ["train", str(CONFIG), *overrides(shards, run_dir, *LEARNING, *more)]
+
+
+@pytest.fixture(scope="module")
+def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """One rank, fp32; only read."""
+    path = tmp_path_factory.mktemp("train") / "run"
+    (outcome,) = run_on_ranks(command, 1, *train_line(shards, path))
+    assert outcome.code == 0, outcome.err
+    return Run(path, outcome)
+
+
+def summary(path: Path) -> dict[str, Any]:
+    return json.loads((path / "summary.json").read_text())
+
+
+def test_the_run_directory(run: Run) -> None:
+    assert sorted(path.name for path in run.path.iterdir()) == sorted(
+        ["config.yaml", "metrics.jsonl", "summary.json", "tensorboard", "checkpoints", "lock"]
+    )
+    assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == [
+        "latest",
+        "step-00000048",
+        "step-00000060",
+    ]
+    assert (run.path / "checkpoints" / "latest").read_text() == "step-00000060\n"
+
+
+def test_every_step_is_recorded(run: Run) -> None:
+    found = steps(run.path)
+    assert [record["step"] for record in found] == list(range(1, STEPS + 1))
+    for record in found:
+        assert record.keys() == STEP_KEYS | {"elapsed_s"}
+        assert record["images_s"] > 0
+        assert record["data_wait_s"] >= 0
+        assert 0 <= record["dropped_fraction"] < 1
+        assert record["grad_norm"] > 0
+        assert 0 < record["aux_loss"] < record["loss"]
+    elapsed = [record["elapsed_s"] for record in records(run.path)]
+    assert elapsed == sorted(elapsed)
+
+
+def test_the_learning_rates_are_those_of_the_schedule(run: Run) -> None:
+    optim = load_config(run.path / "config.yaml").optim
+    schedule = CosineSchedule(optim, global_batch_size=16, warmup_steps=4, total_steps=STEPS)
+    assert [record["lr"] for record in steps(run.path)] == [schedule(step) for step in range(STEPS)]
+
+
+def test_evaluations_at_the_configured_steps_and_at_the_end(run: Run) -> None:
+    found = evaluations(run.path)
+    assert [record["step"] for record in found] == [
+        STEPS_AN_EPOCH,
+        2 * STEPS_AN_EPOCH,
+        3 * STEPS_AN_EPOCH,
+        STEPS,
+    ]
+    for record in found:
+        assert record.keys() == {f"eval_{name}" for name in EVAL_KEYS} | {"step", "elapsed_s"}
+        assert record["eval_images"] == 64
+        assert record["eval_dropped_fraction"] == 0  # dropless
+        assert record["eval_expert_load"].keys() == {LAYER}
+        assert sum(record["eval_expert_load"][LAYER]) == pytest.approx(1)
+
+
+def test_it_learns(run: Run) -> None:
+    losses = [record["loss"] for record in steps(run.path)]
+    assert sum(losses[-8:]) / 8 < 0.85 * sum(losses[:8]) / 8
+    assert evaluations(run.path)[-1]["eval_top1"] > 0.5  # chance is 0.1
+
+
+def test_the_summary_gathers_the_records(run: Run) -> None:
+    found, last = summary(run.path), evaluations(run.path)[-1]
+    epoch = steps(run.path)[-STEPS_AN_EPOCH:]
+    speeds = sorted(record["images_s"] for record in epoch)
+    dropped = sum(record["dropped_fraction"] for record in epoch) / STEPS_AN_EPOCH
+    assert found == {
+        "top1": last["eval_top1"],
+        "loss": last["eval_loss"],
+        "images_s": (speeds[7] + speeds[8]) / 2,
+        "dropped_fraction": pytest.approx(dropped),
+        "expert_load": last["eval_expert_load"],
+        "wall_s": last["elapsed_s"],
+        "steps": STEPS,
+        "images": 64,
+        "world_size": 1,
+        "ep_size": 1,
+        "zero_stage": 1,
+    }
+
+
+def test_the_printed_figures_are_the_summary(run: Run) -> None:
+    figures, text = summary(run.path), run.outcome.out
+    assert f"top-1 accuracy   {figures['top1']:.2%} of 64 images" in text
+    assert f"loss             {figures['loss']:.4f}\n" in text
+    assert f"training speed   {figures['images_s']:.0f} images/s over 60 steps, 0 min" in text
+    assert "layout           1 ranks, expert-parallel 1, ZeRO stage 1\n" in text
+    assert f"dropped tokens   {figures['dropped_fraction']:.2%} in the last epoch" in text
+    shares = " ".join(f"{share:5.1%}" for share in figures["expert_load"][LAYER])
+    assert re.search(rf"^    {re.escape(LAYER)}  .{{8}}  {re.escape(shares)}$", text, re.MULTILINE)
+    assert f"run directory    {run.path}\n" in text
+    assert f"tensorboard --logdir {run.path}" in text
+
+
+def test_tensorboard_has_the_same_curves(run: Run) -> None:
+    board = EventAccumulator(str(run.path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    for name in STEP_KEYS - {"step"}:
+        curve = [(event.step, event.value) for event in board.Scalars(f"train/{name}")]
+        wanted = [(record["step"], pytest.approx(record[name], rel=1e-6)) for record in steps(run.path)]
+        assert curve == wanted
+    assert [event.step for event in board.Scalars("eval/top1")] == [16, 32, 48, 60]
+    loads = [tag for tag in board.Tags()["scalars"] if tag.startswith("expert_load/")]
+    assert sorted(loads) == [f"expert_load/{LAYER}/{expert}" for expert in range(8)]
+    at_step = [sum(board.Scalars(tag)[step].value for tag in loads) for step in (0, STEPS - 1)]
+    assert at_step == pytest.approx([1, 1])
+
+
+def test_overrides_reach_the_configuration_beside_the_checkpoints(run: Run, shards: Path) -> None:
+    assert load_config(run.path / "config.yaml") == load_config(
+        CONFIG, overrides(shards, run.path, *LEARNING)
+    )
+    assert load_config(run.path / "config.yaml").optim.base_lr == 0.05
+
+
+def test_resume_of_a_finished_run_trains_nothing_and_eval_agrees(run: Run, shards: Path) -> None:
+    before, trained = (run.path / "metrics.jsonl").read_text(), summary(run.path)
+    lines = [
+        [*train_line(shards, run.path), "--resume", "auto"],
+        ["eval", str(run.path)],
+        ["eval", str(run.path), "--checkpoint", "step-00000048"],
+        ["eval", str(run.path), "model.moe.eval_capacity_factor=0.25"],
+    ]
+    again, newest, older, dropping = run_on_ranks(commands, 1, lines)[0]
+    assert again.out == run.outcome.out
+    assert again.err == ""
+    assert (run.path / "metrics.jsonl").read_text() == before
+    assert summary(run.path) == trained
+
+    assert newest.out.startswith(
+        f"step-00000060 (step 60): top-1 {trained['top1']:.2%}, loss {trained['loss']:.4f} on 64 images, "
+    )
+    assert newest.out.endswith(" images/s, 0.00% of the tokens' choices dropped\n")
+    earlier = evaluations(run.path)[2]
+    assert older.out.startswith(
+        f"step-00000048 (step 48): top-1 {earlier['eval_top1']:.2%}, loss {earlier['eval_loss']:.4f} on 64 "
+    )
+    assert not dropping.out.endswith(" 0.00% of the tokens' choices dropped\n")
+
+
+def test_eval_on_two_ranks_gives_the_same_digits(run: Run) -> None:
+    first, second = run_on_ranks(command, 2, "eval", str(run.path))
+    figures = summary(run.path)
+    assert first.out.startswith(
+        f"step-00000060 (step 60): top-1 {figures['top1']:.2%}, loss {figures['loss']:.4f} on 64 images, "
+    )
+    assert second.out == ""
+
+
+def test_two_ranks_learn_the_same_in_bf16_nearly(run: Run, shards: Path, tmp_path: Path) -> None:
+    line = train_line(shards, tmp_path / "run", "train.precision=bf16", "parallel.ep_size=2")
+    first, second = run_on_ranks(command, 2, *line)
+    assert first.code == second.code == 0
+    assert second.out == second.err == ""
+    fp32 = [record["loss"] for record in steps(run.path)]
+    bf16 = [record["loss"] for record in steps(tmp_path / "run")]
+    assert bf16 != fp32
+    assert bf16 == pytest.approx(fp32, rel=0.02)
+    assert sum(bf16[-16:]) == pytest.approx(sum(fp32[-16:]), rel=0.01)
+    assert summary(tmp_path / "run")["world_size"] == summary(tmp_path / "run")["ep_size"] == 2
+
+
+def test_a_dense_model_and_a_final_partial_epoch(shards: Path, tmp_path: Path) -> None:
+    options = (
+        "model.moe=null",
+        "train.duration=100 images",
+        "checkpoint.every=null",
+        "train.eval_every=null",
+    )
+    (outcome,) = run_on_ranks(command, 1, *train_line(shards, tmp_path / "run", *options))
+    assert outcome.code == 0
+    assert [record["step"] for record in records(tmp_path / "run")] == [*range(1, 8), 7]  # 100 / 16 -> 7
+    assert all(record["dropped_fraction"] == 0 for record in steps(tmp_path / "run"))
+    assert summary(tmp_path / "run")["expert_load"] == {}
+    assert "dropped tokens" not in outcome.out
+    assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step-00000007\n"

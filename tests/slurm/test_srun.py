@@ -1,0 +1,84 @@
+"""The same training under srun as under --nproc, on a real Slurm."""
+
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from launcher.metrics import read_records
+from tests.slurm.conftest import Cluster, run
+
+pytestmark = pytest.mark.slurm
+
+SWIN_MOE = str(Path(sys.executable).with_name("swin-moe"))
+TWO_NODES = ("--nodes=2", "--ntasks=2", "--ntasks-per-node=1")
+CLOCKS = (
+    "images_s",
+    "data_wait_s",
+    "elapsed_s",
+    "eval_images_s",
+)  # all else is the same to the last bit
+DISCOVER = """
+import dataclasses, json
+from parallel.env import discover
+print(json.dumps(dataclasses.asdict(discover())))
+"""
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("shards")
+    sizes = ("--synthetic-train", "256", "--synthetic-val", "64")
+    run(SWIN_MOE, "shards", "pack", "--source", "synthetic", "--out", str(out), *sizes)
+    return out
+
+
+def train(shards: Path, run_dir: Path) -> list[str]:
+    """Four steps of the debugging model, its experts on two ranks."""
+    data = [f"data.train={shards}/train", f"data.val={shards}/val"]
+    brief = ["parallel.ep_size=2", "train.duration=4 steps", "optim.warmup=1 steps"]
+    return [SWIN_MOE, "train", "configs/debug.yaml", *brief, *data, f"run_dir={run_dir}"]
+
+
+def records(run_dir: Path) -> list[dict[str, object]]:
+    """What a run measured, without the clocks."""
+    kept = read_records(run_dir / "metrics.jsonl")
+    return [{name: value for name, value in record.items() if name not in CLOCKS} for record in kept]
+
+
+@pytest.fixture(scope="module")
+def expected(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
+    """The records of two ranks that --nproc started."""
+    run_dir = tmp_path_factory.mktemp("nproc") / "run"
+    run(*train(shards, run_dir), "--nproc", "2")
+    found = records(run_dir)
+    assert [record["step"] for record in found if "loss" in record] == [1, 2, 3, 4]
+    return found
+
+
+def test_srun_trains_as_nproc_does(
+    cluster: Cluster, shards: Path, expected: list[dict[str, object]], tmp_path: Path
+) -> None:
+    cluster.run("srun", *TWO_NODES, *train(shards, tmp_path / "run"))
+    assert records(tmp_path / "run") == expected
+
+
+def test_a_batch_job_trains_as_nproc_does(
+    cluster: Cluster, shards: Path, expected: list[dict[str, object]], tmp_path: Path
+) -> None:
+    cluster.batch(f"srun {shlex.join(train(shards, tmp_path / 'run'))}", *TWO_NODES, out=tmp_path / "out.txt")
+    assert records(tmp_path / "run") == expected
+
+
+def test_ranks_of_a_step_on_some_nodes_of_its_job(cluster: Cluster, tmp_path: Path) -> None:
+    """A job on n1 to n4, a step of three tasks on n2 and n3: two tasks there and one here."""
+    python = shlex.join([sys.executable, "-c", DISCOVER])
+    step = f"srun --relative=1 --nodes=2 --ntasks=3 --distribution=block {python}"
+    said = cluster.batch(step, "--nodes=4", "--ntasks=8", out=tmp_path / "out.txt")
+    found = sorted((json.loads(line) for line in said.splitlines()), key=lambda ranks: ranks["rank"])
+    numbers = [tuple(ranks[name] for name in ("rank", "local_rank", "local_world_size")) for ranks in found]
+    assert numbers == [(0, 0, 2), (1, 1, 2), (2, 0, 1)]
+    assert {(ranks["launcher"], ranks["world_size"]) for ranks in found} == {("slurm", 3)}
+    assert len({ranks["init_method"] for ranks in found}) == 1
