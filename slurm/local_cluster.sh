@@ -51,7 +51,7 @@ free_ports() {
 }
 
 # In slurm.conf:
-#   cred_expire: a requeued job waits this long (by default two minutes); a node that stalls longer fails steps
+#   cred_expire: a requeued job waits for it, by default two minutes; steps fail on a node that stalls longer
 #   No*InAddrAny: listen on 127.0.0.1 instead of on every interface
 #   FirstJobId: ranks meet at a port made of the job's number, so two clusters must not share numbers
 #   proctrack, task, config_overrides: a container has no cgroups, and maybe fewer cores than declared
@@ -113,7 +113,7 @@ up() {
     [[ -n $dir ]] || { dir=$(mktemp -d -t slurm.XXXXXX) && touch "$dir/temporary"; }
     (umask 077 && mkdir -p "$dir")
     dir=$(realpath "$dir")
-    ((${#dir} <= LONGEST_DIR)) || die "--dir is too long for sockets: ${#dir} characters, at most $LONGEST_DIR"
+    ((${#dir} <= LONGEST_DIR)) || die "--dir is too long for sockets: ${#dir} of $LONGEST_DIR characters"
     [[ $dir != *[[:space:]]* ]] || die "--dir '$dir': slurm.conf cannot write a path with a space"
     [[ -z $(find "$dir" -mindepth 1 -maxdepth 1 ! -name log ! -name temporary) ]] ||
         die "--dir $dir is not empty; is a cluster up in it?"
@@ -133,35 +133,30 @@ ours() {
     local proc
     for proc in /proc/[0-9]*; do
         grep -qzxF "SLURM_CONF=$dir/slurm.conf" "$proc/environ" 2>/dev/null || continue
-        if grep -qxE 'munged|slurm.*|srun|salloc' "$proc/comm" || grep -qz '^SLURM_JOB_ID=' "$proc/environ"; then
-            echo "${proc#/proc/}"
-        fi
+        grep -qxE 'munged|slurm.*|srun|salloc' "$proc/comm" || grep -qz '^SLURM_JOB_ID=' "$proc/environ" ||
+            continue
+        echo "${proc#/proc/}"
     done 2>/dev/null  # a process may end while we look
 }
 
-# Send all of them a signal, and wait until none is left.
-end_processes() {
-    local deadline=$((SECONDS + DOWN_DEADLINE_S)) pids
-    pids=$(ours)
-    while [[ -n $pids ]]; do
-        ((SECONDS < deadline)) || return 1
-        # shellcheck disable=SC2086  # a list; and again and again, for one may just have started another
-        kill -s "$1" $pids 2>/dev/null || true
-        sleep 0.2
-        pids=$(ours)
+# Let Slurm kill the tasks that it knows of: one with an emptied environment is none of `ours`.
+end_jobs() {
+    local deadline=$((SECONDS + 3))
+    timeout 5 scancel --signal=KILL --full --user="$(id -un)" 2>/dev/null || true
+    until [[ -z $(timeout 5 squeue --noheader --states=RUNNING 2>/dev/null) ]] || ((SECONDS >= deadline)); do
+        sleep 0.1
     done
 }
 
-# First the jobs, whose tasks hear of it only while the daemons live.
-end_jobs() {
-    local deadline=$((SECONDS + DOWN_DEADLINE_S))
-    timeout 5 scancel --state=PENDING --user="$(id -un)" || return 0
-    timeout 5 scancel --signal=KILL --full --user="$(id -un)" 2>/dev/null || true
-    until [[ -z $(timeout 5 squeue --noheader) ]] || ((SECONDS >= deadline)); do sleep 0.1; done
-}
-
+# SIGKILL, for the state of the daemons goes with them, and a stubborn job does not hold us up.
 remove_all() {
-    end_processes TERM || end_processes KILL || { say "still there: $(ours | tr '\n' ' ')"; return 1; }
+    local deadline=$((SECONDS + DOWN_DEADLINE_S)) pids
+    while pids=$(ours) && [[ -n $pids ]]; do
+        ((SECONDS < deadline)) || { say "still there: ${pids//$'\n'/ }"; return 1; }
+        # shellcheck disable=SC2086  # a list; and again and again, for one may just have started another
+        kill -s KILL $pids 2>/dev/null || true
+        sleep 0.1
+    done
     rm -rf "$dir"/{munge,run,spool,state,slurm.conf}
     [[ ! -e $dir/temporary ]] || rm -rf "$dir"
 }
