@@ -25,7 +25,7 @@ demo: $(STAMP) ## pack Fashion-MNIST, train a small Swin-MoE on two processes, e
 	$(BIN)/swin-moe train configs/demo_cpu.yaml --nproc 2 --resume auto
 
 test: $(STAMP) ## the default tests, some minutes on two cores
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-slurm: $(STAMP) ## the tests on a Slurm of their own (slurm/local_cluster.sh install)
 	$(BIN)/python -m pytest -m slurm tests/slurm

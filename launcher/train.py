@@ -7,6 +7,7 @@ import platform
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -27,13 +28,16 @@ from launcher.summary import render, summarise
 from launcher.tally import Tally
 from parallel import checkpoint
 from parallel.collectives import RanksError, agree
-from parallel.commit import latest, prune
+from parallel.commit import MANIFEST, latest, prune
 from parallel.masters import Masters
 from parallel.mesh import Mesh, ParallelDims, build_mesh
 from parallel.zero import Engine
+from swin_moe.compile import compile_blocks
 from swin_moe.losses import classification_loss
-from swin_moe.model import build_model
+from swin_moe.model import SwinTransformer, build_model
 from swin_moe.randomness import sample_keys
+from swin_moe.weights import ClassMap, load_weights
+from swin_moe.weights.adapt import Head
 
 Resume = Literal["auto", "never"]
 
@@ -94,6 +98,23 @@ def train_stream(config: RunConfig, mesh: Mesh) -> TrainStream:
     )
 
 
+def start_from(path: str, head: str, model: SwinTransformer, mesh: Mesh) -> None:
+    """Load pretrained weights into the model of every rank, and say what became of each tensor."""
+    if (Path(path) / MANIFEST).exists() or (Path(path) / "checkpoints").exists():
+        raise ConfigError(
+            f"train.pretrained ({path}) is a run; make a file of it first: "
+            f"swin-moe convert {path} FILE --to native"
+        )
+    heads: dict[str, Head] = {"strict": "strict", "replace": "replace"}
+    known = heads.get(head) or ClassMap.read(head)
+    try:
+        report, *_ = agree(lambda: load_weights(model, path, head=known), (ValueError, OSError))
+    except RanksError as error:
+        raise ConfigError(f"train.pretrained: {error}") from error
+    if mesh.is_first:
+        print(report)
+
+
 class Session:
     """One process's part of one session of a run: from where the run stands to its end."""
 
@@ -109,6 +130,10 @@ class Session:
         self.config, self.run, self.mesh, self.device = config, run, mesh, device
         self.stream, self.val = stream, val
         model = build_model(config.model, seed=config.seed, mesh=mesh).to(device)
+        if config.train.pretrained and latest(run.checkpoints) is None:
+            start_from(config.train.pretrained, config.train.pretrained_head, model, mesh)
+        if config.train.compile:
+            compile_blocks(model)
         self.engine = Engine(
             model,
             parameter_groups(model, config.optim),

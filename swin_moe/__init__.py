@@ -1,6 +1,21 @@
 """Swin Transformers, dense and with experts: models, routers, experts, losses."""
 
 from swin_moe.config import ModelConfig, ModelError, MoEConfig
-from swin_moe.model import ModelOutput, SwinTransformer, build_model
+from swin_moe.model import ModelOutput, SwinTransformer
+from swin_moe.registry import build_model, list_models
+from swin_moe.weights import ClassMap, LoadReport, WeightsError, load_weights, save_weights
 
-__all__ = ["MoEConfig", "ModelConfig", "ModelError", "ModelOutput", "SwinTransformer", "build_model"]
+__all__ = [
+    "ClassMap",
+    "LoadReport",
+    "MoEConfig",
+    "ModelConfig",
+    "ModelError",
+    "ModelOutput",
+    "SwinTransformer",
+    "WeightsError",
+    "build_model",
+    "list_models",
+    "load_weights",
+    "save_weights",
+]

@@ -1,6 +1,7 @@
-"""Window attention and its relative position bias.
+"""What mixes the tokens of a window: attention of two kinds, or a linear map a head.
 
 Legend: B images, S windows an image, n = w * w tokens a window, h heads, C channels, d = C / h.
+A mixer takes windows (B * S, n, C) and an additive mask (S, n, n) or None, and returns windows.
 """
 
 import math
@@ -8,94 +9,141 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from swin_moe.position_bias import PositionBias
 
-def relative_offsets(window: int) -> Tensor:
-    """Row and column offset of every pair of tokens of a window: (n, n, 2) int64 in [-(w - 1), w - 1]."""
-    axis = torch.arange(window)
-    tokens = torch.cartesian_prod(axis, axis)  # (n, 2)
-    return tokens[:, None, :] - tokens[None, :, :]
-
-
-def relative_index(window: int) -> Tensor:
-    """Row of the (2w - 1)^2 table of offsets for every pair of tokens: (n, n) int64."""
-    offsets = relative_offsets(window) + window - 1
-    return offsets[..., 0] * (2 * window - 1) + offsets[..., 1]
-
-
-class TableBias(nn.Module):
-    """One learned number a head and offset (Liu et al. 2021, equation 4)."""
-
-    index: Tensor
-
-    def __init__(self, window: int, num_heads: int) -> None:
-        super().__init__()
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
-        self.register_buffer("index", relative_index(window), persistent=False)
-
-    def forward(self) -> Tensor:
-        """The bias (h, n, n)."""
-        return self.relative_position_bias_table[self.index].permute(2, 0, 1)
-
-
-class LogCpbBias(nn.Module):
-    """The log-spaced continuous bias (Liu et al. 2022, equations 3 and 4), as Swin-MoE uses it.
-
-    Swin-MoE adds the output of the small network as it is; SwinV2's 16 * sigmoid is not applied.
-    """
-
-    coordinates: Tensor
-    index: Tensor
-
-    def __init__(self, window: int, num_heads: int, hidden: int = 512) -> None:
-        super().__init__()
-        self.cpb_mlp = nn.Sequential(
-            nn.Linear(2, hidden), nn.ReLU(inplace=False), nn.Linear(hidden, num_heads, bias=False)
-        )
-        axis = torch.arange(1 - window, window, dtype=torch.float32)
-        axis = axis / max(window - 1, 1) * 8.0
-        axis = torch.sign(axis) * torch.log2(axis.abs() + 1.0) / math.log2(8.0)
-        self.register_buffer("coordinates", torch.cartesian_prod(axis, axis), persistent=False)
-        self.register_buffer("index", relative_index(window), persistent=False)
-
-    def forward(self) -> Tensor:
-        """The bias (h, n, n)."""
-        dtype = next(self.cpb_mlp.parameters()).dtype
-        table = self.cpb_mlp(self.coordinates.to(dtype))  # ((2w - 1)^2, h)
-        return table[self.index].permute(2, 0, 1)
-
-
-POSITION_BIAS: dict[str, type[nn.Module]] = {"table": TableBias, "log_cpb": LogCpbBias}
+MAX_LOGIT_SCALE = math.log(100.0)  # Liu et al. 2022, section 3.2: the temperature is not below 0.01
 
 
 class WindowAttention(nn.Module):
-    """Multi-head dot-product attention inside windows, with a relative position bias."""
+    """Multi-head dot-product attention with a relative position bias (Liu et al. 2021, equation 4).
+
+    Args:
+        dim: C.
+        num_heads: h.
+        position_bias: called without arguments, gives (h, n, n).
+        qkv_bias: whether queries, keys and values have one.
+        windows_at_a_time: 0 for all; else so many windows are attended to at once and recomputed in the
+            backward pass, which caps the memory of the attention (Liu et al. 2022, section 3.4).
+    """
 
     def __init__(
-        self, dim: int, num_heads: int, window: int, *, position_bias: str = "table", qkv_bias: bool = True
+        self,
+        dim: int,
+        num_heads: int,
+        position_bias: PositionBias,
+        *,
+        qkv_bias: bool = True,
+        windows_at_a_time: int = 0,
     ) -> None:
         super().__init__()
-        self.num_heads = num_heads
+        self.num_heads, self.windows_at_a_time = num_heads, windows_at_a_time
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
-        self.position_bias = POSITION_BIAS[position_bias](window, num_heads)
+        self.position_bias = position_bias
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend inside each window.
+        """Attend inside each window: (B * S, n, C), (S, n, n) or None -> (B * S, n, C)."""
+        bias = self.position_bias()
+        step = self.windows_at_a_time
+        if step == 0 or len(x) <= step:
+            return self._attend(x, bias, mask)
+        pieces = []
+        for start in range(0, len(x), step):
+            piece = x[start : start + step]
+            own = None if mask is None else mask[torch.arange(start, start + len(piece)) % len(mask)]
+            pieces.append(checkpoint(self._attend, piece, bias, own, use_reentrant=False))
+        return torch.cat(pieces)
 
-        Args:
-            x: (B * S, n, C).
-            mask: (S, n, n) additive, or None.
-
-        Returns:
-            (B * S, n, C).
-        """
+    def _attend(self, x: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
         windows, n, c = x.shape
         per_image = 1 if mask is None else len(mask)
-        qkv = self.qkv(x).view(windows // per_image, per_image, n, 3, self.num_heads, c // self.num_heads)
-        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5)  # each (B, S, h, n, d)
-        bias = self.position_bias()
+        qkv = self._project(x).view(
+            windows // per_image, per_image, n, 3, self.num_heads, c // self.num_heads
+        )
+        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).contiguous().unbind(0)  # each (B, S, h, n, d), in one copy
         if mask is not None:
             bias = bias + mask.to(bias.dtype)[:, None]  # (S, h, n, n)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        q, k = self._prepare(q, k)
+        out = _attention(q, k, v, bias.to(q.dtype))
         return self.proj(out.transpose(2, 3).reshape(windows, n, c))
+
+    def _project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values side by side: (W, n, C) -> (W, n, 3 * C)."""
+        return self.qkv(x)
+
+    def _prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and keys whose product is the logits: the scale goes into the queries."""
+        return q * q.shape[-1] ** -0.5, k
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """softmax(q k^T + bias) v: (B, S, h, n, d) and (h, n, n) or (S, h, n, n) -> (B, S, h, n, d)."""
+    if bias.device.type == "cpu":
+        # There SDPA has no kernel for a bias that learns and a slow one for small windows: training
+        # takes 1.2 to 1.5 times as long as with these lines, evaluating a model 1.1 (docs/performance.md).
+        scores = q @ k.transpose(-2, -1)
+        return scores.add_(bias).softmax(dim=-1) @ v
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0)
+
+
+class CosineAttention(WindowAttention):
+    """Scaled cosine attention with a learned temperature a head (Liu et al. 2022, equation 2).
+
+    Keys have no bias. Normalisation and temperature are fp32 whatever the precision of the model.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        position_bias: PositionBias,
+        *,
+        qkv_bias: bool = True,
+        windows_at_a_time: int = 0,
+    ) -> None:
+        super().__init__(dim, num_heads, position_bias, qkv_bias=False, windows_at_a_time=windows_at_a_time)
+        self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+        self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
+        self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10.0)))
+
+    def _project(self, x: Tensor) -> Tensor:
+        if self.q_bias is None or self.v_bias is None:
+            return self.qkv(x)
+        bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
+        return F.linear(x, self.qkv.weight, bias)
+
+    def _prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()
+        return _normalized(q, scale), _normalized(k)
+
+
+def _normalized(x: Tensor, length: Tensor | float = 1.0) -> Tensor:
+    """Vectors (..., d) of this length.
+
+    Not F.normalize, which divides whole tensors, three times in its gradient; here one number a vector.
+    """
+    precision = torch.promote_types(x.dtype, torch.float32)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precision)
+    return (x * (length / norm.clamp_min(1e-12))).to(x.dtype)
+
+
+class SpatialMLP(nn.Module):
+    """Swin-MLP's mixer: one linear map over the tokens of a window for each head, no attention."""
+
+    def __init__(self, dim: int, num_heads: int, window: int) -> None:
+        super().__init__()
+        n = window * window
+        self.num_heads = num_heads
+        self.spatial_mlp = nn.Conv1d(num_heads * n, num_heads * n, kernel_size=1, groups=num_heads)
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Mix the tokens of each window: (B * S, n, C) -> (B * S, n, C)."""
+        assert mask is None, "Swin-MLP pads its shifted windows and never masks"
+        windows, n, c = x.shape
+        heads = x.view(windows, n, self.num_heads, -1).transpose(1, 2)  # (B * S, h, n, d)
+        weight = self.spatial_mlp.weight.view(self.num_heads, n, n)
+        bias = self.spatial_mlp.bias.view(self.num_heads, n, 1)  # type: ignore[union-attr]
+        mixed = torch.matmul(weight, heads) + bias
+        return mixed.transpose(1, 2).reshape(windows, n, c)

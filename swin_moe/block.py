@@ -1,15 +1,17 @@
-"""One block for every Swin: window attention, then whatever stands in the place of the MLP.
+"""One block for every Swin: a mixer of windows, then whatever stands in the place of the MLP.
 
-Legend: B images, H x W tokens, C channels.
+Legend: B images, H x W tokens, S windows an image, n tokens a window, C channels.
 """
 
+from functools import lru_cache
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swin_moe.attention import WindowAttention
 from swin_moe.moe import MoELayer, MoEStats
 from swin_moe.randomness import Dropout, DropPath, SiteCounter
-from swin_moe.windows import partition, reverse, shift_mask
+from swin_moe.windows import WindowGrid
 
 
 class MLP(nn.Module):
@@ -29,51 +31,81 @@ class MLP(nn.Module):
 
 
 class SwinBlock(nn.Module):
-    """Pre-norm attention and feed-forward with residuals (Liu et al. 2021, equation 3).
+    """A window mixer and a feed-forward with residuals.
+
+    Norms stand before each branch (Liu et al. 2021, equation 3) or at its end (2022, section 3.1).
 
     Args:
-        attention: over windows of `window` tokens a side.
+        dim: C.
+        mixer: called with windows (B * S, n, C) and a mask; see attention.py.
         ffn: called with (B, L, C) tokens and (B,) keys, returns tokens and MoEStats or None.
-        resolution: side of the map in tokens.
-        shift: cyclic shift in tokens; 0 for plain windows.
+        grid: how the map is cut into windows.
+        resolution: side of the map of the configured image, whose mask is made once.
+        norm: `pre` or `post`.
+        main_norm: a LayerNorm on the main branch after the block.
         drop_path: rate at which a sample skips a branch.
-        dropout: rate after the attention's projection.
+        dropout: rate after the mixer.
     """
+
+    mask: Tensor | None
 
     def __init__(
         self,
         dim: int,
-        attention: WindowAttention,
+        mixer: nn.Module,
         ffn: MLP | MoELayer,
         *,
+        grid: WindowGrid,
         resolution: int,
-        window: int,
-        shift: int,
+        norm: str,
+        main_norm: bool,
         drop_path: float,
         dropout: float,
         sites: SiteCounter,
     ) -> None:
         super().__init__()
-        self.window, self.shift = window, shift
+        self.grid, self.resolution, self.post_norm = grid, resolution, norm == "post"
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.attention, self.mlp = attention, ffn
+        self.main_norm = nn.LayerNorm(dim) if main_norm else None
+        self.attention, self.mlp = mixer, ffn
         self.attention_dropout = Dropout(dropout, sites.next())
         self.drop_path1 = DropPath(drop_path, sites.next())
         self.drop_path2 = DropPath(drop_path, sites.next())
-        mask = shift_mask(resolution, resolution, window, shift) if shift else None
+        mask = grid.mask(resolution, resolution)
+        mask = None if mask is None else mask.to(torch.get_default_device())
         self.register_buffer("mask", mask, persistent=False)
+
+    def reset_buffers(self) -> None:
+        """Compute the mask again, after a construction on the meta device."""
+        mask = self.grid.mask(self.resolution, self.resolution)
+        if self.mask is not None and mask is not None:
+            self.mask.copy_(mask)
 
     def forward(self, x: Tensor, keys: Tensor) -> tuple[Tensor, MoEStats | None]:
         """(B, H, W, C) with the images' keys (B,) -> (B, H, W, C), and the statistics of an MoE."""
-        x = x + self.drop_path1(self.attention_dropout(self._attend(self.norm1(x)), keys), keys)
-        y, stats = self.mlp(self.norm2(x).flatten(1, 2), keys)
-        return x + self.drop_path2(y.view_as(x), keys), stats
+        y = self._mix(x if self.post_norm else self.norm1(x))
+        y = self.attention_dropout(y, keys)
+        x = x + self.drop_path1(self.norm1(y) if self.post_norm else y, keys)
 
-    def _attend(self, x: Tensor) -> Tensor:
-        """Attention inside (shifted) windows: (B, H, W, C) -> (B, H, W, C)."""
+        tokens, stats = self.mlp((x if self.post_norm else self.norm2(x)).flatten(1, 2), keys)
+        y = tokens.view_as(x)
+        x = x + self.drop_path2(self.norm2(y) if self.post_norm else y, keys)
+        return x if self.main_norm is None else self.main_norm(x), stats
+
+    def _mix(self, x: Tensor) -> Tensor:
+        """Mix the tokens of each window: (B, H, W, C) -> (B, H, W, C)."""
         height, width = x.shape[1:3]
-        if self.shift:
-            x = x.roll((-self.shift, -self.shift), dims=(1, 2))
-        windows = self.attention(partition(x, self.window), self.mask)
-        x = reverse(windows, self.window, height, width)
-        return x.roll((self.shift, self.shift), dims=(1, 2)) if self.shift else x
+        windows = self.attention(self.grid.cut(x), self._mask(height, width, x.device))
+        return self.grid.join(windows, height, width)
+
+    def _mask(self, height: int, width: int, device: torch.device) -> Tensor | None:
+        if height == width == self.resolution:
+            return self.mask
+        return _mask_of(self.grid, height, width, device)
+
+
+@lru_cache(maxsize=64)
+def _mask_of(grid: WindowGrid, height: int, width: int, device: torch.device) -> Tensor | None:
+    """The mask of a size that is not the configured one, made once for all blocks."""
+    mask = grid.mask(height, width)
+    return None if mask is None else mask.to(device)

@@ -31,7 +31,7 @@ class MoEConfig:
     blocks: tuple[tuple[int, ...], ...]
     num_experts: int
     top_k: int = 1
-    router: Literal["linear"] = "linear"
+    router: Literal["linear", "cosine"] = "linear"
     capacity_factor: float = 1.25
     eval_capacity_factor: float = 0.0
     routing_group_images: int = 8
@@ -63,10 +63,22 @@ class MoEConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A hierarchical Swin Transformer (Liu et al. 2021, section 3), dense or with experts.
+    """A hierarchical Swin Transformer of any kind (Liu et al. 2021, section 3; 2022, section 3).
 
-    Sizes are in pixels (`image_size`, `patch_size`) or tokens (`window_size`). `position_bias` is `table`
-    (Swin V1) or `log_cpb` (the continuous bias of Swin V2, which Swin-MoE uses with dot-product attention).
+    Sizes are in pixels (`image_size`, `patch_size`) or tokens (`window_size`). The kinds are compositions:
+
+    | kind     | attention | position_bias | norm |
+    |----------|-----------|---------------|------|
+    | Swin     | dot       | table         | pre  |
+    | SwinV2   | cosine    | log_cpb       | post |
+    | Swin-MLP | mlp       | (none)        | pre  |
+    | Swin-MoE | dot       | log_cpb       | pre  |
+
+    `main_norm_every` adds a LayerNorm on the main branch after every so many blocks of a stage (SwinV2-H,
+    giant and G: 6). `pretrained_window_sizes`, one a stage, are of the weights where the window has changed.
+    `image_size` decides the windows: a stage whose map is smaller than the window has one window of its size.
+    Forward takes any size. `checkpoint_every` recomputes the activations of so many blocks at a time in the
+    backward pass (0: none), `windows_at_a_time` attends to so many windows at once (0: all).
     """
 
     image_size: int = 224
@@ -77,51 +89,59 @@ class ModelConfig:
     depths: tuple[int, ...] = (2, 2, 6, 2)
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     window_size: int = 7
+    pretrained_window_sizes: tuple[int, ...] | None = None
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     mlp_fc2_bias: bool = True
+    attention: Literal["dot", "cosine", "mlp"] = "dot"
     position_bias: Literal["table", "log_cpb"] = "table"
+    norm: Literal["pre", "post"] = "pre"
+    main_norm_every: int = 0
     drop_rate: float = 0.0
     drop_path_rate: float = 0.1
     init_std: float = 0.02
+    checkpoint_every: int = 0
+    windows_at_a_time: int = 0
     moe: MoEConfig | None = None
 
     def __post_init__(self) -> None:
+        self._check_ranges()
+        self._check_stages()
+        require(
+            self.attention != "cosine" or self.position_bias == "log_cpb",
+            f"model.attention (cosine) needs model.position_bias=log_cpb (got {self.position_bias})",
+        )
+        if self.moe is not None:
+            self._check_moe(self.moe)
+
+    def _check_ranges(self) -> None:
+        for name in ("drop_rate", "drop_path_rate"):
+            require(0 <= getattr(self, name) < 1, f"model.{name} ({getattr(self, name)}) must lie in [0, 1)")
+        for name in ("image_size", "patch_size", "in_chans", "num_classes", "embed_dim", "window_size"):
+            require(getattr(self, name) >= 1, f"model.{name} ({getattr(self, name)}) must be at least 1")
+        for name in ("main_norm_every", "checkpoint_every", "windows_at_a_time"):
+            require(getattr(self, name) >= 0, f"model.{name} ({getattr(self, name)}) must not be negative")
+        require(self.mlp_ratio > 0, f"model.mlp_ratio ({self.mlp_ratio}) must be above 0")
+        require(self.init_std > 0, f"model.init_std ({self.init_std}) must be above 0")
+
+    def _check_stages(self) -> None:
         stages = len(self.depths)
         require(
             stages > 0 and min(self.depths) > 0,
             f"model.depths ({list(self.depths)}) must give every stage at least one block",
         )
-        require(self.mlp_ratio > 0, f"model.mlp_ratio ({self.mlp_ratio}) must be above 0")
-        require(self.init_std > 0, f"model.init_std ({self.init_std}) must be above 0")
-        require(
-            len(self.num_heads) == stages,
-            f"model.num_heads has {len(self.num_heads)} entries, model.depths has {stages}: one a stage each",
-        )
-        for name in ("drop_rate", "drop_path_rate"):
-            require(0 <= getattr(self, name) < 1, f"model.{name} ({getattr(self, name)}) must lie in [0, 1)")
-        for name in ("image_size", "patch_size", "in_chans", "num_classes", "embed_dim", "window_size"):
-            require(getattr(self, name) >= 1, f"model.{name} ({getattr(self, name)}) must be at least 1")
+        for name in ("num_heads", "pretrained_window_sizes"):
+            entries = getattr(self, name)
+            require(
+                entries is None or len(entries) == stages,
+                f"model.{name} has {len(entries or ())} entries, model.depths has {stages}: one a stage each",
+            )
         for stage, heads in enumerate(self.num_heads):
             dim = self.stage_dim(stage)
             require(
                 heads >= 1 and dim % heads == 0,
                 f"model.num_heads[{stage}] ({heads}) must divide the width of stage {stage} ({dim})",
             )
-        reduction = self.patch_size * 2 ** (stages - 1)
-        require(
-            self.image_size % reduction == 0,
-            f"model.image_size ({self.image_size}) must be a multiple of patch_size * 2^(stages - 1) "
-            f"({reduction})",
-        )
-        for stage in range(stages):
-            size, window = self.stage_resolution(stage), self.stage_window(stage)
-            require(
-                size % window == 0,
-                f"model.window_size ({window}) must divide the {size} x {size} tokens of stage {stage}",
-            )
-        if self.moe is not None:
-            self._check_moe(self.moe)
 
     def _check_moe(self, moe: MoEConfig) -> None:
         require(
@@ -142,8 +162,8 @@ class ModelConfig:
         return self.embed_dim * 2**stage
 
     def stage_resolution(self, stage: int) -> int:
-        """Tokens along one side of a stage's map."""
-        return self.image_size // (self.patch_size * 2**stage)
+        """Tokens along one side of a stage's map; each merging rounds up."""
+        return -(-self.image_size // (self.patch_size * 2**stage))
 
     def stage_window(self, stage: int) -> int:
         """Window of a stage in tokens; a map smaller than the window is one window."""

@@ -7,12 +7,29 @@ import torch
 from torch import Tensor, nn
 
 from parallel.expert import experts_of, global_name
+from swin_moe.router import CosineTopKRouter
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, *, seed: int, std: float) -> None:
-    """Fill every parameter in place; each expert's slice comes from a generator of its own."""
+def initialize(model: nn.Module, *, seed: int, std: float, zero_branch_norms: bool = False) -> None:
+    """Fill every parameter in place; each expert's slice comes from a generator of its own.
+
+    Constant buffers are computed again, so that a model built on the meta device becomes whole.
+
+    Args:
+        model: whose parameters have their final names.
+        seed: of all weights.
+        std: of the truncated normals.
+        zero_branch_norms: SwinV2 starts with every residual branch at zero (its `norm1` and `norm2`).
+    """
+    for module in model.modules():
+        reset = getattr(module, "reset_buffers", None)
+        if callable(reset):
+            reset()
     for name, parameter in model.named_parameters():
+        if zero_branch_norms and name.split(".")[-2:-1] in (["norm1"], ["norm2"]):
+            parameter.zero_()
+            continue
         experts = experts_of(parameter)
         if experts is None:
             _fill(name, parameter, _generator(seed, name), std)
@@ -27,12 +44,21 @@ def _generator(seed: int, name: str) -> torch.Generator:
 
 
 def _fill(name: str, piece: Tensor, generator: torch.Generator, std: float) -> None:
-    """Patch projection as a convolution, norms 1, biases 0, the rest a truncated normal."""
-    if name == "patch_embed.proj.weight":
+    """Patch projection and SimMIM's decoder as convolutions, norms 1, biases 0, the rest a truncated normal.
+
+    SwinV2's temperatures start at 10, the cosine router's at 2 (as logarithms), its experts at normals.
+    """
+    if name.endswith(("patch_embed.proj.weight", "decoder.weight")):
         bound = 1.0 / math.sqrt(piece[0].numel())
         nn.init.uniform_(piece, -bound, bound, generator=generator)
     elif name.endswith("bias"):
         piece.zero_()
+    elif name.endswith("logit_scale"):
+        piece.fill_(math.log(10.0))
+    elif name.endswith("temperature"):
+        piece.fill_(CosineTopKRouter.start)
+    elif name.endswith("sim_matrix"):
+        nn.init.normal_(piece, std=0.01, generator=generator)
     elif piece.dim() == 1:
         piece.fill_(1.0)
     else:

@@ -7,16 +7,19 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from parallel.expert import ExpertParallel
 from parallel.mesh import Mesh
-from swin_moe.attention import WindowAttention
+from swin_moe.attention import CosineAttention, SpatialMLP, WindowAttention
 from swin_moe.block import MLP, SwinBlock
 from swin_moe.config import ModelConfig
 from swin_moe.initialize import initialize
 from swin_moe.moe import MoELayer, MoEStats
 from swin_moe.patch import PatchEmbed, PatchMerging
+from swin_moe.position_bias import LogCpbBias, PositionBias, TableBias
 from swin_moe.randomness import Dropout, SiteCounter
+from swin_moe.windows import WindowGrid
 
 
 class ModelOutput(NamedTuple):
@@ -49,20 +52,52 @@ class Stage(nn.Module):
         sites: SiteCounter,
     ) -> None:
         super().__init__()
-        self.merge = PatchMerging(config.stage_dim(stage - 1)) if stage else None
+        self.checkpoint_every = config.checkpoint_every
+        post_norm = config.norm == "post"
+        self.merge = PatchMerging(config.stage_dim(stage - 1), post_norm=post_norm) if stage else None
         self.blocks = nn.ModuleList(
             _block(config, stage, i, drop_path[i], placement, sites) for i in range(config.depths[stage])
         )
 
     def forward(self, x: Tensor, keys: Tensor) -> tuple[Tensor, dict[str, MoEStats]]:
         """(B, H, W, C) with keys (B,) -> this stage's map, and the statistics by block number."""
-        statistics = {}
+        statistics: dict[str, MoEStats] = {}
         x = x if self.merge is None else self.merge(x)
-        for i, block in enumerate(self.blocks):
-            x, stats = block(x, keys)
+        step = self.checkpoint_every or len(self.blocks)
+        for first in range(0, len(self.blocks), step):
+            if self.checkpoint_every and torch.is_grad_enabled():
+                # no generator state to keep: every draw is keyed
+                x, found = checkpoint(
+                    self._run, x, keys, first, step, use_reentrant=False, preserve_rng_state=False
+                )
+            else:
+                x, found = self._run(x, keys, first, step)
+            statistics |= found
+        return x, statistics
+
+    def _run(self, x: Tensor, keys: Tensor, first: int, count: int) -> tuple[Tensor, dict[str, MoEStats]]:
+        """Blocks first .. first + count - 1."""
+        statistics = {}
+        for i in range(first, min(first + count, len(self.blocks))):
+            x, stats = self.blocks[i](x, keys)
             if stats is not None:
                 statistics[str(i)] = stats
         return x, statistics
+
+
+def _mixer(config: ModelConfig, stage: int) -> nn.Module:
+    """What mixes the tokens of a stage's windows."""
+    dim, heads, window = config.stage_dim(stage), config.num_heads[stage], config.stage_window(stage)
+    if config.attention == "mlp":
+        return SpatialMLP(dim, heads, window)
+    bias: PositionBias
+    if config.position_bias == "table":
+        bias = TableBias(window, heads)
+    else:
+        pretrained = config.pretrained_window_sizes[stage] if config.pretrained_window_sizes else 0
+        bias = LogCpbBias(window, heads, sigmoid=config.attention == "cosine", pretrained_window=pretrained)
+    attention = CosineAttention if config.attention == "cosine" else WindowAttention
+    return attention(dim, heads, bias, qkv_bias=config.qkv_bias, windows_at_a_time=config.windows_at_a_time)
 
 
 def _block(
@@ -73,19 +108,8 @@ def _block(
     placement: ExpertParallel | None,
     sites: SiteCounter,
 ) -> SwinBlock:
-    dim, window, resolution = (
-        config.stage_dim(stage),
-        config.stage_window(stage),
-        config.stage_resolution(stage),
-    )
+    dim, every = config.stage_dim(stage), config.main_norm_every
     hidden = int(dim * config.mlp_ratio)
-    attention = WindowAttention(
-        dim,
-        config.num_heads[stage],
-        window,
-        position_bias=config.position_bias,
-        qkv_bias=config.qkv_bias,
-    )
     ffn: MLP | MoELayer
     if config.is_moe_block(stage, index):
         assert config.moe is not None
@@ -95,11 +119,14 @@ def _block(
         ffn = MLP(dim, hidden, dropout=config.drop_rate, fc2_bias=config.mlp_fc2_bias, sites=sites)
     return SwinBlock(
         dim,
-        attention,
+        _mixer(config, stage),
         ffn,
-        resolution=resolution,
-        window=window,
-        shift=window // 2 if index % 2 and resolution > window else 0,
+        grid=WindowGrid(
+            window=config.stage_window(stage), shifted=index % 2 == 1, cyclic=config.attention != "mlp"
+        ),
+        resolution=config.stage_resolution(stage),
+        norm=config.norm,
+        main_norm=every > 0 and (index + 1) % every == 0,
         drop_path=drop_path,
         dropout=config.drop_rate,
         sites=sites,
@@ -134,21 +161,66 @@ class SwinTransformer(nn.Module):
         """Classify images.
 
         Args:
-            images: (B, in_chans, image_size, image_size), normalised.
+            images: (B, in_chans, h, w) of any size, normalised.
             keys: (B,) int64 of `randomness.sample_keys`; the source of every draw. Without them a training
                 model draws keys from torch's global generator.
         """
+        maps, statistics = self._stages(images, keys)
+        logits = self.head(self.norm(maps[-1]).mean(dim=(1, 2)))
+        return ModelOutput(logits=logits, moe=statistics)
+
+    def forward_masked(
+        self, images: Tensor, keys: Tensor, mask: Tensor, mask_token: Tensor
+    ) -> tuple[Tensor, dict[str, MoEStats]]:
+        """The last map, normalised, of images whose masked patches are hidden (SimMIM, see simmim.py).
+
+        Args:
+            images: (B, in_chans, h, w).
+            keys: (B,).
+            mask: (B, ceil(h / p), ceil(w / p)) bool, True where `mask_token` replaces the patch's embedding.
+            mask_token: (C,).
+
+        Returns:
+            (B, h / s, w / s, C of the last stage), and the statistics of every MoE layer.
+        """
+        maps, statistics = self._stages(images, keys, mask, mask_token)
+        return self.norm(maps[-1]), statistics
+
+    def forward_features(self, images: Tensor, keys: Tensor | None = None) -> list[Tensor]:
+        """The map of each stage, for dense tasks: (B, h / s, w / s, C), s = 4, 8, 16, 32, rounded up."""
+        return self._stages(images, keys)[0]
+
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        super()._apply(fn, recurse)
+        for module in self.modules():  # from meta to a device parameters are new ones, without their marks
+            if isinstance(module, MoELayer):
+                for parameter in module.experts.parameters():
+                    module.placement.mark(parameter)
+        return self
+
+    def _stages(
+        self,
+        images: Tensor,
+        keys: Tensor | None,
+        mask: Tensor | None = None,
+        mask_token: Tensor | None = None,
+    ) -> tuple[list[Tensor], dict[str, MoEStats]]:
         if keys is None:
             keys = torch.zeros(len(images), dtype=torch.int64, device=images.device)
             if self.training:
-                keys.random_()
-        x = self.dropout(self.patch_embed(images), keys)
+                keys = torch.randint_like(keys, 2**63 - 1)  # not random_, which breaks a compiled graph
+        x = self.patch_embed(images)
+        if mask is not None:
+            assert mask_token is not None
+            x = torch.where(mask[..., None], mask_token.to(x.dtype), x)
+        x = self.dropout(x, keys)
+        maps: list[Tensor] = []
         statistics: dict[str, MoEStats] = {}
         for i, stage in enumerate(self.layers):
             x, blocks = stage(x, keys)
+            maps.append(x)
             statistics |= {f"layers.{i}.blocks.{block}": stats for block, stats in blocks.items()}
-        logits = self.head(self.norm(x).mean(dim=(1, 2)))
-        return ModelOutput(logits=logits, moe=statistics)
+        return maps, statistics
 
 
 def build_model(config: ModelConfig, *, seed: int = 0, mesh: Mesh | None = None) -> SwinTransformer:
@@ -167,5 +239,5 @@ def build_model(config: ModelConfig, *, seed: int = 0, mesh: Mesh | None = None)
         experts = config.moe.num_experts
         placement = ExpertParallel.over(mesh, experts) if mesh else ExpertParallel.on_one_rank(experts)
     model = SwinTransformer(config, placement)
-    initialize(model, seed=seed, std=config.init_std)
+    initialize(model, seed=seed, std=config.init_std, zero_branch_norms=config.norm == "post")
     return model

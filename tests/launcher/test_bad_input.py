@@ -157,8 +157,15 @@ def test_run_directory_that_cannot_be_written(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (("tain",), "invalid choice: 'tain' (choose from 'check', 'train', 'eval', 'shards')"),
-        ((), "the following arguments are required: check | train | eval | shards"),
+        (
+            ("tain",),
+            "invalid choice: 'tain' (choose from 'check', 'train', 'eval', 'shards', "
+            "'models', 'convert', 'export')",
+        ),
+        (
+            (),
+            "the following arguments are required: check | train | eval | shards | models | convert | export",
+        ),
         (("train", str(CONFIG), "--rseume", "auto"), "unrecognized arguments: --rseume auto"),
         (("train", str(CONFIG), "--nproc", "x"), "--nproc: must be a whole number of at least 1 (got 'x')"),
         (("train", str(CONFIG), "--nproc", "0"), "--nproc: must be a whole number of at least 1 (got '0')"),

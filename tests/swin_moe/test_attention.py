@@ -9,8 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from swin_moe.attention import LogCpbBias, TableBias, WindowAttention, relative_index, relative_offsets
-from swin_moe.windows import shift_mask
+from swin_moe.attention import WindowAttention
+from swin_moe.position_bias import LogCpbBias, TableBias, relative_index, relative_offsets
+from swin_moe.windows import WindowGrid
 
 DIM, HEADS = 6, 3
 
@@ -44,13 +45,13 @@ def test_log_cpb_coordinates_by_hand() -> None:
     one, two = 2.321928094887362 / 3, 3.169925001442312 / 3
     axis = [-two, -one, 0.0, one, two]
     expected = torch.tensor([[row, column] for row in axis for column in axis])
-    coordinates = LogCpbBias(3, HEADS).coordinates
+    coordinates = LogCpbBias(3, HEADS, sigmoid=False).coordinates
     torch.testing.assert_close(coordinates, expected, rtol=1e-6, atol=0)
 
 
 def test_log_cpb_of_a_single_token_is_finite() -> None:
     """Window 1 has one offset, 0, and w - 1 = 0 must not divide it."""
-    assert LogCpbBias(1, HEADS).coordinates.tolist() == [[0.0, 0.0]]
+    assert LogCpbBias(1, HEADS, sigmoid=False).coordinates.tolist() == [[0.0, 0.0]]
 
 
 def coordinate(offset: int, window: int) -> float:
@@ -58,7 +59,9 @@ def coordinate(offset: int, window: int) -> float:
 
 
 def make_attention(position_bias: str, window: int, *, qkv_bias: bool = True) -> WindowAttention:
-    layer = WindowAttention(DIM, HEADS, window, position_bias=position_bias, qkv_bias=qkv_bias).double()
+    log_cpb = position_bias == "log_cpb"
+    bias = LogCpbBias(window, HEADS, sigmoid=False) if log_cpb else TableBias(window, HEADS)
+    layer = WindowAttention(DIM, HEADS, bias, qkv_bias=qkv_bias).double()
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -113,11 +116,14 @@ def reference(layer: WindowAttention, x: Tensor, mask: Tensor | None, window: in
 
 
 @pytest.mark.parametrize("position_bias", ["table", "log_cpb"])
-@pytest.mark.parametrize(("window", "side", "shift"), [(2, 4, 0), (2, 4, 1), (3, 6, 1), (3, 3, 0)])
-def test_attention_equals_plain_loops(position_bias: str, window: int, side: int, shift: int) -> None:
+@pytest.mark.parametrize(
+    ("window", "side", "shifted"), [(2, 4, False), (2, 4, True), (3, 6, True), (3, 3, False)]
+)
+def test_attention_equals_plain_loops(position_bias: str, window: int, side: int, shifted: bool) -> None:
     """Two images; the mask of a shifted map belongs to its windows, image after image."""
     layer = make_attention(position_bias, window)
-    mask = shift_mask(side, side, window, shift) if shift else None
+    mask = WindowGrid(window=window, shifted=shifted).mask(side, side)
+    assert (mask is not None) == shifted
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2 * (side // window) ** 2, window**2, DIM, generator=generator, dtype=torch.float64)
     x.requires_grad_()
@@ -142,14 +148,14 @@ def test_uniform_attention_by_hand() -> None:
 
     v = x and proj = 1. Window 2, shift 1, 4 x 4 map: in window 1, tokens 0 and 2 see each other, and 1 and 3.
     """
-    layer = WindowAttention(1, 1, 2)
+    layer = WindowAttention(1, 1, TableBias(2, 1))
     with torch.no_grad():
         layer.qkv.weight.copy_(torch.tensor([[0.0], [0.0], [1.0]]))
         layer.qkv.bias.zero_()
         layer.proj.weight.fill_(1.0)
         layer.proj.bias.zero_()
     x = torch.tensor([1.0, 2.0, 5.0, 10.0]).view(1, 4, 1).expand(4, 4, 1)
-    y = layer(x, shift_mask(4, 4, 2, 1))[..., 0]
+    y = layer(x, WindowGrid(window=2, shifted=True).mask(4, 4))[..., 0]
     torch.testing.assert_close(y[0], torch.full((4,), 4.5))  # (1 + 2 + 5 + 10) / 4
     torch.testing.assert_close(y[1], torch.tensor([3.0, 6.0, 3.0, 6.0]))  # (1 + 5) / 2, (2 + 10) / 2
     torch.testing.assert_close(y[3], torch.tensor([1.0, 2.0, 5.0, 10.0]))  # each alone

@@ -40,11 +40,18 @@ def test_moe_errors(options: dict[str, object], message: str) -> None:
             "model.num_heads[3] (25) must divide the width of stage 3 (768)",
         ),
         ({"num_heads": (0, 6, 12, 24)}, "model.num_heads[0] (0) must divide the width of stage 0 (96)"),
-        ({"window_size": 8}, "model.window_size (8) must divide the 28 x 28 tokens of stage 1"),
         ({"window_size": 0}, "model.window_size (0) must be at least 1"),
+        ({"image_size": 0}, "model.image_size (0) must be at least 1"),
+        ({"main_norm_every": -1}, "model.main_norm_every (-1) must not be negative"),
+        ({"checkpoint_every": -1}, "model.checkpoint_every (-1) must not be negative"),
+        ({"windows_at_a_time": -1}, "model.windows_at_a_time (-1) must not be negative"),
         (
-            {"image_size": 200},
-            "model.image_size (200) must be a multiple of patch_size * 2^(stages - 1) (32)",
+            {"pretrained_window_sizes": (12, 12, 6)},
+            "model.pretrained_window_sizes has 3 entries, model.depths has 4: one a stage each",
+        ),
+        (
+            {"attention": "cosine"},
+            "model.attention (cosine) needs model.position_bias=log_cpb (got table)",
         ),
         ({"depths": ()}, "model.depths ([]) must give every stage at least one block"),
         ({"mlp_ratio": 0}, "model.mlp_ratio (0) must be above 0"),
@@ -73,3 +80,10 @@ def test_a_map_smaller_than_the_window_is_one_window() -> None:
     """Image 64: maps of 16, 8, 4, 2 tokens; a window of 8 shrinks to 4 and 2 in the last stages."""
     config = ModelConfig(image_size=64, window_size=8)
     assert [config.stage_window(stage) for stage in range(4)] == [8, 8, 4, 2]
+
+
+def test_maps_of_any_size_round_up() -> None:
+    """Image 203, patch 4: ceil(50.75) = 51 tokens, then 26, 13, 7; a window of 8 shrinks to 7 at the end."""
+    config = ModelConfig(image_size=203, window_size=8)
+    assert [config.stage_resolution(stage) for stage in range(4)] == [51, 26, 13, 7]
+    assert [config.stage_window(stage) for stage in range(4)] == [8, 8, 8, 7]

@@ -7,7 +7,7 @@ import torch
 
 from swin_moe.config import MoEConfig
 from swin_moe.randomness import fork, normal, sample_keys
-from swin_moe.router import LinearTopKRouter, Routing
+from swin_moe.router import CosineTopKRouter, LinearTopKRouter, Routing
 
 
 def router(weight: list[list[float]], **options: object) -> LinearTopKRouter:
@@ -72,3 +72,32 @@ def test_noise_is_the_keyed_draw_of_the_routers_site() -> None:
     assert torch.equal(
         layer.eval()(tokens, keys).scores, (tokens * torch.tensor([[1.0, 2.0, 3.0]])).softmax(-1)
     )
+
+
+def test_cosine_logits_by_plain_loops() -> None:
+    """cos(projection of the token, vector of the expert) times exp(min(temperature, log 100))."""
+    config = MoEConfig(blocks=((0,),), num_experts=3, router="cosine", gate_noise=0.0)
+    for temperature in (CosineTopKRouter.start, 9.0):  # e^9 is far above the bound of 100
+        layer = CosineTopKRouter(5, config, site=0)
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                parameter.normal_(generator=generator)
+            layer.temperature.fill_(temperature)
+        tokens = torch.randn(4, 5, generator=generator)
+        scale = min(math.exp(temperature), 100.0)
+        logits = layer.logits(tokens)
+        for t in range(4):
+            projected = layer.cosine_projector.weight @ tokens[t] + layer.cosine_projector.bias
+            for e in range(3):
+                expert = layer.sim_matrix[:, e]
+                cosine = (projected * expert).sum() / (projected.norm() * expert.norm())
+                assert logits[t, e].item() == pytest.approx(scale * cosine.item(), rel=1e-4, abs=1e-5)
+
+
+def test_cosine_router_starts_as_the_reference() -> None:
+    """Temperature 1 / 0.5 = 2, kept as log 2; 256 x (C + 1) + 256 x E + 1 numbers."""
+    config = MoEConfig(blocks=((0,),), num_experts=8, router="cosine")
+    layer = CosineTopKRouter(12, config, site=0)
+    assert layer.temperature.exp().item() == pytest.approx(2.0)
+    assert sum(p.numel() for p in layer.parameters()) == 256 * 13 + 256 * 8 + 1

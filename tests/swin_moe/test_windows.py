@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from swin_moe.windows import partition, reverse, shift_mask
+from swin_moe.windows import WindowGrid, partition, reverse
 
 SHAPES = [(4, 4, 2), (6, 6, 3), (6, 9, 3), (8, 4, 4), (5, 5, 5), (3, 2, 1)]
 
@@ -36,39 +36,90 @@ def test_partition_takes_the_output_of_roll() -> None:
     assert partition(x, 2)[0, :, 0].tolist() == [5, 6, 9, 10]
 
 
+@pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize(
-    ("height", "width", "window", "shift"),
-    [(4, 4, 2, 1), (6, 6, 3, 1), (6, 6, 3, 2), (6, 9, 3, 1), (8, 8, 4, 2), (4, 8, 4, 2), (14, 14, 7, 3)],
+    ("height", "width", "window"),
+    [(4, 4, 2), (6, 6, 3), (6, 9, 3), (8, 8, 4), (4, 8, 4), (8, 4, 4), (14, 14, 7)]
+    + [(5, 7, 3), (3, 10, 4), (7, 5, 2), (9, 9, 4), (2, 3, 4), (1, 1, 1)],
 )
-def test_shift_mask_by_original_coordinates(height: int, width: int, window: int, shift: int) -> None:
-    """Two tokens of a window see each other when the shift moved them together.
+def test_mask_by_original_coordinates(height: int, width: int, window: int, shifted: bool) -> None:
+    """Two tokens of a window see each other when both are of the map and the shift moved them together.
 
-    The token at (r, c) of the shifted map comes from ((r + s) mod H, (c + s) mod W). Of two tokens of one
-    window, one has wrapped around an edge and the other has not exactly when their distance in the original
-    map differs from their distance in the shifted one.
+    A side is padded to whole windows, and shifted by half a window if it has more than one. The token at
+    (r, c) of the shifted map comes from ((r + s) mod H, (c + t) mod W). Of two tokens of one window, one has
+    wrapped around an edge and the other has not exactly when their distance in the original map differs from
+    their distance in the shifted one. Padding sees padding: somebody, so that its softmax is a number.
     """
-    mask = shift_mask(height, width, window, shift)
-    across = width // window
+    mask = WindowGrid(window=window, shifted=shifted).mask(height, width)
+    tall, wide = -(-height // window) * window, -(-width // window) * window
+    down, across = (window // 2 if shifted and side > window else 0 for side in (tall, wide))
+    if (tall, wide, down, across) == (height, width, 0, 0):
+        assert mask is None
+        return
     n = window * window
-    assert mask.shape == (height * width // n, n, n)
+    assert mask.shape == (tall * wide // n, n, n)
     assert mask.dtype == torch.float32
 
     def moved(number: int, token: int) -> tuple[tuple[int, int], tuple[int, int]]:
-        row = number // across * window + token // window
-        column = number % across * window + token % window
-        return (row, column), ((row + shift) % height, (column + shift) % width)
+        row = number // (wide // window) * window + token // window
+        column = number % (wide // window) * window + token % window
+        return (row, column), ((row + down) % tall, (column + across) % wide)
 
     for number in range(len(mask)):
         places = [moved(number, token) for token in range(n)]
         for i, (a, source_a) in enumerate(places):
             for j, (b, source_b) in enumerate(places):
+                real_a, real_b = (row < height and column < width for row, column in (source_a, source_b))
                 together = all(source_a[d] - source_b[d] == a[d] - b[d] for d in (0, 1))
-                assert mask[number, i, j] == (0.0 if together else float("-inf"))
+                sees = together if real_a and real_b else real_a == real_b
+                assert mask[number, i, j] == (0.0 if sees else float("-inf"))
+
+
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize(
+    ("height", "width", "window"), [(4, 6, 2), (5, 7, 3), (3, 10, 4), (2, 3, 4), (9, 5, 4)]
+)
+def test_cut_by_coordinates(height: int, width: int, window: int, shifted: bool) -> None:
+    """Position (r, c) of the windows holds the token ((r + s) mod H, (c + t) mod W), or a zero."""
+    grid = WindowGrid(window=window, shifted=shifted)
+    x = torch.arange(1, 2 * height * width + 1).view(2, height, width, 1)
+    tall, wide = -(-height // window) * window, -(-width // window) * window
+    down, across = (window // 2 if shifted and side > window else 0 for side in (tall, wide))
+    windows = grid.cut(x)
+    laid_out = reverse(windows, window, tall, wide)
+    for b in range(2):
+        for row in range(tall):
+            for column in range(wide):
+                r, c = (row + down) % tall, (column + across) % wide
+                expected = x[b, r, c].item() if r < height and c < width else 0
+                assert laid_out[b, row, column].item() == expected
+    assert torch.equal(grid.join(windows, height, width), x)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "window"), [(4, 6, 2), (6, 9, 3), (5, 7, 3), (3, 10, 4), (2, 3, 4)]
+)
+def test_cut_without_rolling_by_coordinates(height: int, width: int, window: int) -> None:
+    """Swin-MLP: window - shift zeros before a side that exceeds the window, then as many as fill windows."""
+    grid = WindowGrid(window=window, shifted=True, cyclic=False)
+    assert grid.mask(height, width) is None
+    top, left = (window - window // 2 if side > window else 0 for side in (height, width))
+    tall, wide = -(-(top + height) // window) * window, -(-(left + width) // window) * window
+    x = torch.arange(1, height * width + 1).view(1, height, width, 1)
+    windows = grid.cut(x)
+    expected = torch.zeros(1, tall, wide, 1).long()
+    for row in range(height):
+        for column in range(width):
+            expected[0, top + row, left + column] = row * width + column + 1
+    assert torch.equal(reverse(windows, window, tall, wide), expected)
+    assert torch.equal(grid.join(windows, height, width), x)
+    if (height, width, window) == (6, 9, 3):  # sides that the window divides get `shift` after them
+        assert (tall - 6, wide - 9, top) == (3, 3, 2)
 
 
 def test_shift_mask_of_a_small_map_by_hand() -> None:
     """4 x 4 map, window 2, shift 1: the last window holds the four corners, each alone."""
-    mask = shift_mask(4, 4, 2, 1)
+    mask = WindowGrid(window=2, shifted=True).mask(4, 4)
     hidden = float("-inf")
     assert (mask[0] == 0).all()  # rows 1..2, columns 1..2: no edge inside
     # window 1: columns 3 and 0 of rows 1..2; tokens 0, 2 are column 3, tokens 1, 3 column 0

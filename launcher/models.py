@@ -1,0 +1,174 @@
+"""`swin-moe models`: every named model, what it costs, and the published figures beside it.
+
+The published figures stand as they were printed: for Swin, SwinV2 and Swin-MLP in the model tables of
+microsoft/Swin-Transformer (commit f82860b; FLOPs count one multiply-add as one), for the giants in Liu et al.
+2022, section 4.1, and that repository's SimMIM table, for Swin-MoE in Hwang et al. 2022 (Tutel), section 5.
+For the others nothing is published.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from swin_moe.config import ModelConfig, ModelError
+from swin_moe.flops import Cost, cost
+from swin_moe.registry import list_models, load_model_config
+
+_UNITS = {"M": 1e6, "G": 1e9, "B": 1e9}
+_NONE = ("", "")
+
+PUBLISHED = {  # name: parameters, FLOPs
+    "swin_tiny_patch4_window7_224": ("28M", "4.5G"),
+    "swin_tiny_patch4_window7_224_22kto1k_finetune": ("28M", "4.5G"),
+    "swin_small_patch4_window7_224": ("50M", "8.7G"),
+    "swin_small_patch4_window7_224_22kto1k_finetune": ("50M", "8.7G"),
+    "swin_base_patch4_window7_224": ("88M", "15.4G"),
+    "swin_base_patch4_window7_224_22kto1k_finetune": ("88M", "15.4G"),
+    "swin_base_patch4_window12_384_finetune": ("88M", "47.1G"),
+    "swin_base_patch4_window12_384_22kto1k_finetune": ("88M", "47.1G"),
+    "swin_large_patch4_window7_224_22kto1k_finetune": ("197M", "34.5G"),
+    "swin_large_patch4_window12_384_22kto1k_finetune": ("197M", "103.9G"),
+    "swin_tiny_c24_patch4_window8_256": ("28M", "5.9G"),
+    "swin_mlp_tiny_c24_patch4_window8_256": ("20M", "4.0G"),
+    "swin_mlp_tiny_c12_patch4_window8_256": ("21M", "4.0G"),
+    "swin_mlp_tiny_c6_patch4_window8_256": ("23M", "4.0G"),
+    "swin_mlp_base_patch4_window7_224": ("61M", "10.4G"),
+    "swinv2_tiny_patch4_window8_256": ("28M", "5.9G"),
+    "swinv2_small_patch4_window8_256": ("50M", "11.5G"),
+    "swinv2_base_patch4_window8_256": ("88M", "20.3G"),
+    "swinv2_tiny_patch4_window16_256": ("28M", "6.6G"),
+    "swinv2_small_patch4_window16_256": ("50M", "12.6G"),
+    "swinv2_base_patch4_window16_256": ("88M", "21.8G"),
+    "swinv2_base_patch4_window12to16_192to256_22kto1k_ft": ("88M", "21.8G"),
+    "swinv2_base_patch4_window12to24_192to384_22kto1k_ft": ("88M", "54.7G"),
+    "swinv2_large_patch4_window12to16_192to256_22kto1k_ft": ("197M", "47.5G"),
+    "swinv2_large_patch4_window12to24_192to384_22kto1k_ft": ("197M", "115.4G"),
+    "simmim_pretrain__swinv2_huge__img192_window12__800ep": ("658M", ""),
+    "simmim_finetune__swinv2_huge__img224_window14__800ep": ("658M", ""),
+    "simmim_pretrain__swinv2_giant__img192_window12__800ep": ("1.06B", ""),
+    "simmim_finetune__swinv2_giant__img224_window14__800ep": ("1.06B", ""),
+    "simmim_pretrain__swinv2_g__img192_window12__20ep": ("3.0B", ""),
+    "swinv2_g_patch4_window12to40_192to640_22kto1k_ft": ("3.0B", ""),
+    "swin_moe_small_patch4_window12_192_densebaseline_22k": ("65.8M", ""),
+    "swin_moe_small_patch4_window12_192_8expert_32gpu_22k": ("173.3M", ""),
+    "swin_moe_small_patch4_window12_192_16expert_32gpu_22k": ("296.1M", ""),
+    "swin_moe_small_patch4_window12_192_32expert_32gpu_22k": ("541.8M", ""),
+    "swin_moe_small_patch4_window12_192_64expert_64gpu_22k": ("1033M", ""),
+    "swin_moe_small_patch4_window12_192_128expert_128gpu_22k": ("2016M", ""),
+    "swin_moe_base_patch4_window12_192_densebaseline_22k": ("109.3M", ""),
+    "swin_moe_base_patch4_window12_192_8expert_32gpu_22k": ("300.3M", ""),
+    "swin_moe_base_patch4_window12_192_16expert_32gpu_22k": ("518.7M", ""),
+    "swin_moe_base_patch4_window12_192_32expert_32gpu_22k": ("955.3M", ""),
+}
+
+HELP = """\
+examples:
+  swin-moe models                                    some minutes: every model is built, without memory
+  swin-moe models --filter swinv2_tiny
+  swin-moe models --filter moe --json models.json
+
+Parameters and FLOPs are counted from the models; active parameters are those that one token meets. One
+multiply-add counts as one. Exit status 1: a figure differs from the published one, as far as that is printed.
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelRow:
+    """One line of the table."""
+
+    name: str
+    image_size: int
+    window_size: int
+    parameters: int
+    active_parameters: int
+    flops: int
+    published_parameters: str
+    published_flops: str
+    agrees: bool | None  # None: nothing is published
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the `models` command."""
+    parser = commands.add_parser(
+        "models",
+        help="every named model: parameters and FLOPs beside the published ones",
+        epilog=HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--filter", default="", metavar="TEXT", help="only names that contain TEXT")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too, unrounded")
+    parser.set_defaults(run=lambda args, _: show(args.filter, args.json))
+
+
+def show(text: str, json_file: Path | None) -> int:
+    """Print the table; returns 1 if a figure disagrees with the published one, else 0."""
+    names = [name for name in list_models() if text in name]
+    if not names:
+        raise ModelError(f"no model has {text!r} in its name (--filter); without it all are listed")
+    print(HEADER)
+    rows = []
+    for name in names:
+        try:
+            rows.append(row(name))
+        except ModelError as error:  # a configuration ahead of the code says what it waits for
+            print(f"{name:{_WIDTH}} not built: {error}", flush=True)
+            continue
+        print(line(rows[-1]), flush=True)
+    if json_file is not None:
+        json_file.write_text(json.dumps([asdict(row) for row in rows], indent=1) + "\n")
+    wrong = [row.name for row in rows if row.agrees is False]
+    compared = sum(row.agrees is not None for row in rows)
+    print(f"{compared - len(wrong)} of {compared} agree with the published figures")
+    return 1 if wrong else 0
+
+
+def row(name: str) -> ModelRow:
+    """Count one named model and compare it."""
+    config = load_model_config(name)
+    found = _cost(config)
+    published = PUBLISHED.get(name, _NONE)
+    answers = list(_agreements(published, (found.parameters, found.flops)))
+    return ModelRow(
+        name=name,
+        image_size=config.image_size,
+        window_size=config.window_size,
+        **found._asdict(),
+        published_parameters=published[0],
+        published_flops=published[1],
+        agrees=all(answers) if answers else None,
+    )
+
+
+def agrees(count: int, published: str) -> bool:
+    """Whether a count, rounded to the digits of a published figure such as 28M or 15.4G, is that figure."""
+    digits, unit = published[:-1], _UNITS[published[-1]]
+    decimals = len(digits.partition(".")[2])
+    return f"{count / unit:.{decimals}f}" == digits
+
+
+def _agreements(published: tuple[str, str], counts: tuple[int, int]) -> Iterator[bool]:
+    return (agrees(count, text) for text, count in zip(published, counts, strict=True) if text)
+
+
+@cache
+def _cost(config: ModelConfig) -> Cost:
+    return cost(config)
+
+
+_WIDTH = 66
+HEADER = (
+    f"{'model':{_WIDTH}} {'image':>5} {'window':>6} {'params M':>8} {'active M':>8} {'FLOPs G':>8} "
+    f"{'published':>13}"
+)
+
+
+def line(row: ModelRow) -> str:
+    """A row as text."""
+    published = " ".join(filter(None, (row.published_parameters, row.published_flops))) or "-"
+    verdict = {True: "agrees", False: "DISAGREES", None: ""}[row.agrees]
+    counts = f"{row.parameters / 1e6:8.1f} {row.active_parameters / 1e6:8.1f} {row.flops / 1e9:8.2f}"
+    text = f"{row.name:{_WIDTH}} {row.image_size:5} {row.window_size:6} {counts} {published:>13} {verdict}"
+    return text.rstrip()

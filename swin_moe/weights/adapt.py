@@ -1,0 +1,151 @@
+"""What may differ between weights and a model: the classifier, and the window that positions are relative to.
+
+Legend: w window side, h heads.
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from swin_moe.config import ModelConfig
+from swin_moe.weights.errors import WeightsError
+from swin_moe.weights.translated import Translated
+
+HEAD = ("head.weight", "head.bias")
+REMEDY = "to keep the model's own classifier: head=replace; to pick classes: head=FILE, a class map"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassMap:
+    """For each class of the model, the class of the weights that it is: 22K -> 1K for instance."""
+
+    indices: tuple[int, ...]
+    name: str = "class map"
+
+    @staticmethod
+    def read(path: str | Path) -> "ClassMap":
+        """A text file with one index a line, the first for class 0.
+
+        Raises:
+            WeightsError: it cannot be read, or holds something else.
+        """
+        try:
+            lines = Path(path).read_text().split("\n")
+        except (OSError, UnicodeDecodeError) as error:
+            raise WeightsError(f"the class map {path} cannot be read: {error}") from error
+        lines = [line.strip() for line in lines]
+        while lines and not lines[-1]:
+            lines.pop()
+        for number, line in enumerate(lines, start=1):
+            if not (line.isascii() and line.isdecimal()):
+                raise WeightsError(f"{path}, line {number}: not the index of a class (got {line!r})")
+        return ClassMap(indices=tuple(map(int, lines)), name=str(path))
+
+
+Head = Literal["strict", "replace"] | ClassMap
+
+
+def adapt_head(found: Translated, shapes: Mapping[str, list[int]], head: Head) -> list[str]:
+    """Make the classifier of the weights that of the model, as asked: returns what was done.
+
+    With `replace` the model's own stays, and the tensors of the weights are dropped.
+    """
+    theirs = next((len(found.tensors[name]) for name in HEAD if name in found.tensors), 0)
+    ours = next((shapes[name][0] for name in HEAD if name in shapes), 0)
+    if head == "replace":
+        for name in HEAD:
+            if found.tensors.pop(name, None) is not None:
+                found.dropped[found.names[name]] = "the classifier is replaced"
+        return [f"classifier: the model's own of {ours} classes stays, that of {theirs} classes is not used"]
+    if theirs == 0 and ours:
+        raise WeightsError(f"the weights have no classifier, the model has one of {ours} classes; {REMEDY}")
+    if isinstance(head, ClassMap):
+        return [_pick(found, head, theirs, ours)]
+    if theirs != ours:
+        raise WeightsError(f"the weights have {theirs} classes, model.num_classes is {ours}; {REMEDY}")
+    return []
+
+
+def _pick(found: Translated, head: ClassMap, theirs: int, ours: int) -> str:
+    if len(head.indices) != ours:
+        raise WeightsError(
+            f"{head.name} has {len(head.indices)} lines, model.num_classes is {ours}: one each"
+        )
+    if max(head.indices, default=0) >= theirs:
+        raise WeightsError(f"{head.name} names class {max(head.indices)}; the weights have 0..{theirs - 1}")
+    for name in HEAD:
+        if name in found.tensors:
+            found.tensors[name] = found.tensors[name][torch.tensor(head.indices)]
+    return f"classifier: {ours} of {theirs} classes, by {head.name}"
+
+
+def resize_tables(found: Translated, shapes: Mapping[str, list[int]]) -> list[str]:
+    """Resize position bias tables ((2w - 1)^2, h) to the model's windows, bicubically: returns what was done.
+
+    As in Liu et al. 2021, section 4.1: each head's table is an image of 2w - 1 pixels a side.
+    """
+    changes: dict[str, int] = {}
+    for name, table in found.tensors.items():
+        if not name.endswith("relative_position_bias_table") or name not in shapes or table.dim() != 2:
+            continue
+        (rows, heads), (wanted, own_heads) = table.shape, shapes[name]
+        old, new = math.isqrt(rows), math.isqrt(wanted)
+        if rows == wanted or heads != own_heads or old * old != rows or old % 2 == 0:
+            continue  # fits, or is of another model, as the comparison of shapes will say
+        found.tensors[name] = _resized(table, old, new)
+        change = f"position bias: window {(old + 1) // 2} resized to {(new + 1) // 2}, bicubic"
+        changes[change] = changes.get(change, 0) + 1
+    return [f"{change} ({count} tables)" for change, count in changes.items()]
+
+
+def _resized(table: Tensor, old: int, new: int) -> Tensor:
+    image = table.float().t().reshape(1, -1, old, old)
+    resized = F.interpolate(image, size=(new, new), mode="bicubic", align_corners=False)
+    return resized.reshape(-1, new * new).t().to(table.dtype)
+
+
+def check_windows(found: Translated, config: ModelConfig) -> list[str]:
+    """See that a log-spaced position bias is relative to the windows that it was learned with.
+
+    Returns:
+        What cannot be told from the weights.
+
+    Raises:
+        WeightsError: the model's windows are others, and model.pretrained_window_sizes does not say so.
+    """
+    if config.position_bias != "log_cpb" or config.attention == "mlp":
+        return []
+    stages = range(len(config.depths))
+    own = [config.stage_window(stage) for stage in stages]
+    ours = [size or own[i] for i, size in enumerate(config.pretrained_window_sizes or (0,) * len(own))]
+    if not found.windows:
+        return [
+            f"position bias: a {found.format} file does not say with which windows it was learned; taken as "
+            f"{ours} (model.pretrained_window_sizes, where it is set)"
+        ]
+    learned = [found.windows.get(stage, ours[stage]) for stage in stages]
+    if any(a != b for a, b, window in zip(learned, ours, own, strict=True) if window > 1):
+        setting = list(config.pretrained_window_sizes) if config.pretrained_window_sizes else None
+        raise WeightsError(
+            f"these weights learned their position bias with windows of {learned}, the model's are {own}: "
+            f"set model.pretrained_window_sizes={learned} (got {setting})"
+        )
+    return []
+
+
+def drop_unneeded(found: Translated, shapes: Mapping[str, list[int]]) -> None:
+    """What a model can do without: a mask token, and Tutel's fc2 biases where they are frozen at zero."""
+    if "mask_token" in found.tensors and "mask_token" not in shapes:
+        found.dropped[found.names["mask_token"]] = "the mask token, and the model has none"
+        del found.tensors["mask_token"]
+    for name in [name for name in found.tensors if re.search(r"\.experts\.\d+\.fc2_bias$", name)]:
+        if name not in shapes and not found.tensors[name].any():
+            found.dropped[found.names[name]] = "zero, and the model has none"
+            del found.tensors[name]

@@ -1,0 +1,134 @@
+"""Write a model's weights in a format that others read."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from swin_moe.config import ModelConfig
+from swin_moe.model import SwinTransformer
+from swin_moe.weights import hf, native, official
+from swin_moe.weights.errors import WeightsError
+
+FORMATS = ("native", "safetensors", "official", "timm", "hf")
+
+
+def save_weights(model: SwinTransformer, path: str | Path, format: str) -> Path:
+    """Write a model's weights; what is at `path` is never overwritten.
+
+    Args:
+        model: with all its experts here.
+        path: of the file or, for `hf`, of the folder to make.
+        format: `native` or `safetensors`, which are the same: our names and our config as metadata;
+            `official`: a .pth for microsoft/Swin-Transformer;
+            `timm`: a .safetensors or, by the suffix, a .pth;
+            `hf`: config.json and model.safetensors for transformers.
+
+    Raises:
+        WeightsError: the format cannot express the model, or there is something at `path`.
+    """
+    path, config = Path(path), model.config
+    if format not in FORMATS:
+        raise WeightsError(f"no format {format!r}; known: {', '.join(FORMATS)}")
+    if path.exists():
+        raise WeightsError(f"{path} exists; choose another place, or delete it")
+    check_format(config, format)
+    tensors = native.tensors_of(model, config.moe.num_experts if config.moe else 0)
+    if format == "official":
+        weights = official.export(tensors, config) | _buffers(model)
+        return _put(path, lambda out: torch.save({"model": _contiguous(weights)}, out))
+    if format == "timm":
+        weights = official.export(tensors, config, timm=True)
+        if path.suffix in (".pth", ".pt", ".bin"):
+            return _put(path, lambda out: torch.save(_contiguous(weights), out))
+        return _put(path, lambda out: save_file(_contiguous(weights), out, {"format": "pt"}))
+    if format == "hf":
+        weights = hf.export(tensors, config)
+        return _put(path, lambda out: _write_folder(out, weights, hf.config_json(config)))
+    return _put(path, lambda out: save_file(_contiguous(tensors), out, native.metadata(config)))
+
+
+def kind(config: ModelConfig) -> str:
+    """Which of the published families a model belongs to, or `other`."""
+    if config.main_norm_every:
+        return "other"
+    key = (config.attention, config.position_bias, config.norm)
+    families = {
+        ("dot", "table", "pre"): "swin",
+        ("cosine", "log_cpb", "post"): "swinv2",
+        ("dot", "log_cpb", "pre"): "swin_moe",
+    }
+    is_mlp = config.attention == "mlp" and config.norm == "pre"
+    family = "swin_mlp" if is_mlp else families.get(key, "other")
+    has_moe_options = config.moe is not None or not config.mlp_fc2_bias
+    return "other" if has_moe_options and family != "swin_moe" else family
+
+
+def check_format(config: ModelConfig, format: str) -> None:
+    """Refuse a format whose readers could not run the model."""
+    family = kind(config)
+    readable = {
+        "hf": ("swin", "swinv2"),
+        "timm": ("swin", "swinv2"),
+        "official": ("swin", "swinv2", "swin_mlp", "swin_moe"),
+    }.get(format)
+    if readable is not None and family not in readable:
+        raise WeightsError(
+            f"--to {format} is for {', '.join(readable)}; this model is {_describe(config, family)}; "
+            "--to safetensors holds any"
+        )
+    if format == "hf":
+        hf.check_exportable(config)
+
+
+def _describe(config: ModelConfig, family: str) -> str:
+    if family != "other":
+        return family
+    parts = [f"{config.attention} attention", f"{config.position_bias} bias", f"{config.norm} norm"]
+    parts += [f"main_norm_every={config.main_norm_every}"] if config.main_norm_every else []
+    parts += [f"{config.moe.num_experts} experts"] if config.moe else []
+    parts += ["mlp_fc2_bias=false"] if not config.mlp_fc2_bias else []
+    return "one with " + ", ".join(parts)
+
+
+def _buffers(model: SwinTransformer) -> dict[str, Tensor]:
+    """The index and coordinates that official files hold; the latter tell the window of the weights."""
+    buffers: dict[str, Tensor] = {}
+    for name, buffer in model.named_buffers():
+        place, _, leaf = name.replace(".attention.position_bias.", ".attn.").rpartition(".")
+        if leaf == "index":
+            buffers[f"{place}.relative_position_index"] = buffer.cpu()
+        elif leaf == "coordinates":
+            side = round(len(buffer) ** 0.5)
+            buffers[f"{place}.relative_coords_table"] = buffer.cpu().view(1, side, side, 2)
+    return buffers
+
+
+def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors with memory of their own, which is all that is then written."""
+    return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
+
+
+def _write_folder(out: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
+    out.mkdir()
+    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    save_file(_contiguous(weights), out / "model.safetensors", {"format": "pt"})
+
+
+def _put(path: Path, write: Callable[[Path], Any]) -> Path:
+    """Write beside the place and rename, so that a half-written file is never taken for a whole one."""
+    partial = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(partial) if partial.is_dir() else partial.unlink(missing_ok=True)
+        write(partial)
+        os.rename(partial, path)
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be written: {error.strerror or error}") from error
+    return path

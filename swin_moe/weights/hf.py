@@ -1,0 +1,196 @@
+"""The names and the config.json of Hugging Face's Swin and Swinv2.
+
+Queries, keys and values are three layers there and one here. The names are those of the published files; what
+transformers 5 calls them in memory is read too.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from swin_moe.config import ModelConfig
+from swin_moe.weights.errors import WeightsError
+from swin_moe.weights.translated import Translated, windows_of
+
+ENTRY = "embeddings.patch_embeddings.projection.weight"
+PARTS = ("query", "key", "value")
+BLOCK = {  # theirs -> ours, below encoder.layers.I.blocks.J; queries, keys and values apart
+    **{f"layernorm_before.{leaf}": f"norm1.{leaf}" for leaf in ("weight", "bias")},
+    **{f"layernorm_after.{leaf}": f"norm2.{leaf}" for leaf in ("weight", "bias")},
+    **{f"attention.output.dense.{leaf}": f"attention.proj.{leaf}" for leaf in ("weight", "bias")},
+    **{f"intermediate.dense.{leaf}": f"mlp.fc1.{leaf}" for leaf in ("weight", "bias")},
+    **{f"output.dense.{leaf}": f"mlp.fc2.{leaf}" for leaf in ("weight", "bias")},
+    "attention.self.relative_position_bias_table": "attention.position_bias.relative_position_bias_table",
+    "attention.self.logit_scale": "attention.logit_scale",
+    **{
+        f"attention.self.continuous_position_bias_mlp.{leaf}": f"attention.position_bias.cpb_mlp.{leaf}"
+        for leaf in ("0.weight", "0.bias", "2.weight")
+    },
+}
+TOP = {
+    f"{theirs}.{leaf}": f"{ours}.{leaf}"
+    for theirs, ours in (
+        ("embeddings.patch_embeddings.projection", "patch_embed.proj"),
+        ("embeddings.norm", "patch_embed.norm"),
+        ("layernorm", "norm"),
+        ("classifier", "head"),
+    )
+    for leaf in ("weight", "bias")
+} | {"embeddings.mask_token": "mask_token"}
+MERGE = ("norm.weight", "norm.bias", "reduction.weight")
+BUFFERS = ("relative_position_index", "relative_coords_table")
+IN_MEMORY = {  # transformers 5's names of Swin's modules -> those of the files
+    **{f"attention.{part[0]}_proj.": f"attention.self.{part}." for part in PARTS},
+    "attention.relative_position_bias.": "attention.self.",
+    "attention.o_proj.": "attention.output.dense.",
+    "mlp.fc1.": "intermediate.dense.",
+    "mlp.fc2.": "output.dense.",
+}
+SAME = {"hidden_act": "gelu", "use_absolute_embeddings": False, "layer_norm_eps": 1e-5}  # as it is here
+
+
+def translate(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> Translated:
+    """Their names to ours; `config` is config.json, where there is one."""
+    cosine = any(name.endswith("logit_scale") for name in tensors)
+    result = Translated(format="Hugging Face Swinv2" if cosine else "Hugging Face Swin")
+    _check_config(config or {})
+    fused: dict[str, dict[str, Tensor]] = {}
+    for theirs, tensor in tensors.items():
+        name = _published(theirs)
+        if name.rpartition(".")[2] in BUFFERS:
+            result.dropped[theirs] = "a buffer, computed anew"
+        elif theirs.startswith("decoder."):
+            result.dropped[theirs] = "the decoder of masked image modelling"
+        elif found := re.fullmatch(r"(.*attention\.)self\.(query|key|value)\.(weight|bias)", name):
+            if block := _block(found[1] + "output.dense.weight"):
+                own = block.removesuffix("proj.weight")
+                fused.setdefault(f"{own}qkv.{found[3]}", {})[found[2]] = tensor
+                result.names[f"{own}qkv.{found[3]}"] = theirs
+            else:
+                result.unknown.append(theirs)
+        elif ours := TOP.get(name) or _merge(name) or _block(name):
+            result.put(ours, theirs, tensor)
+        else:
+            result.unknown.append(theirs)
+    for ours, pieces in fused.items():
+        _put_fused(result, ours, pieces, cosine=cosine)
+    if config and cosine:
+        result.windows = windows_of(config, rounds_up=False)
+    return result
+
+
+def export(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tensor]:
+    """Ours to the names of Swin(v2)ForImageClassification."""
+    block, top = ({ours: theirs for theirs, ours in names.items()} for names in (BLOCK, TOP))
+    body = "swinv2." if config.attention == "cosine" else "swin."
+    result: dict[str, Tensor] = {}
+    for ours, tensor in tensors.items():
+        if ours in top:
+            result[("" if ours.startswith("head.") else body) + top[ours]] = tensor
+        elif found := re.fullmatch(r"layers\.(\d+)\.merge\.(.+)", ours):
+            result[f"{body}encoder.layers.{int(found[1]) - 1}.downsample.{found[2]}"] = tensor
+        elif found := re.fullmatch(r"(layers\.\d+\.blocks\.\d+)\.(.+)", ours):
+            prefix, leaf = f"{body}encoder.{found[1]}.", found[2]
+            if leaf in block:
+                result[prefix + block[leaf]] = tensor
+            else:
+                pieces = _apart(leaf, tensor)
+                result |= {f"{prefix}attention.self.{name}": piece for name, piece in pieces.items()}
+        else:
+            raise WeightsError(f"Hugging Face's classifiers have no place for {ours}")
+    return result
+
+
+def config_json(config: ModelConfig) -> dict[str, Any]:
+    """What goes into config.json."""
+    cosine = config.attention == "cosine"
+    labels = {str(i): f"LABEL_{i}" for i in range(config.num_classes)}
+    sizes = config.pretrained_window_sizes or (0,) * len(config.depths)
+    return {
+        "architectures": ["Swinv2ForImageClassification" if cosine else "SwinForImageClassification"],
+        "model_type": "swinv2" if cosine else "swin",
+        "image_size": config.image_size,
+        "patch_size": config.patch_size,
+        "num_channels": config.in_chans,
+        "embed_dim": config.embed_dim,
+        "depths": list(config.depths),
+        "num_heads": list(config.num_heads),
+        "window_size": config.window_size,
+        **({"pretrained_window_sizes": list(sizes)} if cosine else {}),
+        "mlp_ratio": config.mlp_ratio,
+        "qkv_bias": config.qkv_bias,
+        "hidden_dropout_prob": config.drop_rate,
+        "drop_path_rate": config.drop_path_rate,
+        "initializer_range": config.init_std,
+        "id2label": labels,
+        "label2id": {label: int(i) for i, label in labels.items()},
+        **SAME,
+    }
+
+
+def check_exportable(config: ModelConfig) -> None:
+    """Refuse what Hugging Face's classes compute otherwise than we do.
+
+    Swin has one window in all stages; Swinv2 rounds maps down; both let padding take part in attention.
+    """
+    for stage in range(len(config.depths)):
+        side, window = config.stage_resolution(stage), config.stage_window(stage)
+        theirs, their_window = config.image_size // config.patch_size // 2**stage, config.window_size
+        if config.attention == "cosine":
+            their_window = min(their_window, theirs)
+        if window != their_window or side % window or config.image_size % config.patch_size:
+            raise WeightsError(
+                f"Hugging Face's model would give other logits: stage {stage} has a map of {side} x {side} "
+                f"and windows of {window}, for which it would use windows of {their_window}, or padding "
+                "that is not masked; export with a model.image_size and model.window_size that divide"
+            )
+
+
+def _published(name: str) -> str:
+    name = re.sub(r"^swin(v2)?\.", "", name)
+    for new, old in IN_MEMORY.items():
+        if f".{new}" in name:
+            return name.replace(new, old)
+    return name
+
+
+def _block(name: str) -> str | None:
+    found = re.fullmatch(r"encoder\.(layers\.\d+\.blocks\.\d+)\.(.+)", name)
+    return f"{found[1]}.{BLOCK[found[2]]}" if found and found[2] in BLOCK else None
+
+
+def _merge(name: str) -> str | None:
+    found = re.fullmatch(r"encoder\.layers\.(\d+)\.downsample\.(.+)", name)
+    return f"layers.{int(found[1]) + 1}.merge.{found[2]}" if found and found[2] in MERGE else None
+
+
+def _put_fused(result: Translated, ours: str, pieces: dict[str, Tensor], *, cosine: bool) -> None:
+    """Queries, keys and values together; in Swinv2, whose keys have no bias, the biases stay apart."""
+    theirs = result.names.pop(ours)
+    if cosine and ours.endswith("qkv.bias"):
+        for part, tensor in pieces.items():
+            own = f"{ours.removesuffix('qkv.bias')}{part[0]}_bias"
+            result.put(own, re.sub(r"query|key|value", part, theirs), tensor)
+    elif missing := [part for part in PARTS if part not in pieces]:
+        raise WeightsError(f"{theirs} is there, but not those of {' and '.join(missing)}")
+    else:
+        result.put(ours, theirs, torch.cat([pieces[part] for part in PARTS]))
+
+
+def _apart(leaf: str, tensor: Tensor) -> dict[str, Tensor]:
+    """attention.qkv.weight -> query.weight, key.weight, value.weight."""
+    if leaf in ("attention.qkv.weight", "attention.qkv.bias"):
+        kind = leaf.rpartition(".")[2]
+        return {f"{part}.{kind}": piece for part, piece in zip(PARTS, tensor.chunk(3), strict=True)}
+    if leaf in ("attention.q_bias", "attention.v_bias"):
+        return {"query.bias" if leaf.endswith("q_bias") else "value.bias": tensor}
+    raise WeightsError(f"Hugging Face's blocks have no place for {leaf}")
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    for name, value in SAME.items():
+        if config.get(name, value) != value:
+            raise WeightsError(f"config.json has {name}={config[name]!r}; the models here have {value!r}")

@@ -1,0 +1,176 @@
+"""Load weights of any known format into a model, every tensor of both accounted for."""
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from parallel.commit import CheckpointError
+from parallel.expert import experts_of, global_name
+from swin_moe.model import SwinTransformer
+from swin_moe.weights import hf, moe_shards, native, official
+from swin_moe.weights.adapt import HEAD, Head, adapt_head, check_windows, drop_unneeded, resize_tables
+from swin_moe.weights.errors import WeightsError, some
+from swin_moe.weights.files import Content, read_file, read_folder, read_json
+from swin_moe.weights.translated import Translated
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """What was loaded, and what became of everything else."""
+
+    path: Path
+    format: str
+    loaded: int  # tensors of the model that were written, each expert's counted
+    dropped: dict[str, str] = field(default_factory=dict)  # tensors of the file that were not used, and why
+    changes: list[str] = field(default_factory=list)  # what was adapted to the model
+    notices: list[str] = field(default_factory=list)
+
+    def __str__(self) -> str:
+        lines = [f"{self.path}: {self.format}, {self.loaded} tensors loaded", *self.changes]
+        for reason in Counter(self.dropped.values()):
+            names = [name for name, why in self.dropped.items() if why == reason]
+            lines.append(f"not used, {reason}: {some(names)}")
+        return "\n  ".join([*lines, *self.notices])
+
+
+@torch.no_grad()
+def load_weights(model: SwinTransformer, path: str | Path, *, head: Head = "strict") -> LoadReport:
+    """Load weights whatever their format: official, timm, SimMIM, Hugging Face, sets of rank files, our own.
+
+    Needs no process group; a model that holds some of the experts takes those. Either everything fits and is
+    written, or nothing is.
+
+    Args:
+        model: to be written into.
+        path: a file, a Hugging Face folder, a run, a checkpoint, or NAME.pth of NAME.pth.rank0 ...
+        head: `strict` refuses another classifier, `replace` keeps the model's own, a ClassMap picks classes.
+
+    Raises:
+        WeightsError: the file is damaged or not trusted, or a tensor is missing, unknown or of another shape.
+    """
+    path = Path(path)
+    _refuse_meta(model)
+    content = read(path)
+    try:
+        found = translate(content)
+        shapes = _shapes(model)
+        changes = [*adapt_head(found, shapes, head), *resize_tables(found, shapes)]
+        notices = [*content.notices, *check_windows(found, model.config)]
+        drop_unneeded(found, shapes)
+        kept = HEAD if head == "replace" else ()
+        _check(found, {name: shape for name, shape in shapes.items() if name not in kept})
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    loaded = _write(model, found.tensors)
+    model.train(model.training)  # a position bias that was kept is of the old weights
+    if content.beside:
+        notices.append(f"beside the weights, not used: {some(content.beside)}")
+    return LoadReport(
+        path=path,
+        format=found.format,
+        loaded=loaded,
+        dropped=found.dropped,
+        changes=changes,
+        notices=notices,
+    )
+
+
+def read(path: Path) -> Content:
+    """Whatever lies at a path."""
+    if base := moe_shards.base_of(path):
+        return moe_shards.read_ranks(base)
+    if path.is_dir():
+        try:
+            if checkpoint := native.checkpoint_in(path):
+                return native.read_checkpoint(checkpoint)
+        except CheckpointError as error:
+            raise WeightsError(str(error)) from error
+        return read_folder(path)
+    if not path.exists():
+        names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = get_close_matches(path.name, names)
+        raise WeightsError(
+            f"{path} does not exist" + (f"; did you mean {' or '.join(near)}?" if near else "")
+        )
+    content = read_file(path)
+    if content.config is None and (beside := path.parent / "config.json").is_file():
+        config = read_json(beside)
+        if str(config.get("model_type", "")).startswith("swin"):
+            content.config = config
+    return content
+
+
+def translate(content: Content) -> Translated:
+    """Recognise a format by the names of its tensors, and give them ours.
+
+    Raises:
+        WeightsError: no Swin is known by these names.
+    """
+    names = content.tensors
+    if any(name.endswith(hf.ENTRY) for name in names):
+        return hf.translate(names, content.config)
+    if any(name.startswith("layers.0.blocks.0.attention.") for name in names):
+        return native.translate(names, content.config)
+    if "patch_embed.proj.weight" in names or "encoder.patch_embed.proj.weight" in names:
+        return official.translate(names)
+    raise WeightsError(
+        f"these are no weights of a Swin that is known here; the tensors begin {some([*names])}"
+    )
+
+
+def _shapes(model: SwinTransformer) -> dict[str, list[int]]:
+    """Shape of every tensor of the whole model by global name, whichever experts are here."""
+    moe, shapes = model.config.moe, {}
+    for name, parameter in model.named_parameters():
+        if experts_of(parameter) is None:
+            shapes[name] = list(parameter.shape)
+        elif moe is not None:
+            for expert in range(moe.num_experts):
+                shapes[global_name(name, expert)] = list(parameter.shape[1:])
+    return shapes
+
+
+def _check(found: Translated, shapes: Mapping[str, list[int]]) -> None:
+    """The tensors must be exactly the model's."""
+    tensors, problems = found.tensors, []
+    if missing := [name for name in shapes if name not in tensors]:
+        problems.append(f"{len(missing)} tensors of the model are missing ({some(missing)})")
+    extra = [*found.unknown, *(found.names[name] for name in tensors if name not in shapes)]
+    if extra:
+        problems.append(f"{len(extra)} tensors are none of the model's ({some(extra)})")
+    other = [
+        f"{found.names[name]} {list(tensors[name].shape)} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in tensors and list(tensors[name].shape) != shape
+    ]
+    if other:
+        problems.append(f"{len(other)} tensors have another shape ({some(other)})")
+    if problems:
+        raise WeightsError(f"{found.format} weights of another model: {'; '.join(problems)}")
+
+
+def _write(model: SwinTransformer, tensors: Mapping[str, Tensor]) -> int:
+    loaded = 0
+    for name, parameter in model.named_parameters():
+        experts = experts_of(parameter)
+        if experts is None:
+            if name in tensors:  # all but a classifier that is to stay
+                parameter.copy_(tensors[name])
+                loaded += 1
+            continue
+        for expert, piece in zip(experts, parameter.unbind(0), strict=True):
+            piece.copy_(tensors[global_name(name, expert)])
+            loaded += 1
+    return loaded
+
+
+def _refuse_meta(model: SwinTransformer) -> None:
+    meta: list[Any] = [name for name, parameter in model.named_parameters() if parameter.is_meta]
+    if meta:
+        raise WeightsError(f"the model is on the meta device ({some(meta)}); give it memory first: to_empty")

@@ -1,0 +1,157 @@
+"""The names of microsoft/Swin-Transformer (Swin, SwinV2, Swin-MLP, Swin-MoE, SimMIM) and of timm.
+
+timm's are the official ones, but that its later versions have the merging at the start of a stage, as here,
+and the classifier as `head.fc`.
+
+Legend: E experts, H hidden, C channels.
+"""
+
+import re
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from swin_moe.config import ModelConfig
+from swin_moe.weights.errors import WeightsError
+from swin_moe.weights.translated import Translated, learned_window
+
+BLOCK = {  # official -> ours, below layers.I.blocks.J
+    **{f"norm{i}.{leaf}": f"norm{i}.{leaf}" for i in (1, 2) for leaf in ("weight", "bias")},
+    **{f"attn.qkv.{leaf}": f"attention.qkv.{leaf}" for leaf in ("weight", "bias")},
+    **{f"attn.proj.{leaf}": f"attention.proj.{leaf}" for leaf in ("weight", "bias")},
+    **{f"attn.{leaf}": f"attention.{leaf}" for leaf in ("q_bias", "v_bias", "logit_scale")},
+    **{
+        f"attn.{leaf}": f"attention.position_bias.{leaf}"
+        for leaf in (
+            "relative_position_bias_table",
+            "cpb_mlp.0.weight",
+            "cpb_mlp.0.bias",
+            "cpb_mlp.2.weight",
+        )
+    },
+    **{f"spatial_mlp.{leaf}": f"attention.spatial_mlp.{leaf}" for leaf in ("weight", "bias")},
+    **{f"mlp.fc{i}.{leaf}": f"mlp.fc{i}.{leaf}" for i in (1, 2) for leaf in ("weight", "bias")},
+    "mlp._moe_layer.gates.0.wg.weight": "mlp.router.weight",
+    "mlp._moe_layer.gates.0.cosine_projector.weight": "mlp.router.cosine_projector.weight",
+    "mlp._moe_layer.gates.0.cosine_projector.bias": "mlp.router.cosine_projector.bias",
+    "mlp._moe_layer.gates.0.sim_matrix": "mlp.router.sim_matrix",
+    "mlp._moe_layer.gates.0.temperature": "mlp.router.temperature",
+}
+TOP = {
+    f"{name}.{leaf}": f"{name}.{leaf}"
+    for name in ("patch_embed.proj", "patch_embed.norm", "norm", "head")
+    for leaf in ("weight", "bias")
+} | {"mask_token": "mask_token"}
+MERGE = ("norm.weight", "norm.bias", "reduction.weight")
+EXPERTS = "mlp._moe_layer.experts."  # of Tutel; batched_fc1_w is (E, H, C), our fc1_weight (C, H) an expert
+EXPERT = {
+    "batched_fc1_w": "fc1_weight",
+    "batched_fc2_w": "fc2_weight",
+    "batched_fc1_bias": "fc1_bias",
+    "batched_fc2_bias": "fc2_bias",
+}
+BUFFERS = ("relative_position_index", "attn_mask", "relative_coords_table", "k_bias", "_num_global_experts")
+ROUTERS = {"mlp.router.weight": 0, "mlp.router.sim_matrix": 1}  # and the dim along which experts stand
+
+
+def translate(tensors: Mapping[str, Tensor]) -> Translated:
+    """Official, SimMIM or timm names to ours.
+
+    Raises:
+        WeightsError: the weights need what this version has not, or are one rank's part of a model.
+    """
+    simmim = "encoder.patch_embed.proj.weight" in tensors
+    first = not simmim and _merges_first(tensors)
+    timm = first or "head.fc.weight" in tensors
+    result = Translated(format="SimMIM" if simmim else "timm" if timm else "official")
+    for theirs, tensor in tensors.items():
+        name = theirs.removeprefix("encoder.") if simmim else theirs
+        if simmim and theirs.startswith("decoder."):
+            result.dropped[theirs] = "the decoder of the pre-training"
+        elif name.rpartition(".")[2] in BUFFERS:
+            result.dropped[theirs] = "a buffer, computed anew"
+            _note_window(result, name, tensor)
+        elif EXPERTS in name and _leaf(name) in EXPERT:
+            _put_experts(result, name, theirs, tensor)
+        elif ours := _ours(name, merges_first=first):
+            result.put(ours, theirs, tensor)
+        else:
+            result.unknown.append(theirs)
+    _check_all_experts(result)
+    return result
+
+
+def export(tensors: Mapping[str, Tensor], config: ModelConfig, *, timm: bool = False) -> dict[str, Tensor]:
+    """Ours to official or timm names; experts become Tutel's batched tensors."""
+    block, top = ({ours: theirs for theirs, ours in names.items()} for names in (BLOCK, TOP))
+    result: dict[str, Tensor] = {}
+    experts: dict[str, list[Tensor]] = {}
+    for ours, tensor in tensors.items():
+        if found := re.fullmatch(r"(layers\.\d+\.blocks\.\d+)\.mlp\.experts\.(\d+)\.(\w+)", ours):
+            batched = next(theirs for theirs, leaf in EXPERT.items() if leaf == found[3])
+            piece = tensor.t() if found[3] == "fc1_weight" else tensor
+            experts.setdefault(f"{found[1]}.{EXPERTS}{batched}", []).append(piece)
+        elif found := re.fullmatch(r"layers\.(\d+)\.merge\.(.+)", ours):
+            result[f"layers.{int(found[1]) - (not timm)}.downsample.{found[2]}"] = tensor
+        elif (found := re.fullmatch(r"(layers\.\d+\.blocks\.\d+)\.(.+)", ours)) and found[2] in block:
+            result[f"{found[1]}.{block[found[2]]}"] = tensor
+        elif ours in top:
+            result[ours.replace("head.", "head.fc.") if timm else ours] = tensor
+        else:
+            raise WeightsError(f"the {'timm' if timm else 'official'} format has no place for {ours}")
+    for name, pieces in experts.items():
+        result[name] = torch.stack(pieces)
+        if name.endswith("batched_fc2_w") and not config.mlp_fc2_bias:  # Tutel has one always, frozen at 0
+            bias = pieces[0].new_zeros(len(pieces), pieces[0].shape[-1])
+            result[name.replace("fc2_w", "fc2_bias")] = bias
+    return result
+
+
+def _merges_first(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether the merging stands at the start of its stage: then stage 0 has none, and a later one has."""
+    stages = {found[1] for name in tensors if (found := re.match(r"layers\.(\d+)\.downsample\.", name))}
+    return bool(stages) and "0" not in stages
+
+
+def _ours(name: str, *, merges_first: bool) -> str | None:
+    if found := re.fullmatch(r"(layers\.\d+\.blocks\.\d+)\.(.+)", name):
+        return f"{found[1]}.{BLOCK[found[2]]}" if found[2] in BLOCK else None
+    if (found := re.fullmatch(r"layers\.(\d+)\.downsample\.(.+)", name)) and found[2] in MERGE:
+        return f"layers.{int(found[1]) + (not merges_first)}.merge.{found[2]}"
+    return TOP.get(name.replace("head.fc.", "head."))
+
+
+def _leaf(name: str) -> str:
+    return name.partition(EXPERTS)[2]
+
+
+def _put_experts(result: Translated, name: str, theirs: str, tensor: Tensor) -> None:
+    """Tutel's tensor of all experts, apart: (E, H, C), or (E, H) and in old versions (E, 1, H)."""
+    leaf, prefix = EXPERT[_leaf(name)], name.partition("_moe_layer")[0]
+    for expert, piece in enumerate(tensor.unbind(0)):
+        if leaf.endswith("bias"):
+            piece = piece.reshape(-1)
+        elif leaf == "fc1_weight":
+            piece = piece.t()
+        result.put(f"{prefix}experts.{expert}.{leaf}", f"{theirs}[{expert}]", piece)
+
+
+def _note_window(result: Translated, name: str, tensor: Tensor) -> None:
+    found = re.fullmatch(r"layers\.(\d+)\.blocks\.0\.attn\.relative_coords_table", name)
+    if found and tensor.dim() == 4 and (window := learned_window(tensor)):
+        result.windows[int(found[1])] = window
+
+
+def _check_all_experts(result: Translated) -> None:
+    for name, tensor in result.tensors.items():
+        layer, router, leaf = name.partition("mlp.router.")
+        if router + leaf not in ROUTERS:
+            continue
+        experts, known = f"{layer}mlp.experts.", tensor.shape[ROUTERS[router + leaf]]
+        held = sum(other.startswith(experts) and other.endswith(".fc1_weight") for other in result.tensors)
+        if held != known:
+            raise WeightsError(
+                f"it holds {held} experts in {layer}mlp, of {known} that its router knows: it is one rank's "
+                "part; give NAME.pth with all of NAME.pth.rank0, .rank1 ... beside it"
+            )

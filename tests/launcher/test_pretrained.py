@@ -1,0 +1,82 @@
+"""A run that starts from weights of a file: the very weights, on any layout, and never over a checkpoint."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from launcher.config import load_config
+from parallel.checkpoint import load_weights as load_checkpoint
+from parallel.commit import latest
+from swin_moe.model import SwinTransformer, build_model
+from swin_moe.weights import save_weights
+from tests.distributed import run_on_ranks
+from tests.launcher.running import CONFIG, commands, overrides
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # to read a checkpoint here
+
+STILL = ("optim.base_lr=0.0", "optim.warmup_lr=0.0", "optim.min_lr=0.0", "train.duration=1 steps")
+
+
+@pytest.fixture
+def donor(shards: Path, tmp_path: Path) -> tuple[SwinTransformer, Path]:
+    """A model whose every weight is random, and the file that holds it."""
+    config = load_config(CONFIG, overrides(shards, "unused")).model
+    model, generator = build_model(config), torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.1, generator=generator)
+    path = tmp_path / "donor.safetensors"
+    save_weights(model, path, "native")
+    return model, path
+
+
+def trained(run: Path, like: SwinTransformer) -> SwinTransformer:
+    model, path = build_model(like.config), latest(run / "checkpoints")
+    assert path is not None
+    load_checkpoint(path, model, 8)
+    return model
+
+
+@pytest.mark.parametrize(("ranks", "layout"), [(1, "parallel.ep_size=1"), (2, "parallel.ep_size=2")])
+def test_a_run_starts_from_the_file(
+    shards: Path, tmp_path: Path, donor: tuple[SwinTransformer, Path], ranks: int, layout: str
+) -> None:
+    """With a learning rate of 0 a step changes nothing, so the checkpoint holds what the run started from."""
+    model, path = donor
+    run = tmp_path / "run"
+    line = ["train", str(CONFIG), "--pretrained", str(path), *overrides(shards, run, *STILL, layout)]
+    outcomes = run_on_ranks(commands, ranks, [line])
+    assert [rank[0].code for rank in outcomes] == [0] * ranks
+    assert "tensors loaded" in outcomes[0][0].out
+    expected = dict(model.named_parameters())
+    for name, parameter in trained(run, model).named_parameters():
+        assert torch.equal(parameter, expected[name]), name
+
+
+def test_what_cannot_be_a_start_is_refused(
+    shards: Path, tmp_path: Path, donor: tuple[SwinTransformer, Path]
+) -> None:
+    _, path = donor
+    truncated = tmp_path / "cut.safetensors"
+    truncated.write_bytes(path.read_bytes()[:5000])
+    run = tmp_path / "a" / "run"
+    options = overrides(shards, run, *STILL)
+    lines = [
+        ["train", str(CONFIG), "--pretrained", str(tmp_path / "none.pth"), *options],
+        ["train", str(CONFIG), "--pretrained", str(truncated), *options],
+        [
+            "train",
+            str(CONFIG),
+            "--pretrained",
+            str(path),
+            *options,
+            "model.num_classes=10",
+            "model.embed_dim=24",
+        ],
+    ]
+    for outcome in run_on_ranks(commands, 1, lines)[0]:
+        assert outcome.code == 2
+        assert outcome.err.startswith("ConfigError: train.pretrained: ")
+        assert "Traceback" not in outcome.err
+    assert latest(run / "checkpoints") is None

@@ -1,0 +1,74 @@
+"""A dense model is one graph for torch.compile: no break, in training and in evaluation, of any size.
+
+A model with experts breaks where the plan decides how many rows each expert gets, which the host must know.
+"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+import torch._dynamo
+
+from swin_moe import ModelConfig, build_model
+from swin_moe.randomness import sample_keys
+
+SWIN = ModelConfig(
+    image_size=32, num_classes=5, embed_dim=8, depths=(2, 1), num_heads=(2, 4), window_size=4, drop_rate=0.1
+)
+V2 = replace(SWIN, attention="cosine", position_bias="log_cpb", norm="post", main_norm_every=2)
+KINDS = {
+    "swin": SWIN,
+    "v2": V2,
+    "mlp": replace(SWIN, attention="mlp"),
+    "checkpointed": replace(V2, checkpoint_every=1),
+}
+
+
+@pytest.fixture(autouse=True)
+def forget_graphs() -> None:
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize(
+    ("kind", "training", "side"),
+    [
+        ("swin", True, 32),
+        ("swin", False, 32),
+        ("v2", True, 32),
+        ("v2", False, 37),
+        ("mlp", True, 37),
+        ("checkpointed", True, 32),
+    ],
+)
+def test_no_graph_break(kind: str, training: bool, side: int) -> None:
+    """37 pixels make maps of 10 and 5 tokens, padded, whose masks are not the prepared ones."""
+    model = build_model(KINDS[kind]).train(training)
+    images = torch.randn(2, 3, side, side)
+    with torch.set_grad_enabled(training):
+        found = torch._dynamo.explain(model)(images)  # which draws its keys
+    assert found.graph_break_count == 0, found.break_reasons
+    assert found.graph_count == 1
+
+
+@pytest.mark.parametrize("kind", ["swin", "v2"])
+def test_the_graph_computes_the_same(kind: str) -> None:
+    """One full graph for training and one for evaluation; new weights reach both without another graph."""
+    model = build_model(replace(KINDS[kind], init_std=0.3, depths=(2,), num_heads=(2,)))
+    graphs = 0
+
+    def count(graph: torch.fx.GraphModule, _inputs: list[torch.Tensor]) -> torch.fx.GraphModule:
+        nonlocal graphs
+        graphs += 1
+        return graph
+
+    compiled = torch.compile(model, fullgraph=True, backend=count)
+    images, keys = torch.randn(2, 3, 32, 32), sample_keys(0, torch.arange(2))
+    for step in range(3):
+        model.train()
+        torch.testing.assert_close(compiled(images, keys).logits, model(images, keys).logits)
+        model.eval()
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(images, keys).logits, model(images, keys).logits)
+            for parameter in model.parameters():
+                parameter.mul_(1.1)
+        assert graphs == 2, step
