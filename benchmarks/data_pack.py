@@ -6,10 +6,13 @@ Prints packing seconds for 1 and 2 workers, then training images a second for 1 
 """
 
 import argparse
+import json
 import shutil
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from data_shards.sources import Source, fashion_mnist, synthetic
 from data_shards.write import pack
@@ -39,20 +42,31 @@ def reading_img_s(split: Path, image_size: int, threads: int, batches: int) -> f
         return count / (time.perf_counter() - began)
 
 
+def rows(source: Source, out: Path, image_size: int, batches: int) -> Iterator[dict[str, Any]]:
+    """Every measurement of one data set; reading twice, because the first pass also fills the page cache."""
+    for workers in (1, 2):
+        yield {"source": source.name, "workers": workers, "packing_s": packing_s(source, out, workers)}
+    for _ in range(2):
+        for threads in (1, 2):
+            rate = reading_img_s(out / "train", image_size, threads, batches)
+            yield {"source": source.name, "threads": threads, "image_size": image_size, "img_s": rate}
+
+
 def main() -> None:
     """Run both data sets through both measurements."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True, help="scratch directory")
-    out = parser.parse_args().out
+    parser.add_argument("--json", type=Path, help="write the rows here as well")
+    args = parser.parse_args()
+    everything = []
     for source, image_size, batches in ((fashion_mnist(), 28, 200), (synthetic(2000, 100, 10, 256), 192, 20)):
-        for workers in (1, 2):
-            print(f"{source.name}: packed by {workers} in {packing_s(source, out, workers):.2f} s")
-        for _ in range(2):
-            for threads in (1, 2):
-                rate = reading_img_s(out / "train", image_size, threads, batches)
-                print(f"{source.name}: {threads} threads read {rate:.0f} img_s at {image_size} px")
+        for row in rows(source, args.out, image_size, batches):
+            print("  ".join(f"{name} {value}" for name, value in row.items()), flush=True)
+            everything.append(row)
+    if args.json:
+        args.json.write_text(json.dumps(everything, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,10 @@
 """The end of a run as a person wants to read it, and the same figures as summary.json."""
 
 import json
+import os
+import sys
+from pathlib import Path
+from shutil import which
 from statistics import median
 from typing import Any
 
@@ -51,8 +55,22 @@ def render(summary: dict[str, Any], run: RunDirectory) -> str:
     if summary["expert_load"]:
         lines += [f"  dropped tokens   {summary['dropped_fraction']:.2%} in the last epoch of training", ""]
         lines += _load_table(summary["expert_load"])
-    lines += ["", f"  run directory    {run.path}", f"  curves           tensorboard --logdir {run.path}", ""]
+    lines += [
+        "",
+        f"  run directory    {run.path}",
+        f"  curves           {_tensorboard()} --logdir {run.path}",
+        "",
+    ]
     return "\n".join(lines)
+
+
+def _tensorboard() -> str:
+    """The command as it can be typed here, whether or not the virtual environment is active."""
+    return (
+        "tensorboard"
+        if which("tensorboard")
+        else os.path.relpath(Path(sys.executable).with_name("tensorboard"))
+    )
 
 
 def _load_table(expert_load: dict[str, list[float]]) -> list[str]:

@@ -62,7 +62,18 @@ def test_a_run_shorter_than_an_epoch_counts_whole(run: RunDirectory) -> None:
     assert summary["dropped_fraction"] == pytest.approx(2.7 / 5)
 
 
-def test_text_of_two_layers(run: RunDirectory) -> None:
+def test_the_command_works_where_the_environment_is_not_active(
+    run: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.summary.which", lambda _: None)
+    monkeypatch.setattr("sys.executable", str(run.path / "venv" / "bin" / "python"))
+    monkeypatch.chdir(run.path)
+    text = render(summarise(run, CONFIG, world_size=4, epoch_steps=3), run)
+    assert f"  curves           venv/bin/tensorboard --logdir {run.path}\n" in text
+
+
+def test_text_of_two_layers(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("launcher.summary.which", lambda name: f"/bin/{name}")
     text = render(summarise(run, CONFIG, world_size=4, epoch_steps=3), run)
     # a bar is round(share * 4 experts * 4) of 8 eighths: half is 8, a quarter (even) 4, nothing a blank
     assert (
