@@ -275,12 +275,14 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the rows here as well")
     parser.add_argument("--quick", action="store_true", help="the smaller batch only, fewer rounds")
+    parser.add_argument("--batch", type=int, action="append", help="this batch instead; may be repeated")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
     on_gpu = args.device == "cuda"
     torch.set_num_threads(1)
     names = list(MODELS) if on_gpu else ["Swin-T", "SwinV2-T"]
     batches = ((64,) if args.quick else (64, 256)) if on_gpu else ((4,) if args.quick else (4, 16))
+    batches = tuple(args.batch or batches)
     rounds = (10 if on_gpu else 3) if args.quick else (20 if on_gpu else 5)
     clock, base, everything = Clock(args.device), {}, []  # type: ignore[var-annotated]
     machine = torch.cuda.get_device_name() if on_gpu else torch.cpu.get_capabilities().get("cpu_name", "CPU")

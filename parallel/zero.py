@@ -78,7 +78,7 @@ class Engine:
         self._clips_here = zero_stage == 0
         self._parameters = list(model.parameters())
         self._norm = torch.zeros(())
-        _start_deepspeed()
+        start_deepspeed()
         if any(experts_of(p) for p in model.parameters()):
             _attach_marker(model, mesh)
             param_groups = split_params_into_different_moe_groups_for_optimizer(param_groups)
@@ -160,7 +160,7 @@ def _clip(parameters: list[nn.Parameter], clip_norm: float, mesh: Mesh) -> Tenso
     return norm
 
 
-def _start_deepspeed() -> None:
+def start_deepspeed() -> None:
     """Attach DeepSpeed to the process group that is there, without its shared-memory operator."""
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -2,6 +2,9 @@
 
 import hashlib
 import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +14,14 @@ from swin_moe.router import CosineTopKRouter
 
 
 @torch.no_grad()
-def initialize(model: nn.Module, *, seed: int, std: float, zero_branch_norms: bool = False) -> None:
+def initialize(
+    model: nn.Module,
+    *,
+    seed: int,
+    std: float,
+    zero_branch_norms: bool = False,
+    whole: Callable[[nn.Parameter], AbstractContextManager[Any]] = nullcontext,
+) -> None:
     """Fill every parameter in place; each expert's slice comes from a generator of its own.
 
     Constant buffers are computed again, so that a model built on the meta device becomes whole.
@@ -21,21 +31,27 @@ def initialize(model: nn.Module, *, seed: int, std: float, zero_branch_norms: bo
         seed: of all weights.
         std: of the truncated normals.
         zero_branch_norms: SwinV2 starts with every residual branch at zero (its `norm1` and `norm2`).
+        whole: a context in which a partitioned parameter is there to be written, one at a time.
     """
     for module in model.modules():
         reset = getattr(module, "reset_buffers", None)
         if callable(reset):
             reset()
     for name, parameter in model.named_parameters():
-        if zero_branch_norms and name.split(".")[-2:-1] in (["norm1"], ["norm2"]):
-            parameter.zero_()
-            continue
-        experts = experts_of(parameter)
-        if experts is None:
-            _fill(name, parameter, _generator(seed, name), std)
-            continue
-        for expert, piece in zip(experts, parameter.unbind(0), strict=True):
-            _fill(name, piece, _generator(seed, global_name(name, expert)), std)
+        with whole(parameter):
+            if zero_branch_norms and name.split(".")[-2:-1] in (["norm1"], ["norm2"]):
+                parameter.zero_()
+            else:
+                _fill_parameter(name, parameter, seed, std)
+
+
+def _fill_parameter(name: str, parameter: nn.Parameter, seed: int, std: float) -> None:
+    experts = experts_of(parameter)
+    if experts is None:
+        _fill(name, parameter, _generator(seed, name), std)
+        return
+    for expert, piece in zip(experts, parameter.unbind(0), strict=True):
+        _fill(name, piece, _generator(seed, global_name(name, expert)), std)
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

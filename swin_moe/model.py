@@ -13,7 +13,7 @@ from parallel.expert import ExpertParallel
 from parallel.mesh import Mesh
 from swin_moe.attention import CosineAttention, SpatialMLP, WindowAttention
 from swin_moe.block import MLP, SwinBlock
-from swin_moe.config import ModelConfig
+from swin_moe.config import ModelConfig, require
 from swin_moe.initialize import initialize
 from swin_moe.moe import MoELayer, MoEStats
 from swin_moe.patch import PatchEmbed, PatchMerging
@@ -223,21 +223,42 @@ class SwinTransformer(nn.Module):
         return maps, statistics
 
 
-def build_model(config: ModelConfig, *, seed: int = 0, mesh: Mesh | None = None) -> SwinTransformer:
+def build_model(
+    config: ModelConfig, *, seed: int = 0, mesh: Mesh | None = None, sharded: bool = False
+) -> SwinTransformer:
     """A model with initial weights that depend on (config, seed) alone.
 
     Args:
         config: what to build.
         seed: of the weights; every parameter, and every expert, draws from its own generator.
         mesh: the layout; without one all experts are here and no process group is needed.
+        sharded: cut every parameter over the ranks of the mesh as it is made (deepspeed.zero.Init), for a
+            dense model that no rank can hold whole; every rank calls it together.
 
     Raises:
         LayoutError: the experts do not divide over the mesh.
+        ModelError: a sharded model with experts, or without a mesh.
     """
+    if sharded:
+        return _build_sharded(config, seed, mesh)
     placement = None
     if config.moe is not None:
         experts = config.moe.num_experts
         placement = ExpertParallel.over(mesh, experts) if mesh else ExpertParallel.on_one_rank(experts)
     model = SwinTransformer(config, placement)
     initialize(model, seed=seed, std=config.init_std, zero_branch_norms=config.norm == "post")
+    return model
+
+
+def _build_sharded(config: ModelConfig, seed: int, mesh: Mesh | None) -> SwinTransformer:
+    require(mesh is not None, "a sharded model needs a mesh: the ranks to cut it over")
+    require(
+        config.moe is None, "a sharded model cannot have experts: set model.moe=null, or ZeRO stage 0 to 2"
+    )
+    from parallel.sharded import construction, whole  # imports DeepSpeed
+
+    assert mesh is not None
+    with construction(mesh):
+        model = SwinTransformer(config)
+    initialize(model, seed=seed, std=config.init_std, zero_branch_norms=config.norm == "post", whole=whole)
     return model
