@@ -7,7 +7,6 @@ import platform
 import time
 from collections.abc import Iterator
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -22,22 +21,21 @@ from launcher.errors import RankError
 from launcher.evaluate import eval_stream, evaluate, normalised
 from launcher.metrics import MetricsLog
 from launcher.optim import CosineSchedule, parameter_groups
+from launcher.pretrained import start_from
 from launcher.run_directory import RunDirectory
 from launcher.schema import RunConfig
 from launcher.summary import render, summarise
 from launcher.tally import Tally
 from parallel import checkpoint
 from parallel.collectives import RanksError, agree
-from parallel.commit import MANIFEST, latest, prune
+from parallel.commit import latest, prune
 from parallel.masters import Masters
 from parallel.mesh import Mesh, ParallelDims, build_mesh
 from parallel.zero import Engine
 from swin_moe.compile import compile_blocks
 from swin_moe.losses import classification_loss
-from swin_moe.model import SwinTransformer, build_model
+from swin_moe.model import build_model
 from swin_moe.randomness import sample_keys
-from swin_moe.weights import ClassMap, load_weights
-from swin_moe.weights.adapt import Head
 
 Resume = Literal["auto", "never"]
 
@@ -96,23 +94,6 @@ def train_stream(config: RunConfig, mesh: Mesh) -> TrainStream:
         ),
         threads=data.decode_threads,
     )
-
-
-def start_from(path: str, head: str, model: SwinTransformer, mesh: Mesh) -> None:
-    """Load pretrained weights into the model of every rank, and say what became of each tensor."""
-    if (Path(path) / MANIFEST).exists() or (Path(path) / "checkpoints").exists():
-        raise ConfigError(
-            f"train.pretrained ({path}) is a run; make a file of it first: "
-            f"swin-moe convert {path} FILE --to native"
-        )
-    heads: dict[str, Head] = {"strict": "strict", "replace": "replace"}
-    known = heads.get(head) or ClassMap.read(head)
-    try:
-        report, *_ = agree(lambda: load_weights(model, path, head=known), (ValueError, OSError))
-    except RanksError as error:
-        raise ConfigError(f"train.pretrained: {error}") from error
-    if mesh.is_first:
-        print(report)
 
 
 class Session:

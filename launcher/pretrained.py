@@ -1,0 +1,28 @@
+"""Weights that a run starts from."""
+
+from pathlib import Path
+
+from launcher.config import ConfigError
+from parallel.collectives import RanksError, agree
+from parallel.commit import MANIFEST
+from parallel.mesh import Mesh
+from swin_moe.model import SwinTransformer
+from swin_moe.weights import ClassMap, load_weights
+from swin_moe.weights.adapt import Head
+
+
+def start_from(path: str, head: str, model: SwinTransformer, mesh: Mesh) -> None:
+    """Load pretrained weights into the model of every rank, and say what became of each tensor."""
+    if (Path(path) / MANIFEST).exists() or (Path(path) / "checkpoints").exists():
+        raise ConfigError(
+            f"train.pretrained ({path}) is a run; make a file of it first: "
+            f"swin-moe convert {path} FILE --to native"
+        )
+    heads: dict[str, Head] = {"strict": "strict", "replace": "replace"}
+    known = heads.get(head) or ClassMap.read(head)
+    try:
+        report, *_ = agree(lambda: load_weights(model, path, head=known), (ValueError, OSError))
+    except RanksError as error:
+        raise ConfigError(f"train.pretrained: {error}") from error
+    if mesh.is_first:
+        print(report)
