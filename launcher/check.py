@@ -21,6 +21,8 @@ def check(config: RunConfig, world_size: int | None = None) -> None:
         ConfigError: with every rule that does not hold, a line each.
     """
     errors = [*_batch_errors(config, world_size), *_layout_errors(config, world_size)]
+    if config.task != "classification":
+        errors.append(f"task ({config.task}) cannot be trained yet; swin_moe.simmim builds the model")
     errors += [*_data_errors(config), *_duration_errors(config)]
     if errors:
         count = "one thing" if len(errors) == 1 else f"{len(errors)} things"

@@ -116,6 +116,7 @@ class RunConfig:
     run_dir: str
     model: ModelConfig
     data: DataConfig
+    task: Literal["classification", "simmim"] = "classification"  # SimMIM is built, not yet trained
     seed: int = 0
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

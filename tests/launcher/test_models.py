@@ -9,7 +9,8 @@ import pytest
 
 from launcher import models
 from launcher.__main__ import main
-from launcher.config import load_config
+from launcher.check import check
+from launcher.config import ConfigError, load_config
 from launcher.duration import parse_duration
 from launcher.models import PUBLISHED, agrees
 from launcher.schema import RunConfig
@@ -274,3 +275,12 @@ def test_a_filter_that_matches_nothing(capsys: pytest.CaptureFixture[str]) -> No
     assert capsys.readouterr().err == (
         "ModelError: no model has 'resnet' in its name (--filter); without it all are listed\n"
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_task_that_cannot_be_trained_is_refused_and_not_trained_as_another(name: str) -> None:
+    config = CONFIGS[name]
+    assert (config.task == "simmim") == name.startswith("simmim_pretrain")
+    with pytest.raises(ConfigError) as refused:  # at least for the shards, which are not here
+        check(config)
+    assert ("task (simmim) cannot be trained yet" in str(refused.value)) == (config.task == "simmim")

@@ -114,6 +114,7 @@ def test_every_layout_trains_as_one_process_does(
     assert trace.loads == reference.loads
     assert trace.dropped == reference.dropped
     found = deviation(trace, reference)
+    print(layout, found)
     assert max(found.loss, found.norm, found.gradient) < FP32, found
 
 
