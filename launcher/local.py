@@ -6,6 +6,9 @@ import os
 import signal
 import sys
 import uuid
+from collections.abc import Callable
+from tempfile import TemporaryDirectory
+from typing import Any
 
 from parallel.env import LaunchError, discover, threads_per_rank
 
@@ -17,24 +20,33 @@ def run_local(nproc: int, arguments: list[str]) -> int:
 
     The agent meets its ranks at a port that the system picks, so two runs on one machine do not collide.
     """
-    from torch.distributed.elastic.multiprocessing.api import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.elastic.multiprocessing.api import DefaultLogsSpecs
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the ranks say what failed
     os.environ |= _rank_environment(nproc)
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=nproc,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-        monitor_interval=0.2,
-    )
+    with TemporaryDirectory(prefix="swin-moe-") as logs:  # of the agent, which leaves one behind by itself
+        config = LaunchConfig(
+            min_nodes=1,
+            max_nodes=1,
+            nproc_per_node=nproc,
+            run_id=uuid.uuid4().hex,
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            max_restarts=0,
+            monitor_interval=0.2,
+            logs_specs=DefaultLogsSpecs(log_dir=logs),
+        )
+        return _status_of(lambda: elastic_launch(config, sys.executable)("-u", "-m", "launcher", *arguments))
+
+
+def _status_of(launch: Callable[[], Any]) -> int:
+    """Start the ranks, wait for them and return the exit status that they leave."""
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
     try:
-        elastic_launch(config, sys.executable)("-u", "-m", "launcher", *arguments)
+        launch()
     except ChildFailedError as error:
         return max(1, error.get_first_failure()[1].exitcode)
     except SignalException as stop:  # the agent has stopped its ranks
