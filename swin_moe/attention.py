@@ -5,6 +5,7 @@ A mixer takes windows (B * S, n, C) and an additive mask (S, n, n) or None, and 
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -94,16 +95,8 @@ class CosineAttention(WindowAttention):
     Keys have no bias. Normalisation and temperature are fp32 whatever the precision of the model.
     """
 
-    def __init__(
-        self,
-        dim: int,
-        num_heads: int,
-        position_bias: PositionBias,
-        *,
-        qkv_bias: bool = True,
-        windows_at_a_time: int = 0,
-    ) -> None:
-        super().__init__(dim, num_heads, position_bias, qkv_bias=False, windows_at_a_time=windows_at_a_time)
+    def __init__(self, dim: int, num_heads: int, *args: Any, qkv_bias: bool = True, **options: Any) -> None:
+        super().__init__(dim, num_heads, *args, qkv_bias=False, **options)
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10.0)))
