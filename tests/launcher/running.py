@@ -114,7 +114,8 @@ def start(*arguments: str, cwd: Path, **environment: str) -> subprocess.Popen[st
     return subprocess.Popen(
         [sys.executable, "-m", "launcher", *arguments],
         cwd=cwd,
-        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        # what SIGKILL leaves of temporary directories lies with the test's own files
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": str(cwd), **environment},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
