@@ -106,7 +106,7 @@ def _train(args: argparse.Namespace, arguments: list[str]) -> int:
     def train(ranks: Ranks, device: torch.device) -> None:
         from launcher.train import train  # DeepSpeed looks for its device when it is imported
 
-        train(config, ranks.world_size, device, args.resume)
+        train(config, ranks, device, args.resume)
 
     return _as_rank(train)
 
@@ -120,7 +120,7 @@ def _eval(args: argparse.Namespace, arguments: list[str]) -> int:
     def evaluate(ranks: Ranks, device: torch.device) -> None:
         from launcher.evaluate import evaluate_checkpoint
 
-        evaluate_checkpoint(config, run, args.checkpoint, ranks.world_size, device)
+        evaluate_checkpoint(config, run, args.checkpoint, ranks, device)
 
     return _as_rank(evaluate)
 

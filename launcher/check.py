@@ -1,13 +1,14 @@
 """Everything about a run that can be found wrong before it starts: rules across sections, shards, layout."""
 
-from math import gcd
-
 from data_shards.errors import DataError
 from data_shards.index import Manifest, check_shards
 from launcher.config import ConfigError
 from launcher.duration import to_steps
 from launcher.schema import RunConfig
+from parallel.expert import ExchangeOptions
 from parallel.mesh import LayoutError, ParallelDims
+from swin_moe.config import ModelError
+from swin_moe.tutel_backend import import_tutel
 
 
 def check(config: RunConfig, world_size: int | None = None) -> None:
@@ -71,15 +72,42 @@ def _suggestion(config: RunConfig, world_size: int) -> str:
 
 
 def _layout_errors(config: RunConfig, world_size: int | None) -> list[str]:
-    ep_size, moe = config.parallel.ep_size, config.model.moe
+    parallel, moe = config.parallel, config.model.moe
+    ep_size, slices, strategy = parallel.ep_size, parallel.expert_slices, parallel.expert_exchange.strategy
     if moe is None:
-        return [] if ep_size == 1 else [f"parallel.ep_size ({ep_size}) needs experts: set model.moe, or 1"]
-    dims = ParallelDims(world_size=ep_size, ep_size=ep_size)
-    errors = _messages(lambda: dims.local_experts(0, moe.num_experts), LayoutError)
+        asked = {"ep_size": ep_size, "expert_slices": slices}
+        return [f"parallel.{n} ({v}) needs experts: set model.moe, or 1" for n, v in asked.items() if v > 1]
+    errors = _exchange_errors(config)
+    try:
+        dims = ParallelDims(world_size=ep_size, ep_size=ep_size, expert_slices=slices)
+    except LayoutError as error:
+        errors.append(str(error))
+    else:
+        errors += _messages(lambda: dims.local_experts(0, moe.num_experts), LayoutError)
+        if not isinstance(strategy, str):
+            errors += _messages(lambda: dims.check_gather_degree(strategy), LayoutError)
     if world_size is not None:
-        errors += _messages(lambda: ParallelDims(world_size=world_size, ep_size=ep_size), LayoutError)
-        if errors:
-            errors[-1] += f"; parallel.ep_size={gcd(world_size, moe.num_experts)} would do"
+        ranks = _messages(lambda: ParallelDims(world_size=world_size, ep_size=ep_size), LayoutError)
+        fits = max(size for size in range(1, ep_size + 1) if world_size % size == 0)
+        errors += [f"{error}; parallel.ep_size={fits} would do" for error in ranks]
+    return errors
+
+
+def _exchange_errors(config: RunConfig) -> list[str]:
+    """What of the backend and of parallel.expert_exchange cannot be had with this model."""
+    moe, exchange = config.model.moe, config.parallel.expert_exchange
+    assert moe is not None
+    errors = _messages(import_tutel, ModelError) if moe.backend == "tutel" else []
+    if exchange.padded and moe.capacity_factor == 0:
+        errors.append(
+            "parallel.expert_exchange.padded needs a bound on an expert's rows: set "
+            f"model.moe.capacity_factor ({moe.capacity_factor}) other than 0, or padded=false"
+        )
+    if exchange != ExchangeOptions() and moe.backend != "native":
+        errors.append(
+            f"parallel.expert_exchange is for model.moe.backend=native, not {moe.backend}: leave the "
+            "section out"
+        )
     return errors
 
 
@@ -104,6 +132,7 @@ def _duration_errors(config: RunConfig) -> list[str]:
     durations = {
         "train.duration": config.train.duration,
         "train.eval_every": config.train.eval_every,
+        "train.moe_load_every": config.train.moe_load_every,
         "optim.warmup": config.optim.warmup,
         "checkpoint.every": config.checkpoint.every,
     }

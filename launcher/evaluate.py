@@ -1,6 +1,7 @@
 """Evaluation: every image of a split exactly once, on any number of ranks."""
 
 import time
+from dataclasses import replace
 from math import gcd
 from typing import Any
 
@@ -16,9 +17,11 @@ from launcher.schema import DataConfig, RunConfig
 from launcher.tally import Tally
 from parallel.checkpoint import load_weights
 from parallel.commit import latest
+from parallel.env import Ranks
 from parallel.mesh import Mesh, ParallelDims, build_mesh
 from swin_moe.losses import evaluation_sums
 from swin_moe.model import build_model
+from swin_moe.randomness import sample_keys
 
 
 def eval_stream(config: RunConfig, mesh: Mesh) -> EvalStream:
@@ -43,7 +46,7 @@ def normalised(images: Tensor, data: DataConfig, device: torch.device) -> Tensor
 
 
 def evaluate_checkpoint(
-    config: RunConfig, run: RunDirectory, name: str | None, world_size: int, device: torch.device
+    config: RunConfig, run: RunDirectory, name: str | None, ranks: Ranks, device: torch.device
 ) -> None:
     """Evaluate one checkpoint of a run on any number of ranks and print the result; every rank calls it.
 
@@ -51,7 +54,7 @@ def evaluate_checkpoint(
         config: of the run.
         run: its directory.
         name: of the checkpoint; None is the newest.
-        world_size: ranks; the experts spread over as many as divide both.
+        ranks: of this evaluation; the experts spread over as many as divide both, none of them sliced.
         device: of this rank.
 
     Raises:
@@ -61,9 +64,12 @@ def evaluate_checkpoint(
     if path is None or not path.is_dir():
         raise ConfigError(f"{run.path} has no checkpoint {name or 'yet'}; they lie in {run.checkpoints}")
     moe = config.model.moe
-    ep_size = gcd(world_size, moe.num_experts) if moe else 1
-    mesh = build_mesh(ParallelDims(world_size=world_size, ep_size=ep_size))
-    model = build_model(config.model, seed=config.seed, mesh=mesh).to(device)
+    ep_size = gcd(ranks.world_size, moe.num_experts) if moe else 1
+    dims = ParallelDims(world_size=ranks.world_size, ep_size=ep_size)
+    mesh = build_mesh(dims, ranks_per_node=ranks.local_world_size)
+    # what was chosen for the layout of training may not fit this one
+    exchange = replace(config.parallel.expert_exchange, strategy="ep", hierarchical=False)
+    model = build_model(config.model, seed=config.seed, mesh=mesh, exchange=exchange).to(device)
     manifest = load_weights(path, model, moe.num_experts if moe else 0)
     with eval_stream(config, mesh) as stream:
         result = evaluate(model, stream, config.data, device)
@@ -85,21 +91,23 @@ def evaluate(module: nn.Module, stream: EvalStream, data: DataConfig, device: to
     """
     was_training = module.training
     module.eval()
-    tally, start_s = Tally(device, num_sums=3), time.monotonic()
+    tally, start_s = Tally(rank=stream.dp_rank, world_size=stream.dp_size), time.monotonic()
     try:
         for batch in stream:
-            output = module(normalised(batch.images, data, device))
+            keys = sample_keys(0, batch.positions).to(device)  # the random router draws by them
+            output = module(normalised(batch.images, data, device), keys)
             sums = evaluation_sums(output.logits, batch.labels.to(device), batch.weights.to(device))
             tally.add(sums, output)
     except DataError as error:
         raise RankError(f"rank {stream.dp_rank}, evaluation: {error}") from error
-    (loss, hits, images), dropped_fraction, shares = tally.reduce()
+    totals = tally.reduce()
+    loss, hits, images = totals.sums
     module.train(was_training)
     return {
         "top1": hits / images,
         "loss": loss / images,
         "images": int(images),
         "images_s": images / (time.monotonic() - start_s),
-        "dropped_fraction": dropped_fraction,
-        "expert_load": shares,
+        "dropped_fraction": totals.dropped_fraction,
+        "expert_load": {layer: found.shares for layer, found in totals.layers.items()},
     }

@@ -8,7 +8,9 @@ from typing import Any
 
 from torch.utils.tensorboard import SummaryWriter
 
+from launcher.heat_map import heat_map
 from launcher.run_directory import RunDirectory
+from launcher.tally import LayerTotals
 
 
 def read_records(path: Path, up_to_step: int | None = None) -> list[dict[str, Any]]:
@@ -45,12 +47,28 @@ class MetricsLog:
         self._start_step, self._total_steps = start_step, total_steps
         self._line_open = False
 
-    def step(self, step: int, values: dict[str, float], load: dict[str, list[float]]) -> None:
-        """Record an optimizer step, and each expert's share of the choices by MoE layer."""
-        self._write(step, values, "train", "")
-        for layer, shares in load.items():
-            for expert, share in enumerate(shares):
-                self._board.add_scalar(f"expert_load/{layer}/{expert}", share, step)
+    def step(
+        self, step: int, values: dict[str, float], layers: dict[str, LayerTotals], *, table: bool
+    ) -> None:
+        """Record an optimizer step.
+
+        Args:
+            step: the step.
+            values: its figures.
+            layers: what its MoE layers did, by name.
+            table: whether to record every expert's tokens and every rank's rows too.
+        """
+        scalars = {layer: totals.scalars() for layer, totals in layers.items()}
+        record: dict[str, Any] = {**values, "moe": scalars}
+        if table and layers:
+            tokens = {layer: totals.tokens for layer, totals in layers.items()}
+            received = {layer: totals.received for layer, totals in layers.items()}
+            record |= {"tokens_per_expert": tokens, "received_rows": received}
+            self._board.add_image("moe/load", heat_map(list(tokens.values())), step)
+        self._write(step, record, "train", "")
+        for layer, figures in scalars.items():
+            for name, value in figures.items():
+                self._board.add_scalar(f"moe/{name}/{layer}", value, step)
         self._progress(step, values)
 
     def evaluation(self, step: int, values: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ NO_DECAY = (
     "absolute_pos_embed",
     "cosine_projector",
     "sim_matrix",
+    "router.phi",
 )
 LR_BATCH = 512  # images that the learning rates of a configuration are for
 

@@ -7,6 +7,7 @@ once. No `from __future__ import annotations` here: pydantic resolves the types 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from parallel.expert import ExchangeOptions
 from swin_moe.config import ModelConfig
 
 
@@ -77,6 +78,7 @@ class TrainConfig:
     eval_batch_size: int = 128  # a rank
     precision: Literal["fp32", "bf16"] = "fp32"
     eval_every: str | None = None  # a duration; the end of the run is always evaluated
+    moe_load_every: str | None = "50 steps"  # when every expert's load is recorded; the last step always is
     compile: bool = False  # torch.compile block by block
     pretrained: str | None = None  # weights to start from, in any format that `swin-moe convert` reads
     pretrained_head: str = (
@@ -91,11 +93,13 @@ class TrainConfig:
 class ParallelConfig:
     """How a run is laid over its ranks; none of it changes the result."""
 
-    ep_size: int = 1  # ranks that share one set of experts; divides world_size and num_experts
+    ep_size: int = 1  # ranks that share one set of experts; divides world_size
+    expert_slices: int = 1  # ranks that share the hidden channels of one expert; divides ep_size
+    expert_exchange: ExchangeOptions = field(default_factory=ExchangeOptions)
     zero_stage: Literal[0, 1, 2] = 1
 
     def __post_init__(self) -> None:
-        _check_ranges("parallel.", self, ep_size=1)
+        _check_ranges("parallel.", self, ep_size=1, expert_slices=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,41 +1,128 @@
 """Sums over micro-batches and ranks of what the MoE layers did and what the losses were.
 
-Legend: L MoE layers, E experts.
+Legend: E experts, R ranks of the world.
 """
+
+import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from parallel.collectives import sum_over
 from swin_moe.model import ModelOutput
+from swin_moe.moe import MoEStats
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerTotals:
+    """What one MoE layer did in all passes of all ranks."""
+
+    tokens: list[int]  # (E,) choices that wanted each expert, dropped ones included
+    dropped: int  # choices that found no slot
+    entropy: float  # of a token's scores, in nats: the mean over the passes
+    received: list[int]  # (R,) rows that each rank's experts computed
+
+    @property
+    def shares(self) -> list[float]:
+        """Each expert's share of the choices: (E,)."""
+        return [_ratio(tokens, sum(self.tokens)) for tokens in self.tokens]
+
+    def scalars(self) -> dict[str, float]:
+        """The figures of a record, by name: see docs/configuration.md."""
+        return {
+            "dropped_fraction": _ratio(self.dropped, sum(self.tokens)),
+            "entropy": self.entropy,
+            "load_cv": _variation(self.tokens),
+            "load_max_over_mean": _peak(self.tokens),
+            "received_max_over_mean": _peak(self.received),
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """Everything that was added on any rank."""
+
+    passes: int  # forward passes
+    sums: list[float]  # of the caller's choosing
+    layers: dict[str, LayerTotals]  # by the layer's name
+    loads: dict[str, Tensor]  # (E,) int64 by layer: the layers' `tokens`, still on the device
+
+    @property
+    def dropped_fraction(self) -> float:
+        """The share of all choices that found no slot; 0 without a choice."""
+        layers = self.layers.values()
+        return _ratio(sum(layer.dropped for layer in layers), sum(sum(layer.tokens) for layer in layers))
 
 
 class Tally:
-    """Adds up forward passes on the device; one all-reduce and one wait for the device when it is read."""
+    """Adds up forward passes on the device; one all-reduce and one wait for the device when it is read.
 
-    def __init__(self, device: torch.device, num_sums: int) -> None:
-        self._sums = torch.zeros(num_sums, dtype=torch.float64, device=device)
-        self._dropped = torch.zeros((), dtype=torch.float64, device=device)
-        self._load: dict[str, Tensor] = {}  # (E,) choices by layer
+    It is one fp64 vector, exact for counts up to 2^53: 1 for the pass, the caller's sums, and of every layer
+    `tokens` (E,), `dropped`, `entropy` and `received` (R,), where a rank fills its own place alone.
+
+    Args:
+        rank: this rank's place in the world.
+        world_size: R.
+    """
+
+    def __init__(self, *, rank: int, world_size: int) -> None:
+        self._rank, self._world_size = rank, world_size
+        self._total: Tensor | None = None
+        self._sizes: list[int] = []  # 1, the caller's, then of each layer E + 2 + R
+        self._layers: list[str] = []
 
     def add(self, sums: Tensor, output: ModelOutput) -> None:
-        """Add one forward pass: sums (num_sums,) of the caller's choosing, and the layers' statistics."""
-        self._sums += sums.detach().double()
-        for layer, stats in output.moe.items():
-            self._dropped += stats.dropped
-            self._load[layer] = self._load.get(layer, 0.0) + stats.load.double()
+        """Add one forward pass: sums (n,) of the caller's choosing, and the layers' statistics."""
+        parts = [torch.ones(1, device=sums.device), sums, *map(self._vector, output.moe.values())]
+        flat = torch.cat([part.detach().double() for part in parts])
+        self._total = flat if self._total is None else self._total + flat
+        self._sizes, self._layers = [len(part) for part in parts], list(output.moe)
 
-    def reduce(self) -> tuple[list[float], float, dict[str, list[float]]]:
-        """Sum over all ranks.
+    def _vector(self, stats: MoEStats) -> Tensor:
+        """One layer's part of the sums: (E + 2 + R,)."""
+        received = torch.zeros(self._world_size, dtype=torch.float64, device=stats.load.device)
+        received[self._rank] = stats.received
+        scalars = torch.stack([stats.dropped.double(), stats.entropy.double()])
+        return torch.cat([stats.load.double(), scalars, received])
 
-        Returns:
-            the caller's sums; the share of choices that found no slot; each expert's share of the choices, by
-            layer.
-        """
-        parts = [self._sums, self._dropped[None], *self._load.values()]
-        total = sum_over(torch.cat(parts)).split([len(part) for part in parts])
-        choices = sum(float(load.sum()) for load in total[2:])
-        shares = {
-            layer: (load / load.sum()).tolist() for layer, load in zip(self._load, total[2:], strict=True)
-        }
-        return total[0].tolist(), float(total[1]) / choices if choices else 0.0, shares
+    def reduce(self) -> Totals:
+        """Sum over all ranks; every rank calls it, after at least one pass."""
+        assert self._total is not None
+        total = sum_over(self._total)
+        (passes,), sums, *layers = total.cpu().split(self._sizes)  # waits for the device
+        loads = [part[: -2 - self._world_size].long() for part in total.split(self._sizes)[2:]]
+        return Totals(
+            passes=int(passes),
+            sums=sums.tolist(),
+            layers={
+                name: self._layer(part, int(passes)) for name, part in zip(self._layers, layers, strict=True)
+            },
+            loads=dict(zip(self._layers, loads, strict=True)),
+        )
+
+    def _layer(self, part: Tensor, passes: int) -> LayerTotals:
+        """Read what `_vector` wrote, on the host."""
+        ranks = self._world_size
+        tokens, (dropped, entropy), received = part.split([len(part) - 2 - ranks, 2, ranks])
+        return LayerTotals(
+            tokens=tokens.long().tolist(),
+            dropped=int(dropped),
+            entropy=float(entropy) / passes,
+            received=received.long().tolist(),
+        )
+
+
+def _ratio(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def _peak(counts: list[int]) -> float:
+    """The largest over the mean; 1 is even, 0 where there is nothing."""
+    return _ratio(max(counts) * len(counts), sum(counts))
+
+
+def _variation(counts: list[int]) -> float:
+    """Coefficient of variation: the standard deviation of the population over the mean; 0 is even."""
+    mean = sum(counts) / len(counts)
+    return _ratio(math.sqrt(sum((count - mean) ** 2 for count in counts) / len(counts)), mean)

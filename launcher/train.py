@@ -23,12 +23,13 @@ from launcher.metrics import MetricsLog
 from launcher.optim import CosineSchedule, parameter_groups
 from launcher.pretrained import start_from
 from launcher.run_directory import RunDirectory
-from launcher.schema import RunConfig
+from launcher.schema import ParallelConfig, RunConfig
 from launcher.summary import render, summarise
-from launcher.tally import Tally
+from launcher.tally import Tally, Totals
 from parallel import checkpoint
 from parallel.collectives import RanksError, agree
 from parallel.commit import latest, prune
+from parallel.env import Ranks
 from parallel.masters import Masters
 from parallel.mesh import Mesh, ParallelDims, build_mesh
 from parallel.zero import Engine
@@ -40,7 +41,7 @@ from swin_moe.randomness import sample_keys
 Resume = Literal["auto", "never"]
 
 
-def train(config: RunConfig, world_size: int, device: torch.device, resume: Resume) -> None:
+def train(config: RunConfig, ranks: Ranks, device: torch.device, resume: Resume) -> None:
     """Train, evaluate, save and summarise one run; the process group is there, and every rank calls it.
 
     Raises:
@@ -48,8 +49,8 @@ def train(config: RunConfig, world_size: int, device: torch.device, resume: Resu
         RankError: the data failed on this rank in mid-run.
     """
     run = RunDirectory(config.run_dir)
-    open_run(config, run, world_size, resume)
-    mesh = build_mesh(ParallelDims(world_size=world_size, ep_size=config.parallel.ep_size))
+    open_run(config, run, ranks.world_size, resume)
+    mesh = run_mesh(config.parallel, ranks)
     with train_stream(config, mesh) as stream, eval_stream(config, mesh) as val:
         session = Session(config, run, mesh, device, stream, val)
         session.resume()
@@ -58,7 +59,7 @@ def train(config: RunConfig, world_size: int, device: torch.device, resume: Resu
         session.train()
     if mesh.is_first:
         epoch_steps = steps_in("1 epochs", config, stream.manifest)
-        print(render(summarise(run, config, world_size=world_size, epoch_steps=epoch_steps), run))
+        print(render(summarise(run, config, world_size=ranks.world_size, epoch_steps=epoch_steps), run))
     run.unlock()
 
 
@@ -74,6 +75,16 @@ def open_run(config: RunConfig, run: RunDirectory, world_size: int, resume: Resu
         agree(prepare, (ValueError, OSError))
     except RanksError as error:
         raise ConfigError(str(error)) from error
+
+
+def run_mesh(parallel: ParallelConfig, ranks: Ranks) -> Mesh:
+    """The layout of a run, with every group that its exchange of tokens may use."""
+    dims = ParallelDims(
+        world_size=ranks.world_size, ep_size=parallel.ep_size, expert_slices=parallel.expert_slices
+    )
+    strategy = parallel.expert_exchange.strategy
+    degrees = [strategy] if isinstance(strategy, int) else []
+    return build_mesh(dims, ranks_per_node=ranks.local_world_size, gather_degrees=degrees)
 
 
 def train_stream(config: RunConfig, mesh: Mesh) -> TrainStream:
@@ -110,11 +121,13 @@ class Session:
     ) -> None:
         self.config, self.run, self.mesh, self.device = config, run, mesh, device
         self.stream, self.val = stream, val
-        model = build_model(config.model, seed=config.seed, mesh=mesh).to(device)
+        exchange = config.parallel.expert_exchange
+        model = build_model(config.model, seed=config.seed, mesh=mesh, exchange=exchange).to(device)
         if config.train.pretrained and latest(run.checkpoints) is None:
             start_from(config.train.pretrained, config.train.pretrained_head, model, mesh)
         if config.train.compile:
             compile_blocks(model)
+        self.model = model
         self.engine = Engine(
             model,
             parameter_groups(model, config.optim),
@@ -178,24 +191,30 @@ class Session:
         """One optimizer step: forward and backward of every micro-batch, one update, one record."""
         start_s, lr = time.monotonic(), self.schedule(self.step)
         self.stream.wait_s = 0.0
-        tally = Tally(self.device, num_sums=2)
+        tally = Tally(rank=self.mesh.rank, world_size=self.mesh.dims.world_size)
         for _ in range(self.stream.grad_accum_steps):
             self.micro_step(self.next_batch(batches), lr, tally)
-        (loss, aux_loss), dropped_fraction, load = tally.reduce()
-        passes = self.stream.grad_accum_steps * self.mesh.dims.world_size
+        totals = tally.reduce()
+        self.model.balance(totals.loads)
         self.step += 1
-        step_s = time.monotonic() - start_s
+        self.record(totals, lr, time.monotonic() - start_s)
+
+    def record(self, totals: Totals, lr: float, step_s: float) -> None:
+        """Write down the step just taken."""
+        if self.log is None:
+            return
+        loss, aux_loss = totals.sums
         values = {
-            "loss": loss / passes,
-            "aux_loss": aux_loss / passes,
+            "loss": loss / totals.passes,
+            "aux_loss": aux_loss / totals.passes,
             "lr": lr,
             "grad_norm": self.engine.grad_norm,
             "images_s": self.config.train.global_batch_size / step_s,
             "data_wait_s": self.stream.wait_s,
-            "dropped_fraction": dropped_fraction,
+            "dropped_fraction": totals.dropped_fraction,
         }
-        if self.log:
-            self.log.step(self.step, values, load)
+        table = self.is_due(self.config.train.moe_load_every) or self.step == self.total_steps
+        self.log.step(self.step, values, totals.layers, table=table)
 
     def micro_step(self, batch: Batch, lr: float, tally: Tally) -> None:
         """Forward, loss, backward, and after the last micro-batch of a step the update."""

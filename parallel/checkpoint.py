@@ -5,11 +5,12 @@
                                  manifest.json                   step, state, config, every tensor and file
     checkpoints/latest           the name of the newest committed step
 
-A tensor's name says what it is: `exp_avg/layers.1.blocks.3.mlp.experts.5.fc1_weight`, one name an expert. The
-files are verified against the manifest before anything is deserialised.
+A tensor's name says what it is: `exp_avg/layers.1.blocks.3.mlp.experts.5.fc1_weight`, one name an expert, and
+the whole expert whether or not its ranks held slices of it; `buffer/NAME` is state that no optimizer knows.
+The files are verified against the manifest before anything is deserialised.
 """
 
-import pickle
+import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,44 +20,29 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
-from parallel.collectives import RanksError, agree, gather_objects
+from parallel.collectives import RanksError, agree, all_to_all, gather_objects
 from parallel.commit import CheckpointError, commit, describe, open_partial, read_manifest, verify
-from parallel.expert import experts_of, global_name
+from parallel.expert import ExpertSlice, experts_of, global_name, sliced_of
 from parallel.masters import KINDS, MASTER, Masters
 from parallel.mesh import Mesh
+from parallel.plain import PlainReader
+from parallel.tensors import parameter_shapes, persistent_buffers, whole_shape
 
 T = TypeVar("T")
 Write = Callable[[nn.Parameter, dict[str, Tensor]], None]
 
-PLAIN_TYPES = {  # all that a .metadata of ours names, and all that one may name
-    "torch.distributed.checkpoint.metadata": {
-        "ChunkStorageMetadata",
-        "Metadata",
-        "MetadataIndex",
-        "StorageMeta",
-        "TensorProperties",
-        "TensorStorageMetadata",
-        "_MEM_FORMAT_ENCODING",
-    },
-    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
-    "torch.serialization": {"_get_layout"},
-    "torch": {"Size", "float32"},
-    "pathlib": {"PosixPath"},
-}
+BUFFER = "buffer"
 READ_AT_ONCE = 256 * 2**20  # bytes of tensors in memory beside the model while loading
 
 
 def global_shapes(module: nn.Module, num_experts: int) -> dict[str, list[int]]:
     """Shape of every tensor of a checkpoint by name, one name an expert, on every layout alike."""
-    shapes: dict[str, list[int]] = {}
-    for name, parameter in module.named_parameters():
-        if experts_of(parameter) is None:
-            shapes[name] = list(parameter.shape)
-        else:
-            shapes |= {global_name(name, expert): list(parameter.shape[1:]) for expert in range(num_experts)}
-    return {f"{kind}/{name}": shape for kind in KINDS for name, shape in shapes.items()}
+    shapes = parameter_shapes(module, num_experts)
+    buffers = {name: list(buffer.shape) for name, buffer in persistent_buffers(module).items()}
+    return {f"{kind}/{name}": shape for kind in KINDS for name, shape in shapes.items()} | {
+        f"{BUFFER}/{name}": shape for name, shape in buffers.items()
+    }
 
 
 def save(directory: Path, step: int, masters: Masters, mesh: Mesh, record: dict[str, Any]) -> Path:
@@ -87,6 +73,7 @@ def save(directory: Path, step: int, masters: Masters, mesh: Mesh, record: dict[
         "tensors": {name: shape for part in shapes for name, shape in part.items()},
         "world_size": mesh.dims.world_size,
         "ep_size": mesh.dims.ep_size,
+        "expert_slices": mesh.dims.expert_slices,
         **record,
     }
     _together(lambda: commit(partial, final, manifest) if mesh.is_first else None, f"commit {final}")
@@ -140,18 +127,52 @@ def _together(action: Callable[[], T], what: str) -> list[T]:
 def _owned(masters: Masters, mesh: Mesh) -> Iterator[tuple[str, Tensor]]:
     """This rank's share of all tensors by global name: each parameter is written by one of its holders.
 
-    All holders read a parameter together; the one that has least to write so far keeps it.
+    All holders read a parameter together, and the slices of one copy of an expert come together; the one
+    that has least to write so far keeps it.
     """
-    burden = {True: [0] * mesh.dims.dp_size, False: [0] * mesh.dims.world_size}
+    slices = mesh.dims.expert_slices
+    burden = {True: [0] * mesh.dims.dp_size * slices, False: [0] * mesh.dims.world_size}
     for name, parameter in masters.module.named_parameters():
         experts = experts_of(parameter)
         holders = burden[experts is not None]
         owner = holders.index(min(holders))
-        holders[owner] += parameter.numel()
-        place = mesh.rank if experts is None else mesh.rank // mesh.dims.ep_size
+        holders[owner] += math.prod(whole_shape(parameter))
+        place = mesh.rank if experts is None else mesh.rank // mesh.dims.ep_size * slices + mesh.rank % slices
         for kind, tensor in masters.read(parameter).items():
+            if sliced_of(parameter) is not None and place // slices == owner // slices:
+                tensor = _joined(parameter, tensor, owner % slices, mesh)
             if place == owner:
                 yield from _by_global_name(kind, name, parameter, tensor.cpu()).items()
+    if mesh.is_first:
+        for name, buffer in persistent_buffers(masters.module).items():
+            yield f"{BUFFER}/{name}", _as_stored(buffer).cpu()
+
+
+@torch.no_grad()
+def _joined(parameter: nn.Parameter, tensor: Tensor, owner: int, mesh: Mesh) -> Tensor:
+    """One tensor of sliced experts, whole, at the slice numbered `owner`; all slices of a block call it.
+
+    Elsewhere it is what was given.
+    """
+    sliced, slices = sliced_of(parameter), mesh.dims.expert_slices
+    if sliced is None or slices == 1:
+        return tensor
+    shapes = [list(tensor.shape) for _ in range(slices)]
+    for number, shape in enumerate(shapes):
+        shape[sliced.dim] = len(ExpertSlice(number, number + 1, slices).range(sliced.size))
+    here = mesh.rank % slices
+    send = [tensor.numel() if number == owner else 0 for number in range(slices)]
+    receive = [math.prod(shape) if here == owner else 0 for shape in shapes]
+    flat = all_to_all(tensor.reshape(-1), send, receive, mesh.exchange_groups[slices].gather)
+    if here != owner:
+        return tensor
+    pieces = zip(flat.split(receive), shapes, strict=True)
+    return torch.cat([piece.view(shape) for piece, shape in pieces], dim=sliced.dim)
+
+
+def _as_stored(buffer: Tensor) -> Tensor:
+    """Whole numbers as int64, all else as fp32: the only types of a checkpoint."""
+    return buffer.float() if buffer.is_floating_point() else buffer.long()
 
 
 def _write(partial: Path, owned: dict[str, Tensor], rank: int) -> dict[str, dict[str, Any]]:
@@ -182,15 +203,32 @@ def _read(path: Path, module: nn.Module, kinds: Sequence[str], write: Write) -> 
     wanted: dict[str, Tensor] = {}
     parameters = list(module.named_parameters())
     for name, parameter in parameters:
-        batch[parameter] = {kind: torch.empty(parameter.shape) for kind in kinds}
+        batch[parameter] = {kind: torch.empty(whole_shape(parameter)) for kind in kinds}
         for kind, tensor in batch[parameter].items():
             wanted |= _by_global_name(kind, name, parameter, tensor)
         size = sum(tensor.nbytes for tensor in wanted.values())
         if size >= READ_AT_ONCE or parameter is parameters[-1][1]:
-            dcp.load(wanted, storage_reader=_Reader(path), no_dist=True)
+            dcp.load(wanted, storage_reader=PlainReader(path), no_dist=True)
             for target, values in batch.items():
-                write(target, values)
+                write(target, {kind: _held(target, value) for kind, value in values.items()})
             batch, wanted = {}, {}
+    _read_buffers(path, module)
+
+
+def _held(parameter: nn.Parameter, whole: Tensor) -> Tensor:
+    """This rank's part of a parameter of whole experts."""
+    sliced = sliced_of(parameter)
+    return whole if sliced is None else sliced.take(whole).contiguous()
+
+
+@torch.no_grad()
+def _read_buffers(path: Path, module: nn.Module) -> None:
+    buffers = persistent_buffers(module)
+    wanted = {f"{BUFFER}/{name}": _as_stored(buffer).cpu().clone() for name, buffer in buffers.items()}
+    if wanted:
+        dcp.load(wanted, storage_reader=PlainReader(path), no_dist=True)
+    for name, buffer in buffers.items():
+        buffer.copy_(wanted[f"{BUFFER}/{name}"])
 
 
 def _by_global_name(kind: str, name: str, parameter: nn.Parameter, tensor: Tensor) -> dict[str, Tensor]:
@@ -200,23 +238,3 @@ def _by_global_name(kind: str, name: str, parameter: nn.Parameter, tensor: Tenso
         return {f"{kind}/{name}": tensor}
     pieces = zip(experts, tensor.unbind(0), strict=True)
     return {f"{kind}/{global_name(name, expert)}": piece for expert, piece in pieces}
-
-
-class _Reader(dcp.FileSystemReader):
-    """Reads checkpoints without unpickling freely: the metadata may name plain data types only."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata = _PlainUnpickler(file).load()
-        metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
-        return metadata
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Refuses every global that a description of fp32 tensors does not need."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if name not in PLAIN_TYPES.get(module, ()):
-            raise CheckpointError(f"its .metadata names {module}.{name}, which no checkpoint needs: refused")
-        return super().find_class(module, name)

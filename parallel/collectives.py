@@ -14,26 +14,68 @@ class RanksError(ValueError):
     """Something failed on one or more ranks; it is raised on all of them, with the same message."""
 
 
-class _AllToAll(torch.autograd.Function):
-    """The backward of an all-to-all is the all-to-all with the splits exchanged."""
+class Flight:
+    """One all-to-all, and in backward its mirror, that may be under way while others compute.
+
+    `start` sends and returns at once; `finish` waits. Their backwards are each other's: the gradient leaves
+    where the rows landed, and is waited for where they started. Autograd runs backward what was made last
+    first, so that whatever lay between the two overlaps with the gradient's way too.
+
+    Args:
+        send: rows for each rank of the group.
+        receive: rows from each rank of the group.
+        group: of the ranks.
+    """
+
+    def __init__(self, send: Sequence[int], receive: Sequence[int], group: dist.ProcessGroup) -> None:
+        self._send, self._receive, self._group = list(send), list(receive), group
+        self._under_way: tuple[Tensor, Tensor, dist.Work] | None = None
+
+    def start(self, rows: Tensor) -> Tensor:
+        """(sum(send), ...) sorted by destination -> a ticket for `finish`, an empty tensor."""
+        return _Start.apply(rows, self)
+
+    def finish(self, ticket: Tensor) -> Tensor:
+        """What `start` returned -> (sum(receive), ...), sorted by source rank."""
+        return _Finish.apply(ticket, self)
+
+    def launch(self, rows: Tensor, *, mirrored: bool) -> Tensor:
+        """Send, against the direction if `mirrored`; returns an empty tensor."""
+        send, receive = (self._receive, self._send) if mirrored else (self._send, self._receive)
+        # gloo accepts a non-contiguous output and silently fills it wrongly: the output is always made fresh
+        arriving, leaving = rows.new_empty(sum(receive), *rows.shape[1:]), rows.contiguous()
+        work = dist.all_to_all_single(arriving, leaving, receive, send, group=self._group, async_op=True)
+        self._under_way = arriving, leaving, work  # both alive until they are where they go
+        return rows.new_empty(0)
+
+    def land(self) -> Tensor:
+        """Wait for what was launched, and return it."""
+        assert self._under_way is not None
+        (arriving, _, work), self._under_way = self._under_way, None
+        work.wait()
+        return arriving
+
+
+class _Start(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, flight: Flight) -> Tensor:
+        ctx.flight = flight
+        return flight.launch(rows, mirrored=False)
 
     @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup
-    ) -> Tensor:
-        ctx.send, ctx.receive, ctx.group = send, receive, group
-        return _exchange(rows, send, receive, group)
+    def backward(ctx: Any, ticket: Tensor) -> tuple[Tensor, None]:
+        return ctx.flight.land(), None
+
+
+class _Finish(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, ticket: Tensor, flight: Flight) -> Tensor:
+        ctx.flight = flight
+        return flight.land()
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
-        return _exchange(grad, ctx.receive, ctx.send, ctx.group), None, None, None
-
-
-def _exchange(rows: Tensor, send: list[int], receive: list[int], group: dist.ProcessGroup) -> Tensor:
-    # gloo accepts a non-contiguous output and silently fills it wrongly: the output is always made fresh
-    received = rows.new_empty(sum(receive), *rows.shape[1:])
-    dist.all_to_all_single(received, rows.contiguous(), receive, send, group=group)
-    return received
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return ctx.flight.launch(grad, mirrored=True), None
 
 
 def all_to_all(
@@ -51,16 +93,8 @@ def all_to_all(
     """
     if group is None:
         return rows
-    return _AllToAll.apply(rows, list(send), list(receive), group)
-
-
-def exchange_counts(counts: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """Tell every rank how many rows it will get: row r of `counts` goes to rank r; (R, n) -> (R, n)."""
-    if group is None:
-        return counts
-    received = torch.empty_like(counts, memory_format=torch.contiguous_format)
-    dist.all_to_all_single(received, counts.contiguous(), group=group)
-    return received
+    flight = Flight(send, receive, group)
+    return flight.finish(flight.start(rows))
 
 
 def sum_over(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:

@@ -1,18 +1,69 @@
-"""Experts spread over ranks: which rank holds which, how tokens reach them, how parameters are marked.
+"""Experts spread over ranks: which rank holds which, or which slice of it, and how parameters are marked.
 
-Legend: N rows (one a token and choice), M rows received, E experts, L local experts, R ranks of the group,
-C channels.
+Legend: L local experts. How rows and experts come together is in exchange.py.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Literal, NamedTuple
 
-import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.collectives import all_to_all, exchange_counts
 from parallel.mesh import Mesh
+
+Strategy = Literal["ep", "dp", "auto"] | int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExchangeOptions:
+    """How rows and experts come together; none of it changes results.
+
+    `strategy`: `ep` sends rows to the experts' ranks; `dp` gathers all experts' weights at every rank, and no
+    row moves; a number g gathers weights over g neighbouring ranks and sends rows to one of each g (Hwang et
+    al. 2023, "Tutel", section 3.1: g = expert_slices is its EP + DP, `ep` with slices its EP + MP); `auto`
+    takes the one of ep, expert_slices and dp that moves the fewest bytes.
+    """
+
+    strategy: Strategy = "ep"
+    hierarchical: bool = False  # inside the node, then across
+    padded: bool = False  # even splits and no wait for the device, where a capacity bounds them
+    overlap: int = 1  # pieces that rows are cut into: one travels while another is computed
+    wire_dtype: Literal["same", "bf16"] = "same"  # bf16: fp32 rows and their gradients travel rounded
+
+    def __post_init__(self) -> None:
+        if self.overlap < 1:
+            raise ValueError(f"parallel.expert_exchange.overlap ({self.overlap}) must be at least 1")
+        if not isinstance(self.strategy, str) and (isinstance(self.strategy, bool) or self.strategy < 1):
+            raise ValueError(
+                f"parallel.expert_exchange.strategy ({self.strategy}) must be ep, dp, auto or a number of "
+                "ranks, at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class ExpertSlice:
+    """The part [first / of, last / of) of a dim; slices of a size that does not divide are uneven."""
+
+    first: int = 0
+    last: int = 1
+    of: int = 1
+
+    def range(self, size: int) -> range:
+        """The indices of a dim of `size` that belong to this part."""
+        return range(size * self.first // self.of, size * self.last // self.of)
+
+
+class Sliced(NamedTuple):
+    """What a rank holds of a parameter whose experts are sliced."""
+
+    dim: int  # of (L, ...)
+    part: ExpertSlice
+    size: int  # of the whole dim
+
+    def take(self, whole: Tensor) -> Tensor:
+        """The view of this rank's part of a whole parameter (L, ...)."""
+        held = self.part.range(self.size)
+        return whole.narrow(self.dim, held.start, len(held))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,8 +72,11 @@ class ExpertParallel:
 
     num_experts: int
     local_experts: range
+    part: ExpertSlice = ExpertSlice()  # of the hidden channels of each local expert
     ep_size: int = 1
     group: dist.ProcessGroup | None = None
+    mesh: Mesh | None = None  # None where nothing travels
+    options: ExchangeOptions = ExchangeOptions()  # of calls that bring none of their own
 
     @staticmethod
     def on_one_rank(num_experts: int) -> "ExpertParallel":
@@ -30,28 +84,60 @@ class ExpertParallel:
         return ExpertParallel(num_experts=num_experts, local_experts=range(num_experts))
 
     @staticmethod
-    def over(mesh: Mesh, num_experts: int) -> "ExpertParallel":
+    def over(mesh: Mesh, num_experts: int, options: ExchangeOptions = ExchangeOptions()) -> "ExpertParallel":
         """The experts divided over the mesh's expert-parallel axis.
 
         Raises:
-            LayoutError: num_experts is not a multiple of ep_size.
+            LayoutError: there are more blocks of ranks than experts.
         """
+        dims, slices = mesh.dims, mesh.dims.expert_slices
+        here = mesh.ep_rank % slices
         return ExpertParallel(
             num_experts=num_experts,
-            local_experts=mesh.dims.local_experts(mesh.rank, num_experts),
-            ep_size=mesh.dims.ep_size,
-            group=mesh.ep_group if mesh.dims.ep_size > 1 else None,
+            local_experts=dims.local_experts(mesh.rank, num_experts),
+            part=ExpertSlice(here, here + 1, slices),
+            ep_size=dims.ep_size,
+            group=mesh.ep_group if dims.ep_size > 1 else None,
+            mesh=mesh if dims.ep_size > 1 else None,
+            options=options,
         )
 
-    def mark(self, parameter: nn.Parameter) -> None:
+    def mark(
+        self, parameter: nn.Parameter, *, sliced_dim: int | None = None, full_size: int | None = None
+    ) -> None:
         """Declare a parameter of shape (L, ...) as expert-parallel.
 
         `allreduce` and `group_name` are DeepSpeed's names (deepspeed/moe/utils.py); `experts` is ours: the
-        global number of each slice along the first dim, which the checkpoint names it by.
+        global number of each slice along the first dim, which the checkpoint names it by; so is `sliced`.
+
+        Args:
+            parameter: what this rank holds: (L, ...).
+            sliced_dim: dim of (L, ...) that is cut over the ranks of a block; an expert that is sliced
+                has no parameter without one.
+            full_size: of that dim in the whole expert.
         """
+        assert (sliced_dim is None) == (full_size is None), "a sliced dim has a full size"
+        assert sliced_dim is not None or self.part.of == 1, "each slice of an expert must own what it holds"
         parameter.allreduce = False  # type: ignore[attr-defined]
         parameter.group_name = f"ep_size_{self.ep_size}"  # type: ignore[attr-defined]
         parameter.experts = self.local_experts  # type: ignore[attr-defined]
+        parameter.sliced = None  # type: ignore[attr-defined]
+        if sliced_dim is not None and full_size is not None:
+            sliced = Sliced(sliced_dim, self.part, full_size)
+            assert parameter.shape[sliced_dim] == len(self.part.range(full_size))
+            parameter.sliced = sliced  # type: ignore[attr-defined]
+
+
+def copy_mark(source: Tensor, target: Tensor) -> None:
+    """Mark a parameter that has taken the place of another as that one was."""
+    for name in ("allreduce", "group_name", "experts", "sliced"):
+        if hasattr(source, name):
+            setattr(target, name, getattr(source, name))
+
+
+def sliced_of(parameter: Tensor) -> Sliced | None:
+    """How a marked parameter is sliced; None for a whole one."""
+    return getattr(parameter, "sliced", None)
 
 
 def experts_of(parameter: Tensor) -> range | None:
@@ -63,61 +149,3 @@ def global_name(name: str, expert: int) -> str:
     """Name of one expert's slice: (`mlp.experts.fc1_weight`, 5) -> `mlp.experts.5.fc1_weight`."""
     prefix, _, leaf = name.rpartition(".")
     return f"{prefix}.{expert}.{leaf}"
-
-
-class _Permute(torch.autograd.Function):
-    """Reorder rows by gathers alone, forward and backward: deterministic, and no atomic adds."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, order: Tensor, inverse: Tensor) -> Tensor:
-        ctx.save_for_backward(order, inverse)
-        return rows.index_select(0, order)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        _, inverse = ctx.saved_tensors
-        return grad.index_select(0, inverse), None, None
-
-
-class TokenExchange:
-    """One layer's journey of rows to their experts and back.
-
-    Args:
-        counts: (E,) rows of this rank for each expert; the rows come sorted by expert.
-        experts: where the experts are.
-    """
-
-    def __init__(self, counts: Tensor, experts: ExpertParallel) -> None:
-        self.group = experts.group
-        sent = counts.view(experts.ep_size, len(experts.local_experts))  # (R, L)
-        received = exchange_counts(sent, self.group)
-        both = torch.stack([sent, received]).tolist()  # waits for the device
-        self.send = [sum(row) for row in both[0]]
-        self.receive = [sum(row) for row in both[1]]
-        self.local_counts = [sum(column) for column in zip(*both[1], strict=True)]  # (L,) rows an expert
-        self._order = None if self.group is None else _by_expert(received)
-        self._inverse = None if self._order is None else torch.argsort(self._order)
-
-    def dispatch(self, rows: Tensor) -> Tensor:
-        """(N, ...) sorted by expert -> (M, ...) of this rank's experts, sorted by local expert."""
-        arrived = all_to_all(rows, self.send, self.receive, self.group)
-        if self._order is None:
-            return arrived
-        return _Permute.apply(arrived, self._order, self._inverse)
-
-    def combine(self, rows: Tensor) -> Tensor:
-        """(M, ...) sorted by local expert -> (N, ...) back at the sender, in the order of dispatch."""
-        if self._order is not None:
-            rows = _Permute.apply(rows, self._inverse, self._order)
-        return all_to_all(rows, self.receive, self.send, self.group)
-
-
-def _by_expert(received: Tensor) -> Tensor:
-    """Order that takes rows sorted by (source rank, local expert) to (local expert, source rank).
-
-    Args:
-        received: (R, L) rows from each rank for each local expert.
-    """
-    experts = torch.arange(received.shape[1], device=received.device).expand_as(received)
-    expert_of_row = torch.repeat_interleave(experts.reshape(-1), received.reshape(-1))  # (M,)
-    return torch.argsort(expert_of_row, stable=True)

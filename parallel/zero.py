@@ -10,6 +10,8 @@ What DeepSpeed 0.19.8 needs for that, and where it goes wrong silently (tests/pa
 - at stage 0 in bf16 it takes a step on zero gradients while it starts, which decays the weights and counts
   (unfused_optimizer.py: initialize_optimizer_states); a learning rate of 0 and a fresh state undo that;
 - at stages 1 and 2 it links the Adam states of the first parameter group only;
+- its buckets of gradients are full after so many elements, dense and expert ones together: ranks that hold
+  uneven experts would reduce dense gradients in different pieces, so there all go into one bucket;
 - on the CPU it would compile and attach a shared-memory collective whose segments and build lock two runs on
   one machine fight over; gloo serves instead.
 Gradients need no scaling by hand: every stage divides by the size of the whole world.
@@ -27,7 +29,7 @@ from deepspeed.utils import groups as deepspeed_groups
 from deepspeed.utils import safe_get_full_grad
 from torch import Tensor, nn
 
-from parallel.collectives import sum_over
+from parallel.collectives import gather_objects, sum_over
 from parallel.expert import experts_of
 from parallel.mesh import Mesh
 
@@ -97,6 +99,8 @@ class Engine:
             },
             "bf16": {"enabled": precision == "bf16"},
         }
+        if len(sizes := set(gather_objects(sum(p.numel() for p in self._parameters)))) > 1:
+            config["zero_optimization"]["reduce_bucket_size"] = max(sizes)
         if precision == "bf16" and zero_stage:  # DeepSpeed refuses fp32 accumulation at stage 0
             config["data_types"] = {"grad_accum_dtype": "fp32"}
         optimizer = torch.optim.AdamW([{**group, "lr": 0.0} for group in param_groups], fused=True)
@@ -176,5 +180,6 @@ def _attach_marker(model: nn.Module, mesh: Mesh) -> None:
     deepspeed_groups._EXPERT_DATA_PARALLEL_GROUP[name] = mesh.expert_dp_group
     deepspeed_groups._EXPERT_DATA_PARALLEL_GROUP_RANKS[name] = mesh.dims.expert_dp_ranks(mesh.rank)
     local = next(e for e in map(experts_of, model.parameters()) if e is not None)
-    marker = _ExpertMarker(name, len(local) * mesh.dims.ep_size, len(local), mesh.dims.ep_size)
+    blocks = mesh.dims.ep_size // mesh.dims.expert_slices  # DeepSpeed counts experts for its own files alone
+    marker = _ExpertMarker(name, len(local) * blocks, len(local), mesh.dims.ep_size)
     model.add_module("deepspeed_expert_marker", marker)

@@ -6,28 +6,12 @@ Legend: B images, H x W tokens, S windows an image, n tokens a window, C channel
 from functools import lru_cache
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swin_moe.moe import MoELayer, MoEStats
+from swin_moe.mlp import MLP
+from swin_moe.moe import MoECall, MoELayer, MoEStats
 from swin_moe.randomness import Dropout, DropPath, SiteCounter
 from swin_moe.windows import WindowGrid
-
-
-class MLP(nn.Module):
-    """Linear, GELU, linear, with dropout after each."""
-
-    def __init__(self, dim: int, hidden: int, *, dropout: float, fc2_bias: bool, sites: SiteCounter) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(dim, hidden)
-        self.fc2 = nn.Linear(hidden, dim, bias=fc2_bias)
-        self.drop1 = Dropout(dropout, sites.next())
-        self.drop2 = Dropout(dropout, sites.next())
-
-    def forward(self, x: Tensor, keys: Tensor) -> tuple[Tensor, None]:
-        """(B, L, C) with the images' keys (B,) -> (B, L, C), and no statistics."""
-        x = self.drop1(F.gelu(self.fc1(x)), keys)
-        return self.drop2(self.fc2(x), keys), None
 
 
 class SwinBlock(nn.Module):
@@ -38,7 +22,7 @@ class SwinBlock(nn.Module):
     Args:
         dim: C.
         mixer: called with windows (B * S, n, C) and a mask; see attention.py.
-        ffn: called with (B, L, C) tokens and (B,) keys, returns tokens and MoEStats or None.
+        ffn: called with (B, L, C) tokens, (B,) keys and a MoECall; returns tokens and MoEStats or None.
         grid: how the map is cut into windows.
         resolution: side of the map of the configured image, whose mask is made once.
         norm: `pre` or `post`.
@@ -81,13 +65,13 @@ class SwinBlock(nn.Module):
         if self.mask is not None and mask is not None:
             self.mask.copy_(mask)
 
-    def forward(self, x: Tensor, keys: Tensor) -> tuple[Tensor, MoEStats | None]:
+    def forward(self, x: Tensor, keys: Tensor, call: MoECall | None = None) -> tuple[Tensor, MoEStats | None]:
         """(B, H, W, C) with the images' keys (B,) -> (B, H, W, C), and the statistics of an MoE."""
         y = self._mix(x if self.post_norm else self.norm1(x))
         y = self.attention_dropout(y, keys)
         x = x + self.drop_path1(self.norm1(y) if self.post_norm else y, keys)
 
-        tokens, stats = self.mlp((x if self.post_norm else self.norm2(x)).flatten(1, 2), keys)
+        tokens, stats = self.mlp((x if self.post_norm else self.norm2(x)).flatten(1, 2), keys, call)
         y = tokens.view_as(x)
         x = x + self.drop_path2(self.norm2(y) if self.post_norm else y, keys)
         return x if self.main_norm is None else self.main_norm(x), stats

@@ -17,41 +17,68 @@ def require(condition: bool, message: str) -> None:
         raise ModelError(message)
 
 
+RouterName = Literal["linear", "cosine", "sigmoid", "expert_choice", "soft", "hash", "random"]
+BalanceLoss = Literal["auto", "importance_load", "importance", "gshard", "none"]
+SOFTMAX_ROUTERS = ("linear", "cosine")  # which noise, the load loss and Tutel make sense for
+
+
 @dataclass(frozen=True, kw_only=True)
 class MoEConfig:
     """Where the experts are and how tokens reach them (Swin-MoE; Tutel paper, section 4).
 
     `blocks[i]` lists the blocks of stage i whose MLP is a mixture of experts. Capacity is decided inside a
     routing group of `routing_group_images` consecutive images of the global batch, so that no layout of
-    ranks changes which token is dropped; its formula is `dispatch.capacity`, and factor 0 means dropless.
-    `gate_noise` is the standard deviation of the training noise on the logits times num_experts (1.0 is the
-    1/E of V-MoE).
+    ranks changes which token is dropped; its formula is `dispatch.capacity`: a factor above 0 gives every
+    expert that many times its even share, 0 is dropless, and a negative one is at most its absolute value.
+
+    Routers are described in `router.py`, losses in `losses.py`, backends in `backend.py`.
+
+    - `gate_noise`: standard deviation of the training noise on the logits times num_experts (1.0 is the 1/E
+      of V-MoE); of the linear and the cosine router.
+    - `balance_loss`: `auto` is importance_load for the linear and the cosine router, none for the others.
+    - `compat`: `tutel` computes losses and gates as the released Swin-MoE models were trained with.
+    - `bias_update_rate`: what an expert's bias moves by in an optimizer step (sigmoid router).
+    - `slots_per_expert`: slots of an expert in one image (soft router).
+    - `shared_expert`: one more MLP that every token passes, added to the experts' answer.
+    - `recompute_activation`: save the experts' pre-activation alone, and compute the rest again in backward.
     """
 
     blocks: tuple[tuple[int, ...], ...]
     num_experts: int
     top_k: int = 1
-    router: Literal["linear", "cosine"] = "linear"
+    router: RouterName = "linear"
     capacity_factor: float = 1.25
     eval_capacity_factor: float = 0.0
     routing_group_images: int = 8
     batch_prioritized: bool = True
     normalize_gates: bool = False
     gate_noise: float = 1.0
+    balance_loss: BalanceLoss = "auto"
     load_balance_weight: float = 0.01
+    z_loss_weight: float = 0.0
+    compat: Literal["none", "tutel"] = "none"
+    bias_update_rate: float = 1e-3
+    slots_per_expert: int = 1
+    expert_activation: Literal["gelu", "swiglu"] = "gelu"
     expert_dropout: float = 0.1
+    shared_expert: bool = False
+    recompute_activation: bool = False
+    backend: Literal["native", "tutel", "reference"] = "native"
 
     def __post_init__(self) -> None:
-        require(self.num_experts >= 1, f"model.moe.num_experts ({self.num_experts}) must be at least 1")
+        self._check_ranges()
+        self._check_router()
+        if self.backend == "tutel":
+            self._check_tutel()
+
+    def _check_ranges(self) -> None:
+        for name in ("num_experts", "routing_group_images", "slots_per_expert"):
+            require(getattr(self, name) >= 1, f"model.moe.{name} ({getattr(self, name)}) must be at least 1")
         require(
             1 <= self.top_k <= self.num_experts,
             f"model.moe.top_k ({self.top_k}) must lie in 1..model.moe.num_experts ({self.num_experts})",
         )
-        require(
-            self.routing_group_images >= 1,
-            f"model.moe.routing_group_images ({self.routing_group_images}) must be at least 1",
-        )
-        for name in ("capacity_factor", "eval_capacity_factor", "gate_noise", "load_balance_weight"):
+        for name in ("gate_noise", "load_balance_weight", "z_loss_weight", "bias_update_rate"):
             require(
                 getattr(self, name) >= 0, f"model.moe.{name} ({getattr(self, name)}) must not be negative"
             )
@@ -59,6 +86,59 @@ class MoEConfig:
             0 <= self.expert_dropout < 1,
             f"model.moe.expert_dropout ({self.expert_dropout}) must lie in [0, 1)",
         )
+
+    def _check_router(self) -> None:
+        require(
+            self.balance != "importance_load" or self.gate_noise > 0,
+            f"model.moe.balance_loss=importance_load needs model.moe.gate_noise ({self.gate_noise}) above 0: "
+            "its load term is a probability under that noise; set balance_loss to importance or gshard",
+        )
+        learned = ("auto", "none", "gshard") if self.router == "sigmoid" else ("auto", "none")
+        require(
+            self.router in SOFTMAX_ROUTERS or self.balance_loss in learned,
+            f"model.moe.balance_loss ({self.balance_loss}) is not for model.moe.router={self.router}: set "
+            + " or ".join(learned),
+        )
+        for name, routers in {
+            "z_loss_weight": ("hash", "random"),
+            "normalize_gates": ("expert_choice", "soft", "hash", "random"),
+        }.items():
+            require(
+                not getattr(self, name) or self.router not in routers,
+                f"model.moe.{name} ({getattr(self, name)}) means nothing for model.moe.router={self.router}: "
+                f"set it to {type(getattr(self, name))()}",
+            )
+        for name in ("capacity_factor", "eval_capacity_factor"):
+            require(
+                self.router != "expert_choice" or getattr(self, name) != 0,
+                f"model.moe.router=expert_choice needs model.moe.{name} other than 0: it is how many tokens "
+                "an expert chooses, as a multiple of its even share; 1.0 would do",
+            )
+        require(
+            self.router != "soft" or self.top_k == 1,
+            f"model.moe.router=soft has no choices: leave model.moe.top_k ({self.top_k}) at 1",
+        )
+
+    def _check_tutel(self) -> None:
+        require(
+            self.router in SOFTMAX_ROUTERS,
+            f"model.moe.backend=tutel has the routers linear and cosine, not {self.router}: "
+            "set model.moe.backend=native",
+        )
+        for name in ("capacity_factor", "eval_capacity_factor"):
+            require(
+                not self.batch_prioritized or getattr(self, name) > 0,
+                f"model.moe.backend=tutel with model.moe.batch_prioritized and model.moe.{name} "
+                f"({getattr(self, name)}) <= 0 would drop tokens silently: Tutel takes the capacity from the "
+                "last token; set a factor above 0, batch_prioritized=false or backend=native",
+            )
+
+    @property
+    def balance(self) -> str:
+        """The balance loss that `balance_loss` stands for with this router."""
+        if self.balance_loss != "auto":
+            return self.balance_loss
+        return "importance_load" if self.router in SOFTMAX_ROUTERS else "none"
 
 
 @dataclass(frozen=True, kw_only=True)

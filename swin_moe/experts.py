@@ -1,84 +1,125 @@
 """Expert MLPs as grouped tensors: rows sorted by expert, one GEMM an expert, no padding.
 
-Legend: N rows, L local experts, C channels, H hidden.
+Legend: M rows, L local experts, C channels, H hidden channels, of a slice where experts are sliced.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.expert import ExpertParallel
-from swin_moe.randomness import Dropout
+from parallel.expert import ExpertParallel, ExpertSlice
+from swin_moe.expert_products import (
+    ACTIVATIONS,
+    ActivationName,
+    ExpertCall,
+    grouped,
+    has_grouped_products,
+    loop,
+)
+from swin_moe.randomness import Dropout, fork
 
 
-class _GroupedLinear(torch.autograd.Function):
-    """rows_e @ weight[e] + bias[e] for each expert, every product written straight into its place.
+class ExpertMLP(nn.Module):
+    """The MLP of every local expert: linear, GELU or SwiGLU, dropout, linear.
 
-    Indexing weight[e] under autograd would allocate a full (L, in, out) gradient for each expert.
-    """
+    A slice of an expert holds some columns of the hidden dim and adds its part of fc2's bias to its own
+    columns of the output: the answers of the slices sum to the whole expert's.
 
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, weight: Tensor, bias: Tensor | None, counts: list[int]) -> Tensor:
-        ctx.save_for_backward(rows, weight)
-        ctx.counts, ctx.has_bias = counts, bias is not None
-        out = rows.new_empty(len(rows), weight.shape[2])
-        for e, (x, y) in enumerate(zip(rows.split(counts), out.split(counts), strict=True)):
-            if bias is None:
-                torch.mm(x, weight[e], out=y)
-            else:
-                torch.addmm(bias[e], x, weight[e], out=y)
-        return out
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor | None, None]:
-        rows, weight = ctx.saved_tensors
-        grad = grad.contiguous()
-        grad_rows, grad_weight = torch.empty_like(rows), torch.empty_like(weight)
-        grad_bias = weight.new_empty(weight.shape[0], weight.shape[2]) if ctx.has_bias else None
-        pieces = zip(rows.split(ctx.counts), grad.split(ctx.counts), grad_rows.split(ctx.counts), strict=True)
-        for e, (x, g, dx) in enumerate(pieces):
-            torch.mm(g, weight[e].t(), out=dx)
-            torch.mm(x.t(), g, out=grad_weight[e])
-            if grad_bias is not None:
-                torch.sum(g, 0, out=grad_bias[e])
-        return grad_rows, grad_weight, grad_bias, None
-
-
-def grouped_linear(rows: Tensor, weight: Tensor, bias: Tensor | None, counts: Sequence[int]) -> Tensor:
-    """A linear layer an expert, differentiable.
+    Kept for backward, in bytes a row, of elements of b bytes: b (C + 2 H), and b (C + H) with `recompute`;
+    of SwiGLU b (C + 3 H) and b (C + 2 H). Dropout adds nothing, but 8 (its key) with `recompute`.
 
     Args:
-        rows: (N, in), sorted by expert.
-        weight: (L, in, out).
-        bias: (L, out), or None.
-        counts: rows of each expert; they sum to N.
-
-    Returns:
-        (N, out).
+        dim: C.
+        hidden: hidden channels of a whole expert.
+        placement: which experts are here, and which part of each.
+        activation: `gelu` or `swiglu`, whose gate is one more linear layer.
+        dropout: rate after the activation.
+        fc2_bias: whether the last linear layer has a bias.
+        recompute: compute the activation again in backward instead of keeping it.
+        site: of the dropout's draws.
     """
-    return _GroupedLinear.apply(rows, weight, bias, list(counts))
-
-
-class GroupedMLP(nn.Module):
-    """The MLP of every local expert: linear, GELU, dropout, linear."""
 
     def __init__(
-        self, dim: int, hidden: int, placement: ExpertParallel, *, dropout: float, fc2_bias: bool, site: int
+        self,
+        dim: int,
+        hidden: int,
+        placement: ExpertParallel,
+        *,
+        activation: ActivationName,
+        dropout: float,
+        fc2_bias: bool,
+        recompute: bool,
+        site: int,
     ) -> None:
         super().__init__()
-        local = len(placement.local_experts)
-        self.fc1_weight = nn.Parameter(torch.empty(local, dim, hidden))
-        self.fc1_bias = nn.Parameter(torch.empty(local, hidden))
-        self.fc2_weight = nn.Parameter(torch.empty(local, hidden, dim))
-        self.fc2_bias = nn.Parameter(torch.empty(local, dim)) if fc2_bias else None
-        self.dropout = Dropout(dropout, site)
-        for parameter in self.parameters():
-            placement.mark(parameter)
+        self.hidden, self.activation, self.recompute = hidden, activation, recompute
+        local, here = len(placement.local_experts), len(placement.part.range(hidden))
 
-    def forward(self, rows: Tensor, counts: Sequence[int], keys: Tensor) -> Tensor:
-        """Run each expert on its rows: (N, C), rows an expert, keys (N,) of the rows -> (N, C)."""
-        hidden = F.gelu(grouped_linear(rows, self.fc1_weight, self.fc1_bias, counts))
-        return grouped_linear(self.dropout(hidden, keys), self.fc2_weight, self.fc2_bias, counts)
+        def columns(*shape: int, sliced_dim: int, full_size: int = hidden) -> nn.Parameter:
+            parameter = nn.Parameter(torch.empty(local, *shape))
+            placement.mark(parameter, sliced_dim=sliced_dim, full_size=full_size)
+            return parameter
+
+        self.fc1_weight, self.fc1_bias = columns(dim, here, sliced_dim=2), columns(here, sliced_dim=1)
+        self.gate_weight = self.gate_bias = self.fc2_bias = None
+        if activation == "swiglu":
+            self.gate_weight, self.gate_bias = columns(dim, here, sliced_dim=2), columns(here, sliced_dim=1)
+        self.fc2_weight = columns(here, dim, sliced_dim=1)
+        if fc2_bias:
+            self.fc2_bias = columns(len(placement.part.range(dim)), sliced_dim=1, full_size=dim)
+        self.dropout = Dropout(dropout, site)
+
+    def weights(self) -> list[nn.Parameter]:
+        """fc1 weight (L, C, H) and bias (L, H), the gate's likewise, fc2 weight (L, H, C) and bias (L, C).
+
+        Those that are there, with this rank's columns.
+        """
+        fc1, gate = (self.fc1_weight, self.fc1_bias), (self.gate_weight, self.gate_bias)
+        return [x for x in (*fc1, *gate, self.fc2_weight, self.fc2_bias) if x is not None]
+
+    def forward(
+        self,
+        weights: Sequence[Tensor],
+        rows: Tensor,
+        counts: list[int],
+        keys: Tensor | None,
+        part: ExpertSlice,
+    ) -> Tensor:
+        """Run each expert on its rows.
+
+        Args:
+            weights: as `weights()` gives them, perhaps of more or of larger parts of experts than are here.
+            rows: (M, C), sorted by expert.
+            counts: rows of each expert; they sum to M.
+            keys: (M,) of the rows; None will do where nothing is dropped.
+            part: of each expert, what `weights` are.
+
+        Returns:
+            (M, C), of which the parts' sum is the experts' answer.
+        """
+        drops = self.training and self.dropout.rate > 0.0
+        assert keys is not None or not drops, "dropout draws by the rows' keys"
+        rows, *weights = _autocast([rows, *weights])
+        columns, outputs = part.range(self.hidden), part.range(rows.shape[1])
+        call = ExpertCall(
+            counts=counts,
+            activation=ACTIVATIONS[self.activation],
+            rate=self.dropout.rate if drops else 0.0,
+            hidden=columns,
+            outputs=outputs,
+            recompute=self.recompute,
+            backward=torch.is_grad_enabled() and any(x.requires_grad for x in (rows, *weights)),
+        )
+        run = grouped if has_grouped_products(rows, len(columns)) else loop
+        draws = fork(keys, self.dropout.site) if drops and keys is not None else None
+        return run(call, rows, draws, weights)
+
+
+def _autocast(tensors: list[Tensor]) -> list[Tensor]:
+    """The tensors in the dtype that autocast, where it is on, would give to a linear layer."""
+    device = tensors[0].device.type
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return [x if x.dtype == torch.float64 else x.to(dtype) for x in tensors]

@@ -18,6 +18,7 @@ from swin_moe.block import SwinBlock
 from swin_moe.config import ModelConfig
 from swin_moe.model import SwinTransformer
 from swin_moe.moe import MoELayer
+from swin_moe.routing import RouterCall
 
 
 class Cost(NamedTuple):
@@ -48,10 +49,12 @@ def count_parameters(model: nn.Module) -> int:
 
 
 def count_active_parameters(model: nn.Module) -> int:
-    """Parameters that one token meets: of each MoE layer's experts top_k, everything else whole."""
+    """Parameters that one token meets: top_k experts of each MoE layer (of a soft one all), and all else."""
     idle = 0
     for layer in _moe_layers(model):
         moe = layer.config
+        if moe.router == "soft":
+            continue
         idle += count_parameters(layer.experts) // moe.num_experts * (moe.num_experts - moe.top_k)
     return count_parameters(model) - idle
 
@@ -100,14 +103,26 @@ class _ActiveExperts(nn.Module):
             device="cpu"
         )  # autocast, which it turns off, knows no meta device
 
-    def forward(self, x: Tensor, keys: Tensor) -> tuple[Tensor, None]:
+    def forward(self, x: Tensor, keys: Tensor, call: object = None) -> tuple[Tensor, None]:
         """(B, L, C) with the images' keys -> (B, L, C), and no statistics."""
-        tokens, experts = x.flatten(0, 1), self.layer.experts
-        keys = torch.zeros(len(tokens), dtype=torch.int64)
-        routing = self.router(torch.zeros(tokens.shape), keys)
-        for _ in range(routing.gates.shape[1]):
-            tokens = tokens @ experts.fc1_weight[0] @ experts.fc2_weight[0]
-        return tokens.view_as(x), None
+        layer, config = self.layer, self.layer.config
+        images, length, channels = x.shape
+        asked = RouterCall(groups=1, length=length, top_k=config.top_k, factor=0.0, slots=images * length)
+        self.router(torch.zeros(images * length, channels), torch.zeros(images * length).long(), asked)
+        if config.router == "soft":
+            mix = x.new_empty(images, length, config.num_experts * config.slots_per_expert)
+            y = mix @ self._experts(mix.mT @ x)
+        else:
+            for _ in range(config.top_k):
+                y = self._experts(x)
+        return y if layer.shared is None else y + layer.shared(x, keys)[0], None
+
+    def _experts(self, rows: Tensor) -> Tensor:
+        """Each row through one expert: (..., C) -> (..., C)."""
+        experts = self.layer.experts
+        if experts.gate_weight is not None:
+            rows @ experts.gate_weight[0]
+        return rows @ experts.fc1_weight[0] @ experts.fc2_weight[0]
 
 
 def _moe_layers(model: nn.Module) -> list[MoELayer]:

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parallel.expert import experts_of, global_name
+from parallel.expert import experts_of, global_name, sliced_of
+from parallel.tensors import held_part, whole_shape
 from swin_moe.router import CosineTopKRouter
 
 
@@ -22,7 +23,7 @@ def initialize(
     zero_branch_norms: bool = False,
     whole: Callable[[nn.Parameter], AbstractContextManager[Any]] = nullcontext,
 ) -> None:
-    """Fill every parameter in place; each expert's slice comes from a generator of its own.
+    """Fill every parameter in place; each expert comes from a generator of its own, whole or sliced.
 
     Constant buffers are computed again, so that a model built on the meta device becomes whole.
 
@@ -51,7 +52,10 @@ def _fill_parameter(name: str, parameter: nn.Parameter, seed: int, std: float) -
         _fill(name, parameter, _generator(seed, name), std)
         return
     for expert, piece in zip(experts, parameter.unbind(0), strict=True):
-        _fill(name, piece, _generator(seed, global_name(name, expert)), std)
+        whole = piece if sliced_of(parameter) is None else piece.new_empty(whole_shape(parameter)[1:])
+        _fill(name, whole, _generator(seed, global_name(name, expert)), std)
+        if whole is not piece:
+            piece.copy_(held_part(parameter, whole))
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

@@ -1,30 +1,85 @@
 """Losses: of the classification, and of a router's balance.
 
-Legend: G routing groups, S tokens a group, T = G * S, E experts, B images.
+Legend: G routing groups, S tokens a group, T = G * S, E experts, k choices a token, B images. A router's loss
+looks at the tokens of one group at a time and is the mean over the groups, so in training it is the same
+however the groups are spread over ranks and micro-batches.
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swin_moe.router import Routing
 
+def load_balance_loss(scores: Tensor, expert_index: Tensor, groups: int) -> Tensor:
+    """GShard's loss: E * sum_e(mean score of e * share of first choices that took e).
 
-def load_balance_loss(routing: Routing, groups: int) -> Tensor:
-    """GShard's loss: E * sum_e(mean score of e * share of first choices that took e), mean over the groups.
+    Lepikhin et al. 2020, section 2.2, with the sum over e instead of the mean and E twice: 1.0 is perfect
+    balance.
 
-    Each group's loss looks at its own tokens only, so in training the mean over groups is the same however
-    the groups are spread over ranks and micro-batches (Lepikhin et al. 2020, section 2.2, with the sum over e
-    instead of the mean and E twice: 1.0 is perfect balance).
-
-    Returns:
-        scalar, fp32.
+    Args:
+        scores: (T, E) rows that sum to 1.
+        expert_index: (T, k) best first.
+        groups: G.
     """
-    num_experts = routing.scores.shape[1]
-    first = F.one_hot(routing.expert_index[:, 0], num_experts).to(routing.scores.dtype)
-    share = first.view(groups, -1, num_experts).mean(1)  # (G, E)
-    score = routing.scores.view(groups, -1, num_experts).mean(1)  # (G, E)
-    return num_experts * (score * share).sum(-1).mean()
+    num_experts = scores.shape[1]
+    first = expert_index[:, :1] == torch.arange(num_experts, device=scores.device)  # (T, E)
+    share = _by_group(first.to(scores.dtype), groups).mean(1)  # (G, E)
+    return num_experts * (_by_group(scores, groups).mean(1) * share).sum(-1).mean()
+
+
+def importance_loss(logits: Tensor, groups: int, *, tutel: bool = False) -> Tensor:
+    """Squared coefficient of variation of the experts' summed scores (Riquelme et al. 2021, appendix A.1).
+
+    Args:
+        logits: (T, E) without noise.
+        groups: G.
+        tutel: as Tutel computes it, see `_squared_variation`.
+    """
+    return _squared_variation(_by_group(logits.softmax(-1), groups).sum(1), tutel).mean()
+
+
+def importance_load_loss(
+    logits: Tensor, threshold: Tensor, groups: int, *, noise_std: float, tutel: bool = False
+) -> Tensor:
+    """Mean of the importance loss and of the same for the load (Riquelme et al. 2021, appendices A.1, A.2).
+
+    A token's load on an expert is the probability that another draw of the noise on this logit alone would
+    lift it over the kth largest: 1 - Phi((threshold - logit) / noise_std). Tutel compares the softmax with
+    that threshold, probabilities with logits: `tutel` keeps that.
+
+    Args:
+        logits: (T, E) without noise.
+        threshold: (T, 1) kth largest logit with noise.
+        groups: G.
+        noise_std: standard deviation of the noise.
+        tutel: the form that the released models were trained with.
+    """
+    wanted = logits.softmax(-1) if tutel else logits
+    distance = ((wanted - threshold) / noise_std).clamp(-12.0, 12.0)  # Phi is 0 or 1 beyond, to 1e-32,
+    load = torch.special.ndtr(distance)  # (T, E)                       and exp(-x^2 / 2) slow to underflow
+    spread = _squared_variation(_by_group(load, groups).sum(1), tutel).mean()
+    return (importance_loss(logits, groups, tutel=tutel) + spread) / 2
+
+
+def router_z_loss(logits: Tensor) -> Tensor:
+    """Mean over the tokens of logsumexp(logits)^2: (..., E) -> scalar (Zoph et al. 2022, eq. 5)."""
+    return logits.logsumexp(-1).square().mean()
+
+
+def _squared_variation(totals: Tensor, tutel: bool) -> Tensor:
+    """(standard deviation / mean)^2 over the experts: (G, E) -> (G,).
+
+    Tutel divides the variance by E - 1 instead of E and guards the mean with 1e-10. One expert has none.
+    """
+    if tutel:
+        unbiased = totals.var(-1, correction=min(1, totals.shape[1] - 1))
+        return unbiased / (totals.mean(-1).square() + 1e-10)
+    return totals.var(-1, correction=0) / totals.mean(-1).square()
+
+
+def _by_group(x: Tensor, groups: int) -> Tensor:
+    """(T, E) -> (G, S, E)."""
+    return x.view(groups, -1, x.shape[1])
 
 
 def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

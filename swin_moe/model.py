@@ -3,22 +3,26 @@
 Legend: B images, H x W tokens, C channels.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from parallel.expert import ExpertParallel
+from parallel.exchange import ExchangeOptions
+from parallel.expert import ExpertParallel, copy_mark
 from parallel.mesh import Mesh
 from swin_moe.attention import CosineAttention, SpatialMLP, WindowAttention
-from swin_moe.block import MLP, SwinBlock
+from swin_moe.block import SwinBlock
 from swin_moe.config import ModelConfig, require
 from swin_moe.initialize import initialize
-from swin_moe.moe import MoELayer, MoEStats
+from swin_moe.mlp import MLP
+from swin_moe.moe import MoECall, MoELayer, MoEStats
 from swin_moe.patch import PatchEmbed, PatchMerging
 from swin_moe.position_bias import LogCpbBias, PositionBias, TableBias
 from swin_moe.randomness import Dropout, SiteCounter
+from swin_moe.router import SigmoidTopKRouter
 from swin_moe.windows import WindowGrid
 
 
@@ -59,7 +63,9 @@ class Stage(nn.Module):
             _block(config, stage, i, drop_path[i], placement, sites) for i in range(config.depths[stage])
         )
 
-    def forward(self, x: Tensor, keys: Tensor) -> tuple[Tensor, dict[str, MoEStats]]:
+    def forward(
+        self, x: Tensor, keys: Tensor, call: MoECall | None = None
+    ) -> tuple[Tensor, dict[str, MoEStats]]:
         """(B, H, W, C) with keys (B,) -> this stage's map, and the statistics by block number."""
         statistics: dict[str, MoEStats] = {}
         x = x if self.merge is None else self.merge(x)
@@ -68,18 +74,20 @@ class Stage(nn.Module):
             if self.checkpoint_every and torch.is_grad_enabled():
                 # no generator state to keep: every draw is keyed
                 x, found = checkpoint(
-                    self._run, x, keys, first, step, use_reentrant=False, preserve_rng_state=False
+                    self._run, x, keys, call, first, step, use_reentrant=False, preserve_rng_state=False
                 )
             else:
-                x, found = self._run(x, keys, first, step)
+                x, found = self._run(x, keys, call, first, step)
             statistics |= found
         return x, statistics
 
-    def _run(self, x: Tensor, keys: Tensor, first: int, count: int) -> tuple[Tensor, dict[str, MoEStats]]:
+    def _run(
+        self, x: Tensor, keys: Tensor, call: MoECall | None, first: int, count: int
+    ) -> tuple[Tensor, dict[str, MoEStats]]:
         """Blocks first .. first + count - 1."""
         statistics = {}
         for i in range(first, min(first + count, len(self.blocks))):
-            x, stats = self.blocks[i](x, keys)
+            x, stats = self.blocks[i](x, keys, call)
             if stats is not None:
                 statistics[str(i)] = stats
         return x, statistics
@@ -157,15 +165,16 @@ class SwinTransformer(nn.Module):
         self.norm = nn.LayerNorm(width)
         self.head = nn.Linear(width, config.num_classes)
 
-    def forward(self, images: Tensor, keys: Tensor | None = None) -> ModelOutput:
+    def forward(self, images: Tensor, keys: Tensor | None = None, call: MoECall | None = None) -> ModelOutput:
         """Classify images.
 
         Args:
             images: (B, in_chans, h, w) of any size, normalised.
             keys: (B,) int64 of `randomness.sample_keys`; the source of every draw. Without them a training
                 model draws keys from torch's global generator.
+            call: what the MoE layers do otherwise than configured in this pass: top_k, capacity, exchange.
         """
-        maps, statistics = self._stages(images, keys)
+        maps, statistics = self._stages(images, keys, call=call)
         logits = self.head(self.norm(maps[-1]).mean(dim=(1, 2)))
         return ModelOutput(logits=logits, moe=statistics)
 
@@ -191,12 +200,23 @@ class SwinTransformer(nn.Module):
         return self._stages(images, keys)[0]
 
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        before = dict(self.named_parameters())
         super()._apply(fn, recurse)
-        for module in self.modules():  # from meta to a device parameters are new ones, without their marks
-            if isinstance(module, MoELayer):
-                for parameter in module.experts.parameters():
-                    module.placement.mark(parameter)
+        for name, parameter in self.named_parameters():  # from meta to a device they are new, without marks
+            copy_mark(before[name], parameter)
         return self
+
+    @torch.no_grad()
+    def balance(self, loads: Mapping[str, Tensor]) -> None:
+        """Move the bias of every router that balances by one: once an optimizer step, after its update.
+
+        Args:
+            loads: (E,) choices that wanted each expert in the whole step, all ranks, by the layer's name.
+        """
+        for layer, load in loads.items():
+            router = self.get_submodule(f"{layer}.mlp.router")
+            if isinstance(router, SigmoidTopKRouter):
+                router.balance(load)
 
     def _stages(
         self,
@@ -204,6 +224,7 @@ class SwinTransformer(nn.Module):
         keys: Tensor | None,
         mask: Tensor | None = None,
         mask_token: Tensor | None = None,
+        call: MoECall | None = None,
     ) -> tuple[list[Tensor], dict[str, MoEStats]]:
         if keys is None:
             keys = torch.zeros(len(images), dtype=torch.int64, device=images.device)
@@ -217,14 +238,19 @@ class SwinTransformer(nn.Module):
         maps: list[Tensor] = []
         statistics: dict[str, MoEStats] = {}
         for i, stage in enumerate(self.layers):
-            x, blocks = stage(x, keys)
+            x, blocks = stage(x, keys, call)
             maps.append(x)
             statistics |= {f"layers.{i}.blocks.{block}": stats for block, stats in blocks.items()}
         return maps, statistics
 
 
 def build_model(
-    config: ModelConfig, *, seed: int = 0, mesh: Mesh | None = None, sharded: bool = False
+    config: ModelConfig,
+    *,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    sharded: bool = False,
+    exchange: ExchangeOptions | None = None,
 ) -> SwinTransformer:
     """A model with initial weights that depend on (config, seed) alone.
 
@@ -234,6 +260,7 @@ def build_model(
         mesh: the layout; without one all experts are here and no process group is needed.
         sharded: cut every parameter over the ranks of the mesh as it is made (deepspeed.zero.Init), for a
             dense model that no rank can hold whole; every rank calls it together.
+        exchange: how tokens and experts come together on the mesh.
 
     Raises:
         LayoutError: the experts do not divide over the mesh.
@@ -244,7 +271,10 @@ def build_model(
     placement = None
     if config.moe is not None:
         experts = config.moe.num_experts
-        placement = ExpertParallel.over(mesh, experts) if mesh else ExpertParallel.on_one_rank(experts)
+        options = exchange or ExchangeOptions()
+        placement = (
+            ExpertParallel.over(mesh, experts, options) if mesh else ExpertParallel.on_one_rank(experts)
+        )
     model = SwinTransformer(config, placement)
     initialize(model, seed=seed, std=config.init_std, zero_branch_norms=config.norm == "post")
     return model

@@ -1,28 +1,45 @@
 """The MoE layer: router, plan, exchange, experts, combine.
 
-Legend: B images, L tokens an image, T = B * L tokens, k choices, E experts, C channels, N rows kept.
+Legend: B images, L tokens an image, T = B * L tokens, E experts, C channels.
 """
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from parallel.expert import ExpertParallel, TokenExchange
-from swin_moe.config import ModelError, MoEConfig
-from swin_moe.dispatch import capacity, combine, dispatch, make_plan
-from swin_moe.experts import GroupedMLP
-from swin_moe.losses import load_balance_loss
+from parallel.exchange import ExchangeOptions, ExpertExchange
+from parallel.expert import ExpertParallel
+from swin_moe.backend import BACKENDS
+from swin_moe.config import MoEConfig, require
+from swin_moe.dispatch import capacity
+from swin_moe.experts import ExpertMLP
+from swin_moe.mlp import MLP
 from swin_moe.randomness import SiteCounter, fork
-from swin_moe.router import ROUTERS
+from swin_moe.router import ROUTERS, RouterCall
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoECall:
+    """What one forward pass changes of every MoE layer's configuration; None leaves it as it is.
+
+    Nothing is rebuilt: the parameters and their places stay.
+    """
+
+    top_k: int | None = None
+    capacity_factor: float | None = None
+    exchange: ExchangeOptions | None = None
 
 
 class MoEStats(NamedTuple):
-    """What one MoE layer did with this rank's tokens in one forward pass."""
+    """What one MoE layer did with this rank's tokens in one forward pass; none of it waits for the device."""
 
-    loss: Tensor  # scalar: the weighted balance loss of this rank's routing groups, differentiable
+    loss: Tensor  # scalar: the weighted auxiliary losses of this rank's routing groups, differentiable
     load: Tensor  # (E,) int64 choices that wanted each expert, dropped ones included
     dropped: Tensor  # scalar int64: choices that found no slot
+    entropy: Tensor  # scalar: mean over the tokens of the entropy of their scores, in nats
+    received: Tensor  # scalar int64: rows that this rank's experts computed
 
 
 class MoELayer(nn.Module):
@@ -52,57 +69,85 @@ class MoELayer(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.placement = config, placement
+        self.exchange = ExpertExchange(placement)
         self.router = ROUTERS[config.router](dim, config, sites.next())
-        self.experts = GroupedMLP(
-            dim, hidden, placement, dropout=config.expert_dropout, fc2_bias=fc2_bias, site=sites.next()
+        self.experts = ExpertMLP(
+            dim,
+            hidden,
+            placement,
+            activation=config.expert_activation,
+            dropout=config.expert_dropout,
+            fc2_bias=fc2_bias,
+            recompute=config.recompute_activation,
+            site=sites.next(),
         )
+        self.shared = None
+        if config.shared_expert:
+            self.shared = MLP(dim, hidden, dropout=config.expert_dropout, fc2_bias=fc2_bias, sites=sites)
 
-    def forward(self, x: Tensor, keys: Tensor) -> tuple[Tensor, MoEStats]:
+    def forward(self, x: Tensor, keys: Tensor, call: MoECall | None = None) -> tuple[Tensor, MoEStats]:
         """Send every token to its experts and back.
 
         Args:
             x: (B, L, C).
             keys: (B,) of the images.
+            call: what this pass does otherwise than the configuration says.
 
         Returns:
-            (B, L, C), zero where every choice of a token was dropped; and the statistics.
+            (B, L, C), zero where every choice of a token was dropped (the shared expert's answer, if there is
+            one); and the statistics.
+
+        Raises:
+            ModelError: the images do not fill whole routing groups, or `call` asks for the impossible.
         """
         images, length, channels = x.shape
+        call = call or MoECall()
         tokens = x.reshape(-1, channels)
         token_keys = fork(keys[:, None], torch.arange(length, device=x.device)).view(-1)  # (T,)
-        groups, slots = self._capacity(images, length)
+        request = self._request(images, length, call)
 
-        routing = self.router(tokens, token_keys)
-        plan = make_plan(routing, groups=groups, slots=slots, prioritized=self.config.batch_prioritized)
-        exchange = TokenExchange(plan.counts, self.placement)
-        rows = exchange.dispatch(dispatch(tokens, plan))
-        rows = self.experts(rows, exchange.local_counts, self._row_keys(token_keys, plan.order, exchange))
-        y = combine(exchange.combine(rows), routing.gates, plan)
-
-        stats = MoEStats(
-            loss=self.config.load_balance_weight * load_balance_loss(routing, groups),
-            load=plan.load,
-            dropped=plan.load.sum() - len(plan.order),
+        routing = self.router(tokens, token_keys, request)
+        done = BACKENDS[self.config.backend](self, tokens, token_keys, routing, request, call.exchange)
+        y = done.y.view_as(x)
+        if self.shared is not None:
+            y = y + self.shared(x, keys)[0]
+        return y, MoEStats(
+            loss=self._loss(routing.losses, x.device),
+            load=done.load,
+            dropped=done.dropped,
+            entropy=routing.entropy,
+            received=done.received,
         )
-        return y.view_as(x), stats
 
-    def _capacity(self, images: int, length: int) -> tuple[int, int]:
-        """Routing groups of this call, and the slots of one expert in one of them."""
+    def _loss(self, losses: dict[str, Tensor], device: torch.device) -> Tensor:
+        """The weighted sum of the router's losses: scalar, fp32."""
+        weights = {"balance": self.config.load_balance_weight, "z": self.config.z_loss_weight}
+        total = torch.zeros((), device=device)
+        for name, loss in losses.items():
+            total = total + weights[name] * loss
+        return total
+
+    def _request(self, images: int, length: int, call: MoECall) -> RouterCall:
+        """What this pass asks of the router: groups, choices, and the slots of one expert in one group."""
         moe = self.config
+        top_k = moe.top_k if call.top_k is None else call.top_k
+        require(
+            1 <= top_k <= moe.num_experts, f"top_k ({top_k}) must lie in 1..num_experts ({moe.num_experts})"
+        )
         factor = moe.capacity_factor if self.training else moe.eval_capacity_factor
+        factor = factor if call.capacity_factor is None else call.capacity_factor
         size = moe.routing_group_images
-        if not self.training and factor == 0:  # dropless evaluation: groups decide nothing
+        if moe.router == "soft" or (not self.training and factor == 0):  # the groups decide nothing
             size = max(1, images)
-        if images % size:
-            raise ModelError(
-                f"model.moe.routing_group_images ({size}) must divide the images of a forward pass "
-                f"({images}); change it or the micro-batch"
-            )
-        return images // size, capacity(factor, size * length, moe.num_experts, moe.top_k)
-
-    def _row_keys(self, token_keys: Tensor, order: Tensor, exchange: TokenExchange) -> Tensor:
-        """Keys of the rows at their experts; they travel only when dropout needs them."""
-        top_k = self.config.top_k
-        if not self.training or self.experts.dropout.rate == 0.0:
-            return token_keys
-        return exchange.dispatch(fork(token_keys[order // top_k], order % top_k))
+        require(
+            images % size == 0,
+            f"model.moe.routing_group_images ({size}) must divide the images of a forward pass ({images}); "
+            "change it or the micro-batch",
+        )
+        return RouterCall(
+            groups=images // size,
+            length=length,
+            top_k=top_k,
+            factor=factor,
+            slots=capacity(factor, size * length, moe.num_experts, top_k),
+        )

@@ -26,7 +26,7 @@ def _mix(z: Tensor) -> Tensor:
 def _shift(z: Tensor, bits: int) -> Tensor:
     """Logical right shift: torch's >> on signed integers is arithmetic."""
     width = 32 if z.dtype == torch.int32 else 64
-    return (z >> bits) & ((1 << (width - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (width - bits)) - 1)
 
 
 def sample_keys(seed: int, positions: Tensor) -> Tensor:
@@ -57,26 +57,57 @@ def uniform(keys: Tensor, n: int) -> Tensor:
 
 
 def normal(keys: Tensor, n: int) -> Tensor:
-    """Standard normal draws by Box and Muller: (N,) keys -> (N, n) float32."""
-    draws = uniform(keys, 2 * n)
-    return torch.sqrt(-2.0 * torch.log(draws[:, :n])) * torch.cos(2.0 * math.pi * draws[:, n:])
+    """Standard normal draws by Box and Muller, two of each pair of uniforms: (N,) keys -> (N, n) float32."""
+    pairs = -(-n // 2)
+    draws = ((_words(keys, 2 * pairs, 0) >> 9).float() + (2.0**22 + 0.5)) * 2.0**-23  # in (0, 1), of 23 bits
+    radius, angle = torch.sqrt(-2.0 * torch.log(draws[:, :pairs])), 2.0 * math.pi * draws[:, pairs:]
+    return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :n]
 
 
-def keep_mask(keys: Tensor, n: int, rate: float) -> Tensor:
+def keep_mask(keys: Tensor, n: int, rate: float, *, start: int = 0) -> Tensor:
     """Dropout masks: (N,) keys -> (N, n) bool, False with probability `rate`.
+
+    Columns start .. start + n of a wider mask are the same elements.
+    """
+    return _words(keys, n, start) >= _bound(rate)
+
+
+def sink_dropped(x: Tensor, keys: Tensor, rate: float, *, start: int = 0) -> None:
+    """Sink what `keep_mask` would drop of pre-activations (N, n) to where GELU and SiLU end, in place.
+
+    Value and derivative of either are exactly zero there, in every dtype. On a CPU rows are taken as many at
+    a time as stay in its cache; no step is a comparison, which is not vectorised together with a choice.
+    """
+    bound, bottom = _bound(rate), torch.finfo(x.dtype).min / 2
+    rows = max(1, 2**17 // max(1, x.shape[1])) if x.device.type == "cpu" else max(1, len(x))
+    for piece, k in zip(x.split(rows), keys.split(rows), strict=True):
+        dropped = (
+            _words(k, x.shape[1], start).clamp_(max(bound - 1, -(2**31)), bound).sub_(bound)
+        )  # -1, or 0 where kept
+        piece.add_(dropped.to(x.dtype), alpha=-bottom)
+
+
+def _words(keys: Tensor, n: int, start: int) -> Tensor:
+    """One random word an element: (N,) keys -> (N, n) int32.
 
     The finaliser of murmur3 on 32 bits a element, with both halves of the key: six cheap passes, where
     splitmix64 would need 64-bit ones.
     """
     low, high = keys.to(torch.int32), _shift(keys, 32).to(torch.int32)  # .to keeps the low 32 bits
-    h = torch.arange(n, device=keys.device, dtype=torch.int32) * -1640531527 + low[:, None]  # (N, n)
+    column = torch.arange(start, start + n, device=keys.device, dtype=torch.int32)
+    h = column * -1640531527 + low[:, None]  # (N, n)
     h ^= _shift(h, 16)
     h *= -2048144789
     h ^= high[:, None]
     h ^= _shift(h, 13)
     h *= -1028477387
     h ^= _shift(h, 16)
-    return h >= int(rate * 2**32) - 2**31
+    return h
+
+
+def _bound(rate: float) -> int:
+    """Words below it, as signed numbers, are dropped."""
+    return int(rate * 2**32) - 2**31
 
 
 class SiteCounter:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from parallel.commit import CheckpointError
 from parallel.expert import experts_of, global_name
+from parallel.tensors import held_part, parameter_shapes, persistent_buffers
 from swin_moe.model import SwinTransformer
 from swin_moe.weights import hf, moe_shards, native, official
 from swin_moe.weights.adapt import HEAD, Head, adapt_head, check_windows, drop_unneeded, resize_tables
@@ -126,14 +127,9 @@ def translate(content: Content) -> Translated:
 
 def _shapes(model: SwinTransformer) -> dict[str, list[int]]:
     """Shape of every tensor of the whole model by global name, whichever experts are here."""
-    moe, shapes = model.config.moe, {}
-    for name, parameter in model.named_parameters():
-        if experts_of(parameter) is None:
-            shapes[name] = list(parameter.shape)
-        elif moe is not None:
-            for expert in range(moe.num_experts):
-                shapes[global_name(name, expert)] = list(parameter.shape[1:])
-    return shapes
+    moe = model.config.moe
+    buffers = {name: list(buffer.shape) for name, buffer in persistent_buffers(model).items()}
+    return parameter_shapes(model, moe.num_experts if moe else 0) | buffers
 
 
 def _check(found: Translated, shapes: Mapping[str, list[int]]) -> None:
@@ -165,8 +161,11 @@ def _write(model: SwinTransformer, tensors: Mapping[str, Tensor]) -> int:
                 loaded += 1
             continue
         for expert, piece in zip(experts, parameter.unbind(0), strict=True):
-            piece.copy_(tensors[global_name(name, expert)])
+            piece.copy_(held_part(parameter, tensors[global_name(name, expert)]))
             loaded += 1
+    for name, buffer in persistent_buffers(model).items():
+        buffer.copy_(tensors[name])
+        loaded += 1
     return loaded
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from parallel.commit import MANIFEST, latest, read_manifest
 from parallel.expert import experts_of, global_name
+from parallel.tensors import persistent_buffers, whole_shape
 from swin_moe.config import ModelConfig
 from swin_moe.registry import load_model_config
 from swin_moe.weights.errors import WeightsError
@@ -32,12 +33,15 @@ def read_checkpoint(path: Path) -> Content:
     from parallel.masters import MASTER
 
     manifest = read_manifest(path)
-    prefix = f"{MASTER}/"
-    shapes = {n.removeprefix(prefix): s for n, s in manifest["tensors"].items() if n.startswith(prefix)}
-    module = _module_of(shapes)
+
+    def shapes_of(kind: str) -> dict[str, list[int]]:
+        named = (name.partition("/") for name in manifest["tensors"])
+        return {name: manifest["tensors"][f"{of}/{name}"] for of, _, name in named if of == kind}
+
+    module = _module_of(shapes_of(MASTER), shapes_of(checkpoint.BUFFER))
     checkpoint.load_weights(path, module, 0)
     return Content(
-        tensors={name: parameter.detach() for name, parameter in module.named_parameters()},
+        tensors={name: tensor.detach() for name, tensor in module.state_dict().items()},
         beside=["exp_avg", "exp_avg_sq"],
         config=_model_section(manifest),
     )
@@ -77,14 +81,15 @@ def tensors_of(model: nn.Module, num_experts: int) -> dict[str, Tensor]:
         if experts is None:
             tensors[name] = parameter.detach().cpu()
             continue
-        if len(experts) != num_experts:
+        if len(experts) != num_experts or whole_shape(parameter) != list(parameter.shape):
+            sliced = "" if len(experts) != num_experts else " in slices"
             raise WeightsError(
-                f"the model holds experts {experts.start}..{experts.stop - 1} of {num_experts}; export "
-                "its checkpoint instead, in one process"
+                f"the model holds experts {experts.start}..{experts.stop - 1} of {num_experts}{sliced}; "
+                "export its checkpoint instead, in one process"
             )
         pieces = parameter.detach().cpu().unbind(0)
         tensors |= {global_name(name, e): piece for e, piece in zip(experts, pieces, strict=True)}
-    return tensors
+    return tensors | {name: buffer.cpu() for name, buffer in persistent_buffers(model).items()}
 
 
 def metadata(config: ModelConfig) -> dict[str, str]:
@@ -92,15 +97,23 @@ def metadata(config: ModelConfig) -> dict[str, str]:
     return {"format": "pt", "writer": "swin-moe", "config": json.dumps(asdict(config))}
 
 
-def _module_of(shapes: Mapping[str, list[int]]) -> nn.Module:
-    """An empty module whose parameters have these names and shapes: what a checkpoint is read into."""
+def _module_of(shapes: Mapping[str, list[int]], buffers: Mapping[str, list[int]]) -> nn.Module:
+    """An empty module with parameters, and whole-number buffers, of these names and shapes: to read into."""
     root = nn.Module()
     for name, shape in shapes.items():
-        *parts, leaf = name.split(".")
-        place = root
-        for part in parts:
-            if not hasattr(place, part):
-                place.add_module(part, nn.Module())
-            place = place.get_submodule(part)
+        place, leaf = _place(root, name)
         place.register_parameter(leaf, nn.Parameter(torch.empty(shape), requires_grad=False))
+    for name, shape in buffers.items():
+        place, leaf = _place(root, name)
+        place.register_buffer(leaf, torch.empty(shape, dtype=torch.int64))
     return root
+
+
+def _place(root: nn.Module, name: str) -> tuple[nn.Module, str]:
+    """The module that holds a tensor of a dotted name, made if need be, and the last part of the name."""
+    *parts, leaf = name.split(".")
+    for part in parts:
+        if not hasattr(root, part):
+            root.add_module(part, nn.Module())
+        root = root.get_submodule(part)
+    return root, leaf

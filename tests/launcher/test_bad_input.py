@@ -64,17 +64,19 @@ def train_refused(capsys: pytest.CaptureFixture[str], shards: Path, *options: st
             "  train.precision: Input should be 'fp32' or 'bf16' (got 'fp8')\n",
         ),
         (
-            ("model.moe.num_experts=3", "parallel.ep_size=2"),
-            ONE + "parallel.ep_size (2) must divide model.moe.num_experts (3); parallel.ep_size=1 would do\n",
+            ("model.moe.num_experts=1", "model.moe.top_k=1", "parallel.ep_size=2"),
+            ONE
+            + "parallel.ep_size (2) / parallel.expert_slices (1) must be at most model.moe.num_experts (1); "
+            "parallel.expert_slices=2 would do\n",
         ),
         (
             ("parallel.ep_size=4",),
             ONE + "parallel.ep_size (4) must divide the number of ranks (2); parallel.ep_size=2 would do\n",
         ),
         (
-            ("parallel.ep_size=3",),
+            ("parallel.ep_size=3", "parallel.expert_slices=2"),
             "ConfigError: 2 things to correct:\n"
-            "  parallel.ep_size (3) must divide model.moe.num_experts (8)\n"
+            "  parallel.expert_slices (2) must divide parallel.ep_size (3)\n"
             "  parallel.ep_size (3) must divide the number of ranks (2); parallel.ep_size=2 would do\n",
         ),
         (
@@ -115,8 +117,8 @@ def test_options(
 
 
 def test_check_finds_the_same_without_ranks(capsys: pytest.CaptureFixture[str], shards: Path) -> None:
-    line = ["check", str(CONFIG), *overrides(shards, "run", "parallel.ep_size=3")]
-    assert refused(capsys, *line) == ONE + "parallel.ep_size (3) must divide model.moe.num_experts (8)\n"
+    line = ["check", str(CONFIG), *overrides(shards, "run", "parallel.ep_size=3", "parallel.expert_slices=2")]
+    assert refused(capsys, *line) == ONE + "parallel.expert_slices (2) must divide parallel.ep_size (3)\n"
     assert not Path("run").exists()
 
 

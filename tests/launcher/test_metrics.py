@@ -1,13 +1,43 @@
 """metrics.jsonl and TensorBoard of a run that goes on where an earlier session was killed."""
 
 import json
+from io import BytesIO
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from launcher.heat_map import heat_map
 from launcher.metrics import MetricsLog, read_records
 from launcher.run_directory import RunDirectory
+from launcher.tally import LayerTotals
+
+LAYERS = {
+    "first": LayerTotals(tokens=[6, 2], dropped=2, entropy=0.5, received=[3, 3]),
+    "second": LayerTotals(tokens=[4, 4], dropped=0, entropy=0.25, received=[8, 0]),
+}
+FIGURES = {
+    "first": {
+        "dropped_fraction": 0.25,
+        "entropy": 0.5,
+        "load_cv": 0.5,
+        "load_max_over_mean": 1.5,
+        "received_max_over_mean": 1.0,
+    },
+    "second": {
+        "dropped_fraction": 0.0,
+        "entropy": 0.25,
+        "load_cv": 0.0,
+        "load_max_over_mean": 1.0,
+        "received_max_over_mean": 2.0,
+    },
+}
+TABLE = {
+    "tokens_per_expert": {"first": [6, 2], "second": [4, 4]},
+    "received_rows": {"first": [3, 3], "second": [8, 0]},
+}
 
 
 @pytest.fixture
@@ -23,7 +53,7 @@ def session(run: RunDirectory, start: int, stop: int, loss: float) -> None:
     """The steps after `start` up to `stop`, each with this loss."""
     log = MetricsLog(run, start_step=start, total_steps=9)
     for step in range(start + 1, stop + 1):
-        log.step(step, values(loss), {"layer": [0.75, 0.25]})
+        log.step(step, values(loss), LAYERS, table=step % 3 == 0)
     log.close()
 
 
@@ -55,7 +85,7 @@ def test_a_resumed_session_replaces_what_it_takes_again(run: RunDirectory) -> No
     assert [(event.step, event.value) for event in board.Scalars("train/loss")] == [
         (record["step"], record["loss"]) for record in found
     ]
-    assert [event.value for event in board.Scalars("expert_load/layer/0")] == [0.75] * 9
+    assert [event.step for event in board.Images("moe/load")] == [3, 6, 9]
 
 
 def test_time_goes_on_where_the_earlier_session_was_saved(run: RunDirectory) -> None:
@@ -67,20 +97,42 @@ def test_time_goes_on_where_the_earlier_session_was_saved(run: RunDirectory) -> 
 
 def test_records_are_there_before_the_log_is_closed(run: RunDirectory) -> None:
     log = MetricsLog(run, start_step=0, total_steps=9)
-    log.step(1, values(1.0), {})
+    log.step(1, values(1.0), {}, table=True)
     log.evaluation(1, {"top1": 0.5, "loss": 1.5, "images": 64, "expert_load": {"layer": [1.0]}})
     step, evaluation = read_records(run.metrics)
-    assert step.keys() == {"step", "elapsed_s", *values(1.0)}
+    assert step.keys() == {"step", "elapsed_s", "moe", *values(1.0)}
+    assert step["moe"] == {}
     assert evaluation["eval_top1"] == 0.5
     assert evaluation["eval_expert_load"] == {"layer": [1.0]}
     log.close()
 
 
+def test_figures_of_the_layers_every_step_and_tables_when_asked(run: RunDirectory) -> None:
+    session(run, 0, 4, loss=1.0)
+    found = read_records(run.metrics)
+    assert [record["moe"] for record in found] == [FIGURES] * 4
+    assert {name: found[2][name] for name in TABLE} == TABLE
+    assert not any(name in found[i] for name in TABLE for i in (0, 1, 3))
+
+
+def test_tensorboard_has_the_figures_and_a_picture_of_the_loads(run: RunDirectory) -> None:
+    session(run, 0, 4, loss=1.0)
+    board = EventAccumulator(str(run.tensorboard)).Reload()
+    for layer, figures in FIGURES.items():
+        for name, value in figures.items():
+            curve = [(event.step, event.value) for event in board.Scalars(f"moe/{name}/{layer}")]
+            assert curve == [(step, value) for step in range(1, 5)]
+    (event,) = board.Images("moe/load")
+    with Image.open(BytesIO(event.encoded_image_string)) as picture:
+        drawn = np.asarray(picture).transpose(2, 0, 1)
+    assert (drawn == heat_map([[6, 2], [4, 4]])).all()
+
+
 def test_progress_in_a_log_file(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     log = MetricsLog(run, start_step=0, total_steps=2)
-    log.step(1, values(2.0), {})  # less than 15 s since the start: no line
+    log.step(1, values(2.0), {}, table=False)  # less than 15 s since the start: no line
     log.evaluation(1, {"top1": 0.5, "loss": 1.5, "images": 64})
-    log.step(2, values(2.0), {})
+    log.step(2, values(2.0), {}, table=False)
     log.close()
     assert capsys.readouterr().err == (
         "step 1: top-1 50.00%, loss 1.5000 on 64 images\n"

@@ -174,6 +174,7 @@ def test_experts_and_their_layout(name: str) -> None:
         batch_prioritized=True,
         normalize_gates=False,
         gate_noise=1.0,
+        balance_loss="importance_load",
         load_balance_weight=0.01,
         expert_dropout=0.1,
     )

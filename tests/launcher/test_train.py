@@ -3,8 +3,10 @@ patches than configs/debug.yaml: the gratings are learned in seconds."""
 
 import json
 import re
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -33,9 +35,12 @@ LEARNING = (
     "optim.warmup=4 steps",
     f"train.duration={STEPS} steps",
     "train.eval_every=1 epochs",
+    "train.moe_load_every=25 steps",
     "checkpoint.every=1 epochs",
 )
-STEP_KEYS = {"step", "loss", "aux_loss", "lr", "grad_norm", "images_s", "data_wait_s", "dropped_fraction"}
+SCALARS = {"loss", "aux_loss", "lr", "grad_norm", "images_s", "data_wait_s", "dropped_fraction", "elapsed_s"}
+MOE_FIGURES = {"dropped_fraction", "entropy", "load_cv", "load_max_over_mean", "received_max_over_mean"}
+TABLE = {"tokens_per_expert", "received_rows"}
 EVAL_KEYS = {"top1", "loss", "images", "images_s", "dropped_fraction", "expert_load"}
 LAYER = "layers.1.blocks.1"
 
@@ -80,14 +85,30 @@ def test_every_step_is_recorded(run: Run) -> None:
     found = steps(run.path)
     assert [record["step"] for record in found] == list(range(1, STEPS + 1))
     for record in found:
-        assert record.keys() == STEP_KEYS | {"elapsed_s"}
+        assert record.keys() - TABLE == SCALARS | {"step", "moe"}
         assert record["images_s"] > 0
         assert record["data_wait_s"] >= 0
         assert 0 <= record["dropped_fraction"] < 1
         assert record["grad_norm"] > 0
         assert 0 < record["aux_loss"] < record["loss"]
+        assert record["moe"].keys() == {LAYER}
+        assert record["moe"][LAYER].keys() == MOE_FIGURES
+        assert record["moe"][LAYER]["dropped_fraction"] == record["dropped_fraction"]  # of the only layer
     elapsed = [record["elapsed_s"] for record in records(run.path)]
     assert elapsed == sorted(elapsed)
+
+
+def test_every_expert_s_load_at_intervals_and_at_the_end(run: Run) -> None:
+    tables = {record["step"]: record for record in steps(run.path) if record.keys() >= TABLE}
+    assert list(tables) == [25, 50, STEPS]
+    assert not any(TABLE & record.keys() for record in steps(run.path) if record["step"] not in tables)
+    for record in tables.values():
+        tokens, (received,) = record["tokens_per_expert"][LAYER], record["received_rows"][LAYER]
+        assert len(tokens) == 8
+        assert sum(tokens) == 16 * 16 * 2  # images, tokens an image, choices
+        dropped = round(record["dropped_fraction"] * sum(tokens))
+        assert received == sum(tokens) - dropped
+        assert record["moe"][LAYER]["load_max_over_mean"] == pytest.approx(max(tokens) / 64)
 
 
 def test_the_learning_rates_are_those_of_the_schedule(run: Run) -> None:
@@ -153,15 +174,15 @@ def test_the_printed_figures_are_the_summary(run: Run) -> None:
 
 def test_tensorboard_has_the_same_curves(run: Run) -> None:
     board = EventAccumulator(str(run.path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
-    for name in STEP_KEYS - {"step"}:
+    for name in SCALARS - {"elapsed_s"}:
         curve = [(event.step, event.value) for event in board.Scalars(f"train/{name}")]
         wanted = [(record["step"], pytest.approx(record[name], rel=1e-6)) for record in steps(run.path)]
         assert curve == wanted
     assert [event.step for event in board.Scalars("eval/top1")] == [16, 32, 48, 60]
-    loads = [tag for tag in board.Tags()["scalars"] if tag.startswith("expert_load/")]
-    assert sorted(loads) == [f"expert_load/{LAYER}/{expert}" for expert in range(8)]
-    at_step = [sum(board.Scalars(tag)[step].value for tag in loads) for step in (0, STEPS - 1)]
-    assert at_step == pytest.approx([1, 1])
+    for name in MOE_FIGURES:
+        curve = [event.value for event in board.Scalars(f"moe/{name}/{LAYER}")]
+        assert curve == pytest.approx([record["moe"][LAYER][name] for record in steps(run.path)], rel=1e-6)
+    assert [event.step for event in board.Images("moe/load")] == [25, 50, STEPS]
 
 
 def test_overrides_reach_the_configuration_beside_the_checkpoints(run: Run, shards: Path) -> None:
@@ -218,6 +239,65 @@ def test_two_ranks_learn_the_same_in_bf16_nearly(run: Run, shards: Path, tmp_pat
     assert summary(tmp_path / "run")["world_size"] == summary(tmp_path / "run")["ep_size"] == 2
 
 
+EXCHANGES = [
+    ("parallel.expert_exchange.strategy=auto",),
+    ("parallel.expert_exchange.strategy=dp", "parallel.expert_slices=2"),
+    ("parallel.expert_exchange.strategy=auto", "parallel.expert_slices=2"),
+    ("parallel.expert_exchange.strategy=2", "parallel.expert_exchange.overlap=2"),
+    ("parallel.expert_exchange.padded=true", "parallel.expert_exchange.hierarchical=true"),
+]
+
+
+@pytest.fixture(scope="module")
+def short(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six steps on one rank; only read."""
+    path = tmp_path_factory.mktemp("short") / "run"
+    assert [outcome.code for outcome in run_on_ranks(command, 1, *short_line(shards, path))] == [0]
+    return path
+
+
+def short_line(shards: Path, run_dir: Path, *more: str) -> list[str]:
+    options = ("train.duration=6 steps", "train.eval_every=null", "train.moe_load_every=null")
+    return train_line(shards, run_dir, *options, *more)
+
+
+def test_without_an_interval_the_last_step_alone_has_every_load(short: Path) -> None:
+    assert [record["step"] for record in steps(short) if TABLE & record.keys()] == [6]
+
+
+@pytest.mark.parametrize("options", EXCHANGES, ids=" ".join)
+def test_no_way_of_exchange_changes_the_run(
+    shards: Path, tmp_path: Path, short: Path, options: tuple[str, ...]
+) -> None:
+    line = short_line(shards, tmp_path / "run", "parallel.ep_size=2", *options)
+    for outcome in run_on_ranks(command, 2, *line):
+        assert outcome.code == 0, outcome.err
+    assert load_config(tmp_path / "run" / "config.yaml") == load_config(CONFIG, line[2:])
+    for found, wanted in zip(steps(tmp_path / "run"), steps(short), strict=True):
+        for name in ("loss", "aux_loss", "grad_norm", "dropped_fraction"):
+            assert found[name] == pytest.approx(wanted[name], rel=1e-4)
+    first, _ = run_on_ranks(command, 2, "eval", str(tmp_path / "run"))
+    assert first.out.startswith(f"step-00000006 (step 6): top-1 {summary(short)['top1']:.2%}, ")
+
+
+def test_the_exchange_is_the_configured_one(shards: Path, tmp_path: Path) -> None:
+    options = ("parallel.expert_exchange.strategy=auto", "parallel.expert_slices=2")
+    line = short_line(shards, tmp_path / "run", "parallel.ep_size=2", *options)
+    for rank, placement in enumerate(run_on_ranks(placement_of, 2, *line)):
+        assert placement == (("auto", False, False, 1, "same"), (rank, rank + 1, 2))
+
+
+def placement_of(*line: str) -> tuple[Any, Any]:
+    """The exchange options and the expert slice of the model that a command trains on this rank."""
+    from launcher.train import Session
+
+    with mock.patch.object(Session, "train", autospec=True, side_effect=KeyError) as train:
+        with pytest.raises(KeyError):
+            command(*line)
+        placement = train.call_args.args[0].model.get_submodule(f"{LAYER}.mlp").placement
+    return astuple(placement.options), astuple(placement.part)
+
+
 def test_a_dense_model_and_a_final_partial_epoch(shards: Path, tmp_path: Path) -> None:
     options = (
         "model.moe=null",
@@ -230,5 +310,6 @@ def test_a_dense_model_and_a_final_partial_epoch(shards: Path, tmp_path: Path) -
     assert [record["step"] for record in records(tmp_path / "run")] == [*range(1, 8), 7]  # 100 / 16 -> 7
     assert all(record["dropped_fraction"] == 0 for record in steps(tmp_path / "run"))
     assert summary(tmp_path / "run")["expert_load"] == {}
+    assert all(record["moe"] == {} and not TABLE & record.keys() for record in steps(tmp_path / "run"))
     assert "dropped tokens" not in outcome.out
     assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step-00000007\n"

@@ -26,9 +26,13 @@ from tests.distributed import run_on_ranks
 from tests.parallel.training import EXPERTS, Layout, Run, Trace, by_global_name, model_config
 
 SAVED, THEN = 3, 2  # steps before the checkpoint, and after it
-FIRST = Layout(world=4, ep=2, stage=1, micro=2)
+FIRST = Layout(world=4, ep=4, slices=2, stage=1, micro=2)
+SLICED = Layout(world=4, ep=4, slices=4, stage=2, micro=4)
 TARGETS = [
     FIRST,
+    SLICED,
+    Layout(world=4, ep=2, stage=1, micro=2),
+    Layout(world=2, ep=2, slices=2, stage=0, micro=4),
     Layout(world=4, ep=4, stage=2, micro=4),
     Layout(world=4, ep=2, stage=0, micro=4),
     Layout(world=2, ep=2, stage=2, micro=8),
@@ -188,7 +192,14 @@ def test_the_ranks_share_the_writing(saved: Path) -> None:
 def test_the_manifest_tells_step_layout_state_files_and_tensors(saved: Path, directory: Path) -> None:
     manifest = json.loads((saved / "manifest.json").read_text())
     tensors, files = manifest.pop("tensors"), manifest.pop("files")
-    assert manifest == {"format": 1, "step": SAVED, "world_size": 4, "ep_size": 2, "state": {"images": 48}}
+    assert manifest == {
+        "format": 1,
+        "step": SAVED,
+        "world_size": 4,
+        "ep_size": 4,
+        "expert_slices": 2,
+        "state": {"images": 48},
+    }
     assert tensors == checkpoint.global_shapes(build_model(model_config()), EXPERTS)
     assert files == describe([path for path in saved.iterdir() if path.name != "manifest.json"])
     assert sorted(files) == [".metadata", *(f"__{rank}_0.distcp" for rank in range(4))]

@@ -1,16 +1,20 @@
-"""All-to-all and the journey of tokens against what one process computes by slicing, gradients included."""
-
-import itertools
-from typing import Any
+"""All-to-all against what one process computes by slicing, gradients included; marks of parameters."""
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.collectives import RanksError, agree, all_to_all, exchange_counts, gather_objects, sum_over
-from parallel.expert import ExpertParallel, TokenExchange, experts_of, global_name
-from parallel.mesh import ParallelDims, build_mesh
+from parallel.collectives import RanksError, agree, all_to_all, gather_objects, sum_over
+from parallel.expert import (
+    ExpertParallel,
+    ExpertSlice,
+    Sliced,
+    copy_mark,
+    experts_of,
+    global_name,
+    sliced_of,
+)
 from tests.distributed import run_on_ranks
 
 WIDTH = 3
@@ -62,77 +66,11 @@ def test_rows_and_gradients_are_those_of_slicing(world: int) -> None:
 
 
 def test_one_process_is_the_identity() -> None:
-    rows, counts = rows_of(0, 4), torch.arange(6).view(1, 6)
+    rows = rows_of(0, 4)
     assert all_to_all(rows, [4], [4], None) is rows
-    assert exchange_counts(counts, None) is counts
     assert sum_over(rows) is rows
     assert gather_objects("x") == ["x"]
     assert agree(lambda: "x", (OSError,)) == ["x"]
-
-
-def count_of(source: int, expert: int) -> int:
-    """Rows that a rank sends to an expert: uneven, some zero; expert 3 gets none from anyone."""
-    return 0 if expert == 3 else (source * 5 + expert * 3) % 4
-
-
-def journeys(sizes: list[int], num_experts: int) -> list[dict[str, Any]]:
-    found = []
-    for ep_size in sizes:
-        mesh = build_mesh(ParallelDims(world_size=dist.get_world_size(), ep_size=ep_size))
-        experts = ExpertParallel.over(mesh, num_experts)
-        counts = torch.tensor([count_of(mesh.rank, expert) for expert in range(num_experts)])
-        found.append({"experts": experts.local_experts, **journey(mesh.rank, counts, experts)})
-        found.append(journey(mesh.rank, torch.zeros_like(counts), experts))
-    return found
-
-
-def journey(rank: int, counts: Tensor, experts: ExpertParallel) -> dict[str, Any]:
-    """Rows (expert, sender, number) go to their experts, are scaled by expert + 1 there, and come back."""
-    wanted = torch.repeat_interleave(torch.arange(len(counts)), counts)
-    home = torch.stack([wanted, torch.full_like(wanted, rank), torch.arange(len(wanted))], dim=1).double()
-    home.requires_grad_()
-    exchange = TokenExchange(counts, experts)
-    away = exchange.dispatch(home)
-    back = exchange.combine(away)
-    scaled = exchange.combine(away * (away[:, :1].detach() + 1))
-    scaled.sum().backward()
-    return {
-        "home": home.detach(),
-        "away": away.detach(),
-        "counts": exchange.local_counts,
-        "back": back.detach(),
-        "gradient": home.grad,
-    }
-
-
-@pytest.mark.parametrize(("world", "sizes"), [(2, [2, 1]), (4, [2, 4, 1])])
-def test_every_row_reaches_its_expert_and_comes_home(world: int, sizes: list[int]) -> None:
-    num_experts = 8
-    found = run_on_ranks(journeys, world, sizes, num_experts)
-    for number, ep_size in enumerate(sizes):
-        dims = ParallelDims(world_size=world, ep_size=ep_size)
-        for rank in range(world):
-            seen, empty = found[rank][2 * number : 2 * number + 2]
-            senders = dims.ep_ranks(rank)
-            expected = [
-                (expert, sender)
-                for expert, sender in itertools.product(seen["experts"], senders)
-                for _ in range(count_of(sender, expert))
-            ]
-            assert [(int(e), int(s)) for e, s, _ in seen["away"].tolist()] == expected
-            assert seen["counts"] == [sum(count_of(s, e) for s in senders) for e in seen["experts"]]
-            assert torch.equal(seen["back"], seen["home"])
-            assert torch.equal(seen["gradient"], (seen["home"][:, :1] + 1).expand(-1, 3))
-            assert [tuple(empty[name].shape) for name in ("away", "back", "gradient")] == [(0, 3)] * 3
-            assert empty["counts"] == [0] * (num_experts // ep_size)
-
-
-def test_one_process_sends_nothing_anywhere() -> None:
-    exchange = TokenExchange(torch.tensor([2, 0, 1]), ExpertParallel.on_one_rank(3))
-    rows = rows_of(0, 3)
-    assert exchange.dispatch(rows) is rows
-    assert exchange.combine(rows) is rows
-    assert exchange.local_counts == [2, 0, 1]
 
 
 def test_marks_and_global_names() -> None:
@@ -144,7 +82,26 @@ def test_marks_and_global_names() -> None:
         False,
         "ep_size_4",
     )
+    assert sliced_of(parameter) is None
     assert global_name("layers.1.mlp.experts.fc1_weight", 3) == "layers.1.mlp.experts.3.fc1_weight"
+
+
+def test_a_slice_holds_its_columns_and_a_parameter_in_its_place_too() -> None:
+    # 7 columns over 3 slices: 0 1 | 2 3 | 4 5 6
+    parts = [ExpertSlice(i, i + 1, 3) for i in range(3)]
+    assert [part.range(7) for part in parts] == [range(2), range(2, 4), range(4, 7)]
+    assert ExpertSlice(1, 3, 3).range(7) == range(2, 7)
+    placement = ExpertParallel(num_experts=2, local_experts=range(2), part=parts[2], ep_size=3)
+    parameter = torch.nn.Parameter(torch.zeros(2, 5, 3))
+    placement.mark(parameter, sliced_dim=2, full_size=7)
+    other = torch.nn.Parameter(torch.ones(2, 5, 3))
+    copy_mark(parameter, other)
+    assert sliced_of(other) == Sliced(2, parts[2], 7)
+    assert experts_of(other) == range(2)
+    whole = torch.arange(70).view(2, 5, 7)
+    assert torch.equal(sliced_of(other).take(whole), whole[:, :, 4:])
+    with pytest.raises(AssertionError, match="own what it holds"):
+        placement.mark(parameter)
 
 
 def agreements() -> list[str]:

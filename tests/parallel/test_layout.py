@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 import parallel.zero
-from parallel.expert import experts_of
+from parallel.expert import ExchangeOptions, experts_of
 from swin_moe import SwinTransformer
 from tests.distributed import run_on_ranks
 from tests.parallel.training import (
@@ -59,8 +59,24 @@ def bf16_layouts(world: int) -> list[Layout]:
     return [Layout(world=world, ep=ep, stage=stage, micro=2, precision="bf16") for stage in (0, 1, 2)]
 
 
+def exchanges() -> list[Layout]:
+    """Ways for rows and experts to come together: sliced and uneven experts, gathered weights, two stages."""
+    sliced = Layout(world=4, ep=4, slices=2, stage=1, micro=2, ranks_per_node=2)
+    uneven = Layout(world=4, ep=4, experts=UNEVEN, stage=2, micro=4, ranks_per_node=2)
+    return [
+        sliced,
+        replace(sliced, stage=0, exchange=ExchangeOptions(overlap=2, hierarchical=True)),
+        replace(sliced, stage=2, exchange=ExchangeOptions(strategy=2, overlap=2)),
+        replace(sliced, world=2, ep=2, stage=2, exchange=ExchangeOptions(strategy="auto", padded=True)),
+        replace(sliced, slices=4, exchange=ExchangeOptions(strategy="dp")),
+        uneven,
+        replace(uneven, slices=2, exchange=ExchangeOptions(padded=True, overlap=4, hierarchical=True)),
+    ]
+
+
+UNEVEN = 5  # experts: over 4 ranks 1, 1, 1 and 2; over 2 blocks 2 and 3
 WORLDS = (1, 2, 4)
-LAYOUTS = [layout for world in WORLDS for layout in layouts(world)]
+LAYOUTS = [layout for world in WORLDS for layout in layouts(world)] + exchanges()
 BF16_LAYOUTS = bf16_layouts(1) + bf16_layouts(4)
 
 
@@ -80,6 +96,12 @@ def references() -> dict[int, Trace]:
 
 
 @pytest.fixture(scope="module")
+def uneven_reference() -> Trace:
+    """The same with the number of experts that no layout here divides."""
+    return run_on_ranks(train_plainly, 1, 2, UNEVEN)[0]
+
+
+@pytest.fixture(scope="module")
 def traces() -> dict[Layout, Trace]:
     """Every layout's trace as rank 0 saw it: one start of the processes for each number of ranks."""
     found: dict[Layout, Trace] = {}
@@ -87,6 +109,20 @@ def traces() -> dict[Layout, Trace]:
         wanted = [layout for layout in LAYOUTS + BF16_LAYOUTS if layout.world == world]
         found |= zip(wanted, run_on_ranks(train_all, world, wanted, timeout_s=300)[0], strict=True)
     return found
+
+
+def buckets() -> tuple[int, int]:
+    """Parameters of this rank, and what a bucket of gradients holds, where ranks hold uneven experts."""
+    layout = next(layout for layout in exchanges() if layout.experts == UNEVEN)
+    engine = Run.start(layout).engine
+    return sum(p.numel() for p in engine.module.parameters()), engine.deepspeed.zero_reduce_bucket_size()
+
+
+def test_uneven_ranks_reduce_all_gradients_at_once() -> None:
+    found = run_on_ranks(buckets, 4)
+    numbers = [number for number, _ in found]
+    assert min(numbers) < max(numbers)
+    assert all(bucket == max(numbers) for _, bucket in found)
 
 
 def first_steps(trace: Trace, steps: int) -> Trace:
@@ -108,9 +144,14 @@ def test_the_reference_clips_and_drops_so_that_a_layout_could_show(references: d
 
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_every_layout_trains_as_one_process_does(
-    layout: Layout, traces: dict[Layout, Trace], references: dict[int, Trace]
+    layout: Layout,
+    traces: dict[Layout, Trace],
+    references: dict[int, Trace],
+    uneven_reference: Trace,
 ) -> None:
     trace, reference = traces[layout], references[layout.top_k]
+    if layout.experts == UNEVEN:
+        reference = uneven_reference
     assert trace.loads == reference.loads
     assert trace.dropped == reference.dropped
     found = deviation(trace, reference)

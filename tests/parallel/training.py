@@ -9,14 +9,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel.collectives import gather_objects, sum_over
-from parallel.expert import experts_of, global_name
+from parallel.expert import ExchangeOptions, Sliced, experts_of, global_name, sliced_of
 from parallel.mesh import Mesh, ParallelDims, build_mesh
 from parallel.zero import Engine, Precision, ZeroStage
-from swin_moe import ModelConfig, ModelOutput, MoEConfig, SwinTransformer, build_model
+from swin_moe import ModelConfig, ModelOutput, MoEConfig, SwinTransformer
+from swin_moe.config import RouterName
 from swin_moe.losses import classification_loss
+from swin_moe.model import build_model
 from swin_moe.randomness import sample_keys
 
 BATCH, CLASSES, IMAGE, EXPERTS = 16, 10, 32, 8
@@ -24,11 +27,12 @@ CLIP_NORM, LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 1.1, 1e-3, 0.05, 0.1
 STEPS = 10
 
 
-def model_config(top_k: int = 2) -> ModelConfig:
+def model_config(top_k: int = 2, *, experts: int = EXPERTS, router: RouterName = "linear") -> ModelConfig:
     """Two MoE layers; 32 tokens a routing group, so that capacity 1.25 drops some of them."""
     moe = MoEConfig(
         blocks=((), (0, 1)),
-        num_experts=EXPERTS,
+        num_experts=experts,
+        router=router,
         top_k=top_k,
         capacity_factor=1.25,
         routing_group_images=2,
@@ -61,6 +65,11 @@ class Layout:
     micro: int = BATCH  # images a rank and forward pass
     precision: Precision = "fp32"
     top_k: int = 2
+    slices: int = 1
+    experts: int = EXPERTS
+    router: RouterName = "linear"
+    exchange: ExchangeOptions = ExchangeOptions()
+    ranks_per_node: int | None = None
 
     @property
     def accum(self) -> int:
@@ -68,9 +77,13 @@ class Layout:
         return BATCH // (self.world * self.micro)
 
     def __str__(self) -> str:
+        exchange = {
+            name: value for name, value in vars(self.exchange).items() if value not in (False, "same")
+        }
+        options = ", ".join(f"{name} {value}" for name, value in exchange.items())
         return (
             f"{self.world} ranks, ep {self.ep}, ZeRO {self.stage}, {self.accum} x {self.micro} images, "
-            f"{self.precision}, k={self.top_k}"
+            f"{self.precision}, k={self.top_k}, {self.experts} experts in {self.slices}, {options}"
         )
 
 
@@ -94,12 +107,25 @@ def batch(step: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def by_global_name(name: str, parameter: Tensor, value: Tensor) -> dict[str, Tensor]:
-    """A value of a parameter, or of each of its experts, under the names that no layout changes."""
-    experts = experts_of(parameter)
+    """A value of a parameter, or of each of its experts, under the names that no layout changes.
+
+    The slices of an expert are brought together by every rank of its block.
+    """
+    experts, sliced = experts_of(parameter), sliced_of(parameter)
+    if sliced is not None and sliced.part.of > 1:
+        value = _joined(value.detach().float(), sliced)
     if experts is None:
         return {name: value.detach().float().clone()}
     pieces = zip(experts, value.detach().float().clone().unbind(0), strict=True)
     return {global_name(name, expert): piece for expert, piece in pieces}
+
+
+def _joined(value: Tensor, sliced: Sliced) -> Tensor:
+    """Whole experts: every rank of the world tells its piece, and a block takes those of its own."""
+    told = gather_objects(value.cpu())
+    rank = dist.get_rank()
+    first = rank - rank % sliced.part.of
+    return torch.cat(told[first : first + sliced.part.of], dim=sliced.dim)
 
 
 def param_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -129,8 +155,10 @@ class Run:
     @staticmethod
     def start(layout: Layout, change: Change | None = None) -> "Run":
         """Build mesh, model and engine; `change` may tamper with the model, or wrap it."""
-        mesh = build_mesh(ParallelDims(world_size=layout.world, ep_size=layout.ep))
-        model: nn.Module = build_model(model_config(layout.top_k), seed=3, mesh=mesh)
+        dims = ParallelDims(world_size=layout.world, ep_size=layout.ep, expert_slices=layout.slices)
+        mesh = build_mesh(dims, ranks_per_node=layout.ranks_per_node)
+        config = model_config(layout.top_k, experts=layout.experts, router=layout.router)
+        model: nn.Module = build_model(config, seed=3, mesh=mesh, exchange=layout.exchange)
         model = (change and change(model, layout)) or model
         engine = Engine(
             model,
@@ -185,9 +213,9 @@ def record_routing(trace: Trace, outputs: list[ModelOutput]) -> None:
     trace.dropped.append(sum_over(dropped).tolist())
 
 
-def train_plainly(top_k: int) -> Trace:
+def train_plainly(top_k: int, experts: int = EXPERTS) -> Trace:
     """The reference: one process, one batch, torch's own AdamW and clipping; no engine and no group."""
-    trace, model = Trace(), build_model(model_config(top_k), seed=3)
+    trace, model = Trace(), build_model(model_config(top_k, experts=experts), seed=3)
     optimizer = torch.optim.AdamW(param_groups(model))
     for step in range(STEPS):
         images, labels, keys = batch(step)

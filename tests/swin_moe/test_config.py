@@ -17,8 +17,45 @@ def moe(**options: object) -> MoEConfig:
         ({"num_experts": 0}, "model.moe.num_experts (0) must be at least 1"),
         ({"top_k": 0}, "model.moe.top_k (0) must lie in 1..model.moe.num_experts (4)"),
         ({"top_k": 5}, "model.moe.top_k (5) must lie in 1..model.moe.num_experts (4)"),
-        ({"capacity_factor": -1.0}, "model.moe.capacity_factor (-1.0) must not be negative"),
-        ({"eval_capacity_factor": -1.0}, "model.moe.eval_capacity_factor (-1.0) must not be negative"),
+        ({"z_loss_weight": -1.0}, "model.moe.z_loss_weight (-1.0) must not be negative"),
+        (
+            {"gate_noise": 0.0},
+            "model.moe.balance_loss=importance_load needs model.moe.gate_noise (0.0) above 0: its load term "
+            "is a probability under that noise; set balance_loss to importance or gshard",
+        ),
+        (
+            {"router": "sigmoid", "balance_loss": "importance_load"},
+            "model.moe.balance_loss (importance_load) is not for model.moe.router=sigmoid: set auto or none "
+            "or gshard",
+        ),
+        (
+            {"router": "hash", "z_loss_weight": 0.1},
+            "model.moe.z_loss_weight (0.1) means nothing for model.moe.router=hash: set it to 0.0",
+        ),
+        (
+            {"router": "soft", "normalize_gates": True},
+            "model.moe.normalize_gates (True) means nothing for model.moe.router=soft: set it to False",
+        ),
+        (
+            {"router": "expert_choice"},
+            "model.moe.router=expert_choice needs model.moe.eval_capacity_factor other than 0: it is how "
+            "many tokens an expert chooses, as a multiple of its even share; 1.0 would do",
+        ),
+        (
+            {"router": "soft", "top_k": 2},
+            "model.moe.router=soft has no choices: leave model.moe.top_k (2) at 1",
+        ),
+        (
+            {"backend": "tutel", "router": "sigmoid"},
+            "model.moe.backend=tutel has the routers linear and cosine, not sigmoid: set "
+            "model.moe.backend=native",
+        ),
+        (
+            {"backend": "tutel"},
+            "model.moe.backend=tutel with model.moe.batch_prioritized and model.moe.eval_capacity_factor "
+            "(0.0) <= 0 would drop tokens silently: Tutel takes the capacity from the last token; set a "
+            "factor above 0, batch_prioritized=false or backend=native",
+        ),
         ({"expert_dropout": 1.0}, "model.moe.expert_dropout (1.0) must lie in [0, 1)"),
         ({"routing_group_images": 0}, "model.moe.routing_group_images (0) must be at least 1"),
     ],

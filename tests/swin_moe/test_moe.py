@@ -1,14 +1,11 @@
-"""The MoE layer against plain loops over groups, tokens, choices and experts.
+"""The MoE layer against plain loops over groups, tokens, choices and experts (plain_moe.py).
 
-The reference below shares nothing with the layer but the parameters: its own softmax, GELU, capacity, order
-and balance loss, one token at a time; autograd gives its gradients.
-
-Legend: B images, L tokens an image, C channels, H hidden, E experts.
+Every router, capacity, order and number of choices; then evaluation, noise and dropout, and the images of a
+forward pass. What goes wrong on purpose is in test_moe_edges.py.
 """
 
+import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import pytest
 import torch
@@ -16,15 +13,19 @@ from torch import Tensor
 
 from parallel.expert import ExpertParallel
 from swin_moe.config import ModelError, MoEConfig
-from swin_moe.moe import MoELayer, MoEStats
+from swin_moe.moe import MoECall, MoELayer, MoEStats
 from swin_moe.randomness import SiteCounter, sample_keys
+from tests.swin_moe.plain_moe import Asked, Reference, expert_mlp, reference
 
 IMAGES, LENGTH, DIM, HIDDEN, EXPERTS, GROUP = 6, 5, 4, 6, 4, 2
+TOP_K_ROUTERS = ("linear", "cosine", "sigmoid")
 
 
 def make_layer(*, dtype: torch.dtype = torch.float64, fc2_bias: bool = True, **options: object) -> MoELayer:
     """Three routing groups of 2 images, 10 tokens each; weights large enough to route decisively."""
     quiet = {"gate_noise": 0.0, "expert_dropout": 0.0, "routing_group_images": GROUP, "num_experts": EXPERTS}
+    if options.get("router", "linear") in TOP_K_ROUTERS:
+        quiet["balance_loss"] = "gshard"
     config = MoEConfig(blocks=(), **(quiet | options))
     placement = ExpertParallel.on_one_rank(config.num_experts)
     layer = MoELayer(DIM, HIDDEN, config, placement, fc2_bias=fc2_bias, sites=SiteCounter())
@@ -32,6 +33,8 @@ def make_layer(*, dtype: torch.dtype = torch.float64, fc2_bias: bool = True, **o
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
+        if config.router == "sigmoid":  # in units of .001: enough to change choices
+            layer.router.bias_steps.copy_(torch.tensor([300, -200, 100, 0]).repeat(4)[: config.num_experts])
     return layer.to(dtype)
 
 
@@ -44,76 +47,32 @@ def keys_of(images: int = IMAGES) -> Tensor:
     return sample_keys(1, torch.arange(images))
 
 
-@dataclass
-class Reference:
-    y: Tensor
-    loss: Tensor
-    load: list[int]
-    dropped: int
-
-
-def softmax(logits: list[Tensor]) -> list[Tensor]:
-    exponentials = [torch.exp(logit - max(logits).detach()) for logit in logits]
-    return [value / sum(exponentials) for value in exponentials]
-
-
-def expert_mlp(x: Tensor, layer: MoELayer, e: int) -> Tensor:
-    experts = layer.experts
-    hidden = (x[:, None] * experts.fc1_weight[e]).sum(0) + experts.fc1_bias[e]
-    hidden = 0.5 * hidden * (1 + torch.erf(hidden / math.sqrt(2)))
-    y = (hidden[:, None] * experts.fc2_weight[e]).sum(0)
-    return y if experts.fc2_bias is None else y + experts.fc2_bias[e]
-
-
-def reference(x: Tensor, layer: MoELayer, *, factor: float, group_images: int) -> Reference:
-    """The layer as its papers describe it, without noise or dropout."""
-    moe, experts = layer.config, range(layer.config.num_experts)
-    outputs, losses, load, dropped = [], [], [0] * len(experts), 0
-    for first in range(0, len(x), group_images):
-        tokens = [token for image in x[first : first + group_images] for token in image]
-        slots = moe.top_k * math.floor(factor * -(-len(tokens) // len(experts))) if factor else math.inf
-        scores = [softmax([(layer.router.weight[e] * token).sum() for e in experts]) for token in tokens]
-        choices, gates = [], []
-        for score in scores:
-            best = sorted(experts, key=lambda e, score=score: (-score[e].item(), e))[: moe.top_k]
-            chosen = [score[e] for e in best]
-            choices.append(best)
-            gates.append([gate / sum(chosen) for gate in chosen] if moe.normalize_gates else chosen)
-        queue = list(range(len(tokens)))
-        if moe.batch_prioritized:
-            queue.sort(key=lambda t, scores=scores: (-max(score.item() for score in scores[t]), t))
-        sums, used = [torch.zeros_like(token) for token in tokens], [0] * len(experts)
-        for choice in range(moe.top_k):
-            for t in queue:
-                e = choices[t][choice]
-                load[e] += 1
-                if used[e] >= slots:
-                    dropped += 1
-                    continue
-                used[e] += 1
-                sums[t] = sums[t] + gates[t][choice] * expert_mlp(tokens[t], layer, e)
-        outputs += sums
-        balance = 0.0
-        for e in experts:
-            share = sum(best[0] == e for best in choices) / len(tokens)
-            balance = balance + share * sum(score[e] for score in scores) / len(tokens)
-        losses.append(len(experts) * balance)
-    loss = moe.load_balance_weight * sum(losses) / len(losses)
-    return Reference(y=torch.stack(outputs).view_as(x), loss=loss, load=load, dropped=dropped)
-
-
-def gradients(y: Tensor, loss: Tensor, inputs: list[Tensor]) -> tuple[Tensor, ...]:
+def gradients(y: Tensor, loss: Tensor | float, inputs: list[Tensor]) -> tuple[Tensor, ...]:
     """Of a random weighting of the outputs plus 3 times the loss."""
     cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(y.dtype)
     total = (y * cotangent).sum() + 3.0 * loss
+    if not total.requires_grad:  # everything was dropped
+        return tuple(torch.zeros_like(tensor) for tensor in inputs)
     return torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
 
 
-def compare(layer: MoELayer, x: Tensor, *, factor: float, group_images: int, tolerance: float) -> Reference:
-    y, stats = layer(x, keys_of(len(x)))
-    expected = reference(x, layer, factor=factor, group_images=group_images)
+def compare(
+    layer: MoELayer,
+    x: Tensor,
+    *,
+    factor: float,
+    group_images: int,
+    tolerance: float,
+    call: MoECall | None = None,
+) -> Reference:
+    """Outputs, loss, counts and all gradients of the layer and of the loops."""
+    y, stats = layer(x, keys_of(len(x)), call)
+    top_k = layer.config.top_k if call is None or call.top_k is None else call.top_k
+    asked = Asked(factor=factor, group_images=group_images, top_k=top_k)
+    expected = reference(x, layer, keys_of(len(x)), asked)
     torch.testing.assert_close(y, expected.y, rtol=tolerance, atol=tolerance)
-    torch.testing.assert_close(stats.loss, expected.loss, rtol=tolerance, atol=tolerance)
+    wanted_loss = torch.as_tensor(expected.loss, dtype=stats.loss.dtype)
+    torch.testing.assert_close(stats.loss, wanted_loss, rtol=tolerance, atol=tolerance)
     assert stats.load.tolist() == expected.load
     assert stats.dropped.item() == expected.dropped
     inputs = [x, *layer.parameters()]
@@ -124,60 +83,113 @@ def compare(layer: MoELayer, x: Tensor, *, factor: float, group_images: int, tol
     return expected
 
 
-GRID = [
-    pytest.mark.parametrize("top_k", [1, 2, 3]),
-    pytest.mark.parametrize("factor", [0.0, 0.5, 1.25]),
-    pytest.mark.parametrize("prioritized", [False, True], ids=["position", "priority"]),
-    pytest.mark.parametrize("normalize", [False, True], ids=["scores", "normalised"]),
-]
+def cases() -> list[dict[str, object]]:
+    """Every router with every capacity, order and number of choices that it has."""
+    factors, numbers = (0.0, 0.5, 1.25), (1, 2, 4)
+    found: list[dict[str, object]] = [{"router": "soft", "slots_per_expert": slots} for slots in (1, 3)]
+    for router, factor, prioritized in itertools.product(TOP_K_ROUTERS, factors, (False, True)):
+        for top_k, normalize in ((1, False), (2, False), (2, True), (3, True), (4, False)):
+            options = {"router": router, "capacity_factor": factor, "top_k": top_k}
+            found.append(options | {"batch_prioritized": prioritized, "normalize_gates": normalize})
+    for factor, top_k in itertools.product(factors, numbers):
+        found += [{"router": name, "capacity_factor": factor, "top_k": top_k} for name in ("hash", "random")]
+    for factor, top_k in itertools.product((0.5, 1.25), numbers):
+        evaluation = {"eval_capacity_factor": factor}
+        found.append({"router": "expert_choice", "capacity_factor": factor, "top_k": top_k} | evaluation)
+    found += [{"router": name, "capacity_factor": -0.5, "top_k": 2} for name in ("linear", "hash")]
+    return found
 
 
-def grid(test: Callable[..., None]) -> Callable[..., None]:
-    for mark in GRID:
-        test = mark(test)
-    return test
+CASES = cases()
 
 
-def check_drops(expected: Reference, factor: float, top_k: int) -> None:
+def name_of(options: dict[str, object]) -> str:
+    return "-".join(str(value) for value in options.values())
+
+
+def check_drops(expected: Reference, options: dict[str, object]) -> None:
     """10 tokens a group, 4 experts: ceil(10 / 4) = 3; factor .5 leaves int(1.5) = 1 slot a choice and expert.
 
     So at least 10 - 4 = 6 of 10 assignments a choice are dropped, in each of 3 groups.
     """
+    if options["router"] in ("soft", "expert_choice"):
+        return
+    factor, top_k = float(str(options["capacity_factor"])), int(str(options["top_k"]))
     assert sum(expected.load) == IMAGES * LENGTH * top_k
     if factor == 0:
         assert expected.dropped == 0
-    if factor == 0.5:
+    if abs(factor) == 0.5:
         assert expected.dropped >= 3 * 6 * top_k
-    if factor == 1.25 and top_k == 1:
-        assert 0 < expected.dropped < 30
 
 
-@grid
+@pytest.mark.parametrize("options", CASES, ids=name_of)
 @pytest.mark.usefixtures("router_in_double")
-def test_training_equals_plain_loops_in_fp64(
-    top_k: int, factor: float, prioritized: bool, normalize: bool
-) -> None:
-    layer = make_layer(
-        top_k=top_k, capacity_factor=factor, batch_prioritized=prioritized, normalize_gates=normalize
+def test_training_equals_plain_loops_in_fp64(options: dict[str, object]) -> None:
+    factor = float(str(options.get("capacity_factor", 0.0)))
+    expected = compare(
+        make_layer(**options), make_images(), factor=factor, group_images=GROUP, tolerance=1e-10
     )
-    expected = compare(layer, make_images(), factor=factor, group_images=GROUP, tolerance=1e-10)
-    check_drops(expected, factor, top_k)
+    check_drops(expected, options)
 
 
-@grid
-def test_training_equals_plain_loops_in_fp32(
-    top_k: int, factor: float, prioritized: bool, normalize: bool
-) -> None:
-    layer = make_layer(
-        dtype=torch.float32,
-        top_k=top_k,
-        capacity_factor=factor,
-        batch_prioritized=prioritized,
-        normalize_gates=normalize,
+@pytest.mark.parametrize("options", CASES[::3], ids=name_of)
+def test_training_equals_plain_loops_in_fp32(options: dict[str, object]) -> None:
+    factor, layer = (
+        float(str(options.get("capacity_factor", 0.0))),
+        make_layer(dtype=torch.float32, **options),
     )
-    images = make_images(torch.float32)
-    expected = compare(layer, images, factor=factor, group_images=GROUP, tolerance=1e-5)
-    check_drops(expected, factor, top_k)
+    expected = compare(layer, make_images(torch.float32), factor=factor, group_images=GROUP, tolerance=1e-5)
+    check_drops(expected, options)
+
+
+@pytest.mark.parametrize("options", CASES[2::3], ids=name_of)
+def test_the_reference_backend_agrees(options: dict[str, object]) -> None:
+    """The loop that users can switch to, with noise and dropout too: same outputs, gradients and counts."""
+    noisy = options | {"expert_dropout": 0.3}
+    if options["router"] in ("linear", "cosine"):
+        noisy |= {"gate_noise": 2.0, "balance_loss": "importance_load"}
+    native, plain = make_layer(**noisy), make_layer(backend="reference", **noisy)
+    x = make_images()
+    y, stats = native(x, keys_of())
+    expected, plain_stats = plain(x, keys_of())
+    torch.testing.assert_close(y, expected, rtol=1e-10, atol=1e-10)
+    assert torch.equal(stats.load, plain_stats.load)
+    assert (stats.dropped, stats.received) == (plain_stats.dropped, plain_stats.received)
+    got = gradients(y, stats.loss, [x, *native.parameters()])
+    wanted = gradients(expected, plain_stats.loss, [x, *plain.parameters()])
+    for a, b in zip(got, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)  # the router is fp32
+
+
+@pytest.mark.usefixtures("router_in_double")
+@pytest.mark.parametrize("router", ["linear", "expert_choice", "hash"])
+def test_a_call_changes_choices_and_capacity_without_rebuilding(router: str) -> None:
+    """One layer, three passes; the third is the first again, bit for bit."""
+    layer, x = make_layer(router=router, capacity_factor=1.25, eval_capacity_factor=1.0), make_images()
+    before = layer(x, keys_of())[0]
+    call = MoECall(top_k=3, capacity_factor=0.5)
+    compare(layer, x, factor=0.5, group_images=GROUP, tolerance=1e-10, call=call)
+    assert torch.equal(layer(x, keys_of())[0], before)
+
+
+@pytest.mark.usefixtures("router_in_double")
+@pytest.mark.parametrize("recompute", [False, True])
+def test_swiglu_experts(recompute: bool) -> None:
+    layer = make_layer(top_k=2, expert_activation="swiglu", recompute_activation=recompute)
+    compare(layer, make_images(), factor=1.25, group_images=GROUP, tolerance=1e-10)
+
+
+@pytest.mark.usefixtures("router_in_double")
+def test_a_shared_expert_is_added_for_every_token() -> None:
+    """With it the layer is the layer without, plus a plain MLP of the same input."""
+    layer, x = make_layer(capacity_factor=0.5, shared_expert=True), make_images()
+    shared, layer.shared = layer.shared, None
+    routed = layer(x, keys_of())[0]
+    layer.shared = shared
+    linear = torch.nn.functional.linear
+    hidden = torch.nn.functional.gelu(linear(x, shared.fc1.weight, shared.fc1.bias))
+    expected = routed + linear(hidden, shared.fc2.weight, shared.fc2.bias)
+    torch.testing.assert_close(layer(x, keys_of())[0], expected, rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.usefixtures("router_in_double")
@@ -194,7 +206,7 @@ def test_evaluation_equals_plain_loops(top_k: int, eval_factor: float) -> None:
     ).eval()
     group = GROUP if eval_factor else IMAGES
     expected = compare(layer, make_images(), factor=eval_factor, group_images=group, tolerance=1e-10)
-    check_drops(expected, eval_factor, top_k)
+    check_drops(expected, {"router": "linear", "capacity_factor": eval_factor, "top_k": top_k})
 
 
 @pytest.mark.usefixtures("router_in_double")
@@ -205,33 +217,12 @@ def test_without_fc2_bias() -> None:
 
 
 @pytest.mark.usefixtures("router_in_double")
-def test_every_choice_dropped() -> None:
-    """10 tokens a group over 4 experts at factor .3: int(.3 * 3) = 0 slots; only the loss is left."""
-    layer = make_layer(capacity_factor=0.3, top_k=2)
-    expected = compare(layer, make_images(), factor=0.3, group_images=GROUP, tolerance=1e-10)
-    assert expected.dropped == 2 * IMAGES * LENGTH
-    assert (expected.y == 0).all()
-
-
-@pytest.mark.usefixtures("router_in_double")
-@pytest.mark.parametrize("factor", [0.0, 1.25])
-def test_all_tokens_at_one_expert(factor: float) -> None:
-    """Positive tokens and one positive router row: expert 2 gets everything, the others empty."""
-    layer = make_layer(capacity_factor=factor)
-    with torch.no_grad():
-        layer.router.weight.copy_(torch.tensor([[-1.0], [-2.0], [1.0], [-3.0]]).expand(4, DIM))
-    x = make_images().detach().abs().requires_grad_()
-    expected = compare(layer, x, factor=factor, group_images=GROUP, tolerance=1e-10)
-    assert expected.load == [0, 0, 30, 0]
-    assert expected.dropped == (0 if factor == 0 else 3 * (10 - 3))  # int(1.25 * 3) = 3 slots of 10
-
-
-@pytest.mark.usefixtures("router_in_double")
 def test_balance_loss_alone_and_its_gradient() -> None:
     """The loss reaches the router and the tokens, but no expert; its weight scales it."""
     layer, x = make_layer(load_balance_weight=0.25), make_images()
     _, stats = layer(x, keys_of())
-    expected = reference(x, layer, factor=1.25, group_images=GROUP)
+    asked = Asked(factor=1.25, group_images=GROUP, top_k=1)
+    expected = reference(x, layer, keys_of(), asked)
     inputs = [x, layer.router.weight]
     got, wanted = torch.autograd.grad(stats.loss, inputs), torch.autograd.grad(expected.loss, inputs)
     for a, b in zip(got, wanted, strict=True):
@@ -340,6 +331,7 @@ def dropout_factors(top_k: int) -> Tensor:
         top_k=top_k,
         capacity_factor=0.0,
         gate_noise=0.0,
+        balance_loss="none",
         expert_dropout=0.5,
         routing_group_images=1,
     )

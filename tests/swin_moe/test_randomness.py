@@ -106,6 +106,12 @@ def test_keep_mask_equals_integer_arithmetic(rate: float) -> None:
         assert mask[row].tolist() == expected
 
 
+@pytest.mark.parametrize(("start", "n"), [(0, 50), (7, 13), (49, 1), (20, 0)])
+def test_keep_mask_of_some_columns_is_that_of_all(start: int, n: int) -> None:
+    mask = keep_mask(KEYS[:8], 50, 0.3)
+    assert torch.equal(keep_mask(KEYS[:8], n, 0.3, start=start), mask[:, start : start + n])
+
+
 def test_uniform_range_mean_and_variance() -> None:
     draws = uniform(KEYS, 1000).double()
     assert draws.dtype == torch.float64
@@ -159,13 +165,19 @@ def test_normal_moments() -> None:
         assert abs((draws**power).mean() - moment) < 4 * math.sqrt(variance / n)
 
 
-def test_normal_is_box_and_muller_of_the_uniforms() -> None:
-    u = uniform(KEYS[:4], 6).tolist()
-    draws = normal(KEYS[:4], 3)
-    expected = [
-        [math.sqrt(-2 * math.log(row[i])) * math.cos(2 * math.pi * row[3 + i]) for i in range(3)] for row in u
-    ]
-    torch.testing.assert_close(draws, torch.tensor(expected), rtol=1e-5, atol=1e-5)
+def test_normal_pairs_are_box_and_muller() -> None:
+    """x = r cos, y = r sin: exp(-(x^2 + y^2) / 2) and the angle / 2 pi are the two uniforms, independent."""
+    x, y = normal(KEYS, 2).double().unbind(1)
+    first, second = torch.exp(-(x**2 + y**2) / 2), torch.atan2(y, x) / (2 * math.pi) % 1.0
+    for draws in (first, second):
+        assert abs(draws.mean() - 1 / 2) < 4 * math.sqrt(1 / 12 / len(KEYS))
+        assert abs((draws**2).mean() - 1 / 3) < 4 * math.sqrt(4 / 45 / len(KEYS))
+    assert abs(correlation(first, second)) < 4 / math.sqrt(len(KEYS))
+
+
+def test_an_odd_number_of_normals_is_a_prefix_of_columns() -> None:
+    """Three columns come from two pairs: cos, cos, sin."""
+    assert torch.equal(normal(KEYS, 3), normal(KEYS, 4)[:, :3])
 
 
 def test_normal_draws_of_a_row_and_of_neighbouring_rows_are_uncorrelated() -> None:

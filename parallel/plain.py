@@ -1,0 +1,46 @@
+"""Reads the files of a checkpoint without trusting them: what its metadata may name is written down here."""
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+
+from parallel.commit import CheckpointError
+
+PLAIN_TYPES = {  # all that a .metadata of ours names, and all that one may name
+    "torch.distributed.checkpoint.metadata": {
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "torch": {"Size", "float32", "int64"},
+    "pathlib": {"PosixPath"},
+}
+
+
+class PlainReader(dcp.FileSystemReader):
+    """Reads checkpoints without unpickling freely: the metadata may name plain data types only."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with (Path(self.path) / ".metadata").open("rb") as file:
+            metadata = _PlainUnpickler(file).load()
+        metadata.storage_meta = metadata.storage_meta or StorageMeta()
+        metadata.storage_meta.load_id = self.load_id
+        return metadata
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Refuses every global that a description of fp32 and int64 tensors does not need."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if name not in PLAIN_TYPES.get(module, ()):
+            raise CheckpointError(f"its .metadata names {module}.{name}, which no checkpoint needs: refused")
+        return super().find_class(module, name)

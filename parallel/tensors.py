@@ -1,0 +1,40 @@
+"""The tensors of a model that outlive a run: their global names and shapes, on every layout alike.
+
+Legend: L local experts. An expert's tensors have one name an expert, and the shape of the whole expert.
+"""
+
+from torch import Tensor, nn
+
+from parallel.expert import experts_of, global_name, sliced_of
+
+
+def whole_shape(parameter: Tensor) -> list[int]:
+    """The shape of a parameter, (L, ...) for a marked one, were its experts not sliced."""
+    shape, sliced = list(parameter.shape), sliced_of(parameter)
+    if sliced is not None:
+        shape[sliced.dim] = sliced.size
+    return shape
+
+
+def held_part(parameter: Tensor, whole: Tensor) -> Tensor:
+    """What a marked parameter holds of one whole expert's tensor: a view."""
+    sliced = sliced_of(parameter)
+    return whole if sliced is None else sliced.take(whole[None])[0]
+
+
+def parameter_shapes(module: nn.Module, num_experts: int) -> dict[str, list[int]]:
+    """Shape of every parameter of the whole model by global name, whichever experts are here."""
+    shapes: dict[str, list[int]] = {}
+    for name, parameter in module.named_parameters():
+        if experts_of(parameter) is None:
+            shapes[name] = list(parameter.shape)
+        else:
+            whole = whole_shape(parameter)[1:]
+            shapes |= {global_name(name, expert): whole for expert in range(num_experts)}
+    return shapes
+
+
+def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that are state, by name; the others are computed from the configuration."""
+    kept = module.state_dict(keep_vars=True).keys()
+    return {name: buffer for name, buffer in module.named_buffers() if name in kept}
