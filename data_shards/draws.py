@@ -20,6 +20,11 @@ class Purpose(IntEnum):
     WINDOW = 3
     AUGMENT = 4
     SYNTHETIC = 5
+    RANDAUGMENT = 6
+    COLOR_JITTER = 7
+    ERASE = 8
+    ERASE_NOISE = 9
+    MIX = 10
 
 
 def splitmix64(state: int) -> int:

@@ -7,7 +7,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.errors import DataError
+from data_shards.files import atomic_write
 
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"
@@ -42,7 +43,11 @@ class ShardEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Writer:
-    """How the shards were made: enough to make them again, byte for byte, with the same JPEG library."""
+    """How the shards were made: enough to make them again, byte for byte, with the same JPEG library.
+
+    A field with a default is written only when it differs, so that older manifests keep their digests.
+    `samples_per_shard` is 0 where `bytes_per_shard` decides.
+    """
 
     version: int
     seed: int
@@ -50,11 +55,21 @@ class Writer:
     samples_per_shard: int
     source: str
     source_digest: str
+    bytes_per_shard: int = 0
+    short_side: int = 0
+    baseline: bool = False
+    check: str = "decode"
+    shuffle: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """One split of a data set; `digest` is its identity."""
+    """One split of a data set; `digest` is its identity.
+
+    `layout` is "packed" for tars as data_shards/tar.py lays them out and "indexed" for those made by others.
+    `bad_sources` samples were left out, and bad_sources.tsv lists them; `parent` is the digest of the
+    manifest that `repair` or `split` made this one from.
+    """
 
     schema: int
     name: str
@@ -63,11 +78,23 @@ class Manifest:
     classes: tuple[str, ...]
     shards: tuple[ShardEntry, ...]
     writer: Writer
+    layout: str = "packed"
+    bad_sources: int = 0
+    parent: str = ""
 
     @cached_property
     def digest(self) -> str:
         """SHA-256, in hex, of the manifest's canonical JSON: keys sorted, no spaces."""
-        return hashlib.sha256(canonical_json(asdict(self)).encode()).hexdigest()
+        return hashlib.sha256(canonical_json(self.to_dict()).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What manifest.json says: every field but those that stand at their defaults."""
+        values = asdict(self) | {"classes": list(self.classes), "writer": _said(self.writer)}
+        return {key: values[key] for key in _said(self)}
+
+    def save(self, directory: Path) -> None:
+        """Write `directory`/manifest.json, whole or not at all."""
+        atomic_write(directory / MANIFEST_NAME, json.dumps(self.to_dict(), indent=1).encode())
 
     @property
     def samples_per_shard(self) -> np.ndarray:
@@ -81,17 +108,17 @@ class Manifest:
         return cls.from_dict(read_json(path), path)
 
     @classmethod
-    def from_dict(cls, fields: Any, path: Path) -> "Manifest":
+    def from_dict(cls, said: Any, path: Path) -> "Manifest":
         """Build a manifest from parsed JSON; `path` is only for the message of the DataError."""
-        schema = fields.get("schema") if isinstance(fields, dict) else None
+        schema = said.get("schema") if isinstance(said, dict) else None
         if schema != SCHEMA:
             raise DataError(
                 f"{path}: schema is {schema!r}, this version reads {SCHEMA}; pack again: {PACK_HINT}"
             )
         try:
-            shards = tuple(ShardEntry(**shard) for shard in fields["shards"])
-            fields = fields | {"shards": shards, "writer": Writer(**fields["writer"])}
-            manifest = cls(**fields | {"classes": tuple(fields["classes"])})
+            shards = tuple(ShardEntry(**shard) for shard in said["shards"])
+            said = said | {"shards": shards, "writer": Writer(**said["writer"])}
+            manifest = cls(**said | {"classes": tuple(said["classes"])})
             total = sum(shard.samples for shard in shards)
         except (KeyError, TypeError) as error:
             raise DataError(f"{path}: not a manifest ({error}); pack again: {PACK_HINT}") from error
@@ -102,9 +129,17 @@ class Manifest:
         return manifest
 
 
-def canonical_json(fields: Any) -> str:
+def _said(value: "Manifest | Writer") -> dict[str, Any]:
+    """The fields of a dataclass that have no default, or another value."""
+    found = {field.name: getattr(value, field.name) for field in fields(value)}
+    return {
+        f.name: found[f.name] for f in fields(value) if f.default is MISSING or found[f.name] != f.default
+    }
+
+
+def canonical_json(value: Any) -> str:
     """JSON with sorted keys and no spaces: equal values give equal text."""
-    return json.dumps(fields, sort_keys=True, separators=(",", ":"))
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
 def read_json(path: Path) -> Any:

@@ -9,6 +9,7 @@
 N = samples, L = lanes, B = positions asked for. A state that holds one number, the position, resumes it.
 """
 
+from collections.abc import Iterator
 from functools import lru_cache
 
 import numpy as np
@@ -60,13 +61,51 @@ class GlobalOrder:
         """The lane of each of `positions`: (B,) int64."""
         return positions % self.num_samples % self.lanes
 
-    def global_batch(self, start: int, size: int) -> np.ndarray:
-        """The positions [start, start + size) sorted by lane: (size,) int64.
+    def window_of(self, position: int) -> tuple[int, int]:
+        """Epoch and window of a position; all lanes are in the same window, but for a lane's last sample."""
+        epoch, q = divmod(position, self.num_samples)
+        return epoch, q // self.lanes // self.window
 
-        Rank r of W takes [r*size/W, (r+1)*size/W) of them, and so reads from few lanes, hence few shards.
+    def global_batch(self, start: int, size: int) -> np.ndarray:
+        """The positions [start, start + size), sorted by the lane of their pair's first: (size,) int64.
+
+        Rank r of W takes [r*size/W, (r+1)*size/W) of them, and so reads from few lanes, hence few shards. The
+        positions 2k and 2k + 1, which mix with each other, stay side by side.
         """
         positions = np.arange(start, start + size, dtype=np.int64)
-        return positions[np.argsort(self.lane_of(positions), kind="stable")]
+        return positions[np.argsort(self.lane_of(positions - positions % 2), kind="stable")]
+
+    def replacements(self, position: int) -> Iterator[int]:
+        """The positions whose samples may stand in for a bad sample at `position`, in the order of trial.
+
+        First the others of its window, from the next one on and around; should none of them be healthy, all
+        of its epoch in the same way. Like the order, a function of (samples per shard, seed, position).
+        """
+        epoch, q = divmod(position, self.num_samples)
+        lane, rank = q % self.lanes, q // self.lanes
+        first = rank - rank % self.window
+        size = self._window_size(lane, rank // self.window)
+        for step in range(1, size):
+            turn = first + (rank - first + step) % size
+            yield epoch * self.num_samples + turn * self.lanes + lane
+        for step in range(1, self.num_samples):
+            yield epoch * self.num_samples + (q + step) % self.num_samples
+
+    def window_shards(self, epoch: int, lane: int, window: int) -> np.ndarray:
+        """The shards that one window of a lane draws from: (shards of the window,) int64, empty beyond it."""
+        small, larger = divmod(self.num_samples, self.lanes)
+        size = self._window_size(lane, window)
+        start = lane * small + min(lane, larger) + window * self.window
+        permuted, ends = self._shards(epoch)
+        if size < 1:
+            return permuted[:0]
+        first, last = np.searchsorted(ends, [start, start + size - 1], side="right")
+        return permuted[first : last + 1]
+
+    def _window_size(self, lane: int, window: int) -> int:
+        """Samples in a window of a lane; 0 or less beyond the lane's end."""
+        small, larger = divmod(self.num_samples, self.lanes)
+        return min(self.window, small + (lane < larger) - window * self.window)
 
     def _virtual(self, positions: np.ndarray) -> np.ndarray:
         """The place of each position in its epoch's virtual stream: (B,) int64 in [0, N)."""
@@ -97,7 +136,6 @@ class GlobalOrder:
         return permuted, np.cumsum(self.samples_per_shard[permuted])
 
     def _permute_window(self, epoch: int, lane: int, window: int) -> np.ndarray:
-        small, larger = divmod(self.num_samples, self.lanes)
-        size = min(self.window, small + (lane < larger) - window * self.window)
+        size = self._window_size(lane, window)
         permuted = permutation(size, Purpose.WINDOW, self.seed, epoch, lane, window)
         return permuted.astype(np.min_scalar_type(self.window))

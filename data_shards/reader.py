@@ -1,89 +1,228 @@
-"""Random access to the samples of a split: one `pread` a sample, its checksum verified every time."""
+"""Random access to the samples of a split: one read a sample, its checksum verified every time.
+
+A sample comes from the node's cache where that has its shard, and otherwise straight from the storage. I/O
+errors are tried again under a deadline; a checksum that differs is read once more from the storage; a sample
+that stays bad is a `SampleError`, and every other trouble a `DataError`, both naming the shard.
+"""
 
 import hashlib
-import os
-from functools import lru_cache
+import threading
+import zlib
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import xxhash
 
+from data_shards.cache import CachedFile, ShardCache
 from data_shards.errors import DataError
-from data_shards.index import Manifest, ShardEntry, read_index
-from data_shards.tar import BLOCK, parse_header
+from data_shards.index import RECORD, Manifest, ShardEntry
+from data_shards.retry import Retries
+from data_shards.storage import Handle, LocalStorage, Storage, storage_for
+from data_shards.tar import BLOCK, CHECKSUM, parse_header
+from data_shards.telemetry import Telemetry
 
 OPEN_SHARDS = 256  # two descriptors each, half of the usual limit of 1024
+Record = tuple[int, int, int, int]  # offset, size, label, xxh3
 
 
-class ShardFile:
-    """An open shard with its memory-mapped index; closes itself when the last reader lets go of it.
+class SampleError(DataError):
+    """One sample is bad, and the rest of its shard may be sound."""
 
-    DataError when either file is missing, of another size, or the index is not the manifest's.
-    """
+    def __init__(
+        self, where: str, shard: str, row: int, key: str, offset: int, reason: str, fix: str
+    ) -> None:
+        super().__init__(f"{where}: sample {key} {reason}{fix}")
+        self.shard, self.row, self.key, self.offset, self.reason = shard, row, key, offset, reason
 
-    def __init__(self, directory: Path, entry: ShardEntry) -> None:
-        self.path = directory / entry.name
-        index = read_index(directory / entry.index_name)
-        if len(index) != entry.samples or hashlib.sha256(index.data).hexdigest() != entry.index_sha256:
-            raise DataError(
-                f"{directory / entry.index_name}: is not the index in the manifest; {_fix(directory)}"
-            )
-        self.index = index
-        try:
-            self.handle = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise DataError(f"{self.path}: {error.strerror}; {_fix(directory)}") from error
-        found = os.fstat(self.handle).st_size
-        if found != entry.bytes:
-            raise DataError(f"{self.path}: expected {entry.bytes} bytes, found {found}; {_fix(directory)}")
-
-    def __del__(self) -> None:
-        if hasattr(self, "handle"):
-            os.close(self.handle)
-
-    def read(self, row: int) -> tuple[bytes, int]:
-        """The compressed image and the label of sample `row`; a DataError names shard, key and offset."""
-        offset, size, label, checksum = self.index[row].item()
-        try:
-            body = os.pread(self.handle, size, offset)
-        except OSError as error:
-            raise DataError(f"{self.path}: cannot read at byte {offset} ({error.strerror})") from error
-        if xxhash.xxh3_64_intdigest(body) != checksum:
-            what = f"sample {self.key(row)} at byte {offset} ({size} bytes) fails its checksum"
-            raise DataError(f"{self.path}: {what}; {_fix(self.path.parent)}")
-        return body, label
-
-    def key(self, row: int) -> str:
-        """The key of sample `row`, from its tar header; its row when that is damaged too."""
-        offset = int(self.index[row]["offset"])
-        try:
-            return parse_header(os.pread(self.handle, BLOCK, offset - BLOCK))[0].rpartition(".")[0]
-        except ValueError:
-            return f"in row {row}"
+    def fields(self) -> dict[str, Any]:
+        """What the quarantine file says of it."""
+        return {k: getattr(self, k) for k in ("shard", "row", "key", "offset", "reason")}
 
 
-def _fix(directory: Path) -> str:
-    return f"see `swin-moe shards verify {directory}`, then delete that shard and pack again"
+class OpenShard:
+    """A shard's verified index, and its files as far as they have been opened."""
+
+    def __init__(self, entry: ShardEntry, index: np.ndarray) -> None:
+        self.entry, self.index = entry, index
+        self.source: Handle | None = None
+        self.cached: CachedFile | None = None
 
 
 class ShardReader:
-    """The samples of a split by (shard, row), at most OPEN_SHARDS of them open; threads may share it."""
+    """The samples of a split by (shard, row); threads may share it.
 
-    def __init__(self, directory: str | Path, manifest: Manifest) -> None:
-        self.directory, self.manifest = Path(directory), manifest
-        self._shard = lru_cache(maxsize=OPEN_SHARDS)(self._open)
+    `storage` is a directory, a URL or a Storage; `notice(shard, what)` hears of damage that harms no sample.
+    """
+
+    def __init__(
+        self,
+        storage: str | Path | Storage,
+        manifest: Manifest,
+        *,
+        cache: ShardCache | None = None,
+        retries: Retries | None = None,
+        notice: Callable[[str, str], None] = lambda shard, what: None,
+    ) -> None:
+        self.storage, self.manifest, self.cache, self.notice = storage_for(storage), manifest, cache, notice
+        self.retries = retries or Retries(300, Telemetry())
+        self.telemetry = self.retries.telemetry
+        self._open_shards: dict[int, OpenShard] = {}
+        self._lock = threading.Lock()
+        self._busy: dict[int, int] = {}  # thread -> shard that it reads
+        if not self.storage.random_access and cache is None:
+            raise DataError(f"{self.storage.describe('*')}: a pipe gives whole shards; it needs a cache")
 
     def read(self, shard: int, row: int) -> tuple[bytes, int]:
-        """The compressed image and the label of one sample; DataError as `ShardFile.read`."""
-        return self._shard(shard).read(row)
+        """The compressed image and the label of one sample; SampleError, or DataError for a whole shard."""
+        thread = threading.get_ident()
+        self._busy[thread] = shard
+        try:
+            opened = self._open(shard)
+            record: Record = opened.index[row].item()
+            body = self._from_cache(shard, opened, row, record) if self.cache else None
+            if body is None:
+                body = self._from_source(shard, opened, row, record)
+            self.telemetry.add("bytes", len(body))
+            return body, record[2]
+        finally:
+            del self._busy[thread]
 
-    def describe(self, shard: int, row: int) -> str:
-        """The path and the key of one sample, for messages."""
-        file = self._shard(shard)
-        return f"{file.path}: sample {file.key(row)}"
+    def bad_sample(self, shard: int, row: int, reason: str, fix: str = "") -> SampleError:
+        """The error that names one sample by path, key and byte."""
+        opened, entry = self._open(shard), self.manifest.shards[shard]
+        offset = int(opened.index[row]["offset"])
+        where, key = self.storage.describe(entry.name), self._key(opened, row)
+        return SampleError(where, entry.name, row, key, offset, reason, fix)
+
+    def busy(self) -> list[str]:
+        """The shards that threads are reading at this moment."""
+        shards = sorted(set(self._busy.copy().values()))
+        return [self.storage.describe(self.manifest.shards[shard].name) for shard in shards]
 
     def close(self) -> None:
-        """Close every shard."""
-        self._shard.cache_clear()
+        """Close every shard; reading opens them again."""
+        with self._lock:
+            self._open_shards.clear()
 
-    def _open(self, shard: int) -> ShardFile:
-        return ShardFile(self.directory, self.manifest.shards[shard])
+    def _open(self, shard: int) -> OpenShard:
+        if (opened := self._open_shards.get(shard)) is None:
+            opened = OpenShard(self.manifest.shards[shard], self._index(self.manifest.shards[shard]))
+            with self._lock:
+                opened = self._open_shards.setdefault(shard, opened)
+                if len(self._open_shards) > OPEN_SHARDS:
+                    del self._open_shards[next(iter(self._open_shards))]
+        return opened
+
+    def _index(self, entry: ShardEntry) -> np.ndarray:
+        where = self.storage.describe(entry.index_name)
+        body = self.retries(lambda: self.storage.read(entry.index_name), lambda: where, self._fix)
+        if len(body) != entry.samples * RECORD.itemsize:
+            found = f"{len(body) / RECORD.itemsize:g} samples, the manifest {entry.samples}"
+            raise DataError(f"{where}: is not the index in the manifest: it holds {found}{self._fix()}")
+        if hashlib.sha256(body).hexdigest() != entry.index_sha256:
+            raise DataError(f"{where}: is not the index in the manifest: its SHA-256 differs{self._fix()}")
+        return np.frombuffer(body, dtype=RECORD)
+
+    def _from_cache(self, shard: int, opened: OpenShard, row: int, record: Record) -> bytes | None:
+        """The sample from the cached copy, or None: the copy is not there, or was dropped as damaged."""
+        assert self.cache
+        if (file := opened.cached) is None and (file := self.cache.open(shard)) is None:
+            self.telemetry.add("cache_misses")
+            return None
+        opened.cached = file
+        try:
+            body = self._checked(file, opened, row, record)
+        except OSError:
+            body = None
+        if body is None:
+            opened.cached = None
+            self.telemetry.add("refetches")
+            if not file.damaged:
+                self.cache.drop(shard)
+            return None
+        self.telemetry.add("cache_hits")
+        return body
+
+    def _from_source(self, shard: int, opened: OpenShard, row: int, record: Record) -> bytes:
+        """The sample from where it comes from, tried twice when its checksum differs."""
+        for _ in range(2):
+            if self.storage.random_access:
+                body = self._from_storage(opened, row, record)
+            else:
+                body = self._from_whole(shard, opened, row, record)
+            if body is not None:
+                return body
+            self.telemetry.add("refetches")
+        reason = f"at byte {record[0]} ({record[1]} bytes) fails its checksum"
+        raise self.bad_sample(shard, row, reason, self._fix())
+
+    def _from_storage(self, opened: OpenShard, row: int, record: Record) -> bytes | None:
+        def attempt() -> bytes | None:
+            opened.source = None  # opened anew: its handle may be stale, its file another
+            opened.source = self._source(opened.entry)
+            return self._checked(opened.source, opened, row, record)
+
+        try:
+            body = self._checked(opened.source, opened, row, record) if opened.source else attempt()
+        except OSError:
+            self.telemetry.add("retries")
+            body = self.retries(attempt, lambda: self.storage.describe(opened.entry.name), self._fix)
+        if body is None and opened.source is not None:
+            opened.source.forget(record[0], record[1])
+        return body
+
+    def _from_whole(self, shard: int, opened: OpenShard, row: int, record: Record) -> bytes | None:
+        assert self.cache
+        file = self.cache.require(shard, self.close)
+        body = self._checked(file, opened, row, record)
+        if body is None and not file.damaged:
+            self.cache.drop(shard)
+        opened.cached = file if body is not None else None
+        return body
+
+    def _source(self, entry: ShardEntry) -> Handle:
+        source = self.storage.open(entry.name)
+        if source.size != entry.bytes:
+            where = self.storage.describe(entry.name)
+            raise DataError(f"{where}: expected {entry.bytes} bytes, found {source.size}{self._fix()}")
+        return source
+
+    def _checked(self, file: Handle, opened: OpenShard, row: int, record: Record) -> bytes | None:
+        """The sample's bytes, or None when they are not the index's."""
+        header, body = file.member(record[0], record[1])
+        if xxhash.xxh3_64_intdigest(body) != record[3]:
+            return None
+        if not _sound(header):
+            self.telemetry.add("damaged_headers")
+            what = (
+                f"damaged tar header at byte {record[0] - BLOCK}, row {row}; its sample is sound and is used"
+            )
+            self.notice(opened.entry.name, what)
+        return body
+
+    def _key(self, opened: OpenShard, row: int) -> str:
+        """The key of a sample, from its tar header; its row when that is damaged or cannot be read."""
+        offset = int(opened.index[row]["offset"])
+        try:
+            file = opened.cached or opened.source or self._source(opened.entry)
+            return parse_header(file.member(offset, 0)[0])[0].rpartition(".")[0]
+        except (ValueError, OSError, NotImplementedError):
+            return f"in row {row}"
+
+    def _fix(self) -> str:
+        if not isinstance(self.storage, LocalStorage):
+            return "; see to the source, then resume"
+        directory = self.storage.directory
+        return f"; see `swin-moe shards verify {directory}`, then `swin-moe shards repair`"
+
+
+def _sound(header: bytes) -> bool:
+    """Whether a tar header's sum is the one it states; Adler-32's low half is that sum, plus 1, mod 65521."""
+    try:
+        stated = int(header[CHECKSUM].rstrip(b"\x00 ") or b"0", 8)
+    except ValueError:
+        return False
+    found = (zlib.adler32(header) & 0xFFFF) - 1 - sum(header[CHECKSUM]) + 8 * ord(" ")
+    return (found - stated) % 65521 == 0

@@ -1,78 +1,30 @@
 """Where images come from before they are shards. A new source is one function and one entry in SOURCES.
 
-A source gives, for every split, a list of samples that can be indexed in any order, so that any worker can
-make any shard. H, W = height and width in pixels.
+A source gives, for every split, a list of samples (data_shards/samples.py) that can be indexed in any order,
+so that any worker can make any shard. H, W = height and width in pixels.
 """
 
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
 from data_shards.draws import Purpose, fold, hashes, splitmix64
 from data_shards.errors import DataError
 from data_shards.fashion_mnist import find_files, read_idx
+from data_shards.folders import image_folder
+from data_shards.imagenet import imagenet22k, imagenet_zip
+from data_shards.packed_source import packed_source
+from data_shards.samples import ArraySamples, Samples, Source
+
+__all__ = ["SOURCES", "ArraySamples", "Samples", "Source", "fashion_mnist", "synthetic"]
 
 FASHION_CLASSES = (
     *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
     *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
 )
-
-
-class Samples(Protocol):
-    """A list of (image, label): an (H, W) or (H, W, 3) uint8 array, or the bytes of a finished JPEG."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, i: int) -> tuple[np.ndarray | bytes, int]: ...
-
-    def select(self, rows: np.ndarray) -> "Samples":
-        """The samples at `rows`, small enough to be sent to another process."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """SHA-256, in hex, of everything that decides these samples."""
-        ...
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set before packing; `description` is the same on every machine, as a digest covers it."""
-
-    name: str
-    description: str
-    classes: tuple[str, ...]
-    splits: Mapping[str, Samples]
-
-
-@dataclass(frozen=True)
-class ArraySamples:
-    """Samples held in memory: images (N, H, W) or (N, H, W, 3) uint8, labels (N,)."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
-        return self.images[i], int(self.labels[i])
-
-    def select(self, rows: np.ndarray) -> "ArraySamples":
-        """The samples at `rows`, copied."""
-        return ArraySamples(self.images[rows], self.labels[rows])
-
-    @property
-    def digest(self) -> str:
-        """SHA-256, in hex, of shape, pixels and labels."""
-        sha = hashlib.sha256(repr(self.images.shape).encode())
-        sha.update(np.ascontiguousarray(self.images).data)
-        sha.update(self.labels.astype("<i8").tobytes())
-        return sha.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -104,6 +56,18 @@ class SyntheticSamples:
     def select(self, rows: np.ndarray) -> "SyntheticSamples":
         """The samples at `rows`."""
         return SyntheticSamples(self.rows[rows], self.num_classes, self.image_size, self.key)
+
+    def describe(self, i: int) -> str:
+        """Its number in the split."""
+        return f"image {int(self.rows[i])}"
+
+    def label(self, i: int) -> int:
+        """The label of sample i."""
+        return int(self.rows[i]) % self.num_classes
+
+    def sizes(self) -> np.ndarray:
+        """(N,) int64: bytes of the pixels."""
+        return np.full(len(self), 3 * self.image_size**2, dtype=np.int64)
 
     @property
     def digest(self) -> str:
@@ -160,4 +124,11 @@ def synthetic(num_train: int, num_val: int, num_classes: int, image_size: int, s
     return Source("synthetic", f"synthetic gratings {image_size}x{image_size}, seed {seed}", classes, splits)
 
 
-SOURCES: Mapping[str, Callable[..., Source]] = {"fashion-mnist": fashion_mnist, "synthetic": synthetic}
+SOURCES: Mapping[str, Callable[..., Source]] = {
+    "fashion-mnist": fashion_mnist,
+    "folder": image_folder,
+    "imagenet-zip": imagenet_zip,
+    "imagenet22k": imagenet22k,
+    "shards": packed_source,
+    "synthetic": synthetic,
+}

@@ -9,9 +9,14 @@ from data_shards.order import GlobalOrder
 STATE_VERSION = 1
 
 
-def make_state(manifest: Manifest, order: GlobalOrder, samples: int) -> dict[str, Any]:
-    """The state after `samples` samples were consumed by all ranks together; JSON-able, under 1 KB."""
-    return {"version": STATE_VERSION, **_identity(manifest, order), "samples": samples}
+def make_state(manifest: Manifest, order: GlobalOrder, samples: int, quarantine: str) -> dict[str, Any]:
+    """The state after `samples` samples were consumed by all ranks together; JSON-able, under 1 KB.
+
+    `quarantine` is the digest of the bad samples found on the way. It is no part of the identity: the order
+    follows from the bytes, and a resume that finds another digest says so and goes on.
+    """
+    state = {"version": STATE_VERSION, **_identity(manifest, order), "samples": samples}
+    return state | {"quarantine": quarantine}
 
 
 def check_state(state: dict[str, Any], manifest: Manifest, order: GlobalOrder) -> None:

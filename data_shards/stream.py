@@ -7,101 +7,46 @@
 B = samples in a micro-batch, S = image_size in pixels. One process is one rank.
 """
 
+import warnings
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any, Literal
 
 import numpy as np
 
 from data_shards.augment import TrainTransform
 from data_shards.decode import decode_eval, decode_train
 from data_shards.errors import DataError
-from data_shards.index import Manifest
+from data_shards.loading import Reading, Stream, check_divides
 from data_shards.order import LANES, WINDOW, GlobalOrder
-from data_shards.prefetch import Batch, BatchPlan, prefetched
-from data_shards.reader import ShardReader
+from data_shards.prefetch import Batch, BatchPlan
+from data_shards.reader import SampleError
+from data_shards.schedule import upcoming
 from data_shards.state import check_state, make_state
+from data_shards.storage import Storage
+
+DEFAULT_READING = Reading()
+SUMMED = (
+    *("bytes", "cache_hits", "cache_misses"),
+    *("bad_samples", "replaced", "retries", "refetches", "damaged_headers", "fetch_failures"),
+)
 
 
-class _Stream:
-    """What both streams share: manifest, reader, at most one iterator, the time spent waiting for it."""
-
-    def __init__(
-        self, directory: str | Path, dp_rank: int, dp_size: int, threads: int, prefetch: int
-    ) -> None:
-        if not 0 <= dp_rank < dp_size:
-            raise DataError(f"dp_rank ({dp_rank}) must be in 0 ... dp_size - 1 ({dp_size - 1})")
-        for option, value in {"threads": threads, "prefetch": prefetch}.items():
-            if value < 1:
-                raise DataError(f"{option} ({value}) must be at least 1")
-        self.manifest = Manifest.load(directory)
-        self.num_samples, self.classes = self.manifest.samples, self.manifest.classes
-        self.num_classes = len(self.classes)
-        self.dp_rank, self.dp_size, self.threads, self.prefetch = dp_rank, dp_size, threads, prefetch
-        self.wait_s = 0.0  # seconds that next() waited for data; whoever reads it may set it back to 0
-        self._reader = ShardReader(directory, self.manifest)
-        self._active: Generator[Batch, None, None] | None = None
-
-    def __iter__(self) -> Iterator[Batch]:
-        """A new iterator; one that was running is closed."""
-        self._stop()
-        self._active = self._batches()
-        return self._active
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Join the threads and close the shards; the stream may be iterated again."""
-        self._stop()
-        self._reader.close()
-
-    def _stop(self) -> None:
-        if self._active is not None:
-            self._active.close()
-            self._active = None
-
-    def _batches(self) -> Generator[Batch, None, None]:
-        raise NotImplementedError
-
-    def _run(self, plans: Iterator[BatchPlan], image_size: int) -> Generator[Batch, None, None]:
-        batches = prefetched(
-            plans, self._load, image_size=image_size, threads=self.threads, depth=self.prefetch
-        )
-        try:
-            for batch, waited_s in batches:
-                self.wait_s += waited_s
-                yield batch
-        finally:
-            batches.close()
-
-    def _load(self, position: int, shard: int, row: int) -> tuple[np.ndarray, int]:
-        body, label = self._reader.read(shard, row)
-        try:
-            return self._decode(body, position), label
-        except DataError as error:
-            raise DataError(f"{self._reader.describe(shard, row)}: {error}") from error
-
-    def _decode(self, body: bytes, position: int) -> np.ndarray:
-        raise NotImplementedError
-
-
-class TrainStream(_Stream):
+class TrainStream(Stream):
     """This rank's micro-batches of the global training stream, without end and exactly resumable.
 
     Optimizer step k takes the positions [kB, (k+1)B) of `GlobalOrder`, B = global_batch_size, sorted by lane;
     rank r its r-th slice, cut into micro-batches. What a sample looks like depends on (seed, position) alone:
-    neither the number of ranks nor of threads nor the prefetch shows. DataError: sizes that do not divide, or
-    a bad split.
+    neither the number of ranks nor of threads nor the prefetch shows.
+
+    With a `quarantine` file a bad sample is written down there and replaced by the next healthy one of its
+    window, which keeps its own label and is cropped as the position says; without one it ends the run.
+    DataError: sizes that do not divide, a bad split, a shard that cannot be read, too many bad samples.
     """
 
     def __init__(
         self,
-        directory: str | Path,
+        directory: str | Path | Storage,
         *,
         seed: int,
         global_batch_size: int,
@@ -113,9 +58,19 @@ class TrainStream(_Stream):
         prefetch: int = 4,
         lanes: int = LANES,
         window: int = WINDOW,
+        quarantine: str | Path | None = None,
+        reading: Reading = DEFAULT_READING,
     ) -> None:
-        super().__init__(directory, dp_rank, dp_size, threads, prefetch)
-        _check_divides(global_batch_size, micro_batch_size, dp_size)
+        super().__init__(
+            directory,
+            dp_rank,
+            dp_size,
+            threads=threads,
+            prefetch=prefetch,
+            quarantine=quarantine,
+            reading=reading,
+        )
+        check_divides(global_batch_size, micro_batch_size, dp_size)
         self.order = GlobalOrder(self.manifest.samples_per_shard, seed, lanes, window)
         self.seed, self.transform = seed, transform
         self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
@@ -133,14 +88,20 @@ class TrainStream(_Stream):
             raise RuntimeError(
                 f"state_dict() inside an optimizer step ({done} handed out); call it between steps"
             )
-        return make_state(self.manifest, self.order, self.samples)
+        return make_state(self.manifest, self.order, self.samples, self.quarantine.digest(self.samples))
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was taken, with any dp_size, batch sizes and threads; closes the iterator.
 
-        DataError when the state is of another data set, seed, lanes or window.
+        DataError when the state is of another data set, seed, lanes or window. A warning when the quarantine
+        file is not the one of that time: it is a record, and the stream goes on exactly as its bytes say.
         """
         check_state(state, self.manifest, self.order)
+        if state.get("quarantine", known := self.quarantine.digest(state["samples"])) != known:
+            fix = "bad samples are found again as they come up, those since mended are read"
+            warnings.warn(
+                f"quarantine {self.quarantine.path}: not as when the state was made; {fix}", stacklevel=2
+            )
         self._stop()
         self.samples, self._handed = int(state["samples"]), 0
 
@@ -153,32 +114,74 @@ class TrainStream(_Stream):
                 self.samples += self.global_batch_size
             yield batch
 
+    def counts(self) -> dict[str, int]:
+        """This rank's small whole numbers, for the trainer to sum over the ranks; see `check_counts`."""
+        totals = self.telemetry.totals()
+        return {k: totals[k] for k in SUMMED} | {"recent_bad": self.quarantine.recent(self.samples)}
+
+    def check_counts(self, summed: dict[str, int]) -> None:
+        """DataError when the ranks together met more bad samples of late than may be."""
+        self.quarantine.check_recent(summed["recent_bad"])
+
     def _plans(self, start: int) -> Iterator[BatchPlan]:
         share = self.global_batch_size // self.dp_size
+        announced: tuple[int, ...] = ()
         while True:
-            mine = self.order.global_batch(start, self.global_batch_size)
-            mine = mine[self.dp_rank * share : (self.dp_rank + 1) * share]  # (B * grad_accum_steps,)
+            mine = self._mine(start)
+            if (window := self.order.window_of(start)) != announced:
+                announced = window
+                self._announce(upcoming(self.order, start, self._lanes(start), self._cacheable()))
             shards, rows = self.order.locate(mine)
             for i in range(0, share, self.micro_batch_size):
                 cut = slice(i, i + self.micro_batch_size)
                 yield BatchPlan(positions=mine[cut], shards=shards[cut], rows=rows[cut])
             start += self.global_batch_size
 
+    def _mine(self, start: int) -> np.ndarray:
+        """This rank's positions of the step that starts at `start`: (B * grad_accum_steps,) int64."""
+        share = self.global_batch_size // self.dp_size
+        batch = self.order.global_batch(start, self.global_batch_size)
+        return batch[self.dp_rank * share : (self.dp_rank + 1) * share]
+
+    def _lanes(self, start: int) -> np.ndarray:
+        """The lanes that this rank reads in the next few steps."""
+        steps = [self._mine(start + i * self.global_batch_size) for i in range(4)]
+        return np.unique(self.order.lane_of(np.concatenate(steps)))
+
     def _decode(self, body: bytes, position: int) -> np.ndarray:
         return decode_train(body, (self.seed, position), self.transform)
 
+    def _replace(self, error: SampleError, position: int) -> tuple[np.ndarray, int]:
+        """The next healthy sample of the window: by its bytes alone, whoever looks, whatever is known."""
+        if self.quarantine.path is None:
+            raise error
+        self._condemn(error, position)
+        for other in self.order.replacements(position):
+            (shard,), (row,) = (a.tolist() for a in self.order.locate(np.array([other])))
+            try:
+                done = self._picture(self.fetch(shard, row), position, shard, row)
+            except SampleError as also:
+                self._condemn(also, position)
+                continue
+            self.telemetry.add("replaced")
+            return done
+        raise DataError(f"no healthy sample is left to stand in for: {error}") from error
 
-class EvalStream(_Stream):
+
+class EvalStream(Stream):
     """This rank's batches of every sample exactly once, in index order; iterating again starts over.
 
     Batch b of all W ranks together is the samples [b*B*W, (b+1)*B*W), rank r its r-th slice of B =
     batch_size; the end is padded with samples of weight 0, position -1 and black images, so every rank has
     len(stream) batches. `limit` stops after the first `limit` samples, `crop_ratio` is `decode_eval`'s.
+
+    A bad sample is a DataError: leaving it out would change the metric without a word. `bad_samples="drop"`
+    gives it weight 0, and writes it into the `quarantine` file if there is one.
     """
 
     def __init__(
         self,
-        directory: str | Path,
+        directory: str | Path | Storage,
         *,
         batch_size: int,
         dp_rank: int,
@@ -188,8 +191,22 @@ class EvalStream(_Stream):
         limit: int | None = None,
         threads: int = 2,
         prefetch: int = 4,
+        bad_samples: Literal["fatal", "drop"] = "fatal",
+        quarantine: str | Path | None = None,
+        reading: Reading = DEFAULT_READING,
     ) -> None:
-        super().__init__(directory, dp_rank, dp_size, threads, prefetch)
+        super().__init__(
+            directory,
+            dp_rank,
+            dp_size,
+            threads=threads,
+            prefetch=prefetch,
+            quarantine=quarantine,
+            reading=reading,
+        )
+        if bad_samples not in ("fatal", "drop"):
+            raise DataError(f"bad_samples ({bad_samples!r}) must be 'fatal' or 'drop'")
+        self.bad_samples = bad_samples
         for option, value in {"batch_size": batch_size, "image_size": image_size, "limit": limit}.items():
             if value is not None and value < 1:
                 raise DataError(f"{option} ({value}) must be at least 1")
@@ -205,12 +222,17 @@ class EvalStream(_Stream):
 
     def _plans(self) -> Iterator[BatchPlan]:
         ends = np.cumsum(self.manifest.samples_per_shard)
+        count = int(np.searchsorted(ends, self.num_samples - 1, side="right")) + 1
+        ahead, announce_at = self._cacheable(), 0
         for batch in range(len(self)):
             start = (batch * self.dp_size + self.dp_rank) * self.batch_size
             samples = np.arange(start, start + self.batch_size, dtype=np.int64)
             clipped = np.minimum(samples, self.num_samples - 1)
             shards = np.searchsorted(ends, clipped, side="right")
             rows = clipped - ends[shards] + self.manifest.samples_per_shard[shards]
+            if (first := int(shards[0])) >= announce_at:
+                announce_at = first + max(1, ahead // 2)
+                self._announce(list(range(first, min(count, first + ahead))))
             yield BatchPlan(
                 positions=np.where(samples < self.num_samples, samples, -1), shards=shards, rows=rows
             )
@@ -218,14 +240,8 @@ class EvalStream(_Stream):
     def _decode(self, body: bytes, position: int) -> np.ndarray:
         return decode_eval(body, self.image_size, self.crop_ratio)
 
-
-def _check_divides(global_batch_size: int, micro_batch_size: int, dp_size: int) -> None:
-    step = dp_size * micro_batch_size
-    if step < 1 or global_batch_size < 1 or global_batch_size % step:
-        nearest = (
-            max(1, round(global_batch_size / step)) * step if step > 0 else "a positive micro_batch_size"
-        )
-        equation = f"dp_size ({dp_size}) x micro_batch_size ({micro_batch_size}) = {step}"
-        raise DataError(
-            f"global_batch_size ({global_batch_size}) must be a multiple of {equation}; nearest: {nearest}"
-        )
+    def _replace(self, error: SampleError, position: int) -> None:
+        if self.bad_samples == "fatal":
+            raise error
+        self._condemn(error, position)
+        self.telemetry.add("replaced")

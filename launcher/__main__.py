@@ -13,8 +13,8 @@ from typing import Any
 import torch
 
 from data_shards.errors import DataError
-from data_shards.index import Manifest
-from launcher import convert, local, models, shards
+from data_shards.loading import checked_manifest
+from launcher import bench, convert, local, models, shards
 from launcher.check import check, steps_in
 from launcher.config import ConfigError, load_config
 from launcher.errors import RankError
@@ -80,7 +80,7 @@ def _complain(error: ValueError) -> int:
 def _check(args: argparse.Namespace, _: list[str]) -> int:
     config = load_config(args.config, args.overrides)
     check(config, args.nproc)
-    train = Manifest.load(config.data.train)
+    train = checked_manifest(config.data.train)
     batch = config.train
     print(f"{args.config} is valid: {train.samples} images of {len(train.classes)} classes")
     print(f"  {steps_in(batch.duration, config, train)} steps of {batch.global_batch_size} images")
@@ -164,7 +164,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = _teaching(argparse.ArgumentParser, prog="swin-moe", description=DESCRIPTION)
     commands = parser.add_subparsers(
-        required=True, metavar="check | train | eval | shards | models | convert | export"
+        required=True, metavar="check | train | eval | shards | bench | models | convert | export"
     )
     check_parser = _teaching(commands.add_parser, "check", help="find everything that is wrong with a run")
     train_parser = _teaching(commands.add_parser, "train", help="train a model", epilog=TRAIN_HELP)
@@ -192,6 +192,7 @@ def _parser() -> argparse.ArgumentParser:
         help="auto: go on from the newest checkpoint of the run directory, if any (default: %(default)s)",
     )
     shards.add_parser(commands)
+    bench.add_parser(commands)
     models.add_parser(commands)
     convert.add_parsers(commands)
     return parser

@@ -1,7 +1,8 @@
 """Everything about a run that can be found wrong before it starts: rules across sections, shards, layout."""
 
 from data_shards.errors import DataError
-from data_shards.index import Manifest, check_shards
+from data_shards.index import Manifest
+from data_shards.loading import checked_manifest
 from launcher.config import ConfigError
 from launcher.duration import to_steps
 from launcher.schema import RunConfig
@@ -44,6 +45,12 @@ def _batch_errors(config: RunConfig, world_size: int | None) -> list[str]:
         errors.append(
             f"train.micro_batch_size ({train.micro_batch_size}){ranks} must divide train.global_batch_size "
             f"({train.global_batch_size}); {_suggestion(config, world_size or 1)} would do"
+        )
+    augment = config.data.augment
+    if augment is not None and train.micro_batch_size % augment.group_size:
+        errors.append(
+            f"train.micro_batch_size ({train.micro_batch_size}) must be even, as data.augment mixes pairs of "
+            "images; or set data.augment.mix_prob=0"
         )
     if moe is None:
         return errors
@@ -115,8 +122,7 @@ def _data_errors(config: RunConfig) -> list[str]:
     errors = []
     for option, directory in (("data.train", config.data.train), ("data.val", config.data.val)):
         try:
-            manifest = Manifest.load(directory)
-            check_shards(manifest, directory)
+            manifest = checked_manifest(directory)
         except DataError as error:
             errors.append(f"{option}: {error}")
             continue

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data_shards.errors import DataError
+from data_shards.loading import Reading
 from data_shards.stream import EvalStream
 from launcher.config import ConfigError
 from launcher.errors import RankError
@@ -34,6 +35,17 @@ def eval_stream(config: RunConfig, mesh: Mesh) -> EvalStream:
         image_size=config.model.image_size,
         crop_ratio=config.data.eval_crop,
         threads=config.data.decode_threads,
+        reading=reading(config.data),
+    )
+
+
+def reading(data: DataConfig) -> Reading:
+    """How a run's samples come from storage."""
+    return Reading(
+        cache=data.cache,
+        cache_bytes=int(data.cache_gib * 2**30),
+        fetch_threads=data.fetch_threads,
+        deadline_s=data.retry_s,
     )
 
 

@@ -12,6 +12,8 @@ from launcher.heat_map import heat_map
 from launcher.run_directory import RunDirectory
 from launcher.tally import LayerTotals
 
+TROUBLE = ("bad_samples", "replaced", "retries", "refetches", "fetch_failures")  # shown where there is any
+
 
 def read_records(path: Path, up_to_step: int | None = None) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, at most those up to a step, without a line that a kill cut short."""
@@ -48,18 +50,25 @@ class MetricsLog:
         self._line_open = False
 
     def step(
-        self, step: int, values: dict[str, float], layers: dict[str, LayerTotals], *, table: bool
+        self,
+        step: int,
+        values: dict[str, float],
+        data: dict[str, int],
+        layers: dict[str, LayerTotals],
+        *,
+        table: bool,
     ) -> None:
         """Record an optimizer step.
 
         Args:
             step: the step.
             values: its figures.
+            data: what the ranks' streams counted since the session began.
             layers: what its MoE layers did, by name.
             table: whether to record every expert's tokens and every rank's rows too.
         """
         scalars = {layer: totals.scalars() for layer, totals in layers.items()}
-        record: dict[str, Any] = {**values, "moe": scalars}
+        record: dict[str, Any] = {**values, "data": data, "moe": scalars}
         if table and layers:
             tokens = {layer: totals.tokens for layer, totals in layers.items()}
             received = {layer: totals.received for layer, totals in layers.items()}
@@ -69,7 +78,9 @@ class MetricsLog:
         for layer, figures in scalars.items():
             for name, value in figures.items():
                 self._board.add_scalar(f"moe/{name}/{layer}", value, step)
-        self._progress(step, values)
+        for name, count in data.items():
+            self._board.add_scalar(f"data/{name}", count, step)
+        self._progress(step, values, data)
 
     def evaluation(self, step: int, values: dict[str, Any]) -> None:
         """Record an evaluation after `step`."""
@@ -93,17 +104,18 @@ class MetricsLog:
             if isinstance(value, float):
                 self._board.add_scalar(f"{section}/{name}", value, step)
 
-    def _progress(self, step: int, values: dict[str, float]) -> None:
+    def _progress(self, step: int, values: dict[str, float], data: dict[str, int]) -> None:
         """One line that rewrites itself on a terminal, and a line now and then in a log file."""
         now, live = time.monotonic(), sys.stderr.isatty()
         if now - self._shown_s < (0.5 if live else 15.0) and step != self._total_steps:
             return
         self._shown_s = now
         left_s = (now - self._start_s) / (step - self._start_step) * (self._total_steps - step)
+        trouble = "".join(f"{data[name]} {name.replace('_', ' ')}  " for name in TROUBLE if data.get(name))
         text = (
             f"step {step}/{self._total_steps}  loss {values['loss']:.3f}  {values['images_s']:.0f} images/s  "
             f"dropped {values['dropped_fraction']:.1%}  data wait {values['data_wait_s'] * 1e3:.0f} ms  "
-            f"ETA {int(left_s) // 60}:{int(left_s) % 60:02d}"
+            f"{trouble}ETA {int(left_s) // 60}:{int(left_s) % 60:02d}"
         )
         sys.stderr.write(f"\r\x1b[K{text}" if live else f"{text}\n")
         sys.stderr.flush()

@@ -1,6 +1,6 @@
 """The directory of one run: what lies where, and the lock that keeps a second run out.
 
-config.yaml  metrics.jsonl  summary.json  tensorboard/  checkpoints/  lock
+config.yaml  metrics.jsonl  summary.json  quarantine.jsonl  tensorboard/  checkpoints/  lock
 """
 
 import fcntl
@@ -22,6 +22,7 @@ class RunDirectory:
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.jsonl"
         self.summary = self.path / "summary.json"
+        self.quarantine = self.path / "quarantine.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self._lock: IO[str] | None = None

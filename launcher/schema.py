@@ -7,6 +7,7 @@ once. No `from __future__ import annotations` here: pydantic resolves the types 
 from dataclasses import dataclass, field
 from typing import Literal
 
+from data_shards.device_augment import AugmentConfig
 from parallel.expert import ExchangeOptions
 from swin_moe.config import ModelConfig
 
@@ -22,7 +23,8 @@ def _check_ranges(section: str, config: object, **lowest: float) -> None:
 class DataConfig:
     """Where the images are, and the picture that the model sees."""
 
-    train: str  # directory of shards with a manifest.json: `swin-moe shards pack` writes it
+    # directory of shards with a manifest.json (`swin-moe shards pack` writes it), or its URL: docs/shards.md
+    train: str
     val: str
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random resized crop, as a share of the image
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)  # its width over its height
@@ -30,10 +32,24 @@ class DataConfig:
     eval_crop: float = 0.875  # centre crop of the short side at evaluation; 1.0 resizes without a crop
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    augment: AugmentConfig | None = None  # on the device, in training; {} is Swin's recipe
     decode_threads: int = 2  # a rank
+    fetch_threads: int = 0  # a rank, for slow storage; 0 lets the decode threads read
+    bad_samples: Literal["replace", "stop"] = "replace"  # in training, by the next healthy sample
+    retry_s: float = 300.0  # I/O errors are tried again for so long
+    cache: str | None = None  # directory on a node-local disk for whole shards, for example $SLURM_TMPDIR
+    cache_gib: float = 0.0  # the most that all ranks of a node put there
 
     def __post_init__(self) -> None:
-        _check_ranges("data.", self, decode_threads=1, flip_probability=0)
+        _check_ranges(
+            "data.", self, decode_threads=1, fetch_threads=0, flip_probability=0, retry_s=1, cache_gib=0
+        )
+        if min(self.std) <= 0:
+            raise ValueError(f"data.std ({list(self.std)}) must be above 0")
+        if (self.cache is None) != (self.cache_gib == 0):
+            raise ValueError(
+                f"data.cache ({self.cache}) and data.cache_gib ({self.cache_gib}) belong together: set both"
+            )
         for name in ("crop_scale", "crop_ratio"):
             low, high = getattr(self, name)
             if not 0 < low <= high:

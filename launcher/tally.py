@@ -4,6 +4,7 @@ Legend: E experts, R ranks of the world.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -44,6 +45,7 @@ class Totals:
     """Everything that was added on any rank."""
 
     passes: int  # forward passes
+    counts: dict[str, int]  # of the caller's choosing
     sums: list[float]  # of the caller's choosing
     layers: dict[str, LayerTotals]  # by the layer's name
     loads: dict[str, Tensor]  # (E,) int64 by layer: the layers' `tokens`, still on the device
@@ -86,14 +88,22 @@ class Tally:
         scalars = torch.stack([stats.dropped.double(), stats.entropy.double()])
         return torch.cat([stats.load.double(), scalars, received])
 
-    def reduce(self) -> Totals:
-        """Sum over all ranks; every rank calls it, after at least one pass."""
+    def reduce(self, counts: Mapping[str, int] | None = None) -> Totals:
+        """Sum over all ranks; every rank calls it, after at least one pass.
+
+        Args:
+            counts: of this rank, of the same names on every rank.
+        """
         assert self._total is not None
-        total = sum_over(self._total)
-        (passes,), sums, *layers = total.cpu().split(self._sizes)  # waits for the device
-        loads = [part[: -2 - self._world_size].long() for part in total.split(self._sizes)[2:]]
+        counts = counts or {}
+        own = torch.tensor(list(counts.values()), dtype=torch.float64, device=self._total.device)
+        total = sum_over(torch.cat([own, self._total]))
+        sizes = [len(counts), *self._sizes]
+        summed, (passes,), sums, *layers = total.cpu().split(sizes)  # waits for the device
+        loads = [part[: -2 - self._world_size].long() for part in total.split(sizes)[3:]]
         return Totals(
             passes=int(passes),
+            counts=dict(zip(counts, summed.long().tolist(), strict=True)),
             sums=sums.tolist(),
             layers={
                 name: self._layer(part, int(passes)) for name, part in zip(self._layers, layers, strict=True)

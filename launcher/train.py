@@ -10,15 +10,17 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from data_shards.augment import TrainTransform
+from data_shards.device_augment import Augment
 from data_shards.errors import DataError
 from data_shards.prefetch import Batch
 from data_shards.stream import EvalStream, TrainStream
 from launcher.check import check, steps_in
 from launcher.config import ConfigError, dump_config
 from launcher.errors import RankError
-from launcher.evaluate import eval_stream, evaluate, normalised
+from launcher.evaluate import eval_stream, evaluate, normalised, reading
 from launcher.metrics import MetricsLog
 from launcher.optim import CosineSchedule, parameter_groups
 from launcher.pretrained import start_from
@@ -51,7 +53,7 @@ def train(config: RunConfig, ranks: Ranks, device: torch.device, resume: Resume)
     run = RunDirectory(config.run_dir)
     open_run(config, run, ranks.world_size, resume)
     mesh = run_mesh(config.parallel, ranks)
-    with train_stream(config, mesh) as stream, eval_stream(config, mesh) as val:
+    with train_stream(config, run, mesh) as stream, eval_stream(config, mesh) as val:
         session = Session(config, run, mesh, device, stream, val)
         session.resume()
         if mesh.is_first:  # now that the checkpoint, if any, is known to be of this run
@@ -87,7 +89,7 @@ def run_mesh(parallel: ParallelConfig, ranks: Ranks) -> Mesh:
     return build_mesh(dims, ranks_per_node=ranks.local_world_size, gather_degrees=degrees)
 
 
-def train_stream(config: RunConfig, mesh: Mesh) -> TrainStream:
+def train_stream(config: RunConfig, run: RunDirectory, mesh: Mesh) -> TrainStream:
     """This rank's part of the training split."""
     data = config.data
     return TrainStream(
@@ -104,7 +106,17 @@ def train_stream(config: RunConfig, mesh: Mesh) -> TrainStream:
             flip_prob=data.flip_probability,
         ),
         threads=data.decode_threads,
+        quarantine=None if data.bad_samples == "stop" else run.quarantine,
+        reading=reading(data),
     )
+
+
+def augmentation(config: RunConfig, device: torch.device) -> Augment | None:
+    """What is done to training images on the device, if anything."""
+    data = config.data
+    if data.augment is None:
+        return None
+    return Augment(data.augment, seed=config.seed, mean=data.mean, std=data.std, device=device)
 
 
 class Session:
@@ -146,6 +158,7 @@ class Session:
             warmup_steps=self.steps(config.optim.warmup),
             total_steps=self.total_steps,
         )
+        self.augment = augmentation(config, device)
         self.step = self.saved_step = 0
 
     def steps(self, duration: str) -> int:
@@ -194,7 +207,8 @@ class Session:
         tally = Tally(rank=self.mesh.rank, world_size=self.mesh.dims.world_size)
         for _ in range(self.stream.grad_accum_steps):
             self.micro_step(self.next_batch(batches), lr, tally)
-        totals = tally.reduce()
+        totals = tally.reduce(self.stream.counts())
+        self.stream.check_counts(totals.counts)
         self.model.balance(totals.loads)
         self.step += 1
         self.record(totals, lr, time.monotonic() - start_s)
@@ -214,18 +228,25 @@ class Session:
             "dropped_fraction": totals.dropped_fraction,
         }
         table = self.is_due(self.config.train.moe_load_every) or self.step == self.total_steps
-        self.log.step(self.step, values, totals.layers, table=table)
+        self.log.step(self.step, values, totals.counts, totals.layers, table=table)
 
     def micro_step(self, batch: Batch, lr: float, tally: Tally) -> None:
         """Forward, loss, backward, and after the last micro-batch of a step the update."""
         keys = sample_keys(self.config.seed, batch.positions).to(self.device)
-        output = self.engine(normalised(batch.images, self.config.data, self.device), keys)
-        labels = batch.labels.to(self.device)
-        loss = classification_loss(output.logits, labels, self.config.optim.label_smoothing)
+        images, targets = self.inputs(batch)
+        output = self.engine(images, keys)
+        loss = classification_loss(output.logits, targets, self.config.optim.label_smoothing)
         loss = loss + output.aux_loss
         self.engine.backward(loss)
         self.engine.step(lr)
         tally.add(torch.stack([loss, output.aux_loss]), output)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, S, S) float32, and labels (B,) or, of mixed images, probabilities (B, classes)."""
+        if self.augment is None:
+            return normalised(batch.images, self.config.data, self.device), batch.labels.to(self.device)
+        images, targets = self.augment(batch.images, batch.labels, batch.positions)
+        return images, targets.soft(self.config.model.num_classes)
 
     def next_batch(self, batches: Iterator[Batch]) -> Batch:
         """The next micro-batch; what is wrong with the data is this rank's error."""

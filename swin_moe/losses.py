@@ -82,9 +82,15 @@ def _by_group(x: Tensor, groups: int) -> Tensor:
     return x.view(groups, -1, x.shape[1])
 
 
-def classification_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy with smoothed labels in fp32, mean over the images: (B, classes), (B,) -> scalar."""
-    return F.cross_entropy(logits.float(), labels, label_smoothing=label_smoothing)
+def classification_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy with smoothed targets in fp32, mean over the images.
+
+    Args:
+        logits: (B, classes).
+        targets: (B,) int64 labels, or (B, classes) probabilities of mixed images.
+        label_smoothing: of the probability that is spread over all classes.
+    """
+    return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
 
 
 def evaluation_sums(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

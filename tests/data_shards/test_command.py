@@ -8,6 +8,10 @@ import pytest
 from data_shards.errors import DataError
 from data_shards.index import Manifest
 from launcher import shards
+from launcher.progress import duration, line
+from launcher.shards_pack import parse_bytes
+
+from .making import contents, make_folder
 
 
 def command(*words: str | Path) -> int:
@@ -36,7 +40,7 @@ def test_pack_writes_both_splits_and_reports(tmp_path: Path, capsys: pytest.Capt
     out, err = capsys.readouterr()
     digest = Manifest.load(packed / "train").digest[:12]
     assert f"{packed}/train: synthetic, 30 samples in 3 shards, manifest {digest}" in out
-    assert "train: 30/30 samples" in err
+    assert "train [########################] 100% 30/30 samples" in err
 
 
 def test_verify_exits_1_and_names_the_sample(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -53,7 +57,7 @@ def test_verify_exits_1_and_names_the_sample(packed: Path, capsys: pytest.Captur
 def test_info_counts_each_class(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("info", packed / "val") == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2:] == ["         3  grating-0", "         2  grating-1", "         2  grating-2"]  # 7 mod 3
+    assert lines[-3:] == [f"    {n:8d}  grating-{i}" for i, n in enumerate((3, 2, 2))]  # 7 mod 3
 
 
 def test_errors_reach_main(tmp_path: Path) -> None:
@@ -61,3 +65,95 @@ def test_errors_reach_main(tmp_path: Path) -> None:
         command("info", tmp_path / "nowhere")
     with pytest.raises(DataError, match=r"--workers \(0\)"):
         command("verify", tmp_path, "--workers", "0")
+
+
+def test_info_shows_sizes(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert command("info", packed / "train", "--classes", "1") == 0
+    text = capsys.readouterr().out
+    assert "30 samples, 3 shards" in text
+    assert "shards: 0.02539 ... 0.02539 ... 0.02539 MiB, 10 ... 10 ... 10 samples" in text
+    assert "512 B ...    1 KiB         30  " + 40 * "#" in text
+    assert "the 1 smallest:\n" + 10 * " " + "10  grating-0" in text
+
+
+def test_a_folder_by_tasks_with_damage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make_folder(tmp_path / "in", {"train": 30, "val": 6})
+    (tmp_path / "in" / "train" / "class-1" / "0001.jpg").write_bytes(b"x")
+    line = ["pack", "--source", "folder", "--directory", tmp_path / "in", "--bytes-per-shard", "20kB"]
+    assert command(*line, "--out", tmp_path / "a") == 0
+    for i in range(3):
+        assert command(*line, "--out", tmp_path / "b", "--task", f"{i}/3") == 0
+    assert "this task is done, others are not" in capsys.readouterr().out
+    assert command("pack", "--out", tmp_path / "b", "--task", "merge") == 0
+    for split in ("train", "val"):
+        assert contents(tmp_path / "a" / split) == contents(tmp_path / "b" / split)
+    assert (
+        f"1 damaged sources were left out, see {tmp_path}/b/train/bad_sources.tsv" in capsys.readouterr().out
+    )
+
+
+def test_repair_says_what_it_did(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train = packed / "train"
+    (train / "000001.idx").unlink()
+    body = bytearray((train / "000002.tar").read_bytes())
+    body[600] ^= 1
+    (train / "000002.tar").write_bytes(body)
+    assert command("repair", train) == 1
+    out = capsys.readouterr().out
+    assert f"{train}/000001.idx: made again from its tar" in out
+    assert f"{train}/000002.tar: 00000020: checksum" in out
+    assert "2 problems remain: pass --source (and --directory), or --drop-to NEW" in out
+    assert command("repair", train, "--drop-to", packed / "new") == 0
+    assert "00000020: left out (label" in capsys.readouterr().out
+    sizes = ["--synthetic-train", 30, "--synthetic-val", 7, "--synthetic-classes", 3, "--synthetic-size", 8]
+    assert command("repair", train, "--source", "synthetic", *sizes) == 0
+    assert "000002.tar: made again from source" in capsys.readouterr().out
+    assert command("verify", train) == 0
+    assert command("repair", train) == 0
+    assert "all sound, nothing to repair" in capsys.readouterr().out
+
+
+def test_index_split_and_pack_again(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = packed / "indexed"
+    (packed / "names").write_text("one\ntwo\nthree\n")
+    assert (
+        command("index", packed / "train", "--out", out, "--classes", packed / "names", "--workers", "2") == 0
+    )
+    text = capsys.readouterr().out
+    assert "30 samples of 3 classes in 3 tars" in text
+    assert "this is not promised" in text
+    assert command("split", out, "--val-per-class", "2", "--out", packed / "carved") == 0
+    assert f"{packed}/carved/val: 6 samples in 1 shards" in capsys.readouterr().out
+    assert Manifest.load(packed / "carved" / "val").classes == ("one", "two", "three")
+    assert command("pack", "--source", "shards", "--directory", out, "--out", packed / "again") == 0
+    assert Manifest.load(packed / "again" / "train").samples == 30
+
+
+@pytest.mark.parametrize(("text", "size"), [("100MB", 10**8), ("64MiB", 2**26), ("1.5kb", 1500), ("7", 7)])
+def test_sizes(text: str, size: int) -> None:
+    assert parse_bytes(text) == size
+
+
+@pytest.mark.parametrize("words", [("--bytes-per-shard", "ten"), ("--task", "3/3"), ("--task", "x")])
+def test_bad_arguments_are_named(words: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        command("pack", "--source", "synthetic", "--out", "x", *words)
+    assert f"argument {words[0]}" in capsys.readouterr().err
+
+
+def test_sources_are_asked_for(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--source is needed"):
+        command("pack", "--out", tmp_path)
+    with pytest.raises(DataError, match="no such directory"):
+        command("pack", "--out", tmp_path / "none", "--task", "merge")
+    with pytest.raises(DataError, match="--source imagenet22k needs --directory"):
+        command("pack", "--source", "imagenet22k", "--out", tmp_path)
+
+
+def test_the_progress_line() -> None:
+    assert line(250, 1000, 50.0, "samples") == (
+        "[######..................] 25% 250/1000 samples, 50 a second, 0:15 left"
+    )
+    assert line(10, 10, 2.5, "tars") == "[########################] 100% 10/10 tars, 2.5 a second"
+    assert duration(3723) == "1:02:03"

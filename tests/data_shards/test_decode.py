@@ -7,7 +7,7 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from data_shards.augment import Crop, TrainTransform, draw_crop, draw_flip
+from data_shards.augment import Crop, TrainTransform, dct_factor, draw_crop, draw_flip
 from data_shards.decode import decode_eval, decode_train, resize
 from data_shards.errors import DataError
 from data_shards.pixels import decode_pixels, image_size
@@ -49,6 +49,53 @@ def test_train_picture_is_pils_crop_and_resize() -> None:
         assert_close(decode_train(body, (3, position), transform), expected[:, :, ::-1] if flip else expected)
         flips.add(flip)
     assert flips == {True, False}
+
+
+@pytest.mark.parametrize(("side", "factor"), [(127, 1), (128, 2), (255, 2), (256, 4), (3000, 4)])
+def test_crops_with_twice_the_pixels_are_decoded_smaller(side: int, factor: int) -> None:
+    # 32 pixels x 2 to spare x factor 2 = 128; only 1, 2 and 4
+    assert dct_factor(Crop(3, 5, side, 4000), 32) == dct_factor(Crop(3, 5, 4000, side), 32) == factor
+
+
+def soft_noise(height: int, width: int) -> np.ndarray:
+    """A picture with the spectrum of natural images, 1 / f: (H, W, 3) uint8."""
+    generator = np.random.default_rng(3)
+    f = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.rfftfreq(width) * width)
+    channels = []
+    for _ in range(3):
+        waves = np.fft.rfft2(generator.standard_normal((height, width))) / np.maximum(f, 1)
+        noise = np.fft.irfft2(waves, s=(height, width))
+        channels.append(127 + 50 * noise / noise.std())
+    return np.clip(np.stack(channels, -1), 0, 255).astype(np.uint8)
+
+
+@pytest.mark.parametrize("subsampling", ["444", "420"])
+def test_decoding_smaller_is_the_same_picture_at_44_db(subsampling: str) -> None:
+    body = simplejpeg.encode_jpeg(soft_noise(257, 331), quality=92, colorsubsampling=subsampling)
+    transform, factors = TrainTransform(image_size=32, scale=(0.2, 1.0), flip_prob=0.0), set()
+    for position in range(24):
+        crop = draw_crop(257, 331, (3, position), transform)
+        factor = dct_factor(crop, 32)
+        top, left, height, width = (side // factor * factor for side in crop)  # whole pixels when reduced
+        expected = by_pil(body, (left, top, left + width, top + height), (32, 32)).astype(int)
+        error = np.mean((decode_train(body, (3, position), transform) - expected) ** 2)
+        assert 10 * np.log10(255**2 / max(error, 1e-9)) > (60 if factor == 1 else 44)
+        factors.add(factor)
+    assert factors == {1, 2, 4}
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize(("height", "width"), [(64, 48), (61, 47), (5, 9)])
+def test_smaller_pictures_have_sides_rounded_up_in_every_format(height: int, width: int, factor: int) -> None:
+    png = io.BytesIO()
+    Image.fromarray(smooth(height, width)).save(png, "PNG")
+    full = smooth(height, width).astype(float)
+    for body in (jpeg(smooth(height, width)), png.getvalue()):
+        pixels = decode_pixels(body, factor)
+        assert pixels.shape == (-(-height // factor), -(-width // factor), 3)
+        whole = full[: height // factor * factor, : width // factor * factor]
+        boxes = whole.reshape(height // factor, factor, width // factor, factor, 3).mean((1, 3))
+        assert np.abs(pixels[: height // factor, : width // factor] - boxes).mean() < 4
 
 
 def test_crops_obey_their_ranges_and_reach_their_ends() -> None:

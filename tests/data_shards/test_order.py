@@ -79,10 +79,20 @@ def test_any_selection_in_any_order_is_located_alike() -> None:
     assert order.locate(np.arange(0))[0].shape == (0,)
 
 
-def test_global_batch_is_sorted_by_lane_and_stable() -> None:
+def test_global_batch_is_sorted_by_lane_in_pairs_and_stable() -> None:
     order = GlobalOrder(np.array([10]), seed=0, lanes=4)
-    # Positions 6 ... 12 of epochs of 10: q = 6 7 8 9 0 1 2, lanes 2 3 0 1 0 1 2.
-    assert order.global_batch(6, 7).tolist() == [8, 10, 9, 11, 6, 12, 7]
+    # Pairs 6 7, 8 9, 10 11, 12 13 of epochs of 10: their firsts are q = 6 8 0 2, lanes 2 0 0 2.
+    assert order.global_batch(6, 7).tolist() == [8, 9, 10, 11, 6, 7, 12]
+
+
+@pytest.mark.parametrize(("samples", "size"), [(103, 48), (1000, 64), (4097, 320), (327, 96)])
+def test_no_pair_is_torn_by_slices_of_even_size(samples: int, size: int) -> None:
+    """Mixup and cutmix join the positions 2k and 2k + 1: they stay side by side, also across epochs."""
+    order = GlobalOrder(np.array([samples]), seed=1)
+    for start in range(0, 2 * samples, size):
+        pairs = order.global_batch(start, size).reshape(-1, 2)
+        assert (pairs[:, 0] % 2 == 0).all()
+        assert (pairs[:, 1] == pairs[:, 0] + 1).all()
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4])
@@ -108,3 +118,33 @@ def test_nonsense_is_refused() -> None:
         GlobalOrder(np.array([1]), seed=0, lanes=0)
     with pytest.raises(DataError, match=r"samples \(0\)"):
         GlobalOrder(np.array([0]), seed=0)
+
+
+def test_replacements_go_round_the_window_and_then_the_epoch() -> None:
+    """11 samples, 2 lanes (6 and 5), windows of 4 ranks: position 11 + 4 is rank 2 of lane 0 in epoch 1.
+
+    Its window is the ranks 0 ... 3, so next come rank 3, 0, 1: positions 11 + 6, 11 + 0, 11 + 2. Then all of
+    the epoch from 11 + 5 on and around.
+    """
+    order = GlobalOrder(np.array([11]), seed=0, lanes=2, window=4)
+    found = list(order.replacements(15))
+    assert found[:3] == [17, 11, 13]
+    assert found[3:] == [16, 17, 18, 19, 20, 21, 11, 12, 13, 14]
+    # Rank 4 of lane 1 is alone in its window: straight to the epoch.
+    assert list(order.replacements(9)) == [10, 0, 1, 2, 3, 4, 5, 6, 7, 8]
+
+
+@pytest.mark.parametrize(("lanes", "window"), [(64, 4096), (4, 9), (3, 1)])
+def test_window_shards_are_those_of_its_samples(lanes: int, window: int) -> None:
+    order = GlobalOrder(sizes(1000, 37), seed=2, lanes=lanes, window=window)
+    for epoch in range(2):
+        positions = np.arange(1000) + 1000 * epoch
+        shard, _ = order.locate(positions)
+        for lane in (0, lanes - 1):
+            mine = order.lane_of(positions) == lane
+            for number in range(-(-mine.sum() // window)):
+                truth = shard[mine][number * window : (number + 1) * window]
+                assert set(order.window_shards(epoch, lane, number).tolist()) == set(truth.tolist())
+                first = int(positions[mine][number * window])
+                assert order.window_of(first) == (epoch, number)
+            assert order.window_shards(epoch, lane, number + 1).size == 0

@@ -23,6 +23,7 @@ from data_shards.stream import EvalStream, TrainStream
 from data_shards.write import pack
 
 from .conftest import PER_SHARD, SAMPLES
+from .tiny import write_split
 
 TRANSFORM = TrainTransform(image_size=12)
 FIELDS = ("images", "labels", "positions", "weights")
@@ -321,21 +322,11 @@ def test_truncated_missing_and_exchanged_files_are_named(copy: Path) -> None:
 
 
 def test_an_undecodable_sample_is_named(tmp_path: Path) -> None:
-    class Broken:
-        digest = "broken"
-
-        def __len__(self) -> int:
-            return 1
-
-        def __getitem__(self, i: int) -> tuple[bytes, int]:
-            return b"not an image", 0
-
-        def select(self, rows: object) -> "Broken":
-            return self
-
-    pack(Source("x", "x", ("a",), {"val": Broken()}), "val", tmp_path)
+    write_split(tmp_path / "val", [b"not an image"], [0], 1)
     with (
-        EvalStream(tmp_path, batch_size=1, dp_rank=0, dp_size=1, image_size=8) as stream,
-        pytest.raises(DataError, match=r"000000.tar: sample 00000000: undecodable image of 12 bytes"),
+        EvalStream(tmp_path / "val", batch_size=1, dp_rank=0, dp_size=1, image_size=8) as stream,
+        pytest.raises(
+            DataError, match=r"000000.tar: sample 00000000 cannot be used: undecodable image of 12"
+        ),
     ):
         list(stream)

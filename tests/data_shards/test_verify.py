@@ -1,11 +1,13 @@
 import os
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from data_shards.index import Manifest, read_index
-from data_shards.sources import Source
-from data_shards.verify import info, verify
+from data_shards.info import info
+from data_shards.sources import ArraySamples, Source
+from data_shards.verify import verify
 from data_shards.write import pack
 
 from .conftest import PER_SHARD, SAMPLES
@@ -64,19 +66,15 @@ def test_label_truncation_and_index_damage(copy: Path) -> None:
 
 
 def test_decode_finds_what_checksums_cannot(tmp_path: Path, source: Source) -> None:
-    class Broken:
-        digest = "broken"
-
-        def __len__(self) -> int:
-            return 3
-
+    class Broken(ArraySamples):
         def __getitem__(self, i: int) -> tuple[bytes, int]:
             return b"not an image", 0
 
-        def select(self, rows: object) -> "Broken":
+        def select(self, rows: np.ndarray) -> "Broken":
             return self
 
-    pack(Source("x", "x", ("a",), {"val": Broken()}), "val", tmp_path)
+    broken = Broken(np.zeros((3, 1, 1), np.uint8), np.zeros(3, np.int64))
+    pack(Source("x", "x", ("a",), {"val": broken}), "val", tmp_path, check="none")
     assert verify(tmp_path).ok
     assert [bad.key for bad in verify(tmp_path, decode=True).bad] == ["00000000", "00000001", "00000002"]
 

@@ -29,6 +29,7 @@ TINY = (  # milliseconds a step; every source of randomness on
     "model.drop_path_rate=0.2",
     "model.moe.gate_noise=1.0",
     "model.moe.expert_dropout=0.1",
+    "data.augment={}",  # RandAugment, erasing, mixup and cutmix
     "train.global_batch_size=16",
     "train.micro_batch_size=8",
     "train.eval_batch_size=32",

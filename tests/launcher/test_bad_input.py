@@ -162,11 +162,12 @@ def test_run_directory_that_cannot_be_written(
         (
             ("tain",),
             "invalid choice: 'tain' (choose from 'check', 'train', 'eval', 'shards', "
-            "'models', 'convert', 'export')",
+            "'bench', 'models', 'convert', 'export')",
         ),
         (
             (),
-            "the following arguments are required: check | train | eval | shards | models | convert | export",
+            "the following arguments are required: check | train | eval | shards | bench | models | "
+            "convert | export",
         ),
         (("train", str(CONFIG), "--rseume", "auto"), "unrecognized arguments: --rseume auto"),
         (("train", str(CONFIG), "--nproc", "x"), "--nproc: must be a whole number of at least 1 (got 'x')"),
@@ -391,7 +392,8 @@ def broken(request: pytest.FixtureRequest, shards: Path, tmp_path_factory: pytes
     tar, offset = bytearray(path.read_bytes()), int(read_index(path.with_suffix(".idx"))[40]["offset"])
     tar[offset + 200] ^= 255
     path.write_bytes(tar)
-    options = overrides(folder / "data", "run", "parallel.ep_size=2", "train.eval_every=1 steps")
+    asked = "parallel.ep_size=2", "train.eval_every=1 steps", "data.bad_samples=stop"
+    options = overrides(folder / "data", "run", *asked)
     program = start("train", str(CONFIG), "--nproc", "2", *options, cwd=folder)
     ranks: list[int] = []
     while len(ranks) < 2 and program.poll() is None:

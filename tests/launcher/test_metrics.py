@@ -34,6 +34,7 @@ FIGURES = {
         "received_max_over_mean": 2.0,
     },
 }
+DATA = {"bytes": 2048, "bad_samples": 2, "replaced": 3, "retries": 0}
 TABLE = {
     "tokens_per_expert": {"first": [6, 2], "second": [4, 4]},
     "received_rows": {"first": [3, 3], "second": [8, 0]},
@@ -53,7 +54,7 @@ def session(run: RunDirectory, start: int, stop: int, loss: float) -> None:
     """The steps after `start` up to `stop`, each with this loss."""
     log = MetricsLog(run, start_step=start, total_steps=9)
     for step in range(start + 1, stop + 1):
-        log.step(step, values(loss), LAYERS, table=step % 3 == 0)
+        log.step(step, values(loss), DATA, LAYERS, table=step % 3 == 0)
     log.close()
 
 
@@ -97,10 +98,11 @@ def test_time_goes_on_where_the_earlier_session_was_saved(run: RunDirectory) -> 
 
 def test_records_are_there_before_the_log_is_closed(run: RunDirectory) -> None:
     log = MetricsLog(run, start_step=0, total_steps=9)
-    log.step(1, values(1.0), {}, table=True)
+    log.step(1, values(1.0), DATA, {}, table=True)
     log.evaluation(1, {"top1": 0.5, "loss": 1.5, "images": 64, "expert_load": {"layer": [1.0]}})
     step, evaluation = read_records(run.metrics)
-    assert step.keys() == {"step", "elapsed_s", "moe", *values(1.0)}
+    assert step.keys() == {"step", "elapsed_s", "moe", "data", *values(1.0)}
+    assert step["data"] == DATA
     assert step["moe"] == {}
     assert evaluation["eval_top1"] == 0.5
     assert evaluation["eval_expert_load"] == {"layer": [1.0]}
@@ -130,11 +132,12 @@ def test_tensorboard_has_the_figures_and_a_picture_of_the_loads(run: RunDirector
 
 def test_progress_in_a_log_file(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     log = MetricsLog(run, start_step=0, total_steps=2)
-    log.step(1, values(2.0), {}, table=False)  # less than 15 s since the start: no line
+    log.step(1, values(2.0), DATA, {}, table=False)  # less than 15 s since the start: no line
     log.evaluation(1, {"top1": 0.5, "loss": 1.5, "images": 64})
-    log.step(2, values(2.0), {}, table=False)
+    log.step(2, values(2.0), DATA, {}, table=False)
     log.close()
     assert capsys.readouterr().err == (
         "step 1: top-1 50.00%, loss 1.5000 on 64 images\n"
-        "step 2/2  loss 2.000  10 images/s  dropped 25.0%  data wait 2 ms  ETA 0:00\n"
+        "step 2/2  loss 2.000  10 images/s  dropped 25.0%  data wait 2 ms  "
+        "2 bad samples  3 replaced  ETA 0:00\n"
     )

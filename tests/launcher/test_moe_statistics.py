@@ -79,7 +79,7 @@ def test_a_layer_that_saw_nothing_has_figures() -> None:
 def test_a_dense_model() -> None:
     tally = Tally(rank=0, world_size=1)
     tally.add(torch.tensor([1.0]), output())
-    assert tally.reduce() == Totals(passes=1, sums=[1.0], layers={}, loads={})
+    assert tally.reduce() == Totals(passes=1, counts={}, sums=[1.0], layers={}, loads={})
     assert tally.reduce().dropped_fraction == 0
 
 

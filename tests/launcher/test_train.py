@@ -34,6 +34,7 @@ LEARNING = (
     "optim.base_lr=5e-2",
     "optim.warmup=4 steps",
     f"train.duration={STEPS} steps",
+    "data.augment=null",
     "train.eval_every=1 epochs",
     "train.moe_load_every=25 steps",
     "checkpoint.every=1 epochs",
@@ -85,7 +86,7 @@ def test_every_step_is_recorded(run: Run) -> None:
     found = steps(run.path)
     assert [record["step"] for record in found] == list(range(1, STEPS + 1))
     for record in found:
-        assert record.keys() - TABLE == SCALARS | {"step", "moe"}
+        assert record.keys() - TABLE == SCALARS | {"step", "moe", "data"}
         assert record["images_s"] > 0
         assert record["data_wait_s"] >= 0
         assert 0 <= record["dropped_fraction"] < 1

@@ -1,0 +1,57 @@
+"""A function over many jobs in several processes, in order, with bounded memory and nothing left behind."""
+
+import ctypes
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context
+from typing import TypeVar
+
+from data_shards.errors import DataError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+PR_SET_PDEATHSIG = 1
+
+
+def map_in_order(function: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
+    """`map(function, jobs)`, in this process when `workers` is 1, otherwise in so many.
+
+    At most two jobs a worker are under way. The workers end with this process, however it ends. DataError
+    when one of them dies.
+    """
+    if workers < 1:
+        raise DataError(f"workers ({workers}) must be at least 1")
+    return map(function, jobs) if workers == 1 else _in_processes(function, jobs, workers)
+
+
+def _in_processes(function: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
+    pending: deque[Future[Result]] = deque()
+    context = get_context("spawn")
+    with ProcessPoolExecutor(workers, context, initializer=_begin_worker, initargs=(os.getpid(),)) as pool:
+        try:
+            for job in jobs:
+                pending.append(pool.submit(function, job))
+                if len(pending) >= 2 * workers:
+                    yield pending.popleft().result()
+            while pending:
+                yield pending.popleft().result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a worker process died (out of memory?); run the same command again, with fewer --workers"
+            ) from error
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _begin_worker(parent: int) -> None:
+    """Leave Ctrl-C to the parent, and die with it: a killed parent tells nobody else."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGKILL)

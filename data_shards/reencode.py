@@ -1,0 +1,116 @@
+"""From a sample of a source to the bytes that are packed: checked, made smaller, made baseline, as asked.
+
+The same pixels give the same bytes on every machine: libjpeg-turbo's transforms and PIL's resize are integer
+arithmetic. Another version of either library may differ, as may another jpegtran.
+"""
+
+import shutil
+import subprocess
+from dataclasses import dataclass
+
+import numpy as np
+import simplejpeg
+from PIL import Image
+
+from data_shards.errors import DataError
+from data_shards.pixels import decode_pixels, image_size
+from data_shards.samples import BadSourceError
+from data_shards.tar import MAX_BODY
+
+CHECKS = ("decode", "header", "none")
+START_OF_SCAN, PROGRESSIVE = 0xDA, (0xC2, 0xC6, 0xCA, 0xCE)  # markers of ITU T.81, table B.1
+JPEGTRAN_TIMEOUT_S = 60
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """What is done to every image; `short_side` in pixels, 0 leaves sizes alone."""
+
+    quality: int = 95
+    short_side: int = 0
+    baseline: bool = False
+    check: str = "decode"
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.quality <= 100:
+            raise DataError(f"quality ({self.quality}) must be in 1 ... 100")
+        if self.short_side < 0:
+            raise DataError(
+                f"short_side ({self.short_side}) must be at least 1 pixel, or 0 for no re-encoding"
+            )
+        if self.check not in CHECKS:
+            raise DataError(f"check must be one of {', '.join(CHECKS)} (got {self.check!r})")
+        if self.baseline and not shutil.which("jpegtran"):
+            raise DataError(
+                "--baseline needs the program jpegtran, which is not on PATH: "
+                "apt-get install libjpeg-turbo-progs (conda: libjpeg-turbo), or leave --baseline out"
+            )
+
+
+def prepare(image: np.ndarray | bytes, recipe: Recipe) -> bytes:
+    """The bytes to pack of (H, W) or (H, W, 3) uint8 pixels or of an image file.
+
+    A file goes in as it is, unless its short side is longer than `short_side` or it is progressive and
+    `baseline` is asked. BadSourceError when the check finds it damaged.
+    """
+    if isinstance(image, np.ndarray):
+        return encode(image, recipe.quality, "444")
+    if len(image) > MAX_BODY:
+        raise BadSourceError(f"{len(image)} bytes, more than 4 GB")
+    pixels = _checked(image, "decode" if recipe.short_side else recipe.check)
+    if pixels is not None and 0 < recipe.short_side < min(pixels.shape[:2]):
+        return encode(shrink(pixels, recipe.short_side), recipe.quality, "420")
+    return to_baseline(image) if recipe.baseline and is_progressive(image) else image
+
+
+def _checked(body: bytes, check: str) -> np.ndarray | None:
+    """The pixels (H, W, 1 or 3) when the check decodes them."""
+    try:
+        if check == "decode":
+            return decode_pixels(body)
+        if check == "header":
+            image_size(body)
+    except DataError as error:
+        raise BadSourceError(str(error)) from error
+    return None
+
+
+def shrink(pixels: np.ndarray, short_side: int) -> np.ndarray:
+    """(H, W, 1 or 3) uint8 so that the short side is `short_side`: antialiased bicubic, aspect kept."""
+    height, width = pixels.shape[:2]
+    size = [max(1, round(side * short_side / min(height, width))) for side in (width, height)]
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    return np.asarray(image.resize((size[0], size[1]), Image.Resampling.BICUBIC))
+
+
+def encode(pixels: np.ndarray, quality: int, subsampling: str) -> bytes:
+    """A JPEG of (H, W), (H, W, 1) gray or (H, W, 3) RGB uint8; `subsampling` "444" or "420" of colour."""
+    pixels = np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[:, :, None])
+    if pixels.shape[2] == 1:
+        return simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="GRAY", colorsubsampling="Gray")
+    return simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling=subsampling)
+
+
+def is_progressive(body: bytes) -> bool:
+    """Whether this is a progressive JPEG, by the frame header that comes before its first scan."""
+    at = 2
+    while body[:2] == b"\xff\xd8" and at + 4 <= len(body) and body[at] == 0xFF:
+        marker = body[at + 1]
+        if marker in PROGRESSIVE or marker == START_OF_SCAN:
+            return marker != START_OF_SCAN
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(body[at + 2 : at + 4], "big")
+    return False
+
+
+def to_baseline(body: bytes) -> bytes:
+    """The same coefficients, and so the same pixels, as a baseline JPEG; `body` if jpegtran refuses it."""
+    command = ["jpegtran", "-copy", "all", "-optimize"]
+    try:
+        done = subprocess.run(
+            command, input=body, capture_output=True, timeout=JPEGTRAN_TIMEOUT_S, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise DataError(
+            f"jpegtran failed ({error}); run the same command again, or leave --baseline out"
+        ) from error
+    return done.stdout if done.returncode == 0 and done.stdout else body

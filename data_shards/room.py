@@ -1,0 +1,145 @@
+"""Room in a cache directory that the ranks of one node share: a hard cap, and who needs what next.
+
+    DIR/.lock               held (flock) for the moment in which usage is counted and room taken
+    DIR/.user-PID-TOKEN     one process's next shards in order; held (flock) while that process lives
+    DIR/DATASET/.NAME.tmp   a shard being fetched; its full size is taken from the cap when it is opened
+    DIR/DATASET/NAME        a shard; held shared (flock) by whoever has it open, and then never evicted
+
+Locks die with their process, so a file whose lock can be taken has no owner left.
+"""
+
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from data_shards.errors import DataError
+
+NEVER = 1 << 62  # the next use of a shard that nobody has announced
+
+
+class Room:
+    """This process's view of one cache directory; DataError when it cannot be written or locked."""
+
+    def __init__(self, root: Path, max_bytes: int) -> None:
+        self.root, self.max_bytes = root, max_bytes
+        self._user, self._handle = root / f".user-{os.getpid()}-{secrets.token_hex(4)}", -1
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with self.locked():
+                self.sweep()
+        except OSError as error:
+            fix = "name a directory on a node-local disk, for example $SLURM_TMPDIR/shards"
+            raise DataError(f"cache {root}: cannot be used ({error.strerror}); {fix}") from error
+
+    def close(self) -> None:
+        """Take back what this process announced; announcing again is allowed."""
+        if self._handle >= 0:
+            self._user.unlink(missing_ok=True)
+            os.close(self._handle)
+            self._handle = -1
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the directory's lock; short, so nobody waits long."""
+        handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
+
+    def sweep(self) -> None:
+        """Remove the temporaries and announcements of processes that are gone."""
+        for path in [*self.root.glob("*/.*.tmp"), *self.root.glob(".user-*")]:
+            remove_unheld(path)
+
+    def announce(self, names: list[str]) -> None:
+        """Say which shards (as DATASET/NAME) this process reads next, soonest first.
+
+        A full disk leaves it unsaid: they are then evicted earlier than they might be.
+        """
+        body = json.dumps(names).encode()
+        with suppress(OSError), self.locked():
+            if self._handle < 0:
+                self._handle = os.open(self._user, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+                fcntl.flock(self._handle, fcntl.LOCK_EX)
+            os.ftruncate(self._handle, 0)
+            os.pwrite(self._handle, body, 0)
+
+    def take(self, handle: int, size: int, need: int) -> bool:
+        """Give the open temporary `handle` its full size within the cap, or return False.
+
+        Evicts the shards of furthest next use first, and none that is needed sooner than `need`, the place of
+        the new one in this process's own order.
+        """
+        with self.locked():
+            used = self.used()
+            for bytes_there, path in self._victims(need) if used + size > self.max_bytes else []:
+                used -= bytes_there if remove_unheld(path) else 0
+                if used + size <= self.max_bytes:
+                    break
+            if used + size > self.max_bytes:
+                return False
+            os.ftruncate(handle, size)
+            return True
+
+    def used(self) -> int:
+        """Bytes of everything in the directory."""
+        total = 0
+        for folder in [self.root, *(path for path in self.root.iterdir() if path.is_dir())]:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    with suppress(FileNotFoundError):
+                        total += entry.stat().st_size if entry.is_file() else 0
+        return total
+
+    def _victims(self, need: int) -> list[tuple[int, Path]]:
+        """The shards that may go, with their sizes; furthest next use first, among equals the oldest."""
+        next_use = self._next_uses()
+        found = []
+        for path in self.root.glob("*/[!.]*"):
+            use = next_use.get(f"{path.parent.name}/{path.name.removesuffix('.damaged')}", NEVER)
+            with suppress(FileNotFoundError):
+                if use > need:
+                    found.append((-use, (status := path.stat()).st_mtime_ns, status.st_size, path))
+        return [(size, path) for *_, size, path in sorted(found)]
+
+    def _next_uses(self) -> dict[str, int]:
+        """Of every shard announced by a living process, how soon the first of them reads it."""
+        uses: dict[str, int] = {}
+        for path in self.root.glob(".user-*"):
+            if path != self._user and remove_unheld(path):
+                continue
+            with suppress(OSError, ValueError):
+                for place, name in enumerate(json.loads(path.read_text() or "[]")):
+                    uses[name] = min(place, uses.get(name, NEVER))
+        return uses
+
+
+def remove_unheld(path: Path) -> bool:
+    """Remove a file unless some process holds its lock; whether it is gone."""
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return True
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_at(handle, path):  # otherwise another file has this name by now
+            path.unlink(missing_ok=True)
+            return True
+        return False
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(handle)
+
+
+def is_at(handle: int, path: Path) -> bool:
+    """Whether the open file is (still) the one called `path`."""
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(handle), path.stat())
+    return False

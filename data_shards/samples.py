@@ -1,0 +1,108 @@
+"""What a data set is before it is packed: splits, each a list of samples that can be read in any order."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from data_shards.errors import DataError
+
+
+class BadSourceError(DataError):
+    """This one sample cannot be had, today or tomorrow: it is listed and left out, and the rest is packed."""
+
+
+class BadSource(NamedTuple):
+    """A sample that was left out: its key had it been packed, where it was looked for, and why not."""
+
+    key: str
+    source: str
+    label: int
+    reason: str
+
+
+class Samples(Protocol):
+    """A list of (image, label): an (H, W) or (H, W, 3) uint8 array, or the bytes of a finished image file.
+
+    Reading raises BadSourceError when a sample is damaged or missing for good, and DataError when it may
+    come back (an I/O error): then packing stops, because a shard must not depend on such luck.
+    """
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray | bytes, int]: ...
+
+    def select(self, rows: np.ndarray) -> "Samples":
+        """The samples at `rows`, small enough to be sent to another process."""
+        ...
+
+    def describe(self, i: int) -> str:
+        """What a person would look for: the path of sample i inside the source."""
+        ...
+
+    def label(self, i: int) -> int:
+        """The label of sample i, without reading it."""
+        ...
+
+    def sizes(self) -> np.ndarray:
+        """(N,) int64: bytes of each sample in the source, by `stat` or a directory; 0: it is missing."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of everything that the source can say about these samples without reading them."""
+        ...
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set before packing; `description` is the same on every machine, as a digest covers it.
+
+    `notes` are for the person who packs: what was found in the source and is not among its samples.
+    """
+
+    name: str
+    description: str
+    classes: tuple[str, ...]
+    splits: Mapping[str, Samples]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class ArraySamples:
+    """Samples held in memory: images (N, H, W) or (N, H, W, 3) uint8, labels (N,)."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray | bytes, int]:
+        return self.images[i], int(self.labels[i])
+
+    def select(self, rows: np.ndarray) -> "ArraySamples":
+        """The samples at `rows`, copied."""
+        return ArraySamples(self.images[rows], self.labels[rows])
+
+    def describe(self, i: int) -> str:
+        """The place in the array."""
+        return f"image {i}"
+
+    def label(self, i: int) -> int:
+        """The label of image i."""
+        return int(self.labels[i])
+
+    def sizes(self) -> np.ndarray:
+        """(N,) int64: bytes of the pixels."""
+        return np.full(len(self), self.images[:1].nbytes, dtype=np.int64)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of shape, pixels and labels."""
+        sha = hashlib.sha256(repr(self.images.shape).encode())
+        sha.update(np.ascontiguousarray(self.images).data)
+        sha.update(self.labels.astype("<i8").tobytes())
+        return sha.hexdigest()

@@ -1,0 +1,108 @@
+"""`swin-moe bench data`: how many images a second this machine and storage can feed, and what limits them."""
+
+import argparse
+import json
+import math
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data_shards.errors import DataError
+from data_shards.measure import Bench, StorageRate, StreamRate
+
+DATA_HELP = """\
+examples:
+  swin-moe bench data data/fashion-mnist/train --image-size 32
+  swin-moe bench data data/imagenet/train --target 2000          how many cores 2000 images/s need
+  swin-moe bench data data/imagenet/train --threads 8 --json
+
+Reads DIR in the order of training, with a run's own code. storage: reading alone, after asking the system to
+forget what it has in memory. The table: CPU time of each stage in one thread. stream: a whole training stream
+of one process. Run it where the run will be: on the node, while the accelerators work or not, as you like.
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `bench` with its command to the launcher's `subparsers`."""
+    bench = subparsers.add_parser("bench", help="measure this machine")
+    commands = bench.add_subparsers(dest="bench_command", required=True, metavar="data")
+    text, raw = "how many images a second can be fed", argparse.RawDescriptionHelpFormatter
+    data = commands.add_parser("data", help=text, description=text, epilog=DATA_HELP, formatter_class=raw)
+    add = data.add_argument
+    add("directory", metavar="DIR", help="a split: a directory or an address that a run can read")
+    add("--image-size", type=int, default=224, help="side of the pictures in pixels (default %(default)s)")
+    add("--images", type=int, default=1024, help="images a measurement (default %(default)s)")
+    add("--batch-size", type=int, default=64, help="images a batch (default %(default)s)")
+    add("--threads", type=int, help="of the stream and of the storage's reading (default: one a core)")
+    add("--target", type=float, metavar="IMG_S", help="images a second to be fed: prints the cores they need")
+    add("--json", action="store_true", help="print one JSON object instead")
+    data.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace, _: list[str] | None = None) -> int:
+    """Carry out `bench data`: the exit status; DataError for bad options or data."""
+    cores = len(os.sched_getaffinity(0))
+    threads = cores if args.threads is None else args.threads
+    if threads < 1:
+        raise DataError(f"--threads ({threads}) must be at least 1")
+    if args.target is not None and not 0 < args.target < math.inf:
+        raise DataError(f"--target ({args.target}) must be images a second, above 0, for example 2000")
+    bench = Bench(args.directory, image_size=args.image_size, images=args.images, batch_size=args.batch_size)
+    storage, stages, stream = bench.storage(threads), bench.stages(), bench.stream(threads)
+    found = report(storage, stages, stream, cores, args.target)
+    print(json.dumps(found) if args.json else render(args.directory, found))
+    return 0
+
+
+def report(
+    storage: StorageRate, stages: dict[str, float], stream: StreamRate, cores: int, target: float | None
+) -> dict[str, Any]:
+    """All that was measured, and what follows from it, as JSON-able values; times in milliseconds."""
+    found: dict[str, Any] = {
+        "cores": cores,
+        "storage": asdict(storage),
+        "stages_ms": {stage: 1e3 * seconds for stage, seconds in stages.items()},
+        "img_s_core": 1 / sum(stages.values()),
+        "stream": {"img_s": stream.img_s, "threads": stream.threads, "cpu_ms": 1e3 * stream.cpu_s},
+    }
+    if target is not None:
+        image_mb = storage.mb_s / storage.img_s
+        needs = {
+            "img_s": target,
+            "cores": math.ceil(target * stream.cpu_s),
+            "storage_mb_s": target * image_mb,
+        }
+        found["target"] = needs
+    return found
+
+
+def render(directory: str | Path, found: dict[str, Any]) -> str:
+    """The report as text for a terminal."""
+    storage, stream, total = found["storage"], found["stream"], sum(found["stages_ms"].values())
+    memory = "memory dropped first" if storage["cold"] else "as it is cached"
+    lines = [
+        f"{directory}, {found['cores']} cores",
+        f"  storage   {storage['img_s']:.0f} images/s, {storage['mb_s']:.0f} MB/s, "
+        f"{storage['threads']} threads, {memory}",
+        *(f"  {stage:8}  {ms:.3f} ms  {ms / total:4.0%}" for stage, ms in found["stages_ms"].items()),
+        f"  together  {total:.3f} ms of CPU an image: {found['img_s_core']:.0f} images/s and core",
+        f"  stream    {stream['img_s']:.0f} images/s with {stream['threads']} threads, "
+        f"{stream['cpu_ms']:.3f} ms of CPU an image",
+    ]
+    if target := found.get("target"):
+        lines.append(
+            f"  {target['img_s']:.0f} images/s need {target['cores']} cores like these and "
+            f"{target['storage_mb_s']:.0f} MB/s of storage{_limit(found)}"
+        )
+    return "\n".join(lines)
+
+
+def _limit(found: dict[str, Any]) -> str:
+    """What this machine has less of than the target needs."""
+    short = []
+    if found["target"]["cores"] > found["cores"]:
+        short.append(f"it has {found['cores']} cores")
+    if found["target"]["storage_mb_s"] > found["storage"]["mb_s"]:
+        short.append(f"its storage gave {found['storage']['mb_s']:.0f} MB/s")
+    return f"; too little here: {' and '.join(short)}" if short else "; enough here"

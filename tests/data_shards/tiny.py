@@ -1,0 +1,162 @@
+"""Tiny splits written from raw bodies, storages that fail to order, and what a stream must give."""
+
+import errno
+import hashlib
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from data_shards.augment import TrainTransform
+from data_shards.decode import decode_train
+from data_shards.index import Manifest, ShardEntry, Writer, read_index
+from data_shards.loading import Reading
+from data_shards.storage import Handle, LocalStorage
+from data_shards.stream import TrainStream
+from data_shards.tar import write_samples
+
+SEED, LANES, WINDOW, STEPS = 1, 4, 8, 5  # 5 steps of 24 positions: an epoch of 103 samples and some more
+TRANSFORM = TrainTransform(image_size=8)
+QUICK = Reading(deadline_s=30)
+
+
+def write_split(
+    out: Path, bodies: list[bytes], labels: list[int], per_shard: int, name: str = "tiny"
+) -> None:
+    """A split of exactly these bodies, sound or not."""
+    out.mkdir(parents=True)
+    shards = []
+    for number, start in enumerate(range(0, len(bodies), per_shard)):
+        rows = range(start, min(start + per_shard, len(bodies)))
+        path = out / f"{number:06d}.tar"
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT)
+        index = write_samples(handle, [(f"{i:08d}", bodies[i], labels[i]) for i in rows])
+        os.close(handle)
+        path.with_suffix(".idx").write_bytes(index.tobytes())
+        shards.append(
+            ShardEntry(
+                name=path.name,
+                bytes=path.stat().st_size,
+                samples=len(index),
+                sha256=hashlib.sha256(path.read_bytes()).hexdigest(),
+                index_sha256=hashlib.sha256(index.tobytes()).hexdigest(),
+            )
+        )
+    writer = Writer(version=1, seed=0, quality=95, samples_per_shard=per_shard, source="x", source_digest="x")
+    classes = tuple(f"c{i}" for i in range(max(labels) + 1))
+    Manifest(
+        schema=1,
+        name=name,
+        split="train",
+        samples=len(bodies),
+        classes=classes,
+        shards=tuple(shards),
+        writer=writer,
+    ).save(out)
+
+
+def bodies_of(split: Path) -> tuple[list[bytes], list[int]]:
+    """Every sample of a split in index order."""
+    bodies, labels = [], []
+    for shard in Manifest.load(split).shards:
+        tar = (split / shard.name).read_bytes()
+        for offset, size, label, _ in read_index(split / shard.index_name).tolist():
+            bodies.append(tar[offset : offset + size])
+            labels.append(label)
+    return bodies, labels
+
+
+def tiny_stream(place: Path | LocalStorage, rank: int = 0, ranks: int = 1, **options: object) -> TrainStream:
+    defaults = {"seed": SEED, "global_batch_size": 24, "micro_batch_size": 24 // ranks, "reading": QUICK}
+    defaults |= {"transform": TRANSFORM, "lanes": LANES, "window": WINDOW}
+    return TrainStream(place, dp_rank=rank, dp_size=ranks, **(defaults | options))
+
+
+Seen = dict[int, tuple[bytes, int]]  # position -> pixels, label
+
+
+def seen(stream: TrainStream, steps: int = STEPS) -> Seen:
+    """What a stream gives at each position, for some optimizer steps; the stream is closed."""
+    found = {}
+    with stream:
+        for batch in islice(stream, steps * stream.grad_accum_steps):
+            rows = zip(batch.positions.tolist(), batch.images.numpy(), batch.labels.tolist(), strict=True)
+            assert batch.weights.all()
+            found |= {position: (image.tobytes(), label) for position, image, label in rows}
+    return found
+
+
+def expected(
+    stream: TrainStream, bodies: list[bytes], labels: list[int], bad: set[int], steps: int = STEPS
+) -> Seen:
+    """The same from the definition: a bad sample's position has the next sound one of its window."""
+    order = stream.order
+    starts = np.cumsum(order.samples_per_shard) - order.samples_per_shard
+    positions = np.arange(3 * order.num_samples)
+    shard, row = order.locate(positions)
+    at = (starts[shard] + row).tolist()
+    found = {}
+    for p in range(steps * stream.global_batch_size):
+        epoch, q = divmod(p, order.num_samples)
+        lane, rank = q % order.lanes, q // order.lanes
+        ranks = range(rank - rank % order.window, rank - rank % order.window + order.window)
+        turn = [r for r in ranks if r >= rank] + [r for r in ranks if r < rank]
+        places = [epoch * order.num_samples + r * order.lanes + lane for r in turn]
+        end = (epoch + 1) * order.num_samples
+        inside = [i for i in places if i < end] + [*range(p, end), *range(end - order.num_samples, p)]
+        sample = next(at[i] for i in inside if at[i] not in bad)
+        found[p] = decode_train(bodies[sample], (SEED, p), stream.transform).tobytes(), labels[sample]
+    return found
+
+
+class FaultyFile:
+    """A file whose reads pass a hook first."""
+
+    def __init__(self, file: Handle, hook: Callable[[], None]) -> None:
+        self.file, self.hook, self.size = file, hook, file.size
+
+    def member(self, offset: int, size: int) -> tuple[bytes, bytes]:
+        self.hook()
+        return self.file.member(offset, size)
+
+    def forget(self, offset: int, size: int) -> None:
+        self.file.forget(offset, size)
+
+
+class FaultyStorage(LocalStorage):
+    """A directory that fails on one shard as `hook` says, on every open and every read of it."""
+
+    def __init__(self, directory: Path, shard: str, hook: Callable[[], None]) -> None:
+        super().__init__(directory)
+        self.shard, self.hook = shard, hook
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        if name == self.shard:
+            self.hook()
+        return super().chunks(name)
+
+    def open(self, name: str) -> Handle:
+        file = super().open(name)
+        return FaultyFile(file, self.hook) if name == self.shard else file
+
+
+def failing(times: int) -> Callable[[], None]:
+    """A hook that raises EIO the first `times` times."""
+    left, lock = [times], threading.Lock()
+
+    def hook() -> None:
+        with lock:
+            left[0] -= 1
+            if left[0] >= 0:
+                raise OSError(errno.EIO, "Input/output error")
+
+    return hook
+
+
+def slow(seconds: float) -> Callable[[], None]:
+    """A hook that takes its time."""
+    return lambda: time.sleep(seconds)
