@@ -10,8 +10,7 @@ import sys
 from collections.abc import Generator, Iterable, Iterator
 from importlib.metadata import version
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +18,7 @@ from data_shards.augment import TrainTransform
 from data_shards.decode import decode_train
 from data_shards.draws import Purpose, fold, permutation
 from data_shards.errors import DataError
-from data_shards.loading import check_divides
+from data_shards.loading import OneIterator, check_divides
 from data_shards.prefetch import Batch, BatchPlan, Fetched, Ring, prefetched
 from data_shards.storage import SCHEME, SCHEMES
 
@@ -32,7 +31,7 @@ STATEMENT = """{place}: no manifest, so webdataset {version} reads these {count}
 `swin-moe shards index` writes the manifest with which all of it holds."""
 
 
-class WebDatasetStream:
+class WebDatasetStream(OneIterator):
     """This rank's micro-batches of tars with KEY.jpg and KEY.cls, without end; part of TrainStream's face.
 
     Sample i of rank r is cropped as position i * dp_size + r. The buffer holds `shuffle` compressed samples.
@@ -65,7 +64,6 @@ class WebDatasetStream:
         self.samples, self.wait_s = 0, 0.0
         self._read = 0
         self._bodies: dict[int, tuple[bytes, int]] = {}
-        self._active: Generator[Batch, None, None] | None = None
 
     def state_dict(self) -> dict[str, Any]:
         """How many samples were consumed, and that they cannot be told apart."""
@@ -80,23 +78,8 @@ class WebDatasetStream:
         self.close()
         self.samples = int(state["samples"])
 
-    def __iter__(self) -> Iterator[Batch]:
-        """A new iterator in a new order; one that was running is closed."""
-        self.close()
-        self._active = self._batches()
-        return self._active
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Join the threads."""
-        if self._active is not None:
-            self._active.close()
-            self._active = None
+    def _stop(self) -> None:
+        super()._stop()
         self._bodies.clear()
 
     def fetch(self, shard: int, row: int) -> Fetched:

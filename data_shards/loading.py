@@ -40,8 +40,38 @@ class Reading:
     pinned: bool | None = None
 
 
-class Stream:
-    """The base of both streams: at most one iterator, whose threads end with it."""
+class OneIterator:
+    """At most one iterator at a time, whose threads end with it."""
+
+    _active: Generator[Batch, None, None] | None = None
+
+    def close(self) -> None:
+        """Join the threads; it may be iterated again."""
+        self._stop()
+
+    def __iter__(self) -> Iterator[Batch]:
+        """A new iterator; one that was running is closed."""
+        self._stop()
+        self._active = self._batches()
+        return self._active
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def _stop(self) -> None:
+        if self._active is not None:
+            self._active.close()
+            self._active = None
+
+    def _batches(self) -> Generator[Batch, None, None]:
+        raise NotImplementedError
+
+
+class Stream(OneIterator):
+    """The base of both streams."""
 
     def __init__(
         self,
@@ -80,7 +110,6 @@ class Stream:
             notice=self.quarantine.notice,
         )
         self._prefetcher: Prefetcher | None = None
-        self._active: Generator[Batch, None, None] | None = None
 
     def _make_cache(self) -> ShardCache:
         assert self.reading.cache is not None
@@ -93,32 +122,12 @@ class Stream:
             notice=self.quarantine.notice,
         )
 
-    def __iter__(self) -> Iterator[Batch]:
-        """A new iterator; one that was running is closed."""
-        self._stop()
-        self._active = self._batches()
-        return self._active
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
     def close(self) -> None:
         """Join the threads and close the shards; the stream may be iterated again."""
         self._stop()
         self._reader.close()
         if self._cache:
             self._cache.close()
-
-    def _stop(self) -> None:
-        if self._active is not None:
-            self._active.close()
-            self._active = None
-
-    def _batches(self) -> Generator[Batch, None, None]:
-        raise NotImplementedError
 
     def _run(self, plans: Iterator[BatchPlan], image_size: int) -> Generator[Batch, None, None]:
         pinned = torch.cuda.is_available() if self.reading.pinned is None else self.reading.pinned
