@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, StorageMeta
 
 from parallel.commit import CheckpointError
 
@@ -41,6 +41,20 @@ class _PlainUnpickler(pickle.Unpickler):
     """Refuses every global that a description of fp32 and int64 tensors does not need."""
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _memory_format
         if name not in PLAIN_TYPES.get(module, ()):
-            raise CheckpointError(f"its .metadata names {module}.{name}, which no checkpoint needs: refused")
+            raise _refused(f"{module}.{name}")
         return super().find_class(module, name)
+
+
+def _memory_format(*arguments: Any) -> Any:
+    """What getattr is for: Python up to 3.11.3 pickles a member of an enumeration as getattr of its class."""
+    members = _MEM_FORMAT_ENCODING.__members__
+    if len(arguments) != 2 or arguments[0] is not _MEM_FORMAT_ENCODING or arguments[1] not in members:
+        raise _refused("builtins.getattr")
+    return members[arguments[1]]
+
+
+def _refused(name: str) -> CheckpointError:
+    return CheckpointError(f"its .metadata names {name}, which no checkpoint needs: refused")
