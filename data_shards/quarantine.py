@@ -1,9 +1,9 @@
 """Bad samples, written down for people and counted for the run.
 
-One line of JSON a bad sample: when and where it was found, shard, row, key, byte and reason; another line if a
-thread then meets it at an earlier position. The file is a
-record and no authority: a sample is bad when its bytes are, and every reader finds that out for itself. So
-which sample stands at a position never depends on who found a bad one first, and a mended one is read again.
+One line of JSON a bad sample: when and where it was found, shard, row, key, byte and reason; another line if
+a thread then meets it at an earlier position. The file is a record and no authority: a sample is bad when its
+bytes are, and every reader finds that out for itself. So which sample stands at a position never depends on
+who found a bad one first, and a mended one is read again.
 """
 
 import fcntl
