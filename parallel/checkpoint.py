@@ -27,7 +27,7 @@ from parallel.expert import ExpertSlice, experts_of, global_name, sliced_of
 from parallel.masters import KINDS, MASTER, Masters
 from parallel.mesh import Mesh
 from parallel.plain import PlainReader
-from parallel.tensors import parameter_shapes, persistent_buffers, whole_shape
+from parallel.tensors import held, parameter_shapes, persistent_buffers, whole_shape
 
 T = TypeVar("T")
 Write = Callable[[nn.Parameter, dict[str, Tensor]], None]
@@ -210,15 +210,9 @@ def _read(path: Path, module: nn.Module, kinds: Sequence[str], write: Write) -> 
         if size >= READ_AT_ONCE or parameter is parameters[-1][1]:
             dcp.load(wanted, storage_reader=PlainReader(path), no_dist=True)
             for target, values in batch.items():
-                write(target, {kind: _held(target, value) for kind, value in values.items()})
+                write(target, {kind: held(target, value).contiguous() for kind, value in values.items()})
             batch, wanted = {}, {}
     _read_buffers(path, module)
-
-
-def _held(parameter: nn.Parameter, whole: Tensor) -> Tensor:
-    """This rank's part of a parameter of whole experts."""
-    sliced = sliced_of(parameter)
-    return whole if sliced is None else sliced.take(whole).contiguous()
 
 
 @torch.no_grad()

@@ -16,10 +16,15 @@ def whole_shape(parameter: Tensor) -> list[int]:
     return shape
 
 
+def held(parameter: Tensor, whole: Tensor) -> Tensor:
+    """What a parameter, (L, ...) for a marked one, holds of the same with whole experts: a view."""
+    sliced = sliced_of(parameter)
+    return whole if sliced is None else sliced.take(whole)
+
+
 def held_part(parameter: Tensor, whole: Tensor) -> Tensor:
     """What a marked parameter holds of one whole expert's tensor: a view."""
-    sliced = sliced_of(parameter)
-    return whole if sliced is None else sliced.take(whole[None])[0]
+    return held(parameter, whole[None])[0]
 
 
 def parameter_shapes(module: nn.Module, num_experts: int) -> dict[str, list[int]]:

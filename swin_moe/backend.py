@@ -31,27 +31,23 @@ class Done(NamedTuple):
     received: Tensor  # scalar int64
 
 
-Backend = Callable[["MoELayer", Tensor, Tensor, Routing, RouterCall, ExchangeOptions | None], Done]
+class Routed(NamedTuple):
+    """One forward pass of a layer whose router has decided."""
+
+    layer: "MoELayer"  # whose experts compute
+    tokens: Tensor  # (T, C)
+    keys: Tensor  # (T,)
+    routing: Routing
+    request: RouterCall  # what the router was asked
+    options: ExchangeOptions | None  # of the exchange; None is the placement's
 
 
-def native(
-    layer: "MoELayer",
-    tokens: Tensor,
-    keys: Tensor,
-    routing: Routing,
-    request: RouterCall,
-    options: ExchangeOptions | None,
-) -> Done:
-    """Rows sorted by expert, no padding, gathers and one GEMM an expert.
+Backend = Callable[[Routed], Done]
 
-    Args:
-        layer: whose experts compute.
-        tokens: (T, C).
-        keys: (T,).
-        routing: of the tokens.
-        request: what the router was asked.
-        options: of the exchange; None is the placement's.
-    """
+
+def native(routed: Routed) -> Done:
+    """Rows sorted by expert, no padding, gathers and one GEMM an expert."""
+    layer, tokens, keys, routing, request, options = routed
     options = options or layer.placement.options
     size = len(tokens) // max(1, request.groups)  # tokens of a group
     plan = routing.plan(
@@ -72,15 +68,9 @@ def native(
     return Done(y=plan.combine(rows), load=plan.load, dropped=plan.dropped, received=count)
 
 
-def reference(
-    layer: "MoELayer",
-    tokens: Tensor,
-    keys: Tensor,
-    routing: Routing,
-    request: RouterCall,
-    options: ExchangeOptions | None,
-) -> Done:
+def reference(routed: Routed) -> Done:
     """One assignment after the other, as the definition reads; one rank, and as slow as it looks."""
+    layer, tokens, keys, routing, request, _ = routed
     placement, num_experts = layer.placement, layer.config.num_experts
     require(placement.ep_size == 1, f"model.moe.backend=reference runs on ep_size 1, not {placement.ep_size}")
     require(
@@ -110,18 +100,11 @@ def reference(
     return Done(y=torch.stack(answers), load=counts[:-2], dropped=counts[-2], received=counts[-1])
 
 
-def tutel(
-    layer: "MoELayer",
-    tokens: Tensor,
-    keys: Tensor,
-    routing: Routing,
-    request: RouterCall,
-    options: ExchangeOptions | None,
-) -> Done:
+def tutel(routed: Routed) -> Done:
     """Tutel's dispatch, exchange and combine, where it is installed."""
     from swin_moe.tutel_backend import run_tutel
 
-    return run_tutel(layer, tokens, keys, routing, request)
+    return run_tutel(routed.layer, routed.tokens, routed.keys, routed.routing, routed.request)
 
 
 BACKENDS: dict[str, Backend] = {"native": native, "reference": reference, "tutel": tutel}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from parallel.exchange import ExchangeOptions, ExpertExchange
 from parallel.expert import ExpertParallel
-from swin_moe.backend import BACKENDS
+from swin_moe.backend import BACKENDS, Routed
 from swin_moe.config import MoEConfig, require
 from swin_moe.dispatch import capacity
 from swin_moe.experts import ExpertMLP
@@ -107,7 +107,9 @@ class MoELayer(nn.Module):
         request = self._request(images, length, call)
 
         routing = self.router(tokens, token_keys, request)
-        done = BACKENDS[self.config.backend](self, tokens, token_keys, routing, request, call.exchange)
+        done = BACKENDS[self.config.backend](
+            Routed(self, tokens, token_keys, routing, request, call.exchange)
+        )
         y = done.y.view_as(x)
         if self.shared is not None:
             y = y + self.shared(x, keys)[0]

@@ -134,7 +134,7 @@ def test_log_cpb_equals_plain_arithmetic(window: int, pretrained: int, sigmoid: 
                 assert got[head, i, j].item() == pytest.approx(value, abs=1e-5)  # offsets are fp32
 
 
-@pytest.mark.usefixtures("router_in_double")  # the normalisation in double, too
+@pytest.mark.usefixtures("cosine_in_double")
 @pytest.mark.parametrize("qkv_bias", [True, False])
 def test_cosine_attention_equals_plain_loops(qkv_bias: bool) -> None:
     """Equation 2: cos(q, k) * min(exp(s), 100) + bias; keys have no bias; one head is clamped."""

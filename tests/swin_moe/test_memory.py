@@ -58,7 +58,7 @@ def train_once(config: ModelConfig) -> tuple[Tensor, list[Tensor]]:
     return output.logits, list(torch.autograd.grad(loss, list(model.parameters())))
 
 
-@pytest.mark.usefixtures("router_in_double")
+@pytest.mark.usefixtures("cosine_in_double")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "saving",

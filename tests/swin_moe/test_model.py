@@ -199,7 +199,6 @@ def test_every_parameter_gets_a_gradient(position_bias: str) -> None:
         assert parameter.grad.abs().max() > 0, name
 
 
-@pytest.mark.usefixtures("router_in_double")
 @pytest.mark.parametrize("training", [False, True])
 def test_gradients_equal_central_differences(training: bool) -> None:
     """Along a random direction in all parameters: (f(w + e u) - f(w - e u)) / 2e, with an error of e^2.
@@ -236,7 +235,6 @@ def test_gradients_equal_central_differences(training: bool) -> None:
     assert slope == pytest.approx((moved(step) - moved(-step)) / (2 * step), rel=1e-6)
 
 
-@pytest.mark.usefixtures("router_in_double")
 def test_groups_one_by_one_equal_the_whole_batch() -> None:
     """Two micro-batches of a routing group each, with dropout, drop path, noise and drops: the same training.
 

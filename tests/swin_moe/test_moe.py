@@ -123,7 +123,6 @@ def check_drops(expected: Reference, options: dict[str, object]) -> None:
 
 
 @pytest.mark.parametrize("options", CASES, ids=name_of)
-@pytest.mark.usefixtures("router_in_double")
 def test_training_equals_plain_loops_in_fp64(options: dict[str, object]) -> None:
     factor = float(str(options.get("capacity_factor", 0.0)))
     expected = compare(
@@ -161,7 +160,6 @@ def test_the_reference_backend_agrees(options: dict[str, object]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)  # the router is fp32
 
 
-@pytest.mark.usefixtures("router_in_double")
 @pytest.mark.parametrize("router", ["linear", "expert_choice", "hash"])
 def test_a_call_changes_choices_and_capacity_without_rebuilding(router: str) -> None:
     """One layer, three passes; the third is the first again, bit for bit."""
@@ -172,14 +170,12 @@ def test_a_call_changes_choices_and_capacity_without_rebuilding(router: str) -> 
     assert torch.equal(layer(x, keys_of())[0], before)
 
 
-@pytest.mark.usefixtures("router_in_double")
 @pytest.mark.parametrize("recompute", [False, True])
 def test_swiglu_experts(recompute: bool) -> None:
     layer = make_layer(top_k=2, expert_activation="swiglu", recompute_activation=recompute)
     compare(layer, make_images(), factor=1.25, group_images=GROUP, tolerance=1e-10)
 
 
-@pytest.mark.usefixtures("router_in_double")
 def test_a_shared_expert_is_added_for_every_token() -> None:
     """With it the layer is the layer without, plus a plain MLP of the same input."""
     layer, x = make_layer(capacity_factor=0.5, shared_expert=True), make_images()
@@ -192,7 +188,6 @@ def test_a_shared_expert_is_added_for_every_token() -> None:
     torch.testing.assert_close(layer(x, keys_of())[0], expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.usefixtures("router_in_double")
 @pytest.mark.parametrize("top_k", [1, 2])
 @pytest.mark.parametrize("eval_factor", [0.0, 0.5, 1.25])
 def test_evaluation_equals_plain_loops(top_k: int, eval_factor: float) -> None:
@@ -209,14 +204,12 @@ def test_evaluation_equals_plain_loops(top_k: int, eval_factor: float) -> None:
     check_drops(expected, {"router": "linear", "capacity_factor": eval_factor, "top_k": top_k})
 
 
-@pytest.mark.usefixtures("router_in_double")
 def test_without_fc2_bias() -> None:
     layer = make_layer(fc2_bias=False, top_k=2)
     assert len(list(layer.parameters())) == 4
     compare(layer, make_images(), factor=1.25, group_images=GROUP, tolerance=1e-10)
 
 
-@pytest.mark.usefixtures("router_in_double")
 def test_balance_loss_alone_and_its_gradient() -> None:
     """The loss reaches the router and the tokens, but no expert; its weight scales it."""
     layer, x = make_layer(load_balance_weight=0.25), make_images()
@@ -280,7 +273,6 @@ def test_noise_and_dropout_each_change_the_output(option: str) -> None:
     assert not torch.allclose(make_layer(top_k=2, **{option: 0.5})(x, keys_of())[0], plain)
 
 
-@pytest.mark.usefixtures("router_in_double")
 def test_permuted_groups_permute_the_outputs() -> None:
     layer, x, keys = noisy_layer(), make_images(), keys_of()
     order = torch.tensor([4, 5, 0, 1, 2, 3])  # groups 2, 0, 1
@@ -292,7 +284,6 @@ def test_permuted_groups_permute_the_outputs() -> None:
     assert stats.dropped == permuted_stats.dropped > 0
 
 
-@pytest.mark.usefixtures("router_in_double")
 def test_groups_one_by_one_equal_the_whole_batch() -> None:
     """G forwards of one group: outputs side by side, gradients and counts summed, losses averaged."""
     layer, x, keys = noisy_layer(), make_images(), keys_of()

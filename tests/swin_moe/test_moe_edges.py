@@ -26,7 +26,6 @@ from tests.swin_moe.test_moe import (
 ROUTERS = (*TOP_K_ROUTERS, "expert_choice", "soft", "hash", "random")
 
 
-@pytest.mark.usefixtures("router_in_double")
 def test_every_choice_dropped() -> None:
     """10 tokens a group over 4 experts at factor .3: int(.3 * 3) = 0 slots; only the loss is left."""
     layer = make_layer(capacity_factor=0.3, top_k=2)
@@ -35,7 +34,6 @@ def test_every_choice_dropped() -> None:
     assert (expected.y == 0).all()
 
 
-@pytest.mark.usefixtures("router_in_double")
 @pytest.mark.parametrize("factor", [0.0, 1.25])
 def test_all_tokens_at_one_expert(factor: float) -> None:
     """Positive tokens and one positive router row: expert 2 gets everything, the others empty."""
@@ -48,7 +46,6 @@ def test_all_tokens_at_one_expert(factor: float) -> None:
     assert expected.dropped == (0 if factor == 0 else 3 * (10 - 3))  # int(1.25 * 3) = 3 slots of 10
 
 
-@pytest.mark.usefixtures("router_in_double")
 @pytest.mark.parametrize("router", ROUTERS)
 def test_one_token(router: str) -> None:
     """One image of one token, four experts: three are empty, and their gradients are zero."""
@@ -58,7 +55,6 @@ def test_one_token(router: str) -> None:
     assert sum(expected.load) == (EXPERTS if router in ("expert_choice", "soft") else 1)
 
 
-@pytest.mark.usefixtures("router_in_double")
 @pytest.mark.parametrize("router", ROUTERS)
 @pytest.mark.parametrize("factor", [0.9, 1.25])
 def test_more_experts_than_tokens(router: str, factor: float) -> None:

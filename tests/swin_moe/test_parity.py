@@ -234,7 +234,7 @@ def test_odd_sizes_equal_transformers_with_padding_hidden(
     compare(ours, theirs, config)
 
 
-@pytest.mark.usefixtures("router_in_double")  # normalisation in double, too
+@pytest.mark.usefixtures("cosine_in_double")
 @pytest.mark.parametrize(("make", "options"), SMALL_CASES, ids=[*SMALL_NAMES, "v2-pretrained"])
 def test_odd_sizes_equal_transformers_in_fp64(
     make: Callable[..., ModelConfig], options: dict[str, object]
