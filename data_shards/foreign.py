@@ -6,38 +6,48 @@ The first iteration prints what cannot be promised. B = samples in a micro-batch
 """
 
 import random
+import re
 import sys
+import tarfile
 from collections.abc import Generator, Iterable, Iterator
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from data_shards.augment import TrainTransform
 from data_shards.decode import decode_train
 from data_shards.draws import Purpose, fold, permutation
 from data_shards.errors import DataError
 from data_shards.loading import OneIterator, check_divides
+from data_shards.patterns import expand, shown
 from data_shards.prefetch import Batch, BatchPlan, Fetched, Ring, prefetched
-from data_shards.storage import SCHEME, SCHEMES
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
-STATEMENT = """{place}: no manifest, so webdataset {version} reads these {count} tars. It cannot promise
+SHUFFLE = 1000  # compressed samples
+STALL_S = 450.0
+STATEMENT = """{place}: no manifest, so webdataset {version} reads its tars ({count}). It cannot promise
   exactly-once epochs: each rank reads its share of the tars over and over, mixed in a buffer of {shuffle};
+    where the tars are fewer than the ranks, every rank reads all of them;
   an exact resume: a resumed run begins a new order;
   the same samples on another number of ranks;
-  integrity: nothing is checksummed, and a damaged header hides, without a word, what follows it in its tar.
+  integrity: nothing is checksummed, and a damaged header hides, without a word, what follows it in its tar;
+  patience: the first bad sample or failing read ends the run, and there is no cache.
 `swin-moe shards index` writes the manifest with which all of it holds."""
 
 
 class WebDatasetStream(OneIterator):
-    """This rank's micro-batches of tars with KEY.jpg and KEY.cls, without end; part of TrainStream's face.
+    """This rank's micro-batches of tars with KEY.jpg and KEY.cls, without end, with what a trainer asks of
+    TrainStream; `num_samples` is None, as nobody has counted them.
 
-    Sample i of rank r is cropped as position i * dp_size + r. The buffer holds `shuffle` compressed samples.
-    DataError: no such tars, a scheme that is not allowed, a sample without image or label, a label outside
-    num_classes, an image that cannot be decoded.
+    Positions are TrainStream's: step k has [kB, (k+1)B), B = global_batch_size, and rank r its r-th slice.
+    The buffer holds `shuffle` compressed samples. One thread reads, which makes one order; `threads` decode.
+    DataError: no such tars, a scheme that is not allowed, a tar that cannot be read, a sample without image
+    or label, a label outside num_classes, an image that cannot be decoded.
     """
+
+    num_samples: None = None
 
     def __init__(
         self,
@@ -52,7 +62,7 @@ class WebDatasetStream(OneIterator):
         num_classes: int,
         threads: int = 2,
         prefetch: int = 4,
-        shuffle: int = 1000,
+        shuffle: int = SHUFFLE,
     ) -> None:
         check_divides(global_batch_size, micro_batch_size, dp_size)
         self.urls = expand(place)
@@ -62,8 +72,9 @@ class WebDatasetStream(OneIterator):
         self.threads, self.prefetch = threads, prefetch
         self.grad_accum_steps = global_batch_size // (dp_size * micro_batch_size)
         self.samples, self.wait_s = 0, 0.0
-        self._read = 0
-        self._bodies: dict[int, tuple[bytes, int]] = {}
+        self._url, self._read, self._bytes = "", 0, 0
+        self._names: dict[int, str] = {}  # of the samples that wait to be decoded, by row
+        self._source: Iterator[tuple[bytes, int, str]] = iter(())
 
     def state_dict(self) -> dict[str, Any]:
         """How many samples were consumed, and that they cannot be told apart."""
@@ -72,38 +83,53 @@ class WebDatasetStream(OneIterator):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Count on from `state`, in a new order; DataError for a state of other tars."""
         if state.get("webdataset") != self.place:
-            raise DataError(
-                f"data state: of {state.get('webdataset') or state.get('name')}, not of {self.place}"
-            )
+            tars = state.get("webdataset")
+            made = f"the tars {shown(tars)}" if tars else f"{state.get('name')}, which has a manifest"
+            fix = "read what the run was trained on, or start it anew"
+            raise DataError(f"data state: of {made}, not of {shown(self.place)}; {fix}")
         self.close()
         self.samples = int(state["samples"])
 
+    def counts(self) -> dict[str, int]:
+        """This rank's whole numbers, to be summed over the ranks: of TrainStream's, `bytes` alone."""
+        return {"bytes": self._bytes}
+
+    def check_counts(self, summed: dict[str, int]) -> None:
+        """Nothing: the first bad sample has ended the run."""
+
     def _stop(self) -> None:
         super()._stop()
-        self._bodies.clear()
+        self._names.clear()
+        self._source = iter(())
 
     def fetch(self, shard: int, row: int) -> Fetched:
-        """The compressed image and the label that were read for `row`."""
-        return self._bodies.pop(row)
+        """The next sample's compressed image and label, `row`'s from now on; one thread calls it."""
+        image, label, self._names[row] = next(self._source)
+        self._bytes += len(image)
+        return image, label
 
     def decode(self, fetched: Fetched, position: int, shard: int, row: int) -> tuple[np.ndarray, int]:
         """Its picture and its label; DataError when it cannot be decoded."""
         assert not isinstance(fetched, DataError)
-        return decode_train(fetched[0], (self.seed, position), self.transform), fetched[1]
+        name = self._names.pop(row)
+        try:
+            return decode_train(fetched[0], (self.seed, position), self.transform), fetched[1]
+        except DataError as error:
+            raise DataError(f"{name}: {error}") from error
 
     def _batches(self) -> Generator[Batch, None, None]:
         if self.dp_rank == 0:
-            said = {"place": self.place, "count": len(self.urls), "shuffle": self.shuffle}
-            print(STATEMENT.format(version=version("webdataset"), **said), file=sys.stderr, flush=True)
+            print(statement(self.place, self.shuffle), file=sys.stderr, flush=True)
+        self._source = self._samples(self.samples)
         batches = prefetched(
             self._plans(),
             self,
-            ring=Ring(self.transform.image_size, self.prefetch + 2, pinned=False),
+            ring=Ring(self.transform.image_size, self.prefetch + 2, torch.cuda.is_available()),
             threads=self.threads,
-            fetch_threads=0,
+            fetch_threads=1,
             depth=self.prefetch,
-            stall_s=450,
-            stalled=lambda: DataError(f"{self.place}: no batch for 450 s"),
+            stall_s=STALL_S,
+            stalled=lambda: DataError(f"{shown(self._url)}: no batch for {STALL_S:.0f} s while reading it"),
         )
         try:
             for handed, (batch, waited_s) in enumerate(batches, 1):
@@ -115,24 +141,28 @@ class WebDatasetStream(OneIterator):
             batches.close()
 
     def _plans(self) -> Iterator[BatchPlan]:
-        first, number = self.samples // self.dp_size, 0
-        samples = self._samples(self.samples)
+        share, number = self.global_batch_size // self.dp_size, 0
+        start = self.samples + self.dp_rank * share
         while True:
             rows = np.arange(number, number + self.micro_batch_size, dtype=np.int64)
-            self._bodies |= {int(row): next(samples) for row in rows}
-            positions = (first + rows) * self.dp_size + self.dp_rank
+            positions = start + rows // share * self.global_batch_size + rows % share
             yield BatchPlan(positions=positions, shards=np.zeros_like(rows), rows=rows)
             number += self.micro_batch_size
 
-    def _samples(self, start: int) -> Iterator[tuple[bytes, int]]:
-        """Compressed image and label, endlessly, as webdataset reads and shuffles them."""
+    def _samples(self, start: int) -> Iterator[tuple[bytes, int, str]]:
+        """Compressed image, label and name, endlessly, as webdataset reads and shuffles them."""
         from webdataset.filters import shuffle
         from webdataset.tariterators import tarfile_samples
 
         read = tarfile_samples(self._tars(start))
         mixed = shuffle(self.shuffle, rng=random.Random(fold(self.seed, start, self.dp_rank)))
-        for sample in mixed(self._counted(read)):
-            yield self._pair(sample)
+        try:
+            for sample in mixed(self._counted(read)):
+                yield self._checked(sample)
+        except DataError:
+            raise
+        except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+            raise DataError(f"{shown(self._url)}: cannot read it: {_reason(error)}") from error
 
     def _counted(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for sample in samples:
@@ -147,29 +177,32 @@ class WebDatasetStream(OneIterator):
             before = self._read
             order = permutation(len(self.urls), Purpose.SHARDS, self.seed, start, turn)
             for i in order[self.dp_rank % step :: step].tolist():
-                yield {"url": self.urls[i]}
+                self._url = self.urls[i]
+                yield {"url": self._url}
             turn += 1
-        raise DataError(f"{self.place}: no samples in these tars")
+        raise DataError(f"{shown(self.place)}: no samples in these tars")
 
-    def _pair(self, sample: dict[str, Any]) -> tuple[bytes, int]:
-        where = f"{sample.get('__url__')}: sample {sample.get('__key__')}"
+    def _checked(self, sample: dict[str, Any]) -> tuple[bytes, int, str]:
+        name = f"{shown(sample['__url__'])}: sample {sample['__key__']}"
         image = next((sample[suffix] for suffix in IMAGES if suffix in sample), None)
         label = sample.get("cls", b"").strip()
         if image is None or not label.isdigit() or int(label) >= self.num_classes:
             said = f"has {'an' if image else 'no'} image and the label {label!r}"
-            raise DataError(f"{where}: {said}; it needs one, and a label below {self.num_classes}")
-        return image, int(label)
+            raise DataError(f"{name}: {said}; it needs one, and a label below {self.num_classes}")
+        return image, int(label), name
 
 
-def expand(place: str) -> list[str]:
-    """The tars that a name with {000..146} means; DataError when one is not allowed or not there."""
-    from braceexpand import braceexpand
+def statement(place: str, shuffle: int = SHUFFLE) -> str:
+    """What cannot be promised of the tars at `place`."""
+    said = {"place": shown(place), "version": version("webdataset"), "count": len(expand(place))}
+    return STATEMENT.format(shuffle=shuffle, **said)
 
-    urls = [place] if place.startswith("pipe:") else list(braceexpand(place))
-    for url in urls:
-        scheme = SCHEME.match(url)
-        if scheme and scheme[1].lower() not in SCHEMES:
-            raise DataError(f"{url}: scheme {scheme[1]} is not allowed; use a path or {', '.join(SCHEMES)}")
-        if not scheme and not Path(url).is_file():
-            raise DataError(f"{url}: no such tar; check the pattern {place}")
-    return urls
+
+def _reason(error: Exception) -> str:
+    """What webdataset complains about, without the command, which it repeats whole."""
+    said = str(error.args[0]) if error.args else ""
+    if status := re.search(r": exit (-?\d+) \(read\)", said):
+        return f"the command that reads it exited with status {status[1]}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}"
+    return f"{type(error).__name__}: {said.partition(' @ ')[0]}"

@@ -26,6 +26,9 @@ def check_state(state: dict[str, Any], manifest: Manifest, order: GlobalOrder) -
             f"data state: version is {state.get('version')!r}, this version reads {STATE_VERSION}"
         )
     here = _identity(manifest, order)
+    if "webdataset" in state:
+        fix = "read what the run was trained on, or start it anew"
+        raise DataError(f"data state: of tars without a manifest, not of {here['name']}; {fix}")
     if state.get("manifest") != here["manifest"]:
         there, found = (f"{s.get('name')}, manifest {str(s.get('manifest'))[:12]}" for s in (state, here))
         fix = "point the run at the shards it was trained on, or start it anew"

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 from data_shards.errors import DataError
+from data_shards.foreign import statement
 from data_shards.loading import checked_manifest
+from data_shards.patterns import expand, names_tars
 from launcher import bench, convert, local, models, shards
 from launcher.check import check, steps_in
 from launcher.config import ConfigError, load_config
@@ -80,17 +82,27 @@ def _complain(error: ValueError) -> int:
 def _check(args: argparse.Namespace, _: list[str]) -> int:
     config = load_config(args.config, args.overrides)
     check(config, args.nproc)
-    train = checked_manifest(config.data.train)
+    num_samples, found = _training_data(config.data.train)
     batch = config.train
-    print(f"{args.config} is valid: {train.samples} images of {len(train.classes)} classes")
-    print(f"  {steps_in(batch.duration, config, train)} steps of {batch.global_batch_size} images")
+    print(f"{args.config} is valid: {found}")
+    print(f"  {steps_in(batch.duration, config, num_samples)} steps of {batch.global_batch_size} images")
     if args.nproc:
         accumulation = batch.global_batch_size // (args.nproc * batch.micro_batch_size)
         print(
             f"  {args.nproc} ranks x {accumulation} micro-batches of {batch.micro_batch_size}, "
             f"expert-parallel {config.parallel.ep_size}, ZeRO stage {config.parallel.zero_stage}"
         )
+    if num_samples is None:
+        print(statement(config.data.train))
     return 0
+
+
+def _training_data(place: str) -> tuple[int | None, str]:
+    """How many images data.train has, if that is known, and what to say of it."""
+    if names_tars(place):
+        return None, f"{len(expand(place))} tars without a manifest"
+    manifest = checked_manifest(place)
+    return manifest.samples, f"{manifest.samples} images of {len(manifest.classes)} classes"
 
 
 def _train(args: argparse.Namespace, arguments: list[str]) -> int:

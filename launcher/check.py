@@ -1,10 +1,10 @@
 """Everything about a run that can be found wrong before it starts: rules across sections, shards, layout."""
 
 from data_shards.errors import DataError
-from data_shards.index import Manifest
 from data_shards.loading import checked_manifest
+from data_shards.patterns import expand, names_tars
 from launcher.config import ConfigError
-from launcher.duration import to_steps
+from launcher.duration import parse_duration, to_steps
 from launcher.schema import RunConfig
 from parallel.expert import ExchangeOptions
 from parallel.mesh import LayoutError, ParallelDims
@@ -31,9 +31,9 @@ def check(config: RunConfig, world_size: int | None = None) -> None:
         raise ConfigError(f"{count} to correct:\n" + "\n".join(f"  {error}" for error in errors))
 
 
-def steps_in(duration: str, config: RunConfig, train: Manifest) -> int:
-    """Optimizer steps of a duration of this run."""
-    return to_steps(duration, global_batch_size=config.train.global_batch_size, num_samples=train.samples)
+def steps_in(duration: str, config: RunConfig, num_samples: int | None) -> int:
+    """Optimizer steps of a duration of this run, whose epoch has `num_samples` images, if that is known."""
+    return to_steps(duration, global_batch_size=config.train.global_batch_size, num_samples=num_samples)
 
 
 def _batch_errors(config: RunConfig, world_size: int | None) -> list[str]:
@@ -122,6 +122,9 @@ def _data_errors(config: RunConfig) -> list[str]:
     errors = []
     for option, directory in (("data.train", config.data.train), ("data.val", config.data.val)):
         try:
+            if names_tars(directory):  # of data.train alone, see DataConfig
+                expand(directory)
+                continue
             manifest = checked_manifest(directory)
         except DataError as error:
             errors.append(f"{option}: {error}")
@@ -143,12 +146,15 @@ def _duration_errors(config: RunConfig) -> list[str]:
         "checkpoint.every": config.checkpoint.every,
     }
     errors = []
+    num_samples = None if names_tars(config.data.train) else 1
     for option, text in durations.items():
         if text is None:
             continue
-        found = _messages(lambda t=text: to_steps(t, global_batch_size=1, num_samples=1), ValueError)
+        found = _messages(
+            lambda t=text: to_steps(t, global_batch_size=1, num_samples=num_samples), ValueError
+        )
         errors += [f"{option}: {message}" for message in found]
-        if not found and option != "optim.warmup" and to_steps(text, global_batch_size=1, num_samples=1) == 0:
+        if not found and option != "optim.warmup" and parse_duration(text).amount == 0:
             errors.append(f"{option} ({text}) must be more than nothing")
     return errors
 

@@ -32,7 +32,7 @@ def parse_duration(text: str) -> Duration:
     return Duration(amount=amount, unit=match[2])  # type: ignore[arg-type]  # the pattern names the units
 
 
-def to_steps(text: str, *, global_batch_size: int, num_samples: int) -> int:
+def to_steps(text: str, *, global_batch_size: int, num_samples: int | None) -> int:
     """Count the optimizer steps of a duration, rounded up: the partial step that ends an epoch counts.
 
     The whole duration is rounded once, and exactly: "20 epochs" of 10 images at 4 a step are
@@ -41,14 +41,19 @@ def to_steps(text: str, *, global_batch_size: int, num_samples: int) -> int:
     Args:
         text: a duration, see `parse_duration`.
         global_batch_size: images an optimizer step.
-        num_samples: images an epoch.
+        num_samples: images an epoch; None where nobody has counted them, and epochs cannot be had.
 
     Raises:
-        ValueError: if the text is no duration, or a size is below 1.
+        ValueError: if the text is no duration, or one in epochs of unknown size, or a size is below 1.
     """
     for name, size in (("global_batch_size", global_batch_size), ("num_samples", num_samples)):
-        if size < 1:
+        if size is not None and size < 1:
             raise ValueError(f"{name} ({size}) must be at least 1")
     duration = parse_duration(text)
     images = {"epoch": num_samples, "step": global_batch_size, "image": 1}[duration.unit]
+    if images is None:
+        raise ValueError(
+            f"{text!r} needs the number of images, which only a manifest tells (`swin-moe shards index` "
+            "writes it); give it in steps or images"
+        )
     return math.ceil(duration.amount * images / global_batch_size)

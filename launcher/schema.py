@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from data_shards.device_augment import AugmentConfig
+from data_shards.patterns import names_tars
 from parallel.expert import ExchangeOptions
 from swin_moe.config import ModelConfig
 
@@ -23,7 +24,8 @@ def _check_ranges(section: str, config: object, **lowest: float) -> None:
 class DataConfig:
     """Where the images are, and the picture that the model sees."""
 
-    # directory of shards with a manifest.json (`swin-moe shards pack` writes it), or its URL: docs/shards.md
+    # directory of shards with a manifest.json (`swin-moe shards pack` writes it), or its URL: docs/shards.md;
+    # train may also be tars of others without one, such as /data/x/{000000..000146}.tar
     train: str
     val: str
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random resized crop, as a share of the image
@@ -44,6 +46,11 @@ class DataConfig:
         _check_ranges(
             "data.", self, decode_threads=1, fetch_threads=0, flip_probability=0, retry_s=1, cache_gib=0
         )
+        if names_tars(self.val):
+            raise ValueError(
+                f"data.val ({self.val}) must be shards with a manifest, as evaluation counts every image "
+                "once; `swin-moe shards index` writes it"
+            )
         if min(self.std) <= 0:
             raise ValueError(f"data.std ({list(self.std)}) must be above 0")
         if (self.cache is None) != (self.cache_gib == 0):

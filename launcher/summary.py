@@ -13,15 +13,18 @@ from launcher.run_directory import RunDirectory
 from launcher.schema import RunConfig
 
 
-def summarise(run: RunDirectory, config: RunConfig, *, world_size: int, epoch_steps: int) -> dict[str, Any]:
+def summarise(
+    run: RunDirectory, config: RunConfig, *, world_size: int, epoch_steps: int | None
+) -> dict[str, Any]:
     """Gather a finished run's figures from its metrics.jsonl and write summary.json.
 
     top1, loss and expert_load are of the last evaluation; images_s is the median step's and dropped_fraction
-    the mean, both over the last epoch of training (whole run if shorter), all ranks together.
+    the mean, both over the last epoch of training (the whole run if that is shorter, or an epoch's steps
+    unknown, None), all ranks together.
     """
     records = read_records(run.metrics)
     steps = [record for record in records if "loss" in record]
-    last = steps[-epoch_steps:]
+    last = steps[-epoch_steps:] if epoch_steps else steps
     evaluation = [record for record in records if "eval_top1" in record][-1]
     summary = {
         "top1": evaluation["eval_top1"],
@@ -40,8 +43,8 @@ def summarise(run: RunDirectory, config: RunConfig, *, world_size: int, epoch_st
     return summary
 
 
-def render(summary: dict[str, Any], run: RunDirectory) -> str:
-    """The summary as text for a terminal."""
+def render(summary: dict[str, Any], run: RunDirectory, period: str = "the last epoch of training") -> str:
+    """The summary as text for a terminal; `period` is what its figures of training are of."""
     minutes, seconds = divmod(round(summary["wall_s"]), 60)
     lines = [
         "",
@@ -53,7 +56,7 @@ def render(summary: dict[str, Any], run: RunDirectory) -> str:
         f"ZeRO stage {summary['zero_stage']}",
     ]
     if summary["expert_load"]:
-        lines += [f"  dropped tokens   {summary['dropped_fraction']:.2%} in the last epoch of training", ""]
+        lines += [f"  dropped tokens   {summary['dropped_fraction']:.2%} in {period}", ""]
         lines += _load_table(summary["expert_load"])
     lines += [
         "",

@@ -15,6 +15,8 @@ from torch import Tensor
 from data_shards.augment import TrainTransform
 from data_shards.device_augment import Augment
 from data_shards.errors import DataError
+from data_shards.foreign import WebDatasetStream
+from data_shards.patterns import names_tars
 from data_shards.prefetch import Batch
 from data_shards.stream import EvalStream, TrainStream
 from launcher.check import check, steps_in
@@ -60,9 +62,15 @@ def train(config: RunConfig, ranks: Ranks, device: torch.device, resume: Resume)
             run.config.write_text(dump_config(config))
         session.train()
     if mesh.is_first:
-        epoch_steps = steps_in("1 epochs", config, stream.manifest)
-        print(render(summarise(run, config, world_size=ranks.world_size, epoch_steps=epoch_steps), run))
+        report(config, run, ranks.world_size, stream.num_samples)
     run.unlock()
+
+
+def report(config: RunConfig, run: RunDirectory, world_size: int, num_samples: int | None) -> None:
+    """Write and print the summary of a finished run whose epoch has `num_samples` images, where known."""
+    epoch_steps = steps_in("1 epochs", config, num_samples) if num_samples else None
+    summary = summarise(run, config, world_size=world_size, epoch_steps=epoch_steps)
+    print(render(summary, run, *([] if num_samples else ["all of training"])))
 
 
 def open_run(config: RunConfig, run: RunDirectory, world_size: int, resume: Resume) -> None:
@@ -89,26 +97,27 @@ def run_mesh(parallel: ParallelConfig, ranks: Ranks) -> Mesh:
     return build_mesh(dims, ranks_per_node=ranks.local_world_size, gather_degrees=degrees)
 
 
-def train_stream(config: RunConfig, run: RunDirectory, mesh: Mesh) -> TrainStream:
-    """This rank's part of the training split."""
+def train_stream(config: RunConfig, run: RunDirectory, mesh: Mesh) -> TrainStream | WebDatasetStream:
+    """This rank's part of the training split, or of tars without a manifest."""
     data = config.data
-    return TrainStream(
-        data.train,
-        seed=config.seed,
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=config.train.micro_batch_size,
-        dp_rank=mesh.rank,
-        dp_size=mesh.dims.world_size,
-        transform=TrainTransform(
+    options: dict[str, Any] = {
+        "seed": config.seed,
+        "global_batch_size": config.train.global_batch_size,
+        "micro_batch_size": config.train.micro_batch_size,
+        "dp_rank": mesh.rank,
+        "dp_size": mesh.dims.world_size,
+        "transform": TrainTransform(
             image_size=config.model.image_size,
             scale=data.crop_scale,
             ratio=data.crop_ratio,
             flip_prob=data.flip_probability,
         ),
-        threads=data.decode_threads,
-        quarantine=None if data.bad_samples == "stop" else run.quarantine,
-        reading=reading(data),
-    )
+        "threads": data.decode_threads,
+    }
+    if names_tars(data.train):
+        return WebDatasetStream(data.train, num_classes=config.model.num_classes, **options)
+    quarantine = None if data.bad_samples == "stop" else run.quarantine
+    return TrainStream(data.train, quarantine=quarantine, reading=reading(data), **options)
 
 
 def augmentation(config: RunConfig, device: torch.device) -> Augment | None:
@@ -128,7 +137,7 @@ class Session:
         run: RunDirectory,
         mesh: Mesh,
         device: torch.device,
-        stream: TrainStream,
+        stream: TrainStream | WebDatasetStream,
         val: EvalStream,
     ) -> None:
         self.config, self.run, self.mesh, self.device = config, run, mesh, device
@@ -163,7 +172,7 @@ class Session:
 
     def steps(self, duration: str) -> int:
         """Optimizer steps of a duration."""
-        return steps_in(duration, self.config, self.stream.manifest)
+        return steps_in(duration, self.config, self.stream.num_samples)
 
     def resume(self) -> None:
         """Go on from the newest checkpoint, if there is one."""

@@ -61,8 +61,13 @@ def test_what_is_no_duration_shows_the_forms(text: str) -> None:
     )
 
 
-def test_sizes_below_one_are_named() -> None:
+def test_sizes_below_one_and_unknown_ones_are_named() -> None:
     with pytest.raises(ValueError, match=r"^num_samples \(0\) must be at least 1$"):
         to_steps("1 epoch", global_batch_size=4, num_samples=0)
+    with pytest.raises(
+        ValueError, match=r"^'2 epochs' needs the number of images, which only a manifest tells"
+    ):
+        to_steps("2 epochs", global_batch_size=4, num_samples=None)
+    assert to_steps("10 images", global_batch_size=4, num_samples=None) == 3
     with pytest.raises(ValueError, match=r"^global_batch_size \(0\) must be at least 1$"):
         to_steps("1 step", global_batch_size=0, num_samples=10)
