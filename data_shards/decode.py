@@ -9,9 +9,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from data_shards.augment import Crop, TrainTransform, dct_factor, draw_crop, draw_flip
+from data_shards.augment import TrainTransform, dct_factor, draw_crop, draw_flip
 from data_shards.errors import DataError
-from data_shards.pixels import decode_pixels, image_size
+from data_shards.pixels import decode_pixels, decode_region, image_size
 
 
 def decode_train(body: bytes, key: tuple[int, int], transform: TrainTransform) -> np.ndarray:
@@ -24,13 +24,14 @@ def decode_train(body: bytes, key: tuple[int, int], transform: TrainTransform) -
 
 
 def decode_crop(body: bytes, key: tuple[int, int], transform: TrainTransform) -> np.ndarray:
-    """The pixels of a training image's crop before they are resized: (h, w, C) uint8, a view.
+    """The pixels of a training image's crop before they are resized: (h, w, C) uint8.
 
-    Where the crop has pixels to spare, its JPEG is decoded to 1/2 or 1/4 of its size (`dct_factor`).
+    Where the crop has pixels to spare, its JPEG is decoded to 1/2 or 1/4 of its size (`dct_factor`); see
+    `decode_region` for what is decoded at all.
     """
     crop = draw_crop(*image_size(body), key, transform)
     factor = dct_factor(crop, transform.image_size)
-    return _cut(decode_pixels(body, factor), crop.reduced(factor))
+    return decode_region(body, crop.reduced(factor), factor)
 
 
 def decode_eval(body: bytes, size: int, crop_ratio: float = 1.0) -> np.ndarray:
@@ -67,7 +68,3 @@ def resize(pixels: np.ndarray, height: int, width: int, *, mirrored: bool = Fals
     if mirrored:
         image = image.flip(3)
     return np.broadcast_to(image[0].numpy(), (3, height, width))
-
-
-def _cut(pixels: np.ndarray, crop: Crop) -> np.ndarray:
-    return pixels[crop.top : crop.top + crop.height, crop.left : crop.left + crop.width]

@@ -6,6 +6,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
+from data_shards import region
+from data_shards.augment import Crop
 from data_shards.errors import DataError
 
 
@@ -37,6 +39,18 @@ def decode_pixels(body: bytes, factor: int = 1) -> np.ndarray:
         return np.asarray(image.reduce(factor) if factor > 1 else image)
     except (OSError, SyntaxError, ValueError) as error:
         raise DataError(f"undecodable image ({error})") from error
+
+
+def decode_region(body: bytes, crop: Crop, factor: int = 1) -> np.ndarray:
+    """The pixels of `crop` in what `decode_pixels` gives: (h, w, C) uint8, or DataError.
+
+    A baseline JPEG is decoded no further than the crop's last row, so damage below it stays unseen. What
+    warns above it, like everything else, is decoded in full.
+    """
+    if (pixels := region.decode(body, crop, factor)) is not None:
+        return pixels
+    top, left, height, width = crop
+    return decode_pixels(body, factor)[top : top + height, left : left + width]
 
 
 def _open(body: bytes) -> Image.Image:

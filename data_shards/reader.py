@@ -80,7 +80,7 @@ class ShardReader:
         self._busy[thread] = shard
         try:
             opened = self._open(shard)
-            record: Record = opened.index[row].item()
+            record: Record = opened.index.item(row)
             body = self._from_cache(shard, opened, row, record) if self.cache else None
             if body is None:
                 body = self._from_source(shard, opened, row, record)
@@ -147,31 +147,34 @@ class ShardReader:
 
     def _from_source(self, shard: int, opened: OpenShard, row: int, record: Record) -> bytes:
         """The sample from where it comes from, tried twice when its checksum differs."""
+        read = self._from_storage if self.storage.random_access else self._from_whole
         for _ in range(2):
-            if self.storage.random_access:
-                body = self._from_storage(opened, row, record)
-            else:
-                body = self._from_whole(shard, opened, row, record)
-            if body is not None:
+            if (body := read(shard, opened, row, record)) is not None:
                 return body
             self.telemetry.add("refetches")
         reason = f"at byte {record[0]} ({record[1]} bytes) fails its checksum"
         raise self.bad_sample(shard, row, reason, self._fix())
 
-    def _from_storage(self, opened: OpenShard, row: int, record: Record) -> bytes | None:
-        def attempt() -> bytes | None:
-            opened.source = None  # opened anew: its handle may be stale, its file another
-            opened.source = self._source(opened.entry)
-            return self._checked(opened.source, opened, row, record)
-
+    def _from_storage(self, shard: int, opened: OpenShard, row: int, record: Record) -> bytes | None:
         try:
-            body = self._checked(opened.source, opened, row, record) if opened.source else attempt()
+            file = opened.source or self._reopen(opened)
+            body = self._checked(file, opened, row, record)
         except OSError:
             self.telemetry.add("retries")
-            body = self.retries(attempt, lambda: self.storage.describe(opened.entry.name), self._fix)
+            body = self.retries(
+                lambda: self._checked(self._reopen(opened), opened, row, record),
+                lambda: self.storage.describe(opened.entry.name),
+                self._fix,
+            )
         if body is None and opened.source is not None:
             opened.source.forget(record[0], record[1])
         return body
+
+    def _reopen(self, opened: OpenShard) -> Handle:
+        """The shard's file, opened anew: a handle may be stale, and the file behind it another."""
+        opened.source = None
+        opened.source = self._source(opened.entry)
+        return opened.source
 
     def _from_whole(self, shard: int, opened: OpenShard, row: int, record: Record) -> bytes | None:
         assert self.cache
@@ -221,8 +224,8 @@ class ShardReader:
 def _sound(header: bytes) -> bool:
     """Whether a tar header's sum is the one it states; Adler-32's low half is that sum, plus 1, mod 65521."""
     try:
-        stated = int(header[CHECKSUM].rstrip(b"\x00 ") or b"0", 8)
+        stated = int((field := header[CHECKSUM]).rstrip(b"\x00 ") or b"0", 8)
     except ValueError:
         return False
-    found = (zlib.adler32(header) & 0xFFFF) - 1 - sum(header[CHECKSUM]) + 8 * ord(" ")
+    found = (zlib.adler32(header) & 0xFFFF) - 1 - sum(field) + 8 * ord(" ")
     return (found - stated) % 65521 == 0

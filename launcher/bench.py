@@ -10,6 +10,7 @@ from typing import Any
 
 from data_shards.errors import DataError
 from data_shards.measure import Bench, StorageRate, StreamRate
+from data_shards.region import describe
 
 DATA_HELP = """\
 examples:
@@ -61,6 +62,7 @@ def report(
     """All that was measured, and what follows from it, as JSON-able values; times in milliseconds."""
     found: dict[str, Any] = {
         "cores": cores,
+        "decoder": describe(),
         "storage": asdict(storage),
         "stages_ms": {stage: 1e3 * seconds for stage, seconds in stages.items()},
         "img_s_core": 1 / sum(stages.values()),
@@ -86,6 +88,7 @@ def render(directory: str | Path, found: dict[str, Any]) -> str:
         f"  storage   {storage['img_s']:.0f} images/s, {storage['mb_s']:.0f} MB/s, "
         f"{storage['threads']} threads, {memory}",
         *(f"  {stage:8}  {ms:.3f} ms  {ms / total:4.0%}" for stage, ms in found["stages_ms"].items()),
+        f"  decoder   {found['decoder']}",
         f"  together  {total:.3f} ms of CPU an image: {found['img_s_core']:.0f} images/s and core",
         f"  stream    {stream['img_s']:.0f} images/s with {stream['threads']} threads, "
         f"{stream['cpu_ms']:.3f} ms of CPU an image",

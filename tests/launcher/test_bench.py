@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from data_shards import region
 from data_shards.measure import STAGES, StorageRate, StreamRate
 from data_shards.sources import synthetic
 from data_shards.write import pack
@@ -60,6 +61,19 @@ def test_the_text_names_every_stage(split: Path, capsys: pytest.CaptureFixture[s
     text = bench(capsys, split, "--images", 8, "--batch-size", 8, "--image-size", 16, "--target", 5)
     for word in (*STAGES, "storage", "stream", "5 images/s need 1 cores"):
         assert word in text
+
+
+def test_it_says_what_decodes_and_what_would_be_faster(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(region, "decode_in_c", lambda *_: 0)
+    assert "the crop alone" in region.describe()
+    monkeypatch.setattr(region, "decode_in_c", None)
+    storage, stream = (
+        StorageRate(img_s=1, mb_s=1, threads=1, cold=True),
+        StreamRate(img_s=1, cpu_s=1, threads=1),
+    )
+    text = render("x", report(storage, dict.fromkeys(STAGES, 0.001), stream, cores=1, target=None))
+    assert "  decoder   whole JPEGs" in text
+    assert "apt install libjpeg-dev" in text
 
 
 def test_cores_and_storage_by_hand() -> None:
