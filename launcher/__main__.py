@@ -2,32 +2,26 @@
 
 import argparse
 import json
-import os
 import sys
-import time
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data_shards.errors import DataError
 from data_shards.foreign import statement
 from data_shards.loading import checked_manifest
 from data_shards.patterns import expand, names_tars
-from launcher import bench, convert, local, models, shards
+from launcher import bench, checkpoints, convert, local, models, shards
+from launcher.changes import check_changes
 from launcher.check import check, steps_in
-from launcher.config import ConfigError, load_config
-from launcher.errors import RankError
+from launcher.config import load_config
+from launcher.errors import RunError
+from launcher.exit_codes import ExitCode
+from launcher.rank import USER_ERRORS, Guard, as_rank, complain
 from launcher.run_directory import RunDirectory
-from parallel.commit import CheckpointError
-from parallel.env import LaunchError, Ranks, discover, join, leave, prepare_process
-from parallel.mesh import LayoutError
-from swin_moe.config import ModelError
-
-EXIT_USER_ERROR = 2
-PATIENCE_S = 30.0  # for whoever started the ranks to stop the others after one has failed
+from launcher.sessions import Sessions
+from parallel.env import LaunchError, Ranks
 
 DESCRIPTION = """\
 Train expert-parallel Swin Transformers from WebDataset shards.
@@ -48,8 +42,9 @@ examples:
   srun -n 8 swin-moe train CONFIG                              or by Slurm: no --nproc then
 
 Any option of the configuration can be overridden: a.b=value. All options: launcher/schema.py. The run
-directory holds config.yaml, metrics.jsonl, summary.json, tensorboard/ and checkpoints/. Exit status 2:
-something that you can correct, said in one line.
+directory holds config.yaml, metrics.jsonl, summary.json, sessions.jsonl, tensorboard/ and checkpoints/.
+SIGUSR1, SIGTERM and Ctrl-C stop the run after its step, saved (exit status 75); a second SIGTERM or Ctrl-C
+ends it at once. Exit status 2: something that you can correct, said in one line; the others: docs/faults.md.
 """
 
 
@@ -69,14 +64,12 @@ def main(arguments: list[str] | None = None) -> int:
     args = _parse(arguments)
     try:
         return int(args.run(args, arguments))
-    except (ConfigError, DataError, LaunchError, CheckpointError, LayoutError, ModelError) as error:
-        return _complain(error)
-
-
-def _complain(error: ValueError) -> int:
-    """Say what the user can correct, in one line and without a traceback."""
-    sys.stderr.write(f"{type(error).__name__}: {error}\n")  # one write: the ranks share the terminal
-    return EXIT_USER_ERROR
+    except (*USER_ERRORS, LaunchError) as error:
+        complain(error)
+        return ExitCode.USER_ERROR
+    except RunError as error:
+        complain(error)
+        return error.code
 
 
 def _check(args: argparse.Namespace, _: list[str]) -> int:
@@ -112,15 +105,27 @@ def _train(args: argparse.Namespace, arguments: list[str]) -> int:
         check(config, args.nproc)
         run = RunDirectory(config.run_dir)
         run.lock(resume=args.resume == "auto")
-        run.unlock()  # rank 0 will hold it
+        try:
+            check_changes(config, run.checkpoints, allow=args.allow_change)
+            Sessions(run).check(config.checkpoint.crash_budget, reset=args.reset_crashes)
+        finally:
+            run.unlock()  # rank 0 will hold it
         return local.run_local(args.nproc, arguments)
 
-    def train(ranks: Ranks, device: torch.device) -> None:
+    def train(ranks: Ranks, device: torch.device, guard: Guard) -> None:
         from launcher.train import train  # DeepSpeed looks for its device when it is imported
 
-        train(config, ranks, device, args.resume)
+        train(
+            config,
+            ranks,
+            device,
+            guard,
+            args.resume,
+            allow_change=args.allow_change,
+            reset_crashes=args.reset_crashes,
+        )
 
-    return _as_rank(train)
+    return as_rank(config, train)
 
 
 def _eval(args: argparse.Namespace, arguments: list[str]) -> int:
@@ -129,37 +134,13 @@ def _eval(args: argparse.Namespace, arguments: list[str]) -> int:
     if local.is_parent(args.nproc):
         return local.run_local(args.nproc, arguments)
 
-    def evaluate(ranks: Ranks, device: torch.device) -> None:
+    def evaluate(ranks: Ranks, device: torch.device, guard: Guard) -> None:
         from launcher.evaluate import evaluate_checkpoint
 
-        evaluate_checkpoint(config, run, args.checkpoint, ranks, device)
+        beat = guard.watch.beat
+        evaluate_checkpoint(config, run, args.checkpoint, ranks, device, beat, averaged=args.ema)
 
-    return _as_rank(evaluate)
-
-
-def _as_rank(work: Callable[[Ranks, torch.device], None]) -> int:
-    """Join the other ranks, work, and leave them; an error that all ranks share is said once."""
-    local.die_with_agent()
-    warnings.filterwarnings("ignore", module=r"torch\.distributed")  # of calls that DeepSpeed makes
-    ranks = discover()
-    device = prepare_process(ranks)
-    join(ranks, device)
-    try:
-        work(ranks, device)
-    except RankError as error:  # the other ranks are waiting in a collective: no good-byes
-        _complain(error)
-        sys.stderr.flush()
-        os._exit(EXIT_USER_ERROR)
-    except (ConfigError, DataError, CheckpointError, LayoutError, ModelError) as error:
-        leave()
-        return _complain(error) if ranks.rank == 0 else EXIT_USER_ERROR
-    except RuntimeError as error:
-        if "gloo/transport" not in str(error):  # torch has no type of its own for a lost connection
-            raise
-        time.sleep(PATIENCE_S)  # another rank is gone and said why
-        return _complain(RankError(f"rank {ranks.rank} lost its connection to another rank"))
-    leave()
-    return 0
+    return as_rank(config, evaluate)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -176,7 +157,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 def _parser() -> argparse.ArgumentParser:
     parser = _teaching(argparse.ArgumentParser, prog="swin-moe", description=DESCRIPTION)
     commands = parser.add_subparsers(
-        required=True, metavar="check | train | eval | shards | bench | models | convert | export"
+        required=True,
+        metavar="check | train | eval | shards | bench | models | convert | export | checkpoint",
     )
     check_parser = _teaching(commands.add_parser, "check", help="find everything that is wrong with a run")
     train_parser = _teaching(commands.add_parser, "train", help="train a model", epilog=TRAIN_HELP)
@@ -186,6 +168,9 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--nproc", type=_positive, help="ranks to start on this machine")
     eval_parser.add_argument("run_directory", type=Path, metavar="RUN", help="the run directory")
     eval_parser.add_argument("--checkpoint", help="step-NNNNNNNN; default: the newest")
+    eval_parser.add_argument(
+        "--ema", action="store_true", help="the moving average of the weights (train.ema_decay)"
+    )
     for command in (check_parser, train_parser):
         command.add_argument(
             "config", type=Path, metavar="CONFIG", help="a YAML file, such as those in configs/"
@@ -203,10 +188,19 @@ def _parser() -> argparse.ArgumentParser:
         default="never",
         help="auto: go on from the newest checkpoint of the run directory, if any (default: %(default)s)",
     )
+    train_parser.add_argument(
+        "--allow-change",
+        action="store_true",
+        help="on resume, let options differ that change what training computes (optimizer, data, duration)",
+    )
+    train_parser.add_argument(
+        "--reset-crashes", action="store_true", help="start although the last sessions got nowhere (exit 86)"
+    )
     shards.add_parser(commands)
     bench.add_parser(commands)
     models.add_parser(commands)
     convert.add_parsers(commands)
+    checkpoints.add_parser(commands)
     return parser
 
 

@@ -8,6 +8,7 @@ from launcher.duration import parse_duration, to_steps
 from launcher.schema import RunConfig
 from parallel.expert import ExchangeOptions
 from parallel.mesh import LayoutError, ParallelDims
+from parallel.zero_config import check_zero_section
 from swin_moe.config import ModelError
 from swin_moe.tutel_backend import import_tutel
 
@@ -26,6 +27,7 @@ def check(config: RunConfig, world_size: int | None = None) -> None:
     if config.task != "classification":
         errors.append(f"task ({config.task}) cannot be trained yet; swin_moe.simmim builds the model")
     errors += [*_data_errors(config), *_duration_errors(config)]
+    errors += _messages(lambda: check_zero_section(config.deepspeed), ValueError)
     if errors:
         count = "one thing" if len(errors) == 1 else f"{len(errors)} things"
         raise ConfigError(f"{count} to correct:\n" + "\n".join(f"  {error}" for error in errors))
@@ -144,6 +146,7 @@ def _duration_errors(config: RunConfig) -> list[str]:
         "train.moe_load_every": config.train.moe_load_every,
         "optim.warmup": config.optim.warmup,
         "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep_every": config.checkpoint.keep_every,
     }
     errors = []
     num_samples = None if names_tars(config.data.train) else 1

@@ -26,7 +26,10 @@ Every tensor of IN and of the model is used or named. OUT is never overwritten. 
 EXPORT_HELP = """\
 examples:
   swin-moe export runs/demo out.safetensors
+  swin-moe export runs/demo out.safetensors --ema                     the moving average of the weights
   swin-moe export runs/swinv2_tiny swinv2-hf --to hf --checkpoint step-00001000
+
+The whole model with its configuration, whatever layout wrote it; verified first. OUT is never overwritten.
 """
 
 
@@ -43,12 +46,9 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     export = commands.add_parser(
         "export", help="the weights of a run", epilog=EXPORT_HELP, formatter_class=raw
     )
-    export.set_defaults(run=_export)
-    export.add_argument("source", type=Path, metavar="RUN", help="the run directory")
-    export.add_argument("--checkpoint", help="step-NNNNNNNN; default: the newest")
-    for command in (convert, export):
-        command.add_argument("out", type=Path, metavar="OUT", help="the file, or for hf the folder, to write")
-        command.add_argument("--to", choices=FORMATS, default="native", help="default: %(default)s")
+    export.set_defaults(run=run_export)
+    add_export(export)
+    _add_out(convert)
     convert.add_argument(
         "--config", metavar="NAME_OR_YAML", help="which model it is; not needed for what this program wrote"
     )
@@ -61,6 +61,19 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
     )
 
 
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `export`, which is a command of its own and one of `checkpoint`."""
+    parser.add_argument("source", type=Path, metavar="RUN", help="the run directory")
+    _add_out(parser)
+    parser.add_argument("--checkpoint", help="step-NNNNNNNN; default: the newest")
+    parser.add_argument("--ema", action="store_true", help="the moving average (train.ema_decay)")
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, metavar="OUT", help="the file, or for hf the folder, to write")
+    parser.add_argument("--to", choices=FORMATS, default="native", help="default: %(default)s")
+
+
 def _convert(args: argparse.Namespace, _: list[str]) -> int:
     config = _model_config(args.config) if args.config else config_of(args.source)
     if config is None:
@@ -69,18 +82,19 @@ def _convert(args: argparse.Namespace, _: list[str]) -> int:
     return _rewrite(config, args.source, args.out, args.to, head)
 
 
-def _export(args: argparse.Namespace, _: list[str]) -> int:
+def run_export(args: argparse.Namespace, _: list[str]) -> int:
+    """Carry out a parsed `export`: the exit status."""
     source = args.source / "checkpoints" / args.checkpoint if args.checkpoint else args.source
     config = config_of(source) if source.is_dir() else None
     if config is None:
         raise ConfigError(f"{source} is no run with a checkpoint; weights that are none: swin-moe convert")
-    return _rewrite(config, source, args.out, args.to, "strict")
+    return _rewrite(config, source, args.out, args.to, "strict", ema=args.ema)
 
 
-def _rewrite(config: ModelConfig, source: Path, out: Path, to: str, head: Head) -> int:
+def _rewrite(config: ModelConfig, source: Path, out: Path, to: str, head: Head, *, ema: bool = False) -> int:
     check_format(config, to)
     model = build_model(config)
-    print(load_weights(model, source, head=head))
+    print(load_weights(model, source, head=head, ema=ema))
     print(f"wrote {save_weights(model, out, to)} ({to})")
     return 0
 

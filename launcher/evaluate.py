@@ -1,6 +1,8 @@
 """Evaluation: every image of a split exactly once, on any number of ranks."""
 
+import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from math import gcd
 from typing import Any
@@ -16,10 +18,11 @@ from launcher.errors import RankError
 from launcher.run_directory import RunDirectory
 from launcher.schema import DataConfig, RunConfig
 from launcher.tally import Tally
-from parallel.checkpoint import load_weights
-from parallel.commit import latest
+from parallel.checkpoint import load_weights, read_verified
 from parallel.env import Ranks
 from parallel.mesh import Mesh, ParallelDims, build_mesh
+from parallel.newest import Found, newest
+from parallel.tensors import EMA, MASTER
 from swin_moe.losses import evaluation_sums
 from swin_moe.model import build_model
 from swin_moe.randomness import sample_keys
@@ -58,23 +61,31 @@ def normalised(images: Tensor, data: DataConfig, device: torch.device) -> Tensor
 
 
 def evaluate_checkpoint(
-    config: RunConfig, run: RunDirectory, name: str | None, ranks: Ranks, device: torch.device
+    config: RunConfig,
+    run: RunDirectory,
+    name: str | None,
+    ranks: Ranks,
+    device: torch.device,
+    beat: Callable[[], None],
+    *,
+    averaged: bool = False,
 ) -> None:
     """Evaluate one checkpoint of a run on any number of ranks and print the result; every rank calls it.
 
     Args:
         config: of the run.
         run: its directory.
-        name: of the checkpoint; None is the newest.
+        name: of the checkpoint; None is the newest that is whole.
         ranks: of this evaluation; the experts spread over as many as divide both, none of them sliced.
         device: of this rank.
+        beat: called after every batch.
+        averaged: evaluate the moving average of the weights, which the run kept with train.ema_decay.
 
     Raises:
         ConfigError: there is no such checkpoint.
+        CheckpointError: it is damaged, of another model, or holds no moving average.
     """
-    path = run.checkpoints / name if name else latest(run.checkpoints)
-    if path is None or not path.is_dir():
-        raise ConfigError(f"{run.path} has no checkpoint {name or 'yet'}; they lie in {run.checkpoints}")
+    found = chosen(run, name)
     moe = config.model.moe
     ep_size = gcd(ranks.world_size, moe.num_experts) if moe else 1
     dims = ParallelDims(world_size=ranks.world_size, ep_size=ep_size)
@@ -82,20 +93,40 @@ def evaluate_checkpoint(
     # what was chosen for the layout of training may not fit this one
     exchange = replace(config.parallel.expert_exchange, strategy="ep", hierarchical=False)
     model = build_model(config.model, seed=config.seed, mesh=mesh, exchange=exchange).to(device)
-    manifest = load_weights(path, model, moe.num_experts if moe else 0)
+    kind = EMA if averaged else MASTER
+    load_weights(found.path, model, moe.num_experts if moe else 0, found.manifest, kind=kind)
     with eval_stream(config, mesh) as stream:
-        result = evaluate(model, stream, config.data, device)
+        result = evaluate(model, stream, config.data, device, beat)
     if mesh.is_first:
+        sys.stderr.writelines(f"{notice}\n" for notice in found.notices)
         print(
-            f"{path.name} (step {manifest['step']}): top-1 {result['top1']:.2%}, loss {result['loss']:.4f} "
-            f"on {result['images']} images, {result['images_s']:.0f} images/s, "
+            f"{found.path.name} (step {found.manifest['step']}): top-1 {result['top1']:.2%}, "
+            f"loss {result['loss']:.4f} on {result['images']} images, {result['images_s']:.0f} images/s, "
             f"{result['dropped_fraction']:.2%} of the tokens' choices dropped"
         )
 
 
+def chosen(run: RunDirectory, name: str | None) -> Found:
+    """The checkpoint of a name, or the newest that is whole; every rank calls it together."""
+    if name is None:
+        found = newest(run.checkpoints)
+    else:
+        path = run.checkpoints / name
+        found = Found(path=path, manifest=read_verified(path), notices=[]) if path.is_dir() else None
+    if found is None:
+        raise ConfigError(f"{run.path} has no checkpoint {name or 'yet'}; they lie in {run.checkpoints}")
+    return found
+
+
 @torch.no_grad()
-def evaluate(module: nn.Module, stream: EvalStream, data: DataConfig, device: torch.device) -> dict[str, Any]:
-    """Evaluate a model on all ranks together, at its evaluation capacity.
+def evaluate(
+    module: nn.Module,
+    stream: EvalStream,
+    data: DataConfig,
+    device: torch.device,
+    beat: Callable[[], None] = lambda: None,
+) -> dict[str, Any]:
+    """Evaluate a model on all ranks together, at its evaluation capacity, with a `beat` after every batch.
 
     Returns:
         top1 (share of 1), loss (cross-entropy without smoothing), images, images_s, dropped_fraction, and
@@ -110,6 +141,7 @@ def evaluate(module: nn.Module, stream: EvalStream, data: DataConfig, device: to
             output = module(normalised(batch.images, data, device), keys)
             sums = evaluation_sums(output.logits, batch.labels.to(device), batch.weights.to(device))
             tally.add(sums, output)
+            beat()
     except DataError as error:
         raise RankError(f"rank {stream.dp_rank}, evaluation: {error}") from error
     totals = tally.reduce()

@@ -11,8 +11,16 @@ from torch.utils.tensorboard import SummaryWriter
 from launcher.heat_map import heat_map
 from launcher.run_directory import RunDirectory
 from launcher.tally import LayerTotals
+from parallel.saver import Outcome
 
-TROUBLE = ("bad_samples", "replaced", "retries", "refetches", "fetch_failures")  # shown where there is any
+TROUBLE = (
+    "bad_samples",
+    "replaced",
+    "retries",
+    "refetches",
+    "fetch_failures",
+    "skipped_steps",
+)  # shown where there is any
 
 
 def read_records(path: Path, up_to_step: int | None = None) -> list[dict[str, Any]]:
@@ -48,6 +56,7 @@ class MetricsLog:
         self._start_s = self._shown_s = time.monotonic()
         self._start_step, self._total_steps = start_step, total_steps
         self._line_open = False
+        self._failed_saves = 0  # of this session
 
     def step(
         self,
@@ -89,6 +98,20 @@ class MetricsLog:
             f"step {step}: top-1 {values['top1']:.2%}, loss {values['loss']:.4f} on {values['images']} images"
         )
 
+    def save(self, outcome: Outcome) -> None:
+        """Record how a save ended, and say so if it did not end well."""
+        self._failed_saves += outcome.error is not None
+        values = {name: getattr(outcome, name) for name in ("error", "bytes", "copy_s", "stall_s")}
+        values |= {"s": outcome.save_s, "failed": self._failed_saves}
+        self._write(outcome.step, values, "save", "save_")
+        if outcome.error is not None:
+            self._say(
+                f"step {outcome.step}: NOT SAVED: {outcome.error}; the checkpoints before it stand "
+                f"(failed saves: {self._failed_saves})"
+            )
+        if outcome.warning is not None:
+            self._say(f"step {outcome.step}: saved, but {outcome.warning}")
+
     def close(self) -> None:
         """Finish the files."""
         self._end_line()
@@ -111,6 +134,7 @@ class MetricsLog:
             return
         self._shown_s = now
         left_s = (now - self._start_s) / (step - self._start_step) * (self._total_steps - step)
+        data = {**data, "skipped_steps": int(values.get("skipped_steps", 0))}
         trouble = "".join(f"{data[name]} {name.replace('_', ' ')}  " for name in TROUBLE if data.get(name))
         text = (
             f"step {step}/{self._total_steps}  loss {values['loss']:.3f}  {values['images_s']:.0f} images/s  "

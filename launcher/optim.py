@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from launcher.schema import OptimConfig
+from parallel.tensors import shape_of
 
 NO_DECAY = (
     "bias",
@@ -29,7 +30,7 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
     decay: list[nn.Parameter] = []
     no_decay: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
-        plain = parameter.dim() == 1 or any(part in name for part in NO_DECAY)
+        plain = len(shape_of(parameter)) == 1 or any(part in name for part in NO_DECAY)
         (no_decay if plain else decay).append(parameter)
     common = {"betas": config.betas, "eps": config.eps}
     groups = [

@@ -7,8 +7,9 @@ from parallel.collectives import RanksError, agree
 from parallel.commit import MANIFEST
 from parallel.mesh import Mesh
 from swin_moe.model import SwinTransformer
-from swin_moe.weights import ClassMap, load_weights
+from swin_moe.weights import ClassMap
 from swin_moe.weights.adapt import Head
+from swin_moe.weights.load import Fitted, fit, write
 
 
 def start_from(path: str, head: str, model: SwinTransformer, mesh: Mesh) -> None:
@@ -20,9 +21,11 @@ def start_from(path: str, head: str, model: SwinTransformer, mesh: Mesh) -> None
         )
     heads: dict[str, Head] = {"strict": "strict", "replace": "replace"}
     known = heads.get(head) or ClassMap.read(head)
+    fitted: list[Fitted] = []
     try:
-        report, *_ = agree(lambda: load_weights(model, path, head=known), (ValueError, OSError))
+        agree(lambda: fitted.append(fit(model, path, head=known)), (ValueError, OSError))
     except RanksError as error:
         raise ConfigError(f"train.pretrained: {error}") from error
+    report = write(model, fitted[0])
     if mesh.is_first:
         print(report)

@@ -1,17 +1,13 @@
 """The directory of one run: what lies where, and the lock that keeps a second run out.
 
-config.yaml  metrics.jsonl  summary.json  quarantine.jsonl  tensorboard/  checkpoints/  lock
+config.yaml  metrics.jsonl  summary.json  sessions.jsonl  quarantine.jsonl  tensorboard/  checkpoints/  lock
 """
 
-import fcntl
-import json
-import os
-import socket
 from pathlib import Path
-from typing import IO
 
 from launcher.config import ConfigError
-from parallel.commit import latest
+from launcher.lease import Lease, LeaseError
+from parallel.commit import POINTER, committed
 
 
 class RunDirectory:
@@ -25,7 +21,7 @@ class RunDirectory:
         self.quarantine = self.path / "quarantine.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
-        self._lock: IO[str] | None = None
+        self._lease = Lease(self.path / "lock")
 
     def lock(self, *, resume: bool) -> None:
         """Make the directory and take its lock; the system lets go of it when this process dies.
@@ -38,25 +34,17 @@ class RunDirectory:
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            file = (self.path / "lock").open("a+")
+            self._lease.take()
         except OSError as error:
             raise ConfigError(
                 f"run_dir ({self.path}) cannot be written: {error.strerror}; choose another run_dir"
             ) from error
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            file.close()
+        except LeaseError as error:
             raise ConfigError(
-                f"run_dir ({self.path}) is in use by {holder}; wait for it, or choose another run_dir"
+                f"run_dir ({self.path}) is in use by {error}; wait for it, or choose another run_dir"
             ) from error
-        file.truncate(0)
-        file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
-        file.flush()
-        self._lock = file
-        if not resume and latest(self.checkpoints) is not None:
+        if not resume and ((self.checkpoints / POINTER).exists() or committed(self.checkpoints)):
+            self.unlock()
             raise ConfigError(
                 f"run_dir ({self.path}) holds a run already; continue it with --resume auto, or choose "
                 "another run_dir"
@@ -64,6 +52,4 @@ class RunDirectory:
 
     def unlock(self) -> None:
         """Let go of the lock."""
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lease.release()

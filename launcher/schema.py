@@ -5,11 +5,12 @@ once. No `from __future__ import annotations` here: pydantic resolves the types 
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from data_shards.device_augment import AugmentConfig
 from data_shards.patterns import names_tars
 from parallel.expert import ExchangeOptions
+from parallel.zero_config import Precision, ZeroStage, check_deepspeed
 from swin_moe.config import ModelConfig
 
 
@@ -99,8 +100,10 @@ class TrainConfig:
     global_batch_size: int = 1024  # images an optimizer step, whatever the number of ranks
     micro_batch_size: int = 128  # images a rank holds at once; the rest is gradient accumulation
     eval_batch_size: int = 128  # a rank
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Precision = "fp32"  # bf16 and fp16 with fp32 masters; fp16 with a dynamic loss scale
+    ema_decay: float = 0.0  # a step, of a moving average of the weights, kept beside them; 0 keeps none
     eval_every: str | None = None  # a duration; the end of the run is always evaluated
+    max_skipped_steps: int = 10  # in a row, of a loss or gradient that is not finite; 0 never stops
     moe_load_every: str | None = "50 steps"  # when every expert's load is recorded; the last step always is
     compile: bool = False  # torch.compile block by block
     pretrained: str | None = None  # weights to start from, in any format that `swin-moe convert` reads
@@ -109,7 +112,10 @@ class TrainConfig:
     )
 
     def __post_init__(self) -> None:
-        _check_ranges("train.", self, global_batch_size=1, micro_batch_size=1, eval_batch_size=1)
+        lowest = {"global_batch_size": 1, "micro_batch_size": 1, "eval_batch_size": 1, "max_skipped_steps": 0}
+        _check_ranges("train.", self, **lowest)
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay ({self.ema_decay}) must lie in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,10 +125,14 @@ class ParallelConfig:
     ep_size: int = 1  # ranks that share one set of experts; divides world_size
     expert_slices: int = 1  # ranks that share the hidden channels of one expert; divides ep_size
     expert_exchange: ExchangeOptions = field(default_factory=ExchangeOptions)
-    zero_stage: Literal[0, 1, 2] = 1
+    zero_stage: ZeroStage = 1  # what is cut over the ranks: 1 optimizer states, 2 + gradients, 3 + parameters
+    offload_optimizer: bool = False  # optimizer states to host memory, and the update with them; from stage 1
+    collective_timeout_s: float = 600.0  # then a rank that others wait for is named and the run ends
 
     def __post_init__(self) -> None:
-        _check_ranges("parallel.", self, ep_size=1, expert_slices=1)
+        _check_ranges("parallel.", self, ep_size=1, expert_slices=1, collective_timeout_s=5)
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("parallel.offload_optimizer needs parallel.zero_stage of 1, 2 or 3 (got 0)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,9 +141,12 @@ class CheckpointConfig:
 
     every: str | None = "1 epochs"  # a duration; the end of the run is always saved
     keep_last: int = 2
+    keep_every: str | None = None  # a duration; checkpoints at multiples of it stay for good
+    asynchronous: bool = True  # the step waits for a copy to host memory, a thread writes it
+    crash_budget: int = 5  # so many crashes in a row without a new checkpoint refuse a start; 0 never does
 
     def __post_init__(self) -> None:
-        _check_ranges("checkpoint.", self, keep_last=1)
+        _check_ranges("checkpoint.", self, keep_last=1, crash_budget=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +162,10 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    deepspeed: dict[str, Any] = field(
+        default_factory=dict
+    )  # further options of DeepSpeed's own configuration
 
     def __post_init__(self) -> None:
         _check_ranges("", self, seed=0)
+        check_deepspeed(self.deepspeed)

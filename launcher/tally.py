@@ -5,7 +5,7 @@ Legend: E experts, R ranks of the world.
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class Totals:
     sums: list[float]  # of the caller's choosing
     layers: dict[str, LayerTotals]  # by the layer's name
     loads: dict[str, Tensor]  # (E,) int64 by layer: the layers' `tokens`, still on the device
+    raised: dict[str, list[int]] = field(default_factory=dict)  # ranks by flag; `nonfinite` is of the sums
 
     @property
     def dropped_fraction(self) -> float:
@@ -61,7 +62,8 @@ class Tally:
     """Adds up forward passes on the device; one all-reduce and one wait for the device when it is read.
 
     It is one fp64 vector, exact for counts up to 2^53: 1 for the pass, the caller's sums, and of every layer
-    `tokens` (E,), `dropped`, `entropy` and `received` (R,), where a rank fills its own place alone.
+    `tokens` (E,), `dropped`, `entropy` and `received` (R,), where a rank fills its own place alone. Flags
+    are (R,) each too.
 
     Args:
         rank: this rank's place in the world.
@@ -88,19 +90,28 @@ class Tally:
         scalars = torch.stack([stats.dropped.double(), stats.entropy.double()])
         return torch.cat([stats.load.double(), scalars, received])
 
-    def reduce(self, counts: Mapping[str, int] | None = None) -> Totals:
+    def reduce(
+        self, counts: Mapping[str, int] | None = None, flags: Mapping[str, bool] | None = None
+    ) -> Totals:
         """Sum over all ranks; every rank calls it, after at least one pass.
 
         Args:
             counts: of this rank, of the same names on every rank.
+            flags: that this rank raises or not, of the same names on every rank.
         """
         assert self._total is not None
-        counts = counts or {}
+        counts, flags = counts or {}, flags or {}
+        sums_at = slice(1, 1 + self._sizes[1])
         own = torch.tensor(list(counts.values()), dtype=torch.float64, device=self._total.device)
-        total = sum_over(torch.cat([own, self._total]))
-        sizes = [len(counts), *self._sizes]
-        summed, (passes,), sums, *layers = total.cpu().split(sizes)  # waits for the device
-        loads = [part[: -2 - self._world_size].long() for part in total.split(sizes)[3:]]
+        raised = torch.zeros(1 + len(flags), self._world_size, dtype=torch.float64, device=self._total.device)
+        raised[0, self._rank] = ~torch.isfinite(self._total[sums_at]).all()
+        for row, flag in enumerate(flags.values(), 1):
+            raised[row, self._rank] = float(flag)
+        total = sum_over(torch.cat([own, raised.flatten(), self._total]))
+        sizes = [len(counts), raised.numel(), *self._sizes]
+        summed, flat, (passes,), sums, *layers = total.cpu().split(sizes)  # waits for the device
+        loads = [part[: -2 - self._world_size].long() for part in total.split(sizes)[4:]]
+        rows = flat.view(-1, self._world_size)
         return Totals(
             passes=int(passes),
             counts=dict(zip(counts, summed.long().tolist(), strict=True)),
@@ -109,6 +120,10 @@ class Tally:
                 name: self._layer(part, int(passes)) for name, part in zip(self._layers, layers, strict=True)
             },
             loads=dict(zip(self._layers, loads, strict=True)),
+            raised={
+                name: row.nonzero().flatten().tolist()
+                for name, row in zip(["nonfinite", *flags], rows, strict=True)
+            },
         )
 
     def _layer(self, part: Tensor, passes: int) -> LayerTotals:

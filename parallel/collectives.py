@@ -104,12 +104,17 @@ def sum_over(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return values
 
 
-def agree(action: Callable[[], T], errors: tuple[type[BaseException], ...]) -> list[T]:
+def agree(
+    action: Callable[[], T],
+    errors: tuple[type[BaseException], ...],
+    group: dist.ProcessGroup | None = None,
+) -> list[T]:
     """Run a local action on every rank and return every rank's result; if one rank fails, all raise.
 
     Args:
         action: local; it may not wait for other ranks.
         errors: what counts as a failure of this rank; anything else is a bug and passes through.
+        group: of all ranks; None is the default group.
 
     Raises:
         RanksError: with every distinct reason and the ranks it is of.
@@ -118,7 +123,7 @@ def agree(action: Callable[[], T], errors: tuple[type[BaseException], ...]) -> l
         outcome: tuple[bool, Any] = (True, action())
     except errors as error:
         outcome = (False, str(error))
-    outcomes = gather_objects(outcome)
+    outcomes = gather_objects(outcome, group)
     reasons: dict[str, list[int]] = {}
     for rank, (succeeded, value) in enumerate(outcomes):
         if not succeeded:
@@ -130,10 +135,10 @@ def agree(action: Callable[[], T], errors: tuple[type[BaseException], ...]) -> l
     raise RanksError("; ".join(f"rank {', '.join(map(str, of))}: {text}" for text, of in reasons.items()))
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """One small object from every rank, in rank order, on every rank."""
-    if not dist.is_initialized() or dist.get_world_size() == 1:
+def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
+    """One small object from every rank of `group`, or of the whole world, in rank order, on every rank."""
+    if not dist.is_initialized() or dist.get_world_size(group) == 1:
         return [value]
-    values: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    values: list[Any] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
     return values

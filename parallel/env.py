@@ -145,6 +145,13 @@ def _tasks_on_node(env: Mapping[str, str]) -> int:
     return counts[int(env.get("SLURM_NODEID", "0"))]
 
 
+def slurm_job(env: Mapping[str, str] = os.environ) -> dict[str, str | int] | None:
+    """The Slurm job that this process runs in, and how often it was requeued; None outside of Slurm."""
+    if "SLURM_JOB_ID" not in env:
+        return None
+    return {"id": env["SLURM_JOB_ID"], "restarts": int(env.get("SLURM_RESTART_COUNT", "0"))}
+
+
 def prepare_process(ranks: Ranks) -> torch.device:
     """Give this process its device and its share of the cores; call it before DeepSpeed is imported.
 
@@ -156,10 +163,16 @@ def prepare_process(ranks: Ranks) -> torch.device:
         device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
         torch.cuda.set_device(device)
         return device
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    choose_accelerator()
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads_per_rank(ranks.local_world_size))
     return torch.device("cpu")
+
+
+def choose_accelerator() -> None:
+    """Tell DeepSpeed, before it is imported, where there is no GPU; it would look by itself, and say so."""
+    if not torch.cuda.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
 
 def threads_per_rank(local_world_size: int) -> int:
@@ -167,19 +180,28 @@ def threads_per_rank(local_world_size: int) -> int:
     return max(1, len(os.sched_getaffinity(0)) // local_world_size)
 
 
-def join(ranks: Ranks, device: torch.device) -> None:
-    """Meet the other ranks: NCCL on GPUs, gloo on the CPU; a process alone opens no port at all."""
+def join(ranks: Ranks, device: torch.device, timeout: timedelta = COLLECTIVE_TIMEOUT) -> None:
+    """Meet the other ranks: NCCL on GPUs, gloo on the CPU; a process alone opens no port at all.
+
+    Args:
+        ranks: this process among the others.
+        device: of this process.
+        timeout: of each collective, the last resort behind parallel/watch.py.
+    """
     backend = "nccl" if device.type == "cuda" else "gloo"
+    # groups made later, DeepSpeed's among them, take torch's own default and not that of the first group
+    dist.distributed_c10d.default_pg_timeout = timeout
+    dist.distributed_c10d.default_pg_nccl_timeout = timeout
     if ranks.launcher == "single":
         store = dist.HashStore()
-        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=COLLECTIVE_TIMEOUT)
+        dist.init_process_group(backend, store=store, rank=0, world_size=1, timeout=timeout)
         return
     dist.init_process_group(
         backend,
         init_method=ranks.init_method,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        timeout=COLLECTIVE_TIMEOUT,
+        timeout=timeout,
     )
 
 

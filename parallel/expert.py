@@ -75,6 +75,7 @@ class ExpertParallel:
     part: ExpertSlice = ExpertSlice()  # of the hidden channels of each local expert
     ep_size: int = 1
     group: dist.ProcessGroup | None = None
+    holders: dist.ProcessGroup | None = None  # ranks with the same experts, over which ZeRO 3 cuts them
     mesh: Mesh | None = None  # None where nothing travels
     options: ExchangeOptions = ExchangeOptions()  # of calls that bring none of their own
 
@@ -98,6 +99,7 @@ class ExpertParallel:
             part=ExpertSlice(here, here + 1, slices),
             ep_size=dims.ep_size,
             group=mesh.ep_group if dims.ep_size > 1 else None,
+            holders=mesh.expert_dp_group,
             mesh=mesh if dims.ep_size > 1 else None,
             options=options,
         )
@@ -107,7 +109,8 @@ class ExpertParallel:
     ) -> None:
         """Declare a parameter of shape (L, ...) as expert-parallel.
 
-        `allreduce` and `group_name` are DeepSpeed's names (deepspeed/moe/utils.py); `experts` is ours: the
+        `allreduce`, `group_name` (deepspeed/moe/utils.py) and `ds_zero_partition_process_group`, which counts
+        where parameters are partitioned as they are made, are DeepSpeed's names; `experts` is ours: the
         global number of each slice along the first dim, which the checkpoint names it by; so is `sliced`.
 
         Args:
@@ -120,6 +123,8 @@ class ExpertParallel:
         assert sliced_dim is not None or self.part.of == 1, "each slice of an expert must own what it holds"
         parameter.allreduce = False  # type: ignore[attr-defined]
         parameter.group_name = f"ep_size_{self.ep_size}"  # type: ignore[attr-defined]
+        if self.holders is not None:
+            parameter.ds_zero_partition_process_group = self.holders  # type: ignore[attr-defined]
         parameter.experts = self.local_experts  # type: ignore[attr-defined]
         parameter.sliced = None  # type: ignore[attr-defined]
         if sliced_dim is not None and full_size is not None:
@@ -130,7 +135,7 @@ class ExpertParallel:
 
 def copy_mark(source: Tensor, target: Tensor) -> None:
     """Mark a parameter that has taken the place of another as that one was."""
-    for name in ("allreduce", "group_name", "experts", "sliced"):
+    for name in ("allreduce", "group_name", "ds_zero_partition_process_group", "experts", "sliced"):
         if hasattr(source, name):
             setattr(target, name, getattr(source, name))
 

@@ -1,61 +1,112 @@
 """The fp32 master weights and Adam moments of a model, whole and by parameter, behind any ZeRO stage.
 
-Stages 1 and 2 keep one flat fp32 partition a rank and parameter group, and link each parameter to its
-fragment of it (`_hp_mapping`); stage 0 keeps whole masters: the parameters in fp32, copies of them in bf16.
-DeepSpeed links the moments of the first group only, and none before the first step: `_link` does both.
+Stage 0 keeps whole masters: the parameters in fp32, copies of them in half precision. Stages 1 and 2 keep one
+flat fp32 partition a rank and parameter group, and link each parameter to its fragment of it (`_hp_mapping`);
+stage 3 cuts each parameter evenly over its holders, the last part padded. DeepSpeed links the moments of the
+first group only, and none before the first step: `_link` does both. An exponential moving average of the
+masters is one more of Adam's states, so it is cut, linked, offloaded and saved as they are.
 """
 
 from typing import Any
 
 import torch
-from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+from deepspeed.runtime.zero.partition_parameters import ZeroParamStatus
+from deepspeed.utils import (
+    safe_get_full_fp32_param,
+    safe_get_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+)
 from torch import Tensor, nn
 
-MASTER = "master"
-MOMENTS = ("exp_avg", "exp_avg_sq")
-KINDS = (MASTER, *MOMENTS)
+from parallel.tensors import EMA, KINDS, MASTER, MOMENTS
 
 
 class Masters:
     """Reads and writes what an engine's optimizer knows of each parameter.
 
     Every rank that holds a parameter calls `read` of it together; `write` is local.
+
+    Args:
+        engine: DeepSpeed's.
+        ema_decay: of the moving average of the masters, which starts at them; 0 keeps none.
     """
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: Any, ema_decay: float = 0.0) -> None:
         self.module: nn.Module = engine.module
-        self._optimizer = engine.optimizer
-        self._adam: torch.optim.Optimizer = engine.basic_optimizer
-        self._partitioned = engine.zero_optimization()
-        self._whole = {} if self._partitioned else self._whole_masters()
+        self.kinds = (*KINDS, EMA) if ema_decay else KINDS
+        self._optimizer, self._adam = engine.optimizer, engine.basic_optimizer
+        self._stage, self._ema_decay = int(engine.zero_optimization_stage()), ema_decay
+        self._whole = {} if self._stage else self._whole_masters()
         self._link()
 
     def read(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """The whole master and moments of a parameter, in its own shape and fp32."""
-        if self._partitioned:
-            moments = {kind: safe_get_full_optimizer_state(parameter, kind) for kind in MOMENTS}
-            return {MASTER: safe_get_full_fp32_param(parameter)} | moments
+        """The whole master, moments and average of a parameter, in its own shape and fp32."""
+        if self._stage:
+            states = {kind: safe_get_full_optimizer_state(parameter, kind) for kind in self.kinds[1:]}
+            return {MASTER: safe_get_full_fp32_param(parameter)} | states
         master = self._whole[parameter]
-        return {MASTER: master.detach()} | {kind: self._adam.state[master][kind] for kind in MOMENTS}
+        return {MASTER: master.detach()} | {kind: self._adam.state[master][kind] for kind in self.kinds[1:]}
+
+    def read_here(self, parameter: nn.Parameter) -> dict[str, Tensor] | None:
+        """What `read` gives, as views, where this rank's partition holds all of it; asks no other rank."""
+        mapping = getattr(parameter, "_hp_mapping", None)
+        if mapping is None or self._stage not in (1, 2):
+            return None
+        if mapping.lp_fragment_address.numel != parameter.numel():
+            return None  # the boundary of two partitions goes through it
+        flat = {kind: mapping.get_hp_fragment(None if kind == MASTER else kind) for kind in self.kinds}
+        return {kind: tensor.detach().view(parameter.shape) for kind, tensor in flat.items()}
 
     @torch.no_grad()
     def write(self, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
-        """Set the master and moments of a parameter, and its working copy, from whole fp32 tensors."""
-        if self._partitioned:
-            parameter.set_full_hp_param(values[MASTER])  # type: ignore[attr-defined]
-            for kind in MOMENTS:
-                parameter.set_full_hp_param(values[kind], kind)  # type: ignore[attr-defined]
-        else:
-            master = self._whole[parameter]
-            master.copy_(values[MASTER])
-            for kind in MOMENTS:
-                self._adam.state[master][kind].copy_(values[kind])
+        """Set what `read` reads, and the parameter's working copy, from whole fp32 tensors.
+
+        An average that `values` does not have starts anew, at the master.
+        """
+        values = {kind: values.get(kind, values[MASTER]) for kind in self.kinds}
+        if self._stage == 3:
+            self._write_partition(parameter, values)
+            return
+        for kind, value in values.items():
+            if self._stage:
+                parameter.set_full_hp_param(value, None if kind == MASTER else kind)  # type: ignore[attr-defined]
+            else:
+                master = self._whole[parameter]
+                (master if kind == MASTER else self._adam.state[master][kind]).copy_(value)
         parameter.copy_(values[MASTER])
 
+    @torch.no_grad()
+    def average(self) -> None:
+        """After a step that was taken: move the average towards the masters."""
+        if self._ema_decay:
+            for master in self._flat_masters():
+                self._adam.state[master][EMA].lerp_(master, 1.0 - self._ema_decay)
+
+    @property
+    def adam_steps(self) -> int:
+        """Steps that Adam took, which its bias correction uses; those that were skipped do not count."""
+        return int(next(iter(self._adam.state.values()))["step"])
+
     def set_step(self, step: int) -> None:
-        """Set Adam's count of steps, which its bias correction uses."""
+        """Set Adam's count of steps."""
         for state in self._adam.state.values():
-            state["step"].fill_(float(step))
+            state["step"] = torch.full_like(state["step"], step) if self._counts_in_tensors else step
+
+    @property
+    def _counts_in_tensors(self) -> bool:
+        return isinstance(self._adam, torch.optim.AdamW)
+
+    def _write_partition(self, parameter: Any, values: dict[str, Tensor]) -> None:
+        for kind, value in values.items():
+            part = _own_part(parameter, value)
+            if kind == MASTER:
+                safe_set_local_fp32_param(parameter, part)
+                parameter.ds_tensor.copy_(part)
+            else:
+                safe_set_local_optimizer_state(parameter, part, kind)
+        if parameter.ds_status == ZeroParamStatus.AVAILABLE:  # a small one, which stays whole between steps
+            parameter.data.copy_(values[MASTER])
 
     def _whole_masters(self) -> dict[nn.Parameter, Tensor]:
         """Stage 0: each parameter's fp32 master."""
@@ -64,15 +115,33 @@ class Masters:
         groups = zip(self._optimizer.fp16_groups, self._optimizer.fp32_groups, strict=True)
         return {p: master for low, high in groups for p, master in zip(low, high, strict=True)}
 
+    def _flat_masters(self) -> list[Tensor]:
+        """The tensors that Adam knows its states by."""
+        if self._stage == 3:
+            return list(self._optimizer.fp32_partitioned_groups_flat)
+        return [master for group in self._adam.param_groups for master in group["params"]]
+
+    @torch.no_grad()
     def _link(self) -> None:
-        """Give every master that has none its Adam state, as AdamW does at its first step."""
-        for group in self._adam.param_groups:
-            for master in group["params"]:
-                state = self._adam.state[master]
-                if not state:
-                    state["step"] = torch.zeros((), device=master.device)
-                    for kind in MOMENTS:
-                        state[kind] = torch.zeros_like(master, memory_format=torch.preserve_format)
-        if self._partitioned:
+        """Give every master that has none its states, as AdamW does at its first step."""
+        for master in self._flat_masters():
+            state = self._adam.state[master]
+            if not state:
+                state["step"] = torch.zeros((), device=master.device) if self._counts_in_tensors else 0
+                for kind in MOMENTS:
+                    state[kind] = torch.zeros_like(master, memory_format=torch.preserve_format)
+            if self._ema_decay and EMA not in state:
+                state[EMA] = master.detach().clone()
+        if self._stage in (1, 2):
             self._optimizer._hp_optimizer_states_linked = False
             self._optimizer._lazy_init_hp_params_optimizer_state()
+
+
+def _own_part(parameter: Any, whole: Tensor) -> Tensor:
+    """This rank's part of a parameter that stage 3 cuts: flat, padded with zeros."""
+    size, flat = parameter.ds_tensor.numel(), whole.reshape(-1)
+    first = parameter.ds_zero_partition_rank * size
+    part = flat.new_zeros(size)
+    mine = flat[first : first + size]
+    part[: mine.numel()] = mine
+    return part

@@ -3,14 +3,24 @@
 Legend: L local experts. An expert's tensors have one name an expert, and the shape of the whole expert.
 """
 
+import torch
 from torch import Tensor, nn
 
 from parallel.expert import experts_of, global_name, sliced_of
 
+MASTER, EMA, BUFFER = "master", "ema", "buffer"  # kinds: weights, their average, what no optimizer knows
+MOMENTS = ("exp_avg", "exp_avg_sq")
+KINDS = (MASTER, *MOMENTS)  # of every parameter
+
+
+def shape_of(parameter: Tensor) -> torch.Size:
+    """The shape of a parameter when it is there whole: ZeRO stage 3 leaves an empty one in its place."""
+    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+
 
 def whole_shape(parameter: Tensor) -> list[int]:
     """The shape of a parameter, (L, ...) for a marked one, were its experts not sliced."""
-    shape, sliced = list(parameter.shape), sliced_of(parameter)
+    shape, sliced = list(shape_of(parameter)), sliced_of(parameter)
     if sliced is not None:
         shape[sliced.dim] = sliced.size
     return shape
@@ -32,7 +42,7 @@ def parameter_shapes(module: nn.Module, num_experts: int) -> dict[str, list[int]
     shapes: dict[str, list[int]] = {}
     for name, parameter in module.named_parameters():
         if experts_of(parameter) is None:
-            shapes[name] = list(parameter.shape)
+            shapes[name] = list(shape_of(parameter))
         else:
             whole = whole_shape(parameter)[1:]
             shapes |= {global_name(name, expert): whole for expert in range(num_experts)}
@@ -43,3 +53,17 @@ def persistent_buffers(module: nn.Module) -> dict[str, Tensor]:
     """The buffers that are state, by name; the others are computed from the configuration."""
     kept = module.state_dict(keep_vars=True).keys()
     return {name: buffer for name, buffer in module.named_buffers() if name in kept}
+
+
+def by_global_name(kind: str, name: str, parameter: nn.Parameter, tensor: Tensor) -> dict[str, Tensor]:
+    """A parameter's tensor, or each expert's part of it, under the names of the checkpoint."""
+    experts = experts_of(parameter)
+    if experts is None:
+        return {f"{kind}/{name}": tensor}
+    pieces = zip(experts, tensor.unbind(0), strict=True)
+    return {f"{kind}/{global_name(name, expert)}": piece for expert, piece in pieces}
+
+
+def as_stored(buffer: Tensor) -> Tensor:
+    """Whole numbers as int64, all else as fp32: the only types of a checkpoint."""
+    return buffer.float() if buffer.is_floating_point() else buffer.long()

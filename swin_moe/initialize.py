@@ -2,14 +2,12 @@
 
 import hashlib
 import math
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from parallel.expert import experts_of, global_name, sliced_of
+from parallel.sharded import whole
 from parallel.tensors import held_part, whole_shape
 from swin_moe.router import CosineTopKRouter
 
@@ -21,9 +19,8 @@ def initialize(
     seed: int,
     std: float,
     zero_branch_norms: bool = False,
-    whole: Callable[[nn.Parameter], AbstractContextManager[Any]] = nullcontext,
 ) -> None:
-    """Fill every parameter in place; each expert comes from a generator of its own, whole or sliced.
+    """Fill every parameter in place, partitioned or not; each expert, whole or sliced, by its own generator.
 
     Constant buffers are computed again, so that a model built on the meta device becomes whole.
 
@@ -32,7 +29,6 @@ def initialize(
         seed: of all weights.
         std: of the truncated normals.
         zero_branch_norms: SwinV2 starts with every residual branch at zero (its `norm1` and `norm2`).
-        whole: a context in which a partitioned parameter is there to be written, one at a time.
     """
     for module in model.modules():
         reset = getattr(module, "reset_buffers", None)
@@ -52,10 +48,10 @@ def _fill_parameter(name: str, parameter: nn.Parameter, seed: int, std: float) -
         _fill(name, parameter, _generator(seed, name), std)
         return
     for expert, piece in zip(experts, parameter.unbind(0), strict=True):
-        whole = piece if sliced_of(parameter) is None else piece.new_empty(whole_shape(parameter)[1:])
-        _fill(name, whole, _generator(seed, global_name(name, expert)), std)
-        if whole is not piece:
-            piece.copy_(held_part(parameter, whole))
+        entire = piece if sliced_of(parameter) is None else piece.new_empty(whole_shape(parameter)[1:])
+        _fill(name, entire, _generator(seed, global_name(name, expert)), std)
+        if entire is not piece:
+            piece.copy_(held_part(parameter, entire))
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

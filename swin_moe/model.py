@@ -4,6 +4,7 @@ Legend: B images, H x W tokens, C channels.
 """
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -13,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from parallel.exchange import ExchangeOptions
 from parallel.expert import ExpertParallel, copy_mark
 from parallel.mesh import Mesh
+from parallel.sharded import construction
 from swin_moe.attention import CosineAttention, SpatialMLP, WindowAttention
 from swin_moe.block import SwinBlock
 from swin_moe.config import ModelConfig, require
@@ -258,16 +260,15 @@ def build_model(
         config: what to build.
         seed: of the weights; every parameter, and every expert, draws from its own generator.
         mesh: the layout; without one all experts are here and no process group is needed.
-        sharded: cut every parameter over the ranks of the mesh as it is made (deepspeed.zero.Init), for a
-            dense model that no rank can hold whole; every rank calls it together.
+        sharded: cut every parameter over its holders as it is made (deepspeed.zero.Init), for a model that
+            no rank can hold whole and ZeRO stage 3; every rank calls it together.
         exchange: how tokens and experts come together on the mesh.
 
     Raises:
         LayoutError: the experts do not divide over the mesh.
-        ModelError: a sharded model with experts, or without a mesh.
+        ModelError: a sharded model without a mesh.
     """
-    if sharded:
-        return _build_sharded(config, seed, mesh)
+    require(mesh is not None or not sharded, "a sharded model needs a mesh: the ranks to cut it over")
     placement = None
     if config.moe is not None:
         experts = config.moe.num_experts
@@ -275,20 +276,7 @@ def build_model(
         placement = (
             ExpertParallel.over(mesh, experts, options) if mesh else ExpertParallel.on_one_rank(experts)
         )
-    model = SwinTransformer(config, placement)
+    with construction(mesh) if sharded and mesh else nullcontext():
+        model = SwinTransformer(config, placement)
     initialize(model, seed=seed, std=config.init_std, zero_branch_norms=config.norm == "post")
-    return model
-
-
-def _build_sharded(config: ModelConfig, seed: int, mesh: Mesh | None) -> SwinTransformer:
-    require(mesh is not None, "a sharded model needs a mesh: the ranks to cut it over")
-    require(
-        config.moe is None, "a sharded model cannot have experts: set model.moe=null, or ZeRO stage 0 to 2"
-    )
-    from parallel.sharded import construction, whole  # imports DeepSpeed
-
-    assert mesh is not None
-    with construction(mesh):
-        model = SwinTransformer(config)
-    initialize(model, seed=seed, std=config.init_std, zero_branch_norms=config.norm == "post", whole=whole)
     return model

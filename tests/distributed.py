@@ -67,7 +67,7 @@ def run_on_ranks(fn: Callable[..., Any], n: int, *args: Any, timeout_s: float = 
 def _start(payload: bytes, n: int, directory: Path) -> list[tuple[BaseProcess, Connection]]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(PRELOAD)
-    with _environment():
+    with environment():
         forkserver.ensure_running()
     ranks = []
     for rank in range(n):
@@ -80,7 +80,7 @@ def _start(payload: bytes, n: int, directory: Path) -> list[tuple[BaseProcess, C
 
 
 @contextlib.contextmanager
-def _environment() -> Iterator[None]:
+def environment() -> Iterator[None]:
     """The server, and so every rank, imports torch and DeepSpeed under ENVIRONMENT; this process does not."""
     before = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
@@ -103,7 +103,7 @@ def _main(payload: bytes, rank: int, n: int, directory: Path, pipe: Connection) 
         init_method=f"file://{directory}/rendezvous",
     )
     with _stack_file(directory, rank).open("w") as stack:
-        faulthandler.register(signal.SIGUSR1, stack)
+        faulthandler.register(signal.SIGUSR2, stack)
         try:
             join(ranks, prepare_process(ranks))
             fn, args = pickle.loads(payload)
@@ -112,7 +112,7 @@ def _main(payload: bytes, rank: int, n: int, directory: Path, pipe: Connection) 
             answer = pickle.dumps((False, traceback.format_exc()))
         pipe.send_bytes(answer)
         leave()
-        faulthandler.unregister(signal.SIGUSR1)
+        faulthandler.unregister(signal.SIGUSR2)
 
 
 def _collect(
@@ -155,7 +155,7 @@ def _stack_file(directory: Path, rank: int) -> Path:
 def _stack(process: BaseProcess, directory: Path, rank: int) -> str:
     """Where a hung rank hangs, as its own fault handler tells it."""
     if process.pid is not None and process.is_alive() and _stack_file(directory, rank).exists():
-        os.kill(process.pid, signal.SIGUSR1)
+        os.kill(process.pid, signal.SIGUSR2)
     give_up = time.monotonic() + STACK_S
     while time.monotonic() < give_up:
         if _stack_file(directory, rank).exists() and (text := _stack_file(directory, rank).read_text()):

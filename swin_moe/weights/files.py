@@ -50,7 +50,7 @@ class Content:
     """What was found at a path."""
 
     tensors: dict[str, Tensor]
-    beside: list[str] = field(default_factory=list)  # names of what is no weight: optimizer, epoch ...
+    beside: Mapping[str, Any] = field(default_factory=dict)  # what is no weight: optimizer, epoch ...
     config: Mapping[str, Any] | None = None  # ours (with `window_size`, ...) or that of Hugging Face
     notices: list[str] = field(default_factory=list)
 
@@ -158,10 +158,10 @@ def _unwrap(path: Path, loaded: Any) -> Content:
     """The weights inside whatever a trainer saved around them."""
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}, not tensors by name")
-    beside: list[str] = []
+    beside: dict[str, Any] = {}
     for key in WRAPPERS:
         if isinstance(loaded.get(key), Mapping):
-            beside = [str(name) for name in loaded if name != key]
+            beside = {str(name): value for name, value in loaded.items() if name != key}
             loaded = loaded[key]
             break
     strange = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from parallel.commit import CheckpointError
 from parallel.expert import experts_of, global_name
+from parallel.sharded import whole
 from parallel.tensors import held_part, parameter_shapes, persistent_buffers
 from swin_moe.model import SwinTransformer
 from swin_moe.weights import hf, moe_shards, native, official
@@ -31,17 +32,29 @@ class LoadReport:
     dropped: dict[str, str] = field(default_factory=dict)  # tensors of the file that were not used, and why
     changes: list[str] = field(default_factory=list)  # what was adapted to the model
     notices: list[str] = field(default_factory=list)
+    beside: list[str] = field(default_factory=list)  # what else the file held: optimizer, epoch ...
 
     def __str__(self) -> str:
         lines = [f"{self.path}: {self.format}, {self.loaded} tensors loaded", *self.changes]
         for reason in Counter(self.dropped.values()):
             names = [name for name, why in self.dropped.items() if why == reason]
             lines.append(f"not used, {reason}: {some(names)}")
-        return "\n  ".join([*lines, *self.notices])
+        lines += self.notices
+        lines += [f"beside the weights, not used: {some(self.beside)}"] if self.beside else []
+        return "\n  ".join(lines)
 
 
-@torch.no_grad()
-def load_weights(model: SwinTransformer, path: str | Path, *, head: Head = "strict") -> LoadReport:
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """Weights that fit a model, not yet written into it."""
+
+    tensors: Mapping[str, Tensor]  # by global name
+    report: LoadReport  # with nothing loaded
+
+
+def load_weights(
+    model: SwinTransformer, path: str | Path, *, head: Head = "strict", ema: bool = False
+) -> LoadReport:
     """Load weights whatever their format: official, timm, SimMIM, Hugging Face, sets of rank files, our own.
 
     Needs no process group; a model that holds some of the experts takes those. Either everything fits and is
@@ -51,13 +64,19 @@ def load_weights(model: SwinTransformer, path: str | Path, *, head: Head = "stri
         model: to be written into.
         path: a file, a Hugging Face folder, a run, a checkpoint, or NAME.pth of NAME.pth.rank0 ...
         head: `strict` refuses another classifier, `replace` keeps the model's own, a ClassMap picks classes.
+        ema: take the moving average of the weights; of a run of ours or a checkpoint of one.
 
     Raises:
         WeightsError: the file is damaged or not trusted, or a tensor is missing, unknown or of another shape.
     """
+    return write(model, fit(model, path, head=head, ema=ema))
+
+
+def fit(model: SwinTransformer, path: str | Path, *, head: Head = "strict", ema: bool = False) -> Fitted:
+    """The first half of `load_weights`: all that can go wrong, and nothing is written."""
     path = Path(path)
     _refuse_meta(model)
-    content = read(path)
+    content = read(path, ema=ema)
     try:
         found = translate(content)
         shapes = _shapes(model)
@@ -68,30 +87,39 @@ def load_weights(model: SwinTransformer, path: str | Path, *, head: Head = "stri
         _check(found, {name: shape for name, shape in shapes.items() if name not in kept})
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
-    loaded = _write(model, found.tensors)
-    model.train(model.training)  # a position bias that was kept is of the old weights
-    if content.beside:
-        notices.append(f"beside the weights, not used: {some(content.beside)}")
-    return LoadReport(
+    report = LoadReport(
         path=path,
         format=found.format,
-        loaded=loaded,
+        loaded=0,
         dropped=found.dropped,
         changes=changes,
         notices=notices,
+        beside=[*content.beside],
     )
+    return Fitted(tensors=found.tensors, report=report)
 
 
-def read(path: Path) -> Content:
-    """Whatever lies at a path."""
+@torch.no_grad()
+def write(model: SwinTransformer, fitted: Fitted) -> LoadReport:
+    """The second half; of a model in shards, every rank calls it together."""
+    loaded = _write(model, fitted.tensors)
+    model.train(model.training)  # a position bias that was kept is of the old weights
+    return replace(fitted.report, loaded=loaded)
+
+
+def read(path: Path, *, ema: bool = False) -> Content:
+    """Whatever lies at a path; of a checkpoint of ours the masters, or the moving average."""
     if base := moe_shards.base_of(path):
         return moe_shards.read_ranks(base)
     if path.is_dir():
         try:
             if checkpoint := native.checkpoint_in(path):
-                return native.read_checkpoint(checkpoint)
+                return native.read_checkpoint(checkpoint, ema=ema)
         except CheckpointError as error:
             raise WeightsError(str(error)) from error
+    if ema:
+        raise WeightsError(f"{path} is no checkpoint of ours; only those hold a moving average of weights")
+    if path.is_dir():
         return read_folder(path)
     if not path.exists():
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -155,14 +183,16 @@ def _write(model: SwinTransformer, tensors: Mapping[str, Tensor]) -> int:
     loaded = 0
     for name, parameter in model.named_parameters():
         experts = experts_of(parameter)
-        if experts is None:
-            if name in tensors:  # all but a classifier that is to stay
+        if experts is None and name not in tensors:  # a classifier that is to stay
+            continue
+        with whole(parameter):
+            if experts is None:
                 parameter.copy_(tensors[name])
                 loaded += 1
-            continue
-        for expert, piece in zip(experts, parameter.unbind(0), strict=True):
-            piece.copy_(held_part(parameter, tensors[global_name(name, expert)]))
-            loaded += 1
+                continue
+            for expert, piece in zip(experts, parameter.unbind(0), strict=True):
+                loaded += 1
+                piece.copy_(held_part(parameter, tensors[global_name(name, expert)]))
     for name, buffer in persistent_buffers(model).items():
         buffer.copy_(tensors[name])
         loaded += 1

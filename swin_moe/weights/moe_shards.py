@@ -36,32 +36,45 @@ def read_ranks(base: Path) -> Content:
     Raises:
         WeightsError: a file is missing or of another set.
     """
-    numbered = _numbered(base)
-    missing = [f"{base.name}.rank{r}" for r in range(max(numbered)) if r not in numbered]
-    if missing:
-        raise WeightsError(f"{base.parent}: {some(missing)} missing beside {numbered[max(numbered)].name}")
-    ranks = [read_file(numbered[r]) for r in sorted(numbered)]
+    ranks = rank_files(base)
     master = base.with_name(f"{base.name}.master")
-    dense = [_part(content, experts=False) for content in ranks]
+    dense = [_dense(content) for content in ranks]
     if master.is_file():
         dense.insert(0, read_file(master).tensors)
     if not _weights(dense[0]):
         raise WeightsError(f"{master} is missing: the rank files hold experts only")
-    parts = [_part(content, experts=True) for content in ranks]
+    notices = [f"merged {len(ranks)} rank files{' and their master' if master.is_file() else ''}"]
+    return Content(
+        tensors=merge(base, dense[0], [content.tensors for content in ranks]),
+        beside=dict.fromkeys(sorted({name for content in ranks for name in content.beside})),
+        notices=notices + _drift(dense),
+    )
+
+
+def rank_files(base: Path) -> list[Content]:
+    """The files of all ranks, in order.
+
+    Raises:
+        WeightsError: one is missing.
+    """
+    numbered = _numbered(base)
+    missing = [f"{base.name}.rank{r}" for r in range(max(numbered)) if r not in numbered]
+    if missing:
+        raise WeightsError(f"{base.parent}: {some(missing)} missing beside {numbered[max(numbered)].name}")
+    return [read_file(numbered[r]) for r in sorted(numbered)]
+
+
+def merge(base: Path, dense: dict[str, Tensor], ranks: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Dense tensors and every rank's part of the experts, as one set; of weights, or of moments alike."""
+    parts = [{name: tensor for name, tensor in rank.items() if EXPERTS in name} for rank in ranks]
     if any(part.keys() != parts[0].keys() for part in parts):
         other = next(r for r, part in enumerate(parts) if part.keys() != parts[0].keys())
         raise WeightsError(f"{base.name}.rank{other} has other experts' tensors than {base.name}.rank0")
-    layers = {name.partition(EXPERTS)[0]: _num_experts(name, dense[0]) for name in parts[0]}
-    merged = {
+    layers = {name.partition(EXPERTS)[0]: _num_experts(name, dense) for name in parts[0]}
+    return dense | {
         name: _merge(base, name, [part[name] for part in parts], parts, layers[name.partition(EXPERTS)[0]])
         for name in parts[0]
     }
-    notices = [f"merged {len(ranks)} rank files{' and their master' if master.is_file() else ''}"]
-    return Content(
-        tensors=dense[0] | merged,
-        beside=sorted({name for content in ranks for name in content.beside}),
-        notices=notices + _drift(dense),
-    )
 
 
 def _numbered(base: Path) -> dict[int, Path]:
@@ -70,8 +83,8 @@ def _numbered(base: Path) -> dict[int, Path]:
     return {int(found[1]): path for path in paths if (found := pattern.fullmatch(path.name))}
 
 
-def _part(content: Content, *, experts: bool) -> dict[str, Tensor]:
-    return {name: tensor for name, tensor in content.tensors.items() if (EXPERTS in name) == experts}
+def _dense(content: Content) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in content.tensors.items() if EXPERTS not in name}
 
 
 def _weights(tensors: dict[str, Tensor]) -> bool:

@@ -6,12 +6,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from parallel.commit import MANIFEST, latest, read_manifest
+from parallel.commit import MANIFEST, CheckpointError, latest, read_manifest
 from parallel.expert import experts_of, global_name
-from parallel.tensors import persistent_buffers, whole_shape
+from parallel.stored import Stored, problems
+from parallel.tensors import BUFFER, EMA, MASTER, persistent_buffers, whole_shape
 from swin_moe.config import ModelConfig
 from swin_moe.registry import load_model_config
 from swin_moe.weights.errors import WeightsError
@@ -27,23 +27,24 @@ def checkpoint_in(path: Path) -> Path | None:
     return latest(path / "checkpoints") or latest(path)
 
 
-def read_checkpoint(path: Path) -> Content:
-    """The master weights of a committed checkpoint, verified, one tensor an expert."""
-    from parallel import checkpoint  # imports DeepSpeed, which looks for its device and takes seconds
-    from parallel.masters import MASTER
+def read_checkpoint(path: Path, *, ema: bool = False) -> Content:
+    """The master weights of a committed checkpoint, or their moving average; verified, one tensor an expert.
 
-    manifest = read_manifest(path)
-
-    def shapes_of(kind: str) -> dict[str, list[int]]:
-        named = (name.partition("/") for name in manifest["tensors"])
-        return {name: manifest["tensors"][f"{of}/{name}"] for of, _, name in named if of == kind}
-
-    module = _module_of(shapes_of(MASTER), shapes_of(checkpoint.BUFFER))
-    checkpoint.load_weights(path, module, 0)
+    Raises:
+        CheckpointError: it is damaged; WeightsError: it holds no moving average.
+    """
+    stored, kind = Stored(path), EMA if ema else MASTER
+    if wrong := problems(path):
+        raise CheckpointError(f"could not verify {path}: {'; '.join(wrong)}")
+    if kind not in stored.kinds():
+        raise WeightsError(
+            f"{path} holds no moving average of the weights: its run was trained without train.ema_decay"
+        )
+    names = stored.kind(kind) | stored.kind(BUFFER)
     return Content(
-        tensors={name: tensor.detach() for name, tensor in module.state_dict().items()},
-        beside=["exp_avg", "exp_avg_sq"],
-        config=_model_section(manifest),
+        tensors={name: stored[full] for name, full in names.items()},
+        beside=dict.fromkeys(other for other in stored.kinds() if other not in (kind, BUFFER)),
+        config=_model_section(stored.manifest),
     )
 
 
@@ -95,25 +96,3 @@ def tensors_of(model: nn.Module, num_experts: int) -> dict[str, Tensor]:
 def metadata(config: ModelConfig) -> dict[str, str]:
     """What a safetensors file of ours says of its model."""
     return {"format": "pt", "writer": "swin-moe", "config": json.dumps(asdict(config))}
-
-
-def _module_of(shapes: Mapping[str, list[int]], buffers: Mapping[str, list[int]]) -> nn.Module:
-    """An empty module with parameters, and whole-number buffers, of these names and shapes: to read into."""
-    root = nn.Module()
-    for name, shape in shapes.items():
-        place, leaf = _place(root, name)
-        place.register_parameter(leaf, nn.Parameter(torch.empty(shape), requires_grad=False))
-    for name, shape in buffers.items():
-        place, leaf = _place(root, name)
-        place.register_buffer(leaf, torch.empty(shape, dtype=torch.int64))
-    return root
-
-
-def _place(root: nn.Module, name: str) -> tuple[nn.Module, str]:
-    """The module that holds a tensor of a dotted name, made if need be, and the last part of the name."""
-    *parts, leaf = name.split(".")
-    for part in parts:
-        if not hasattr(root, part):
-            root.add_module(part, nn.Module())
-        root = root.get_submodule(part)
-    return root, leaf

@@ -1,4 +1,4 @@
-"""Synthetic shards, packed once for all tests of the launcher."""
+"""Synthetic shards, packed once for all tests of the launcher; runs that are nothing but checkpoints."""
 
 from pathlib import Path
 
@@ -6,6 +6,11 @@ import pytest
 
 from data_shards.sources import synthetic
 from data_shards.write import pack
+from launcher.__main__ import main
+from parallel.stored import write
+from tests.faults import run
+from tests.launcher.short_run import line
+from tests.launcher.stored_runs import Say, record, tensors
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +21,31 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "val"):
         pack(source, split, out / split, samples_per_shard=64)
     return out
+
+
+@pytest.fixture(scope="session")
+def reference(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a short run on two ranks that nothing befell; only read."""
+    path = tmp_path_factory.mktemp("reference") / "run"
+    ended = run(2, line(shards, path))
+    assert [rank.code for rank in ended] == [0, 0], ended[0].err
+    return path
+
+
+@pytest.fixture
+def stored_run(tmp_path: Path) -> Path:
+    """A run with checkpoints at 10, 20 and 30, the tensors of each its own."""
+    for step in (10, 20, 30):
+        write(tmp_path / "run" / "checkpoints", step, tensors(step), record(step * 32))
+    return tmp_path / "run"
+
+
+@pytest.fixture
+def say(capsys: pytest.CaptureFixture[str]) -> Say:
+    """Run a `swin-moe checkpoint` command."""
+
+    def command(*arguments: str | Path) -> tuple[int, str, str]:
+        code = main(["checkpoint", *map(str, arguments)])
+        return (code, *capsys.readouterr())
+
+    return command

@@ -56,11 +56,14 @@ def overrides(shards: Path, run_dir: Path | str, *more: str) -> list[str]:
 def command(*arguments: str, kill: tuple[str, int] | None = None) -> Outcome:
     """Run one command on this rank, which SIGKILL ends where `kill` says, as `_deadly` reads it."""
     from launcher import __main__
+    from launcher import rank as life
 
     world_size, rank = dist.get_world_size(), dist.get_rank()
     ranks = Ranks(rank=rank, world_size=world_size, local_rank=rank, local_world_size=world_size)
     with (
-        mock.patch.multiple(__main__, discover=lambda: ranks, join=mock.DEFAULT, leave=mock.DEFAULT),
+        mock.patch.multiple(
+            life, discover=lambda: ranks, join=mock.DEFAULT, leave=mock.DEFAULT, abandon=_reraise
+        ),
         _deadly(*kill) if kill else contextlib.nullcontext(),
         contextlib.redirect_stdout(io.StringIO()) as out,
         contextlib.redirect_stderr(io.StringIO()) as err,
@@ -69,12 +72,17 @@ def command(*arguments: str, kill: tuple[str, int] | None = None) -> Outcome:
     return Outcome(code=code, out=out.getvalue(), err=err.getvalue())
 
 
+def _reraise(code: int, error: BaseException) -> int:
+    """Instead of the end of the process: the test wants to see the error."""
+    raise error
+
+
 def _deadly(place: str, step: int) -> Any:
     """A patch that kills this process after `step` steps: at `train_step`, `evaluate` or `commit`."""
-    from launcher.train import Session
-    from parallel import checkpoint
+    from launcher.session import Session
+    from parallel import write
 
-    owner: Any = checkpoint if place == "commit" else Session
+    owner: Any = write if place == "commit" else Session
     original = getattr(owner, place)
 
     def deadly(*arguments: Any) -> Any:

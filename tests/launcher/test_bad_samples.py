@@ -53,7 +53,7 @@ def test_too_many_bad_samples_end_the_run_and_name_the_shard(shards: Path, tmp_p
     options = overrides(data, "run", *SHORT)
     program = start("train", str(CONFIG), *options, cwd=tmp_path)
     _, err = program.communicate(timeout=120)
-    assert program.returncode == 2
+    assert program.returncode == 82
     assert "000000.tar" in err
     assert "bad samples (at most max(10, 1e-05 x N) = 10)" in err
     assert "Traceback" not in err

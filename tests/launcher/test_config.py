@@ -66,7 +66,7 @@ xyzzy: 1
 base.yaml is not a valid RunConfig:
   model.moe.num_expert: no such option; did you mean model.moe.num_experts?
   optim.wamup: no such option; did you mean optim.warmup?
-  parallel.zero_stage: Input should be one of 0, 1, 2 (got 1.0)
+  parallel.zero_stage: Input should be one of 0, 1, 2, 3 (got 1.0)
   xyzzy: no such option; known here: """
         + ", ".join(RunConfig.__dataclass_fields__)
         + """
@@ -80,7 +80,7 @@ base.yaml is not a valid RunConfig:
   data.val: required, but not given
   data.std: Input should be a valid list (got 0.5)
   optim.base_lr: Input should be a valid number, unable to parse string as a number (got 'fast')
-  train.precision: Input should be 'fp32' or 'bf16' (got 'fp8')
+  train.precision: Input should be 'fp32', 'bf16' or 'fp16' (got 'fp8')
   checkpoint: Input should be a mapping of options (got None)"""
     )
 
@@ -124,7 +124,7 @@ def test_a_missing_section_says_what_it_needs() -> None:
         ("model.depths=2266", "model.depths: Input should be a valid list (got 2266)"),
         ("model.depths=abcd", "model.depths: Input should be a valid list (got 'abcd')"),
         ("data.crop_scale=[1]", "data.crop_scale[1]: too short (got [1])"),
-        ("parallel.zero_stage=true", "parallel.zero_stage: Input should be one of 0, 1, 2 (got True)"),
+        ("parallel.zero_stage=true", "parallel.zero_stage: Input should be one of 0, 1, 2, 3 (got True)"),
         ("train.eval_every=1", "train.eval_every: Input should be a valid string (got 1)"),
         ("ep_size=2", "ep_size: no such option; did you mean parallel.ep_size?"),
         ("model.depths[0]=2", "model.depths[0]: no such option; did you mean model.depths?"),
@@ -142,6 +142,41 @@ def test_a_missing_section_says_what_it_needs() -> None:
 def test_no_value_is_bent_to_fit(override: str, reason: str) -> None:
     (line,) = lines_of("seed=7", override)
     assert line.endswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (
+            ("deepspeed.train_batch_size=8", "deepspeed.zero_optimization.stage=2"),
+            "deepspeed.train_batch_size is decided by train.global_batch_size; leave it out; "
+            "deepspeed.zero_optimization.stage is decided by parallel.zero_stage; leave it out",
+        ),
+        (
+            ("deepspeed.comms_loger={enabled: true}",),
+            "deepspeed.comms_loger: no such option; did you mean deepspeed.comms_logger?",
+        ),
+        (
+            ("deepspeed.zero_optimization=3",),
+            "deepspeed.zero_optimization (3) must be a section of options",
+        ),
+        (
+            ("parallel.offload_optimizer=true", "parallel.zero_stage=0"),
+            "parallel.offload_optimizer needs parallel.zero_stage of 1, 2 or 3 (got 0)",
+        ),
+        (("train.ema_decay=1.0",), "train.ema_decay (1.0) must lie in [0, 1)"),
+    ],
+)
+def test_what_the_engine_cannot_be_told(overrides: tuple[str, ...], reason: str) -> None:
+    (line,) = lines_of(*overrides)
+    assert line.endswith(reason)
+
+
+def test_further_options_reach_deepspeed_and_come_back_from_the_dump() -> None:
+    options = ("deepspeed.zero_optimization.sub_group_size=5e8", "deepspeed.wall_clock_breakdown=true")
+    config = load(BASE, *options)
+    assert config.deepspeed == {"zero_optimization": {"sub_group_size": 5e8}, "wall_clock_breakdown": True}
+    assert load(dump_config(config)) == config
 
 
 def test_numbers_lists_and_texts_that_pyyaml_misreads() -> None:

@@ -11,6 +11,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from data_shards.sources import synthetic
 from data_shards.write import pack
 from launcher.__main__ import main
+from launcher.exit_codes import ExitCode
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import CONFIG, EXACT, Outcome, command, evaluations, only, overrides, start, steps
 
@@ -150,26 +151,27 @@ def test_options(
 def test_resume_of_the_other_kind(
     finished: tuple[Path, list[Outcome]], shards: Path, tmp_path: Path, first: str
 ) -> None:
-    run, split = tmp_path / "run", f"data.train={shards}/train"
+    run, split, short = tmp_path / "run", f"data.train={shards}/train", "train.duration=2 steps"
     if first == "tars":
         shutil.copytree(finished[0], run)
         message = "of tars without a manifest, not of synthetic/train"
     else:
-        trained(*line(shards, run, split, "train.duration=2 steps"))
+        trained(*line(shards, run, split, short))
         message = f"of synthetic/train, which has a manifest, not of {shards}/{PATTERN}"
-    outcomes = run_on_ranks(command, 2, *line(shards, run, *([split] if first == "tars" else [])))
+    outcomes = run_on_ranks(command, 2, *line(shards, run, split if first == "tars" else short))
     assert [outcome.code for outcome in outcomes] == [2, 2]
     fix = "read what the run was trained on, or start it anew"
     assert [outcome.err for outcome in outcomes] == [f"DataError: data state: {message}; {fix}\n", ""]
 
 
+@pytest.mark.slow
 def test_a_label_beyond_the_classes_ends_the_run(shards: Path, tmp_path: Path) -> None:
     """On processes of their own, as the other ranks wait for the one that found it."""
     pack(synthetic(64, 16, num_classes=20, image_size=32), "train", tmp_path / "data", samples_per_shard=32)
     pattern = f"data.train={tmp_path}/data/{{000000..000001}}.tar"
     program = start(*line(shards, "run", pattern), "--nproc", "2", cwd=tmp_path)
     _, err = program.communicate(timeout=120)
-    assert program.returncode == 2
+    assert program.returncode == ExitCode.DATA
     assert "Traceback" not in err
     errors = [text for text in err.splitlines() if text.startswith("RankError: ")]
     assert f"step 1: {tmp_path}/data/00000" in errors[0]

@@ -79,7 +79,9 @@ def test_a_layer_that_saw_nothing_has_figures() -> None:
 def test_a_dense_model() -> None:
     tally = Tally(rank=0, world_size=1)
     tally.add(torch.tensor([1.0]), output())
-    assert tally.reduce() == Totals(passes=1, counts={}, sums=[1.0], layers={}, loads={})
+    assert tally.reduce() == Totals(
+        passes=1, counts={}, sums=[1.0], layers={}, loads={}, raised={"nonfinite": []}
+    )
     assert tally.reduce().dropped_fraction == 0
 
 
@@ -168,7 +170,7 @@ def train_line(shards: Path, run_dir: Path, *more: str) -> list[str]:
 
 def train(*line: str) -> tuple[Outcome, Mapping[str, list[int]]]:
     """Run a command on this rank; and the biases that its model ends with."""
-    from launcher.train import Session
+    from launcher.session import Session
 
     ends: list[dict[str, list[int]]] = []
 

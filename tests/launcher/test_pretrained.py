@@ -38,7 +38,9 @@ def trained(run: Path, like: SwinTransformer) -> SwinTransformer:
     return model
 
 
-@pytest.mark.parametrize(("ranks", "layout"), [(1, "parallel.ep_size=1"), (2, "parallel.ep_size=2")])
+@pytest.mark.parametrize(
+    ("ranks", "layout"), [(1, "parallel.ep_size=1"), (2, "parallel.ep_size=2"), (2, "parallel.zero_stage=3")]
+)
 def test_a_run_starts_from_the_file(
     shards: Path, tmp_path: Path, donor: tuple[SwinTransformer, Path], ranks: int, layout: str
 ) -> None:

@@ -39,7 +39,10 @@ LEARNING = (
     "train.moe_load_every=25 steps",
     "checkpoint.every=1 epochs",
 )
-SCALARS = {"loss", "aux_loss", "lr", "grad_norm", "images_s", "data_wait_s", "dropped_fraction", "elapsed_s"}
+SCALARS = {"loss", "aux_loss", "lr", "grad_norm", "images_s", "data_wait_s", "dropped_fraction"} | {
+    "skipped_steps",
+    "elapsed_s",
+}
 MOE_FIGURES = {"dropped_fraction", "entropy", "load_cv", "load_max_over_mean", "received_max_over_mean"}
 TABLE = {"tokens_per_expert", "received_rows"}
 EVAL_KEYS = {"top1", "loss", "images", "images_s", "dropped_fraction", "expert_load"}
@@ -72,7 +75,15 @@ def summary(path: Path) -> dict[str, Any]:
 
 def test_the_run_directory(run: Run) -> None:
     assert sorted(path.name for path in run.path.iterdir()) == sorted(
-        ["config.yaml", "metrics.jsonl", "summary.json", "tensorboard", "checkpoints", "lock"]
+        [
+            "config.yaml",
+            "metrics.jsonl",
+            "summary.json",
+            "sessions.jsonl",
+            "tensorboard",
+            "checkpoints",
+            "lock",
+        ]
     )
     assert sorted(path.name for path in (run.path / "checkpoints").iterdir()) == [
         "latest",
@@ -151,7 +162,7 @@ def test_the_summary_gathers_the_records(run: Run) -> None:
         "images_s": (speeds[7] + speeds[8]) / 2,
         "dropped_fraction": pytest.approx(dropped),
         "expert_load": last["eval_expert_load"],
-        "wall_s": last["elapsed_s"],
+        "wall_s": records(run.path)[-1]["elapsed_s"],  # of the last save
         "steps": STEPS,
         "images": 64,
         "world_size": 1,
@@ -290,7 +301,7 @@ def test_the_exchange_is_the_configured_one(shards: Path, tmp_path: Path) -> Non
 
 def placement_of(*line: str) -> tuple[Any, Any]:
     """The exchange options and the expert slice of the model that a command trains on this rank."""
-    from launcher.train import Session
+    from launcher.session import Session
 
     with mock.patch.object(Session, "train", autospec=True, side_effect=KeyError) as train:
         with pytest.raises(KeyError):
@@ -308,7 +319,8 @@ def test_a_dense_model_and_a_final_partial_epoch(shards: Path, tmp_path: Path) -
     )
     (outcome,) = run_on_ranks(command, 1, *train_line(shards, tmp_path / "run", *options))
     assert outcome.code == 0
-    assert [record["step"] for record in records(tmp_path / "run")] == [*range(1, 8), 7]  # 100 / 16 -> 7
+    # 100 / 16 -> 7; then its evaluation and its save
+    assert [record["step"] for record in records(tmp_path / "run")] == [*range(1, 8), 7, 7]
     assert all(record["dropped_fraction"] == 0 for record in steps(tmp_path / "run"))
     assert summary(tmp_path / "run")["expert_load"] == {}
     assert all(record["moe"] == {} and not TABLE & record.keys() for record in steps(tmp_path / "run"))

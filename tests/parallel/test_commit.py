@@ -4,7 +4,18 @@ from pathlib import Path
 
 import pytest
 
-from parallel.commit import CheckpointError, commit, describe, latest, open_partial, prune, read_manifest
+from parallel.commit import (
+    CheckpointError,
+    commit,
+    committed,
+    describe,
+    kept,
+    latest,
+    open_partial,
+    prune,
+    read_manifest,
+    step_of,
+)
 
 
 def write(directory: Path, step: int) -> Path:
@@ -28,19 +39,40 @@ def latest_step(directory: Path, written: Path) -> int:
 
 
 def test_pruning_keeps_the_newest(tmp_path: Path) -> None:
-    for step in (10, 20, 100, 30):
+    for step in (10, 20, 30, 100):
         write(tmp_path, step)
     prune(tmp_path, keep_last=9)
-    assert len(list(tmp_path.glob("step-*"))) == 4
+    assert [step_of(path) for path in committed(tmp_path)] == [10, 20, 30, 100]
     prune(tmp_path, keep_last=2)
-    assert sorted(path.name for path in tmp_path.glob("step-*")) == ["step-00000030", "step-00000100"]
+    assert [step_of(path) for path in committed(tmp_path)] == [30, 100]
+    assert len(list(tmp_path.iterdir())) == 3  # and the pointer
 
 
-def test_pruning_keeps_what_the_pointer_names_after_going_back(tmp_path: Path) -> None:
-    for step in (10, 20, 30, 15):  # the run went back to 10 and came to 15
-        newest = write(tmp_path, step)
-    prune(tmp_path, keep_last=2)
-    assert latest(tmp_path) == newest
+def test_pruning_without_a_pointer_deletes_nothing(tmp_path: Path) -> None:
+    for step in (10, 20):
+        write(tmp_path, step)
+    (tmp_path / "latest").unlink()
+    prune(tmp_path, keep_last=1)
+    assert [step_of(path) for path in committed(tmp_path)] == [10, 20]
+
+
+@pytest.mark.parametrize(
+    ("steps", "current", "keep_last", "keep_every", "staying"),
+    [
+        ([10, 20, 30, 40], 40, 2, None, {30, 40}),
+        ([10, 20, 30, 40], 40, 1, 20, {20, 40}),
+        ([10, 20, 30, 40], 40, 2, 30, {30, 40}),  # a multiple may be one of the last
+        ([5, 10, 15, 20, 25], 25, 1, 10, {10, 20, 25}),
+        ([10, 15, 20, 30], 15, 2, None, {10, 15}),  # went back to 10 and came to 15
+        ([10, 15, 20, 30], 15, 3, None, {10, 15, 30}),  # of the branch that was left the latest
+        ([10, 15, 20, 30], 15, 1, 30, {15, 30}),
+        ([40], 40, 9, 7, {40}),
+    ],
+)
+def test_what_stays(
+    steps: list[int], current: int, keep_last: int, keep_every: int | None, staying: set[int]
+) -> None:
+    assert kept(steps, current, keep_last, keep_every) == staying
 
 
 def test_what_killed_saves_left_is_swept_and_never_written_into(tmp_path: Path) -> None:

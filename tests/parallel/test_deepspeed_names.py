@@ -15,12 +15,17 @@ from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optim
 from deepspeed.ops.op_builder.all_ops import ALL_OPS
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.zero import partition_parameters
+from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
 from deepspeed.utils import (
     groups,
     safe_get_full_fp32_param,
     safe_get_full_grad,
     safe_get_full_optimizer_state,
+    safe_set_local_fp32_param,
+    safe_set_local_optimizer_state,
+    set_z3_leaf_module,
 )
 
 from tests.distributed import run_on_ranks
@@ -71,6 +76,8 @@ def test_signatures_of_public_functions() -> None:
     assert parameters(safe_get_full_grad) == ["param"]
     assert parameters(safe_get_full_fp32_param) == ["param"]
     assert parameters(safe_get_full_optimizer_state) == ["param", "optim_state_key"]
+    assert parameters(safe_set_local_fp32_param) == ["param", "value"]
+    assert parameters(safe_set_local_optimizer_state) == ["param", "value", "optim_state_key"]
 
 
 def test_the_engine_finds_experts_by_deepspeeds_class() -> None:
@@ -87,12 +94,24 @@ def test_the_partitioned_optimizers_link_adams_states_lazily(optimizer: type) ->
     assert "_hp_optimizer_states_linked" in inspect.getsource(optimizer)
 
 
+def test_stage_3_asks_parameters_where_they_live() -> None:
+    source = inspect.getsource(partition_parameters)
+    assert 'getattr(param, "ds_zero_partition_process_group", self.ds_process_group)' in source
+    source = inspect.getsource(DeepSpeedZeroOptimizer_Stage3)
+    for name in ("ds_zero_placement_family", "ds_zero_partition_group_name", '"autoep_expert"'):
+        assert name in source
+    assert parameters(set_z3_leaf_module) == ["model", "flag"]
+
+
 def names_of_engines() -> list[dict[str, Any]]:
     """What masters.py and zero.py read from engines of every kind of optimizer."""
     return [names_of(Run.start(Layout(stage=s, precision=p))) for s, p in KINDS_OF_ENGINES]
 
 
-KINDS_OF_ENGINES = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (0, "bf16"), (1, "bf16"), (2, "bf16")]
+KINDS_OF_ENGINES = [(0, "fp32"), (1, "fp32"), (2, "fp32"), (0, "bf16"), (1, "bf16"), (2, "bf16"), (3, "fp32")]
+
+
+CUT = ["ds_shape", "ds_tensor", "ds_status", "ds_id", "ds_zero_partition_rank"]  # of a parameter at stage 3
 
 
 def names_of(run: Run) -> dict[str, Any]:
@@ -109,6 +128,8 @@ def names_of(run: Run) -> dict[str, Any]:
         "linked": getattr(optimizer, "_hp_optimizer_states_linked", None),
         "set": parameters(parameter.set_full_hp_param) if hasattr(parameter, "set_full_hp_param") else None,
         "fragment": hasattr(parameter, "_hp_mapping"),
+        "flat": hasattr(optimizer, "fp32_partitioned_groups_flat"),
+        "cut": [name for name in CUT if hasattr(parameter, name)],
         "whole": hasattr(optimizer, "fp32_groups") and hasattr(optimizer, "fp16_groups"),
         "shm": deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"],
         "threads": torch.get_num_threads(),
@@ -124,17 +145,20 @@ def test_engines_are_made_of_the_parts_that_we_reach_into() -> None:
         "FP16_UnfusedOptimizer",
         "BF16_Optimizer",
         "DeepSpeedZeroOptimizer",
+        "DeepSpeedZeroOptimizer_Stage3",
     ]
     assert [names["optimizer"] for names in found] == kinds
     for (stage, precision), names in zip(KINDS_OF_ENGINES, found, strict=True):
         assert names["basic"] == "AdamW"
         assert names["partitioned"] == (stage > 0)
-        assert names["experts"] is True
+        assert names["experts"] == (stage < 3)
         assert names["expert groups"] == {"ep_size_1"}
         assert names["groups"] == {"decay", "plain", "ep_size_1"}
         assert names["shm"] is False
         assert names["whole"] == ((stage, precision) == (0, "bf16"))
-        if stage:
+        assert names["flat"] == (stage == 3)
+        assert names["cut"] == (CUT if stage == 3 else [])
+        if stage in (1, 2):
             assert names["linked"] is False
             assert names["fragment"]
             assert names["set"] == ["value", "optim_state_key"]

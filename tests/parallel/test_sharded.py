@@ -1,14 +1,16 @@
 """A model built in shards: every rank holds its part alone, and gathered it is the model built whole."""
 
-from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from parallel.mesh import Mesh, ParallelDims, build_mesh
-from swin_moe.config import ModelConfig, ModelError, MoEConfig
-from swin_moe.model import build_model
+from parallel.mesh import ParallelDims, build_mesh
+from swin_moe import load_weights, save_weights
+from swin_moe.config import ModelConfig, ModelError
+from swin_moe.model import SwinTransformer, build_model
 from tests.distributed import run_on_ranks
+from tests.parallel.training import model_config
 
 SWINV2 = ModelConfig(
     image_size=16,
@@ -22,36 +24,66 @@ SWINV2 = ModelConfig(
     norm="post",
     main_norm_every=2,
 )
+MOE = model_config()
+LAYOUTS = [(1, 1), (2, 1), (2, 2)]  # ep_size and expert_slices of two ranks
 
 
-def build_in_shards() -> tuple[list[tuple[int, int]], list[str], int]:
-    """Numbers held against numbers of each parameter, the names that differ, the parameters."""
+def build(config: ModelConfig, ep: int, slices: int, *, sharded: bool, seed: int = 3) -> SwinTransformer:
+    world = torch.distributed.get_world_size()
+    mesh = build_mesh(ParallelDims(world_size=world, ep_size=ep, expert_slices=slices))
+    return build_model(config, seed=seed, mesh=mesh, sharded=sharded)
+
+
+def differences(model: SwinTransformer, expected: SwinTransformer) -> list[str]:
+    """The names of what is not bit for bit the same."""
     from parallel.sharded import whole
 
-    mesh = build_mesh(ParallelDims(world_size=torch.distributed.get_world_size()))
-    model = build_model(SWINV2, seed=3, mesh=mesh, sharded=True)
-    held = [(p.ds_tensor.numel(), p.ds_numel) for p in model.parameters()]  # type: ignore[attr-defined]
-    assert all(p.numel() == 0 for p in model.parameters())
-    expected, different = dict(build_model(SWINV2, seed=3).named_parameters()), []
+    found, values = [], dict(expected.named_parameters())
     for name, parameter in model.named_parameters():
         with whole(parameter):
-            if not torch.equal(parameter, expected[name]):
-                different.append(name)
-    buffers = dict(build_model(SWINV2, seed=3).named_buffers())
-    different += [name for name, buffer in model.named_buffers() if not torch.equal(buffer, buffers[name])]
-    return held, different, len(expected)
+            if not torch.equal(parameter, values[name]):
+                found.append(name)
+    buffers = dict(expected.named_buffers())
+    return found + [name for name, buffer in model.named_buffers() if not torch.equal(buffer, buffers[name])]
+
+
+def build_in_shards(config: ModelConfig, ep: int, slices: int) -> tuple[list[tuple[str, float]], list[str]]:
+    """The share of each parameter that is here, and the names that differ."""
+    model = build(config, ep, slices, sharded=True)
+    named = list(model.named_parameters())
+    assert all(p.numel() == 0 for _, p in named)
+    held = [(name, p.ds_tensor.numel() / p.ds_numel) for name, p in named]  # type: ignore[attr-defined]
+    return held, differences(model, build(config, ep, slices, sharded=False))
 
 
 def test_each_rank_holds_its_part_and_together_it_is_the_model() -> None:
-    for held, different, names in run_on_ranks(build_in_shards, 2):
+    for held, different in run_on_ranks(build_in_shards, 2, SWINV2, 1, 1):
         assert different == []
-        assert len(held) == names
-        assert all(here == -(-numbers // 2) for here, numbers in held)  # halves, the last padded
+        assert all(0.5 <= share <= 1 for _, share in held)  # halves, the last padded
+        assert sum(share > 0.5 for _, share in held) < len(held) / 5
+
+
+@pytest.mark.parametrize(("ep", "slices"), LAYOUTS)
+def test_experts_are_cut_over_the_ranks_that_hold_the_same_ones(ep: int, slices: int) -> None:
+    for held, different in run_on_ranks(build_in_shards, 2, MOE, ep, slices):
+        assert different == []
+        experts = {share for name, share in held if ".experts." in name}
+        assert experts == {0.5 if ep == 1 else 1.0}
+        assert any(share == 0.5 for name, share in held if ".experts." not in name)
+
+
+def load_into_shards(path: Path, ep: int, slices: int) -> list[str]:
+    model = build(MOE, ep, slices, sharded=True)
+    load_weights(model, path)
+    return differences(model, build(MOE, ep, slices, sharded=False, seed=8))
+
+
+@pytest.mark.parametrize(("ep", "slices"), LAYOUTS)
+def test_weights_from_a_file_reach_every_shard(tmp_path: Path, ep: int, slices: int) -> None:
+    save_weights(build_model(MOE, seed=8), tmp_path / "model.safetensors", "native")
+    assert run_on_ranks(load_into_shards, 2, tmp_path / "model.safetensors", ep, slices) == [[], []]
 
 
 def test_what_cannot_be_sharded_is_refused() -> None:
     with pytest.raises(ModelError, match="needs a mesh"):
         build_model(SWINV2, sharded=True)
-    moe = MoEConfig(blocks=((), (1,)), num_experts=2)
-    with pytest.raises(ModelError, match="cannot have experts"):
-        build_model(replace(SWINV2, moe=moe), mesh=Mesh(dims=ParallelDims()), sharded=True)

@@ -10,9 +10,8 @@ from torch import Tensor, nn
 
 from parallel import checkpoint
 from parallel.expert import ExpertParallel, ExpertSlice, experts_of, sliced_of
-from parallel.masters import KINDS
 from parallel.mesh import Mesh, ParallelDims, build_mesh
-from parallel.tensors import persistent_buffers
+from parallel.tensors import KINDS, persistent_buffers
 from swin_moe import SwinTransformer, WeightsError, build_model, load_weights, save_weights
 from swin_moe.initialize import initialize
 from tests.distributed import run_on_ranks
@@ -86,8 +85,13 @@ class Held(nn.Module):
 class TwiceAsMuch:
     """Masters without an engine: expects to be given twice what the module holds."""
 
+    kinds, adam_steps = KINDS, 1
+
     def __init__(self, module: Held) -> None:
         self.module, self.written = module, 0
+
+    def read_here(self, parameter: nn.Parameter) -> None:
+        """Nothing is partitioned."""
 
     def read(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return {kind: parameter.detach() + number for number, kind in enumerate(KINDS)}

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from parallel.collectives import gather_objects, sum_over
 from parallel.expert import ExchangeOptions, Sliced, experts_of, global_name, sliced_of
 from parallel.mesh import Mesh, ParallelDims, build_mesh
-from parallel.zero import Engine, Precision, ZeroStage
+from parallel.zero import Engine
+from parallel.zero_config import EngineOptions, Precision, ZeroStage
 from swin_moe import ModelConfig, ModelOutput, MoEConfig, SwinTransformer
 from swin_moe.config import RouterName
 from swin_moe.losses import classification_loss
@@ -25,6 +26,7 @@ from swin_moe.randomness import sample_keys
 BATCH, CLASSES, IMAGE, EXPERTS = 16, 10, 32, 8
 CLIP_NORM, LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 1.1, 1e-3, 0.05, 0.1
 STEPS = 10
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def model_config(top_k: int = 2, *, experts: int = EXPERTS, router: RouterName = "linear") -> ModelConfig:
@@ -70,6 +72,13 @@ class Layout:
     router: RouterName = "linear"
     exchange: ExchangeOptions = ExchangeOptions()
     ranks_per_node: int | None = None
+    offload: bool = False
+    always_cut: bool = False  # stage 3: parameters that DeepSpeed would leave whole as they are small too
+
+    @property
+    def deepspeed(self) -> dict[str, Any]:
+        """Further options of DeepSpeed."""
+        return {"zero_optimization": {"stage3_param_persistence_threshold": 0}} if self.always_cut else {}
 
     @property
     def accum(self) -> int:
@@ -160,16 +169,16 @@ class Run:
         config = model_config(layout.top_k, experts=layout.experts, router=layout.router)
         model: nn.Module = build_model(config, seed=3, mesh=mesh, exchange=layout.exchange)
         model = (change and change(model, layout)) or model
-        engine = Engine(
-            model,
-            param_groups(model),
-            mesh,
+        options = EngineOptions(
             zero_stage=layout.stage,
             precision=layout.precision,
+            offload_optimizer=layout.offload,
             clip_norm=CLIP_NORM,
             micro_batch_size=layout.micro,
             grad_accum_steps=layout.accum,
+            deepspeed=layout.deepspeed,
         )
+        engine = Engine(model, param_groups(model), mesh, options)
         return Run(layout=layout, mesh=mesh, engine=engine)
 
     def train(self, steps: int = STEPS) -> Trace:
@@ -186,7 +195,7 @@ class Run:
         loss_sum, outputs = torch.zeros((), dtype=torch.float64), []
         for first in range(self.mesh.rank * mine, (self.mesh.rank + 1) * mine, self.layout.micro):
             rows = slice(first, first + self.layout.micro)
-            images_in = images[rows].bfloat16() if self.layout.precision == "bf16" else images[rows]
+            images_in = images[rows].to(DTYPES[self.layout.precision])
             output = self.engine(images_in, keys[rows])
             loss = classification_loss(output.logits, labels[rows], LABEL_SMOOTHING) + output.aux_loss
             self.engine.backward(loss)

@@ -1,0 +1,71 @@
+"""The parts of a run as its configuration says them: layout, streams, augmentation, engine."""
+
+from typing import Any
+
+import torch
+
+from data_shards.augment import TrainTransform
+from data_shards.device_augment import Augment
+from data_shards.foreign import WebDatasetStream
+from data_shards.patterns import names_tars
+from data_shards.stream import TrainStream
+from launcher.evaluate import reading
+from launcher.run_directory import RunDirectory
+from launcher.schema import ParallelConfig, RunConfig
+from parallel.env import Ranks
+from parallel.mesh import Mesh, ParallelDims, build_mesh
+from parallel.zero_config import EngineOptions
+
+
+def run_mesh(parallel: ParallelConfig, ranks: Ranks) -> Mesh:
+    """The layout of a run, with every group that its exchange of tokens may use."""
+    dims = ParallelDims(
+        world_size=ranks.world_size, ep_size=parallel.ep_size, expert_slices=parallel.expert_slices
+    )
+    strategy = parallel.expert_exchange.strategy
+    degrees = [strategy] if isinstance(strategy, int) else []
+    return build_mesh(dims, ranks_per_node=ranks.local_world_size, gather_degrees=degrees)
+
+
+def train_stream(config: RunConfig, run: RunDirectory, mesh: Mesh) -> TrainStream | WebDatasetStream:
+    """This rank's part of the training split, or of tars without a manifest."""
+    data = config.data
+    options: dict[str, Any] = {
+        "seed": config.seed,
+        "global_batch_size": config.train.global_batch_size,
+        "micro_batch_size": config.train.micro_batch_size,
+        "dp_rank": mesh.rank,
+        "dp_size": mesh.dims.world_size,
+        "transform": TrainTransform(
+            image_size=config.model.image_size,
+            scale=data.crop_scale,
+            ratio=data.crop_ratio,
+            flip_prob=data.flip_probability,
+        ),
+        "threads": data.decode_threads,
+    }
+    if names_tars(data.train):
+        return WebDatasetStream(data.train, num_classes=config.model.num_classes, **options)
+    quarantine = None if data.bad_samples == "stop" else run.quarantine
+    return TrainStream(data.train, quarantine=quarantine, reading=reading(data), **options)
+
+
+def augmentation(config: RunConfig, device: torch.device) -> Augment | None:
+    """What is done to training images on the device, if anything."""
+    data = config.data
+    if data.augment is None:
+        return None
+    return Augment(data.augment, seed=config.seed, mean=data.mean, std=data.std, device=device)
+
+
+def engine_options(config: RunConfig, grad_accum_steps: int) -> EngineOptions:
+    """How the engine is to work."""
+    return EngineOptions(
+        zero_stage=config.parallel.zero_stage,
+        precision=config.train.precision,
+        offload_optimizer=config.parallel.offload_optimizer,
+        clip_norm=config.optim.clip_norm,
+        micro_batch_size=config.train.micro_batch_size,
+        grad_accum_steps=grad_accum_steps,
+        deepspeed=config.deepspeed,
+    )

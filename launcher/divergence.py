@@ -1,0 +1,92 @@
+"""Steps that were not finite: counted, named, and too many of them in a row end the run on all ranks."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+
+from launcher.errors import DivergedError
+
+
+class SkippedSteps:
+    """Counts the steps whose loss or gradient was not finite.
+
+    What it is told is the same on every rank, so that every rank stops at the same step. The loss of each
+    rank is known; a gradient that is not finite at a finite loss is sought from the next step on, by hooks.
+
+    Args:
+        limit: so many in a row end the run; 0 for no limit.
+        total: of the run before this session.
+    """
+
+    def __init__(self, limit: int, total: int = 0) -> None:
+        self.limit, self.total = limit, total
+        self._in_a_row, self._first = 0, ""
+
+    def count(self, step: int, skipped: bool, ranks: Sequence[int], found: str = "") -> None:
+        """Take note of a step.
+
+        Args:
+            step: the step just made.
+            skipped: whether its gradient was not finite, and so the weights stayed.
+            ranks: whose loss was not finite.
+            found: where a gradient was, if that is known.
+
+        Raises:
+            DivergedError: it was one too many.
+        """
+        if not skipped and not ranks:
+            self._in_a_row, self._first = 0, ""
+            return
+        if self._in_a_row == 0:
+            where = (
+                f"the loss of rank {', '.join(map(str, ranks))}"
+                if ranks
+                else "the gradient, at finite losses"
+            )
+            self._first = f"first at step {step}: {where}"
+        elif "the gradient, at" in self._first and found not in self._first:
+            self._first += found
+        self._in_a_row += 1
+        self.total += 1
+        if self.limit and self._in_a_row >= self.limit:
+            raise DivergedError(
+                f"{self._in_a_row} steps in a row up to step {step} were not finite, {self._first}; the last "
+                "checkpoint stands. Lower optim.base_lr, clip tighter (optim.clip_norm) or look at the data; "
+                f"train.max_skipped_steps ({self.limit}) sets how many"
+            )
+
+    @property
+    def in_trouble(self) -> bool:
+        """Whether the last step was not finite."""
+        return self._in_a_row > 0
+
+
+class GradientSearch:
+    """While there is trouble: whether this rank's own gradients are finite, before they are reduced."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module, self._handles = module, list[torch.utils.hooks.RemovableHandle]()
+        self._bad: torch.Tensor | None = None
+
+    def turn(self, on: bool) -> None:
+        """Attach or remove the hooks."""
+        if on == bool(self._handles):
+            return
+        if on:
+            self._handles = [
+                p.register_hook(self._look) for p in self._module.parameters() if p.requires_grad
+            ]
+        else:
+            for handle in self._handles:
+                handle.remove()
+            self._handles = []
+
+    def _look(self, gradient: torch.Tensor) -> None:
+        bad = ~torch.isfinite(gradient).all()
+        self._bad = bad if self._bad is None else self._bad | bad
+
+    def take(self) -> bool:
+        """Whether any gradient since the last call was not finite."""
+        bad, self._bad = self._bad, None
+        return bad is not None and bool(bad)

@@ -1,0 +1,304 @@
+"""One process's part of one session of a run: every step, evaluation and save from where the run stands."""
+
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_shards.errors import DataError
+from data_shards.foreign import WebDatasetStream
+from data_shards.prefetch import Batch
+from data_shards.stream import EvalStream, TrainStream
+from launcher.assembly import augmentation, engine_options
+from launcher.check import steps_in
+from launcher.config import dump_config
+from launcher.divergence import GradientSearch, SkippedSteps
+from launcher.errors import BadDataError, FinalSaveError, RankError, Stopped
+from launcher.evaluate import evaluate, normalised
+from launcher.metrics import MetricsLog
+from launcher.optim import CosineSchedule, parameter_groups
+from launcher.pretrained import start_from
+from launcher.rank import Guard
+from launcher.run_directory import RunDirectory
+from launcher.schema import RunConfig
+from launcher.tally import Tally, Totals
+from parallel import checkpoint
+from parallel.commit import committed
+from parallel.masters import Masters
+from parallel.mesh import Mesh
+from parallel.newest import newest
+from parallel.saver import Outcome, Saver
+from parallel.zero import Engine
+from swin_moe.compile import compile_blocks
+from swin_moe.losses import classification_loss
+from swin_moe.model import build_model
+from swin_moe.randomness import sample_keys
+
+
+class Session:
+    """One process's part of one session of a run: from where the run stands to its end."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        run: RunDirectory,
+        mesh: Mesh,
+        device: torch.device,
+        stream: TrainStream | WebDatasetStream,
+        val: EvalStream,
+        guard: Guard,
+    ) -> None:
+        self.guard, self.watch = guard, guard.watch
+        self.config, self.run, self.mesh, self.device = config, run, mesh, device
+        self.stream, self.val = stream, val
+        exchange = config.parallel.expert_exchange
+        model = build_model(
+            config.model,
+            seed=config.seed,
+            mesh=mesh,
+            sharded=config.parallel.zero_stage == 3,
+            exchange=exchange,
+        ).to(device)
+        if config.train.pretrained and not committed(run.checkpoints):
+            start_from(config.train.pretrained, config.train.pretrained_head, model, mesh)
+        if config.train.compile:
+            compile_blocks(model)
+        self.model = model
+        self.engine = Engine(
+            model,
+            parameter_groups(model, config.optim),
+            mesh,
+            engine_options(config, stream.grad_accum_steps),
+        )
+        self.masters = Masters(self.engine.deepspeed, config.train.ema_decay)
+        keep = config.checkpoint
+        self.saver = Saver(
+            run.checkpoints,
+            mesh,
+            asynchronous=keep.asynchronous,
+            keep_last=keep.keep_last,
+            keep_every=self.steps(keep.keep_every) if keep.keep_every else None,
+        )
+        self.total_steps = self.steps(config.train.duration)
+        self.schedule = CosineSchedule(
+            config.optim,
+            global_batch_size=config.train.global_batch_size,
+            warmup_steps=self.steps(config.optim.warmup),
+            total_steps=self.total_steps,
+        )
+        self.augment = augmentation(config, device)
+        self.step = self.saved_step = 0
+        self.last_save: Outcome | None = None
+        self.skipped = SkippedSteps(config.train.max_skipped_steps)
+        self.search = GradientSearch(model)
+        self.evaluation_is_owed = False  # of the step at which an earlier session stopped
+
+    def steps(self, duration: str) -> int:
+        """Optimizer steps of a duration."""
+        return steps_in(duration, self.config, self.stream.num_samples)
+
+    def resume(self) -> None:
+        """Go on from the newest checkpoint that is whole, if there is one."""
+        found = newest(self.run.checkpoints)
+        if found is None:
+            return
+        if self.mesh.is_first:
+            sys.stderr.writelines(f"{notice}\n" for notice in found.notices)
+        num_experts = self.config.model.moe.num_experts if self.config.model.moe else 0
+        state = found.manifest["state"]
+        self.stream.load_state_dict(state["data"])
+        self.skipped.total = state.get("skipped_steps", 0)
+        self.evaluation_is_owed = state.get("evaluation_is_owed", False)
+        checkpoint.load(found.path, self.masters, num_experts, found.manifest)
+        self.engine.load_state_dict(state.get("engine", {}))
+        self.step = self.saved_step = found.manifest["step"]
+
+    def train(self) -> None:
+        """Take every step that is left; evaluate and save on the way and at the end."""
+        self.log = self.open_log()
+        self.engine.train()
+        batches = iter(self.stream)
+        if self.evaluation_is_owed:
+            self.evaluate()
+        while self.step < self.total_steps:
+            stopped_by = self.train_step(batches)
+            self.tell(self.saver.poll())
+            self.evaluation_is_owed = (
+                self.is_due(self.config.train.eval_every) or self.step == self.total_steps
+            )
+            if stopped_by and self.step < self.total_steps:
+                self.stop(stopped_by)
+            if self.evaluation_is_owed:
+                self.evaluate()  # before the save: a resumed run does not come back to this step
+            if self.is_due(self.config.checkpoint.every):
+                self.save()
+        if self.saved_step != self.step:
+            self.save()
+        self.finish_saving()
+        if self.log:
+            self.log.close()
+
+    def stop(self, ranks: list[int]) -> None:
+        """Save at once and end the run, as these ranks were asked to; an evaluation has to wait.
+
+        Raises:
+            Stopped: on all ranks.
+        """
+        if self.saved_step != self.step:
+            self.save()
+        self.finish_saving()
+        asked = self.guard.stop
+        told = asked.signal.name if asked.signal else f"a signal to rank {', '.join(map(str, ranks))}"
+        ago = f" {time.monotonic() - asked.since_s:.2f} s after it" if asked.signal else ""
+        if self.log:
+            self.log.close()
+        raise Stopped(
+            f"{told}: checkpoint of step {self.step} of {self.total_steps} committed{ago}; "
+            "--resume auto goes on"
+        )
+
+    def open_log(self) -> MetricsLog | None:
+        """Rank 0 writes the log."""
+        if not self.mesh.is_first:
+            return None
+        return MetricsLog(self.run, start_step=self.step, total_steps=self.total_steps)
+
+    def is_due(self, every: str | None) -> bool:
+        """Whether the step just taken ends an interval."""
+        return every is not None and self.step % self.steps(every) == 0
+
+    def train_step(self, batches: Iterator[Batch]) -> list[int]:
+        """One optimizer step: forward and backward of every micro-batch, one update, one record.
+
+        Returns:
+            The ranks that were asked to stop, the same on every rank.
+        """
+        start_s, lr = time.monotonic(), self.schedule(self.step)
+        self.stream.wait_s = 0.0
+        tally = Tally(rank=self.mesh.rank, world_size=self.mesh.dims.world_size)
+        for _ in range(self.stream.grad_accum_steps):
+            self.micro_step(self.next_batch(batches), lr, tally)
+        flags = {"stop": self.guard.stop.is_there, "gradient": self.search.take()}
+        totals = tally.reduce(self.stream.counts(), flags)
+        self.check_data(totals)
+        if not self.engine.skipped:
+            self.masters.average()
+        self.model.balance(totals.loads)
+        self.step += 1
+        self.watch.begin(self.step)
+        self.count_skipped(totals)
+        self.record(totals, lr, time.monotonic() - start_s)
+        return totals.raised["stop"]
+
+    def check_data(self, totals: Totals) -> None:
+        """Too many bad samples on all ranks together end the run."""
+        try:
+            self.stream.check_counts(totals.counts)
+        except DataError as error:
+            raise BadDataError(str(error)) from error
+
+    def count_skipped(self, totals: Totals) -> None:
+        """Take note of a step that was not finite, and seek the rank whose gradient it is."""
+        found = (
+            f", and then in the gradient of rank {', '.join(map(str, bad))}"
+            if (bad := totals.raised["gradient"])
+            else ""
+        )
+        self.skipped.count(self.step, self.engine.skipped, totals.raised["nonfinite"], found)
+        self.search.turn(self.skipped.in_trouble)
+
+    def record(self, totals: Totals, lr: float, step_s: float) -> None:
+        """Write down the step just taken."""
+        if self.log is None:
+            return
+        loss, aux_loss = totals.sums
+        values = {
+            "loss": loss / totals.passes,
+            "aux_loss": aux_loss / totals.passes,
+            "lr": lr,
+            "grad_norm": self.engine.grad_norm,
+            "images_s": self.config.train.global_batch_size / step_s,
+            "data_wait_s": self.stream.wait_s,
+            "dropped_fraction": totals.dropped_fraction,
+            "skipped_steps": float(self.skipped.total),
+        }
+        table = self.is_due(self.config.train.moe_load_every) or self.step == self.total_steps
+        self.log.step(self.step, values, totals.counts, totals.layers, table=table)
+
+    def micro_step(self, batch: Batch, lr: float, tally: Tally) -> None:
+        """Forward, loss, backward, and after the last micro-batch of a step the update."""
+        keys = sample_keys(self.config.seed, batch.positions).to(self.device)
+        images, targets = self.inputs(batch)
+        output = self.engine(images, keys)
+        loss = classification_loss(output.logits, targets, self.config.optim.label_smoothing)
+        loss = loss + output.aux_loss
+        self.engine.backward(loss)
+        self.engine.step(lr)
+        self.watch.beat()
+        tally.add(torch.stack([loss, output.aux_loss]), output)
+
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Images (B, 3, S, S) float32, and labels (B,) or, of mixed images, probabilities (B, classes)."""
+        if self.augment is None:
+            return normalised(batch.images, self.config.data, self.device), batch.labels.to(self.device)
+        images, targets = self.augment(batch.images, batch.labels, batch.positions)
+        return images, targets.soft(self.config.model.num_classes)
+
+    def next_batch(self, batches: Iterator[Batch]) -> Batch:
+        """The next micro-batch; what is wrong with the data is this rank's error."""
+        try:
+            with self.watch.phase("data", self.watch.timeout_s + self.config.data.retry_s):
+                return next(batches)
+        except DataError as error:
+            raise RankError(f"rank {self.mesh.rank}, step {self.step + 1}: {error}") from error
+
+    def evaluate(self) -> None:
+        """Evaluate on the validation split and record it."""
+        with self.watch.phase("evaluation"):
+            result = evaluate(self.engine.module, self.val, self.config.data, self.device, self.watch.beat)
+        self.evaluation_is_owed = False
+        if self.log:
+            self.log.evaluation(self.step, result)
+
+    def save(self) -> None:
+        """Save a checkpoint beside training, or, not asynchronous, before going on; see `tell`."""
+        record: dict[str, Any] = {
+            "state": {
+                "data": self.stream.state_dict(),
+                "engine": self.engine.state_dict(),
+                "skipped_steps": self.skipped.total,
+                "evaluation_is_owed": self.evaluation_is_owed,
+            },
+            "config": dump_config(self.config),
+            "val_manifest": self.val.manifest.digest,
+            "versions": {
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("torch", "deepspeed", "swin-moe")},
+            },
+        }
+        with self.watch.phase("save"):
+            self.saver.start(self.step, self.masters, record)
+        self.saved_step = self.step
+
+    def tell(self, outcomes: list[Outcome]) -> None:
+        """Record how saves ended; one that failed does not stop the run."""
+        for outcome in outcomes:
+            self.last_save = outcome
+            if self.log:
+                self.log.save(outcome)
+
+    def finish_saving(self) -> None:
+        """Wait for the save that no other follows.
+
+        Raises:
+            FinalSaveError: it failed; what was trained since the one before would be lost silently.
+        """
+        with self.watch.phase("save"):
+            self.tell(self.saver.finish())
+        if self.last_save is not None and self.last_save.error is not None:
+            raise FinalSaveError(f"the state of step {self.step} is lost: {self.last_save.error}")

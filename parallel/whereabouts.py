@@ -1,0 +1,89 @@
+"""Where a process is, read off its Python frames: in which collective, called from where, and since when."""
+
+import linecache
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import FrameType
+
+COLLECTIVES = ("torch.distributed", "deepspeed.comm")  # modules whose functions wait for other ranks
+BETWEEN = ("torch", "deepspeed.utils", "deepspeed.runtime.utils", "contextlib", "functools")
+OURS = ("launcher", "parallel", "swin_moe", "data_shards")
+ASYNC = {"land": "all_to_all_single"}  # what a wait in parallel/collectives.py is for, by its function
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a thread is: `all_reduce (launcher/tally.py:99)`."""
+
+    text: str
+    is_collective: bool
+
+
+class Whereabouts:
+    """The main thread's place, and for how long it has not moved."""
+
+    def __init__(self) -> None:
+        self._thread = threading.main_thread().ident
+        self._mark: tuple[tuple[int, int], ...] = ()
+        self._since_s = time.monotonic()
+
+    def look(self) -> tuple[Place, float]:
+        """The place now, and the seconds since the main thread was first seen at this very instruction."""
+        stacks = {thread: list(_walk(frame)) for thread, frame in sys._current_frames().items()}
+        stack = stacks[self._thread]  # type: ignore[index]
+        mark = tuple((id(frame), frame.f_lasti) for frame in stack[:4])
+        now_s = time.monotonic()
+        if mark != self._mark:
+            self._mark, self._since_s = mark, now_s
+        place = _place(stack)
+        if not place.is_collective and _module(stack[0]).startswith("torch.autograd"):
+            # on a GPU a backward, and what it exchanges, runs on autograd's own threads
+            found = (_place(other) for thread, other in stacks.items() if thread != self._thread)
+            place = next((other for other in found if other.is_collective), place)
+        return place, now_s - self._since_s
+
+
+def _walk(frame: FrameType | None) -> Iterator[FrameType]:
+    """From the innermost frame outwards."""
+    while frame is not None:
+        yield frame
+        frame = frame.f_back
+
+
+def _place(stack: list[FrameType]) -> Place:
+    caller = next((f for f in stack if not _is_of(f, (*COLLECTIVES, *BETWEEN))), stack[-1])
+    inner = stack[: stack.index(caller)]
+    names = [f.f_code.co_name for f in inner if _is_of(f, COLLECTIVES) and f.f_code.co_name != "wrapper"]
+    names = [name for name in names if not name.startswith("_") and "wrapper" not in name]
+    if names:  # the outermost is what the caller wrote
+        return Place(text=f"{names[-1]} ({_line(caller)})", is_collective=True)
+    if not inner and ".wait()" in linecache.getline(caller.f_code.co_filename, _number(caller)):
+        name = ASYNC.get(caller.f_code.co_name, "wait")
+        return Place(text=f"{name} ({_line(caller)})", is_collective=True)
+    ours = next((f for f in stack if _is_of(f, OURS)), stack[0])
+    return Place(text=f"{ours.f_code.co_name} ({_line(ours)})", is_collective=False)
+
+
+def _module(frame: FrameType) -> str:
+    return str(frame.f_globals.get("__name__", ""))
+
+
+def _is_of(frame: FrameType, packages: tuple[str, ...]) -> bool:
+    module = _module(frame)
+    return any(module == package or module.startswith(f"{package}.") for package in packages)
+
+
+def _line(frame: FrameType) -> str:
+    """`parallel/collectives.py:57`: the file by its module's name, wherever it is installed."""
+    module = _module(frame)
+    path = frame.f_code.co_filename
+    name = f"{module.replace('.', '/')}.py" if "." in module else "/".join(path.split("/")[-2:])
+    return f"{name}:{_number(frame)}"
+
+
+def _number(frame: FrameType) -> int:
+    """The line; a frame may be between two lines, and then has none (typeshed does not know)."""
+    return frame.f_lineno or frame.f_code.co_firstlineno

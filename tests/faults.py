@@ -1,0 +1,248 @@
+"""Faults on purpose: a command on forked ranks, one or more of which something befalls at a stated place.
+
+    ended = run(2, line, Fault("SIGKILL", rank=1, at="train_step", step=7))
+    assert [rank.code for rank in ended] == [80, -9]
+
+Every rank is a process of its own with its own exit status and output, joined through a file; nothing is
+patched but who it is and the fault itself. No call outlasts its deadline: what is alive then has `code` None.
+"""
+
+import math
+import os
+import resource
+import signal
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass
+from multiprocessing import forkserver, get_context
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any, Literal
+from unittest import mock
+
+from parallel.env import Ranks
+from tests.distributed import ENVIRONMENT, PRELOAD, environment
+
+Kind = Literal[
+    "SIGKILL",
+    "SIGTERM",
+    "SIGUSR1",
+    "SIGSTOP",
+    "SIGINT",
+    "memory",  # RLIMIT_AS: the next large allocation fails
+    "disk",  # RLIMIT_FSIZE: no file grows beyond a page
+    "nan_loss",  # this micro-batch's loss, from this step on
+    "nan_gradient",  # of one parameter, from this step on
+    "sleep",  # for a minute
+    "slow_data",  # the next batch comes after ten seconds
+    "bug",  # an exception that nobody expects
+]
+SLOW_DATA_S = 10.0
+PLACES = {  # where a fault may strike: owner and name of a function that has the step
+    "train_step": ("launcher.session", "Session"),
+    "evaluate": ("launcher.session", "Session"),
+    "save": ("launcher.session", "Session"),
+    "commit": ("parallel.checkpoint", None),  # rank 0 alone: the checkpoint is all but named
+}
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What happens to one rank (None: to all), and when: before the function `at`, after `step` steps."""
+
+    kind: Kind
+    rank: int | None = 0
+    at: str = "train_step"
+    step: int = 3
+
+    def arm(self, patches: ExitStack) -> None:
+        """Lie in wait."""
+        import importlib
+
+        module, owner_name = PLACES[self.at]
+        owner: Any = importlib.import_module(module)
+        owner = getattr(owner, owner_name) if owner_name else owner
+        original = getattr(owner, self.at)
+
+        def struck(*arguments: Any) -> Any:
+            step = arguments[2]["step"] if self.at == "commit" else arguments[0].step
+            if step == self.step:
+                self.strike(arguments[0])
+            return original(*arguments)
+
+        patches.enter_context(mock.patch.object(owner, self.at, struck))
+
+    def strike(self, session: Any) -> None:
+        """Let it happen in this process."""
+        if self.kind.startswith("SIG"):
+            os.kill(os.getpid(), signal.Signals[self.kind])
+        elif self.kind == "memory":
+            pages = int(Path("/proc/self/statm").read_text().split()[0])
+            limit = pages * resource.getpagesize() + 2**20
+            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+            bytearray(2**28)
+        elif self.kind == "disk":
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+        elif self.kind == "nan_loss":
+            import launcher.session
+
+            loss = launcher.session.classification_loss
+            launcher.session.classification_loss = lambda *a, **k: loss(*a, **k) * math.nan  # type: ignore
+        elif self.kind == "nan_gradient":
+            next(session.model.parameters()).register_hook(lambda gradient: gradient * math.nan)
+        elif self.kind == "slow_data":
+            _delay(session.stream)
+        elif self.kind == "sleep":
+            time.sleep(60)
+        else:
+            raise LookupError("a bug on purpose")
+
+
+def _delay(stream: Any) -> None:
+    """The next batch of a stream comes late, seen from the session."""
+    import launcher.session
+
+    original = launcher.session.Session.next_batch
+
+    def late(session: Any, batches: Any) -> Any:
+        launcher.session.Session.next_batch = original  # type: ignore[method-assign]
+
+        def waiting() -> Any:
+            time.sleep(SLOW_DATA_S)
+            yield next(batches)
+
+        return original(session, waiting())
+
+    launcher.session.Session.next_batch = late  # type: ignore[method-assign]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How one rank ended: its exit status, negative for a signal, None where it outlived the deadline."""
+
+    code: int | None
+    out: str
+    err: str
+    after_s: float  # from the start of all
+
+
+def run(
+    n: int,
+    line: list[str],
+    *faults: Fault,
+    stays: tuple[int, ...] = (),
+    timeout_s: float = 120,
+    meddle: Callable[[list[int]], None] | None = None,
+) -> list[Ended]:
+    """Run one command of the launcher on `n` ranks and wait for all to end.
+
+    Args:
+        n: ranks.
+        line: of `swin-moe`.
+        faults: that befall them.
+        stays: ranks that are not waited for: stopped ones.
+        timeout_s: the deadline.
+        meddle: called with the process ids once the ranks are started.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOAD)
+    with environment():
+        forkserver.ensure_running()
+    with tempfile.TemporaryDirectory() as directory:
+        start_s, ranks = time.monotonic(), list[BaseProcess]()
+        for rank in range(n):
+            mine = [fault for fault in faults if fault.rank in (None, rank)]
+            process = context.Process(target=_main, args=(line, rank, n, Path(directory), mine), daemon=True)
+            process.start()
+            ranks.append(process)
+        try:
+            if meddle:
+                meddle([process.pid or 0 for process in ranks])
+            times = _wait(ranks, stays, start_s, timeout_s)
+            codes = [process.exitcode for process in ranks]
+        finally:
+            for process in ranks:
+                process.kill()
+                process.join()
+                process.close()
+        texts = [[_text(Path(directory, f"{name}-{rank}")) for name in ("out", "err")] for rank in range(n)]
+    return [
+        Ended(code=code, out=out, err=err, after_s=after_s)
+        for code, (out, err), after_s in zip(codes, texts, times, strict=True)
+    ]
+
+
+def _wait(ranks: list[BaseProcess], stays: tuple[int, ...], start_s: float, timeout_s: float) -> list[float]:
+    """Seconds after which each rank had ended."""
+    times = [math.inf] * len(ranks)
+    while time.monotonic() < start_s + timeout_s:
+        for rank, process in enumerate(ranks):
+            if process.exitcode is not None:
+                times[rank] = min(times[rank], time.monotonic() - start_s)
+        if all(math.isfinite(times[rank]) for rank in range(len(ranks)) if rank not in stays):
+            break
+        time.sleep(0.02)
+    return times
+
+
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
+def _main(line: list[str], rank: int, n: int, directory: Path, faults: list[Fault]) -> None:
+    """One rank."""
+    os.environ.update(ENVIRONMENT)
+    os.environ["TMPDIR"] = str(directory)
+    for descriptor, name in ((1, "out"), (2, "err")):
+        file = os.open(directory / f"{name}-{rank}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        os.dup2(file, descriptor)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
+    from launcher import __main__
+    from launcher import rank as life
+
+    who = Ranks(
+        rank=rank,
+        world_size=n,
+        local_rank=rank,
+        local_world_size=n,
+        launcher="torchrun",
+        init_method=f"file://{directory}/rendezvous",
+    )
+    warnings.simplefilter("ignore")
+    with ExitStack() as patches:
+        patches.enter_context(mock.patch.object(life, "discover", return_value=who))
+        for fault in faults:
+            fault.arm(patches)
+        code = __main__.main(line)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def stale_lock(cache: Path, name: str) -> Path:
+    """The lock that a killed build of an extension leaves in torch's cache."""
+    lock = cache / name / "lock"
+    lock.parent.mkdir(parents=True)
+    lock.touch()
+    return lock
+
+
+def one_line(ended: list[Ended], kind: str) -> str:
+    """The line of any rank that starts with a kind of error; there must be exactly one, and no traceback."""
+    lines = [text for rank in ended for text in rank.err.splitlines()]
+    assert not [text for text in lines if "Traceback" in text], "\n".join(lines)
+    found = [text for text in lines if text.startswith(f"{kind}: ")]
+    assert len(found) == 1, "\n".join(lines)
+    return found[0]
+
+
+def end(pids: list[int]) -> None:
+    """SIGKILL, whether or not they still are there."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -1,0 +1,69 @@
+"""Which status the parent of the ranks returns, and what it says of a rank that cannot speak any more."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch.distributed as dist
+
+from launcher import local
+from launcher.exit_codes import ExitCode
+from launcher.local import _Family
+
+
+def family(*codes: str, asked: signal.Signals | None = None) -> _Family:
+    """Ranks that run a line of Python each."""
+    ranks = [subprocess.Popen([sys.executable, "-c", f"import os, sys, time; {code}"]) for code in codes]
+    return _Family(dist.HashStore(), 0, ranks, asked=asked)
+
+
+def dies(number: signal.Signals) -> str:
+    return f"os.kill(os.getpid(), {number})"
+
+
+@pytest.mark.parametrize(
+    ("codes", "status"),
+    [
+        (("", ""), ExitCode.FINISHED),
+        (
+            ("sys.exit(80)", "time.sleep(0.3); sys.exit(84)"),
+            ExitCode.OUT_OF_MEMORY,
+        ),  # the first only suffered
+        (("time.sleep(0.2); sys.exit(82)", "sys.exit(1)"), ExitCode.BUG),  # the first of those that did not
+        (("sys.exit(81)", "sys.exit(81)"), ExitCode.HANG),
+        ((dies(signal.SIGKILL), "time.sleep(0.2); sys.exit(80)"), ExitCode.LOST_RANK),
+        ((dies(signal.SIGABRT), "time.sleep(0.2); sys.exit(80)"), ExitCode.BUG),
+    ],
+)
+def test_the_status_is_that_of_the_rank_that_caused_the_end(codes: tuple[str, ...], status: int) -> None:
+    assert family(*codes).wait() == status
+
+
+def test_the_dead_rank_is_named_with_its_last_place(capsys: pytest.CaptureFixture[str]) -> None:
+    ranks = family("", dies(signal.SIGKILL))
+    ranks.store.set("beat/1", json.dumps({"step": 7, "place": "f (a.py:1)"}))
+    assert ranks.wait() == ExitCode.LOST_RANK
+    line = "lost rank 1: killed by SIGKILL; it was at step 7, in f (a.py:1)"
+    assert capsys.readouterr().err == f"LostRankError: {line}\n"
+    assert json.loads(ranks.store.get("verdict")) == {"code": 80, "line": line}
+
+
+def test_the_kernel_killed_a_rank_for_want_of_memory(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(local, "_out_of_memory_kills", lambda: 1)
+    assert family("", dies(signal.SIGKILL)).wait() == ExitCode.OUT_OF_MEMORY
+    assert "killed by SIGKILL: the machine is out of memory; lower" in capsys.readouterr().err
+
+
+def test_what_does_not_end_is_killed_and_its_end_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(local.PATIENCE_S, ExitCode.HANG, 0.3)
+    assert family("sys.exit(81)", "time.sleep(60)").wait() == ExitCode.HANG
+
+
+def test_a_request_before_the_ranks_listened_is_a_stop(capsys: pytest.CaptureFixture[str]) -> None:
+    ranks = family(dies(signal.SIGTERM), "time.sleep(0.1); sys.exit(80)", asked=signal.SIGTERM)
+    assert ranks.wait() == ExitCode.STOPPED
+    assert capsys.readouterr().err == ""

@@ -1,0 +1,75 @@
+"""State to save without an engine: every number is a function of the step, so that what is loaded says when
+it was saved."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from parallel import checkpoint
+from parallel.mesh import Mesh, ParallelDims
+from parallel.newest import newest
+from parallel.tensors import KINDS
+
+
+class PlainMasters:
+    """Stands for `Masters`: two layers, whose masters and moments are what `at` made them."""
+
+    kinds = KINDS
+
+    def __init__(self, step: int = 0, width: int = 8) -> None:
+        self.module = nn.Sequential(nn.Linear(width, width), nn.Linear(width, 4))
+        self.step = step
+        self._state: dict[nn.Parameter, dict[str, Tensor]] = {}
+        self.at(step)
+
+    def at(self, step: int) -> None:
+        """Be as after so many steps, in the same memory as before, as an optimizer would."""
+        self.step = step
+        for place, parameter in enumerate(self.module.parameters()):
+            state = self._state.setdefault(parameter, {k: torch.empty(parameter.shape) for k in KINDS})
+            for number, tensor in enumerate(state.values()):
+                torch.arange(tensor.numel(), out=tensor.view(-1)).add_(1000.0 * step + 10 * number + place)
+
+    def read(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        return self._state[parameter]
+
+    def read_here(self, parameter: nn.Parameter) -> None:
+        """Nothing is partitioned."""
+
+    def write(self, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
+        self._state[parameter] = values
+
+    def set_step(self, step: int) -> None:
+        self.step = step
+
+    @property
+    def adam_steps(self) -> int:
+        return self.step
+
+    def equals(self, other: "PlainMasters") -> bool:
+        pairs = zip(self._state.values(), other._state.values(), strict=True)
+        return self.step == other.step and all(torch.equal(a[k], b[k]) for a, b in pairs for k in KINDS)
+
+
+def mesh_of(world_size: int = 1, rank: int = 0) -> Mesh:
+    return Mesh(dims=ParallelDims(world_size=world_size), rank=rank)
+
+
+def save(directory: Path, step: int, width: int = 8) -> Path:
+    """A checkpoint that one process wrote."""
+    return checkpoint.save(directory, step, PlainMasters(step, width), mesh_of(), {})  # type: ignore[arg-type]
+
+
+def resumed_step(directory: Path, width: int = 8) -> tuple[int, list[str]]:
+    """The step that a run would go on from, whose state must be that step's, and what it would say."""
+    found, masters = newest(directory), PlainMasters(width=width)
+    if found is None:
+        return 0, []
+    checkpoint.load(found.path, masters, 0, found.manifest)  # type: ignore[arg-type]
+    assert masters.equals(PlainMasters(found.manifest["step"], width))
+    return masters.step, found.notices
+
+
+def names(directory: Path) -> list[str]:
+    return sorted(path.name for path in directory.iterdir())

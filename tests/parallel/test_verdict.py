@@ -1,0 +1,121 @@
+"""Whom all wait for, and where a thread is."""
+
+import threading
+import time
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from parallel.collectives import Flight, sum_over
+from parallel.verdict import judge
+from parallel.watch import Codes, Watch
+from parallel.whereabouts import Whereabouts, _place, _walk
+
+
+def status(
+    step: int, place: str = "all_reduce (a.py:1)", *, posted_s: float = 100, **more: Any
+) -> dict[str, Any]:
+    return {"step": step, "place": place, "is_collective": True, "time_s": posted_s, "still_s": 9.0} | more
+
+
+def test_the_silent_rank() -> None:
+    heard = {
+        0: status(17),
+        1: status(17),
+        2: status(17, "all_to_all_single (b.py:5)", posted_s=69),
+        3: status(17),
+    }
+    assert judge(heard, {2}, 4) == (
+        "rank 2 has said nothing for 31 s; it was at step 17, in all_to_all_single (b.py:5); "
+        "ranks 0, 1, 3 wait for it in all_reduce (a.py:1) at step 17"
+    )
+
+
+@pytest.mark.parametrize(
+    ("heard", "line"),
+    [
+        (
+            {0: status(4), 1: status(4, "load (c.py:2)", is_collective=False), 2: status(4)},
+            "rank 1 is at step 4, for 9 s in load (c.py:2); ranks 0, 2 wait for it in all_reduce (a.py:1) at "
+            "step 4",
+        ),
+        (
+            {0: status(4), 1: status(3)},
+            "rank 1 is at step 3, for 9 s in all_reduce (a.py:1); rank 0 waits for it in all_reduce (a.py:1) "
+            "at step 4",
+        ),
+        (
+            {0: status(4), 1: status(4, "broadcast (d.py:3)")},
+            "the ranks wait for each other: rank 0 waits in all_reduce (a.py:1) at step 4, rank 1 waits in "
+            "broadcast (d.py:3) at step 4",
+        ),
+        ({1: status(0)}, "rank 0 never said anything; rank 1 waits for it in all_reduce (a.py:1) at step 0"),
+    ],
+)
+def test_the_rank_in_the_way(heard: dict[int, dict[str, Any]], line: str) -> None:
+    assert judge(heard, set(), len(heard) if 0 in heard else 2) == line
+
+
+def place_in(target: Any) -> Any:
+    """Where a thread is that runs `target`, after a moment."""
+    import sys
+
+    thread = threading.Thread(target=target, daemon=True)
+    thread.start()
+    time.sleep(0.3)
+    return _place(list(_walk(sys._current_frames()[thread.ident])))  # type: ignore[index]
+
+
+def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
+    held = threading.Lock()
+    held.acquire()
+    names: dict[str, Any] = {"__name__": "torch.distributed.distributed_c10d", "wait": held.acquire}
+    exec("def all_reduce(*a, **k):\n    wait()", names)
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda group=None: 2)
+    monkeypatch.setattr(dist, "all_reduce", names["all_reduce"])
+    found = place_in(lambda: sum_over(torch.zeros(1)))
+    assert found.is_collective
+    assert found.text.startswith("all_reduce (parallel/collectives.py:")
+
+    flight = Flight([1], [1], None)  # type: ignore[arg-type]
+    flight._under_way = torch.zeros(1), torch.zeros(1), SimpleNamespace(wait=held.acquire)  # type: ignore
+    found = place_in(flight.land)
+    assert found.is_collective
+    assert found.text.startswith("all_to_all_single (parallel/collectives.py:")
+
+    assert not place_in(lambda: held.acquire()).is_collective
+
+
+def test_a_frame_between_two_lines_has_a_place() -> None:
+    """In CPython 3.11 its f_lineno is None."""
+    code = SimpleNamespace(co_filename=__file__, co_firstlineno=5, co_name="f")
+    frame: Any = SimpleNamespace(f_lineno=None, f_code=code, f_globals={"__name__": "parallel.x"})
+    assert _place([frame]).text == "f (parallel/x.py:5)"
+
+
+def test_what_cannot_be_read_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
+    watch = Watch(dist.HashStore(), rank=0, world_size=1, timeout_s=5, codes=Codes(hang=81, lost=80))
+    monkeypatch.setattr(watch._whereabouts, "look", lambda: 1 / 0)
+    assert watch.status()["place"] == "a place that cannot be read (division by zero)"
+
+
+def test_for_how_long_the_main_thread_stands_still() -> None:
+    here, answers = Whereabouts(), []
+
+    def look() -> None:
+        for _ in range(3):
+            answers.append(here.look()[1])
+            time.sleep(0.2)
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    thread.join()
+    assert answers[0] == 0
+    assert answers[2] > 0.15
+    here.look()
+    time.sleep(0.01)
+    assert here.look()[1] < 0.35
