@@ -43,8 +43,8 @@ def train(shards: Path, run_dir: Path) -> list[str]:
 
 
 def records(run_dir: Path) -> list[dict[str, object]]:
-    """What a run measured, without the clocks."""
-    kept = read_records(run_dir / "metrics.jsonl")
+    """What a run's steps and evaluations measured, without the clocks; saves are nothing but clocks."""
+    kept = [record for record in read_records(run_dir / "metrics.jsonl") if "save_s" not in record]
     return [{name: value for name, value in record.items() if name not in CLOCKS} for record in kept]
 
 
