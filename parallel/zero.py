@@ -16,6 +16,8 @@ What DeepSpeed 0.19.8 needs for that, and where it goes wrong silently (tests/pa
 Gradients need no scaling by hand: every stage divides by the size of the whole world.
 """
 
+import contextlib
+import io
 import logging
 import math
 from typing import Any
@@ -66,12 +68,13 @@ class Engine:
         sizes = set(gather_objects(sum(shape_of(p).numel() for p in self._parameters)))
         bucket = max(sizes) if len(sizes) > 1 else None
         optimizer = _adam([{**group, "lr": 0.0} for group in param_groups], options)
-        self.deepspeed, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config=deepspeed_config(options, mesh.dims.world_size, bucket),
-            dist_init_required=False,
-        )
+        with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints the memory of each group
+            self.deepspeed, *_ = deepspeed.initialize(
+                model=model,
+                optimizer=optimizer,
+                config=deepspeed_config(options, mesh.dims.world_size, bucket),
+                dist_init_required=False,
+            )
         optimizer.state.clear()  # of the empty step
 
     def __call__(self, *args: Any) -> Any:

@@ -90,6 +90,7 @@ def test_two_crashes_without_a_checkpoint_refuse_a_third(shards: Path, tmp_path:
 # --- the whole program -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_program_returns_the_status_of_the_rank_that_caused_the_end(
     shards: Path, tmp_path: Path, reference: Path
 ) -> None:

@@ -161,6 +161,7 @@ def test_resumed_exactly_at_an_epoch_boundary(shards: Path, tmp_path: Path, unin
     assert_same_run(run, uninterrupted(1))
 
 
+@pytest.mark.slow
 def test_killed_between_a_save_and_its_evaluation(shards: Path, tmp_path: Path, uninterrupted: Any) -> None:
     run = tmp_path / "run"
     line = train_line(shards, run)

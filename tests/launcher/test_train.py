@@ -238,6 +238,7 @@ def test_eval_on_two_ranks_gives_the_same_digits(run: Run) -> None:
     assert second.out == ""
 
 
+@pytest.mark.slow
 def test_two_ranks_learn_the_same_in_bf16_nearly(run: Run, shards: Path, tmp_path: Path) -> None:
     line = train_line(shards, tmp_path / "run", "train.precision=bf16", "parallel.ep_size=2")
     first, second = run_on_ranks(command, 2, *line)

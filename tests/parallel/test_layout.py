@@ -90,6 +90,7 @@ def some_are_slow(of: list[Layout]) -> list[Any]:
     whole_batch = {layout for layout in of if layout.accum == 1 and layout.experts != UNEVEN}
     alike = {layout for layout in of if layout.ep == 4 and layout.slices == 1 and layout.stage}
     alone = {layout for layout in of if layout.world == 1 and layout.stage in (1, 3)}
+    alone |= {layout for layout in of if (layout.world, layout.ep) == (2, 1) and layout.stage in (1, 2)}
     bf16 = {layout for layout in of if layout.precision == "bf16" and layout.stage in (0, 2)}
     slow = (whole_batch | alike | alone | bf16) - {layout for layout in of if layout.experts == UNEVEN}
     return [pytest.param(layout, marks=[pytest.mark.slow] if layout in slow else []) for layout in of]
