@@ -6,7 +6,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slurm check fmt clean setup
+.PHONY: help demo test test-slow test-slurm check fmt clean setup
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,8 +24,11 @@ demo: $(STAMP) ## pack Fashion-MNIST, train a small Swin-MoE on two processes, e
 	$(BIN)/swin-moe shards pack --source fashion-mnist --out data/fashion-mnist --workers 2
 	$(BIN)/swin-moe train configs/demo_cpu.yaml --nproc 2 --resume auto
 
-test: $(STAMP) ## the default tests, some minutes on two cores
+test: $(STAMP) ## the default tests, nine minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+
+test-slow: $(STAMP) ## what the default tests leave out: every layout, kill and fault; half an hour
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 test-slurm: $(STAMP) ## the tests on a Slurm of their own (slurm/local_cluster.sh install)
 	$(BIN)/python -m pytest -m slurm tests/slurm
