@@ -10,7 +10,17 @@ import torch
 import torch.distributed as dist
 
 from parallel import env
-from parallel.env import LaunchError, Ranks, discover, first_host, join, leave, threads_per_rank
+from parallel.env import (
+    COLLECTIVE_TIMEOUT,
+    LaunchError,
+    Ranks,
+    discover,
+    first_host,
+    join,
+    leave,
+    threads_per_rank,
+)
+from tests.distributed import run_on_ranks
 
 TORCHRUN = {
     "RANK": "5",
@@ -277,3 +287,15 @@ def test_a_process_without_a_gpu_is_prepared(given: dict[str, str], threads: int
         [sys.executable, "-c", PREPARE], env=environment, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == ["cpu", "3", "cpu", str(threads)]
+
+
+def timeout_of_a_later_group() -> tuple[float, float]:
+    """Seconds of torch's default, as `join` left it, and of a group made without saying one."""
+    group = dist.new_group(list(range(dist.get_world_size())))
+    options = group._get_backend(torch.device("cpu")).options  # type: ignore[attr-defined]
+    return dist.distributed_c10d.default_pg_timeout.total_seconds(), options._timeout.total_seconds()
+
+
+def test_groups_made_later_have_the_time_out_of_the_first() -> None:
+    default_s = COLLECTIVE_TIMEOUT.total_seconds()
+    assert run_on_ranks(timeout_of_a_later_group, 2) == [(default_s, default_s)] * 2
