@@ -46,7 +46,7 @@ PLACES = {  # where a fault may strike: owner and name of a function that has th
     "train_step": ("launcher.session", "Session"),
     "evaluate": ("launcher.session", "Session"),
     "save": ("launcher.session", "Session"),
-    "commit": ("parallel.checkpoint", None),  # rank 0 alone: the checkpoint is all but named
+    "commit": ("parallel.write", None),  # rank 0 alone: the checkpoint is all but named
 }
 
 
