@@ -201,14 +201,7 @@ def rank_main(rank: int, directory: Path) -> None:
     """One rank; the first writes what all saw."""
     torch.set_num_threads(1)
     job = json.loads((directory / "job.json").read_text())
-    ranks = Ranks(
-        rank=rank,
-        world_size=RANKS,
-        local_rank=rank,
-        local_world_size=RANKS,
-        launcher="torchrun",
-        init_method=f"file://{directory}/meet",
-    )
+    ranks = Ranks.that_meet_at(directory / "meet", rank, RANKS)
     join(ranks, prepare_process(ranks))
     own = measure(directory / "checkpoints", job["rounds"], job["images"])
     every = gather_objects(own)

@@ -98,14 +98,7 @@ def main(rank: int, directory: Path) -> None:
     job = json.loads((directory / "job.json").read_text())
     case, entries = Case(**job["case"]), [Entry(**entry) for entry in job["entries"]]
     size = case.world_size
-    ranks = Ranks(
-        rank=rank,
-        world_size=size,
-        local_rank=rank,
-        local_world_size=size,
-        launcher="torchrun",
-        init_method=f"file://{directory}/meet",
-    )
+    ranks = Ranks.that_meet_at(directory / "meet", rank, size)
     join(ranks, prepare_process(ranks))
     start_deepspeed()
     rows = _measure(case, entries, job["rounds"])

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -33,6 +34,18 @@ class Ranks:
     local_world_size: int = 1
     launcher: Literal["torchrun", "mpi", "slurm", "single"] = "single"
     init_method: str = ""
+
+    @staticmethod
+    def that_meet_at(file: Path, rank: int, world_size: int) -> "Ranks":
+        """One of the ranks that a test or benchmark started on this machine, and which need no port."""
+        return Ranks(
+            rank=rank,
+            world_size=world_size,
+            local_rank=rank,
+            local_world_size=world_size,
+            launcher="torchrun",
+            init_method=f"file://{file}",
+        )
 
 
 def discover(env: Mapping[str, str] = os.environ) -> Ranks:

@@ -94,14 +94,7 @@ def environment() -> Iterator[None]:
 def _main(payload: bytes, rank: int, n: int, directory: Path, pipe: Connection) -> None:
     """One rank."""
     os.environ.update(ENVIRONMENT)
-    ranks = Ranks(
-        rank=rank,
-        world_size=n,
-        local_rank=rank,
-        local_world_size=n,
-        launcher="torchrun",
-        init_method=f"file://{directory}/rendezvous",
-    )
+    ranks = Ranks.that_meet_at(directory / "rendezvous", rank, n)
     with _stack_file(directory, rank).open("w") as stack:
         faulthandler.register(signal.SIGUSR2, stack)
         try:

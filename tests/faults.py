@@ -205,14 +205,7 @@ def _main(line: list[str], rank: int, n: int, directory: Path, faults: list[Faul
     from launcher import __main__
     from launcher import rank as life
 
-    who = Ranks(
-        rank=rank,
-        world_size=n,
-        local_rank=rank,
-        local_world_size=n,
-        launcher="torchrun",
-        init_method=f"file://{directory}/rendezvous",
-    )
+    who = Ranks.that_meet_at(directory / "rendezvous", rank, n)
     warnings.simplefilter("ignore")
     with ExitStack() as patches:
         patches.enter_context(mock.patch.object(life, "discover", return_value=who))
