@@ -26,6 +26,7 @@ from parallel.watch import PREFIX
 
 AGENT = "SWIN_MOE_AGENT"  # set for the ranks that this process started: its process id
 POLL_S = 0.02
+GONE_S = 5.0  # for killed ranks to be gone: one may have a lot of memory to give back
 PATIENCE_S: dict[
     int, float
 ] = {  # for the other ranks to end by themselves after one that failed; then they are killed
@@ -93,8 +94,11 @@ class _Family:
                 process.send_signal(number)
 
     def end_at_once(self, number: signal.Signals) -> None:
-        """The second request: no more waiting."""
+        """The second request: no more waiting, but for the ranks to be gone."""
         self._kill()
+        deadline_s = time.monotonic() + GONE_S
+        while any(process.poll() is None for process in self.ranks) and time.monotonic() < deadline_s:
+            time.sleep(POLL_S)
         os._exit(128 + number)
 
     def _kill(self) -> None:
