@@ -115,7 +115,7 @@ def test_the_reference_run_has_every_source_of_randomness_and_drops_tokens(unint
         # inside a save: step-00000035.tmp stays behind
         pytest.param(1, "fp32", ("commit", 35), 28, marks=pytest.mark.slow),
         (0, "fp32", ("train_step", 3), 0),  # before any checkpoint
-        (3, "bf16", ("train_step", 12), 7),
+        pytest.param(3, "bf16", ("train_step", 12), 7, marks=pytest.mark.slow),
         *(
             # just before the boundary at 16, killed just after it
             pytest.param(stage, precision, ("train_step", 18), 14, marks=pytest.mark.slow)
@@ -202,6 +202,7 @@ def wait_until(condition: Any, timeout_s: float) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.slow
 def test_sigkill_of_the_program_takes_its_ranks_along_and_resume_is_exact(
     shards: Path, tmp_path: Path, uninterrupted: Any
 ) -> None:
