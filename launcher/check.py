@@ -5,7 +5,10 @@ from data_shards.loading import checked_manifest
 from data_shards.patterns import expand, names_tars
 from launcher.config import ConfigError
 from launcher.duration import parse_duration, to_steps
+from launcher.elastic import replan
+from launcher.run_directory import RunDirectory
 from launcher.schema import RunConfig
+from parallel.commit import committed
 from parallel.expert import ExchangeOptions
 from parallel.mesh import LayoutError, ParallelDims
 from parallel.zero_config import check_zero_section
@@ -30,7 +33,19 @@ def check(config: RunConfig, world_size: int | None = None) -> None:
     errors += _messages(lambda: check_zero_section(config.deepspeed), ValueError)
     if errors:
         count = "one thing" if len(errors) == 1 else f"{len(errors)} things"
-        raise ConfigError(f"{count} to correct:\n" + "\n".join(f"  {error}" for error in errors))
+        lines = [*errors, *_elastic_hint(config, world_size)]
+        raise ConfigError(f"{count} to correct:\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def _elastic_hint(config: RunConfig, world_size: int | None) -> list[str]:
+    """That a run that has a checkpoint can go on over other ranks, where that is all that is wrong."""
+    if world_size is None or not committed(RunDirectory(config.run_dir).checkpoints):
+        return []
+    try:
+        _, plan = replan(config, world_size)
+    except ConfigError:
+        return []
+    return [f"or go on with --elastic: {'; '.join(line.strip() for line in plan[1:])}"] if plan[1:] else []
 
 
 def steps_in(duration: str, config: RunConfig, num_samples: int | None) -> int:

@@ -1,5 +1,7 @@
 """From a YAML file and dotted overrides to a RunConfig, with every error at once; and back to YAML.
 
+`load_section` does the same for any other dataclass that a file holds.
+
 The schema is plain dataclasses, in which pydantic cannot be told to forbid extra keys: unknown options are
 found here. Values are checked in pydantic's strict JSON mode: a list fills a tuple and an int a float, but
 True is no int, 1 no bool, and neither "8" nor 2.0 an int. How YAML is read, and what a file takes from its
@@ -12,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from difflib import SequenceMatcher
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from pydantic import TypeAdapter, ValidationError
@@ -26,6 +28,9 @@ _SHAPES = {  # pydantic speaks of JSON
     "dataclass_type": "Input should be a mapping of options",
     "missing": "too short",  # of a list; a missing option has its own line
 }
+
+
+Section = TypeVar("Section")
 
 
 class ConfigError(ValueError):
@@ -57,26 +62,31 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: with every error at once, each with its dotted name and its value.
     """
+    return load_section(RunConfig, path, overrides)
+
+
+def load_section(kind: type[Section], path: str | Path, overrides: Sequence[str] = ()) -> Section:
+    """As `load_config`, for a file that holds another dataclass."""
     try:
         tree, origins = read_yaml(Path(path))
     except YamlError as error:
         raise ConfigError(str(error)) from None
-    if not tree:
-        needed = ", ".join(name for name, needed in _options(RunConfig).items() if needed)
-        raise ConfigError(f"{path} is empty; a {RunConfig.__name__} needs at least {needed}")
+    needed = ", ".join(name for name, needed in _options(kind).items() if needed)
+    if needed and not tree:
+        raise ConfigError(f"{path} is empty; a {kind.__name__} needs at least {needed}")
     problems: list[str] = []
     for override in overrides:
         try:
             tree = _apply(tree, override)
         except ConfigError as error:
             problems.append(str(error))
-    adapter, document = TypeAdapter(RunConfig), json.dumps(tree)
-    problems += _structure_problems(RunConfig, tree, "")
-    problems += _value_problems(adapter, document)
+    adapter, document = TypeAdapter(kind), json.dumps(tree)
+    problems += _structure_problems(kind, tree)
+    problems += _value_problems(kind, adapter, document)
     if problems:
         elsewhere = _elsewhere(origins, Path(path), overrides)
         lines = "".join(f"\n  {line}{_origin(line, elsewhere)}" for line in dict.fromkeys(problems))
-        raise ConfigError(f"{path} is not a valid {RunConfig.__name__}:{lines}")
+        raise ConfigError(f"{path} is not a valid {kind.__name__}:{lines}")
     return adapter.validate_json(document, strict=True)
 
 
@@ -138,29 +148,33 @@ def _options(section: type, prefix: str = "", needed: bool = True) -> dict[str, 
     return options
 
 
-def _structure_problems(hint: Any, value: Any, path: str) -> Iterator[str]:
+def _structure_problems(kind: type, tree: Tree) -> Iterator[str]:
     """Unknown options, and what pydantic takes for a Literal though only `==` holds (True and 1.0 for 1)."""
-    sections = _sections(hint)
-    if isinstance(value, list):
-        for i, item in enumerate(value if sections else ()):
-            yield from _structure_problems(hint, item, f"{path}[{i}]")
-    elif isinstance(value, dict) and sections:
-        hints = {name: h for section in sections for name, h in get_type_hints(section).items()}
-        for key, below in value.items():
-            name = f"{path}.{key}" if path else str(key)
-            if key in hints:
-                yield from _structure_problems(hints[key], below, name)
-            else:
-                yield f"{name}: no such option; {_suggestion(name)}"
-    else:
-        choices = [c for h in (hint, *get_args(hint)) if get_origin(h) is Literal for c in get_args(h)]
-        if value in choices and type(value) not in [type(c) for c in choices if c == value]:
-            yield f"{path}: Input should be one of {', '.join(map(repr, choices))}{got(value)}"
+
+    def problems(hint: Any, value: Any, path: str) -> Iterator[str]:
+        sections = _sections(hint)
+        if isinstance(value, list):
+            for i, item in enumerate(value if sections else ()):
+                yield from problems(hint, item, f"{path}[{i}]")
+        elif isinstance(value, dict) and sections:
+            hints = {name: h for section in sections for name, h in get_type_hints(section).items()}
+            for key, below in value.items():
+                name = f"{path}.{key}" if path else str(key)
+                if key in hints:
+                    yield from problems(hints[key], below, name)
+                else:
+                    yield f"{name}: no such option; {_suggestion(name, kind)}"
+        else:
+            choices = [c for h in (hint, *get_args(hint)) if get_origin(h) is Literal for c in get_args(h)]
+            if value in choices and type(value) not in [type(c) for c in choices if c == value]:
+                yield f"{path}: Input should be one of {', '.join(map(repr, choices))}{got(value)}"
+
+    yield from problems(kind, tree, "")
 
 
-def _suggestion(name: str) -> str:
+def _suggestion(name: str, kind: type) -> str:
     """The nearest option: by its last part, wherever it stands, then by its whole name."""
-    options, (section, _, last) = _options(RunConfig), name.rpartition(".")
+    options, (section, _, last) = _options(kind), name.rpartition(".")
     pairs = {valid: ((last, valid.rpartition(".")[2]), (name, valid)) for valid in options}
     likeness = {valid: [SequenceMatcher(None, *p).ratio() for p in pair] for valid, pair in pairs.items()}
     nearest = max(options, key=lambda valid: likeness[valid])
@@ -173,10 +187,10 @@ def _suggestion(name: str) -> str:
     return "known here: " + ", ".join(leaf for above, _, leaf in split if above == section)
 
 
-def _value_problems(adapter: TypeAdapter[RunConfig], document: str) -> Iterator[str]:
+def _value_problems(section: type, adapter: TypeAdapter[Any], document: str) -> Iterator[str]:
     strict, lax = (_pydantic_errors(adapter, document, strict) for strict in (True, False))
     better = {error["loc"]: error["msg"] for error in lax}  # lax mode says why a text is not a number
-    options = _options(RunConfig)
+    options = _options(section)
     names = {part for name in options for part in name.split(".")}  # what pydantic calls a union is not one
     for error in strict:
         loc, kind = [part for part in error["loc"] if isinstance(part, int) or part in names], error["type"]
@@ -191,7 +205,7 @@ def _value_problems(adapter: TypeAdapter[RunConfig], document: str) -> Iterator[
             yield f"{path}: {reason}{got(error['input'])}"
 
 
-def _pydantic_errors(adapter: TypeAdapter[RunConfig], document: str, strict: bool) -> list[ErrorDetails]:
+def _pydantic_errors(adapter: TypeAdapter[Any], document: str, strict: bool) -> list[ErrorDetails]:
     try:
         adapter.validate_json(document, strict=strict)
     except ValidationError as error:

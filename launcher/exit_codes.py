@@ -21,6 +21,7 @@ class ExitCode(IntEnum):
     OUT_OF_MEMORY = 84
     SAVE_FAILED = 85  # of the last state of the run, which is lost
     CRASH_LOOP = 86  # too many sessions in a row ended without a new checkpoint
+    NOT_REQUEUED = 87  # of a Slurm job that stopped: it could go on, and is not to
 
     @property
     def is_worth_restarting(self) -> bool:

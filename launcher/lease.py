@@ -16,8 +16,7 @@ import threading
 from pathlib import Path
 from typing import IO, Any
 
-from parallel.env import slurm_job
-from parallel.watch import identity, is_gone
+from parallel.identity import identity, is_gone, slurm_job
 
 TOUCH_S = 20.0
 LEASE_S = 300.0  # a lock that nobody touched for so long, on another machine, has no holder

@@ -20,8 +20,9 @@ from pathlib import Path
 import torch.distributed as dist
 
 from launcher.exit_codes import ExitCode
+from launcher.postmortem import CRASHES, Ending, cause
 from launcher.stop import ASKING, StopRequest
-from parallel.env import LaunchError, discover, threads_per_rank
+from parallel.env import LaunchError, is_one_task, is_shell_of_a_job, launcher_of, threads_per_rank
 from parallel.watch import PREFIX
 
 AGENT = "SWIN_MOE_AGENT"  # set for the ranks that this process started: its process id
@@ -36,7 +37,6 @@ PATIENCE_S: dict[
     ExitCode.SAVE_FAILED: 30.0,
 }
 DEFAULT_PATIENCE_S = 8.0
-CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS)
 
 
 def run_local(nproc: int, arguments: list[str]) -> int:
@@ -49,6 +49,8 @@ def run_local(nproc: int, arguments: list[str]) -> int:
             environment = {**os.environ, **_rank_environment(nproc, rank, store.port)}
             command = [sys.executable, "-u", "-m", "launcher", *arguments]
             family.ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
+            if family.asked:  # before this one was there to be told
+                family.ranks[-1].send_signal(family.asked)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
         return family.wait()
 
@@ -136,11 +138,9 @@ class _Family:
         return ExitCode.LOST_RANK
 
     def _status(self, ended: dict[int, int]) -> int:
-        """The status of the rank that caused the end: the first that did not only suffer from another's."""
-        codes = [self._meaning(code) for code in ended.values()]
-        failed = [code for code in codes if code]
-        caused = [code for code in failed if code not in (ExitCode.LOST_RANK, ExitCode.HANG)]
-        return int((caused or failed or [ExitCode.FINISHED])[0])
+        """The status of the rank that caused the end."""
+        found = cause([Ending(code=self._meaning(code)) for code in ended.values()])
+        return int(found.code) if found else ExitCode.FINISHED
 
 
 def _out_of_memory_kills() -> int:
@@ -157,13 +157,14 @@ def _out_of_memory_kills() -> int:
 def is_parent(nproc: int | None) -> bool:
     """Whether this process is to start ranks, rather than to be one.
 
+    In a shell of a Slurm job of several tasks `--nproc 1` starts one, which then is nobody's task.
+
     Raises:
         LaunchError: ranks are asked for where another launcher has started them already.
     """
-    if AGENT in os.environ or nproc is None or nproc == 1:
+    if AGENT in os.environ or nproc is None or (nproc == 1 and not is_shell_of_a_job()):
         return False
-    launcher = discover().launcher
-    if launcher != "single":
+    if (launcher := launcher_of()) != "single" and not is_one_task():
         raise LaunchError(f"--nproc starts ranks by itself; leave it out under {launcher}")
     return True
 

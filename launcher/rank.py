@@ -15,7 +15,7 @@ import torch.distributed as dist
 from data_shards.errors import DataError
 from launcher import local
 from launcher.config import ConfigError
-from launcher.endings import as_run_error
+from launcher.endings import as_run_error, in_one_line
 from launcher.errors import (
     BadDataError,
     CrashLoopError,
@@ -25,6 +25,9 @@ from launcher.errors import (
     Stopped,
 )
 from launcher.exit_codes import ExitCode
+from launcher.heartbeat import Heartbeat, interval_s
+from launcher.last_words import leave_words
+from launcher.run_files import RunFiles
 from launcher.schema import RunConfig
 from launcher.sessions import Sessions
 from launcher.stop import StopRequest
@@ -44,7 +47,14 @@ class Guard:
 
     stop: StopRequest
     watch: Watch
+    run: RunFiles | None = None  # of a training run, once its session has begun
     sessions: Sessions | None = None  # of a training run, on rank 0
+    heartbeat: Heartbeat | None = None  # likewise
+
+    def note(self, **figures: float) -> None:
+        """Figures for progress.json."""
+        if self.heartbeat is not None:
+            self.heartbeat.note(**figures)
 
 
 Work = Callable[[Ranks, torch.device, Guard], None]
@@ -69,7 +79,7 @@ def as_rank(config: RunConfig, work: Work) -> int:
             )
             return ExitCode.LOST_RANK
         guard = Guard(stop=stop, watch=open_watch(ranks, config.parallel.collective_timeout_s))
-        guard.watch.at_end = lambda code, line: _record(guard, code, line)
+        guard.watch.at_end = lambda code, line: _record_alone(guard, code, line)
         try:
             work(ranks, device, guard)
         except USER_ERRORS as error:
@@ -105,6 +115,7 @@ def open_watch(ranks: Ranks, timeout_s: float) -> Watch:
         timeout_s=timeout_s,
         codes=codes,
         hosts_store=ranks.rank == 0 and not local.is_rank(),
+        listen_s=interval_s(timeout_s) if ranks.rank == 0 else None,
     )
 
 
@@ -120,12 +131,13 @@ def abandon(code: int, error: BaseException) -> int:
 
 
 def _leave_with(error: BaseException, code: ExitCode, guard: Guard) -> int:
-    """All ranks end with the same error: rank 0 says it."""
+    """All ranks end with the same error: rank 0 says it, and writes it down before any of them is gone."""
     guard.watch.close()
     _record(guard, code, f"{type(error).__name__}: {error}")
-    leave()
     if guard.watch.rank == 0:
         complain(error)
+    guard.watch.go_after_first()
+    leave()
     return code
 
 
@@ -137,17 +149,28 @@ def _end(error: BaseException, config: RunConfig, guard: Guard) -> int:
         traceback.print_exception(error)
     elif str(found):
         complain(found)
-    line = f"{type(found or error).__name__}: {found or error}"
+    line = f"{type(found or error).__name__}: {in_one_line(found or error) or guard.watch.verdict}"
     guard.watch.close()
+    _record_alone(guard, code, line)
     if not code.is_of_another_rank:
         guard.watch.say_farewell(line)
-    _record(guard, code, line)
     if guard.watch.hosts_store and guard.watch.world_size > 1:
         time.sleep(1.0)  # for the others to read it
     sys.stderr.flush()
     return abandon(code, error)
 
 
+def _record_alone(guard: Guard, code: int, line: str) -> None:
+    """The last words first: the launcher may kill this process as soon as another has ended."""
+    if guard.run is not None:
+        leave_words(guard.run, guard.watch.rank, code, line, guard.watch.step)
+    _record(guard, code, line)
+
+
 def _record(guard: Guard, code: int, line: str) -> None:
+    if guard.heartbeat is not None and code == ExitCode.USER_ERROR:
+        guard.heartbeat.undo()
+    elif guard.heartbeat is not None:
+        guard.heartbeat.end(code, line)
     if guard.sessions is not None:
         guard.sessions.end(code, line, guard.watch.step)

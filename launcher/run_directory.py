@@ -1,26 +1,22 @@
 """The directory of one run: what lies where, and the lock that keeps a second run out.
 
-config.yaml  metrics.jsonl  summary.json  sessions.jsonl  quarantine.jsonl  tensorboard/  checkpoints/  lock
+config.yaml  metrics.jsonl  summary.json  sessions.jsonl  progress.json  last_words/  quarantine.jsonl
+tensorboard/  checkpoints/  slurm/  lock
 """
 
 from pathlib import Path
 
 from launcher.config import ConfigError
 from launcher.lease import Lease, LeaseError
+from launcher.run_files import RunFiles
 from parallel.commit import POINTER, committed
 
 
-class RunDirectory:
+class RunDirectory(RunFiles):
     """Paths of a run. Rank 0 of a run holds its lock from `lock` until the process ends, however it ends."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
-        self.config = self.path / "config.yaml"
-        self.metrics = self.path / "metrics.jsonl"
-        self.summary = self.path / "summary.json"
-        self.quarantine = self.path / "quarantine.jsonl"
-        self.tensorboard = self.path / "tensorboard"
-        self.checkpoints = self.path / "checkpoints"
+        super().__init__(path)
         self._lease = Lease(self.path / "lock")
 
     def lock(self, *, resume: bool) -> None:

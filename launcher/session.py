@@ -117,11 +117,13 @@ class Session:
         checkpoint.load(found.path, self.masters, num_experts, found.manifest)
         self.engine.load_state_dict(state.get("engine", {}))
         self.step = self.saved_step = found.manifest["step"]
+        self.watch.beat(self.step)
 
     def train(self) -> None:
         """Take every step that is left; evaluate and save on the way and at the end."""
         self.log = self.open_log()
         self.engine.train()
+        self.guard.note(total_steps=self.total_steps)
         batches = iter(self.stream)
         if self.evaluation_is_owed:
             self.evaluate()
@@ -229,6 +231,7 @@ class Session:
         }
         table = self.is_due(self.config.train.moe_load_every) or self.step == self.total_steps
         self.log.step(self.step, values, totals.counts, totals.layers, table=table)
+        self.guard.note(loss=values["loss"], images_s=values["images_s"])
 
     def micro_step(self, batch: Batch, lr: float, tally: Tally) -> None:
         """Forward, loss, backward, and after the last micro-batch of a step the update."""

@@ -11,8 +11,12 @@ from launcher.assembly import run_mesh, train_stream
 from launcher.changes import check_changes
 from launcher.check import check, steps_in
 from launcher.config import ConfigError, dump_config
+from launcher.elastic import adapt
 from launcher.errors import CrashLoopError
 from launcher.evaluate import eval_stream
+from launcher.heartbeat import Heartbeat
+from launcher.layout import layout, print_lines
+from launcher.preflight.story import before_training
 from launcher.rank import Guard
 from launcher.run_directory import RunDirectory
 from launcher.schema import RunConfig
@@ -23,6 +27,7 @@ from parallel.collectives import RanksError, agree
 from parallel.commit import CheckpointError
 from parallel.env import Ranks
 from parallel.extensions import OFFLOADED, ExtensionError, prepare_extensions
+from parallel.topology import node_sizes
 
 Resume = Literal["auto", "never"]
 
@@ -36,17 +41,24 @@ def train(
     *,
     allow_change: bool = False,
     reset_crashes: bool = False,
+    elastic: bool = False,
 ) -> None:
     """Train, evaluate, save and summarise one run; the process group is there, and every rank calls it.
 
     Raises:
-        ConfigError, DataError, CheckpointError: nothing has been trained, and nothing of an earlier run lost.
+        ConfigError, DataError, CheckpointError, LayoutError: nothing has been trained, and nothing of an
+            earlier run lost.
         RunError: how the run ended otherwise, with its exit status.
     """
-    run = RunDirectory(config.run_dir)
+    run, nodes = RunDirectory(config.run_dir), node_sizes(ranks)
+    if elastic:
+        config = adapt(config, run, nodes, say=ranks.rank == 0)
     open_run(config, run, ranks.world_size, guard, resume, reset_crashes)
     changed = check_changes(config, run.checkpoints, allow=allow_change)
-    mesh = run_mesh(config.parallel, ranks)
+    before_training(config, ranks, device)
+    mesh = run_mesh(config.parallel, nodes)
+    if mesh.is_first:
+        print_lines(layout(config, nodes))
     if changed and mesh.is_first:
         print("\n  ".join(["going on with another configuration, as --allow-change says:", *changed]))
     with train_stream(config, run, mesh) as stream, eval_stream(config, mesh) as val:
@@ -83,7 +95,8 @@ def open_run(
             guard.sessions.check(config.checkpoint.crash_budget, reset=reset_crashes)
         except CrashLoopError as error:
             return error
-        guard.sessions.begin(world_size, reset=reset_crashes)
+        guard.sessions.begin(world_size, reset=reset_crashes, budget=config.checkpoint.crash_budget)
+        guard.heartbeat = Heartbeat(run, guard.watch)
         return None
 
     try:
@@ -92,3 +105,4 @@ def open_run(
         raise ConfigError(str(error)) from error
     if crashes[0] is not None:
         raise crashes[0]
+    guard.run = run  # swept of last words by now

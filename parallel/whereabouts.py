@@ -1,11 +1,18 @@
-"""Where a process is, read off its Python frames: in which collective, called from where, and since when."""
+"""Where a process is, read off its Python frames: in which collective, called from where, and since when.
+
+A stack is read in one call of C code, which no other Python code can interrupt: walking it frame by frame
+lets other threads run in between, and in CPython 3.11 a frame that ended meanwhile has crashed the process
+(PyFrame_GetBack). `faulthandler` is no way out: it crashes on a thread that is just being made.
+"""
 
 import linecache
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from itertools import accumulate, chain, repeat
+from operator import call, itemgetter
 from types import FrameType
 
 COLLECTIVES = ("torch.distributed", "deepspeed.comm")  # modules whose functions wait for other ranks
@@ -32,8 +39,7 @@ class Whereabouts:
 
     def look(self) -> tuple[Place, float]:
         """The place now, and the seconds since the main thread was first seen at this very instruction."""
-        stacks = {thread: list(_walk(frame)) for thread, frame in sys._current_frames().items()}
-        stack = stacks[self._thread]  # type: ignore[index]
+        stack = stack_of(self._thread or 0)
         mark = tuple((id(frame), frame.f_lasti) for frame in stack[:4])
         now_s = time.monotonic()
         if mark != self._mark:
@@ -41,16 +47,19 @@ class Whereabouts:
         place = _place(stack)
         if not place.is_collective and _module(stack[0]).startswith("torch.autograd"):
             # on a GPU a backward, and what it exchanges, runs on autograd's own threads
-            found = (_place(other) for thread, other in stacks.items() if thread != self._thread)
+            others = (stack_of(thread) for thread in sys._current_frames() if thread != self._thread)
+            found = (_place(other) for other in others if other)
             place = next((other for other in found if other.is_collective), place)
         return place, now_s - self._since_s
 
 
-def _walk(frame: FrameType | None) -> Iterator[FrameType]:
-    """From the innermost frame outwards."""
-    while frame is not None:
-        yield frame
-        frame = frame.f_back
+def stack_of(thread: int) -> list[FrameType]:
+    """The frames of a thread, from the innermost outwards; none where it is gone."""
+    innermost = map(itemgetter(thread), map(call, (sys._current_frames,)))
+    frames: list[FrameType] = []
+    with suppress(AttributeError, KeyError):  # None, beyond the outermost, has no f_back
+        frames.extend(accumulate(chain(innermost, repeat("f_back")), getattr))
+    return [frame for frame in frames if frame is not None]
 
 
 def _place(stack: list[FrameType]) -> Place:

@@ -51,8 +51,11 @@ free_ports() {
 }
 
 # In slurm.conf:
+#   bf_interval: a requeued job is started by the backfill scheduler, which looks every 30 s by default
 #   cred_expire: a requeued job waits for it, by default two minutes; steps fail on a node that stalls longer
 #   No*InAddrAny: listen on 127.0.0.1 instead of on every interface
+#   KillWait: between SIGTERM and SIGKILL, and before srun gives a node up that does not answer; by default 30 s
+#   SlurmdTimeout: a node that does not answer so long is DOWN, and its jobs are requeued; by default 300 s
 #   FirstJobId: ranks meet at a port made of the job's number, so two clusters must not share numbers
 #   proctrack, task, config_overrides: a container has no cgroups, and maybe fewer cores than declared
 configure() {
@@ -81,10 +84,12 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_CPU
-SchedulerParameters=batch_sched_delay=0
+SchedulerParameters=batch_sched_delay=0,bf_interval=2
 MpiDefault=none
 ReturnToService=2
 JobRequeue=1
+KillWait=5
+SlurmdTimeout=15
 NodeName=DEFAULT CPUs=$CPUS_PER_NODE RealMemory=$MEMORY_MIB State=UNKNOWN
 NodeName=n[1-$NODES] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[$((port + 1))-$((port + NODES))]
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP

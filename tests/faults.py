@@ -39,9 +39,11 @@ Kind = Literal[
     "nan_gradient",  # of one parameter, from this step on
     "sleep",  # for a minute
     "slow_data",  # the next batch comes after ten seconds
+    "slow_record",  # the end of the session takes seconds to be written down
     "bug",  # an exception that nobody expects
 ]
 SLOW_DATA_S = 10.0
+SLOW_RECORD_S = 3.0
 PLACES = {  # where a fault may strike: owner and name of a function that has the step
     "train_step": ("launcher.session", "Session"),
     "evaluate": ("launcher.session", "Session"),
@@ -97,6 +99,11 @@ class Fault:
             next(session.model.parameters()).register_hook(lambda gradient: gradient * math.nan)
         elif self.kind == "slow_data":
             _delay(session.stream)
+        elif self.kind == "slow_record":
+            import launcher.sessions
+
+            append = launcher.sessions.append
+            launcher.sessions.append = lambda *a: (time.sleep(SLOW_RECORD_S), append(*a))  # type: ignore
         elif self.kind == "sleep":
             time.sleep(60)
         else:

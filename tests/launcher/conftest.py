@@ -9,6 +9,7 @@ from data_shards.write import pack
 from launcher.__main__ import main
 from parallel.stored import write
 from tests.faults import run
+from tests.launcher.fake_slurm import FakeSlurm
 from tests.launcher.short_run import line
 from tests.launcher.stored_runs import Say, record, tensors
 
@@ -49,3 +50,12 @@ def say(capsys: pytest.CaptureFixture[str]) -> Say:
         return (code, *capsys.readouterr())
 
     return command
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> FakeSlurm:
+    """A login node whose Slurm only writes down what it is told."""
+    fake = FakeSlurm(tmp_path, capsys)
+    fake.install(monkeypatch)
+    fake.site()
+    return fake

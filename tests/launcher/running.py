@@ -13,10 +13,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import torch
 import torch.distributed as dist
 
 from parallel.env import Ranks
@@ -61,15 +63,18 @@ def command(*arguments: str, kill: tuple[str, int] | None = None) -> Outcome:
     world_size, rank = dist.get_world_size(), dist.get_rank()
     ranks = Ranks(rank=rank, world_size=world_size, local_rank=rank, local_world_size=world_size)
     with (
-        mock.patch.multiple(
-            life, discover=lambda: ranks, join=mock.DEFAULT, leave=mock.DEFAULT, abandon=_reraise
-        ),
+        mock.patch.multiple(life, discover=lambda: ranks, join=_joined, leave=mock.DEFAULT, abandon=_reraise),
         _deadly(*kill) if kill else contextlib.nullcontext(),
         contextlib.redirect_stdout(io.StringIO()) as out,
         contextlib.redirect_stderr(io.StringIO()) as err,
     ):
         code = __main__.main(list(arguments))
     return Outcome(code=code, out=out.getvalue(), err=err.getvalue())
+
+
+def _joined(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
+    """The ranks have met; what is left of `join` is the time-out."""
+    dist.distributed_c10d._set_pg_timeout(timeout)
 
 
 def _reraise(code: int, error: BaseException) -> int:

@@ -165,13 +165,13 @@ def test_run_directory_that_cannot_be_written(
     [
         (
             ("tain",),
-            "invalid choice: 'tain' (choose from 'check', 'train', 'eval', 'shards', "
-            "'bench', 'models', 'convert', 'export', 'checkpoint')",
+            "invalid choice: 'tain' (choose from 'check', 'train', 'eval', 'preflight', 'shards', "
+            "'bench', 'models', 'convert', 'export', 'checkpoint', 'slurm')",
         ),
         (
             (),
-            "the following arguments are required: check | train | eval | shards | bench | models | "
-            "convert | export | checkpoint",
+            "the following arguments are required: check | train | eval | preflight | shards | bench | "
+            "models | convert | export | checkpoint | slurm",
         ),
         (("train", str(CONFIG), "--rseume", "auto"), "unrecognized arguments: --rseume auto"),
         (("train", str(CONFIG), "--nproc", "x"), "--nproc: must be a whole number of at least 1 (got 'x')"),
@@ -428,7 +428,8 @@ def broken(request: pytest.FixtureRequest, shards: Path, tmp_path_factory: pytes
         ranks = descendants(program.pid)
         time.sleep(0.02)
     out, err = program.communicate(timeout=120)
-    assert out == ""
+    assert all(line.startswith(("layout: ", "  ", "preflight: ")) for line in out.splitlines())
+    assert "accuracy" not in out
     return Broken(split, program.returncode, err, ranks)
 
 

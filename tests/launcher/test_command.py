@@ -15,10 +15,14 @@ from tests.launcher.running import CONFIG, overrides
         (("check",), ("swin-moe check",)),
         (("train",), ("swin-moe train configs/demo_cpu.yaml --nproc 2", "--resume auto", "torchrun", "srun")),
         (("eval",), ("swin-moe eval runs/demo_cpu --nproc 2",)),
+        (("preflight",), ("swin-moe preflight configs/demo_cpu.yaml --nproc 2", "srun")),
         (("shards",), ("pack", "verify", "info")),
         (("shards", "pack"), ("swin-moe shards pack --source fashion-mnist",)),
         (("shards", "verify"), ("swin-moe shards verify data/fashion-mnist",)),
         (("shards", "info"), ("swin-moe shards info data/fashion-mnist",)),
+        (("slurm",), ("submit", "status", "logs", "cancel", "resume")),
+        (("slurm", "submit"), ("swin-moe slurm submit configs/demo_cpu.yaml", "--elastic", "--array")),
+        (("slurm", "resume"), ("swin-moe slurm resume runs/a --nodes 2",)),
     ],
 )
 def test_help_teaches(
@@ -55,7 +59,28 @@ def test_overrides_stand_anywhere(
         f"{CONFIG} is valid: 256 images of 10 classes\n"
         "  48 steps of 16 images\n"
         "  2 ranks x 1 micro-batches of 8, expert-parallel 2, ZeRO stage 2\n"
+        "layout: 2 ranks on one node\n"
+        "  experts          1 group of 2: [0-1], inside a node\n"
+        "  all-to-all       inside nodes; no row crosses between them\n"
+        "  expert gradients no copies\n"
+        "  dense gradients  all 2 ranks, inside a node\n"
     )
+
+
+def test_check_shows_the_layout_on_nodes(capsys: pytest.CaptureFixture[str], shards: Path) -> None:
+    line = ["check", str(CONFIG), *overrides(shards, "run", "parallel.ep_size=2", "train.micro_batch_size=4")]
+    assert main([*line, "--nproc", "4", "--ranks-per-node", "3"]) == 0
+    assert capsys.readouterr().out.splitlines()[-6:] == [
+        "layout: 4 ranks on 2 nodes of 1 to 3",
+        "  experts          2 groups of 2: [0-1] [2-3], each over 1 or 2 nodes",
+        "  all-to-all       inside and between nodes; 25% of the rows cross nodes under even load",
+        "  expert gradients 2 groups of 2: [0 2] [1 3], each over 1 or 2 nodes",
+        "  dense gradients  all 4 ranks, over 2 nodes",
+        "  warning: 1 of 2 expert groups straddle nodes, such as [2-3], though 2 ranks fit into one: as many "
+        "ranks on every node, a multiple of 2, would do",
+    ]
+    assert main([*line, "--ranks-per-node", "3"]) == 2
+    assert "say --nproc N" in capsys.readouterr().err
 
 
 def test_check_without_ranks(capsys: pytest.CaptureFixture[str], shards: Path) -> None:

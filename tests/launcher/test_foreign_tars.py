@@ -15,7 +15,12 @@ from launcher.exit_codes import ExitCode
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import CONFIG, EXACT, Outcome, command, evaluations, only, overrides, start, steps
 
-SCHEDULE = ("train.duration=6 steps", "train.eval_every=48 images", "checkpoint.every=2 steps")
+SCHEDULE = (
+    "train.duration=6 steps",
+    "train.eval_every=48 images",
+    "checkpoint.every=2 steps",
+    "checkpoint.asynchronous=false",
+)
 PATTERN = "train/{000000..000003}.tar"
 NEEDS = (
     "needs the number of images, which only a manifest tells (`swin-moe shards index` writes it); give it in "

@@ -12,7 +12,7 @@ import pytest
 
 from launcher import lease
 from launcher.lease import LEASE_S, Lease, LeaseError
-from parallel.watch import identity
+from parallel.identity import identity, start_time
 
 OTHER = {"host": "elsewhere", "pid": 1, "start": "1"}
 
@@ -51,17 +51,11 @@ def test_a_dead_owner_on_this_machine(
 
 def test_a_living_owner_whose_lock_the_file_system_does_not_carry(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        owner = identity() | {"pid": process.pid, "start": lease_start(process.pid)}
+        owner = identity() | {"pid": process.pid, "start": start_time(process.pid)}
         (tmp_path / "lock").write_text(json.dumps(owner))
         with pytest.raises(LeaseError, match=f'"pid": {process.pid}'):
             Lease(tmp_path / "lock").take()
         process.communicate(b"\n")
-
-
-def lease_start(pid: int) -> str | None:
-    from parallel.watch import start_time
-
-    return start_time(pid)
 
 
 def test_an_owner_elsewhere_lives_as_long_as_its_lease(

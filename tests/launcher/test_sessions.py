@@ -7,6 +7,8 @@ import pytest
 
 from launcher.errors import CrashLoopError
 from launcher.exit_codes import ExitCode
+from launcher.history import all_sessions
+from launcher.last_words import leave_words, words_left
 from launcher.run_directory import RunDirectory
 from launcher.sessions import Sessions
 
@@ -84,10 +86,21 @@ def test_a_reset_forgets(run: RunDirectory) -> None:
 def test_what_the_user_can_correct_leaves_no_trace(run: RunDirectory) -> None:
     session(run, ExitCode.USER_ERROR)
     assert not (run.path / "sessions.jsonl").exists()
-    session(run, None)
+    session(run, ExitCode.DIVERGED)
     before = (run.path / "sessions.jsonl").read_text()
     session(run, ExitCode.USER_ERROR)
     assert (run.path / "sessions.jsonl").read_text() == before
+
+
+def test_the_next_session_says_how_a_killed_one_ended(run: RunDirectory) -> None:
+    session(run, None)
+    leave_words(run, 1, ExitCode.OUT_OF_MEMORY, "MemoryShortError: rank 1", 3)
+    session(run, ExitCode.FINISHED)
+    assert [(each["code"], each["reason"]) for each in all_sessions(run)] == [
+        (84, "MemoryShortError: rank 1"),
+        (0, "reason 0"),
+    ]
+    assert not words_left(run)
 
 
 def test_a_line_that_a_kill_cut_short(run: RunDirectory) -> None:

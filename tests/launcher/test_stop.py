@@ -6,10 +6,14 @@ import re
 import signal
 import time
 from pathlib import Path
+from threading import Thread
+from typing import Any
 
 import pytest
 
 from launcher.exit_codes import ExitCode
+from launcher.history import all_sessions
+from launcher.run_files import RunFiles, read_json
 from launcher.stop import SAME_S, StopRequest
 from tests.faults import Fault, one_line, run
 from tests.launcher.running import descendants, is_alive, start, steps
@@ -40,6 +44,36 @@ def test_stopped_and_resumed_is_the_same_run(
     assert_same(tmp_path / "run", reference)
     sessions = [json.loads(text) for text in (tmp_path / "run/sessions.jsonl").read_text().splitlines()]
     assert [record.get("code") for record in sessions] == [None, 75, None, 0]
+
+
+def test_nobody_goes_before_rank_0_has_written_everything(shards: Path, tmp_path: Path) -> None:
+    """Slurm kills all other ranks as soon as the first has ended with a status that is not 0."""
+    found: list[dict[str, Any]] = []
+
+    def watch(ranks: list[int]) -> None:
+        while is_alive(ranks[1]):
+            time.sleep(0.002)
+        found.extend(all_sessions(RunFiles(tmp_path / "run")))
+        found.append(read_json(tmp_path / "run/progress.json"))
+
+    threads: list[Thread] = []
+
+    def meddle(ranks: list[int]) -> None:
+        threads.append(Thread(target=watch, args=(ranks,)))
+        threads[0].start()
+
+    ended = run(
+        2,
+        line(shards, tmp_path / "run"),
+        Fault("SIGUSR1", rank=1, step=1),
+        Fault("slow_record", rank=0, step=1),
+        meddle=meddle,
+    )
+    threads[0].join()
+    assert [rank.code for rank in ended] == [ExitCode.STOPPED] * 2
+    session, progress = found
+    assert session["code"] == progress["ended"]["code"] == ExitCode.STOPPED
+    assert (progress["step"], progress["checkpoint"], progress["total_steps"]) == (2, 2, DURATION)
 
 
 def test_one_request_that_arrives_twice_and_two_requests() -> None:

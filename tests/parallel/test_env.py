@@ -3,23 +3,28 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
 
-from parallel import env
+from parallel import env, slurm_env
 from parallel.env import (
     COLLECTIVE_TIMEOUT,
     LaunchError,
     Ranks,
     discover,
-    first_host,
+    is_one_task,
+    is_shell_of_a_job,
     join,
+    launcher_of,
     leave,
     threads_per_rank,
+    without_local_rank,
 )
+from parallel.slurm_env import first_host
 from tests.distributed import run_on_ranks
 
 TORCHRUN = {
@@ -46,14 +51,94 @@ SLURM = {
     "SLURM_STEP_TASKS_PER_NODE": "4(x2),2,4",
     "SLURM_LAUNCH_NODE_IPADDR": "10.0.0.7",
 }
-# what a batch script's shell sees before any srun: no step of its own tasks
+# Recorded (SLURM_* of many left out where nothing reads them):
+# the second of two ranks of `deepspeed --num_gpus 2` 0.19.8, and what its script is given
+DEEPSPEED = {
+    "CROSS_RANK": "0",
+    "CROSS_SIZE": "1",
+    "LOCAL_RANK": "1",
+    "LOCAL_SIZE": "2",
+    "MASTER_ADDR": "127.0.0.1",
+    "MASTER_PORT": "29500",
+    "RANK": "1",
+    "WORLD_SIZE": "2",
+}
+DEEPSPEED_ARGUMENTS = ["--local_rank=1", "train", "CONFIG"]
+# Slurm 22.05.8: `sbatch --nodes=4 --ntasks=8`, the batch script's own shell
 BATCH = {
-    "SLURM_JOB_ID": "4711",
+    "SLURM_JOB_ID": "1567300",
+    "SLURM_JOB_NODELIST": "n[1-4]",
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
     "SLURM_NTASKS": "8",
     "SLURM_PROCID": "0",
+    "SLURM_TASKS_PER_NODE": "2(x4)",
+}
+# srun --nodes=2 --ntasks=3 in it: SLURM_NTASKS is the step's
+STEP = BATCH | {
+    "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1",
+    "SLURM_NODEID": "1",
+    "SLURM_NTASKS": "3",
+    "SLURM_PROCID": "2",
+    "SLURM_STEP_ID": "1",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_STEP_NUM_TASKS": "3",
+    "SLURM_STEP_TASKS_PER_NODE": "2,1",
+    "SLURM_TASKS_PER_NODE": "2,1",
+}
+# a task of `sbatch --array=0-1 --nodes=2 --ntasks=2`: its second rank
+ARRAY = {
+    "SLURM_ARRAY_JOB_ID": "1567301",
+    "SLURM_ARRAY_TASK_COUNT": "2",
+    "SLURM_ARRAY_TASK_ID": "1",
+    "SLURM_JOB_ID": "1567301",
+    "SLURM_JOB_NODELIST": "n[1-2]",
+    "SLURM_LAUNCH_NODE_IPADDR": "127.0.0.1",
     "SLURM_LOCALID": "0",
-    "SLURM_JOB_NODELIST": "gpu[07-08]",
-    "SLURM_TASKS_PER_NODE": "4(x2)",
+    "SLURM_NODEID": "1",
+    "SLURM_NTASKS": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "n[1-2]",
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_TASKS_PER_NODE": "1(x2)",
+    "SLURM_TASKS_PER_NODE": "1(x2)",
+}
+# salloc --nodes=2 --ntasks=4: the shell, on the machine that it was typed on
+SALLOC = {
+    "SLURM_JOB_ID": "1567303",
+    "SLURM_JOB_NODELIST": "n[1-2]",
+    "SLURM_NTASKS": "4",
+    "SLURM_TASKS_PER_NODE": "2(x2)",
+}
+# the same where LaunchParameters=use_interactive_step: the shell is a step on the first node
+INTERACTIVE = SALLOC | {
+    "SLURM_LOCALID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_PROCID": "0",
+    "SLURM_STEP_ID": "4294967290",
+    "SLURM_STEP_NUM_TASKS": "1",
+    "SLURM_STEP_TASKS_PER_NODE": "1",
+}
+# srun --ntasks=1 --pty in a job of four tasks
+PTY = INTERACTIVE | {"SLURM_NTASKS": "1", "SLURM_STEP_ID": "0", "SLURM_TASKS_PER_NODE": "1"}
+PTY |= {"SLURM_STEP_NODELIST": "n1"}
+# srun --mpi=pmi2 --nodes=2 --ntasks=2: the second rank
+PMI2 = ARRAY | {"PMI_JOBID": "1567308.0", "PMI_RANK": "1", "PMI_SIZE": "2"}
+# salloc --nodes=1 --ntasks=2 mpirun -n 2 (Open MPI 5.0.11): the one task of Slurm's step is mpirun's daemon
+MPIRUN_IN_SALLOC = {
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "2",
+    "OMPI_COMM_WORLD_RANK": "1",
+    "OMPI_COMM_WORLD_SIZE": "2",
+    "PMIX_RANK": "1",
+    "SLURM_JOB_ID": "1567306",
+    "SLURM_LOCALID": "0",
+    "SLURM_NTASKS": "1",
+    "SLURM_PROCID": "0",
+    "SLURM_STEP_ID": "0",
+    "SLURM_STEP_NODELIST": "n3",
+    "SLURM_STEP_NUM_TASKS": "1",
 }
 
 
@@ -64,14 +149,14 @@ def without(environment: dict[str, str], *names: str) -> dict[str, str]:
 @pytest.fixture(autouse=True)
 def nodes(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """Names that resolve, instead of asking the network."""
-    known = {"gpu07"}
+    known = {"gpu07", "10.0.0.1"}
 
     def resolve(host: str, *_: object) -> list[object]:
         if host not in known:
             raise OSError(f"unknown host {host}")
         return []
 
-    monkeypatch.setattr(env.socket, "getaddrinfo", resolve)
+    monkeypatch.setattr(slurm_env.socket, "getaddrinfo", resolve)
     return known
 
 
@@ -86,8 +171,16 @@ def test_torchrun() -> None:
     )
 
 
-def test_deepspeeds_launcher_sets_no_local_world_size() -> None:
-    assert discover(without(TORCHRUN, "LOCAL_WORLD_SIZE")).local_world_size == 8
+def test_deepspeeds_launcher() -> None:
+    found = discover(DEEPSPEED)
+    assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (1, 2, 1, 2)
+    assert without_local_rank(DEEPSPEED_ARGUMENTS) == ["train", "CONFIG"]
+    assert without_local_rank(["--local-rank=0", "a.local_rank=0"]) == ["a.local_rank=0"]
+
+
+def test_ranks_of_two_nodes_by_deepspeeds_launcher() -> None:
+    found = discover(DEEPSPEED | {"RANK": "3", "WORLD_SIZE": "4", "CROSS_RANK": "1", "CROSS_SIZE": "2"})
+    assert (found.world_size, found.local_world_size) == (4, 2)
 
 
 def test_torchrun_wins_inside_a_slurm_step() -> None:
@@ -114,10 +207,56 @@ def test_ports_lie_below_the_ephemeral_ones_and_differ_by_job_and_step() -> None
     assert max(ports) < 32000
 
 
-def test_a_node_whose_name_does_not_resolve_is_reached_by_the_launch_address(nodes: set[str]) -> None:
+def test_recorded_steps() -> None:
+    found = discover(STEP)
+    assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (2, 3, 0, 1)
+    found = discover(ARRAY)
+    assert (found.rank, found.world_size, found.local_rank, found.local_world_size) == (1, 2, 0, 1)
+
+
+def install_scontrol(monkeypatch: pytest.MonkeyPatch, directory: Path, said: str) -> None:
+    """A scontrol that knows one node."""
+    program = directory / "scontrol"
+    program.write_text(f'#!/bin/sh\n[ "$*" = "show node --oneliner gpu07" ] || exit 1\necho "{said}"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(directory))
+
+
+SAID = "NodeName=gpu07 Arch=x86_64 Gres=(null) NodeAddr={} NodeHostName=gpu07 Port=6818 Version=22.05.8"
+
+
+@pytest.mark.parametrize(
+    ("resolving", "address", "launched_from", "host"),
+    [
+        ({"gpu07", "10.0.0.1"}, "10.0.0.1", True, "gpu07"),
+        ({"10.0.0.1"}, "10.0.0.1", True, "10.0.0.1"),
+        (set(), "gpu07", True, "10.0.0.7"),  # NodeAddr is the name where slurm.conf gives none
+        (set(), None, True, "10.0.0.7"),
+        (set(), None, False, "gpu07"),
+    ],
+)
+def test_where_rank_0_of_a_step_listens(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    nodes: set[str],
+    resolving: set[str],
+    address: str | None,
+    launched_from: bool,
+    host: str,
+) -> None:
     nodes.clear()
-    assert discover(SLURM).init_method.startswith("tcp://10.0.0.7:")
-    assert discover(without(SLURM, "SLURM_LAUNCH_NODE_IPADDR")).init_method.startswith("tcp://gpu07:")
+    nodes |= resolving
+    monkeypatch.setenv("PATH", "")
+    if address:
+        install_scontrol(monkeypatch, tmp_path, SAID.format(address))
+    given = SLURM if launched_from else without(SLURM, "SLURM_LAUNCH_NODE_IPADDR")
+    assert discover(given).init_method.startswith(f"tcp://{host}:")
+
+
+def test_a_scontrol_that_fails(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, nodes: set[str]) -> None:
+    install_scontrol(monkeypatch, tmp_path, SAID.format("10.0.0.1"))
+    assert slurm_env.node_address("gpu07") == "10.0.0.1"
+    assert slurm_env.node_address("gpu08") is None
 
 
 def test_an_address_of_the_user_wins_in_a_slurm_step() -> None:
@@ -141,9 +280,35 @@ def test_an_older_slurm_without_the_steps_own_numbers() -> None:
     assert found.init_method.startswith("tcp://gpu07:")
 
 
-@pytest.mark.parametrize("environment", [{}, BATCH, {"RANK": "0"}, {"WORLD_SIZE": "2"}])
+@pytest.mark.parametrize(
+    "environment", [{}, {"RANK": "0"}, {"WORLD_SIZE": "2"}, BATCH | {"SLURM_NTASKS": "1"}]
+)
 def test_no_launcher_is_one_process(environment: dict[str, str]) -> None:
     assert discover(environment) == Ranks()
+
+
+@pytest.mark.parametrize(
+    ("environment", "tasks", "world_size"),
+    [(BATCH, 8, 1), (SALLOC, 4, 1), (INTERACTIVE, 4, 1), (ARRAY | {"SLURM_NTASKS": "4"}, 4, 2)],
+)
+def test_a_world_that_is_not_the_jobs_tasks_is_refused(
+    environment: dict[str, str], tasks: int, world_size: int
+) -> None:
+    with pytest.raises(LaunchError) as error:
+        discover(environment)
+    assert str(error.value) == (
+        f"SLURM_NTASKS is {tasks}, but this process is one of {world_size}: start the ranks with srun; or "
+        "--nproc N for N ranks on this node; or `unset SLURM_NTASKS` if a run of "
+        f"{world_size} is meant"
+    )
+
+
+def test_who_may_start_ranks_in_a_job() -> None:
+    assert all(map(is_shell_of_a_job, (BATCH, SALLOC, INTERACTIVE)))
+    assert not any(map(is_shell_of_a_job, ({}, STEP, PTY, TORCHRUN, MPIRUN_IN_SALLOC, BATCH | TORCHRUN)))
+    assert [is_one_task(env) for env in (PTY, STEP, SALLOC)] == [True, False, False]
+    assert launcher_of(INTERACTIVE) == "single"
+    assert discover(PTY).world_size == 1
 
 
 @pytest.mark.parametrize(
@@ -176,6 +341,10 @@ def test_no_node_list_at_all() -> None:
             "RANK is set but MASTER_PORT is not; start ranks with --nproc or torchrun",
         ),
         (
+            TORCHRUN | {"MASTER_PORT": "0"},
+            "MASTER_PORT is 0, where nobody can meet; use torchrun --standalone, or name a port",
+        ),
+        (
             without(TORCHRUN, "LOCAL_RANK"),
             "the launcher set no usable LOCAL_RANK (got None); start ranks with --nproc, torchrun, mpirun or "
             "srun",
@@ -184,6 +353,11 @@ def test_no_node_list_at_all() -> None:
             TORCHRUN | {"RANK": "five"},
             "the launcher set no usable RANK (got 'five'); start ranks with --nproc, torchrun, mpirun or "
             "srun",
+        ),
+        (
+            without(TORCHRUN, "LOCAL_WORLD_SIZE"),
+            "the launcher set no usable LOCAL_WORLD_SIZE (got None); start ranks with --nproc, torchrun, "
+            "mpirun or srun",
         ),
         (
             without(SLURM, "SLURM_LOCALID"),
@@ -221,6 +395,26 @@ def install_mpi(monkeypatch: pytest.MonkeyPatch, world: FakeWorld) -> None:
         COMM_WORLD=world, COMM_TYPE_SHARED="shared", Get_processor_name=lambda: "gpu07"
     )
     monkeypatch.setitem(sys.modules, "mpi4py", module)
+
+
+@pytest.mark.parametrize("environment", [PMI2, MPIRUN_IN_SALLOC])
+def test_recorded_mpi(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
+    """mpirun's daemons are the tasks of its step, so SLURM_NTASKS says nothing there."""
+    install_mpi(monkeypatch, FakeWorld(1, 2, 1, 2, "tcp://n3:4242"))
+    found = discover(environment)
+    assert (found.launcher, found.rank, found.world_size) == ("mpi", 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("environment", "name"), [(PMI2, "PMI_SIZE"), (MPIRUN_IN_SALLOC, "OMPI_COMM_WORLD_SIZE")]
+)
+def test_an_mpi_that_sees_another_world(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], name: str
+) -> None:
+    """As recorded: under srun --mpi=pmi2 the wheel's Open MPI is rank 0 of 1, twice."""
+    install_mpi(monkeypatch, FakeWorld(0, 1, 0, 1, None))
+    with pytest.raises(LaunchError, match=f"^{name} is 2, but MPI sees 1: .*srun --mpi=none$"):
+        discover(environment)
 
 
 @pytest.mark.parametrize("mark", [{"OMPI_COMM_WORLD_SIZE": "4"}, {"PMI_SIZE": "4"}])

@@ -1,5 +1,6 @@
 """Whom all wait for, and where a thread is."""
 
+import json
 import threading
 import time
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ import torch.distributed as dist
 from parallel.collectives import Flight, sum_over
 from parallel.verdict import judge
 from parallel.watch import Codes, Watch
-from parallel.whereabouts import Whereabouts, _place, _walk
+from parallel.whereabouts import Whereabouts, _place, stack_of
 
 
 def status(
@@ -61,12 +62,10 @@ def test_the_rank_in_the_way(heard: dict[int, dict[str, Any]], line: str) -> Non
 
 def place_in(target: Any) -> Any:
     """Where a thread is that runs `target`, after a moment."""
-    import sys
-
     thread = threading.Thread(target=target, daemon=True)
     thread.start()
     time.sleep(0.3)
-    return _place(list(_walk(sys._current_frames()[thread.ident])))  # type: ignore[index]
+    return _place(stack_of(thread.ident or 0))
 
 
 def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -97,6 +96,29 @@ def test_a_frame_between_two_lines_has_a_place() -> None:
     assert _place([frame]).text == "f (parallel/x.py:5)"
 
 
+def test_a_stack_is_that_of_the_thread_whole_and_in_order() -> None:
+    ready, done, seen = threading.Event(), threading.Event(), list[int]()
+
+    def inner(depth: int) -> None:
+        if depth:
+            return inner(depth - 1)
+        seen.append(threading.get_ident())
+        ready.set()
+        done.wait()
+        return None
+
+    thread = threading.Thread(target=inner, args=(20,))
+    thread.start()
+    ready.wait()
+    names = [frame.f_code.co_name for frame in stack_of(seen[0])]
+    done.set()
+    thread.join()
+    start = names.index("inner")
+    assert names[start : start + 21] == ["inner"] * 21
+    assert names[start + 21 :] == ["run", "_bootstrap_inner", "_bootstrap"]
+    assert stack_of(seen[0]) == []
+
+
 def test_what_cannot_be_read_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
     watch = Watch(dist.HashStore(), rank=0, world_size=1, timeout_s=5, codes=Codes(hang=81, lost=80))
     monkeypatch.setattr(watch._whereabouts, "look", lambda: 1 / 0)
@@ -119,3 +141,22 @@ def test_for_how_long_the_main_thread_stands_still() -> None:
     here.look()
     time.sleep(0.01)
     assert here.look()[1] < 0.35
+
+
+def test_a_rank_of_another_machine_that_posts_nothing_more_is_the_lost_one() -> None:
+    """Rank 1 looks for it too, rank 2 still waits in a collective, rank 3 is gone."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    codes = Codes(hang=81, lost=80)
+    watch = Watch(store, rank=0, world_size=1, timeout_s=60, codes=codes)
+    watch.world_size = 4
+    for rank in range(4):
+        store.set(f"who/{rank}", json.dumps({"host": f"host-{rank}", "pid": 1, "start": "1"}))
+        store.set(f"beat/{rank}", json.dumps(status(7) | {"posts": 1}))
+    store.set("here/1", "")
+    posting = threading.Timer(0.1, lambda: store.set("beat/2", json.dumps(status(7) | {"posts": 2})))
+    posting.start()
+    line = "lost rank 3: nothing heard of it for 0 s; it was at step 7, in all_reduce (a.py:1)"
+    assert watch.find_lost(0.4) == (80, line)
+    assert json.loads(store.get("verdict")) == {"code": 80, "line": line}
+    assert watch.find_lost(0.4) == (80, "")
+    posting.join()

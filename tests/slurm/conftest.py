@@ -7,12 +7,19 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
+from data_shards.sources import synthetic
+from data_shards.write import pack
+from launcher.__main__ import main
+
+SITE = "environment: {GLOO_SOCKET_IFNAME: lo}\ncpus_per_rank: 1\nmem: 2G\n"  # of `swin-moe slurm` in tests
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "slurm" / "local_cluster.sh"
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun")
@@ -89,3 +96,47 @@ def uninterrupted() -> Iterator[None]:
 def cluster() -> Iterator[Cluster]:
     with cluster_up() as cluster:
         yield cluster
+
+
+class Said(NamedTuple):
+    """How a command ended, and what it said."""
+
+    code: int
+    out: str
+    err: str
+
+
+Say = Callable[..., Said]
+
+
+@pytest.fixture(scope="session")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("shards")
+    for split in ("train", "val"):
+        pack(synthetic(256, 64, num_classes=10, image_size=32), split, out / split, samples_per_shard=64)
+    return out
+
+
+@pytest.fixture
+def say(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Say:
+    """`swin-moe slurm ...` on the login node of the cluster, in the test's own directory."""
+    (tmp_path / "site.yaml").write_text(SITE)
+    monkeypatch.chdir(tmp_path)
+    for name, value in {"SLURM_CONF": cluster.conf, "SWIN_MOE_SITE": str(tmp_path / "site.yaml")}.items():
+        monkeypatch.setenv(name, value)
+
+    def command(*arguments: str) -> Said:
+        code = main(["slurm", *arguments])
+        return Said(code, *capsys.readouterr())
+
+    return command
+
+
+def wait_until_gone(cluster: Cluster, deadline_s: float = 150) -> None:
+    """Until the queue is empty."""
+    end = time.monotonic() + deadline_s
+    while cluster.run("squeue", "--noheader"):
+        assert time.monotonic() < end, cluster.run("squeue")
+        time.sleep(0.3)

@@ -82,3 +82,32 @@ def test_ranks_of_a_step_on_some_nodes_of_its_job(cluster: Cluster, tmp_path: Pa
     assert numbers == [(0, 0, 2), (1, 1, 2), (2, 0, 1)]
     assert {(ranks["launcher"], ranks["world_size"]) for ranks in found} == {("slurm", 3)}
     assert len({ranks["init_method"] for ranks in found}) == 1
+
+
+def test_a_shell_of_a_job_is_no_rank(cluster: Cluster, shards: Path, tmp_path: Path) -> None:
+    """Without srun it would be rank 0 of 1 in a job of four tasks."""
+    line = shlex.join(train(shards, tmp_path / "run"))
+    said = cluster.batch(f"{line} 2>&1; echo status $?", "--ntasks=4", "--nodes=2", out=tmp_path / "out.txt")
+    assert (
+        "LaunchError: SLURM_NTASKS is 4, but this process is one of 1: start the ranks with srun; or" in said
+    )
+    assert said.endswith("status 2\n")
+    assert not (tmp_path / "run").exists()
+
+
+def test_nproc_in_a_shell_of_a_job(
+    cluster: Cluster, shards: Path, expected: list[dict[str, object]], tmp_path: Path
+) -> None:
+    line = shlex.join([*train(shards, tmp_path / "run"), "--nproc", "2"])
+    cluster.batch(line, "--ntasks=4", "--nodes=2", out=tmp_path / "out.txt")
+    assert records(tmp_path / "run") == expected
+
+
+def test_ranks_that_are_dealt_out_to_nodes_are_refused(
+    cluster: Cluster, shards: Path, tmp_path: Path
+) -> None:
+    line = shlex.join(train(shards, tmp_path / "run"))
+    step = f"srun --nodes=2 --ntasks=4 --distribution=cyclic {line} train.micro_batch_size=4 2>&1; true"
+    said = cluster.batch(step, "--nodes=2", "--ntasks=4", out=tmp_path / "out.txt")
+    assert said.count("LayoutError: ranks must be numbered node after node") == 1
+    assert "srun --distribution=block" in said

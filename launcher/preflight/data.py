@@ -1,0 +1,123 @@
+"""Preflight of the shards: every rank reads and decodes a sample of its slice, with the run's own reader."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_shards.decode import decode_eval
+from data_shards.errors import DataError
+from data_shards.index import Manifest
+from data_shards.loading import load_manifest
+from data_shards.order import GlobalOrder
+from data_shards.patterns import expand, names_tars, shown
+from data_shards.reader import SampleError, ShardReader
+from data_shards.retry import PERMANENT, Retries
+from data_shards.storage import storage_for
+from data_shards.telemetry import Telemetry
+from launcher.preflight.report import Here, Seen, Verdict
+from launcher.schema import RunConfig
+
+SPLITS = ("train", "val")
+
+
+def look(here: Here) -> dict[str, Any] | None:
+    """For each split the manifest's digest and what was read, or the error and whether it may pass."""
+    config = here.config
+    if config is None:
+        return None
+    deadline_s = min(here.deadline_s, config.data.retry_s)
+    return {split: _try(config, split, here, deadline_s) for split in SPLITS}
+
+
+def judge(seen: Seen) -> Verdict:
+    """Every rank reads the same split, and reads it at all."""
+    assert seen.config is not None
+    found = Verdict()
+    told = []
+    for split in SPLITS:
+        values = [value[split] for value in seen.values]
+        found.failures += seen.each(_error(split, value, fatal=True) for value in values)
+        found.warnings += seen.each(_error(split, value, fatal=False) for value in values)
+        digests = [value.get("digest") for value in values]
+        if len({digest for digest in digests if digest}) > 1:
+            found.failures.append(
+                f"data.{split}: manifest {seen.spread(digest and digest[:12] for digest in digests)}; every "
+                "node must see the same shards"
+            )
+        told.append(f"{split} {values[0].get('told', 'unreadable')}")
+    found.told = f"{', '.join(told)}; samples read and decoded"
+    return found
+
+
+def _error(split: str, value: dict[str, Any], *, fatal: bool) -> str | None:
+    return f"data.{split}: {value['error']}" if "error" in value and value["fatal"] == fatal else None
+
+
+def _try(config: RunConfig, split: str, here: Here, deadline_s: float) -> dict[str, Any]:
+    place = getattr(config.data, split)
+    found: dict[str, Any] = {}
+    try:
+        if names_tars(place):
+            return _of_tars(place, here.ranks.rank)
+        storage, retries = storage_for(place, deadline_s), Retries(deadline_s, Telemetry())
+        manifest = load_manifest(storage, retries)
+        found |= {"digest": manifest.digest, "told": manifest.digest[:12]}
+        if not storage.random_access:
+            return found | {"told": f"{manifest.digest[:12]} by a pipe, not sampled"}
+        shard, row = first_sample(manifest, config, split, here.ranks.rank, here.ranks.world_size)
+        reader = ShardReader(storage, manifest, retries=retries)
+        try:
+            _decode(reader, shard, row, config.model.image_size)
+        finally:
+            reader.close()
+    except DataError as error:
+        return found | {"error": str(error), "fatal": _is_fatal(error, config, split)}
+    return found | {"told": f"{manifest.digest[:12]} of {len(manifest.shards)} shard(s)"}
+
+
+def first_sample(
+    manifest: Manifest, config: RunConfig, split: str, rank: int, world_size: int
+) -> tuple[int, int]:
+    """Shard and row of the first sample that a rank reads."""
+    sizes = manifest.samples_per_shard
+    if split == "train":
+        order, batch_size = GlobalOrder(sizes, config.seed), config.train.global_batch_size
+        first = rank * (batch_size // world_size)
+        shards, rows = order.locate(order.global_batch(0, batch_size)[first : first + 1])
+        return int(shards[0]), int(rows[0])
+    sample = min(rank * config.train.eval_batch_size, manifest.samples - 1)
+    ends = np.cumsum(sizes)
+    shard = int(np.searchsorted(ends, sample, side="right"))
+    return shard, int(sample - ends[shard] + sizes[shard])
+
+
+def _decode(reader: ShardReader, shard: int, row: int, image_size: int) -> None:
+    body, _ = reader.read(shard, row)
+    try:
+        decode_eval(body, image_size)
+    except DataError as error:
+        raise reader.bad_sample(shard, row, f"cannot be used: {error}") from error
+
+
+def _of_tars(place: str, rank: int) -> dict[str, Any]:
+    """Tars without a manifest: that the first bytes of a local one can be read."""
+    urls = expand(place)
+    url = urls[rank % len(urls)]
+    told = f"{len(urls)} tars without a manifest, not sampled"
+    try:
+        if Path(url).is_file():
+            with open(url, "rb") as file:
+                if not file.read(512):
+                    return {"error": f"{url}: is empty", "fatal": True}
+    except OSError as error:
+        return {"error": f"{shown(url)}: {error.strerror}", "fatal": True}
+    return {"told": told}
+
+
+def _is_fatal(error: DataError, config: RunConfig, split: str) -> bool:
+    """Not a sample that the run replaces, nor I/O that failed for seconds where a run tries for minutes."""
+    if isinstance(error, SampleError):
+        return split == "val" or config.data.bad_samples == "stop"
+    cause = error.__cause__
+    return not isinstance(cause, OSError) or isinstance(cause, PERMANENT)

@@ -1,0 +1,122 @@
+"""Preflight of the links: bandwidths in words and as values, and the slowest link, rank or group by name."""
+
+from collections.abc import Iterator, Sequence
+from statistics import median_low
+from typing import Any, NamedTuple
+
+from launcher.preflight.report import Seen, Verdict, gib, noise_s, slow
+from parallel.links import BETWEEN, IN_NODE, WORLD, Times, across, by_node, rounds
+
+SLOW_LINK = 2.0  # times the median: below half of its bandwidth
+COLLECTIVES = ("all_reduce", "all_to_all")
+
+
+class Rate(NamedTuple):
+    """What a group or a pair of neighbours needed for one message."""
+
+    what: str  # a collective, or "neighbours"
+    scope: str
+    ranks: tuple[int, ...]
+    seconds: float
+
+    def gb_s(self, message_bytes: int) -> float:
+        """Algorithm bandwidth, in 10^9 bytes a second."""
+        return message_bytes / self.seconds / 1e9
+
+
+def rates(seen: Seen) -> list[Rate]:
+    """Every group and every pair; a group is as quick as its slowest rank, a pair as its slower end."""
+    times: Sequence[Times] = seen.values
+    found = []
+    for what in COLLECTIVES:
+        for scope, groups in _groups(seen):
+            for ranks in groups:
+                seconds = max(getattr(times[rank], what)[scope] for rank in ranks)
+                found.append(Rate(what, scope, tuple(ranks), seconds))
+    for scope, rings in ((IN_NODE, by_node(seen.places)), (BETWEEN, across(seen.places))):
+        for ring in rings:
+            for a, b in (pair for part in rounds(ring) for pair in part):
+                seconds = max(times[a].neighbours[b], times[b].neighbours[a])
+                found.append(Rate("neighbours", scope, tuple(sorted((a, b))), seconds))
+    return found
+
+
+def _groups(seen: Seen) -> Iterator[tuple[str, list[list[int]]]]:
+    if len(seen.nodes) > 1:
+        yield IN_NODE, [node for node in seen.nodes if len(node) > 1]
+        yield BETWEEN, across(seen.places)
+    if len(seen.places) > 1:
+        yield WORLD, [[place.rank for place in seen.places]]
+
+
+def judge(seen: Seen, message_bytes: int) -> Verdict:
+    """No link, rank or group that is slow beside others of its kind."""
+    measured = rates(seen)
+    if not measured:
+        return Verdict(told="one rank: nothing to measure")
+    found = Verdict(told=f"messages of {gib(message_bytes)}")
+    for scope in (IN_NODE, BETWEEN):
+        pairs = {rate.ranks: rate for rate in measured if rate.what == "neighbours" and rate.scope == scope}
+        found.warnings += _slow_pairs(seen, scope, pairs, message_bytes)
+        for what in COLLECTIVES:
+            groups = {r.ranks: r for r in measured if r.what == what and r.scope == scope}
+            seconds = {ranks: rate.seconds for ranks, rate in groups.items()}
+            found.warnings += [
+                f"{_name(what)} {scope}: {groups[ranks].gb_s(message_bytes):.2f} GB/s among "
+                f"{seen.where(ranks)}, below half of the median of {len(groups)} groups"
+                for ranks in slow(seconds, SLOW_LINK, noise_s(seen.device_type))
+            ]
+    return found
+
+
+def _slow_pairs(
+    seen: Seen, scope: str, pairs: dict[tuple[int, ...], Rate], message_bytes: int
+) -> Iterator[str]:
+    """A rank all of whose links are slow is named once, every other slow link by itself."""
+    late = slow({ranks: rate.seconds for ranks, rate in pairs.items()}, SLOW_LINK, noise_s(seen.device_type))
+    if not late:
+        return
+    usual = message_bytes / median_low(rate.seconds for rate in pairs.values()) / 1e9
+    told = f"the median of {len(pairs)} links {scope} is {usual:.2f} GB/s"
+    culprits = [rank for rank in sorted({r for pair in late for r in pair}) if _is_culprit(rank, late, pairs)]
+    for rank in culprits:
+        best = max(pairs[pair].gb_s(message_bytes) for pair in late if rank in pair)
+        yield f"links: {seen.where([rank])} exchanges at most {best:.2f} GB/s with any neighbour; {told}"
+    for pair in late:
+        if not set(pair) & set(culprits):
+            a, b = (seen.where([rank]) for rank in pair)
+            yield f"links: {pairs[pair].gb_s(message_bytes):.2f} GB/s between {a} and {b}; {told}"
+
+
+def _is_culprit(rank: int, late: Sequence[tuple[int, ...]], pairs: dict[tuple[int, ...], Rate]) -> bool:
+    own = [pair for pair in pairs if rank in pair]
+    return len(own) > 1 and all(pair in late for pair in own)
+
+
+def table(seen: Seen, message_bytes: int) -> list[str]:
+    """A line for each kind of link: the slowest of its kind, and where it is."""
+    kinds: dict[tuple[str, str], list[Rate]] = {}
+    for rate in rates(seen):
+        kinds.setdefault((rate.what, rate.scope), []).append(rate)
+    lines = []
+    for (what, scope), found in kinds.items():
+        worst = max(found, key=lambda rate: rate.seconds)
+        of = f"slowest of {len(found)}: " if len(found) > 1 else ""
+        gb_s = worst.gb_s(message_bytes)
+        lines.append(f"{_name(what):11} {scope:14} {gb_s:8.2f} GB/s  {of}{seen.where(worst.ranks)}")
+    return lines
+
+
+def summary(seen: Seen, message_bytes: int) -> str:
+    """The collectives of all ranks, in half a line; empty for one rank."""
+    world = {rate.what: rate.gb_s(message_bytes) for rate in rates(seen) if rate.scope == WORLD}
+    return "".join(f", {_name(what)} {gb_s:.1f} GB/s" for what, gb_s in world.items())
+
+
+def as_json(seen: Seen, message_bytes: int) -> list[dict[str, Any]]:
+    """Every rate."""
+    return [{**rate._asdict(), "gb_s": rate.gb_s(message_bytes)} for rate in rates(seen)]
+
+
+def _name(what: str) -> str:
+    return what.replace("_", "-")

@@ -1,0 +1,147 @@
+"""Before the first step: are all ranks alike, able, and quick to talk?
+
+Every rank looks by itself (launcher/preflight/checks.py), all measure their links together, one gathering
+brings it all to every rank, and each comes to the same verdicts.
+"""
+
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from launcher.config import ConfigError
+from launcher.preflight import links as link_figures
+from launcher.preflight.checks import CHECKS
+from launcher.preflight.disk import token
+from launcher.preflight.report import Here, Report, Seen
+from launcher.schema import RunConfig
+from parallel.collectives import gather_objects
+from parallel.env import Ranks
+from parallel.identity import node_name
+from parallel.links import Place, Times, measure, scopes
+
+SMALL_MIB = {"cpu": 1.0, "cuda": 16.0}  # messages before every run
+
+
+class PreflightError(ConfigError):
+    """What a run would fail of, or be wrong by; raised on all ranks alike."""
+
+
+def before_training(config: RunConfig, ranks: Ranks, device: torch.device) -> None:
+    """The checks of a run before its first step: rank 0 says what is not well, and one line of all.
+
+    Raises:
+        PreflightError: on all ranks, with every failure in a line.
+    """
+    megabytes = SMALL_MIB[device.type]
+    report = preflight(config, ranks, device, message_bytes=int(megabytes * 2**20), in_train=True)
+    if ranks.rank == 0:
+        print(f"preflight: {summary(report)}", flush=True)
+        sys.stderr.write("".join(f"preflight: warning: {line}\n" for line in report.warnings))
+    if report.failures:
+        raise PreflightError(joined(report.failures))
+
+
+def preflight(
+    config: RunConfig | None,
+    ranks: Ranks,
+    device: torch.device,
+    *,
+    message_bytes: int,
+    in_train: bool = False,
+) -> Report:
+    """Look, measure, gather and judge; every rank calls it, and gets the same report.
+
+    Args:
+        config: of the run; None leaves out what needs one.
+        ranks: this process among the others, who have met.
+        device: of this process.
+        message_bytes: of a rank, for the links.
+        in_train: what `open_run` has checked is not checked again.
+    """
+    began_s = time.perf_counter()
+    with token(config, is_first=ranks.rank == 0) as left:
+        met = gather_objects((Place(ranks.rank, node_name()), left))
+        met_s = time.time()
+        places, run_token = [place for place, _ in met], met[0][1]
+        here = Here(
+            config=config, ranks=ranks, device=device, met_s=met_s, token=run_token, in_train=in_train
+        )
+        looks = {check.name: check.look(here) for check in CHECKS}
+        with scopes(places, ranks.rank) as links:
+            times = measure(places, ranks.rank, device, links, message_bytes)
+            gathered = gather_objects((looks, times))
+    seen = {
+        check.name: Seen(
+            places=places,
+            values=[rank_looks[check.name] for rank_looks, _ in gathered],
+            config=config,
+            device_type=device.type,
+        )
+        for check in CHECKS
+    }
+    all_times = Seen(
+        places=places, values=[rank_times for _, rank_times in gathered], device_type=device.type
+    )
+    verdicts = {check.name: check.judge(seen[check.name]) for check in CHECKS if applies(seen[check.name])}
+    verdicts["links"] = link_figures.judge(all_times, message_bytes)
+    return Report(
+        seen=seen,
+        verdicts=verdicts,
+        links=all_times,
+        message_bytes=message_bytes,
+        seconds=time.perf_counter() - began_s,
+    )
+
+
+def applies(seen: Seen) -> bool:
+    """Whether a check saw anything on any rank."""
+    return any(value is not None for value in seen.values)
+
+
+def summary(report: Report) -> str:
+    """One line of it all."""
+    rates = link_figures.summary(report.links, report.message_bytes)
+    return f"{len(report.verdicts)} checks in {report.seconds:.2f} s{rates}"
+
+
+def render(report: Report) -> str:
+    """The table of the command: a line for each check and for each complaint, then the links."""
+    lines = []
+    for name, verdict in report.verdicts.items():
+        lines.append(f"{verdict.word:4}  {name:13}  {verdict.told}".rstrip())
+        lines += [
+            f"      {'FAIL' if line in verdict.failures else 'warn'}: {line}"
+            for line in [*verdict.failures, *verdict.warnings]
+        ]
+    lines += [f"      {line}" for line in link_figures.table(report.links, report.message_bytes)]
+    return "\n".join([*lines, summary(report)])
+
+
+def as_json(report: Report) -> dict[str, Any]:
+    """All values of all ranks, and what was made of them."""
+    checks = {
+        name: {**asdict(verdict), "verdict": verdict.word, "by_rank": _values(report, name)}
+        for name, verdict in report.verdicts.items()
+    }
+    return {
+        "nodes": [place.node for place in report.links.places],
+        "seconds": report.seconds,
+        "message_bytes": report.message_bytes,
+        "checks": checks,
+        "links": link_figures.as_json(report.links, report.message_bytes),
+    }
+
+
+def _values(report: Report, name: str) -> list[Any]:
+    values = report.seen[name].values if name in report.seen else report.links.values
+    return [asdict(value) if isinstance(value, Times) else value for value in values]
+
+
+def joined(lines: list[str]) -> str:
+    """One line, or a list of them."""
+    if len(lines) == 1:
+        return lines[0]
+    return f"{len(lines)} things to correct:\n" + "\n".join(f"  {line}" for line in lines)

@@ -1,0 +1,96 @@
+"""Preflight of what ends a wait or a job: the collectives' time-out and Slurm's time limit."""
+
+import subprocess
+import time
+from typing import Any
+
+import torch.distributed as dist
+
+from launcher.preflight.report import Here, Seen, Verdict
+from launcher.rank import longest_wait
+from parallel.env import job_end_s, nccl_settings
+from parallel.identity import slurm_job
+
+SIGNAL_LEAD_S = 120  # --signal=B:USR1@120 of slurm/job.sbatch
+SQUEUE_S = 5.0
+
+
+def look_at_timeouts(here: Here) -> dict[str, Any]:
+    """The time-out of the process group, and what the configuration asks for."""
+    backend = dist.distributed_c10d._get_default_group()._get_backend(here.device)
+    asked_s = longest_wait(here.config).total_seconds() if here.config else None
+    settings = nccl_settings() if here.device.type == "cuda" else {}
+    return {"group_s": backend.options._timeout.total_seconds(), "asked_s": asked_s, "nccl": settings}
+
+
+def judge_timeouts(seen: Seen) -> Verdict:
+    """The group's own time-out lies where the watch expects it, and a lost rank ends the others' wait."""
+    found = Verdict(told=f"{seen.values[0]['group_s']:.0f} s of the process group")
+    if seen.config is not None:
+        found.told += f", parallel.collective_timeout_s {seen.config.parallel.collective_timeout_s:g}"
+    found.warnings += seen.each(map(_other_timeout, seen.values))
+    for name, value, harm in (
+        ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0", "a lost rank would not end the others' wait"),
+        ("CUDA_LAUNCH_BLOCKING", "1", "every step is slow"),
+    ):
+        ranks = [rank for rank, told in enumerate(seen.values) if told["nccl"].get(name) == value]
+        if ranks:
+            found.warnings.append(f"{name}={value} on {seen.where(ranks)}: {harm}; unset it")
+    return found
+
+
+def _other_timeout(value: dict[str, Any]) -> str | None:
+    group_s, asked_s = value["group_s"], value["asked_s"]
+    if asked_s is None or abs(group_s - asked_s) <= 1:
+        return None
+    return (
+        f"the process group's time-out is {group_s:.0f} s, not {asked_s:.0f} s as "
+        "parallel.collective_timeout_s asks for: a hang may end without a name"
+    )
+
+
+def look_at_time_limit(here: Here) -> dict[str, float | None] | None:
+    """Seconds that Slurm leaves this job, where there is a limit; rank 0 asks, and only in a job."""
+    job = slurm_job()
+    if here.ranks.rank != 0 or job is None:
+        return None
+    end_s = job_end_s()
+    return {"left_s": end_s - time.time() if end_s is not None else _left_s(str(job["id"]))}
+
+
+def _left_s(job: str) -> float | None:
+    command = ["squeue", "-h", "-j", job, "-o", "%L"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_S)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.split()
+    return seconds_of(lines[0]) if done.returncode == 0 and lines else None
+
+
+def seconds_of(text: str) -> float | None:
+    """Slurm's `DAYS-HOURS:MINUTES:SECONDS`, or the end of it; None for UNLIMITED and other words.
+
+    Source: squeue(1), %L.
+    """
+    days, dash, rest = text.rpartition("-")
+    parts = rest.split(":")
+    if not all(part.isdecimal() for part in [*parts, *([days] if dash else [])]):
+        return None
+    parts = [*parts, *["0"] * (3 - len(parts))] if dash else [*["0"] * (3 - len(parts)), *parts]
+    hours, minutes, seconds = map(int, parts)
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60.0 + seconds
+
+
+def judge_time_limit(seen: Seen) -> Verdict:
+    """More than the time between the signal and the end."""
+    left_s = seen.values[0]["left_s"]
+    if left_s is None:
+        return Verdict(told="none that Slurm tells")
+    found = Verdict(told=f"{left_s / 60:.0f} min are left")
+    if left_s < SIGNAL_LEAD_S:
+        found.warnings.append(
+            f"Slurm ends this job in {left_s:.0f} s, and its signal comes {SIGNAL_LEAD_S} s before the end: "
+            "nothing will be trained; ask for more --time"
+        )
+    return found

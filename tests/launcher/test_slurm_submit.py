@@ -1,0 +1,296 @@
+"""From the command line to Slurm's own commands, and back to what `status` says."""
+
+import json
+import multiprocessing
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import pytest
+
+from launcher.config import load_config
+from launcher.run_directory import RunDirectory
+from tests.launcher.fake_slurm import FakeSlurm
+from tests.launcher.running import CONFIG, overrides
+
+
+def line(shards: Path, *more: str, run: str = "run") -> list[str | Path]:
+    return ["submit", CONFIG, *overrides(shards, run), *more]
+
+
+def tree(directory: Path) -> list[str]:
+    """Every file below a directory, but for what the fakes write."""
+    own = ("calls", "sbatch.env", "bin")
+    return sorted(str(p.relative_to(directory)) for p in directory.rglob("*") if p.name not in own)
+
+
+def queued(*jobs: str, state: str = "RUNNING") -> str:
+    """What squeue says of jobs."""
+    where = "n[1-2]|None" if state == "RUNNING" else "|Priority"
+    return "".join(f"{job.partition('_')[0]}|{job}|{state}|1:02|{where}\n" for job in jobs)
+
+
+def finish(run: Path, steps: int = 20) -> None:
+    (run / "summary.json").write_text(json.dumps({"steps": steps}))
+
+
+def test_what_is_written_and_said(slurm: FakeSlurm, shards: Path) -> None:
+    done = slurm.say(*line(shards, "--nodes", "2", "parallel.ep_size=2"))
+    assert done.code == 0, done.err
+    assert done.out.splitlines()[0] == (
+        "job 7 submitted: 2 nodes x 1 rank; world 2 = expert-parallel 2 x data-parallel 1, "
+        "1 x micro-batch 8 a step"
+    )
+    assert f"{slurm.home}/run/slurm/log.txt" in done.out
+    names = ["config.yaml", "environment.sh", "job.sbatch", "jobs.jsonl", "submission.json"]
+    assert tree(slurm.home / "run") == ["lock", "slurm", *(f"slurm/{name}" for name in names)]
+
+
+def test_places_are_absolute_in_what_the_job_trains(slurm: FakeSlurm, shards: Path) -> None:
+    (slurm.home / "data").symlink_to(shards)
+    (slurm.home / "weights.pth").touch()
+    more = ("data.train=data/train", "data.val=file:data/val", "train.pretrained=weights.pth")
+    assert slurm.say(*line(shards, *more)).code == 0
+    config = load_config(slurm.home / "run" / "slurm" / "config.yaml")
+    assert config.run_dir == f"{slurm.home}/run"
+    assert (config.data.train, config.data.val) == (f"{slurm.home}/data/train", f"file:{slurm.home}/data/val")
+    assert config.train.pretrained == f"{slurm.home}/weights.pth"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("parallel.ep_size=3",), "parallel.ep_size=2 would do"),
+        (("data.train=none",), "make the shards first"),
+        (("model.moe.top_k=x", "run_dirr=a"), "run_dirr: no such option; did you mean run_dir?"),
+        (("train.pretrained=none.pth",), "train.pretrained (none.pth): no such file"),
+        (("--nodes", "2-4"), "--elastic"),
+        (("--requeue-limit", "-1"), "requeue_limit (-1) must be at least 0"),
+        (("run_dir=/proc/none",), "/proc/none"),
+        (("--nodes", "3-9", "--elastic"), "on 9 nodes: "),
+        (("--array", "none.txt"), "--array none.txt: No such file"),
+    ],
+)
+def test_what_cannot_train_never_reaches_the_queue(
+    slurm: FakeSlurm, shards: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    before = tree(slurm.home)
+    done = slurm.say(*line(shards, "--nodes", "2", *arguments))
+    assert done.code == 2
+    assert message in done.err
+    assert (slurm.calls("sbatch"), tree(slurm.home)) == ([], before)
+
+
+def test_a_dry_run_prints_and_does_nothing(
+    slurm: FakeSlurm, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")  # not even Slurm is needed
+    before = tree(slurm.home)
+    done = slurm.say(*line(shards, "--nodes", "2", "--dry-run"))
+    assert done.code == 0
+    assert done.out.startswith("#!/bin/bash\n")
+    assert "#SBATCH --nodes=2\n" in done.out
+    assert tree(slurm.home) == before
+    done = slurm.say(*line(shards))
+    assert (done.code, tree(slurm.home)) == (2, before)
+    assert "no sbatch on PATH" in done.err
+
+
+def test_a_refusal_of_sbatch_leaves_all_as_it_was(slurm: FakeSlurm, shards: Path) -> None:
+    before = tree(slurm.home)
+    slurm.set(refusal="sbatch: error: invalid partition\nsbatch: error: no\n")
+    done = slurm.say(*line(shards))
+    assert (done.code, done.err) == (2, "ConfigError: sbatch: error: invalid partition; sbatch: error: no\n")
+    assert tree(slurm.home) == sorted([*before, "refusal"])
+
+    (slurm.home / "refusal").unlink()
+    assert slurm.say(*line(shards)).code == 0
+    files = {path: path.read_bytes() for path in (slurm.home / "run" / "slurm").iterdir()}
+    slurm.set(refusal="sbatch: error: no\n")
+    assert slurm.say(*line(shards, "optim.base_lr=1", "--time", "5")).code == 2
+    assert {path: path.read_bytes() for path in (slurm.home / "run" / "slurm").iterdir()} == files
+
+
+@pytest.mark.parametrize("state", ["RUNNING", "PENDING", "COMPLETING"])
+@pytest.mark.parametrize("again", ["submit", "resume"])
+def test_a_run_with_a_job_is_refused(slurm: FakeSlurm, shards: Path, state: str, again: str) -> None:
+    assert slurm.say(*line(shards)).code == 0
+    slurm.set(queue=queued("7", state=state))
+    done = slurm.say(*(line(shards) if again == "submit" else ("resume", "run")))
+    assert done.code == 2
+    assert f"has a job already: job 7: {state}" in done.err
+    assert f"swin-moe slurm cancel {slurm.home}/run" in done.err
+    assert len(slurm.calls("sbatch")) == 1
+    slurm.set(queue=queued("8"))  # another's
+    assert slurm.say(*line(shards)).code == 0
+
+
+def hold(run: Path, pipe: Connection) -> None:
+    """Train there, as far as others can see."""
+    RunDirectory(run).lock(resume=True)
+    pipe.send("held")
+    pipe.recv()
+
+
+def test_a_run_that_trains_without_slurm_is_refused(slurm: FakeSlurm, shards: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    ours, theirs = fork.Pipe()
+    process = fork.Process(target=hold, args=(slurm.home / "run", theirs))
+    process.start()
+    assert ours.recv() == "held"
+    before = tree(slurm.home)
+    done = slurm.say(*line(shards))
+    assert (done.code, tree(slurm.home)) == (2, before)
+    assert f"run_dir ({slurm.home}/run) is in use by " in done.err
+    assert slurm.calls("sbatch") == []
+    ours.send("enough")
+    process.join()
+
+
+def test_resume_changes_what_it_is_told_and_keeps_the_rest(slurm: FakeSlurm, shards: Path) -> None:
+    more = ("--nodes", "2", "--mem", "3G", "--time", "1:00", "--dependency", "singleton", "optim.base_lr=0.5")
+    assert slurm.say(*line(shards, *more)).code == 0
+    (slurm.home / "run" / "slurm" / "cancelled").touch()
+    done = slurm.say("resume", "run", "--nodes", "1", "--requeue-limit", "9")
+    assert done.code == 0, done.err
+    script = (slurm.home / "run" / "slurm" / "job.sbatch").read_text()
+    assert {"#SBATCH --nodes=1", "#SBATCH --mem=3G", "#SBATCH --time=1:00"} <= set(script.splitlines())
+    assert "--requeue-limit 9" in script
+    assert "singleton" not in script
+    assert load_config(slurm.home / "run" / "slurm" / "config.yaml").optim.base_lr == 0.5
+    assert not (slurm.home / "run" / "slurm" / "cancelled").exists()
+    finish(slurm.home / "run")
+    done = slurm.say("resume", "run")
+    assert done.code == 2
+    assert "is finished" in done.err
+    finish(slurm.home / "run", steps=19)  # of a shorter run before
+    assert slurm.say("resume", "run", "--dry-run").code == 0
+
+
+def test_cancel(slurm: FakeSlurm, shards: Path) -> None:
+    assert slurm.say(*line(shards)).code == 0
+    assert "no job in the queue" in slurm.say("cancel", "run").err
+    slurm.set(queue=queued("7"))
+    assert "asked to save and stop" in slurm.say("cancel", "run").out
+    assert (slurm.home / "run" / "slurm" / "cancelled").exists()
+    assert slurm.say("cancel", "run", "--now").code == 0
+    slurm.set(queue=queued("7", state="PENDING"))
+    assert slurm.say("cancel", "run").out.startswith("job 7: cancelled\n")
+    assert slurm.calls("scancel") == [["--batch", "--signal=USR1", "7"], ["7"], ["7"]]
+
+
+def test_status_and_logs(slurm: FakeSlurm, shards: Path) -> None:
+    assert "was never submitted" in slurm.say("status", "run").err
+    assert slurm.say(*line(shards)).code == 0
+    slurm.set(queue=queued("7", state="PENDING"))
+    assert slurm.say("status", "run").out.startswith("job 7: PENDING (Priority)\n")
+    assert "has not started" in slurm.say("logs", "run").err
+    (slurm.home / "run" / "slurm" / "log.txt").write_text("".join(f"{i}\n" for i in range(60)))
+    assert slurm.say("logs", "run").out.split() == [str(i) for i in range(10, 60)]
+    assert slurm.say("logs", "run", "--lines", "2").out == "58\n59\n"
+    slurm.set(queue="")
+    assert slurm.say("status", "run").out.startswith("job 7: not in the queue\n")
+    found = json.loads(slurm.say("status", "run", "--json").out)
+    assert (found["job"], found["queue"]) == ("7", None)
+
+
+def test_the_state_of_a_run_is_told_without_slurm(
+    slurm: FakeSlurm, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert slurm.say(*line(shards)).code == 0
+    monkeypatch.setenv("PATH", "/nowhere")
+    done = slurm.say("status", "run")
+    assert done.code == 0
+    assert str(slurm.home / "run") in done.out
+    assert "no squeue on PATH" in done.err
+
+
+def test_following_a_log_ends_with_the_job(
+    slurm: FakeSlurm, shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("launcher.slurm.jobs.POLL_S", 0.01)
+    monkeypatch.setattr("launcher.slurm.jobs.QUEUE_S", 0.02)
+    assert slurm.say(*line(shards)).code == 0
+    (slurm.home / "run" / "slurm" / "log.txt").write_text("all\n")
+    assert slurm.say("logs", "run", "--follow").out == "all\n"
+
+
+TASKS = "# a sweep\n\noptim.base_lr=1e-3\noptim.base_lr=2e-3 'optim.betas=[0.8, 0.9]'  # two\nseed=3\n"
+
+
+def test_an_array_is_a_run_directory_a_task(slurm: FakeSlurm, shards: Path) -> None:
+    slurm.set(**{"tasks.txt": TASKS})
+    done = slurm.say(*line(shards, "--array", "tasks.txt", "--array-limit", "2"))
+    assert done.code == 0, done.err
+    assert done.out.startswith("job 7 submitted: array of 3 tasks, each 1 node x 1 rank; ")
+    run = slurm.home / "run"
+    configs = [load_config(run / f"00{i}" / "slurm" / "config.yaml") for i in range(3)]
+    assert [config.optim.base_lr for config in configs] == [1e-3, 2e-3, 1e-2]
+    assert (configs[1].optim.betas, configs[2].seed) == ((0.8, 0.9), 3)
+    assert [config.run_dir for config in configs] == [f"{run}/00{i}" for i in range(3)]
+    script = run / "slurm" / "job.sbatch"
+    lines = script.read_text().splitlines()
+    assert {"#SBATCH --array=0-2%2", f"#SBATCH --output={run}/%3a/slurm/log.txt"} <= set(lines)
+
+    slurm.set(after="75")
+    assert slurm.run(script, SLURM_ARRAY_JOB_ID="7", SLURM_ARRAY_TASK_ID="2") == 75
+    [train], [after] = slurm.calls("srun"), slurm.calls("python")
+    assert train[-3] == f"{run}/002/slurm/config.yaml"
+    assert after[2] == f"{run}/002"
+    assert slurm.calls("scontrol") == [["requeue", "7_2"]]
+    assert slurm.environment("srun")["TORCH_EXTENSIONS_DIR"] == f"{run}/002/slurm/torch_extensions"
+
+
+def test_the_life_of_an_array(slurm: FakeSlurm, shards: Path) -> None:
+    slurm.set(**{"tasks.txt": "".join(f"seed={i}\n" for i in range(6))})
+    assert slurm.say(*line(shards, "--array", "tasks.txt")).code == 0
+    run = slurm.home / "run"
+    slurm.set(queue=queued("7_3") + queued("7_4", state="PENDING"))
+    for task in (0, 2, 5):
+        finish(run / f"00{task}")
+    rows = [row.split() for row in slurm.say("status", "run").out.splitlines()]
+    assert [row[:2] for row in rows[1:]] == [[f"00{i}", f"7_{i}"] for i in range(6)]
+    assert (rows[4][2], rows[5][2:4]) == ("RUNNING", ["PENDING", "(Priority)"])
+    assert slurm.say("resume", "run").code == 2
+
+    assert slurm.say("cancel", "run").code == 0
+    assert slurm.calls("scancel") == [["--batch", "--signal=USR1", "7_3"], ["7_4"]]
+    assert (run / "003" / "slurm" / "cancelled").exists()
+    slurm.set(queue="")
+    done = slurm.say("resume", "run", "--array-limit", "1")
+    assert done.code == 0, done.err
+    assert "#SBATCH --array=1,3-4%1" in (run / "slurm" / "job.sbatch").read_text().splitlines()
+    assert not (run / "003" / "slurm" / "cancelled").exists()
+    assert "--task" in slurm.say("logs", "run").err
+    (run / "003" / "slurm" / "log.txt").write_text("three\n")
+    assert slurm.say("logs", "run", "--task", "3").out == "three\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("t.txt", "seed=1\nrun_dir=x\n", "task 1 (run_dir=x): run_dir cannot be overridden"),
+        ("t.txt", "seed=x\nsed=1\n", "task 1 (sed=1): "),
+        ("t.txt", "seed=x\nsed=1\n", "task 0 (seed=x): "),
+        ("t.txt", "parallel.ep_size=3\n", "task 0 (parallel.ep_size=3): "),
+        ("t.txt", "# none\n", "holds no task"),
+        ("t.txt", "'a\n", "No closing quotation"),
+        ("t.yaml", "a: 1\n", "must hold a list"),
+        ("t.yaml", "[1]\n", "a task must be a list of overrides or a mapping"),
+    ],
+)
+def test_a_bad_task_refuses_the_array(
+    slurm: FakeSlurm, shards: Path, name: str, text: str, message: str
+) -> None:
+    slurm.set(**{name: text})
+    done = slurm.say(*line(shards, "--array", name))
+    assert done.code == 2
+    assert message in done.err
+    assert not (slurm.home / "run").exists()
+
+
+def test_tasks_in_yaml(slurm: FakeSlurm, shards: Path) -> None:
+    slurm.set(**{"t.yaml": "- [seed=1, optim.base_lr=2e-3]\n- {seed: 2, optim.betas: [0.5, 0.6]}\n"})
+    assert slurm.say(*line(shards, "--array", "t.yaml")).code == 0
+    configs = [load_config(slurm.home / "run" / f"00{i}" / "slurm" / "config.yaml") for i in range(2)]
+    assert [config.seed for config in configs] == [1, 2]
+    assert (configs[0].optim.base_lr, configs[1].optim.betas) == (2e-3, (0.5, 0.6))
