@@ -3,10 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from data_shards.augment import TrainTransform
-from data_shards.device_augment import Augment
 from data_shards.foreign import WebDatasetStream
 from data_shards.patterns import names_tars
 from data_shards.stream import TrainStream
@@ -47,14 +44,6 @@ def train_stream(config: RunConfig, run: RunDirectory, mesh: Mesh) -> TrainStrea
         return WebDatasetStream(data.train, num_classes=config.model.num_classes, **options)
     quarantine = None if data.bad_samples == "stop" else run.quarantine
     return TrainStream(data.train, quarantine=quarantine, reading=reading(data), **options)
-
-
-def augmentation(config: RunConfig, device: torch.device) -> Augment | None:
-    """What is done to training images on the device, if anything."""
-    data = config.data
-    if data.augment is None:
-        return None
-    return Augment(data.augment, seed=config.seed, mean=data.mean, std=data.std, device=device)
 
 
 def engine_options(config: RunConfig, grad_accum_steps: int) -> EngineOptions:

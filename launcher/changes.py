@@ -25,7 +25,7 @@ Kind = Literal["fixed", "training", "free"]
 Tree = Mapping[str, Any]
 
 FIXED = """
-    task seed
+    task seed simmim
     model.image_size model.patch_size model.in_chans model.num_classes model.embed_dim model.depths
     model.num_heads model.window_size model.pretrained_window_sizes model.mlp_ratio model.qkv_bias
     model.mlp_fc2_bias model.attention model.position_bias model.norm model.main_norm_every model.moe
@@ -51,7 +51,7 @@ FREE = """
     data.cache_gib
     train.micro_batch_size train.eval_batch_size train.eval_every train.moe_load_every train.compile
     train.max_skipped_steps
-    train.pretrained train.pretrained_head
+    train.pretrained train.pretrained_head train.upcycle_noise
     parallel checkpoint deepspeed
 """
 CLASSES: dict[Kind, str] = {"fixed": FIXED, "training": TRAINING, "free": FREE}

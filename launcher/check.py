@@ -27,8 +27,8 @@ def check(config: RunConfig, world_size: int | None = None) -> None:
         ConfigError: with every rule that does not hold, a line each.
     """
     errors = [*_batch_errors(config, world_size), *_layout_errors(config, world_size)]
-    if config.task != "classification":
-        errors.append(f"task ({config.task}) cannot be trained yet; swin_moe.simmim builds the model")
+    if config.task == "simmim" and config.data.augment is not None:
+        errors.append("data.augment is for task=classification: leave it out (null) for task=simmim")
     errors += [*_data_errors(config), *_duration_errors(config)]
     errors += _messages(lambda: check_zero_section(config.deepspeed), ValueError)
     if errors:
@@ -146,7 +146,7 @@ def _data_errors(config: RunConfig) -> list[str]:
         except DataError as error:
             errors.append(f"{option}: {error}")
             continue
-        if len(manifest.classes) != config.model.num_classes:
+        if config.task == "classification" and len(manifest.classes) != config.model.num_classes:
             errors.append(
                 f"model.num_classes ({config.model.num_classes}) must be the classes of {option} "
                 f"({len(manifest.classes)} in {directory})"
@@ -155,14 +155,16 @@ def _data_errors(config: RunConfig) -> list[str]:
 
 
 def _duration_errors(config: RunConfig) -> list[str]:
-    durations = {
+    durations: dict[str, str | None] = {
         "train.duration": config.train.duration,
         "train.eval_every": config.train.eval_every,
         "train.moe_load_every": config.train.moe_load_every,
         "optim.warmup": config.optim.warmup,
+        "optim.decay_every": config.optim.decay_every if config.optim.schedule == "step" else None,
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep_every": config.checkpoint.keep_every,
     }
+    durations |= {f"optim.decay_at[{i}]": text for i, text in enumerate(config.optim.decay_at)}
     errors = []
     num_samples = None if names_tars(config.data.train) else 1
     for option, text in durations.items():

@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from math import gcd
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,12 @@ from launcher.errors import RankError
 from launcher.run_directory import RunDirectory
 from launcher.schema import DataConfig, RunConfig
 from launcher.tally import Tally
+from launcher.tasks import Task, normalised, task_of
 from parallel.checkpoint import load_weights, read_verified
 from parallel.env import Ranks
 from parallel.mesh import Mesh, ParallelDims, build_mesh
 from parallel.newest import Found, newest
 from parallel.tensors import EMA, MASTER
-from swin_moe.losses import evaluation_sums
-from swin_moe.model import build_model
 from swin_moe.randomness import sample_keys
 
 
@@ -50,14 +49,6 @@ def reading(data: DataConfig) -> Reading:
         fetch_threads=data.fetch_threads,
         deadline_s=data.retry_s,
     )
-
-
-def normalised(images: Tensor, data: DataConfig, device: torch.device) -> Tensor:
-    """Move uint8 images to the device and normalise them there: (B, 3, S, S) -> float32."""
-    mean, std = (
-        torch.tensor(values, device=device).view(1, 3, 1, 1) * 255.0 for values in (data.mean, data.std)
-    )
-    return (images.to(device, non_blocking=True).float() - mean) / std
 
 
 def evaluate_checkpoint(
@@ -92,17 +83,18 @@ def evaluate_checkpoint(
     mesh = build_mesh(dims, ranks_per_node=ranks.local_world_size)
     # what was chosen for the layout of training may not fit this one
     exchange = replace(config.parallel.expert_exchange, strategy="ep", hierarchical=False)
-    model = build_model(config.model, seed=config.seed, mesh=mesh, exchange=exchange).to(device)
+    task = task_of(config, device)
+    model = task.build(mesh, sharded=False, exchange=exchange).to(device)
     kind = EMA if averaged else MASTER
     load_weights(found.path, model, moe.num_experts if moe else 0, found.manifest, kind=kind)
     with eval_stream(config, mesh) as stream:
-        result = evaluate(model, stream, config.data, device, beat)
+        figures = evaluate(model, stream, task, config.data, device, beat).figures
     if mesh.is_first:
         sys.stderr.writelines(f"{notice}\n" for notice in found.notices)
         print(
-            f"{found.path.name} (step {found.manifest['step']}): top-1 {result['top1']:.2%}, "
-            f"loss {result['loss']:.4f} on {result['images']} images, {result['images_s']:.0f} images/s, "
-            f"{result['dropped_fraction']:.2%} of the tokens' choices dropped"
+            f"{found.path.name} (step {found.manifest['step']}): {task.line(figures)}, "
+            f"{figures['images_s']:.0f} images/s, {figures['dropped_fraction']:.2%} of the tokens' choices "
+            "dropped"
         )
 
 
@@ -118,40 +110,47 @@ def chosen(run: RunDirectory, name: str | None) -> Found:
     return found
 
 
+class Evaluation(NamedTuple):
+    """The result of an evaluation, see `evaluate`."""
+
+    figures: dict[str, Any]
+    picture: Tensor | None
+
+
 @torch.no_grad()
 def evaluate(
     module: nn.Module,
     stream: EvalStream,
+    task: Task,
     data: DataConfig,
     device: torch.device,
     beat: Callable[[], None] = lambda: None,
-) -> dict[str, Any]:
+) -> Evaluation:
     """Evaluate a model on all ranks together, at its evaluation capacity, with a `beat` after every batch.
 
     Returns:
-        top1 (share of 1), loss (cross-entropy without smoothing), images, images_s, dropped_fraction, and
-        expert_load: each expert's share of the choices by MoE layer.
+        figures: those of the task, images_s, dropped_fraction, and expert_load: each expert's share of the
+        choices by MoE layer; and a picture of the first images of rank 0, if the task makes any.
     """
-    was_training = module.training
+    was_training, picture = module.training, None
     module.eval()
     tally, start_s = Tally(rank=stream.dp_rank, world_size=stream.dp_size), time.monotonic()
     try:
-        for batch in stream:
-            keys = sample_keys(0, batch.positions).to(device)  # the random router draws by them
-            output = module(normalised(batch.images, data, device), keys)
-            sums = evaluation_sums(output.logits, batch.labels.to(device), batch.weights.to(device))
-            tally.add(sums, output)
+        for i, batch in enumerate(stream):
+            images = normalised(batch.images, data, device)
+            output = module(images, sample_keys(0, batch.positions).to(device))
+            tally.add(task.sums(output, batch), output)
+            if i == 0 and stream.dp_rank == 0:
+                picture = task.picture(module, images, output)
             beat()
     except DataError as error:
         raise RankError(f"rank {stream.dp_rank}, evaluation: {error}") from error
     totals = tally.reduce()
-    loss, hits, images = totals.sums
+    figures = task.figures(totals.sums)
     module.train(was_training)
-    return {
-        "top1": hits / images,
-        "loss": loss / images,
-        "images": int(images),
-        "images_s": images / (time.monotonic() - start_s),
+    figures |= {
+        "images_s": figures["images"] / (time.monotonic() - start_s),
         "dropped_fraction": totals.dropped_fraction,
         "expert_load": {layer: found.shares for layer, found in totals.layers.items()},
     }
+    return Evaluation(figures=figures, picture=picture)

@@ -4,8 +4,9 @@ import json
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from launcher.heat_map import heat_map
@@ -91,12 +92,16 @@ class MetricsLog:
             self._board.add_scalar(f"data/{name}", count, step)
         self._progress(step, values, data)
 
-    def evaluation(self, step: int, values: dict[str, Any]) -> None:
-        """Record an evaluation after `step`."""
-        self._write(step, values, "eval", "eval_")
-        self._say(
-            f"step {step}: top-1 {values['top1']:.2%}, loss {values['loss']:.4f} on {values['images']} images"
-        )
+    def evaluation(
+        self, step: int, values: dict[str, Any], line: str, prefix: Literal["eval_", "eval_ema_"] = "eval_"
+    ) -> None:
+        """Record an evaluation after `step`, of the weights or of their average, and say its `line`."""
+        self._write(step, values, prefix.removesuffix("_"), prefix)
+        self._say(f"step {step}: {line}")
+
+    def picture(self, step: int, picture: Tensor) -> None:
+        """Show a picture (3, height, width) of the evaluation after `step` in TensorBoard."""
+        self._board.add_image("eval/pictures", picture, step)
 
     def save(self, outcome: Outcome) -> None:
         """Record how a save ended, and say so if it did not end well."""

@@ -1,10 +1,13 @@
-"""Which parameters decay, and the learning rate of every step."""
+"""Which parameters are trained, which of them decay, and each one's share of the learning rate."""
 
-import math
+from collections.abc import Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
+from launcher.config import ConfigError
 from launcher.schema import OptimConfig
 from parallel.tensors import shape_of
 
@@ -18,50 +21,92 @@ NO_DECAY = (
     "sim_matrix",
     "router.phi",
 )
-LR_BATCH = 512  # images that the learning rates of a configuration are for
+
+FROZEN = {  # words of optim.freeze
+    "experts": ["*.mlp.experts.*"],
+    "moe": ["*.mlp.experts.*", "*.mlp.router.*", "*.mlp.shared.*"],
+    "backbone": ["*"],  # but for the head
+}
+HEADS = ("head.", "decoder.", "mask_token")
 
 
 def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """The model's parameters in two groups: with and without weight decay.
+    """The model's parameters by weight decay and, with layer decay, by layer.
 
-    No decay for norms and other 1-D parameters of a layer, biases (the experts' too, which are 2-D here) and
-    position biases: the rule of the Swin family.
+    No weight decay for norms and other 1-D parameters of a layer, biases (the experts' too, which are 2-D
+    here) and position biases: the rule of the Swin family. `lr_scale` of a group multiplies every learning
+    rate.
     """
-    decay: list[nn.Parameter] = []
-    no_decay: list[nn.Parameter] = []
+    depths = [len(stage.blocks) for stage in getattr(getattr(model, "encoder", model), "layers", ())]
+    groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
         plain = len(shape_of(parameter)) == 1 or any(part in name for part in NO_DECAY)
-        (no_decay if plain else decay).append(parameter)
-    common = {"betas": config.betas, "eps": config.eps}
-    groups = [
-        {"name": "decay", "params": decay, "weight_decay": config.weight_decay, **common},
-        {"name": "no_decay", "params": no_decay, "weight_decay": 0.0, **common},
-    ]
-    return [group for group in groups if group["params"]]
+        label, scale = "no_decay" if plain else "decay", 1.0
+        if config.layer_decay < 1:
+            layer = layer_of(name, depths)
+            label, scale = f"{label}_{layer}", config.layer_decay ** (sum(depths) + 1 - layer)
+        group = {
+            "name": label,
+            "params": [],
+            "weight_decay": 0.0 if plain else config.weight_decay,
+            "lr_scale": scale,
+            "betas": config.betas,
+            "eps": config.eps,
+        }
+        groups.setdefault(label, group)["params"].append(parameter)
+    return [groups[label] for label in sorted(groups)]
 
 
-class CosineSchedule:
-    """Linear warm-up, then a half cosine down to min_lr (Loshchilov and Hutter 2017), by optimizer step.
+def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Take parameters out of training: those whose names a pattern matches, or that a word stands for.
 
     Args:
-        config: learning rates for 512 images; each is scaled by global_batch_size / 512.
-        global_batch_size: images an optimizer step.
-        warmup_steps: of the linear part, which is a prefix of the whole.
-        total_steps: of the run.
+        model: whose parameters are then without gradients.
+        patterns: such as "layers.0.*"; or a word of `FROZEN`.
+
+    Returns:
+        The names of what is frozen.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or nothing is left to train.
     """
+    names = [name for name, _ in model.named_parameters()]
+    found: set[str] = set()
+    for pattern in patterns:
+        matching = {
+            name
+            for name in names
+            if any(fnmatchcase(name.removeprefix("encoder."), one) for one in FROZEN.get(pattern, [pattern]))
+        }
+        if pattern == "backbone":
+            matching -= {name for name in matching if name.startswith(HEADS)}
+        if not matching:
+            near = get_close_matches(pattern, [*FROZEN, *names], 1)
+            hint = (
+                f"did you mean {near[0]}?"
+                if near
+                else f"there are {', '.join(FROZEN)}, and patterns of names"
+            )
+            raise ConfigError(f"optim.freeze ({pattern}) matches no parameter of the model; {hint}")
+        found |= matching
+    if len(found) == len(names):
+        raise ConfigError(f"optim.freeze ({list(patterns)}) leaves nothing to train")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in found)
+    return sorted(found)
 
-    def __init__(
-        self, config: OptimConfig, *, global_batch_size: int, warmup_steps: int, total_steps: int
-    ) -> None:
-        scale = global_batch_size / LR_BATCH
-        self.peak, self.start, self.end = (
-            scale * lr for lr in (config.base_lr, config.warmup_lr, config.min_lr)
-        )
-        self.warmup_steps, self.total_steps = warmup_steps, total_steps
 
-    def __call__(self, step: int) -> float:
-        """Learning rate of step number `step`, counted from 0."""
-        if step < self.warmup_steps:
-            return self.start + (self.peak - self.start) * step / self.warmup_steps
-        progress = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-        return self.end + (self.peak - self.end) * (1 + math.cos(math.pi * min(1.0, progress))) / 2
+def layer_of(name: str, depths: Sequence[int]) -> int:
+    """The layer of a parameter, for layer decay: 0 the patches, then each block, then norm and head.
+
+    A merging counts with the block before it (Bao et al. 2022, BEiT; Xie et al. 2022, section 4).
+    """
+    part, *rest = name.removeprefix("encoder.").split(".")
+    if part in ("patch_embed", "mask_token"):
+        return 0
+    if part != "layers":
+        return sum(depths) + 1
+    before = sum(depths[: int(rest[0])])
+    return before if rest[1] == "merge" else before + int(rest[2]) + 1

@@ -12,7 +12,9 @@ from swin_moe.weights.adapt import Head
 from swin_moe.weights.load import Fitted, fit, write
 
 
-def start_from(path: str, head: str, model: SwinTransformer, mesh: Mesh) -> None:
+def start_from(
+    path: str, head: str, model: SwinTransformer, mesh: Mesh, upcycle_noise: float | None = None
+) -> None:
     """Load pretrained weights into the model of every rank, and say what became of each tensor."""
     if (Path(path) / MANIFEST).exists() or (Path(path) / "checkpoints").exists():
         raise ConfigError(
@@ -23,7 +25,10 @@ def start_from(path: str, head: str, model: SwinTransformer, mesh: Mesh) -> None
     known = heads.get(head) or ClassMap.read(head)
     fitted: list[Fitted] = []
     try:
-        agree(lambda: fitted.append(fit(model, path, head=known)), (ValueError, OSError))
+        agree(
+            lambda: fitted.append(fit(model, path, head=known, upcycle_noise=upcycle_noise)),
+            (ValueError, OSError),
+        )
     except RanksError as error:
         raise ConfigError(f"train.pretrained: {error}") from error
     report = write(model, fitted[0])

@@ -11,7 +11,7 @@ from data_shards.device_augment import AugmentConfig
 from data_shards.patterns import names_tars
 from parallel.expert import ExchangeOptions
 from parallel.zero_config import Precision, ZeroStage, check_deepspeed
-from swin_moe.config import ModelConfig
+from swin_moe.config import ModelConfig, SimMIMConfig
 
 
 def _check_ranges(section: str, config: object, **lowest: float) -> None:
@@ -78,7 +78,14 @@ class OptimConfig:
     warmup_lr: float = 5e-7
     min_lr: float = 5e-6
     warmup: str = "20 epochs"
+    schedule: Literal["cosine", "linear", "step", "multistep"] = "cosine"  # see launcher/schedules.py
+    linear_end: float = 0.01  # of the linear schedule: the last learning rate over the peak
+    decay_every: str = "30 epochs"  # of the step schedule
+    decay_at: tuple[str, ...] = ()  # durations from the run's start, of the multistep schedule
+    decay_rate: float = 0.1  # what both multiply the learning rate by
+    freeze: tuple[str, ...] = ()  # names of parameters, such as "layers.0.*"; or experts, moe, backbone
     weight_decay: float = 0.05
+    layer_decay: float = 1.0  # what a layer's learning rate is of that of the layer after it (fine-tuning)
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     clip_norm: float = 5.0  # of the global gradient, every expert counted once; 0 turns clipping off
@@ -86,6 +93,14 @@ class OptimConfig:
 
     def __post_init__(self) -> None:
         _check_ranges("optim.", self, base_lr=0, warmup_lr=0, min_lr=0, weight_decay=0, eps=0, clip_norm=0)
+        if (self.schedule == "multistep") != bool(self.decay_at):
+            raise ValueError(
+                f"optim.decay_at ({list(self.decay_at)}) belongs to optim.schedule=multistep (got "
+                f"{self.schedule}): set both"
+            )
+        for name in ("linear_end", "decay_rate", "layer_decay"):
+            if not 0 < (value := getattr(self, name)) <= 1:
+                raise ValueError(f"optim.{name} ({value}) must lie in (0, 1]")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas ({list(self.betas)}) must lie in [0, 1)")
         if not 0 <= self.label_smoothing < 1:
@@ -110,10 +125,18 @@ class TrainConfig:
     pretrained_head: str = (
         "strict"  # or "replace" (a fresh head), or a file of 22K classes to keep, one a line
     )
+    # pretrained is a dense model: each expert starts as a copy of its MLP, with noise of this share of its
+    # weights' deviation (0.0 for none)
+    upcycle_noise: float | None = None
 
     def __post_init__(self) -> None:
         lowest = {"global_batch_size": 1, "micro_batch_size": 1, "eval_batch_size": 1, "max_skipped_steps": 0}
         _check_ranges("train.", self, **lowest)
+        if self.upcycle_noise is not None and (self.upcycle_noise < 0 or not self.pretrained):
+            raise ValueError(
+                f"train.upcycle_noise ({self.upcycle_noise}) must be at least 0, and needs train.pretrained: "
+                "the weights of a dense model"
+            )
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay ({self.ema_decay}) must lie in [0, 1)")
 
@@ -156,7 +179,8 @@ class RunConfig:
     run_dir: str
     model: ModelConfig
     data: DataConfig
-    task: Literal["classification", "simmim"] = "classification"  # SimMIM is built, not yet trained
+    task: Literal["classification", "simmim"] = "classification"
+    simmim: SimMIMConfig = field(default_factory=SimMIMConfig)  # of task=simmim
     seed: int = 0
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

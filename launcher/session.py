@@ -8,25 +8,26 @@ from importlib.metadata import version
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from data_shards.errors import DataError
 from data_shards.foreign import WebDatasetStream
 from data_shards.prefetch import Batch
 from data_shards.stream import EvalStream, TrainStream
-from launcher.assembly import augmentation, engine_options
+from launcher.assembly import engine_options
 from launcher.check import steps_in
 from launcher.config import dump_config
 from launcher.divergence import GradientSearch, SkippedSteps
 from launcher.errors import BadDataError, FinalSaveError, RankError, Stopped
-from launcher.evaluate import evaluate, normalised
+from launcher.evaluate import Evaluation, evaluate
 from launcher.metrics import MetricsLog
-from launcher.optim import CosineSchedule, parameter_groups
+from launcher.optim import freeze, parameter_groups
 from launcher.pretrained import start_from
 from launcher.rank import Guard
 from launcher.run_directory import RunDirectory
+from launcher.schedules import Schedule
 from launcher.schema import RunConfig
 from launcher.tally import Tally, Totals
+from launcher.tasks import task_of
 from parallel import checkpoint
 from parallel.commit import committed
 from parallel.masters import Masters
@@ -35,8 +36,6 @@ from parallel.newest import newest
 from parallel.saver import Outcome, Saver
 from parallel.zero import Engine
 from swin_moe.compile import compile_blocks
-from swin_moe.losses import classification_loss
-from swin_moe.model import build_model
 from swin_moe.randomness import sample_keys
 
 
@@ -56,16 +55,18 @@ class Session:
         self.guard, self.watch = guard, guard.watch
         self.config, self.run, self.mesh, self.device = config, run, mesh, device
         self.stream, self.val = stream, val
-        exchange = config.parallel.expert_exchange
-        model = build_model(
-            config.model,
-            seed=config.seed,
-            mesh=mesh,
-            sharded=config.parallel.zero_stage == 3,
-            exchange=exchange,
-        ).to(device)
+        self.task = task_of(config, device)
+        parallel = config.parallel
+        sharded = parallel.zero_stage == 3
+        model = self.task.build(mesh, sharded=sharded, exchange=parallel.expert_exchange).to(device)
+        self.backbone = self.task.backbone(model)
         if config.train.pretrained and not committed(run.checkpoints):
-            start_from(config.train.pretrained, config.train.pretrained_head, model, mesh)
+            start = config.train
+            head, noise = start.pretrained_head, start.upcycle_noise
+            start_from(config.train.pretrained, head, self.backbone, mesh, noise)
+        frozen = freeze(model, config.optim.freeze)
+        if frozen and mesh.is_first:
+            print(f"frozen: {len(frozen)} of {len(list(model.parameters()))} tensors")
         if config.train.compile:
             compile_blocks(model)
         self.model = model
@@ -85,13 +86,12 @@ class Session:
             keep_every=self.steps(keep.keep_every) if keep.keep_every else None,
         )
         self.total_steps = self.steps(config.train.duration)
-        self.schedule = CosineSchedule(
+        self.schedule = Schedule(
             config.optim,
             global_batch_size=config.train.global_batch_size,
-            warmup_steps=self.steps(config.optim.warmup),
             total_steps=self.total_steps,
+            steps=self.steps,
         )
-        self.augment = augmentation(config, device)
         self.step = self.saved_step = 0
         self.last_save: Outcome | None = None
         self.skipped = SkippedSteps(config.train.max_skipped_steps)
@@ -190,7 +190,7 @@ class Session:
         self.check_data(totals)
         if not self.engine.skipped:
             self.masters.average()
-        self.model.balance(totals.loads)
+        self.backbone.balance(totals.loads)
         self.step += 1
         self.watch.begin(self.step)
         self.count_skipped(totals)
@@ -236,21 +236,12 @@ class Session:
     def micro_step(self, batch: Batch, lr: float, tally: Tally) -> None:
         """Forward, loss, backward, and after the last micro-batch of a step the update."""
         keys = sample_keys(self.config.seed, batch.positions).to(self.device)
-        images, targets = self.inputs(batch)
-        output = self.engine(images, keys)
-        loss = classification_loss(output.logits, targets, self.config.optim.label_smoothing)
+        loss, output = self.task.loss(self.engine, batch, keys)
         loss = loss + output.aux_loss
         self.engine.backward(loss)
         self.engine.step(lr)
         self.watch.beat()
         tally.add(torch.stack([loss, output.aux_loss]), output)
-
-    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, S, S) float32, and labels (B,) or, of mixed images, probabilities (B, classes)."""
-        if self.augment is None:
-            return normalised(batch.images, self.config.data, self.device), batch.labels.to(self.device)
-        images, targets = self.augment(batch.images, batch.labels, batch.positions)
-        return images, targets.soft(self.config.model.num_classes)
 
     def next_batch(self, batches: Iterator[Batch]) -> Batch:
         """The next micro-batch; what is wrong with the data is this rank's error."""
@@ -261,12 +252,26 @@ class Session:
             raise RankError(f"rank {self.mesh.rank}, step {self.step + 1}: {error}") from error
 
     def evaluate(self) -> None:
-        """Evaluate on the validation split and record it."""
+        """Evaluate on the validation split, the moving average too where there is one, and record it."""
         with self.watch.phase("evaluation"):
-            result = evaluate(self.engine.module, self.val, self.config.data, self.device, self.watch.beat)
+            found = self.evaluated()
+        averaged: dict[str, Any] = {}
+        if self.config.train.ema_decay:
+            with self.watch.phase("evaluation"), self.masters.averaged():
+                averaged = self.evaluated().figures
         self.evaluation_is_owed = False
-        if self.log:
-            self.log.evaluation(self.step, result)
+        if self.log is None:
+            return
+        self.log.evaluation(self.step, found.figures, self.task.line(found.figures))
+        if averaged:
+            self.log.evaluation(self.step, averaged, f"average: {self.task.line(averaged)}", "eval_ema_")
+        if found.picture is not None:
+            self.log.picture(self.step, found.picture)
+
+    def evaluated(self) -> Evaluation:
+        """Evaluate the weights that the model computes with now."""
+        config, model = self.config, self.engine.module
+        return evaluate(model, self.val, self.task, config.data, self.device, self.watch.beat)
 
     def save(self) -> None:
         """Save a checkpoint beside training, or, not asynchronous, before going on; see `tell`."""

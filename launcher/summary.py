@@ -18,16 +18,22 @@ def summarise(
 ) -> dict[str, Any]:
     """Gather a finished run's figures from its metrics.jsonl and write summary.json.
 
-    top1, loss and expert_load are of the last evaluation; images_s is the median step's and dropped_fraction
-    the mean, both over the last epoch of training (the whole run if that is shorter, or an epoch's steps
-    unknown, None), all ranks together.
+    top1, top5 (of a classifier), loss and expert_load are of the last evaluation; images_s is the median
+    step's and dropped_fraction the mean, both over the last epoch of training (the whole run if that is
+    shorter, or an epoch's steps unknown, None), all ranks together.
     """
     records = read_records(run.metrics)
     steps = [record for record in records if "loss" in record]
     last = steps[-epoch_steps:] if epoch_steps else steps
-    evaluation = [record for record in records if "eval_top1" in record][-1]
+    evaluation = [record for record in records if "eval_loss" in record][-1]
+    averaged: dict[str, Any] = next((record for record in reversed(records) if "eval_ema_loss" in record), {})
     summary = {
-        "top1": evaluation["eval_top1"],
+        **{name: evaluation[f"eval_{name}"] for name in ("top1", "top5") if f"eval_{name}" in evaluation},
+        **{
+            f"ema_{name}": averaged[f"eval_ema_{name}"]
+            for name in ("top1", "loss")
+            if f"eval_ema_{name}" in averaged
+        },
         "loss": evaluation["eval_loss"],
         "images_s": median(record["images_s"] for record in last),
         "dropped_fraction": sum(record["dropped_fraction"] for record in last) / len(last),
@@ -48,8 +54,7 @@ def render(summary: dict[str, Any], run: RunDirectory, period: str = "the last e
     minutes, seconds = divmod(round(summary["wall_s"]), 60)
     lines = [
         "",
-        f"  top-1 accuracy   {summary['top1']:.2%} of {summary['images']} images",
-        f"  loss             {summary['loss']:.4f}",
+        *_quality(summary),
         f"  training speed   {summary['images_s']:.0f} images/s over {summary['steps']} steps, "
         f"{minutes} min {seconds} s in all",
         f"  layout           {summary['world_size']} ranks, expert-parallel {summary['ep_size']}, "
@@ -65,6 +70,20 @@ def render(summary: dict[str, Any], run: RunDirectory, period: str = "the last e
         "",
     ]
     return "\n".join(lines)
+
+
+def _quality(summary: dict[str, Any]) -> list[str]:
+    if "top1" not in summary:
+        return [f"  reconstruction   loss {summary['loss']:.4f} of {summary['images']} images"]
+    return [
+        f"  top-1 accuracy   {summary['top1']:.2%} of {summary['images']} images",
+        f"  loss             {summary['loss']:.4f}",
+        *(
+            [f"  moving average   {summary['ema_top1']:.2%}, loss {summary['ema_loss']:.4f}"]
+            if "ema_top1" in summary
+            else []
+        ),
+    ]
 
 
 def _tensorboard() -> str:

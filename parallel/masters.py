@@ -7,6 +7,8 @@ first group only, and none before the first step: `_link` does both. An exponent
 masters is one more of Adam's states, so it is cut, linked, offloaded and saved as they are.
 """
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from parallel.sharded import whole
 from parallel.tensors import EMA, KINDS, MASTER, MOMENTS
 
 
@@ -40,13 +43,27 @@ class Masters:
         self._whole = {} if self._stage else self._whole_masters()
         self._link()
 
-    def read(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        """The whole master, moments and average of a parameter, in its own shape and fp32."""
-        if self._stage:
-            states = {kind: safe_get_full_optimizer_state(parameter, kind) for kind in self.kinds[1:]}
-            return {MASTER: safe_get_full_fp32_param(parameter)} | states
-        master = self._whole[parameter]
-        return {MASTER: master.detach()} | {kind: self._adam.state[master][kind] for kind in self.kinds[1:]}
+    def read(self, parameter: nn.Parameter, kinds: Sequence[str] = ()) -> dict[str, Tensor]:
+        """The whole master, moments and average of a parameter, in its own shape and fp32.
+
+        A frozen one is its own master and average, and its moments are zero.
+
+        Args:
+            parameter: of the model.
+            kinds: of `self.kinds`, all by default.
+        """
+        kinds = kinds or self.kinds
+        if not parameter.requires_grad:
+            return self._read_frozen(parameter, kinds)
+        return {kind: self._read(parameter, kind) for kind in kinds}
+
+    def _read(self, parameter: nn.Parameter, kind: str) -> Tensor:
+        if not self._stage:
+            master = self._whole[parameter]
+            return master.detach() if kind == MASTER else self._adam.state[master][kind]
+        if kind == MASTER:
+            return safe_get_full_fp32_param(parameter)
+        return safe_get_full_optimizer_state(parameter, kind)
 
     def read_here(self, parameter: nn.Parameter) -> dict[str, Tensor] | None:
         """What `read` gives, as views, where this rank's partition holds all of it; asks no other rank."""
@@ -65,6 +82,9 @@ class Masters:
         An average that `values` does not have starts anew, at the master.
         """
         values = {kind: values.get(kind, values[MASTER]) for kind in self.kinds}
+        if not parameter.requires_grad:
+            self._write_working_copy(parameter, values[MASTER])
+            return
         if self._stage == 3:
             self._write_partition(parameter, values)
             return
@@ -82,6 +102,18 @@ class Masters:
         if self._ema_decay:
             for master in self._flat_masters():
                 self._adam.state[master][EMA].lerp_(master, 1.0 - self._ema_decay)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within it, the model computes with the moving average; every rank enters and leaves it together."""
+        own = {p: p.detach().clone() for p, master in self._whole.items() if master is p}  # fp32 at stage 0
+        self._compute_with(EMA)
+        try:
+            yield
+        finally:
+            for parameter, master in own.items():
+                parameter.detach().copy_(master)
+            self._compute_with(MASTER)
 
     @property
     def adam_steps(self) -> int:
@@ -107,6 +139,25 @@ class Masters:
                 safe_set_local_optimizer_state(parameter, part, kind)
         if parameter.ds_status == ZeroParamStatus.AVAILABLE:  # a small one, which stays whole between steps
             parameter.data.copy_(values[MASTER])
+
+    def _read_frozen(self, parameter: nn.Parameter, kinds: Sequence[str]) -> dict[str, Tensor]:
+        with whole(parameter):
+            value = parameter.detach().float().clone()
+        return {kind: torch.zeros_like(value) if kind in MOMENTS else value for kind in kinds}
+
+    @torch.no_grad()
+    def _compute_with(self, kind: str) -> None:
+        for parameter in self.module.parameters():
+            if parameter.requires_grad:
+                self._write_working_copy(parameter, self.read(parameter, [kind])[kind])
+
+    def _write_working_copy(self, parameter: Any, value: Tensor) -> None:
+        if self._stage < 3:
+            parameter.copy_(value)
+            return
+        parameter.ds_tensor.copy_(_own_part(parameter, value))
+        if parameter.ds_status == ZeroParamStatus.AVAILABLE:
+            parameter.data.copy_(value)
 
     def _whole_masters(self) -> dict[nn.Parameter, Tensor]:
         """Stage 0: each parameter's fp32 master."""

@@ -49,7 +49,7 @@ class Engine:
     Args:
         model: on its device; its expert parameters are marked.
         param_groups: of the optimizer, each with a `name` and its hyper-parameters; `step` gives the
-            learning rate.
+            learning rate, which a group's `lr_scale` multiplies.
         mesh: the layout.
         options: the rest.
     """
@@ -101,7 +101,7 @@ class Engine:
     def step(self, lr: float) -> None:
         """Close a micro-batch; after the last of a step, clip and update the weights."""
         for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group.get("lr_scale", 1.0)
         last = self.deepspeed.is_gradient_accumulation_boundary()
         if last and self.options.zero_stage == 0:
             self._clip()

@@ -28,7 +28,7 @@ class _ExpertMarker(MoE):
 
 
 def declare_experts(model: nn.Module, mesh: Mesh, zero_stage: int) -> bool:
-    """Tell DeepSpeed of the model's experts, if it has any; returns whether it has."""
+    """Tell DeepSpeed of the model's experts, if it has any; returns whether the optimizer has some."""
     experts = [parameter for parameter in model.parameters() if experts_of(parameter) is not None]
     if not experts:
         return False
@@ -39,8 +39,10 @@ def declare_experts(model: nn.Module, mesh: Mesh, zero_stage: int) -> bool:
     groups._EXPERT_DATA_PARALLEL_GROUP_RANKS[name] = mesh.dims.expert_dp_ranks(mesh.rank)
     if zero_stage == 3:
         _place(model, experts, name, mesh)
-    else:
-        _attach_marker(model, experts[0], name, mesh)
+        return True
+    if not any(parameter.requires_grad for parameter in experts):
+        return False  # it insists that the optimizer has some
+    _attach_marker(model, experts[0], name, mesh)
     return True
 
 

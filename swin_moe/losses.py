@@ -94,7 +94,7 @@ def classification_loss(logits: Tensor, targets: Tensor, label_smoothing: float 
 
 
 def evaluation_sums(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """What evaluation adds up over batches and ranks: weighted loss, top-1 hits, weight.
+    """What evaluation adds up over batches and ranks: weighted loss, top-1 and top-5 hits, weight.
 
     Args:
         logits: (B, classes).
@@ -102,8 +102,10 @@ def evaluation_sums(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
         weights: (B,) 1, or 0 for an image that only pads the batch.
 
     Returns:
-        (3,) float64.
+        (4,) float64.
     """
     losses = F.cross_entropy(logits.float(), labels, reduction="none")
-    hits = (logits.argmax(-1) == labels).to(losses.dtype)
-    return torch.stack([losses * weights, hits * weights, weights]).double().sum(1)
+    best = logits.topk(min(5, logits.shape[-1]), dim=-1).indices  # best first
+    hits = (best == labels[:, None]).to(losses.dtype)
+    rows = [losses, hits[:, 0], hits.sum(-1), torch.ones_like(losses)]
+    return (torch.stack(rows) * weights).double().sum(1)

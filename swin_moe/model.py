@@ -3,9 +3,9 @@
 Legend: B images, H x W tokens, C channels.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,8 @@ from swin_moe.randomness import Dropout, SiteCounter
 from swin_moe.router import SigmoidTopKRouter
 from swin_moe.windows import WindowGrid
 
+M = TypeVar("M", bound=nn.Module)
+
 
 class ModelOutput(NamedTuple):
     """Logits (B, num_classes), and the statistics of every MoE layer in order, by the layer's name.
@@ -41,9 +43,12 @@ class ModelOutput(NamedTuple):
     @property
     def aux_loss(self) -> Tensor:
         """The weighted balance losses of all layers, summed: scalar."""
-        return sum(
-            (stats.loss for stats in self.moe.values()), self.logits.new_zeros((), dtype=torch.float32)
-        )
+        return total_loss(self.moe, self.logits.device)
+
+
+def total_loss(moe: Mapping[str, MoEStats], device: torch.device) -> Tensor:
+    """The weighted balance losses of MoE layers, summed: scalar, fp32."""
+    return sum((stats.loss for stats in moe.values()), torch.zeros((), device=device))
 
 
 class Stage(nn.Module):
@@ -217,7 +222,8 @@ class SwinTransformer(nn.Module):
         """
         for layer, load in loads.items():
             router = self.get_submodule(f"{layer}.mlp.router")
-            if isinstance(router, SigmoidTopKRouter):
+            frozen = not any(parameter.requires_grad for parameter in router.parameters())
+            if isinstance(router, SigmoidTopKRouter) and not frozen:
                 router.balance(load)
 
     def _stages(
@@ -268,15 +274,29 @@ def build_model(
         LayoutError: the experts do not divide over the mesh.
         ModelError: a sharded model without a mesh.
     """
+    return construct(
+        SwinTransformer, config, seed=seed, mesh=mesh, sharded=sharded, exchange=exchange or ExchangeOptions()
+    )
+
+
+def construct(
+    make: Callable[[ModelConfig, ExpertParallel | None], M],
+    config: ModelConfig,
+    *,
+    seed: int,
+    mesh: Mesh | None,
+    sharded: bool,
+    exchange: ExchangeOptions,
+) -> M:
+    """Make a module around the model of `config`, place its experts and fill it; see `build_model`."""
     require(mesh is not None or not sharded, "a sharded model needs a mesh: the ranks to cut it over")
     placement = None
     if config.moe is not None:
         experts = config.moe.num_experts
-        options = exchange or ExchangeOptions()
         placement = (
-            ExpertParallel.over(mesh, experts, options) if mesh else ExpertParallel.on_one_rank(experts)
+            ExpertParallel.over(mesh, experts, exchange) if mesh else ExpertParallel.on_one_rank(experts)
         )
     with construction(mesh) if sharded and mesh else nullcontext():
-        model = SwinTransformer(config, placement)
+        model = make(config, placement)
     initialize(model, seed=seed, std=config.init_std, zero_branch_norms=config.norm == "post")
     return model

@@ -5,54 +5,35 @@ Xie et al. 2022; the normalised target is SwinV2's (Liu et al. 2022).
 """
 
 import math
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.expert import ExpertParallel
-from swin_moe.config import ModelConfig, require
-from swin_moe.initialize import initialize
-from swin_moe.model import SwinTransformer
+from parallel.expert import ExchangeOptions, ExpertParallel
+from parallel.mesh import Mesh
+from swin_moe.config import ModelConfig, SimMIMConfig, require
+from swin_moe.model import SwinTransformer, construct, total_loss
 from swin_moe.moe import MoEStats
 from swin_moe.randomness import fork, uniform
 
 MASK_SITE = -1  # the sites of a model count from 0
 
 
-@dataclass(frozen=True, kw_only=True)
-class SimMIMConfig:
-    """What is hidden and what is predicted.
-
-    `mask_patch_size` is in pixels, a multiple of the model's patch; `mask_ratio` of an image's mask patches
-    are hidden, rounded up. `norm_target_window` is the side of the window of pixels by whose mean and
-    deviation a target is normalised (SwinV2: 47), 0 for the pixels as they are.
-    """
-
-    mask_patch_size: int = 32
-    mask_ratio: float = 0.6
-    norm_target_window: int = 0
-
-    def __post_init__(self) -> None:
-        require(
-            self.mask_patch_size >= 1, f"simmim.mask_patch_size ({self.mask_patch_size}) must be at least 1"
-        )
-        require(0 < self.mask_ratio <= 1, f"simmim.mask_ratio ({self.mask_ratio}) must lie in (0, 1]")
-        window = self.norm_target_window
-        require(
-            window == 0 or (window >= 3 and window % 2 == 1),
-            f"simmim.norm_target_window ({window}) must be 0 or an odd number above 1",
-        )
-
-
 class SimMIMOutput(NamedTuple):
-    """The loss (scalar, fp32), the predicted pixels (B, in_chans, h, w), and statistics of MoE layers."""
+    """The loss over the hidden pixels of all images, what it is made of, and the statistics of MoE layers."""
 
-    loss: Tensor
-    prediction: Tensor
+    loss: Tensor  # scalar, fp32
+    error: Tensor  # (B,) fp32: an image's absolute errors of hidden pixels, summed; a mean over channels
+    mask: Tensor  # (B, h, w) bool: the hidden pixels
+    prediction: Tensor  # (B, in_chans, h, w)
     moe: dict[str, MoEStats]
+
+    @property
+    def aux_loss(self) -> Tensor:
+        """The weighted balance losses of all layers, summed: scalar."""
+        return total_loss(self.moe, self.loss.device)
 
 
 def draw_masks(keys: Tensor, rows: int, columns: int, ratio: float) -> Tensor:
@@ -78,11 +59,17 @@ def normalize_target(images: Tensor, window: int) -> Tensor:
     The variance is unbiased, and pixels outside of the image are not counted. A rectangle's mean is the mean
     over rows of the mean over columns, which takes 2 * window terms a pixel instead of window^2.
     """
+    mean, deviation = _moments(images, window)
+    return (images.float() - mean) / deviation
+
+
+def _moments(images: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """Mean and deviation of the window around each pixel: (B, c, h, w) twice, fp32."""
     x = images.float()
     mean = _box_mean(x, window)
     count = _box_count(x.shape[2], window, x.device)[:, None] * _box_count(x.shape[3], window, x.device)
     variance = (_box_mean(x.square(), window) - mean.square()) * (count / (count - 1).clamp_min(1))
-    return (x - mean) / (variance.clamp_min(0) + 1e-6).sqrt()
+    return mean, (variance.clamp_min(0) + 1e-6).sqrt()
 
 
 def _box_mean(x: Tensor, window: int) -> Tensor:
@@ -133,20 +120,49 @@ class SimMIM(nn.Module):
         features, statistics = self.encoder.forward_masked(images, keys, mask, token)
         prediction = F.pixel_shuffle(self.decoder(features.permute(0, 3, 1, 2)), self.stride)
         prediction = prediction[:, :, :height, :width]
-        loss = self.loss(prediction, images, enlarge(hidden, size, height, width))
-        return SimMIMOutput(loss=loss, prediction=prediction, moe=statistics)
+        pixels = enlarge(hidden, size, height, width)
+        error = self.errors(prediction, images, pixels)
+        return SimMIMOutput(
+            loss=error.sum() / (pixels.sum() + 1e-5),
+            error=error,
+            mask=pixels,
+            prediction=prediction,
+            moe=statistics,
+        )
 
-    def loss(self, prediction: Tensor, images: Tensor, mask: Tensor) -> Tensor:
-        """Mean absolute error of the hidden pixels: (B, c, h, w) twice, (B, h, w) bool -> scalar, fp32."""
+    def errors(self, prediction: Tensor, images: Tensor, mask: Tensor) -> Tensor:
+        """Absolute errors of each image's hidden pixels, summed: (B, c, h, w) twice, (B, h, w) -> (B,) fp32.
+
+        Of a pixel, the mean over its channels.
+        """
         window = self.config.norm_target_window
         target = normalize_target(images, window) if window else images.float()
         error = (prediction.float() - target).abs() * mask[:, None]
-        return error.sum() / (mask.sum() + 1e-5) / images.shape[1]
+        return error.sum((1, 2, 3)) / images.shape[1]
+
+    def fill_in(self, output: SimMIMOutput, images: Tensor) -> Tensor:
+        """The images (B, c, h, w) with the predicted pixels where they were hidden, fp32."""
+        prediction, window = output.prediction.float(), self.config.norm_target_window
+        if window:  # the prediction is of normalised pixels
+            mean, deviation = _moments(images, window)
+            prediction = prediction * deviation + mean
+        return torch.where(output.mask[:, None], prediction, images.float())
 
 
-def build_simmim(model: ModelConfig, config: SimMIMConfig, *, seed: int = 0) -> SimMIM:
-    """A model to pre-train on one rank, with initial weights that depend on (model, seed) alone."""
-    placement = ExpertParallel.on_one_rank(model.moe.num_experts) if model.moe else None
-    simmim = SimMIM(model, config, placement)
-    initialize(simmim, seed=seed, std=model.init_std, zero_branch_norms=model.norm == "post")
-    return simmim
+def build_simmim(
+    model: ModelConfig,
+    config: SimMIMConfig,
+    *,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    sharded: bool = False,
+    exchange: ExchangeOptions | None = None,
+) -> SimMIM:
+    """A model to pre-train, with initial weights that depend on (model, seed) alone; see `build_model`."""
+
+    def make(model: ModelConfig, placement: ExpertParallel | None) -> SimMIM:
+        return SimMIM(model, config, placement)
+
+    return construct(
+        make, model, seed=seed, mesh=mesh, sharded=sharded, exchange=exchange or ExchangeOptions()
+    )

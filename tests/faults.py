@@ -91,10 +91,10 @@ class Fault:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
         elif self.kind == "nan_loss":
-            import launcher.session
+            import launcher.tasks
 
-            loss = launcher.session.classification_loss
-            launcher.session.classification_loss = lambda *a, **k: loss(*a, **k) * math.nan  # type: ignore
+            loss = launcher.tasks.classification_loss
+            launcher.tasks.classification_loss = lambda *a, **k: loss(*a, **k) * math.nan  # type: ignore
         elif self.kind == "nan_gradient":
             next(session.model.parameters()).register_hook(lambda gradient: gradient * math.nan)
         elif self.kind == "slow_data":

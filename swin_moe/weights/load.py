@@ -20,6 +20,7 @@ from swin_moe.weights.adapt import HEAD, Head, adapt_head, check_windows, drop_u
 from swin_moe.weights.errors import WeightsError, some
 from swin_moe.weights.files import Content, read_file, read_folder, read_json
 from swin_moe.weights.translated import Translated
+from swin_moe.weights.upcycle import upcycle
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +54,12 @@ class Fitted:
 
 
 def load_weights(
-    model: SwinTransformer, path: str | Path, *, head: Head = "strict", ema: bool = False
+    model: SwinTransformer,
+    path: str | Path,
+    *,
+    head: Head = "strict",
+    ema: bool = False,
+    upcycle_noise: float | None = None,
 ) -> LoadReport:
     """Load weights whatever their format: official, timm, SimMIM, Hugging Face, sets of rank files, our own.
 
@@ -65,14 +71,23 @@ def load_weights(
         path: a file, a Hugging Face folder, a run, a checkpoint, or NAME.pth of NAME.pth.rank0 ...
         head: `strict` refuses another classifier, `replace` keeps the model's own, a ClassMap picks classes.
         ema: take the moving average of the weights; of a run of ours or a checkpoint of one.
+        upcycle_noise: of a dense model's weights, make each expert a copy of the MLP that it replaces, with
+            so much noise (see upcycle.py); None takes weights with experts.
 
     Raises:
         WeightsError: the file is damaged or not trusted, or a tensor is missing, unknown or of another shape.
     """
-    return write(model, fit(model, path, head=head, ema=ema))
+    return write(model, fit(model, path, head=head, ema=ema, upcycle_noise=upcycle_noise))
 
 
-def fit(model: SwinTransformer, path: str | Path, *, head: Head = "strict", ema: bool = False) -> Fitted:
+def fit(
+    model: SwinTransformer,
+    path: str | Path,
+    *,
+    head: Head = "strict",
+    ema: bool = False,
+    upcycle_noise: float | None = None,
+) -> Fitted:
     """The first half of `load_weights`: all that can go wrong, and nothing is written."""
     path = Path(path)
     _refuse_meta(model)
@@ -83,7 +98,10 @@ def fit(model: SwinTransformer, path: str | Path, *, head: Head = "strict", ema:
         changes = [*adapt_head(found, shapes, head), *resize_tables(found, shapes)]
         notices = [*content.notices, *check_windows(found, model.config)]
         drop_unneeded(found, shapes)
-        kept = HEAD if head == "replace" else ()
+        kept = set(HEAD if head == "replace" else ())
+        if upcycle_noise is not None:
+            done, routers = _upcycled(model, found, shapes, upcycle_noise)
+            changes, kept = [*changes, *done], kept | routers
         _check(found, {name: shape for name, shape in shapes.items() if name not in kept})
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
@@ -144,13 +162,21 @@ def translate(content: Content) -> Translated:
     names = content.tensors
     if any(name.endswith(hf.ENTRY) for name in names):
         return hf.translate(names, content.config)
-    if any(name.startswith("layers.0.blocks.0.attention.") for name in names):
+    if any(name.removeprefix("encoder.").startswith("layers.0.blocks.0.attention.") for name in names):
         return native.translate(names, content.config)
     if "patch_embed.proj.weight" in names or "encoder.patch_embed.proj.weight" in names:
         return official.translate(names)
     raise WeightsError(
         f"these are no weights of a Swin that is known here; the tensors begin {some([*names])}"
     )
+
+
+def _upcycled(
+    model: SwinTransformer, found: Translated, shapes: Mapping[str, list[int]], noise: float
+) -> tuple[list[str], set[str]]:
+    if model.config.moe is None:
+        raise WeightsError("train.upcycle_noise is for a model with experts: set model.moe")
+    return upcycle(found, shapes, model.config.moe, noise=noise)
 
 
 def _shapes(model: SwinTransformer) -> dict[str, list[int]]:
@@ -164,7 +190,9 @@ def _check(found: Translated, shapes: Mapping[str, list[int]]) -> None:
     """The tensors must be exactly the model's."""
     tensors, problems = found.tensors, []
     if missing := [name for name in shapes if name not in tensors]:
-        problems.append(f"{len(missing)} tensors of the model are missing ({some(missing)})")
+        dense = any(".experts." in name for name in missing) and not any(".experts." in n for n in tensors)
+        hint = "; to make experts of a dense model's MLPs: train.upcycle_noise=0" if dense else ""
+        problems.append(f"{len(missing)} tensors of the model are missing ({some(missing)}){hint}")
     extra = [*found.unknown, *(found.names[name] for name in tensors if name not in shapes)]
     if extra:
         problems.append(f"{len(extra)} tensors are none of the model's ({some(extra)})")
@@ -183,7 +211,7 @@ def _write(model: SwinTransformer, tensors: Mapping[str, Tensor]) -> int:
     loaded = 0
     for name, parameter in model.named_parameters():
         experts = experts_of(parameter)
-        if experts is None and name not in tensors:  # a classifier that is to stay
+        if experts is None and name not in tensors:  # a classifier or router that is to stay
             continue
         with whole(parameter):
             if experts is None:
@@ -194,8 +222,9 @@ def _write(model: SwinTransformer, tensors: Mapping[str, Tensor]) -> int:
                 loaded += 1
                 piece.copy_(held_part(parameter, tensors[global_name(name, expert)]))
     for name, buffer in persistent_buffers(model).items():
-        buffer.copy_(tensors[name])
-        loaded += 1
+        if name in tensors:  # else a fresh router's
+            buffer.copy_(tensors[name])
+            loaded += 1
     return loaded
 
 

@@ -64,10 +64,15 @@ def config_of(path: Path) -> ModelConfig | None:
 
 
 def translate(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> Translated:
-    """Our own names, as they are."""
+    """Our own names, as they are; of a run of SimMIM, those of the encoder."""
     windows = windows_of(config, rounds_up=True) if config else {}
-    names = {name: name for name in tensors}
-    return Translated(format="swin-moe", tensors=dict(tensors), names=names, windows=windows)
+    result = Translated(format="swin-moe", windows=windows)
+    for name, tensor in tensors.items():
+        if name.startswith("decoder."):
+            result.dropped[name] = "the decoder of the pre-training"
+        else:
+            result.put(name.removeprefix("encoder."), name, tensor)
+    return result
 
 
 def tensors_of(model: nn.Module, num_experts: int) -> dict[str, Tensor]:

@@ -99,7 +99,7 @@ def test_time_goes_on_where_the_earlier_session_was_saved(run: RunDirectory) -> 
 def test_records_are_there_before_the_log_is_closed(run: RunDirectory) -> None:
     log = MetricsLog(run, start_step=0, total_steps=9)
     log.step(1, values(1.0), DATA, {}, table=True)
-    log.evaluation(1, {"top1": 0.5, "loss": 1.5, "images": 64, "expert_load": {"layer": [1.0]}})
+    log.evaluation(1, {"top1": 0.5, "loss": 1.5, "images": 64, "expert_load": {"layer": [1.0]}}, "line")
     step, evaluation = read_records(run.metrics)
     assert step.keys() == {"step", "elapsed_s", "moe", "data", *values(1.0)}
     assert step["data"] == DATA
@@ -133,7 +133,7 @@ def test_tensorboard_has_the_figures_and_a_picture_of_the_loads(run: RunDirector
 def test_progress_in_a_log_file(run: RunDirectory, capsys: pytest.CaptureFixture[str]) -> None:
     log = MetricsLog(run, start_step=0, total_steps=2)
     log.step(1, values(2.0), DATA, {}, table=False)  # less than 15 s since the start: no line
-    log.evaluation(1, {"top1": 0.5, "loss": 1.5, "images": 64})
+    log.evaluation(1, {"top1": 0.5, "loss": 1.5, "images": 64}, "top-1 50.00%, loss 1.5000 on 64 images")
     log.step(2, values(2.0), DATA, {}, table=False)
     log.close()
     assert capsys.readouterr().err == (

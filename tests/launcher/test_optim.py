@@ -1,56 +1,13 @@
-"""The schedule at points worked by hand, and which parameters of a Swin-MoE decay."""
-
-import math
+"""Which parameters of a Swin-MoE decay, and each layer's share of the learning rate."""
 
 import pytest
 from torch import nn
 
-from launcher.optim import CosineSchedule, parameter_groups
+from launcher.optim import layer_of, parameter_groups
 from launcher.schema import OptimConfig
 from parallel.mesh import Mesh, ParallelDims
 from swin_moe.config import ModelConfig, MoEConfig
 from swin_moe.model import build_model
-
-
-def schedule(global_batch_size: int = 512, warmup_steps: int = 10, total_steps: int = 110) -> CosineSchedule:
-    config = OptimConfig(base_lr=1.0, warmup_lr=0.1, min_lr=0.2)
-    return CosineSchedule(
-        config, global_batch_size=global_batch_size, warmup_steps=warmup_steps, total_steps=total_steps
-    )
-
-
-@pytest.mark.parametrize(
-    ("step", "rate"),
-    [
-        (0, 0.1),  # warm-up starts at warmup_lr
-        (5, 0.55),  # 0.1 + 0.9 * 5 / 10
-        (9, 0.91),
-        (10, 1.0),  # its end is the peak
-        (35, 0.2 + 0.8 * (1 + math.sqrt(0.5)) / 2),  # a quarter: cos(pi / 4)
-        (60, 0.6),  # half: cos(pi / 2) = 0, so the mean of 1.0 and 0.2
-        (110, 0.2),  # the end
-        (200, 0.2),  # and beyond
-    ],
-)
-def test_warm_up_and_half_cosine(step: int, rate: float) -> None:
-    assert schedule()(step) == pytest.approx(rate)
-
-
-def test_the_last_step_is_one_short_of_the_end() -> None:
-    # steps count from 0, so that the last of 110 is number 109: 0.2 + 0.8 * (1 + cos(0.99 pi)) / 2
-    assert schedule()(109) == pytest.approx(0.2 + 0.4 * (1 + math.cos(0.99 * math.pi)))
-
-
-@pytest.mark.parametrize(("batch", "factor"), [(512, 1), (1024, 2), (64, 0.125)])
-def test_rates_are_scaled_by_the_global_batch(batch: int, factor: float) -> None:
-    for step in (0, 5, 10, 60, 110):
-        assert schedule(batch)(step) == pytest.approx(factor * schedule()(step))
-
-
-def test_without_warm_up_and_warm_up_alone() -> None:
-    assert schedule(warmup_steps=0)(0) == pytest.approx(1.0)
-    assert schedule(warmup_steps=0, total_steps=100)(50) == pytest.approx(0.6)
-    assert schedule(warmup_steps=10, total_steps=10)(9) == pytest.approx(0.91)
 
 
 @pytest.mark.parametrize("position_bias", ["table", "log_cpb"])
@@ -96,3 +53,82 @@ def test_what_decays(position_bias: str) -> None:
 def test_a_group_without_parameters_is_left_out() -> None:
     (group,) = parameter_groups(nn.LayerNorm(4), OptimConfig())
     assert group["name"] == "no_decay"
+
+
+V2 = ModelConfig(
+    image_size=32,
+    embed_dim=16,
+    depths=(2, 2),
+    num_heads=(2, 4),
+    window_size=4,
+    num_classes=3,
+    attention="cosine",
+    position_bias="log_cpb",
+    norm="post",
+    main_norm_every=2,
+)
+MOE = ModelConfig(
+    image_size=32,
+    embed_dim=16,
+    depths=(1, 2, 1),
+    num_heads=(2, 4, 8),
+    window_size=4,
+    num_classes=3,
+    position_bias="log_cpb",
+    moe=MoEConfig(blocks=((), (1,), (0,)), num_experts=4, router="cosine"),
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "layers"),
+    [
+        # two stages of two blocks: patches 0, blocks 1 to 4, head 5; merging goes with block 2
+        (
+            V2,
+            {
+                "patch_embed.proj.weight": 0,
+                "layers.0.blocks.0.attention.logit_scale": 1,
+                "layers.0.blocks.1.mlp.fc1.weight": 2,
+                "layers.0.blocks.1.main_norm.weight": 2,
+                "layers.1.merge.reduction.weight": 2,
+                "layers.1.blocks.0.attention.qkv.weight": 3,
+                "layers.1.blocks.1.norm2.bias": 4,
+                "norm.weight": 5,
+                "head.weight": 5,
+            },
+        ),
+        # one, two and one block: 1, 2 and 3, 4; head 5
+        (
+            MOE,
+            {
+                "patch_embed.norm.weight": 0,
+                "layers.0.blocks.0.norm1.weight": 1,
+                "layers.1.merge.norm.weight": 1,
+                "layers.1.blocks.0.mlp.fc2.weight": 2,
+                "layers.1.blocks.1.mlp.experts.fc1_weight": 3,
+                "layers.1.blocks.1.mlp.router.sim_matrix": 3,
+                "layers.2.merge.reduction.weight": 3,
+                "layers.2.blocks.0.mlp.experts.fc2_bias": 4,
+                "head.bias": 5,
+            },
+        ),
+    ],
+)
+def test_layer_decay(config: ModelConfig, layers: dict[str, int]) -> None:
+    """Shares 0.5^5, 0.5^4 ... 1 of the learning rate, from the patches to the head."""
+    model = build_model(config)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, OptimConfig(layer_decay=0.5))
+    found = {names[parameter]: group["lr_scale"] for group in groups for parameter in group["params"]}
+    assert found.keys() == set(names.values())
+    assert set(found.values()) == {0.03125, 0.0625, 0.125, 0.25, 0.5, 1.0}
+    for name, layer in layers.items():
+        assert found[name] == 0.5 ** (5 - layer), name
+        assert layer_of(name, config.depths) == layer
+    for group in groups:
+        assert group["weight_decay"] == (0.0 if group["name"].startswith("no_decay") else 0.05)
+
+
+def test_without_layer_decay_there_are_two_groups() -> None:
+    groups = parameter_groups(build_model(MOE), OptimConfig())
+    assert [(group["name"], group["lr_scale"]) for group in groups] == [("decay", 1.0), ("no_decay", 1.0)]

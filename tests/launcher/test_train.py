@@ -12,7 +12,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from launcher.config import load_config
-from launcher.optim import CosineSchedule
+from launcher.schedules import Schedule
 from tests.distributed import run_on_ranks
 from tests.launcher.running import (
     CONFIG,
@@ -45,7 +45,7 @@ SCALARS = {"loss", "aux_loss", "lr", "grad_norm", "images_s", "data_wait_s", "dr
 }
 MOE_FIGURES = {"dropped_fraction", "entropy", "load_cv", "load_max_over_mean", "received_max_over_mean"}
 TABLE = {"tokens_per_expert", "received_rows"}
-EVAL_KEYS = {"top1", "loss", "images", "images_s", "dropped_fraction", "expert_load"}
+EVAL_KEYS = {"top1", "top5", "loss", "images", "images_s", "dropped_fraction", "expert_load"}
 LAYER = "layers.1.blocks.1"
 
 
@@ -126,7 +126,7 @@ def test_every_expert_s_load_at_intervals_and_at_the_end(run: Run) -> None:
 
 def test_the_learning_rates_are_those_of_the_schedule(run: Run) -> None:
     optim = load_config(run.path / "config.yaml").optim
-    schedule = CosineSchedule(optim, global_batch_size=16, warmup_steps=4, total_steps=STEPS)
+    schedule = Schedule(optim, global_batch_size=16, total_steps=STEPS, steps=lambda text: 4)
     assert [record["lr"] for record in steps(run.path)] == [schedule(step) for step in range(STEPS)]
 
 
@@ -159,6 +159,7 @@ def test_the_summary_gathers_the_records(run: Run) -> None:
     dropped = sum(record["dropped_fraction"] for record in epoch) / STEPS_AN_EPOCH
     assert found == {
         "top1": last["eval_top1"],
+        "top5": last["eval_top5"],
         "loss": last["eval_loss"],
         "images_s": (speeds[7] + speeds[8]) / 2,
         "dropped_fraction": pytest.approx(dropped),

@@ -190,12 +190,13 @@ def test_half_precision_logits_lose_nothing_more() -> None:
 def test_evaluation_sums_skip_padding() -> None:
     """Images with probabilities (1/2, 1/4, 1/4): labels 0 (hit, ln 2), 2 (miss, ln 4), and padding.
 
-    Loss ln 2 + 2 ln 2 = 3 ln 2, one hit, weight 2. The padding image would have been a hit with a loss.
+    Loss ln 2 + 2 ln 2 = 3 ln 2, one hit (two among five), weight 2. The padding image would have been a
+    hit with a loss.
     """
     logits = torch.tensor([[0.5, 0.25, 0.25]] * 3).log()
     sums = evaluation_sums(logits, torch.tensor([0, 2, 0]), torch.tensor([1.0, 1.0, 0.0]))
     assert sums.dtype == torch.float64
-    torch.testing.assert_close(sums, torch.tensor([3 * math.log(2), 1, 2]).double(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(sums, torch.tensor([3 * math.log(2), 1, 2, 2]).double(), rtol=1e-6, atol=0)
 
 
 def test_evaluation_sums_add_up_over_batches() -> None:
@@ -205,4 +206,11 @@ def test_evaluation_sums_add_up_over_batches() -> None:
     pieces = [evaluation_sums(logits[i : i + 5], labels[i : i + 5], weights[i : i + 5]) for i in (0, 5)]
     whole = evaluation_sums(logits[:8], labels[:8], weights[:8])
     torch.testing.assert_close(pieces[0] + pieces[1], whole, rtol=1e-6, atol=0)
-    assert whole[2] == 8
+    assert whole[-1] == 8
+
+
+def test_top_5_of_seven_classes_by_hand() -> None:
+    """Scores fall from class 0 to 6: the label is the first, the fifth, and the sixth."""
+    logits = torch.arange(7.0, 0.0, -1.0).repeat(3, 1)
+    _, top1, top5, images = evaluation_sums(logits, torch.tensor([0, 4, 5]), torch.ones(3)).tolist()
+    assert (top1, top5, images) == (1.0, 2.0, 3.0)
