@@ -24,7 +24,7 @@ demo: $(STAMP) ## pack Fashion-MNIST, train a small Swin-MoE on two processes, e
 	$(BIN)/swin-moe shards pack --source fashion-mnist --out data/fashion-mnist --workers 2
 	$(BIN)/swin-moe train configs/demo_cpu.yaml --nproc 2 --resume auto
 
-test: $(STAMP) ## the default tests, nine minutes on two cores
+test: $(STAMP) ## the default tests, ten minutes on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-slow: $(STAMP) ## what the default tests leave out: every layout, kill and fault; half an hour

@@ -30,6 +30,7 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=[
         "launcher",
+        "launcher.evaluation",
         "launcher.preflight",
         "launcher.slurm",
         "swin_moe",

@@ -25,6 +25,8 @@ class Purpose(IntEnum):
     ERASE = 8
     ERASE_NOISE = 9
     MIX = 10
+    EVALUATION = 11
+    SHOTS = 12
 
 
 def splitmix64(state: int) -> int:

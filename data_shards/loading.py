@@ -40,6 +40,9 @@ class Reading:
     pinned: bool | None = None
 
 
+DEFAULT_READING = Reading()
+
+
 class OneIterator:
     """At most one iterator at a time, whose threads end with it."""
 
@@ -121,6 +124,10 @@ class Stream(OneIterator):
             retries=self._retries,
             notice=self.quarantine.notice,
         )
+
+    def labels(self) -> np.ndarray:
+        """The label of every sample of the split, in index order: (samples,) int64; reads every index."""
+        return np.concatenate([self._reader.labels(shard) for shard in range(len(self.manifest.shards))])
 
     def close(self) -> None:
         """Join the threads and close the shards; the stream may be iterated again."""

@@ -41,11 +41,15 @@ class Batch:
 
 @dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """The samples of a batch: positions, shards and rows, each (B,) int64; position -1 is padding."""
+    """The samples of a batch: positions, shards and rows, each (B,) int64; position -1 is padding.
+
+    `weights` (B,) float32 are 0 for samples that do not count; None counts all but the padding.
+    """
 
     positions: np.ndarray
     shards: np.ndarray
     rows: np.ndarray
+    weights: np.ndarray | None = None
 
 
 Fetched = tuple[bytes, int] | DataError  # compressed image and label, or what is wrong with the sample
@@ -81,7 +85,7 @@ class Ring:
             images=images,
             labels=torch.from_numpy(np.zeros(len(plan.positions), dtype=np.int64)),
             positions=torch.from_numpy(plan.positions.copy()),
-            weights=torch.from_numpy((~padding).astype(np.float32)),
+            weights=torch.from_numpy((~padding if plan.weights is None else plan.weights).astype(np.float32)),
         )
 
     def _images(self, size: int) -> torch.Tensor:

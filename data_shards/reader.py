@@ -96,6 +96,10 @@ class ShardReader:
         where, key = self.storage.describe(entry.name), self._key(opened, row)
         return SampleError(where, entry.name, row, key, offset, reason, fix)
 
+    def labels(self, shard: int) -> np.ndarray:
+        """The labels of a shard: (samples,) int64."""
+        return self._open(shard).index["label"].astype(np.int64)
+
     def busy(self) -> list[str]:
         """The shards that threads are reading at this moment."""
         shards = sorted(set(self._busy.copy().values()))

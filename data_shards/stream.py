@@ -10,14 +10,15 @@ B = samples in a micro-batch, S = image_size in pixels. One process is one rank.
 import warnings
 from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from data_shards.augment import TrainTransform
-from data_shards.decode import decode_eval, decode_train
+from data_shards.decode import decode_train
 from data_shards.errors import DataError
-from data_shards.loading import Reading, Stream, check_divides
+from data_shards.eval_stream import EvalStream
+from data_shards.loading import DEFAULT_READING, Reading, Stream, check_divides
 from data_shards.order import LANES, WINDOW, GlobalOrder
 from data_shards.prefetch import Batch, BatchPlan
 from data_shards.reader import SampleError
@@ -25,7 +26,7 @@ from data_shards.schedule import upcoming
 from data_shards.state import check_state, make_state
 from data_shards.storage import Storage
 
-DEFAULT_READING = Reading()
+__all__ = ["EvalStream", "TrainStream"]
 SUMMED = (
     *("bytes", "cache_hits", "cache_misses"),
     *("bad_samples", "replaced", "retries", "refetches", "damaged_headers", "fetch_failures"),
@@ -166,82 +167,3 @@ class TrainStream(Stream):
             self.telemetry.add("replaced")
             return done
         raise DataError(f"no healthy sample is left to stand in for: {error}") from error
-
-
-class EvalStream(Stream):
-    """This rank's batches of every sample exactly once, in index order; iterating again starts over.
-
-    Batch b of all W ranks together is the samples [b*B*W, (b+1)*B*W), rank r its r-th slice of B =
-    batch_size; the end is padded with samples of weight 0, position -1 and black images, so every rank has
-    len(stream) batches. `limit` stops after the first `limit` samples, `crop_ratio` is `decode_eval`'s.
-
-    A bad sample is a DataError: leaving it out would change the metric without a word. `bad_samples="drop"`
-    gives it weight 0, and writes it into the `quarantine` file if there is one.
-    """
-
-    def __init__(
-        self,
-        directory: str | Path | Storage,
-        *,
-        batch_size: int,
-        dp_rank: int,
-        dp_size: int,
-        image_size: int,
-        crop_ratio: float = 1.0,
-        limit: int | None = None,
-        threads: int = 2,
-        prefetch: int = 4,
-        bad_samples: Literal["fatal", "drop"] = "fatal",
-        quarantine: str | Path | None = None,
-        reading: Reading = DEFAULT_READING,
-    ) -> None:
-        super().__init__(
-            directory,
-            dp_rank,
-            dp_size,
-            threads=threads,
-            prefetch=prefetch,
-            quarantine=quarantine,
-            reading=reading,
-        )
-        if bad_samples not in ("fatal", "drop"):
-            raise DataError(f"bad_samples ({bad_samples!r}) must be 'fatal' or 'drop'")
-        self.bad_samples = bad_samples
-        for option, value in {"batch_size": batch_size, "image_size": image_size, "limit": limit}.items():
-            if value is not None and value < 1:
-                raise DataError(f"{option} ({value}) must be at least 1")
-        self.batch_size, self.image_size, self.crop_ratio = batch_size, image_size, crop_ratio
-        self.num_samples = min(self.num_samples, limit or self.num_samples)
-
-    def __len__(self) -> int:
-        """How many batches each rank gives."""
-        return -(-self.num_samples // (self.batch_size * self.dp_size))
-
-    def _batches(self) -> Generator[Batch, None, None]:
-        return self._run(self._plans(), self.image_size)
-
-    def _plans(self) -> Iterator[BatchPlan]:
-        ends = np.cumsum(self.manifest.samples_per_shard)
-        count = int(np.searchsorted(ends, self.num_samples - 1, side="right")) + 1
-        ahead, announce_at = self._cacheable(), 0
-        for batch in range(len(self)):
-            start = (batch * self.dp_size + self.dp_rank) * self.batch_size
-            samples = np.arange(start, start + self.batch_size, dtype=np.int64)
-            clipped = np.minimum(samples, self.num_samples - 1)
-            shards = np.searchsorted(ends, clipped, side="right")
-            rows = clipped - ends[shards] + self.manifest.samples_per_shard[shards]
-            if (first := int(shards[0])) >= announce_at:
-                announce_at = first + max(1, ahead // 2)
-                self._announce(list(range(first, min(count, first + ahead))))
-            yield BatchPlan(
-                positions=np.where(samples < self.num_samples, samples, -1), shards=shards, rows=rows
-            )
-
-    def _decode(self, body: bytes, position: int) -> np.ndarray:
-        return decode_eval(body, self.image_size, self.crop_ratio)
-
-    def _replace(self, error: SampleError, position: int) -> None:
-        if self.bad_samples == "fatal":
-            raise error
-        self._condemn(error, position)
-        self.telemetry.add("replaced")

@@ -24,6 +24,7 @@ from launcher.config import ConfigError, load_config
 from launcher.early import release_requests
 from launcher.elastic import replan
 from launcher.errors import RunError
+from launcher.evaluation import command as evaluation
 from launcher.exit_codes import ExitCode
 from launcher.layout import full_nodes, layout, print_lines
 from launcher.preflight import command as preflight
@@ -57,16 +58,6 @@ Any option of the configuration can be overridden: a.b=value. All options: launc
 directory holds config.yaml, metrics.jsonl, summary.json, sessions.jsonl, tensorboard/ and checkpoints/.
 SIGUSR1, SIGTERM and Ctrl-C stop the run after its step, saved (exit status 75); a second SIGTERM or Ctrl-C
 ends it at once. Exit status 2: something that you can correct, said in one line; the others: docs/faults.md.
-"""
-
-
-EVAL_HELP = """\
-examples:
-  swin-moe eval runs/demo_cpu --nproc 2
-  swin-moe eval runs/demo_cpu                                  one process; the experts come together
-  swin-moe eval runs/demo_cpu --checkpoint step-00000234 model.moe.eval_capacity_factor=1.25
-
-Every image of the validation split exactly once, on any number of ranks.
 """
 
 
@@ -148,22 +139,10 @@ def _train(args: argparse.Namespace, arguments: list[str]) -> int:
     return as_rank(config, train)
 
 
-def _eval(args: argparse.Namespace, arguments: list[str]) -> int:
-    run = RunDirectory(args.run_directory)
-    config = load_config(run.config, args.overrides)
-    if local.is_parent(args.nproc):
-        return local.run_local(args.nproc, arguments)
-
-    def evaluate(ranks: Ranks, device: torch.device, guard: Guard) -> None:
-        from launcher.evaluate import evaluate_checkpoint
-
-        beat = guard.watch.beat
-        evaluate_checkpoint(config, run, args.checkpoint, ranks, device, beat, averaged=args.ema)
-
-    return as_rank(config, evaluate)
-
-
-RANKS = (_train, _eval)  # commands of ranks, which listen as soon as they are ranks, and of their parent
+RANKS = (
+    _train,
+    evaluation.run,
+)  # commands of ranks, which listen as soon as they are ranks, and of their parent
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -186,23 +165,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     check_parser = _teaching(commands.add_parser, "check", help="find everything that is wrong with a run")
     train_parser = _teaching(commands.add_parser, "train", help="train a model", epilog=TRAIN_HELP)
-    eval_parser = _teaching(commands.add_parser, "eval", help="evaluate a run's checkpoint", epilog=EVAL_HELP)
-    for command, run in ((check_parser, _check), (train_parser, _train), (eval_parser, _eval)):
+    for command, run in ((check_parser, _check), (train_parser, _train)):
         command.set_defaults(run=run)
         command.add_argument("--nproc", type=_positive, help="ranks to start on this machine")
     check_parser.add_argument(
         "--ranks-per-node", type=_positive, metavar="M", help="show the layout of --nproc ranks on such nodes"
     )
-    eval_parser.add_argument("run_directory", type=Path, metavar="RUN", help="the run directory")
-    eval_parser.add_argument("--checkpoint", help="step-NNNNNNNN; default: the newest")
-    eval_parser.add_argument(
-        "--ema", action="store_true", help="the moving average of the weights (train.ema_decay)"
-    )
     for command in (check_parser, train_parser):
         command.add_argument(
             "config", type=Path, metavar="CONFIG", help="a YAML file, such as those in configs/"
         )
-    for command in (check_parser, train_parser, eval_parser):
+    for command in (check_parser, train_parser):
         command.add_argument("overrides", nargs="*", metavar="a.b=value", help="options to override")
     train_parser.add_argument(
         "--pretrained",
@@ -223,6 +196,7 @@ def _parser() -> argparse.ArgumentParser:
     train_parser.add_argument(
         "--reset-crashes", action="store_true", help="start although the last sessions got nowhere (exit 86)"
     )
+    evaluation.add_parser(commands)
     preflight.add_parser(commands)
     train_parser.add_argument(
         "--elastic",

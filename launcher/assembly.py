@@ -56,4 +56,5 @@ def engine_options(config: RunConfig, grad_accum_steps: int) -> EngineOptions:
         micro_batch_size=config.train.micro_batch_size,
         grad_accum_steps=grad_accum_steps,
         deepspeed=config.deepspeed,
+        optimizer=config.optim.optimizer,
     )

@@ -11,6 +11,7 @@ from launcher.schema import RunConfig
 from parallel.commit import committed
 from parallel.expert import ExchangeOptions
 from parallel.mesh import LayoutError, ParallelDims
+from parallel.optimizers import OptimizerError, import_apex
 from parallel.zero_config import check_zero_section
 from swin_moe.config import ModelError
 from swin_moe.tutel_backend import import_tutel
@@ -27,6 +28,7 @@ def check(config: RunConfig, world_size: int | None = None) -> None:
         ConfigError: with every rule that does not hold, a line each.
     """
     errors = [*_batch_errors(config, world_size), *_layout_errors(config, world_size)]
+    errors += _optimizer_errors(config)
     if config.task == "simmim" and config.data.augment is not None:
         errors.append("data.augment is for task=classification: leave it out (null) for task=simmim")
     errors += [*_data_errors(config), *_duration_errors(config)]
@@ -132,6 +134,38 @@ def _exchange_errors(config: RunConfig) -> list[str]:
             f"parallel.expert_exchange is for model.moe.backend=native, not {moe.backend}: leave the "
             "section out"
         )
+    return errors
+
+
+def _optimizer_errors(config: RunConfig) -> list[str]:
+    """Where an optimizer cannot work: Apex's see what they are given, not the tensors it is a part of."""
+    name, parallel, precision = config.optim.optimizer, config.parallel, config.train.precision
+    stage, option = parallel.zero_stage, f"optim.optimizer={config.optim.optimizer}"
+    errors = []
+    if parallel.offload_optimizer and name != "adamw":
+        errors.append(f"parallel.offload_optimizer is for optim.optimizer=adamw, not {name}: set it to false")
+    if name == "fused_adam" and stage == 0 and precision != "fp32":
+        errors.append(
+            f"{option} with train.precision={precision} needs parallel.zero_stage of 1, 2 or 3 (got 0), as "
+            "DeepSpeed flattens its masters at stage 0"
+        )
+    if name == "fused_lamb" and stage:
+        errors.append(
+            f"{option} needs whole tensors for its trust ratios: set parallel.zero_stage=0 (got {stage}), or "
+            "optim.optimizer=lamb, which is right at every stage"
+        )
+    if name == "fused_lamb" and config.model.moe is not None:
+        errors.append(
+            f"{option} gives all experts of a rank one trust ratio, so that results would depend on the "
+            "layout: set optim.optimizer=lamb, which gives each expert its own"
+        )
+    if name == "lamb" and stage == 3 and parallel.expert_slices > 1:
+        errors.append(
+            f"{option} sums norms over the slices of an expert, which parallel.zero_stage=3 may take through "
+            f"in different pieces: set parallel.expert_slices=1 (got {parallel.expert_slices}), or stage 2"
+        )
+    if name.startswith("fused_"):
+        errors += _messages(lambda: import_apex(name), OptimizerError)
     return errors
 
 

@@ -192,6 +192,8 @@ def _told(state: TrainingState, step: int, total: int, config: RunConfig, train:
         if state.epochs is not None
         else f"no epoch in the file: step {step} of {total}, as AdamW counted",
     ]
-    if state.updates != step:
+    if config.optim.optimizer == "sgd":
+        lines.append("optim.optimizer=sgd has no use for them: its momentum starts at zero")
+    elif state.updates != step:
         lines.append(f"AdamW goes on from the {adam_steps(state, step)} updates that it had counted there")
     return lines

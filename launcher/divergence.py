@@ -1,4 +1,4 @@
-"""Steps that were not finite: counted, named, and too many of them in a row end the run on all ranks."""
+"""Steps that were left out: counted, named, and too many of them in a row end the run on all ranks."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from launcher.errors import DivergedError
 
 
 class SkippedSteps:
-    """Counts the steps whose loss or gradient was not finite.
+    """Counts the steps whose loss or gradient was not finite, and those skipped as spikes.
 
     What it is told is the same on every rank, so that every rank stops at the same step. The loss of each
     rank is known; a gradient that is not finite at a finite loss is sought from the next step on, by hooks.
@@ -21,44 +21,50 @@ class SkippedSteps:
 
     def __init__(self, limit: int, total: int = 0) -> None:
         self.limit, self.total = limit, total
-        self._in_a_row, self._first = 0, ""
+        self._in_a_row, self._first, self._spiked = 0, "", False
 
-    def count(self, step: int, skipped: bool, ranks: Sequence[int], found: str = "") -> None:
+    def count(self, step: int, skipped: bool, ranks: Sequence[int], found: str = "", spike: str = "") -> None:
         """Take note of a step.
 
         Args:
             step: the step just made.
-            skipped: whether its gradient was not finite, and so the weights stayed.
+            skipped: whether its gradient was not finite, or a spike, and so the weights stayed.
             ranks: whose loss was not finite.
             found: where a gradient was, if that is known.
+            spike: what the spike was, if it was one.
 
         Raises:
             DivergedError: it was one too many.
         """
         if not skipped and not ranks:
-            self._in_a_row, self._first = 0, ""
+            self._in_a_row, self._first, self._spiked = 0, "", False
             return
+        self._spiked |= skipped and bool(spike)
         if self._in_a_row == 0:
-            where = (
-                f"the loss of rank {', '.join(map(str, ranks))}"
-                if ranks
-                else "the gradient, at finite losses"
-            )
+            where = spike if skipped and spike else "the gradient, at finite losses"
+            if ranks:
+                where = f"the loss of rank {', '.join(map(str, ranks))}"
             self._first = f"first at step {step}: {where}"
         elif "the gradient, at" in self._first and found not in self._first:
             self._first += found
         self._in_a_row += 1
         self.total += 1
         if self.limit and self._in_a_row >= self.limit:
-            raise DivergedError(
-                f"{self._in_a_row} steps in a row up to step {step} were not finite, {self._first}; the last "
-                "checkpoint stands. Lower optim.base_lr, clip tighter (optim.clip_norm) or look at the data; "
-                f"train.max_skipped_steps ({self.limit}) sets how many"
-            )
+            raise DivergedError(self._told(step))
+
+    def _told(self, step: int) -> str:
+        """One line for the end of the run after `step`."""
+        what = "were skipped" if self._spiked else "were not finite"
+        further = ", raise train.spike_factor" if self._spiked else ""
+        return (
+            f"{self._in_a_row} steps in a row up to step {step} {what}, {self._first}; the last checkpoint "
+            f"stands. Lower optim.base_lr, clip tighter (optim.clip_norm){further} or look at the data; "
+            f"train.max_skipped_steps ({self.limit}) sets how many"
+        )
 
     @property
     def in_trouble(self) -> bool:
-        """Whether the last step was not finite."""
+        """Whether the last step was left out, or not finite."""
         return self._in_a_row > 0
 
 

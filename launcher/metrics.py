@@ -21,6 +21,7 @@ TROUBLE = (
     "refetches",
     "fetch_failures",
     "skipped_steps",
+    "spikes",
 )  # shown where there is any
 
 
@@ -117,6 +118,10 @@ class MetricsLog:
         if outcome.warning is not None:
             self._say(f"step {outcome.step}: saved, but {outcome.warning}")
 
+    def notice(self, text: str) -> None:
+        """Say what somebody should see, in a line of its own."""
+        self._say(text)
+
     def close(self) -> None:
         """Finish the files."""
         self._end_line()
@@ -139,7 +144,7 @@ class MetricsLog:
             return
         self._shown_s = now
         left_s = (now - self._start_s) / (step - self._start_step) * (self._total_steps - step)
-        data = {**data, "skipped_steps": int(values.get("skipped_steps", 0))}
+        data = {**data, **{name: int(values.get(name, 0)) for name in ("skipped_steps", "spikes")}}
         trouble = "".join(f"{data[name]} {name.replace('_', ' ')}  " for name in TROUBLE if data.get(name))
         text = (
             f"step {step}/{self._total_steps}  loss {values['loss']:.3f}  {values['images_s']:.0f} images/s  "

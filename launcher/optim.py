@@ -54,9 +54,17 @@ def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, An
             "lr_scale": scale,
             "betas": config.betas,
             "eps": config.eps,
+            **_of_sgd(config),
         }
         groups.setdefault(label, group)["params"].append(parameter)
     return [groups[label] for label in sorted(groups)]
+
+
+def _of_sgd(config: OptimConfig) -> dict[str, Any]:
+    """Nesterov's momentum, as the reference of the Swin family has it; without any, there is none."""
+    if config.optimizer != "sgd":
+        return {}
+    return {"momentum": config.momentum, "nesterov": config.momentum > 0}
 
 
 def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from data_shards.device_augment import AugmentConfig
 from data_shards.patterns import names_tars
 from parallel.expert import ExchangeOptions
-from parallel.zero_config import Precision, ZeroStage, check_deepspeed
+from parallel.zero_config import OptimizerName, Precision, ZeroStage, check_deepspeed
 from swin_moe.config import ModelConfig, SimMIMConfig
 
 
@@ -68,12 +68,15 @@ class DataConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, its schedule and what bounds a step.
+    """The optimizer, its schedule and what bounds a step.
 
     `base_lr`, `warmup_lr` and `min_lr` are for 512 images: each is multiplied by global_batch_size / 512.
     Durations are written "20 epochs", "500 steps" or "1000000 images".
     """
 
+    # fused_adam and fused_lamb are NVIDIA Apex's, where it is installed: docs/engine.md
+    optimizer: OptimizerName = "adamw"
+    momentum: float = 0.9  # of sgd, Nesterov's
     base_lr: float = 5e-4
     warmup_lr: float = 5e-7
     min_lr: float = 5e-6
@@ -86,7 +89,7 @@ class OptimConfig:
     freeze: tuple[str, ...] = ()  # names of parameters, such as "layers.0.*"; or experts, moe, backbone
     weight_decay: float = 0.05
     layer_decay: float = 1.0  # what a layer's learning rate is of that of the layer after it (fine-tuning)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[float, float] = (0.9, 0.999)  # of all but sgd, like eps
     eps: float = 1e-8
     clip_norm: float = 5.0  # of the global gradient, every expert counted once; 0 turns clipping off
     label_smoothing: float = 0.1
@@ -103,6 +106,8 @@ class OptimConfig:
                 raise ValueError(f"optim.{name} ({value}) must lie in (0, 1]")
         if not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"optim.betas ({list(self.betas)}) must lie in [0, 1)")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optim.momentum ({self.momentum}) must lie in [0, 1)")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"optim.label_smoothing ({self.label_smoothing}) must lie in [0, 1)")
 
@@ -118,7 +123,10 @@ class TrainConfig:
     precision: Precision = "fp32"  # bf16 and fp16 with fp32 masters; fp16 with a dynamic loss scale
     ema_decay: float = 0.0  # a step, of a moving average of the weights, kept beside them; 0 keeps none
     eval_every: str | None = None  # a duration; the end of the run is always evaluated
-    max_skipped_steps: int = 10  # in a row, of a loss or gradient that is not finite; 0 never stops
+    max_skipped_steps: int = 10  # in a row, not finite or skipped as a spike; 0 never stops
+    # a gradient norm beyond this multiple of the running norm is a spike; 0 looks for none: docs/faults.md
+    spike_factor: float = 0.0
+    spike_action: Literal["log", "skip"] = "log"  # skip: the step is left out, on every rank
     moe_load_every: str | None = "50 steps"  # when every expert's load is recorded; the last step always is
     compile: bool = False  # torch.compile block by block
     pretrained: str | None = None  # weights to start from, in any format that `swin-moe convert` reads
@@ -137,6 +145,12 @@ class TrainConfig:
                 f"train.upcycle_noise ({self.upcycle_noise}) must be at least 0, and needs train.pretrained: "
                 "the weights of a dense model"
             )
+        if self.spike_factor != 0 and self.spike_factor <= 1:
+            raise ValueError(
+                f"train.spike_factor ({self.spike_factor}) must be above 1, or 0 to look for none"
+            )
+        if self.spike_action == "skip" and not self.spike_factor:
+            raise ValueError("train.spike_action (skip) needs train.spike_factor (0.0) above 1")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay ({self.ema_decay}) must lie in [0, 1)")
 

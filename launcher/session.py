@@ -26,6 +26,7 @@ from launcher.rank import Guard
 from launcher.run_directory import RunDirectory
 from launcher.schedules import Schedule
 from launcher.schema import RunConfig
+from launcher.spikes import SpikeGuard
 from launcher.tally import Tally, Totals
 from launcher.tasks import task_of
 from parallel import checkpoint
@@ -70,11 +71,13 @@ class Session:
         if config.train.compile:
             compile_blocks(model)
         self.model = model
+        self.spikes = SpikeGuard(config.train.spike_factor, config.train.spike_action)
         self.engine = Engine(
             model,
             parameter_groups(model, config.optim),
             mesh,
             engine_options(config, stream.grad_accum_steps),
+            self.spikes.accepts if self.spikes.is_on else None,
         )
         self.masters = Masters(self.engine.deepspeed, config.train.ema_decay)
         keep = config.checkpoint
@@ -114,7 +117,11 @@ class Session:
         self.stream.load_state_dict(state["data"])
         self.skipped.total = state.get("skipped_steps", 0)
         self.evaluation_is_owed = state.get("evaluation_is_owed", False)
+        self.spikes.load_state_dict(state.get("spikes", self.spikes.state_dict()))
         checkpoint.load(found.path, self.masters, num_experts, found.manifest)
+        anew = checkpoint.missing_kinds(self.masters, found.manifest)
+        if anew and self.mesh.is_first:
+            sys.stderr.write(f"{found.path} holds no {', '.join(anew)}: started anew\n")
         self.engine.load_state_dict(state.get("engine", {}))
         self.step = self.saved_step = found.manifest["step"]
         self.watch.beat(self.step)
@@ -190,7 +197,7 @@ class Session:
         self.check_data(totals)
         if not self.engine.skipped:
             self.masters.average()
-        self.backbone.balance(totals.loads)
+            self.backbone.balance(totals.loads)
         self.step += 1
         self.watch.begin(self.step)
         self.count_skipped(totals)
@@ -211,7 +218,10 @@ class Session:
             if (bad := totals.raised["gradient"])
             else ""
         )
-        self.skipped.count(self.step, self.engine.skipped, totals.raised["nonfinite"], found)
+        if (spike := self.spikes.take()) and self.log:
+            done = "skipped" if self.engine.skipped else "taken"
+            self.log.notice(f"step {self.step}: {spike}: {done}")
+        self.skipped.count(self.step, self.engine.skipped, totals.raised["nonfinite"], found, spike)
         self.search.turn(self.skipped.in_trouble)
 
     def record(self, totals: Totals, lr: float, step_s: float) -> None:
@@ -228,6 +238,7 @@ class Session:
             "data_wait_s": self.stream.wait_s,
             "dropped_fraction": totals.dropped_fraction,
             "skipped_steps": float(self.skipped.total),
+            "spikes": float(self.spikes.total),
         }
         table = self.is_due(self.config.train.moe_load_every) or self.step == self.total_steps
         self.log.step(self.step, values, totals.counts, totals.layers, table=table)
@@ -280,6 +291,7 @@ class Session:
                 "data": self.stream.state_dict(),
                 "engine": self.engine.state_dict(),
                 "skipped_steps": self.skipped.total,
+                "spikes": self.spikes.state_dict(),
                 "evaluation_is_owed": self.evaluation_is_owed,
             },
             "config": dump_config(self.config),

@@ -75,7 +75,12 @@ class Classification:
 
     def sums(self, output: ModelOutput, batch: Batch) -> Tensor:
         """(4,): weighted cross-entropy, hits among the first and the first five, images."""
-        return evaluation_sums(output.logits, batch.labels.to(self.device), batch.weights.to(self.device))
+        labels, weights = batch.labels.to(self.device), batch.weights.to(self.device)
+        return evaluation_sums(self.scores(output), labels, weights)
+
+    def scores(self, output: ModelOutput) -> Tensor:
+        """What an image is judged by: (B, classes) logits."""
+        return output.logits
 
     def figures(self, sums: list[float]) -> dict[str, Any]:
         """top1, top5 (shares of 1), loss (cross-entropy without smoothing), images."""
@@ -88,8 +93,9 @@ class Classification:
         }
 
     def line(self, figures: dict[str, Any]) -> str:
-        """Top-1 and loss."""
-        return f"top-1 {figures['top1']:.2%}, loss {figures['loss']:.4f} on {figures['images']} images"
+        """Top-1, top-5 and loss."""
+        hits = f"top-1 {figures['top1']:.2%}, top-5 {figures['top5']:.2%}"
+        return f"{hits}, loss {figures['loss']:.4f} on {figures['images']} images"
 
     def picture(self, model: nn.Module, images: Tensor, output: Any) -> None:
         """There is none."""

@@ -1,4 +1,4 @@
-"""One logical checkpoint: fp32 masters and moments under global names, whatever the layout.
+"""One logical checkpoint: fp32 masters and optimizer states under global names, whatever the layout.
 
     checkpoints/step-00000040/   __0_0.distcp __1_0.distcp ...   one file a rank: what it owns, written once
                                  .metadata                       of torch.distributed.checkpoint
@@ -28,6 +28,7 @@ from parallel.tensors import (
     BUFFER,
     EMA,
     KINDS,
+    KNOWN,
     MASTER,
     as_stored,
     by_global_name,
@@ -94,8 +95,17 @@ def load(
     _check_tensors(path, masters.module, num_experts, manifest)
     kinds = [kind for kind in masters.kinds if kind in kinds_of(manifest)]
     together(lambda: _read(path, masters.module, kinds, masters.write), f"read {path}")
-    masters.set_step(manifest.get("adam_steps", manifest["step"]))
+    anew = set(missing_kinds(masters, manifest)) - {EMA}
+    masters.set_step(0 if anew else manifest.get("adam_steps", manifest["step"]))
     return manifest
+
+
+def missing_kinds(masters: Masters, manifest: dict[str, Any]) -> list[str]:
+    """What these masters have of each parameter and a checkpoint does not: `load` starts it anew.
+
+    It is of another optimizer, or its run kept no moving average.
+    """
+    return [kind for kind in masters.kinds if kind not in kinds_of(manifest)]
 
 
 def load_weights(
@@ -123,9 +133,9 @@ def load_weights(
 
 
 def kinds_of(manifest: dict[str, Any]) -> Sequence[str]:
-    """What a checkpoint holds of each parameter: a moving average is there if the run kept one."""
-    averaged = any(name.startswith(f"{EMA}/") for name in manifest["tensors"])
-    return (*KINDS, EMA) if averaged else KINDS
+    """What a checkpoint holds of each parameter: which states depends on its run's optimizer and average."""
+    found = {name.partition("/")[0] for name in manifest["tensors"]}
+    return [kind for kind in KNOWN if kind in found or kind == MASTER]
 
 
 def read_verified(path: Path) -> dict[str, Any]:

@@ -1,10 +1,10 @@
-"""The fp32 master weights and Adam moments of a model, whole and by parameter, behind any ZeRO stage.
+"""The fp32 masters and optimizer states of a model, whole and by parameter, behind any ZeRO stage.
 
 Stage 0 keeps whole masters: the parameters in fp32, copies of them in half precision. Stages 1 and 2 keep one
 flat fp32 partition a rank and parameter group, and link each parameter to its fragment of it (`_hp_mapping`);
 stage 3 cuts each parameter evenly over its holders, the last part padded. DeepSpeed links the moments of the
 first group only, and none before the first step: `_link` does both. An exponential moving average of the
-masters is one more of Adam's states, so it is cut, linked, offloaded and saved as they are.
+masters is one more of the optimizer's states, so it is cut, linked, offloaded and saved as they are.
 """
 
 from collections.abc import Iterator, Sequence
@@ -21,8 +21,9 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
+from parallel.optimizers import fresh_state, moments_of, set_steps, steps_of
 from parallel.sharded import whole
-from parallel.tensors import EMA, KINDS, MASTER, MOMENTS
+from parallel.tensors import EMA, MASTER
 
 
 class Masters:
@@ -37,8 +38,8 @@ class Masters:
 
     def __init__(self, engine: Any, ema_decay: float = 0.0) -> None:
         self.module: nn.Module = engine.module
-        self.kinds = (*KINDS, EMA) if ema_decay else KINDS
-        self._optimizer, self._adam = engine.optimizer, engine.basic_optimizer
+        self._optimizer, self._basic = engine.optimizer, engine.basic_optimizer
+        self.kinds = (MASTER, *moments_of(self._basic), *((EMA,) if ema_decay else ()))
         self._stage, self._ema_decay = int(engine.zero_optimization_stage()), ema_decay
         self._whole = {} if self._stage else self._whole_masters()
         self._link()
@@ -60,7 +61,7 @@ class Masters:
     def _read(self, parameter: nn.Parameter, kind: str) -> Tensor:
         if not self._stage:
             master = self._whole[parameter]
-            return master.detach() if kind == MASTER else self._adam.state[master][kind]
+            return master.detach() if kind == MASTER else self._basic.state[master][kind]
         if kind == MASTER:
             return safe_get_full_fp32_param(parameter)
         return safe_get_full_optimizer_state(parameter, kind)
@@ -79,9 +80,10 @@ class Masters:
     def write(self, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
         """Set what `read` reads, and the parameter's working copy, from whole fp32 tensors.
 
-        An average that `values` does not have starts anew, at the master.
+        What `values` does not have starts anew: an average at the master, a moment at zero.
         """
-        values = {kind: values.get(kind, values[MASTER]) for kind in self.kinds}
+        anew = self._anew(values[MASTER], [kind for kind in self.kinds if kind not in values])
+        values = {kind: values[kind] if kind in values else anew[kind] for kind in self.kinds}
         if not parameter.requires_grad:
             self._write_working_copy(parameter, values[MASTER])
             return
@@ -93,7 +95,7 @@ class Masters:
                 parameter.set_full_hp_param(value, None if kind == MASTER else kind)  # type: ignore[attr-defined]
             else:
                 master = self._whole[parameter]
-                (master if kind == MASTER else self._adam.state[master][kind]).copy_(value)
+                (master if kind == MASTER else self._basic.state[master][kind]).copy_(value)
         parameter.copy_(values[MASTER])
 
     @torch.no_grad()
@@ -101,7 +103,7 @@ class Masters:
         """After a step that was taken: move the average towards the masters."""
         if self._ema_decay:
             for master in self._flat_masters():
-                self._adam.state[master][EMA].lerp_(master, 1.0 - self._ema_decay)
+                self._basic.state[master][EMA].lerp_(master, 1.0 - self._ema_decay)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -118,16 +120,11 @@ class Masters:
     @property
     def adam_steps(self) -> int:
         """Steps that Adam took, which its bias correction uses; those that were skipped do not count."""
-        return int(next(iter(self._adam.state.values()))["step"])
+        return steps_of(self._basic)
 
     def set_step(self, step: int) -> None:
         """Set Adam's count of steps."""
-        for state in self._adam.state.values():
-            state["step"] = torch.full_like(state["step"], step) if self._counts_in_tensors else step
-
-    @property
-    def _counts_in_tensors(self) -> bool:
-        return isinstance(self._adam, torch.optim.AdamW)
+        set_steps(self._basic, step)
 
     def _write_partition(self, parameter: Any, values: dict[str, Tensor]) -> None:
         for kind, value in values.items():
@@ -143,7 +140,12 @@ class Masters:
     def _read_frozen(self, parameter: nn.Parameter, kinds: Sequence[str]) -> dict[str, Tensor]:
         with whole(parameter):
             value = parameter.detach().float().clone()
-        return {kind: torch.zeros_like(value) if kind in MOMENTS else value for kind in kinds}
+        return self._anew(value, kinds)
+
+    @staticmethod
+    def _anew(master: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
+        """What an optimizer starts with."""
+        return {kind: master if kind in (MASTER, EMA) else torch.zeros_like(master) for kind in kinds}
 
     @torch.no_grad()
     def _compute_with(self, kind: str) -> None:
@@ -167,20 +169,18 @@ class Masters:
         return {p: master for low, high in groups for p, master in zip(low, high, strict=True)}
 
     def _flat_masters(self) -> list[Tensor]:
-        """The tensors that Adam knows its states by."""
+        """The tensors that the optimizer knows its states by."""
         if self._stage == 3:
             return list(self._optimizer.fp32_partitioned_groups_flat)
-        return [master for group in self._adam.param_groups for master in group["params"]]
+        return [master for group in self._basic.param_groups for master in group["params"]]
 
     @torch.no_grad()
     def _link(self) -> None:
-        """Give every master that has none its states, as AdamW does at its first step."""
+        """Give every master that has none its states, as an optimizer does at its first step."""
         for master in self._flat_masters():
-            state = self._adam.state[master]
+            state = self._basic.state[master]
             if not state:
-                state["step"] = torch.zeros((), device=master.device) if self._counts_in_tensors else 0
-                for kind in MOMENTS:
-                    state[kind] = torch.zeros_like(master, memory_format=torch.preserve_format)
+                state.update(fresh_state(self._basic, master))
             if self._ema_decay and EMA not in state:
                 state[EMA] = master.detach().clone()
         if self._stage in (1, 2):

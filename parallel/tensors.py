@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from parallel.expert import experts_of, global_name, sliced_of
 
 MASTER, EMA, BUFFER = "master", "ema", "buffer"  # kinds: weights, their average, what no optimizer knows
-MOMENTS = ("exp_avg", "exp_avg_sq")
-KINDS = (MASTER, *MOMENTS)  # of every parameter
+MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW and LAMB
+MOMENTUM = "momentum_buffer"  # of SGD
+KINDS = (MASTER, *MOMENTS)  # of every parameter, under AdamW
+KNOWN = (*KINDS, MOMENTUM, EMA)  # of parameters, under any optimizer
 
 
 def shape_of(parameter: Tensor) -> torch.Size:

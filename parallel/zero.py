@@ -3,7 +3,8 @@
 What DeepSpeed 0.19.8 needs for that, and where it goes wrong silently (tests/parallel hold both):
 - it must be told of the experts: parallel/zero_experts.py;
 - at stage 0 it averages rank-local norms (runtime/utils.py: clip_grad_norm_), so we clip there; nor does it
-  skip a step there whose norm is not finite, or not on every rank, so we see to that too;
+  skip a step there whose norm is not finite, or not on every rank, so we see to that too: at every stage the
+  optimizer's own step stands behind a gate (parallel/optimizers.py), which knows the norm;
 - the model's output must be a tuple, list or dict of tensors: its backward hooks hang on them, and without
   them stage 1 in bf16 counts the first micro-batches of a step several times;
 - at stage 0 in bf16, and at stage 3, it takes a step on zero gradients while it starts, which decays the
@@ -20,6 +21,7 @@ import contextlib
 import io
 import logging
 import math
+from collections.abc import Callable
 from typing import Any
 
 import deepspeed
@@ -31,9 +33,11 @@ from torch import Tensor, nn
 
 from parallel.collectives import gather_objects, sum_over
 from parallel.expert import experts_of
-from parallel.extensions import OFFLOADED, prepare_extensions
+from parallel.lamb import Lamb
 from parallel.loss_scale import LossScale
 from parallel.mesh import Mesh
+from parallel.optimizers import Gate, build_optimizer, forget
+from parallel.pieces import pieces_of
 from parallel.tensors import shape_of
 from parallel.zero_config import EngineOptions, deepspeed_config
 from parallel.zero_experts import declare_experts
@@ -42,9 +46,10 @@ from parallel.zero_experts import declare_experts
 class Engine:
     """One model under ZeRO: forward, backward and step of micro-batches, and access to what is partitioned.
 
-    A step whose global gradient norm is not finite is skipped, on all ranks alike.
+    A step whose global gradient norm is not finite is skipped, on all ranks alike; so is one that `accept`
+    does not want. Then masters, moments and the optimizer's count stay.
 
-    Raises ExtensionError where the offloaded optimizer cannot be compiled.
+    Raises ExtensionError where the offloaded optimizer cannot be compiled, OptimizerError where Apex is not.
 
     Args:
         model: on its device; its expert parameters are marked.
@@ -52,22 +57,29 @@ class Engine:
             learning rate, which a group's `lr_scale` multiplies.
         mesh: the layout.
         options: the rest.
+        accept: asked once a step, with its finite norm, the same on every rank: whether to take the step.
     """
 
     def __init__(
-        self, model: nn.Module, param_groups: list[dict[str, Any]], mesh: Mesh, options: EngineOptions
+        self,
+        model: nn.Module,
+        param_groups: list[dict[str, Any]],
+        mesh: Mesh,
+        options: EngineOptions,
+        accept: Callable[[float], bool] | None = None,
     ) -> None:
         self.mesh, self.options = mesh, options
         self._parameters = list(model.parameters())
-        self._norm = torch.zeros(())
+        self._norm, self._accept = torch.zeros(()), accept
         self.loss_scale = LossScale() if options.precision == "fp16" else None
+        self._verdict: bool | None = True  # on the step under way: whether it is taken
         start_deepspeed()
         if declare_experts(model, mesh, options.zero_stage):
             param_groups = split_params_into_different_moe_groups_for_optimizer(param_groups)
             param_groups = [group for group in param_groups if group["params"]]
         sizes = set(gather_objects(sum(shape_of(p).numel() for p in self._parameters)))
         bucket = max(sizes) if len(sizes) > 1 else None
-        optimizer = _adam([{**group, "lr": 0.0} for group in param_groups], options)
+        optimizer = build_optimizer([{**group, "lr": 0.0} for group in param_groups], options)
         with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints the memory of each group
             self.deepspeed, *_ = deepspeed.initialize(
                 model=model,
@@ -75,7 +87,10 @@ class Engine:
                 config=deepspeed_config(options, mesh.dims.world_size, bucket),
                 dist_init_required=False,
             )
-        optimizer.state.clear()  # of the empty step
+        forget(optimizer)  # the empty step
+        if isinstance(optimizer, Lamb):
+            optimizer.pieces = pieces_of(self.deepspeed, mesh)
+        self._gate = Gate(optimizer, self._may_pass)
 
     def __call__(self, *args: Any) -> Any:
         """Run the model's forward."""
@@ -103,11 +118,14 @@ class Engine:
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         last = self.deepspeed.is_gradient_accumulation_boundary()
-        if last and self.options.zero_stage == 0:
-            self._clip()
+        if last:
+            self._verdict = None
+            self._gate.begin()
+            if self.options.zero_stage == 0:
+                self._clip()
         self.deepspeed.step()
         if last and self.loss_scale:
-            self.loss_scale.update(overflowed=self.skipped)
+            self.loss_scale.update(overflowed=math.isinf(self.grad_norm))
 
     @property
     def grad_norm(self) -> float:
@@ -117,8 +135,8 @@ class Engine:
 
     @property
     def skipped(self) -> bool:
-        """Whether the last step was left out, as its gradient was not finite."""
-        return math.isinf(self.grad_norm)
+        """Whether the last step was left out: its gradient was not finite, or it was not accepted."""
+        return not self._verdict
 
     def state_dict(self) -> dict[str, Any]:
         """What of an engine outlives it beside the masters: JSON-able, the same on all ranks and layouts."""
@@ -138,7 +156,7 @@ class Engine:
 
     @torch.no_grad()
     def _clip(self) -> None:
-        """Stage 0: clip reduced gradients in place by their global norm, or see that the step is skipped."""
+        """Stage 0: clip reduced gradients in place by their global norm, unless it is not finite."""
         gradients = [(experts_of(p) is not None, p.grad) for p in self._parameters if p.grad is not None]
         squares = torch.zeros(2, device=self._parameters[0].device)  # of dense parameters, of our experts
         for is_expert, gradient in gradients:
@@ -147,33 +165,34 @@ class Engine:
         scale = self.loss_scale.value if self.loss_scale else 1.0
         self._norm = squares.sum().sqrt() / scale
         bound = self.options.clip_norm
-        if not bool(self._norm.isfinite()):
-            self._spoil()
-        elif bound > 0:
+        if bound > 0 and bool(self._norm.isfinite()):
             for _, gradient in gradients:
                 gradient.mul_((bound / (self._norm + 1e-6)).clamp(max=1.0))
 
-    def _spoil(self) -> None:
-        """Make every rank leave the step out: AdamW does without gradients, DeepSpeed at infinity."""
-        for parameter in self._parameters:
-            if self.options.precision == "fp32":
-                parameter.grad = None
-            elif parameter.grad is not None:
-                parameter.grad.fill_(math.inf)
+    def _may_pass(self) -> bool:
+        """Whether the optimizer may take this step: decided at the first of its parts, alike on all ranks."""
+        if self._verdict is None:
+            found = self._norm if self.options.zero_stage == 0 else self.deepspeed.optimizer._global_grad_norm
+            norm = float(found)
+            self._verdict = math.isfinite(norm) and (self._accept is None or self._accept(self._agreed(norm)))
+        return self._verdict
 
-
-def _adam(param_groups: list[dict[str, Any]], options: EngineOptions) -> torch.optim.Optimizer:
-    if options.offload_optimizer:
-        prepare_extensions(OFFLOADED)
-        from deepspeed.ops.adam import DeepSpeedCPUAdam
-
-        return DeepSpeedCPUAdam(param_groups, adamw_mode=True, fp32_optimizer_states=True)
-    return torch.optim.AdamW(param_groups, fused=True)
+    def _agreed(self, norm: float) -> float:
+        """The norm as rank 0 has it: a last bit must not divide the ranks."""
+        told = torch.tensor(norm if self.mesh.is_first else 0.0, dtype=torch.float64)
+        return float(sum_over(told.to(self.deepspeed.device)))
 
 
 def start_deepspeed() -> None:
     """Attach DeepSpeed to the process group that is there, without its shared-memory operator."""
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    logger = logging.getLogger("DeepSpeed")
+    logger.setLevel(logging.WARNING)
+    logger.addFilter(_is_news)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not deepspeed.comm.is_initialized():
         deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Whether a line of DeepSpeed's tells anybody anything: the optimizers that it has not tried, we have."""
+    return "with an untested optimizer" not in record.getMessage()

@@ -11,6 +11,7 @@ from parallel.env import choose_accelerator
 
 ZeroStage = Literal[0, 1, 2, 3]
 Precision = Literal["fp32", "bf16", "fp16"]
+OptimizerName = Literal["adamw", "sgd", "lamb", "fused_adam", "fused_lamb"]
 
 OURS = {  # DeepSpeed's option -> who decides it here
     "train_batch_size": "train.global_batch_size",
@@ -18,6 +19,7 @@ OURS = {  # DeepSpeed's option -> who decides it here
     "gradient_accumulation_steps": "train.global_batch_size and train.micro_batch_size",
     "gradient_clipping": "optim.clip_norm",
     "optimizer": "optim",
+    "zero_allow_untested_optimizer": "optim.optimizer",
     "scheduler": "optim",
     "bf16": "train.precision",
     "fp16": "train.precision",
@@ -68,7 +70,7 @@ FURTHER = (  # what of DeepSpeed 0.19.8 makes sense beside ours
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How an engine works; only `precision`, `clip_norm` and the batch change results.
+    """How an engine works; only `precision`, `optimizer`, `clip_norm` and the batch change results.
 
     Args:
         zero_stage: 0 to 3 (Rajbhandari et al. 2020).
@@ -78,6 +80,7 @@ class EngineOptions:
         micro_batch_size: images a rank and forward pass.
         grad_accum_steps: micro-batches an optimizer step.
         deepspeed: further options of DeepSpeed's configuration.
+        optimizer: see parallel/optimizers.py.
     """
 
     zero_stage: ZeroStage
@@ -87,6 +90,7 @@ class EngineOptions:
     grad_accum_steps: int
     offload_optimizer: bool = False
     deepspeed: Mapping[str, Any] = field(default_factory=dict)
+    optimizer: OptimizerName = "adamw"
 
 
 def check_deepspeed(options: Mapping[str, Any]) -> None:
@@ -147,6 +151,7 @@ def deepspeed_config(options: EngineOptions, world_size: int, reduce_bucket: int
         "gradient_accumulation_steps": options.grad_accum_steps,
         "gradient_clipping": options.clip_norm if stage else 0.0,  # `parallel/zero.py` clips at stage 0
         "zero_optimization": zero,
+        "zero_allow_untested_optimizer": options.optimizer != "adamw",  # which tests/parallel tried
         "bf16": {"enabled": precision == "bf16", "check_grad_overflow": precision == "bf16"},
         "fp16": {"enabled": precision == "fp16", "loss_scale": 1.0},  # static: parallel/loss_scale.py sets it
     }

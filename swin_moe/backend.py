@@ -15,6 +15,7 @@ from torch import Tensor
 from parallel.exchange import ExchangeOptions
 from parallel.expert import ExpertSlice
 from swin_moe.config import require
+from swin_moe.dispatch import Plan
 from swin_moe.randomness import fork
 from swin_moe.router import RouterCall, Routing
 
@@ -29,6 +30,7 @@ class Done(NamedTuple):
     load: Tensor  # (E,) int64
     dropped: Tensor  # scalar int64
     received: Tensor  # scalar int64
+    kept: Tensor | None = None  # (T, k) bool: choices that found a slot; None where there are no choices
 
 
 class Routed(NamedTuple):
@@ -65,7 +67,8 @@ def native(routed: Routed) -> Done:
         options=options,
     )
     count = torch.full((), received, dtype=torch.int64, device=tokens.device)
-    return Done(y=plan.combine(rows), load=plan.load, dropped=plan.dropped, received=count)
+    kept = plan.row < len(plan.order) if isinstance(plan, Plan) else None
+    return Done(y=plan.combine(rows), load=plan.load, dropped=plan.dropped, received=count, kept=kept)
 
 
 def reference(routed: Routed) -> Done:
@@ -78,6 +81,7 @@ def reference(routed: Routed) -> Done:
     )
     load, dropped, received = [0] * num_experts, 0, 0
     answers = [torch.zeros_like(token) for token in tokens]
+    kept = torch.zeros(routing.expert_index.shape, dtype=torch.bool, device=tokens.device)
     index, choices = routing.expert_index.tolist(), routing.expert_index.shape[1]
     for order in routing.order.flatten(1).tolist():
         used = [0] * num_experts
@@ -92,12 +96,13 @@ def reference(routed: Routed) -> Done:
                 continue
             used[expert] += 1
             received += 1
+            kept[token, choice] = True
             weights = [weight[expert : expert + 1] for weight in layer.experts.weights()]
             key = fork(keys[token : token + 1], choice)
             row = layer.experts(weights, tokens[None, token], [1], key, ExpertSlice())
             answers[token] = answers[token] + routing.gates[token, choice].to(row.dtype) * row[0]
     counts = torch.tensor([*load, dropped, received], device=tokens.device)
-    return Done(y=torch.stack(answers), load=counts[:-2], dropped=counts[-2], received=counts[-1])
+    return Done(torch.stack(answers), load=counts[:-2], dropped=counts[-2], received=counts[-1], kept=kept)
 
 
 def tutel(routed: Routed) -> Done:

@@ -181,12 +181,18 @@ class SwinTransformer(nn.Module):
                 model draws keys from torch's global generator.
             call: what the MoE layers do otherwise than configured in this pass: top_k, capacity, exchange.
         """
+        features, statistics = self.forward_pooled(images, keys, call)
+        return ModelOutput(logits=self.head(features), moe=statistics)
+
+    def forward_pooled(
+        self, images: Tensor, keys: Tensor | None = None, call: MoECall | None = None
+    ) -> tuple[Tensor, dict[str, MoEStats]]:
+        """What the head sees: (B, C of the last stage), and the statistics of every MoE layer."""
         maps, statistics = self._stages(images, keys, call=call)
-        logits = self.head(self.norm(maps[-1]).mean(dim=(1, 2)))
-        return ModelOutput(logits=logits, moe=statistics)
+        return self.norm(maps[-1]).mean(dim=(1, 2)), statistics
 
     def forward_masked(
-        self, images: Tensor, keys: Tensor, mask: Tensor, mask_token: Tensor
+        self, images: Tensor, keys: Tensor, mask: Tensor, mask_token: Tensor, call: MoECall | None = None
     ) -> tuple[Tensor, dict[str, MoEStats]]:
         """The last map, normalised, of images whose masked patches are hidden (SimMIM, see simmim.py).
 
@@ -195,11 +201,12 @@ class SwinTransformer(nn.Module):
             keys: (B,).
             mask: (B, ceil(h / p), ceil(w / p)) bool, True where `mask_token` replaces the patch's embedding.
             mask_token: (C,).
+            call: as in forward.
 
         Returns:
             (B, h / s, w / s, C of the last stage), and the statistics of every MoE layer.
         """
-        maps, statistics = self._stages(images, keys, mask, mask_token)
+        maps, statistics = self._stages(images, keys, mask, mask_token, call)
         return self.norm(maps[-1]), statistics
 
     def forward_features(self, images: Tensor, keys: Tensor | None = None) -> list[Tensor]:

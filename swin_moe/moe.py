@@ -17,7 +17,7 @@ from swin_moe.dispatch import capacity
 from swin_moe.experts import ExpertMLP
 from swin_moe.mlp import MLP
 from swin_moe.randomness import SiteCounter, fork
-from swin_moe.router import ROUTERS, RouterCall
+from swin_moe.router import ROUTERS, RouterCall, Routing, SoftRouting
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +30,7 @@ class MoECall:
     top_k: int | None = None
     capacity_factor: float | None = None
     exchange: ExchangeOptions | None = None
+    by_image: bool = False  # whether the statistics tell the images apart
 
 
 class MoEStats(NamedTuple):
@@ -40,6 +41,17 @@ class MoEStats(NamedTuple):
     dropped: Tensor  # scalar int64: choices that found no slot
     entropy: Tensor  # scalar: mean over the tokens of the entropy of their scores, in nats
     received: Tensor  # scalar int64: rows that this rank's experts computed
+    choices: Tensor | None = None  # (B, E) int64: `load` by image, if the call asks for it
+    lost: Tensor | None = None  # (B,) int64: `dropped` by image, likewise
+
+    def of_images(self, weights: Tensor) -> "MoEStats":
+        """The same with the load and the drops of some images alone: weights (B,), 0 leaves one out."""
+        assert self.choices is not None
+        assert self.lost is not None
+        counted = weights.to(torch.int64)
+        return self._replace(
+            load=(self.choices * counted[:, None]).sum(0), dropped=(self.lost * counted).sum()
+        )
 
 
 class MoELayer(nn.Module):
@@ -113,13 +125,30 @@ class MoELayer(nn.Module):
         y = done.y.view_as(x)
         if self.shared is not None:
             y = y + self.shared(x, keys)[0]
-        return y, MoEStats(
+        stats = MoEStats(
             loss=self._loss(routing.losses, x.device),
             load=done.load,
             dropped=done.dropped,
             entropy=routing.entropy,
             received=done.received,
         )
+        return y, self._by_image(stats, routing, done.kept, images) if call.by_image else stats
+
+    def _by_image(
+        self, stats: MoEStats, routing: Routing | SoftRouting, kept: Tensor | None, images: int
+    ) -> MoEStats:
+        """The statistics with those of each image; `kept` (T, k) tells which choices found a slot."""
+        experts, device = self.config.num_experts, stats.load.device
+        if isinstance(routing, SoftRouting):  # every image has as many slots of every expert
+            even = torch.full((images, experts), self.config.slots_per_expert, device=device)
+            return stats._replace(choices=even, lost=torch.zeros(images, dtype=torch.int64, device=device))
+        assert kept is not None
+        index = routing.expert_index.reshape(images, -1)  # (B, L * k), num_experts where there is no choice
+        counts = torch.zeros(images, experts + 1, dtype=torch.int64, device=device)
+        counts.scatter_add_(1, index, torch.ones_like(index))
+        lost = ((index < experts) & ~kept.reshape(images, -1)).sum(1)
+        unchosen = (routing.expert_index[:, 0] == experts).view(images, -1).sum(1)
+        return stats._replace(choices=counts[:, :-1], lost=lost + unchosen)
 
     def _loss(self, losses: dict[str, Tensor], device: torch.device) -> Tensor:
         """The weighted sum of the router's losses: scalar, fp32."""

@@ -15,7 +15,7 @@ from parallel.expert import ExchangeOptions, ExpertParallel
 from parallel.mesh import Mesh
 from swin_moe.config import ModelConfig, SimMIMConfig, require
 from swin_moe.model import SwinTransformer, construct, total_loss
-from swin_moe.moe import MoEStats
+from swin_moe.moe import MoECall, MoEStats
 from swin_moe.randomness import fork, uniform
 
 MASK_SITE = -1  # the sites of a model count from 0
@@ -110,14 +110,17 @@ class SimMIM(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, model.embed_dim))
         self.decoder = nn.Conv2d(model.stage_dim(stages - 1), self.stride**2 * model.in_chans, kernel_size=1)
 
-    def forward(self, images: Tensor, keys: Tensor) -> SimMIMOutput:
-        """Hide patches of images (B, in_chans, h, w) by their keys (B,), and predict them."""
+    def forward(self, images: Tensor, keys: Tensor, call: MoECall | None = None) -> SimMIMOutput:
+        """Hide patches of images (B, in_chans, h, w) by their keys (B,), and predict them.
+
+        `call` is what the MoE layers do otherwise than configured in this pass.
+        """
         height, width = images.shape[2:]
         size, p = self.config.mask_patch_size, self.patch_size
         hidden = draw_masks(keys, -(-height // size), -(-width // size), self.config.mask_ratio)
         mask = enlarge(hidden, size // p, -(-height // p), -(-width // p))  # (B, h / p, w / p)
         token = self.mask_token.view(-1)
-        features, statistics = self.encoder.forward_masked(images, keys, mask, token)
+        features, statistics = self.encoder.forward_masked(images, keys, mask, token, call)
         prediction = F.pixel_shuffle(self.decoder(features.permute(0, 3, 1, 2)), self.stride)
         prediction = prediction[:, :, :height, :width]
         pixels = enlarge(hidden, size, height, width)

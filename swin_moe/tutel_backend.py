@@ -85,7 +85,8 @@ def run_tutel(
     wanted = routing.expert_index.flatten()
     load = wanted.new_zeros(routing.num_experts).scatter_add_(0, wanted, torch.ones_like(wanted))
     received = torch.full((), sum(counts), dtype=torch.int64, device=tokens.device)
-    return Done(y=y.to(tokens.dtype), load=load, dropped=(location >= slots).sum(), received=received)
+    kept = location < slots
+    return Done(y=y.to(tokens.dtype), load=load, dropped=(~kept).sum(), received=received, kept=kept)
 
 
 def _check(layer: "MoELayer", request: RouterCall) -> None:

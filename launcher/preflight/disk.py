@@ -108,7 +108,8 @@ def _appears(path: Path) -> bool:
 
 def _space(config: RunConfig, path: Path) -> dict[str, Any]:
     parameters = count_parameters(build_on_meta(config.model))
-    values = 4 if config.train.ema_decay else 3  # weights, two moments, their moving average
+    moments = bool(config.optim.momentum) if config.optim.optimizer == "sgd" else 2
+    values = 1 + moments + bool(config.train.ema_decay)  # weights, moments, the moving average
     return {
         "free": _free(path),
         "parameters": parameters,

@@ -114,7 +114,7 @@ def test_the_reference_run_has_every_source_of_randomness_and_drops_tokens(unint
         (1, "fp32", ("train_step", 12), 7),  # in mid-epoch; goes on over the boundaries 16 and 32
         # inside a save: step-00000035.tmp stays behind
         pytest.param(1, "fp32", ("commit", 35), 28, marks=pytest.mark.slow),
-        (0, "fp32", ("train_step", 3), 0),  # before any checkpoint
+        pytest.param(0, "fp32", ("train_step", 3), 0, marks=pytest.mark.slow),  # before any checkpoint
         pytest.param(3, "bf16", ("train_step", 12), 7, marks=pytest.mark.slow),
         *(
             # just before the boundary at 16, killed just after it

@@ -93,6 +93,7 @@ def test_one_request_that_arrives_twice_and_two_requests() -> None:
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+@pytest.mark.slow  # whole programs, started three times
 def test_a_request_to_the_parent_and_another_that_ends_it(
     shards: Path, tmp_path: Path, reference: Path
 ) -> None:

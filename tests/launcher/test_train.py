@@ -41,6 +41,7 @@ LEARNING = (
 )
 SCALARS = {"loss", "aux_loss", "lr", "grad_norm", "images_s", "data_wait_s", "dropped_fraction"} | {
     "skipped_steps",
+    "spikes",
     "elapsed_s",
 }
 MOE_FIGURES = {"dropped_fraction", "entropy", "load_cv", "load_max_over_mean", "received_max_over_mean"}
@@ -222,23 +223,24 @@ def test_resume_of_a_finished_run_trains_nothing_and_eval_agrees(run: Run, shard
     assert (run.path / "metrics.jsonl").read_text() == before
     assert summary(run.path) == trained
 
-    assert newest.out.startswith(
-        f"step-00000060 (step 60): top-1 {trained['top1']:.2%}, loss {trained['loss']:.4f} on 64 images, "
-    )
-    assert newest.out.endswith(" images/s, 0.00% of the tokens' choices dropped\n")
-    earlier = evaluations(run.path)[2]
-    assert older.out.startswith(
-        f"step-00000048 (step 48): top-1 {earlier['eval_top1']:.2%}, loss {earlier['eval_loss']:.4f} on 64 "
-    )
+    exact, limited = newest.out.splitlines()
+    assert exact.startswith(f"step-00000060 (step 60): {figures_of(trained)} on 64 images, ")
+    assert exact.endswith(" images/s, 0.00% of the tokens' choices dropped")
+    assert limited.startswith("  capacity 1.25 in routing groups of 4: top-1 ")
+    earlier = {name: evaluations(run.path)[2][f"eval_{name}"] for name in ("top1", "top5", "loss")}
+    assert older.out.startswith(f"step-00000048 (step 48): {figures_of(earlier)} on 64 ")
+    assert dropping.out.splitlines()[1].startswith("  capacity 0.25 in routing groups of 4: top-1 ")
     assert not dropping.out.endswith(" 0.00% of the tokens' choices dropped\n")
+
+
+def figures_of(found: dict[str, Any]) -> str:
+    """As `eval` prints them."""
+    return f"top-1 {found['top1']:.2%}, top-5 {found['top5']:.2%}, loss {found['loss']:.4f}"
 
 
 def test_eval_on_two_ranks_gives_the_same_digits(run: Run) -> None:
     first, second = run_on_ranks(command, 2, "eval", str(run.path))
-    figures = summary(run.path)
-    assert first.out.startswith(
-        f"step-00000060 (step 60): top-1 {figures['top1']:.2%}, loss {figures['loss']:.4f} on 64 images, "
-    )
+    assert first.out.startswith(f"step-00000060 (step 60): {figures_of(summary(run.path))} on 64 images, ")
     assert second.out == ""
 
 

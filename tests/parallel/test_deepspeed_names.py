@@ -5,6 +5,7 @@ run both, before changing a version here.
 """
 
 import inspect
+from dataclasses import fields
 from typing import Any
 
 import deepspeed
@@ -15,6 +16,7 @@ from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optim
 from deepspeed.ops.op_builder.all_ops import ALL_OPS
 from deepspeed.runtime.bf16_optimizer import BF16_Optimizer
 from deepspeed.runtime.engine import DeepSpeedEngine
+from deepspeed.runtime.fp16.unfused_optimizer import FP16_UnfusedOptimizer
 from deepspeed.runtime.zero import partition_parameters
 from deepspeed.runtime.zero.stage3 import DeepSpeedZeroOptimizer_Stage3
 from deepspeed.runtime.zero.stage_1_and_2 import DeepSpeedZeroOptimizer
@@ -27,6 +29,7 @@ from deepspeed.utils import (
     safe_set_local_optimizer_state,
     set_z3_leaf_module,
 )
+from deepspeed.utils.tensor_fragment import fragment_address, tensor_fragment
 
 from tests.distributed import run_on_ranks
 from tests.parallel.training import Layout, Run
@@ -92,6 +95,30 @@ def test_the_engine_finds_experts_by_deepspeeds_class() -> None:
 def test_the_partitioned_optimizers_link_adams_states_lazily(optimizer: type) -> None:
     assert parameters(optimizer._lazy_init_hp_params_optimizer_state) == ["self"]
     assert "_hp_optimizer_states_linked" in inspect.getsource(optimizer)
+
+
+@pytest.mark.parametrize(
+    "optimizer",
+    [DeepSpeedZeroOptimizer, BF16_Optimizer, DeepSpeedZeroOptimizer_Stage3, FP16_UnfusedOptimizer],
+)
+def test_the_gate_is_asked_by_every_optimizer_once_the_norm_is_known(optimizer: type) -> None:
+    source = inspect.getsource(optimizer)
+    assert "optimizer.step()" in source
+    call = "self._optimizer_step(" if "def _optimizer_step(" in source else "self.optimizer.step()"
+    before, found, _ = source.partition("def step(self, closure=None):")[2].partition(call)
+    assert found
+    assert "self._global_grad_norm = " in before
+    assert "is_invalid_grad_norm(" in before
+
+
+def test_pieces_of_masters_are_found_by_these_names() -> None:
+    source = inspect.getsource(DeepSpeedZeroOptimizer_Stage3)
+    for name in ("self.fp16_groups", "self.fp32_partitioned_groups_flat", "partition_numel"):
+        assert name in source
+    assert "self.bf16_groups" in inspect.getsource(BF16_Optimizer)
+    assert "self.bit16_groups" in inspect.getsource(DeepSpeedZeroOptimizer)
+    assert [field.name for field in fields(fragment_address)] == ["numel", "start"]
+    assert {"lp_fragment_address", "hp_fragment_address"} <= {field.name for field in fields(tensor_fragment)}
 
 
 def test_stage_3_asks_parameters_where_they_live() -> None:

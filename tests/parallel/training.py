@@ -16,7 +16,7 @@ from parallel.collectives import gather_objects, sum_over
 from parallel.expert import ExchangeOptions, Sliced, experts_of, global_name, sliced_of
 from parallel.mesh import Mesh, ParallelDims, build_mesh
 from parallel.zero import Engine
-from parallel.zero_config import EngineOptions, Precision, ZeroStage
+from parallel.zero_config import EngineOptions, OptimizerName, Precision, ZeroStage
 from swin_moe import ModelConfig, ModelOutput, MoEConfig, SwinTransformer
 from swin_moe.config import RouterName
 from swin_moe.losses import classification_loss
@@ -25,7 +25,7 @@ from swin_moe.randomness import sample_keys
 
 BATCH, CLASSES, IMAGE, EXPERTS = 16, 10, 32, 8
 CLIP_NORM, LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 1.1, 1e-3, 0.05, 0.1
-STEPS = 10
+STEPS, MOMENTUM = 10, 0.9
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -73,6 +73,7 @@ class Layout:
     exchange: ExchangeOptions = ExchangeOptions()
     ranks_per_node: int | None = None
     offload: bool = False
+    optimizer: OptimizerName = "adamw"
     always_cut: bool = False  # stage 3: parameters that DeepSpeed would leave whole as they are small too
 
     @property
@@ -92,7 +93,8 @@ class Layout:
         options = ", ".join(f"{name} {value}" for name, value in exchange.items())
         return (
             f"{self.world} ranks, ep {self.ep}, ZeRO {self.stage}, {self.accum} x {self.micro} images, "
-            f"{self.precision}, k={self.top_k}, {self.experts} experts in {self.slices}, {options}"
+            f"{self.precision}, k={self.top_k}, {self.experts} experts in {self.slices}, {self.optimizer}, "
+            f"{options}"
         )
 
 
@@ -146,7 +148,10 @@ def param_groups(model: nn.Module) -> list[dict[str, Any]]:
         "plain": [p for (_, p), is_plain in zip(named, plain, strict=True) if is_plain],
     }
     decay = {"decay": WEIGHT_DECAY, "plain": 0.0}
-    return [{"name": n, "params": groups[n], "weight_decay": decay[n], "lr": LEARNING_RATE} for n in groups]
+    sgd = {"momentum": MOMENTUM, "nesterov": True}
+    return [
+        {"name": n, "params": groups[n], "weight_decay": decay[n], "lr": LEARNING_RATE, **sgd} for n in groups
+    ]
 
 
 Change = Callable[[SwinTransformer, Layout], nn.Module | None]
@@ -162,7 +167,9 @@ class Run:
     next_step: int = 0
 
     @staticmethod
-    def start(layout: Layout, change: Change | None = None) -> "Run":
+    def start(
+        layout: Layout, change: Change | None = None, accept: Callable[[float], bool] | None = None
+    ) -> "Run":
         """Build mesh, model and engine; `change` may tamper with the model, or wrap it."""
         dims = ParallelDims(world_size=layout.world, ep_size=layout.ep, expert_slices=layout.slices)
         mesh = build_mesh(dims, ranks_per_node=layout.ranks_per_node)
@@ -177,8 +184,9 @@ class Run:
             micro_batch_size=layout.micro,
             grad_accum_steps=layout.accum,
             deepspeed=layout.deepspeed,
+            optimizer=layout.optimizer,
         )
-        engine = Engine(model, param_groups(model), mesh, options)
+        engine = Engine(model, param_groups(model), mesh, options, accept)
         return Run(layout=layout, mesh=mesh, engine=engine)
 
     def train(self, steps: int = STEPS) -> Trace:
@@ -222,21 +230,23 @@ def record_routing(trace: Trace, outputs: list[ModelOutput]) -> None:
     trace.dropped.append(sum_over(dropped).tolist())
 
 
-def train_plainly(top_k: int, experts: int = EXPERTS) -> Trace:
+def train_plainly(
+    top_k: int, experts: int = EXPERTS, optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None
+) -> Trace:
     """The reference: one process, one batch, torch's own AdamW and clipping; no engine and no group."""
     trace, model = Trace(), build_model(model_config(top_k, experts=experts), seed=3)
-    optimizer = torch.optim.AdamW(param_groups(model))
+    stepper = optimizer(model) if optimizer else torch.optim.AdamW(param_groups(model))
     for step in range(STEPS):
         images, labels, keys = batch(step)
         output = model(images, keys)
         loss = classification_loss(output.logits, labels, LABEL_SMOOTHING) + output.aux_loss
-        optimizer.zero_grad()
+        stepper.zero_grad()
         loss.backward()
         if step == 0:
             found = [by_global_name(name, p, p.grad) for name, p in model.named_parameters()]
             trace.gradients = {name: value for part in found for name, value in part.items()}
         trace.norms.append(float(nn.utils.clip_grad_norm_(model.parameters(), CLIP_NORM)))
-        optimizer.step()
+        stepper.step()
         trace.losses.append(loss.item())
         record_routing(trace, [output])
     return trace

@@ -1,0 +1,71 @@
+"""Which expert takes which classes: per MoE layer the experts' shares of every class's choices.
+
+Legend: B images, E experts, K classes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from data_shards.prefetch import Batch
+from launcher.evaluation.loaded import Loaded
+from launcher.heat_map import CELL, heat_map
+from parallel.collectives import sum_over
+
+TALLEST = 8192  # pixels of a picture
+
+
+class Affinity:
+    """Counts choices by class and expert while a model is evaluated.
+
+    Args:
+        num_classes: K.
+        device: of the counts.
+    """
+
+    def __init__(self, num_classes: int, device: torch.device) -> None:
+        self._classes, self._device = num_classes, device
+        self._counts: dict[str, Tensor] = {}
+
+    def see(self, output: Any, batch: Batch) -> None:
+        """Count one batch; padding does not."""
+        labels, counted = batch.labels.to(self._device), batch.weights.to(self._device, torch.int64)
+        for layer, stats in output.moe.items():
+            chosen = stats.choices * counted[:, None]  # (B, E)
+            if layer not in self._counts:
+                self._counts[layer] = chosen.new_zeros(self._classes, chosen.shape[1])
+            self._counts[layer].index_add_(0, labels, chosen)
+
+    def counts(self) -> dict[str, Tensor]:
+        """Choices of a class's tokens (row) that wanted an expert, by layer, of all ranks: (K, E) int64."""
+        return {layer: sum_over(counts.clone()) for layer, counts in self._counts.items()}
+
+    def write(self, loaded: Loaded, classes: Sequence[str]) -> None:
+        """Write a CSV and a PNG a layer, and the pictures for TensorBoard; every rank calls it together."""
+        counts = {layer: found.cpu() for layer, found in self.counts().items()}
+        for layer, found in counts.items():
+            header = ["class", *(f"expert_{expert}" for expert in range(found.shape[1])), "choices"]
+            rows = zip(classes, shares(found).tolist(), found.sum(1).tolist(), strict=True)
+            loaded.write_csv(f"affinity-{layer}", header, [[name, *row, total] for name, row, total in rows])
+        if loaded.mesh.is_first:
+            self._draw(loaded, counts)
+
+    def _draw(self, loaded: Loaded, counts: dict[str, Tensor]) -> None:
+        """A picture a layer: a row a class, a column an expert, coloured by its share over the mean."""
+        step = loaded.found.manifest["step"]
+        with SummaryWriter(str(loaded.run.path / "eval" / "tensorboard")) as board:
+            for layer, found in counts.items():
+                cell = max(1, min(CELL, TALLEST // len(found)))
+                picture = heat_map(found.tolist(), cell)
+                Image.fromarray(picture.transpose(1, 2, 0)).save(loaded.directory / f"affinity-{layer}.png")
+                board.add_image(f"affinity/{layer}", picture, step)
+        loaded.say(f"  which expert takes which classes: {loaded.directory}/affinity-*")
+
+
+def shares(counts: Tensor) -> Tensor:
+    """Each expert's share of a class's choices: (K, E) -> (K, E) fp64; rows sum to 1, or are 0."""
+    return counts.double() / counts.sum(1, keepdim=True).clamp_min(1)

@@ -1,0 +1,72 @@
+"""Frozen pooled features of a split on all ranks, in an order that no layout changes.
+
+Legend: n samples, C channels of the last stage, B images a batch, W ranks.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data_shards.errors import DataError
+from launcher.errors import RankError
+from launcher.evaluate import eval_stream
+from launcher.evaluation.loaded import Loaded
+from launcher.evaluation.ways import grouped, modes
+from launcher.tasks import normalised
+from parallel.collectives import sum_over
+from swin_moe.randomness import sample_keys
+
+
+class Features(NamedTuple):
+    """What the head would see of n samples, and their labels."""
+
+    values: Tensor  # (n, C) fp32
+    labels: Tensor  # (n,) int64
+
+
+@torch.no_grad()
+def pooled_features(loaded: Loaded, place: str, samples: np.ndarray | None = None) -> Features:
+    """The features of a split's samples, without augmentation; every rank calls it and gets all of them.
+
+    Each rank computes its share and the sum over the ranks joins them: zeros but for one rank, so exact.
+
+    Args:
+        loaded: the checkpoint.
+        place: of the split.
+        samples: (n,) int64 those to take, in this order; None is all of them.
+
+    Raises:
+        RankError: this rank's data cannot be read.
+    """
+    config, device, ways = loaded.config, loaded.device, modes(loaded.config.model.moe)[:1]
+    backbone = loaded.task.backbone(loaded.model)
+    options = {} if samples is None else {"samples": samples}
+    with eval_stream(config, loaded.mesh, grouped=grouped(ways), place=place, **options) as stream:
+        # by their places in the stream, which routing groups may have shuffled
+        values = torch.zeros(stream.num_samples, backbone.norm.normalized_shape[0], device=device)
+        try:
+            for i, batch in enumerate(stream):
+                images = normalised(batch.images, config.data, device)
+                keys = sample_keys(0, batch.positions).to(device)
+                features, _ = backbone.forward_pooled(images, keys, ways[0].call)
+                first = (i * stream.dp_size + stream.dp_rank) * stream.batch_size
+                count = min(len(features), max(0, stream.num_samples - first))
+                values[first : first + count] = features[:count].float()
+                loaded.beat()
+            labels = torch.from_numpy(stream.labels()[stream.samples]).to(device)
+        except DataError as error:
+            raise RankError(f"rank {stream.dp_rank}, features of {place}: {error}") from error
+        values = sum_over(values)
+        if stream.in_order or samples is not None and not grouped(ways):
+            return Features(values, labels)
+        wanted = np.arange(stream.num_samples) if samples is None else samples
+        back = torch.from_numpy(places(stream.samples, wanted)).to(device)
+        return Features(values[back], labels[back])
+
+
+def places(given: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+    """Where each of `wanted` (n,) stands in `given` (n,), a permutation of it: (n,) int64."""
+    order = np.argsort(given, kind="stable")
+    return order[np.searchsorted(given, wanted, sorter=order)]

@@ -1,0 +1,85 @@
+"""How fast the model alone is: repeated forward passes over one batch, after a warm-up."""
+
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import torch
+
+from launcher.evaluate import Forward, eval_stream
+from launcher.evaluation.loaded import Loaded
+from launcher.evaluation.ways import Way, modes
+from launcher.tasks import normalised
+from parallel.collectives import gather_objects
+from swin_moe.flops import cost
+from swin_moe.randomness import sample_keys
+
+
+@torch.no_grad()
+def measure(loaded: Loaded, factor: float | None, *, warm_up: int, repeats: int) -> None:
+    """Time forward passes in every mode, print them and write throughput.json; every rank calls it together.
+
+    The reference's `--throughput` has 50 passes of warm-up and the mean of 30; this is their median, which a
+    hiccup does not move. Images and keys are on the device before the clock starts.
+
+    Args:
+        loaded: the checkpoint; of a SimMIM run the encoder is measured.
+        factor: of the mode with a capacity; None is that of the configuration.
+        warm_up: passes that are not timed, at least one.
+        repeats: timed passes.
+    """
+    config, ways = loaded.config, modes(loaded.config.model.moe, factor)
+    with eval_stream(config, loaded.mesh, grouped=config.model.moe is not None) as stream:
+        batch = next(iter(stream))
+        images = normalised(batch.images, config.data, loaded.device)
+    keys = sample_keys(0, batch.positions).to(loaded.device)
+    flops, rows = 2 * cost(config.model).flops, []  # a multiply-add is two
+    for way in ways:
+        forward = Forward(loaded.task.backbone(loaded.model), loaded.device, way.call)
+        times_s: list[float] = []
+        for _ in range(warm_up + repeats):
+            times_s.append(forward(images, keys)[1])
+            loaded.beat()
+        rows.append(figures(way, times_s[warm_up:], len(images), flops))
+        loaded.say(f"{loaded.name}, {way.name}: {line(rows[-1])}")
+    loaded.write_json("throughput", {"device": device_name(loaded.device), "modes": rows})
+
+
+def figures(way: Way, times_s: Sequence[float], images: int, flops: int) -> dict[str, Any]:
+    """What was measured on all ranks; a pass takes as long as on the slowest one.
+
+    Args:
+        way: what was measured.
+        times_s: of this rank's passes.
+        images: a pass and rank.
+        flops: of one image.
+    """
+    passes_s = [max(times) for times in zip(*gather_objects(list(times_s)), strict=True)]
+    ranks, median_s = len(gather_objects(None)), median(passes_s)
+    images_s = ranks * images / median_s
+    return {
+        "way": way.name,
+        "images_s": images_s,
+        "flop_s": images_s * flops,
+        "median_s": median_s,
+        "fastest_s": min(passes_s),
+        "slowest_s": max(passes_s),
+        "repeats": len(passes_s),
+        "batch_size": images,
+        "ranks": ranks,
+        "flops_an_image": flops,
+    }
+
+
+def line(row: dict[str, Any]) -> str:
+    """The figures for a person."""
+    return (
+        f"{row['images_s']:.1f} images/s, {row['flop_s'] / 1e9:.2f} GFLOP/s; median "
+        f"{row['median_s'] * 1e3:.2f} ms of {row['repeats']} passes ({row['fastest_s'] * 1e3:.2f} to "
+        f"{row['slowest_s'] * 1e3:.2f}), {row['batch_size']} images a rank, {row['ranks']} ranks"
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """The device for a person."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
