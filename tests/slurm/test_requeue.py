@@ -46,15 +46,7 @@ def wait_for_steps(path: Path, count: int, say: Say, deadline_s: float = 150) ->
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        "USR1 to the batch script",
-        pytest.param("the time limit", marks=pytest.mark.slow),  # in whole minutes
-    ],
-)
 def test_stopped_requeued_and_finished_is_the_same_run(
-    how: str,
     cluster: Cluster,
     shards: Path,
     reference: Path,
@@ -62,16 +54,36 @@ def test_stopped_requeued_and_finished_is_the_same_run(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    path, more = tmp_path / "run", ["--nodes", "4"]
-    if how == "the time limit":
-        (tmp_path / "site.yaml").write_text((tmp_path / "site.yaml").read_text() + "signal_s: 45\n")
-        more += ["--time", "1"]
-    done = say("submit", *line(shards, path), *more)
+    path = tmp_path / "run"
+    done = say("submit", *line(shards, path), "--nodes", "4")
     assert done.code == 0, done.err
-    if how != "the time limit":
-        wait_for_steps(path, 20, say)  # in the second epoch
-        cluster.run("scancel", "--batch", "--signal=USR1", done.out.split()[1])
+    wait_for_steps(path, 20, say)  # in the second epoch
+    cluster.run("scancel", "--batch", "--signal=USR1", done.out.split()[1])  # as Slurm does it
+    wait_until_gone(cluster, 300)
+    told = assert_stopped_and_finished(path, reference, say)
+    with capsys.disabled():
+        print(f"\nUSR1 to the batch script: {told}")
+
+
+@pytest.mark.slow  # time limits are in whole minutes
+def test_the_time_limit_itself(
+    cluster: Cluster, shards: Path, say: Say, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slurm's own USR1, some 40 to 60 s after the start of a job of two minutes."""
+    reference, path = tmp_path / "reference", tmp_path / "run"
+    long = line(shards, reference, 1600)
+    assert [rank.code for rank in run(4, ["train", *long], timeout_s=400)] == [0] * 4
+    (tmp_path / "site.yaml").write_text((tmp_path / "site.yaml").read_text() + "signal_s: 60\n")
+    done = say("submit", *line(shards, path, 1600), "--nodes", "4", "--time", "2")
+    assert done.code == 0, done.err
     wait_until_gone(cluster, 600)
+    told = assert_stopped_and_finished(path, reference, say)
+    with capsys.disabled():
+        print(f"\nthe time limit: {told}")
+
+
+def assert_stopped_and_finished(path: Path, reference: Path, say: Say) -> set[str]:
+    """The run went on by itself at the very steps at which it stopped; what was said of its saves."""
     sessions, log = all_sessions(RunFiles(path)), say("logs", str(path), "--lines", "200").out
     *stopped, finished = [each["code"] for each in sessions]
     assert stopped, log
@@ -83,8 +95,7 @@ def test_stopped_requeued_and_finished_is_the_same_run(
     assert_same(path, reference)
     told = set(re.findall(r"checkpoint of step \d+ of \d+ committed [\d.]+ s after it", log))
     assert len(told) == len(stopped)
-    with capsys.disabled():
-        print(f"\n{how}: {told}")
+    return told
 
 
 def test_elastic_four_nodes_to_two_in_mid_epoch(
