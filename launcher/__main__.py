@@ -18,6 +18,7 @@ from data_shards.foreign import statement
 from data_shards.loading import checked_manifest
 from data_shards.patterns import expand, names_tars
 from launcher import bench, checkpoints, convert, local, models, shards
+from launcher.arguments import positive
 from launcher.changes import check_changes
 from launcher.check import check, steps_in
 from launcher.config import ConfigError, load_config
@@ -139,10 +140,8 @@ def _train(args: argparse.Namespace, arguments: list[str]) -> int:
     return as_rank(config, train)
 
 
-RANKS = (
-    _train,
-    evaluation.run,
-)  # commands of ranks, which listen as soon as they are ranks, and of their parent
+# commands of ranks, which listen as soon as they are ranks, and of their parent
+RANKS = (_train, evaluation.run)
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
@@ -167,9 +166,9 @@ def _parser() -> argparse.ArgumentParser:
     train_parser = _teaching(commands.add_parser, "train", help="train a model", epilog=TRAIN_HELP)
     for command, run in ((check_parser, _check), (train_parser, _train)):
         command.set_defaults(run=run)
-        command.add_argument("--nproc", type=_positive, help="ranks to start on this machine")
+        command.add_argument("--nproc", type=positive, help="ranks to start on this machine")
     check_parser.add_argument(
-        "--ranks-per-node", type=_positive, metavar="M", help="show the layout of --nproc ranks on such nodes"
+        "--ranks-per-node", type=positive, metavar="M", help="show the layout of --nproc ranks on such nodes"
     )
     for command in (check_parser, train_parser):
         command.add_argument(
@@ -196,13 +195,13 @@ def _parser() -> argparse.ArgumentParser:
     train_parser.add_argument(
         "--reset-crashes", action="store_true", help="start although the last sessions got nowhere (exit 86)"
     )
-    evaluation.add_parser(commands)
-    preflight.add_parser(commands)
     train_parser.add_argument(
         "--elastic",
         action="store_true",
         help="fit ep_size, slices and micro-batch to the ranks that are there; the global batch stays",
     )
+    evaluation.add_parser(commands)
+    preflight.add_parser(commands)
     shards.add_parser(commands)
     bench.add_parser(commands)
     models.add_parser(commands)
@@ -218,12 +217,6 @@ def _teaching(make: Callable[..., Any], *names: str, **options: Any) -> argparse
         *names, formatter_class=argparse.RawDescriptionHelpFormatter, **options
     )
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 (got {text!r})")
-    return int(text)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from launcher import checkpoint_import, convert
+from launcher.arguments import positive
 from launcher.checkpoint_diff import compare
 from launcher.checkpoint_list import checkpoint_of, directory_of, layout, rows, size
 from launcher.config import ConfigError
@@ -75,8 +76,8 @@ def add_parser(subparsers: Commands) -> None:
     convert.add_export(_command(commands, "export", "the weights of a run", convert.EXPORT_HELP))
     prune = _command(commands, "prune", "delete old checkpoints", PRUNE_HELP)
     prune.add_argument("run_directory", type=Path, metavar="RUN")
-    prune.add_argument("--keep-last", type=_positive, required=True, metavar="N", help="the last N stay")
-    prune.add_argument("--keep-every", type=_positive, metavar="M", help="and every step divisible by M")
+    prune.add_argument("--keep-last", type=positive, required=True, metavar="N", help="the last N stay")
+    prune.add_argument("--keep-every", type=positive, metavar="M", help="and every step divisible by M")
     prune.add_argument("--dry-run", action="store_true", help="say what would go, and delete nothing")
 
 
@@ -90,13 +91,7 @@ def _add_diff(parser: argparse.ArgumentParser) -> None:
     add("places", type=Path, nargs="+", metavar="A B | RUN STEP STEP", help="runs, checkpoints or steps")
     add("--rtol", type=float, default=0.0, help="relative tolerance of an element (default %(default)s)")
     add("--atol", type=float, default=0.0, help="absolute tolerance (default %(default)s)")
-    add("--top", type=_positive, default=10, metavar="N", help="tensors to name (default %(default)s)")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 (got {text!r})")
-    return int(text)
+    add("--top", type=positive, default=10, metavar="N", help="tensors to name (default %(default)s)")
 
 
 def run(args: argparse.Namespace, arguments: list[str]) -> int:

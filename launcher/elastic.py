@@ -4,13 +4,12 @@ The global batch, and so every sample, every routing group and every gradient, s
 checkpoint fit any layout (docs/architecture.md). What fits is left as it is configured.
 """
 
-import json
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from math import gcd, lcm
 
 from launcher.config import ConfigError
+from launcher.history import all_sessions
 from launcher.layout import print_lines
 from launcher.run_directory import RunDirectory
 from launcher.schema import ParallelConfig, RunConfig
@@ -174,11 +173,7 @@ def _lines(old: RunConfig, new: RunConfig, world_size: int, before: int | None) 
 
 def _ranks_before(run: RunDirectory) -> int | None:
     """Ranks of the last session that wrote down its start."""
-    path, ranks = run.path / "sessions.jsonl", None
-    for line in path.read_text().splitlines() if path.exists() else []:
-        with suppress(ValueError):  # a line cut short by a kill
-            ranks = json.loads(line).get("ranks", ranks)
-    return ranks
+    return next((s["ranks"] for s in reversed(all_sessions(run)) if s["ranks"] is not None), None)
 
 
 def _divisors(n: int) -> list[int]:

@@ -6,6 +6,7 @@ which are read and decoded once. Legend: B images, W ranks.
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -179,9 +180,7 @@ class Forward:
 
     def __init__(self, module: nn.Module, device: torch.device, call: MoECall) -> None:
         self._module, self._device = module, device
-        self._call = MoECall(
-            top_k=call.top_k, capacity_factor=call.capacity_factor, exchange=call.exchange, by_image=True
-        )
+        self._call = replace(call, by_image=True)
 
     def __call__(self, images: Tensor, keys: Tensor) -> tuple[Any, float]:
         """The output for images (B, 3, S, S) with keys (B,), and the seconds that it took."""

@@ -9,18 +9,16 @@ file, which its holder touches.
 import fcntl
 import json
 import os
-import shutil
-import subprocess
 import sys
 import threading
 from pathlib import Path
 from typing import IO, Any
 
+from launcher.squeue import squeue
 from parallel.identity import identity, is_gone, slurm_job
 
 TOUCH_S = 20.0
 LEASE_S = 300.0  # a lock that nobody touched for so long, on another machine, has no holder
-SQUEUE_S = 20.0
 
 
 class LeaseError(ValueError):
@@ -127,13 +125,7 @@ def _dead(owner: dict[str, Any], path: Path) -> str | None:
 
 def _job_is_gone(job: str) -> bool | None:
     """Whether Slurm knows the job no more; None where Slurm does not answer."""
-    if shutil.which("squeue") is None:
-        return None
-    try:
-        done = subprocess.run(
-            ["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True, timeout=SQUEUE_S
-        )
-    except subprocess.TimeoutExpired:
+    if (done := squeue(job, "%T")) is None:
         return None
     if done.returncode:
         return True if "Invalid job id" in done.stderr else None

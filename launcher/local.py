@@ -20,7 +20,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from launcher.exit_codes import ExitCode
-from launcher.postmortem import CRASHES, Ending, cause
+from launcher.postmortem import CRASHES, MEMORY_ADVICE, Ending, cause
 from launcher.stop import ASKING, StopRequest
 from parallel.env import LaunchError, is_one_task, is_shell_of_a_job, launcher_of, threads_per_rank
 from parallel.watch import PREFIX
@@ -114,9 +114,7 @@ class _Family:
             return
         reason = f"killed by {signal.Signals(-code).name}"
         if self._meaning(code) == ExitCode.OUT_OF_MEMORY:
-            reason += (
-                ": the machine is out of memory; lower train.micro_batch_size, or raise parallel.zero_stage"
-            )
+            reason += f": the machine is out of memory; {MEMORY_ADVICE}"
         key = f"beat/{rank}"
         last = json.loads(self.store.get(key)) if self.store.check([key]) else None
         where = f"; it was at step {last['step']}, in {last['place']}" if last else ""

@@ -10,6 +10,7 @@ import torch
 from data_shards.loading import checked_manifest
 from data_shards.patterns import names_tars
 from launcher import local
+from launcher.arguments import positive
 from launcher.config import ConfigError, load_config
 from launcher.rank import Guard, as_rank
 from launcher.run_directory import RunDirectory
@@ -46,13 +47,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add = parser.add_argument
     add("run_directory", type=Path, metavar="RUN", help="the run directory")
     add("overrides", nargs="*", metavar="a.b=value", help="options of the run to override")
-    add("--nproc", type=_positive, help="ranks to start on this machine")
+    add("--nproc", type=positive, help="ranks to start on this machine")
     add("--checkpoint", help="step-NNNNNNNN; default: the newest")
     add("--ema", action="store_true", help="the moving average of the weights (train.ema_decay)")
     _add_ways(parser)
     _add_features(parser)
     add("--throughput", action="store_true", help="images/s and FLOP/s of the model alone, on one batch")
-    add("--passes", type=_positive, default=30, metavar="N", help="timed ones (default %(default)s)")
+    add("--passes", type=positive, default=30, metavar="N", help="timed ones (default %(default)s)")
     add("--confusion", action="store_true", help="which class is taken for which, and the worst, as CSV")
     add("--affinity", action="store_true", help="which expert takes which classes: CSV, PNG, TensorBoard")
     add("--labels", type=Path, metavar="FILE", help="judge in another label space: ReaL, V2, 22K -> 1K")
@@ -67,11 +68,11 @@ def _add_ways(parser: argparse.ArgumentParser) -> None:
 
 def _add_features(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--few-shot", type=_positive, metavar="K", help="ridge regression on K training images a class")
+    add("--few-shot", type=positive, metavar="K", help="ridge regression on K training images a class")
     add("--shots-seed", type=_seed, default=0, metavar="N", help="the first draw's (default %(default)s)")
-    add("--shots-draws", type=_positive, default=3, metavar="N", help="of K images (default %(default)s)")
-    add("--knn", type=_positive, metavar="K", help="K nearest neighbours among the training images")
-    add("--bank", type=_positive, metavar="N", help="training images for --knn, drawn by --shots-seed")
+    add("--shots-draws", type=positive, default=3, metavar="N", help="of K images (default %(default)s)")
+    add("--knn", type=positive, metavar="K", help="K nearest neighbours among the training images")
+    add("--bank", type=positive, metavar="N", help="training images for --knn, drawn by --shots-seed")
 
 
 def run(args: argparse.Namespace, arguments: list[str]) -> int:
@@ -185,12 +186,6 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 (got {text!r})")
-    return int(text)
-
-
 def _seed(text: str) -> int:
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 0 (got {text!r})")
@@ -212,4 +207,4 @@ def _factors(text: str) -> list[float]:
 
 
 def _choices(text: str) -> list[int]:
-    return [_positive(part) for part in text.split(",")]
+    return [positive(part) for part in text.split(",")]

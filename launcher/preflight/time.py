@@ -1,6 +1,5 @@
 """Preflight of what ends a wait or a job: the collectives' time-out and Slurm's time limit."""
 
-import subprocess
 import time
 from typing import Any
 
@@ -8,6 +7,7 @@ import torch.distributed as dist
 
 from launcher.preflight.report import Here, Seen, Verdict
 from launcher.rank import longest_wait
+from launcher.squeue import squeue
 from parallel.env import job_end_s, nccl_settings
 from parallel.identity import slurm_job
 
@@ -59,13 +59,9 @@ def look_at_time_limit(here: Here) -> dict[str, float | None] | None:
 
 
 def _left_s(job: str) -> float | None:
-    command = ["squeue", "-h", "-j", job, "-o", "%L"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SQUEUE_S)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    lines = done.stdout.split()
-    return seconds_of(lines[0]) if done.returncode == 0 and lines else None
+    done = squeue(job, "%L", SQUEUE_S)
+    lines = done.stdout.split() if done and done.returncode == 0 else []
+    return seconds_of(lines[0]) if lines else None
 
 
 def seconds_of(text: str) -> float | None:

@@ -8,7 +8,6 @@ batch script waits for it.
 import argparse
 import contextlib
 import re
-import subprocess
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,13 +15,13 @@ from typing import Any
 
 from launcher.exit_codes import ExitCode
 from launcher.history import all_sessions, append, committed_step, fruitless
-from launcher.postmortem import Ending, close_last, examine, examine_start
+from launcher.postmortem import BY, Ending, close_last, examine, examine_start
 from launcher.run_files import RunFiles
+from launcher.squeue import squeue
 from parallel.identity import slurm_job
 
 DESCRIPTION = "Examine how the session of a Slurm job ended, and decide whether the job is requeued (75)."
 REFUSAL = re.compile(r"\w+Error: |swin-moe: error: ")
-SLURM_S = 20.0  # for squeue to answer
 LEAVING = ("CANCELLED", "COMPLETING", "PREEMPTED", "REQUEUED", "REQUEUE_HOLD")  # Slurm has decided already
 ADVICE: dict[int, str] = {
     ExitCode.BUG: "its traceback is in the log",
@@ -116,8 +115,8 @@ def close_session(run: RunFiles, status: int, said: str) -> Ending:
     ending = examine_start(status, said)
     if ending.code not in (ExitCode.FINISHED, ExitCode.USER_ERROR, ExitCode.CRASH_LOOP):
         start = {"from_step": committed_step(run), "ranks": None, "pid": None, "job": job}
-        append(run, {"event": "start", **start, "by": "post-mortem"})
-        append(run, {"event": "end", "code": ending.code, "reason": ending.reason, "by": "post-mortem"})
+        append(run, {"event": "start", **start, "by": BY})
+        append(run, {"event": "end", "code": ending.code, "reason": ending.reason, "by": BY})
     return ending
 
 
@@ -133,12 +132,8 @@ def _cancelled(run: RunFiles, job: dict[str, Any] | None) -> str:
 
 def job_state(job: str) -> str:
     """Slurm's word for the state of a job, such as RUNNING; "" where it does not answer."""
-    command = ["squeue", "--noheader", f"--jobs={job}", "--format=%T"]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SLURM_S)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return next(iter(done.stdout.split()), "") if done.returncode == 0 else ""
+    done = squeue(job, "%T")
+    return next(iter(done.stdout.split()), "") if done and done.returncode == 0 else ""
 
 
 def _text(path: Path | None) -> str:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
+from launcher.arguments import positive
 from launcher.slurm.jobs import cancel, show_log, show_status
 from launcher.slurm.submit import resume, submit
 
@@ -59,7 +60,7 @@ def add_parser(subparsers: Commands) -> None:
     status.add_argument("--json", action="store_true", help="an object, or one a task")
     logs.add_argument("--follow", action="store_true", help="go on until the job has left the queue")
     logs.add_argument(
-        "--lines", type=_positive, default=50, metavar="N", help="from the end (default %(default)s)"
+        "--lines", type=positive, default=50, metavar="N", help="from the end (default %(default)s)"
     )
     logs.add_argument("--task", type=int, metavar="I", help="of an array")
     stop.add_argument("--now", action="store_true", help="do not wait for a save")
@@ -100,21 +101,15 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
         help="fit the layout to the ranks that there are; see `train --elastic`",
     )
     add("--gpus-per-node", type=int, metavar="N", help="default: the site's, or none")
-    add("--ranks-per-node", type=_positive, metavar="N", help="default: one a GPU, or one without GPUs")
-    add("--cpus-per-rank", type=_positive, metavar="N")
+    add("--ranks-per-node", type=positive, metavar="N", help="default: one a GPU, or one without GPUs")
+    add("--cpus-per-rank", type=positive, metavar="N")
     for name in ("mem", "partition", "account", "qos", "time", "constraint", "exclude", "dependency"):
         add(f"--{name}", metavar=name.upper(), help="as sbatch has it")
     add("--container", metavar="IMAGE", help="the image in which the ranks run")
-    add("--array-limit", type=_positive, metavar="K", help="tasks of an array that run at a time")
+    add("--array-limit", type=positive, metavar="K", help="tasks of an array that run at a time")
     add("--requeue-limit", type=int, metavar="N", help="back into the queue so often by itself")
     add("--allow-change", action="store_const", const=True, help="as in train")
     add("--dry-run", action="store_true", help="print the script; write and submit nothing")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1 (got {text!r})")
-    return int(text)
 
 
 RUN: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {

@@ -14,21 +14,20 @@ from pathlib import Path
 
 from launcher.config import ConfigError
 from launcher.run_directory import RunDirectory
+from launcher.run_files import RunFiles
 
 
 class SlurmFiles:
     """Paths below a run directory."""
 
     def __init__(self, run: Path) -> None:
-        self.run = run
-        self.directory = run / "slurm"
+        files = RunFiles(run)
+        self.run, self.directory, self.log, self.cancelled = run, files.slurm, files.log, files.cancelled
         self.script = self.directory / "job.sbatch"
         self.environment = self.directory / "environment.sh"
         self.config = self.directory / "config.yaml"
         self.submission = self.directory / "submission.json"
         self.jobs = self.directory / "jobs.jsonl"
-        self.log = self.directory / "log.txt"
-        self.cancelled = self.directory / "cancelled"
 
     def record(self, job: str, nodes: str, tasks: Sequence[int]) -> None:
         """Write down that a job was submitted; `tasks` are those of an array."""

@@ -86,7 +86,7 @@ def test_slurm_knows_whether_the_owner_lives(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, answer: str, is_dead: bool
 ) -> None:
     squeue = tmp_path / "squeue"
-    squeue.write_text(f'#!/bin/sh\n[ "$3" = 42 ] || exit 9\n{answer}\n')
+    squeue.write_text(f'#!/bin/sh\n[ "$2" = --jobs=42 ] || exit 9\n{answer}\n')
     squeue.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     path = tmp_path / "lock"
