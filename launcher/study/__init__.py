@@ -1,0 +1,1 @@
+"""`swin-moe study`: a grid of runs, trained, evaluated and reported on."""

@@ -1,0 +1,77 @@
+"""What a study consists of, as it stands in STUDY/study.json: its cells, each a run directory of its own.
+
+STUDY/study.json      the study as it was planned
+STUDY/cells/NAME/     the run directory of a cell: config.yaml, metrics.jsonl, summary.json, eval/ ...
+STUDY/report/         what `study report` wrote
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+FORMAT = "swin-moe study 1"
+
+
+class StudyError(ValueError):
+    """A study that cannot be read, run or reported on; the message names the option or the file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One run of the grid."""
+
+    name: str  # of its run directory, below STUDY/cells
+    axes: dict[str, Any]  # dotted option -> the cell's value; what an axis says and a cell lacks is absent
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Study:
+    """A planned study.
+
+    `axes` are the options that vary, in the file's order, each with its values; `capacity_factors` and
+    `top_k` are what every checkpoint is evaluated at (0 is dropless), empty for what it was trained at.
+    """
+
+    name: str
+    axes: dict[str, list[Any]]
+    cells: tuple[Cell, ...]
+    capacity_factors: tuple[float, ...] = ()
+    top_k: tuple[int, ...] = ()
+
+
+def write_study(directory: Path, study: Study) -> None:
+    """Write STUDY/study.json, whole or not at all."""
+    directory.mkdir(parents=True, exist_ok=True)
+    temporary = directory / "study.json.tmp"
+    temporary.write_text(json.dumps({"format": FORMAT, **asdict(study)}, indent=1) + "\n")
+    temporary.replace(directory / "study.json")
+
+
+def read_study(directory: Path) -> Study:
+    """Read STUDY/study.json.
+
+    Raises:
+        StudyError: it is missing, or not of this format.
+    """
+    path = directory / "study.json"
+    try:
+        record = json.loads(path.read_text())
+        if record.pop("format") != FORMAT:
+            raise StudyError(f"{path} is not of the format {FORMAT!r}")
+        record["cells"] = tuple(Cell(**cell) for cell in record["cells"])
+        for name in ("capacity_factors", "top_k"):
+            record[name] = tuple(record[name])
+        return Study(**record)
+    except StudyError:
+        raise
+    except OSError as error:
+        raise StudyError(f"{path}: {error.strerror}; `swin-moe study run FILE.yaml` writes it") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise StudyError(f"{path} cannot be read: {error}") from None
+
+
+def run_directory(directory: Path, cell: Cell) -> Path:
+    """The run directory of a cell."""
+    return directory / "cells" / cell.name
