@@ -50,8 +50,8 @@ FREE = """
     model.moe.recompute_activation model.moe.backend
     data.train data.val data.decode_threads data.fetch_threads data.bad_samples data.retry_s data.cache
     data.cache_gib
-    train.micro_batch_size train.eval_batch_size train.eval_every train.moe_load_every train.compile
-    train.max_skipped_steps
+    train.micro_batch_size train.eval_batch_size train.eval_every train.eval_first
+    train.moe_load_every train.compile train.max_skipped_steps
     train.pretrained train.pretrained_head train.upcycle_noise
     parallel checkpoint deepspeed
 """

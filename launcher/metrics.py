@@ -48,7 +48,7 @@ class MetricsLog:
     """
 
     def __init__(self, run: RunDirectory, *, start_step: int, total_steps: int) -> None:
-        kept = read_records(run.metrics, up_to_step=start_step)
+        kept = read_records(run.metrics, up_to_step=start_step) if start_step else []
         fresh = run.metrics.with_suffix(".tmp")
         fresh.write_text("".join(json.dumps(record) + "\n" for record in kept))
         fresh.replace(run.metrics)

@@ -123,6 +123,7 @@ class TrainConfig:
     precision: Precision = "fp32"  # bf16 and fp16 with fp32 masters; fp16 with a dynamic loss scale
     ema_decay: float = 0.0  # a step, of a moving average of the weights, kept beside them; 0 keeps none
     eval_every: str | None = None  # a duration; the end of the run is always evaluated
+    eval_first: bool = False  # the start too: what pretrained or upcycled weights are worth before a step
     max_skipped_steps: int = 10  # in a row, not finite or skipped as a spike; 0 never stops
     # a gradient norm beyond this multiple of the running norm is a spike; 0 looks for none: docs/faults.md
     spike_factor: float = 0.0

@@ -132,7 +132,7 @@ class Session:
         self.engine.train()
         self.guard.note(total_steps=self.total_steps)
         batches = iter(self.stream)
-        if self.evaluation_is_owed:
+        if self.evaluation_is_owed or (self.step == 0 and self.config.train.eval_first):
             self.evaluate()
         while self.step < self.total_steps:
             stopped_by = self.train_step(batches)

@@ -18,7 +18,8 @@ def summarise(
 ) -> dict[str, Any]:
     """Gather a finished run's figures from its metrics.jsonl and write summary.json.
 
-    top1, top5 (of a classifier), loss and expert_load are of the last evaluation; images_s is the median
+    top1, top5 (of a classifier), loss and expert_load are of the last evaluation, first_top1 and first_loss
+    of that before the first step (`train.eval_first`), where there is one; images_s is the median
     step's and dropped_fraction the mean, both over the last epoch of training (the whole run if that is
     shorter, or an epoch's steps unknown, None), all ranks together.
     """
@@ -26,6 +27,7 @@ def summarise(
     steps = [record for record in records if "loss" in record]
     last = steps[-epoch_steps:] if epoch_steps else steps
     evaluation = [record for record in records if "eval_loss" in record][-1]
+    first: dict[str, Any] = next((record for record in records if record["step"] == 0), {})
     averaged: dict[str, Any] = next((record for record in reversed(records) if "eval_ema_loss" in record), {})
     summary = {
         **{name: evaluation[f"eval_{name}"] for name in ("top1", "top5") if f"eval_{name}" in evaluation},
@@ -34,6 +36,7 @@ def summarise(
             for name in ("top1", "loss")
             if f"eval_ema_{name}" in averaged
         },
+        **{f"first_{name}": first[f"eval_{name}"] for name in ("top1", "loss") if f"eval_{name}" in first},
         "loss": evaluation["eval_loss"],
         "images_s": median(record["images_s"] for record in last),
         "dropped_fraction": sum(record["dropped_fraction"] for record in last) / len(last),
@@ -74,10 +77,18 @@ def render(summary: dict[str, Any], run: RunDirectory, period: str = "the last e
 
 def _quality(summary: dict[str, Any]) -> list[str]:
     if "top1" not in summary:
-        return [f"  reconstruction   loss {summary['loss']:.4f} of {summary['images']} images"]
+        return [
+            f"  reconstruction   loss {summary['loss']:.4f} of {summary['images']} images",
+            *([f"  at the start     loss {summary['first_loss']:.4f}"] if "first_loss" in summary else []),
+        ]
     return [
         f"  top-1 accuracy   {summary['top1']:.2%} of {summary['images']} images",
         f"  loss             {summary['loss']:.4f}",
+        *(
+            [f"  at the start     {summary['first_top1']:.2%}, loss {summary['first_loss']:.4f}"]
+            if "first_top1" in summary
+            else []
+        ),
         *(
             [f"  moving average   {summary['ema_top1']:.2%}, loss {summary['ema_loss']:.4f}"]
             if "ema_top1" in summary

@@ -11,7 +11,7 @@ from parallel.commit import latest
 from swin_moe.model import SwinTransformer, build_model
 from swin_moe.weights import save_weights
 from tests.distributed import run_on_ranks
-from tests.launcher.running import CONFIG, commands, overrides
+from tests.launcher.running import CONFIG, commands, evaluations, overrides, steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # to read a checkpoint here
 
@@ -54,6 +54,30 @@ def test_a_run_starts_from_the_file(
     expected = dict(model.named_parameters())
     for name, parameter in trained(run, model).named_parameters():
         assert torch.equal(parameter, expected[name]), name
+
+
+def test_an_upcycled_run_starts_where_the_dense_one_ended(shards: Path, tmp_path: Path) -> None:
+    """The evaluation before the first step is the dense run's last, and leaves no trace in the training."""
+    dense, file = tmp_path / "dense", tmp_path / "dense.safetensors"
+    short = ("train.duration=6 steps", "optim.warmup=0 steps", "train.eval_every=null", "parallel.ep_size=1")
+    even = ("model.moe.top_k=2", "model.moe.normalize_gates=true", "model.moe.capacity_factor=0")
+    grown = [*overrides(shards, tmp_path / "first", *short, *even), "train.upcycle_noise=0.0"]
+    lines = [
+        ["train", str(CONFIG), *overrides(shards, dense, *short, "model.moe=null")],
+        ["convert", str(dense), str(file), "--to", "native"],
+        ["train", str(CONFIG), "--pretrained", str(file), *grown, "train.eval_first=true"],
+        ["train", str(CONFIG), "--pretrained", str(file), *grown, f"run_dir={tmp_path / 'plain'}"],
+    ]
+    (outcomes,) = run_on_ranks(commands, 1, lines)
+    assert [outcome.code for outcome in outcomes] == [0] * 4, outcomes
+    first, last = evaluations(tmp_path / "first")
+    (wanted,) = evaluations(dense)
+    assert (first["step"], last["step"]) == (0, 6)
+    assert first["eval_top1"] == wanted["eval_top1"]
+    assert first["eval_loss"] == pytest.approx(wanted["eval_loss"], rel=1e-5)
+    assert "\n  at the start " in outcomes[2].out
+    for found, plain in zip(steps(tmp_path / "first"), steps(tmp_path / "plain"), strict=True):
+        assert (found["loss"], found["grad_norm"]) == (plain["loss"], plain["grad_norm"])
 
 
 def test_what_cannot_be_a_start_is_refused(

@@ -106,3 +106,14 @@ def test_a_dense_model_has_no_table(run: RunDirectory) -> None:
     text = render(summarise(run, CONFIG, world_size=4, epoch_steps=3) | {"expert_load": {}}, run)
     assert "tokens" not in text
     assert text.count("\n\n") == 1
+
+
+def test_what_a_run_started_from(run: RunDirectory) -> None:
+    first = json.dumps(evaluation(0, 0.125))
+    run.metrics.write_text(f"{first}\n{run.metrics.read_text()}")
+    summary = summarise(run, CONFIG, world_size=4, epoch_steps=3)
+    assert (summary["first_top1"], summary["first_loss"]) == (0.125, 1.875)
+    assert (summary["top1"], summary["steps"]) == (0.75, 5)
+    assert "\n  at the start     12.50%, loss 1.8750\n" in render(summary, run)
+    reconstruction = {name: value for name, value in summary.items() if "top1" not in name}
+    assert "\n  at the start     loss 1.8750\n" in render(reconstruction, run)
