@@ -16,13 +16,15 @@ from swin_moe import model
 from swin_moe.config import ModelConfig, ModelError, MoEConfig, require
 from swin_moe.yaml_files import YamlError, got, merge, read_yaml
 
+NOT_MODELS = ("base", "hardware", "recipes", "studies")  # folders of configs/ without named models
+
 
 def model_files() -> dict[str, Path]:
-    """Every named configuration and its file; `configs/base` holds what they share."""
+    """Every named model's configuration; `configs/base` holds what they share."""
     here = Path(__file__).resolve().parent
     folder = next((f for f in (here / "configs", here.parent / "configs") if f.is_dir()), here)
     files = sorted(folder.glob("*/*.yaml"))
-    return {file.stem: file for file in files if file.parent.name != "base"}
+    return {file.stem: file for file in files if file.parent.name not in NOT_MODELS}
 
 
 def list_models() -> list[str]:
