@@ -87,14 +87,19 @@ def simmim(runs: Runs) -> list[Row]:
 
 def experts(runs: Runs) -> list[Row]:
     """(b) Eight experts against the dense model, as many steps and active FLOPs."""
-    dense = [runs.train("dense", seed) for seed in runs.seeds]
-    moe = [runs.train("moe", seed) for seed in runs.seeds]
-    return [
-        *((f"dense {name}", [run[name] for run in dense]) for name in ("top1", "loss")),
-        *((f"MoE {name}", [run[name] for run in moe]) for name in ("top1", "loss")),
-        ("gain in top-1", [a["top1"] - b["top1"] for a, b in zip(moe, dense, strict=True)]),
-        ("gain in loss", [b["loss"] - a["loss"] for a, b in zip(moe, dense, strict=True)]),
-    ]
+    rows: list[Row] = []
+    for epochs in (4, 8):  # 4 is the recipes' own
+        length, name = (f"train.duration={epochs} epochs",), "" if epochs == 4 else f"_{epochs}"
+        dense = [runs.train("dense", seed, *length, name=f"dense{name}") for seed in runs.seeds]
+        moe = [runs.train("moe", seed, *length, name=f"moe{name}") for seed in runs.seeds]
+        for figure, sign in (("top1", 1), ("loss", -1)):
+            gains = [sign * (a[figure] - b[figure]) for a, b in zip(moe, dense, strict=True)]
+            rows += [
+                (f"{epochs} epochs, dense, {figure}", [run[figure] for run in dense]),
+                (f"{epochs} epochs, MoE, {figure}", [run[figure] for run in moe]),
+                (f"{epochs} epochs, gain in {figure}", gains),
+            ]
+    return rows
 
 
 def upcycling(runs: Runs) -> list[Row]:
