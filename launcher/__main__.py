@@ -28,11 +28,13 @@ from launcher.errors import RunError
 from launcher.evaluation import command as evaluation
 from launcher.exit_codes import ExitCode
 from launcher.layout import full_nodes, layout, print_lines
+from launcher.plan import command as plan
 from launcher.preflight import command as preflight
 from launcher.rank import USER_ERRORS, Guard, as_rank, complain
 from launcher.run_directory import RunDirectory
 from launcher.sessions import Sessions
 from launcher.slurm import command as slurm
+from launcher.study import command as study
 from parallel.env import LaunchError, Ranks, without_local_rank
 
 DESCRIPTION = """\
@@ -159,8 +161,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = _teaching(argparse.ArgumentParser, prog="swin-moe", description=DESCRIPTION)
     commands = parser.add_subparsers(
         required=True,
-        metavar="check | train | eval | preflight | shards | bench | models | convert | export | "
-        "checkpoint | slurm",
+        metavar="check | train | eval | preflight | plan | shards | bench | models | convert | export | "
+        "checkpoint | slurm | study",
     )
     check_parser = _teaching(commands.add_parser, "check", help="find everything that is wrong with a run")
     train_parser = _teaching(commands.add_parser, "train", help="train a model", epilog=TRAIN_HELP)
@@ -202,12 +204,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluation.add_parser(commands)
     preflight.add_parser(commands)
+    plan.add_parser(commands)
     shards.add_parser(commands)
     bench.add_parser(commands)
     models.add_parser(commands)
     convert.add_parsers(commands)
     checkpoints.add_parser(commands)
     slurm.add_parser(commands)
+    study.add_parser(commands)
     return parser
 
 

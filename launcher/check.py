@@ -27,16 +27,28 @@ def check(config: RunConfig, world_size: int | None = None) -> None:
     Raises:
         ConfigError: with every rule that does not hold, a line each.
     """
-    errors = [*_batch_errors(config, world_size), *_layout_errors(config, world_size)]
-    errors += _optimizer_errors(config)
-    if config.task == "simmim" and config.data.augment is not None:
-        errors.append("data.augment is for task=classification: leave it out (null) for task=simmim")
-    errors += [*_data_errors(config), *_duration_errors(config)]
-    errors += _messages(lambda: check_zero_section(config.deepspeed), ValueError)
-    if errors:
+    if errors := problems(config, world_size):
         count = "one thing" if len(errors) == 1 else f"{len(errors)} things"
         lines = [*errors, *_elastic_hint(config, world_size)]
         raise ConfigError(f"{count} to correct:\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def problems(config: RunConfig, world_size: int | None = None, *, data: bool = True) -> list[str]:
+    """What `check` finds wrong, a line each; `data=False` leaves out the shards, which may be elsewhere."""
+    errors = rule_errors(config, world_size)
+    if config.task == "simmim" and config.data.augment is not None:
+        errors.append("data.augment is for task=classification: leave it out (null) for task=simmim")
+    errors += [*(_data_errors(config) if data else []), *_duration_errors(config)]
+    return errors + _messages(lambda: check_zero_section(config.deepspeed), ValueError)
+
+
+def rule_errors(config: RunConfig, world_size: int | None) -> list[str]:
+    """Where batch, layout and optimizer do not go together; needs neither data nor a run directory."""
+    return [
+        *_batch_errors(config, world_size),
+        *_layout_errors(config, world_size),
+        *_optimizer_errors(config),
+    ]
 
 
 def _elastic_hint(config: RunConfig, world_size: int | None) -> list[str]:

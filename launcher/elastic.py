@@ -79,7 +79,7 @@ def _parallel(config: RunConfig, world_size: int, per_node: int | None) -> Paral
         return asked
     ep_size, slices = asked.ep_size, asked.expert_slices
     if world_size % ep_size:
-        fitting = {n: s for n in _divisors(world_size) if (s := _slices(n, slices, moe.num_experts))}
+        fitting = {n: s for n in divisors(world_size) if (s := _slices(n, slices, moe.num_experts))}
         ep_size = _best(list(fitting), ep_size, per_node)
         slices = fitting[ep_size]
     dims = ParallelDims(world_size=world_size, ep_size=ep_size, expert_slices=slices)
@@ -96,7 +96,7 @@ def _best(fitting: list[int], asked: int, per_node: int | None) -> int:
 
 def _slices(ep_size: int, most: int, num_experts: int) -> int | None:
     """The most slices of each expert, up to a number, that leave every block of ranks an expert."""
-    fits = [n for n in _divisors(ep_size) if n <= most and ep_size // n <= num_experts]
+    fits = [n for n in divisors(ep_size) if n <= most and ep_size // n <= num_experts]
     return max(fits, default=None)
 
 
@@ -106,7 +106,7 @@ def _exchange(
     """Gathering over as many ranks as fit, up to those configured; two stages where nodes allow it."""
     strategy = asked.strategy
     if anew and not isinstance(strategy, str):
-        fits = [n for n in _divisors(dims.ep_size) if _holds(dims.check_gather_degree, n)]
+        fits = [n for n in divisors(dims.ep_size) if _holds(dims.check_gather_degree, n)]
         strategy = max(n for n in fits if n <= strategy)
     degrees = [1, dims.expert_slices, dims.ep_size] if isinstance(strategy, str) else [strategy]
     hierarchical = asked.hierarchical and (
@@ -117,7 +117,7 @@ def _exchange(
 
 def _micro_batch(config: RunConfig, world_size: int) -> int:
     """Images that a rank holds at once: the configured number, or the largest below it that fits."""
-    train, unit = config.train, _unit(config)
+    train, unit = config.train, batch_unit(config)
     fits = _micro_batches(config, world_size)
     would_do = [n for n in range(1, train.global_batch_size + 1) if _micro_batches(config, n)]
     if train.micro_batch_size % unit or train.micro_batch_size in fits or not would_do:
@@ -135,11 +135,11 @@ def _micro_batch(config: RunConfig, world_size: int) -> int:
 def _micro_batches(config: RunConfig, world_size: int) -> list[int]:
     """All micro-batches up to the configured one that the rules of launcher/check.py allow."""
     share, rest = divmod(config.train.global_batch_size, world_size)
-    most, unit = min(share, config.train.micro_batch_size), _unit(config)
+    most, unit = min(share, config.train.micro_batch_size), batch_unit(config)
     return [] if rest else [n for n in range(unit, most + 1, unit) if share % n == 0]
 
 
-def _unit(config: RunConfig) -> int:
+def batch_unit(config: RunConfig) -> int:
     """What a micro-batch must be a multiple of: images that mix, or are routed, together."""
     moe, augment = config.model.moe, config.data.augment
     return lcm(moe.routing_group_images if moe else 1, augment.group_size if augment else 1)
@@ -176,7 +176,8 @@ def _ranks_before(run: RunDirectory) -> int | None:
     return next((s["ranks"] for s in reversed(all_sessions(run)) if s["ranks"] is not None), None)
 
 
-def _divisors(n: int) -> list[int]:
+def divisors(n: int) -> list[int]:
+    """All of a number, the smallest first."""
     return [size for size in range(1, n + 1) if n % size == 0]
 
 

@@ -42,6 +42,8 @@ examples:
   swin-moe slurm resume runs/a --nodes 2 --time 8:00:00
   swin-moe slurm resume runs/sweep                      of an array, only the tasks that are not finished
 """
+DRY_RUN = "print the script; write and submit nothing"
+Options: TypeAlias = "argparse.ArgumentParser | argparse._ArgumentGroup"
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
@@ -64,7 +66,8 @@ def add_parser(subparsers: Commands) -> None:
     )
     logs.add_argument("--task", type=int, metavar="I", help="of an array")
     stop.add_argument("--now", action="store_true", help="do not wait for a save")
-    _add_resources(again)
+    add_resources(again)
+    again.add_argument("--dry-run", action="store_true", help=DRY_RUN)
 
 
 def run(args: argparse.Namespace, arguments: list[str]) -> int:
@@ -83,11 +86,15 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
     add("overrides", nargs="*", metavar="a.b=value", help="options to override")
     add("--array", type=Path, metavar="FILE", help="overrides, a task a line or an item of a YAML list")
     add("--job-name", metavar="NAME", help="default: the name of the run directory")
-    _add_resources(parser)
+    add_resources(parser)
+    add("--dry-run", action="store_true", help=DRY_RUN)
 
 
-def _add_resources(parser: argparse.ArgumentParser) -> None:
-    """Options of `submit` and `resume`; None is what the site's file, or the last submission, says."""
+def add_resources(parser: Options) -> None:
+    """Options of `submit`, `resume` and `study run --slurm`.
+
+    None is what the site's file, or the last submission, says.
+    """
     add = parser.add_argument
     add(
         "--nodes",
@@ -109,7 +116,6 @@ def _add_resources(parser: argparse.ArgumentParser) -> None:
     add("--array-limit", type=positive, metavar="K", help="tasks of an array that run at a time")
     add("--requeue-limit", type=int, metavar="N", help="back into the queue so often by itself")
     add("--allow-change", action="store_const", const=True, help="as in train")
-    add("--dry-run", action="store_true", help="print the script; write and submit nothing")
 
 
 RUN: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {

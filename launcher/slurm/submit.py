@@ -51,7 +51,7 @@ def submit(args: argparse.Namespace, _: list[str]) -> int:
         submission = replace(submission, tasks=array.read_tasks(args.array))
         run, configs = array.configurations(args.config, args.overrides, submission.tasks)
         prepared = prepare(submission, run, configs, range(len(configs)))
-    return _show(prepared) if args.dry_run else _post(prepared)
+    return _show(prepared) if args.dry_run else post(prepared)
 
 
 def resume(args: argparse.Namespace, _: list[str]) -> int:
@@ -67,7 +67,7 @@ def resume(args: argparse.Namespace, _: list[str]) -> int:
         raise ConfigError(f"{files.run} is finished; to train longer, submit a configuration that says so")
     indices = left if submission.tasks else ()
     prepared = prepare(submission, files.run, configs, indices)
-    return _show(prepared) if args.dry_run else _post(prepared)
+    return _show(prepared) if args.dry_run else post(prepared)
 
 
 def task_directories(run: Path, submission: Submission) -> list[Path]:
@@ -125,7 +125,7 @@ def _show(prepared: Prepared) -> int:
     return 0
 
 
-def _post(prepared: Prepared) -> int:
+def post(prepared: Prepared) -> int:
     """Write and submit, or leave all as it was."""
     run, submission = prepared.run, prepared.submission
     files = SlurmFiles(run)

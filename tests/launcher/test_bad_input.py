@@ -165,13 +165,13 @@ def test_run_directory_that_cannot_be_written(
     [
         (
             ("tain",),
-            "invalid choice: 'tain' (choose from 'check', 'train', 'eval', 'preflight', 'shards', "
-            "'bench', 'models', 'convert', 'export', 'checkpoint', 'slurm')",
+            "invalid choice: 'tain' (choose from 'check', 'train', 'eval', 'preflight', 'plan', "
+            "'shards', 'bench', 'models', 'convert', 'export', 'checkpoint', 'slurm', 'study')",
         ),
         (
             (),
-            "the following arguments are required: check | train | eval | preflight | shards | bench | "
-            "models | convert | export | checkpoint | slurm",
+            "the following arguments are required: check | train | eval | preflight | plan | "
+            "shards | bench | models | convert | export | checkpoint | slurm | study",
         ),
         (("train", str(CONFIG), "--rseume", "auto"), "unrecognized arguments: --rseume auto"),
         (("train", str(CONFIG), "--nproc", "x"), "--nproc: must be a whole number of at least 1 (got 'x')"),

@@ -21,6 +21,7 @@ from tests.launcher.running import CONFIG, overrides
         (("shards", "verify"), ("swin-moe shards verify data/fashion-mnist",)),
         (("shards", "info"), ("swin-moe shards info data/fashion-mnist",)),
         (("slurm",), ("submit", "status", "logs", "cancel", "resume")),
+        (("study", "run"), ("swin-moe study run configs/studies/fashion_capacity.yaml --dry-run", "--slurm")),
         (("slurm", "submit"), ("swin-moe slurm submit configs/demo_cpu.yaml", "--elastic", "--array")),
         (("slurm", "resume"), ("swin-moe slurm resume runs/a --nodes 2",)),
     ],

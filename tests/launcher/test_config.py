@@ -12,7 +12,7 @@ from launcher.schema import CheckpointConfig, DataConfig, OptimConfig, RunConfig
 from swin_moe.config import ModelConfig, MoEConfig
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
-CONFIGS = [path for path in CONFIGS if path.parent.name != "base"]
+CONFIGS = [path for path in CONFIGS if not {"base", "hardware", "studies"} & set(path.parts)]
 BASE = "run_dir: runs/a\nmodel: {}\ndata: {train: t, val: v}\n"
 BASE_CONFIG = RunConfig(run_dir="runs/a", model=ModelConfig(), data=DataConfig(train="t", val="v"))
 MOE = "model.moe={blocks: [[], [], [5], []], num_experts: 4}"

@@ -21,6 +21,7 @@ from swin_moe.registry import load_model_config, model_files
 FILES = model_files()
 NAMES = list(FILES)
 EVERY_YAML = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))
+EVERY_YAML = [path for path in EVERY_YAML if path.parent.name not in ("hardware", "studies")]
 CONFIGS = {name: load_config(FILES[name]) for name in NAMES}
 
 

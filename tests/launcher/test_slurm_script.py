@@ -254,3 +254,27 @@ def wait_for(condition: object, deadline_s: float = 15) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < end
         time.sleep(0.02)
+
+
+@pytest.mark.parametrize(
+    ("trained", "evaluated", "after", "status"),
+    [(0, 0, 0, 0), (0, 84, 0, 84), (82, 0, 82, 82), (75, 0, 75, 75)],
+)
+def test_a_run_of_a_study_is_evaluated_once_it_is_trained(
+    slurm: FakeSlurm, shards: Path, trained: int, evaluated: int, after: int, status: int
+) -> None:
+    slurm.set(
+        after=str(after), **{"srun.sh": f'[[ "$*" != *" train "* ]] || exit {trained}\nexit {evaluated}'}
+    )
+    run = submitted(slurm, shards, "run")
+    (run / "slurm" / "evaluate").write_text("--sweep-capacity\n0.5,0.0\n")
+    assert slurm.run(run / "slurm" / "job.sbatch") == status
+    calls = [call[call.index("launcher") + 1 :] for call in slurm.calls("srun")]
+    asked = ["eval", str(run), "--sweep-capacity", "0.5,0.0"]
+    assert [call[0] for call in calls] == (["train", "eval"] if trained == 0 else ["train"])
+    assert trained != 0 or calls[1] == asked
+    [told] = slurm.calls("python")
+    assert told[3:5] == ["--code", str(trained)]  # how the training ended decides what follows
+    said = run / "slurm" / "evaluate-status"
+    assert said.exists() == (trained == 0)
+    assert trained != 0 or said.read_text() == f"{evaluated}\n"

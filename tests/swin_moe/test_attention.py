@@ -4,11 +4,14 @@ Legend: B images, S windows an image, n = w * w tokens a window, h heads, C chan
 """
 
 import math
+from unittest import mock
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from swin_moe import attention
 from swin_moe.attention import WindowAttention
 from swin_moe.position_bias import LogCpbBias, TableBias, relative_index, relative_offsets
 from swin_moe.windows import WindowGrid
@@ -119,8 +122,24 @@ def reference(layer: WindowAttention, x: Tensor, mask: Tensor | None, window: in
 @pytest.mark.parametrize(
     ("window", "side", "shifted"), [(2, 4, False), (2, 4, True), (3, 6, True), (3, 3, False)]
 )
-def test_attention_equals_plain_loops(position_bias: str, window: int, side: int, shifted: bool) -> None:
-    """Two images; the mask of a shifted map belongs to its windows, image after image."""
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_attention_equals_plain_loops(
+    monkeypatch: pytest.MonkeyPatch, position_bias: str, window: int, side: int, shifted: bool, device: str
+) -> None:
+    """Two images; the mask of a shifted map belongs to its windows, image after image.
+
+    A GPU's way is run here; its kernels take tensors of four dims and a bias (1 or B, heads, n, n).
+    """
+    if device == "cuda":
+        monkeypatch.setattr(attention, "_attention", attention._fused)
+    with mock.patch.object(F, "scaled_dot_product_attention", wraps=F.scaled_dot_product_attention) as fused:
+        check_against_plain_loops(position_bias, window, side, shifted)
+    assert fused.called == (device == "cuda")
+    for call in fused.call_args_list:
+        assert [tensor.dim() for tensor in (*call.args, call.kwargs["attn_mask"])] == [4] * 4
+
+
+def check_against_plain_loops(position_bias: str, window: int, side: int, shifted: bool) -> None:
     layer = make_attention(position_bias, window)
     mask = WindowGrid(window=window, shifted=shifted).mask(side, side)
     assert (mask is not None) == shifted

@@ -1,0 +1,120 @@
+"""Slots of an MoE layer in one forward pass of a rank: the rows it sends, the rows its experts compute.
+
+Loads are taken for even: every expert of a layer is wanted by as many tokens, on every rank.
+
+Legend: T tokens, k choices, E experts, G routing groups, S = T / G tokens a group.
+"""
+
+import math
+from dataclasses import dataclass
+
+from parallel.expert import ExpertParallel, ExpertSlice
+from swin_moe.config import ModelConfig, MoEConfig
+from swin_moe.dispatch import capacity
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slots:
+    """What one layer has room for, and what of it even load fills."""
+
+    tokens: int  # T of this rank
+    groups: int  # G
+    capacity: int  # slots of one expert in one routing group
+    rows: int  # that this rank's tokens fill under even load; all slots where they are padded
+
+    def most(self, num_experts: int) -> int:
+        """Rows that this rank's tokens can fill, whatever the load."""
+        return num_experts * self.groups * min(self.capacity, self.tokens // self.groups)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Way:
+    """How the rows of a layer and its experts come together at one gather degree (parallel/exchange.py)."""
+
+    degree: int  # neighbouring ranks that bring their weights together
+    local: int  # experts that this rank then computes
+    sources: int  # ranks whose rows it computes
+    copies: int  # ranks to which each row goes, as its expert stays sliced
+    part: ExpertSlice  # of each expert
+
+    def received(self, rows: int, num_experts: int) -> int:
+        """Rows that this rank computes where each rank has so many."""
+        return math.ceil(rows * self.local / num_experts) * self.sources
+
+
+def slots_of(
+    moe: MoEConfig, *, images: int, length: int, padded: bool = False, top_k: int | None = None
+) -> Slots:
+    """The slots of a layer in training.
+
+    Args:
+        moe: of the layer.
+        images: of the micro-batch.
+        length: tokens of an image.
+        padded: whether the exchange pads rows to the capacity.
+        top_k: choices of a token; None for the configured ones.
+    """
+    k = moe.top_k if top_k is None else top_k
+    if moe.router == "soft":
+        rows = images * moe.num_experts * moe.slots_per_expert
+        slots = images * moe.slots_per_expert
+        return Slots(tokens=images * length, groups=1, capacity=slots, rows=rows)
+    groups = images // moe.routing_group_images
+    size = moe.routing_group_images * length
+    slots = capacity(moe.capacity_factor, size, moe.num_experts, k)
+    bound = moe.num_experts * groups * min(slots, size)
+    if padded and slots < size:
+        rows = moe.num_experts * groups * slots
+    else:
+        rows = bound if moe.router == "expert_choice" else min(images * length * k, bound)
+    return Slots(tokens=images * length, groups=groups, capacity=slots, rows=rows)
+
+
+def slots_by_layer(model: ModelConfig, images: int, *, padded: bool = False) -> dict[str, Slots]:
+    """The slots of every MoE layer of a model by its name, for a micro-batch of so many images."""
+    if model.moe is None:
+        return {}
+    return {
+        f"layers.{stage}.blocks.{block}": slots_of(
+            model.moe, images=images, length=model.stage_resolution(stage) ** 2, padded=padded
+        )
+        for stage, blocks in enumerate(model.moe.blocks)
+        for block in blocks
+    }
+
+
+def way_of(placement: ExpertParallel, degree: int) -> Way:
+    """How rows and experts come together at a gather degree, for a rank that holds most experts."""
+    slices, experts = placement.part.of, placement.num_experts
+    stay = max(1, slices // degree)
+    return Way(
+        degree=degree,
+        local=min(experts, len(placement.local_experts) * max(1, degree // slices)),
+        sources=placement.ep_size // degree,
+        copies=stay,
+        part=ExpertSlice() if stay == 1 else ExpertSlice(slices - degree, slices, slices),
+    )
+
+
+def degree_of(placement: ExpertParallel, *, expert_bytes: int, row_bytes: int, rows: int) -> int:
+    """The gather degree of the placement's strategy; `auto` by the rule of parallel/exchange.py.
+
+    Args:
+        placement: with the options of its exchange.
+        expert_bytes: of one whole expert.
+        row_bytes: that travel for one row, there and back.
+        rows: that a rank sends at most.
+    """
+    strategy, ranks, slices = placement.options.strategy, placement.ep_size, placement.part.of
+    if ranks == 1 or strategy == "ep":
+        return 1
+    if strategy == "dp":
+        return ranks
+    if strategy != "auto":
+        return int(strategy)
+
+    def moved(degree: int) -> float:
+        weights = placement.num_experts * expert_bytes * (degree - 1) / ranks
+        return weights + rows * max(1, slices // degree) * row_bytes * (1 - degree / ranks)
+
+    return min(sorted({1, slices, ranks}), key=moved)

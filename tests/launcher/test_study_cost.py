@@ -1,0 +1,90 @@
+"""What a grid costs, and when it will be done: worked by hand."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launcher.config import load_config
+from launcher.study.asked import Asked, asked_of, too_many_choices
+from launcher.study.cells import Cell, Study
+from launcher.study.cost import CellCost, Pace, costs_of, span
+from launcher.study.resolve import Planned
+from swin_moe.flops import Cost, cost
+from tests.launcher.running import CONFIG, overrides
+
+
+def planned(name: str, axes: dict[str, object], shards: Path, *more: str) -> Planned:
+    config = load_config(CONFIG, overrides(shards, "runs/x", *more))
+    return Planned(cell=Cell(name=name, axes=axes, seed=0), config=config, asked=Asked())
+
+
+def test_steps_images_and_multiply_adds(shards: Path) -> None:
+    epochs = planned("a", {}, shards, "train.duration=1.3 epochs")
+    steps = planned("b", {}, shards, "train.duration=5 steps", "model.moe.top_k=1")
+    tars = planned("c", {}, shards, f"data.train={shards}/train/*.tar", "train.duration=2 epochs")
+    found = costs_of([epochs, steps, tars])
+    # 1.3 x 256 images at 16 a step: 20.8 steps, so 21, of 336 images
+    assert (found["a"].steps, found["a"].images) == (21, 336)
+    assert found["a"].flops == 3 * cost(epochs.config.model).flops * 336
+    assert (found["b"].steps, found["b"].images) == (5, 80)
+    assert found["b"].model == cost(steps.config.model)
+    assert found["b"].model.flops < found["a"].model.flops
+    assert (found["c"].steps, found["c"].flops) == (None, None)
+    assert costs_of([tars], epoch_images=1000)["c"].steps == math.ceil(2000 / 16)
+
+
+def test_the_capacity_changes_no_cost_and_is_counted_once(
+    shards: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = []
+
+    def counting(model: object) -> Cost:
+        counted.append(model)
+        return Cost(1, 1, 1)
+
+    monkeypatch.setattr("launcher.study.cost.cost", counting)
+    cells = [planned(f, {}, shards, f"model.moe.capacity_factor={f}") for f in ("0", "0.5", "1.25")]
+    costs_of([*cells, planned("k", {}, shards, "model.moe.top_k=1")])
+    assert len(counted) == 2
+
+
+def test_the_pace_is_that_of_other_seeds_or_else_of_the_multiply_adds(shards: Path) -> None:
+    light = CellCost(model=Cost(1, 1, 10), steps=10, images=100)  # 3 x 10 x 100 = 3000
+    heavy = replace(light, model=Cost(1, 1, 40))  # 12000
+    cells = [planned(name, {"x": name[0]}, shards) for name in ("a0", "a1", "b0", "b1")]
+    costs = {"a0": light, "a1": light, "b0": heavy, "b1": heavy}
+    a0, a1, b0, b1 = cells
+    pace = Pace(costs=costs)
+    assert pace.left_s([(a0, 0.0)], cells, 1) is None
+    pace.finished["a0"] = 30.0
+    assert pace.expected_s(a1, cells) == 30
+    assert pace.expected_s(b0, cells) == 120
+    pace.finished["b0"] = 60.0  # faster than its multiply-adds said
+    assert pace.expected_s(b1, cells) == 60
+    # 60 s of b1, of a1 25 of 30 are over: 65 s of one worker, half of two
+    assert pace.left_s([(b1, 0.0), (a1, 25.0)], cells, 1) == 65
+    assert pace.left_s([(b1, 0.0), (a1, 50.0)], cells, 2) == 30
+    unknown = Pace(costs={**costs, "b1": replace(heavy, images=None)}, finished={"a0": 30.0})
+    assert unknown.left_s([(b1, 0.0)], cells, 1) is None
+
+
+def test_spans() -> None:
+    assert [span(s) for s in (3, 119, 600, 7200, 200_000)] == ["3 s", "119 s", "10 min", "2.0 h", "2.3 days"]
+
+
+def test_what_a_checkpoint_is_evaluated_at(shards: Path) -> None:
+    study = Study(name="s", axes={}, cells=(), capacity_factors=(0.5, 0.0), top_k=(1, 2))
+    moe = planned("a", {}, shards).config
+    asked = asked_of(moe, study)
+    assert asked.arguments == ("--sweep-capacity", "0.5,0.0", "--sweep-top-k", "1,2")
+    assert asked.ways == {(0.5, 1), (0.0, 1), (0.5, 2), (0.0, 2)}
+    dense = planned("b", {}, shards, "model.moe=null").config
+    soft = planned("c", {}, shards, "model.moe.router=soft", "model.moe.top_k=1").config
+    assert asked_of(dense, study) == asked_of(soft, study) == Asked()
+    chooser = ("model.moe.router=expert_choice", "model.moe.eval_capacity_factor=1.0", "model.moe.top_k=1")
+    assert asked_of(planned("d", {}, shards, *chooser).config, study).ways == {(0.5, 1)}
+    assert asked_of(moe, replace(study, capacity_factors=(), top_k=())) == Asked()
+    many = too_many_choices(moe, replace(study, top_k=(8, 9)))  # of 8 experts
+    assert many == ["evaluate.top_k (9) must lie in 1..model.moe.num_experts (8)"]
