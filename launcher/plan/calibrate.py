@@ -10,8 +10,6 @@ in the bytes by which launcher/plan/trace.py counts it, so that both mean the sa
 import itertools
 import mmap
 import os
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from functools import partial
@@ -25,9 +23,9 @@ from torch import Tensor
 
 from launcher.plan.hardware import Curve, Device, Hardware, Link
 from launcher.plan.passes import PASSES, update
+from launcher.plan.stopwatch import Stopwatch
 from launcher.plan.trace import record
 from launcher.plan.work import describe
-from parallel.collectives import gather_objects
 from swin_moe.config import ModelConfig
 from swin_moe.model import build_model
 
@@ -38,7 +36,6 @@ SIZES = 2**14, 2**18, 2**22  # elements of a pass
 MESSAGES = 2**16, 2**23  # bytes of a collective: of the first what it waits, of both what it carries
 PAGES_BYTES = 2**25
 POOL_BYTES, POOL = 2**26, 50  # of the tensors that repetitions take in turns, and their number at most
-BUDGET_S, LEAST, MOST, REPETITIONS = 0.1, 3, 50, 7
 SMALL = ModelConfig(image_size=16, num_classes=8, embed_dim=8, depths=(4,), num_heads=(1,), window_size=4)
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Say = Callable[[str], None]
@@ -94,57 +91,6 @@ def write(hardware: Hardware, file: Path) -> None:
         tree[name] = {key: [[_short(x) for x in point] for point in curve] for key, curve in curves}
     text = yaml.safe_dump(tree, sort_keys=False, default_flow_style=None, width=110)
     file.write_text(f"# measured by swin-moe plan --calibrate, torch {torch.__version__}\n{text}")
-
-
-class Stopwatch:
-    """Seconds of an action on all ranks at once: the median here, the mean over the ranks.
-
-    Args:
-        device: on which it is done.
-        ranks: of this machine.
-        processor: whether collectives, too, are measured in the processor's seconds; on a machine with other
-            load, against steps that are measured so.
-    """
-
-    def __init__(self, device: torch.device, ranks: int, *, processor: bool = False) -> None:
-        self.device = device
-        self.processor = processor and device.type == "cpu"
-        self.share = max(1.0, ranks * torch.get_num_threads() / (os.cpu_count() or 1))
-
-    def __call__(self, action: Callable[[], object]) -> float:
-        """Seconds of one call that computes."""
-        on_processor = self.device.type == "cpu"
-        action()
-        self._meet()
-        seconds: list[float] = []
-        while len(seconds) < LEAST or (sum(seconds) < BUDGET_S and len(seconds) < MOST):
-            seconds.append(self._once(action, on_processor))
-        return statistics.fmean(gather_objects(statistics.median(seconds)))
-
-    def together(self, action: Callable[[], object]) -> float:
-        """Seconds of a collective."""
-        action()
-        seconds = []
-        for _ in range(REPETITIONS):
-            self._meet()
-            seconds.append(self._once(action, self.processor))
-        return statistics.fmean(gather_objects(statistics.median(seconds)))
-
-    def _once(self, action: Callable[[], object], on_processor: bool) -> float:
-        clock = time.process_time if on_processor else time.perf_counter
-        began_s = clock()
-        action()
-        self._finish()
-        return (clock() - began_s) * (self.share if on_processor else 1.0)
-
-    def _finish(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
-    def _meet(self) -> None:
-        self._finish()
-        if dist.is_initialized():
-            dist.barrier()
 
 
 def _kind(device: torch.device) -> Device:
