@@ -32,7 +32,6 @@ def draw(points: Sequence[Point], title: str, directory: Path) -> list[Path]:
     for axis in axes[1:]:
         axis.set_ylim(0, 1.05)
     figure.suptitle(title)
-    directory.mkdir(parents=True, exist_ok=True)
     files = [directory / f"weak_scaling.{kind}" for kind in ("png", "svg")]
     for file in files:
         figure.savefig(file, dpi=120)

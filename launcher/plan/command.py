@@ -79,6 +79,10 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
         raise ConfigError(
             "plan needs CONFIG and --gpu NAME|FILE, such as --gpu a100-80; or --calibrate OUT.yaml alone"
         )
+    if args.json:
+        _check_directory("--json", args.json)
+    if args.simulate and args.out:
+        _make_directory(args.out)
     hardware, config = load_hardware(args.gpu), load_config(args.config, args.overrides)
     counts = parse_range(args.simulate) if args.simulate else []
     nodes = [args.gpus_per_node or hardware.ranks_per_node] * args.nodes
@@ -136,7 +140,7 @@ def _simulate(
     title = f"{args.config} on {hardware.name}, {config.train.precision}"
     print(title)
     print("\n".join(report.simulation_lines(points)))
-    if args.out:
+    if args.simulate and args.out:
         from launcher.plan.charts import draw
 
         print(f"charts: {', '.join(map(str, draw(points, title, args.out)))}")
@@ -146,10 +150,7 @@ def _simulate(
 def _calibrate(args: argparse.Namespace, arguments: list[str]) -> int:
     if args.calibrate.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--calibrate ({args.calibrate}) must be a file that ends in .yaml")
-    if not args.calibrate.parent.is_dir():
-        raise ConfigError(
-            f"--calibrate ({args.calibrate}): there is no directory {args.calibrate.parent}; make it first"
-        )
+    _check_directory("--calibrate", args.calibrate)
     if local.is_parent(args.nproc):
         return local.run_local(args.nproc, arguments)
 
@@ -162,6 +163,20 @@ def _calibrate(args: argparse.Namespace, arguments: list[str]) -> int:
             print(f"{args.calibrate}: a profile of {hardware.name}; use it with --gpu {args.calibrate}")
 
     return as_rank(no_run(), work)
+
+
+def _check_directory(option: str, file: Path) -> None:
+    if not file.parent.is_dir():
+        raise ConfigError(f"{option} ({file}): there is no directory {file.parent}; make it first")
+
+
+def _make_directory(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(
+            f"--out ({directory}) cannot be written: {error.strerror}; choose another"
+        ) from None
 
 
 def _check(config: RunConfig, world_size: int) -> None:

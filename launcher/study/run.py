@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launcher.exit_codes import ExitCode
+from launcher.history import committed_step
 from launcher.stop import StopRequest
 from launcher.study.cost import Pace, span
 from launcher.study.resolve import Plan, Planned
@@ -67,7 +68,8 @@ class Runner:
             work.ask_to_stop(stop.signal)
         steps = self.pace.costs[planned.cell.name].steps
         what = "is evaluated" if before.name == "trained" else f"trains {steps or '?'} steps"
-        at = f" from step {before.step}" if before.step and before.name != "trained" else ""
+        step = committed_step(planned.run)
+        at = f" from step {step}" if step and before.name != "trained" else ""
         self._say(planned, f"{what}{at}; {self._left()}")
 
     def _look(self) -> None:

@@ -145,6 +145,11 @@ def test_simulation_draws_charts(tmp_path: Path, capsys: pytest.CaptureFixture[s
         ),
         (["--calibrate", "x.txt"], "--calibrate (x.txt) must be a file that ends in .yaml"),
         (["--calibrate", "no/x.yaml"], "there is no directory no"),
+        ([CONFIG, "--gpu", "h200", "--json", "no/x.json"], "--json (no/x.json): there is no directory no"),
+        (
+            [CONFIG, "--gpu", "h200", "--simulate", "4..8", "--out", "/dev/null/x"],
+            "--out (/dev/null/x) cannot be written: Not a directory",
+        ),
     ],
 )
 def test_errors(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,9 +162,9 @@ def calibrated(file: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from launcher.plan import calibrate
+    from launcher.plan import calibrate, stopwatch
 
-    calibrate.BUDGET_S, calibrate.SIZES, calibrate.SIDES = 0.0, (2**10, 2**14), (16, 64)
+    stopwatch.BUDGET_S, calibrate.SIZES, calibrate.SIDES = 0.0, (2**10, 2**14), (16, 64)
     calibrate.MESSAGES = (2**10, 2**20)
     hardware = calibrate.measure(torch.device("cpu"))
     if dist.get_rank() == 0:
