@@ -45,6 +45,7 @@ setup(
     ],
     install_requires=[
         "torch>=2.11",
+        "torchvision>=0.26",  # operators of detection (roi_align, nms), imported where they are used
         "deepspeed==0.19.8",  # pinned: parallel/zero.py leans on its private names, which tests hold
         "webdataset>=1.0.2",  # reads shards made by others; our tars stay readable by it
         "tensorboard>=2.20",
@@ -69,7 +70,9 @@ setup(
             "mypy",
             "import-linter",
             "types-PyYAML",
+            "aiohttp>=3.10",  # fsspec reads http:// with it, and tests do so from a server of their own
             "transformers>=5.0",  # reference models of Swin and SwinV2
+            "timm>=1.0.20",  # reference models of Swin and SwinV2, and of the published augmentation
             "playwright>=1.50",  # drives Debian's Chromium, which shows the report of a study
         ],
     },
