@@ -96,7 +96,12 @@ def _sweep(lock: Path, young_s: float) -> None:
 
 
 def _build(names: Sequence[str], left_s: float) -> None:
-    """Build in a process of its own, so that a deadline can end it, compiler and all."""
+    """Build in a process of its own, so that a deadline can end it, compiler and all; say so to the user."""
+    start_s = time.monotonic()
+    sys.stderr.write(
+        f"building {', '.join(names)}, once for this machine, in {os.environ[CACHE]} (about a minute, at most "
+        f"{left_s:.0f} s)\n"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", BUILD, *names],
         env={**os.environ, "DS_ACCELERATOR": os.environ.get("DS_ACCELERATOR", "cpu")},
@@ -120,3 +125,4 @@ def _build(names: Sequence[str], left_s: float) -> None:
         raise ExtensionError(
             f"{', '.join(names)} cannot be built: {told[-1].strip()}; it needs a C++ compiler and ninja"
         )
+    sys.stderr.write(f"built {', '.join(names)} in {time.monotonic() - start_s:.0f} s\n")

@@ -4,7 +4,6 @@ Legend: B images, H x W tokens, C channels.
 """
 
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -14,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from parallel.exchange import ExchangeOptions
 from parallel.expert import ExpertParallel, copy_mark
 from parallel.mesh import Mesh
-from parallel.sharded import construction
+from parallel.sharded import partitioned
 from swin_moe.attention import CosineAttention, SpatialMLP, WindowAttention
 from swin_moe.block import SwinBlock
 from swin_moe.config import ModelConfig, require
@@ -303,7 +302,8 @@ def construct(
         placement = (
             ExpertParallel.over(mesh, experts, exchange) if mesh else ExpertParallel.on_one_rank(experts)
         )
-    with construction(mesh) if sharded and mesh else nullcontext():
-        model = make(config, placement)
+    model = (
+        partitioned(lambda: make(config, placement), mesh) if sharded and mesh else make(config, placement)
+    )
     initialize(model, seed=seed, std=config.init_std, zero_branch_norms=config.norm == "post")
     return model

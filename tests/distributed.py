@@ -20,7 +20,10 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
+
 from parallel.env import Ranks, join, leave, prepare_process
+from tests.accelerator import answer_as_told, environment_of_ranks
 
 # one thread a rank; gloo on the loopback interface, whatever the machine's name resolves to
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
@@ -32,6 +35,8 @@ PRELOAD = [  # all that a rank's first engine and first checkpoint import
     "torch.distributed.checkpoint",
     "pytest",
 ]
+# the public name came with torch 2.14, where the private one warns
+set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
 STACK_S = 2.0  # for a hung rank to write where it hangs
 
 
@@ -72,7 +77,8 @@ def _start(payload: bytes, n: int, directory: Path) -> list[tuple[BaseProcess, C
     ranks = []
     for rank in range(n):
         ours, theirs = context.Pipe(duplex=False)
-        process = context.Process(target=_main, args=(payload, rank, n, directory, theirs), daemon=True)
+        given = (payload, rank, n, directory, theirs, environment_of_ranks())
+        process = context.Process(target=_main, args=given, daemon=True)
         process.start()
         theirs.close()
         ranks.append((process, ours))
@@ -91,9 +97,12 @@ def environment() -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _main(payload: bytes, rank: int, n: int, directory: Path, pipe: Connection) -> None:
+def _main(
+    payload: bytes, rank: int, n: int, directory: Path, pipe: Connection, given: dict[str, str]
+) -> None:
     """One rank."""
     os.environ.update(ENVIRONMENT)
+    answer_as_told(given)
     ranks = Ranks.that_meet_at(directory / "rendezvous", rank, n)
     with _stack_file(directory, rank).open("w") as stack:
         faulthandler.register(signal.SIGUSR2, stack)

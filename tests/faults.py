@@ -25,6 +25,7 @@ from typing import Any, Literal
 from unittest import mock
 
 from parallel.env import Ranks
+from tests.accelerator import answer_as_told, environment_of_ranks
 from tests.distributed import ENVIRONMENT, PRELOAD, environment
 
 Kind = Literal[
@@ -164,7 +165,8 @@ def run(
         start_s, ranks = time.monotonic(), list[BaseProcess]()
         for rank in range(n):
             mine = [fault for fault in faults if fault.rank in (None, rank)]
-            process = context.Process(target=_main, args=(line, rank, n, Path(directory), mine), daemon=True)
+            given = (line, rank, n, Path(directory), mine, environment_of_ranks())
+            process = context.Process(target=_main, args=given, daemon=True)
             process.start()
             ranks.append(process)
         try:
@@ -201,9 +203,12 @@ def _text(path: Path) -> str:
     return path.read_text() if path.exists() else ""
 
 
-def _main(line: list[str], rank: int, n: int, directory: Path, faults: list[Fault]) -> None:
+def _main(
+    line: list[str], rank: int, n: int, directory: Path, faults: list[Fault], given: dict[str, str]
+) -> None:
     """One rank."""
     os.environ.update(ENVIRONMENT)
+    answer_as_told(given)
     os.environ["TMPDIR"] = str(directory)
     for descriptor, name in ((1, "out"), (2, "err")):
         file = os.open(directory / f"{name}-{rank}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)

@@ -22,6 +22,7 @@ import torch
 import torch.distributed as dist
 
 from parallel.env import Ranks
+from tests.distributed import set_timeout
 
 CONFIG = Path(__file__).parents[2] / "configs" / "debug.yaml"
 STEPS_AN_EPOCH = 16  # 256 images, 16 a step
@@ -74,7 +75,7 @@ def command(*arguments: str, kill: tuple[str, int] | None = None) -> Outcome:
 
 def _joined(ranks: Ranks, device: torch.device, timeout: timedelta) -> None:
     """The ranks have met; what is left of `join` is the time-out."""
-    dist.distributed_c10d._set_pg_timeout(timeout)
+    set_timeout(timeout)
 
 
 def _reraise(code: int, error: BaseException) -> int:

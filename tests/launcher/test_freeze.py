@@ -10,6 +10,7 @@ from launcher.config import ConfigError
 from launcher.optim import freeze
 from parallel.stored import Stored
 from swin_moe import ModelConfig, MoEConfig, build_model
+from tests.accelerator import on_either_processor
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, command, only, overrides, steps
 
@@ -19,7 +20,7 @@ LAYOUTS = [
     ["parallel.zero_stage=0", "parallel.ep_size=2"],
     ["parallel.zero_stage=1", "parallel.ep_size=1"],
     ["parallel.zero_stage=2", "parallel.ep_size=2"],
-    ["parallel.zero_stage=3", "parallel.ep_size=2"],
+    *on_either_processor(["parallel.zero_stage=3", "parallel.ep_size=2"]),
 ]
 
 

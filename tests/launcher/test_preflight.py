@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
@@ -30,7 +31,7 @@ from launcher.rank import longest_wait
 from launcher.schema import RunConfig
 from parallel import links
 from parallel.env import Ranks
-from tests.distributed import run_on_ranks
+from tests.distributed import run_on_ranks, set_timeout
 from tests.launcher.running import CONFIG, overrides
 
 CORES = frozenset(range(8))
@@ -91,7 +92,7 @@ def unreadable(path: Any, *_: Any) -> Any:
 
 @contextlib.contextmanager
 def timeout_of_the_group() -> Iterator[None]:
-    dist.distributed_c10d._set_pg_timeout(dist.distributed_c10d.timedelta(seconds=77))
+    set_timeout(timedelta(seconds=77))
     yield
 
 
@@ -152,7 +153,7 @@ def one(folder: Path, case: Case) -> Told:
     rank = dist.get_rank()
     mine = rank in case.ranks
     config = config_of(folder, *(case.more if mine or case.shared else ()))
-    dist.distributed_c10d._set_pg_timeout(longest_wait(config))
+    set_timeout(longest_wait(config))
     with contextlib.ExitStack() as patches:
         patches.enter_context(mock.patch.dict(os.environ, {"SLURMD_NODENAME": case.nodes[rank]}))
         patches.enter_context(mock.patch.object(os, "sched_getaffinity", return_value=CORES))

@@ -10,6 +10,7 @@ from parallel.checkpoint import load_weights as load_checkpoint
 from parallel.commit import latest
 from swin_moe.model import SwinTransformer, build_model
 from swin_moe.weights import save_weights
+from tests.accelerator import on_either_processor
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, commands, evaluations, overrides, steps
 
@@ -39,7 +40,12 @@ def trained(run: Path, like: SwinTransformer) -> SwinTransformer:
 
 
 @pytest.mark.parametrize(
-    ("ranks", "layout"), [(1, "parallel.ep_size=1"), (2, "parallel.ep_size=2"), (2, "parallel.zero_stage=3")]
+    ("ranks", "layout"),
+    [
+        (1, "parallel.ep_size=1"),
+        (2, "parallel.ep_size=2"),
+        *on_either_processor(2, "parallel.zero_stage=3"),
+    ],
 )
 def test_a_run_starts_from_the_file(
     shards: Path, tmp_path: Path, donor: tuple[SwinTransformer, Path], ranks: int, layout: str

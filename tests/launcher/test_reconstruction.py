@@ -8,6 +8,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from launcher.config import load_config
 from swin_moe import build_model, load_weights
+from tests.accelerator import on_either_processor
 from tests.distributed import run_on_ranks
 from tests.faults import Fault, one_line
 from tests.faults import run as run_ranks
@@ -46,7 +47,7 @@ def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     "layout",
     [
         ["parallel.ep_size=2"],
-        ["parallel.zero_stage=3", "parallel.ep_size=2"],
+        *on_either_processor(["parallel.zero_stage=3", "parallel.ep_size=2"]),
         ["train.micro_batch_size=4"],
     ],
 )

@@ -17,6 +17,7 @@ import torch
 import torch.distributed.checkpoint as dcp
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests.accelerator import on_either_processor
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import (
     CONFIG,
@@ -119,7 +120,17 @@ def test_the_reference_run_has_every_source_of_randomness_and_drops_tokens(unint
         *(
             # just before the boundary at 16, killed just after it
             pytest.param(stage, precision, ("train_step", 18), 14, marks=pytest.mark.slow)
-            for precision in ("fp32", "bf16", "fp16")
+            for precision in ("fp32", "bf16")
+            for stage in (0, 1, 2, 3)
+        ),
+        *(
+            pytest.param(
+                stage,
+                "fp16",
+                ("train_step", 18),
+                14,
+                marks=[pytest.mark.slow, pytest.mark.fp16_instructions(True)],
+            )
             for stage in (0, 1, 2, 3)
         ),
     ],
@@ -175,7 +186,7 @@ def test_killed_between_a_save_and_its_evaluation(shards: Path, tmp_path: Path, 
     ("ranks", "options"),
     [
         (1, ("parallel.ep_size=1", "parallel.zero_stage=0")),
-        (2, ("parallel.ep_size=1", "parallel.zero_stage=3")),
+        *on_either_processor(2, ("parallel.ep_size=1", "parallel.zero_stage=3")),
         (2, ("parallel.ep_size=2", "parallel.zero_stage=1", "train.micro_batch_size=4")),
     ],
 )

@@ -43,7 +43,7 @@ def reference() -> Trace:
 
 
 @pytest.fixture(scope="module")
-def traces() -> dict[Layout, Trace]:
+def traces(fp16_processor: bool) -> dict[Layout, Trace]:
     return dict(zip(FP16, run_on_ranks(train_some, 2, FP16)[0], strict=True))
 
 
@@ -57,7 +57,8 @@ def test_fp16_follows_fp32_within_its_rounding(
     assert found.gradient < 2e-2, found
 
 
-@pytest.mark.slow  # it is compiled first
+@pytest.mark.slow
+@pytest.mark.usefixtures("cpu_adam")
 def test_an_offloaded_optimizer_trains_as_one_on_the_device(reference: Trace) -> None:
     found = run_on_ranks(train_some, 2, OFFLOADED, timeout_s=900)[0]
     for layout, trace in zip(OFFLOADED, found, strict=True):
@@ -110,6 +111,7 @@ def _poisoned(layout: Layout) -> Poisoned:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("cpu_adam")
 def test_an_offloaded_optimizer_skips_too_and_its_checkpoint_loads(tmp_path: Path) -> None:
     for found in run_on_ranks(poison_one_rank, 2, [replace(OFFLOADED[1], micro=4)], timeout_s=900):
         assert (found[0].skipped, found[0].changed) == ([False, True, False], [True, False, True])
@@ -122,7 +124,7 @@ def test_an_offloaded_optimizer_skips_too_and_its_checkpoint_loads(tmp_path: Pat
 
 
 @pytest.fixture(scope="module")
-def poisoned() -> list[list[Poisoned]]:
+def poisoned(fp16_processor: bool) -> list[list[Poisoned]]:
     return run_on_ranks(poison_one_rank, 2, POISONED, timeout_s=300)
 
 

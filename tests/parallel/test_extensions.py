@@ -33,7 +33,10 @@ def test_built_once_and_a_stale_lock_is_removed(
         prepare_extensions(["CPUAdamBuilder"], tmp_path / "cache", 30)
     assert (tmp_path / "log").read_text() == "built"
     assert not lock.exists()
-    assert capsys.readouterr().err == f"removed {lock}, which a killed process left\n"
+    removed, building, built = capsys.readouterr().err.splitlines()
+    assert removed == f"removed {lock}, which a killed process left"
+    assert building.startswith(f"building CPUAdamBuilder, once for this machine, in {tmp_path}/cache (")
+    assert built.startswith("built CPUAdamBuilder in ")
     assert os.environ[CACHE] == str(tmp_path / "cache")
     assert os.environ["PATH"].startswith(str(Path(sys.executable).parent))
 

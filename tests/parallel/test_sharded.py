@@ -1,11 +1,12 @@
 """A model built in shards: every rank holds its part alone, and gathered it is the model built whole."""
 
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
-from parallel.mesh import ParallelDims, build_mesh
+from parallel.mesh import LayoutError, ParallelDims, build_mesh
 from swin_moe import load_weights, save_weights
 from swin_moe.config import ModelConfig, ModelError
 from swin_moe.model import SwinTransformer, build_model
@@ -25,6 +26,7 @@ SWINV2 = ModelConfig(
     main_norm_every=2,
 )
 MOE = model_config()
+pytestmark = pytest.mark.usefixtures("either_processor")
 LAYOUTS = [(1, 1), (2, 1), (2, 2)]  # ep_size and expert_slices of two ranks
 
 
@@ -87,3 +89,25 @@ def test_weights_from_a_file_reach_every_shard(tmp_path: Path, ep: int, slices: 
 def test_what_cannot_be_sharded_is_refused() -> None:
     with pytest.raises(ModelError, match="needs a mesh"):
         build_model(SWINV2, sharded=True)
+
+
+def build_rounded(dtype: torch.dtype) -> str:
+    """What is said of parameters that DeepSpeed builds in another dtype than the one requested."""
+    import deepspeed
+
+    set_dtype = "_set_dtype"  # where 0.19.8 decides for itself
+    with mock.patch.object(deepspeed.zero.Init, set_dtype, lambda self, *_: setattr(self, "dtype", dtype)):
+        try:
+            build(MOE, 1, 1, sharded=True)
+        except LayoutError as error:
+            return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rounded_weights_are_refused(dtype: torch.dtype) -> None:
+    for message in run_on_ranks(build_rounded, 2, dtype):
+        assert (
+            f"in another dtype than torch.float32 (the first is patch_embed.proj.weight, {dtype})" in message
+        )
+        assert "parallel.zero_stage" in message

@@ -1,0 +1,46 @@
+"""What DeepSpeed's accelerator answers when it is asked whether it computes fp16, set by a test on any processor.
+
+DeepSpeed takes the answer from the processor's instructions. Torch itself computes fp16 on every processor, only
+slowly where the instructions are missing, so that a test may give either answer anywhere.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import pytest
+
+ANSWER = "SWIN_MOE_TEST_FP16"  # "1" or "0"; the ranks that a test forks get it from their parent
+
+
+def environment_of_ranks() -> dict[str, str]:
+    """What a forked rank must be given, as it starts with the environment of the fork server."""
+    return {ANSWER: os.environ[ANSWER]} if ANSWER in os.environ else {}
+
+
+def answer_as_told(environment: Mapping[str, str]) -> None:
+    """Let this rank's accelerator answer what the test that forked it has set; without it, nothing changes."""
+    os.environ.update(environment)
+    if ANSWER in environment:
+        _patch().start()
+
+
+def on_either_processor(*values: object) -> list[Any]:
+    """Two entries of `parametrize` with the same values, one for each answer."""
+    return [pytest.param(*values, marks=pytest.mark.fp16_instructions(answer)) for answer in (True, False)]
+
+
+@contextmanager
+def answering(fp16: bool) -> Iterator[bool]:
+    """Within it, the accelerator of this process and of the ranks that it forks gives this answer."""
+    with mock.patch.dict(os.environ, {ANSWER: str(int(fp16))}), _patch():
+        yield fp16
+
+
+def _patch() -> "mock._patch[object]":
+    from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
+
+    fp16 = os.environ[ANSWER] == "1"
+    return mock.patch.object(CPU_Accelerator, "is_fp16_supported", lambda _: fp16)

@@ -1,0 +1,54 @@
+"""What all tests share: a working directory of their own, and the answers of a processor."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from parallel.extensions import OFFLOADED, prepare_extensions
+from tests.accelerator import answering
+
+
+@pytest.fixture(scope="session")
+def directories(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the working directories of the tests are made; pytest's own numbering slows down with each."""
+    return tmp_path_factory.mktemp("cwd")
+
+
+@pytest.fixture(autouse=True)
+def own_directory(directories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every test in an empty directory, so that none sees what a command left in the checkout."""
+    monkeypatch.chdir(tempfile.mkdtemp(dir=directories))
+
+
+@pytest.fixture(autouse=True)
+def processor_of_mark(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Run a test that is marked `fp16_instructions(answer)` on such a processor, as DeepSpeed sees it."""
+    mark = request.node.get_closest_marker("fp16_instructions")
+    with answering(*mark.args) if mark else nullcontext():
+        yield
+
+
+@pytest.fixture(scope="module", params=[True, False], ids=["fp16", "without-fp16"])
+def either_processor(request: pytest.FixtureRequest) -> Iterator[bool]:
+    """Run a test twice: on a processor with fp16 instructions, and on one without, as DeepSpeed sees it."""
+    with answering(request.param) as fp16:
+        yield fp16
+
+
+@pytest.fixture(scope="session")
+def cpu_adam() -> None:
+    """Build DeepSpeed's optimizer for host memory ahead of the tests that need it: it takes minutes once."""
+    with mock.patch.dict(os.environ):
+        prepare_extensions(OFFLOADED, deadline_s=900)
+
+
+@pytest.fixture(scope="module")
+def fp16_processor() -> Iterator[bool]:
+    """Let DeepSpeed run fp16 on any processor, where torch computes it without the instructions for it."""
+    with answering(True) as fp16:
+        yield fp16

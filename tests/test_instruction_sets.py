@@ -1,0 +1,44 @@
+"""What depends on the processor's instruction sets, run once with those of a smaller processor.
+
+oneDNN, MKL and torch's own kernels choose their code by the processor. With AVX2 alone they take the paths of a
+processor without AVX-512, AMX and fp16 instructions, which must give results as right as the others.
+"""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
+TESTS = (
+    "tests/parallel/test_sharded.py",  # ZeRO stage 3 from its construction
+    "tests/swin_moe/test_experts.py",  # grouped products, in bf16 and fp16 too
+    "tests/swin_moe/test_parity.py",  # every family against transformers
+    "tests/swin_moe/test_attention.py",
+    "tests/data_shards/test_operations.py",  # augmentation on the device
+    "tests/launcher/test_pretrained.py::test_a_run_starts_from_the_file",
+)
+
+
+def test_what_depends_on_instruction_sets_holds_with_avx2_alone(tmp_path: Path) -> None:
+    chosen = [str(ROOT / test) for test in TESTS]
+    options = ["-p", "no:cacheprovider", f"--basetemp={tmp_path / 'tests'}", f"--rootdir={ROOT}"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, *chosen],
+        cwd=ROOT,
+        env={**os.environ, **AVX2},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+
+
+def test_the_processor_has_no_fp16_instructions_then() -> None:
+    asked = "import torch; print(torch.ops.mkldnn._is_mkldnn_fp16_supported())"
+    done = subprocess.run(
+        [sys.executable, "-c", asked], env={**os.environ, **AVX2}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "False"
