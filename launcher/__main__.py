@@ -7,9 +7,12 @@ if __name__ == "__main__":  # before the imports below, which take seconds
 
 import argparse
 import json
+import os
+import platform
+import signal
 import sys
 from collections.abc import Callable
-from pathlib import Path
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -21,7 +24,7 @@ from launcher import bench, checkpoints, convert, local, models, shards
 from launcher.arguments import positive
 from launcher.changes import check_changes
 from launcher.check import check, steps_in
-from launcher.config import ConfigError, load_config
+from launcher.config import ConfigError, dump_config, load_config
 from launcher.early import release_requests
 from launcher.elastic import replan
 from launcher.errors import RunError
@@ -45,6 +48,9 @@ Train expert-parallel Swin Transformers from WebDataset shards.
   swin-moe train configs/demo_cpu.yaml --nproc 2
   swin-moe eval runs/demo_cpu --nproc 2
   swin-moe models --filter swinv2_tiny
+  swin-moe config swinv2_tiny_patch4_window8_256 train.duration="100 epochs"
+
+CONFIG is a YAML file or the name of a recipe, which `swin-moe models --names` lists.
 """
 TRAIN_HELP = """\
 examples:
@@ -71,13 +77,18 @@ def main(arguments: list[str] | None = None) -> int:
         args = _parse(arguments)
         if args.run not in RANKS:
             release_requests()
-        return int(args.run(args, arguments))
+        code = int(args.run(args, arguments))
+        sys.stdout.flush()
+        return code
     except (*USER_ERRORS, LaunchError) as error:
         complain(error)
         return ExitCode.USER_ERROR
     except RunError as error:
         complain(error)
         return error.code
+    except BrokenPipeError:  # whoever reads the output, such as `head`, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
 
 
 def _check(args: argparse.Namespace, _: list[str]) -> int:
@@ -98,6 +109,12 @@ def _check(args: argparse.Namespace, _: list[str]) -> int:
         print_lines(layout(config, full_nodes(args.nproc, args.ranks_per_node)))
     if num_samples is None:
         print(statement(config.data.train))
+    return 0
+
+
+def _config(args: argparse.Namespace, _: list[str]) -> int:
+    """`swin-moe config`: print every option of a configuration, with the values that a run would have."""
+    print(dump_config(load_config(args.config, args.overrides)), end="")
     return 0
 
 
@@ -159,24 +176,26 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _teaching(argparse.ArgumentParser, prog="swin-moe", description=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(
         required=True,
-        metavar="check | train | eval | preflight | plan | shards | bench | models | convert | export | "
-        "checkpoint | slurm | study",
+        metavar="check | train | config | eval | preflight | plan | shards | bench | models | convert | "
+        "export | checkpoint | slurm | study",
     )
     check_parser = _teaching(commands.add_parser, "check", help="find everything that is wrong with a run")
     train_parser = _teaching(commands.add_parser, "train", help="train a model", epilog=TRAIN_HELP)
+    config_parser = _teaching(
+        commands.add_parser, "config", help="print every option of a configuration, resolved, as YAML"
+    )
+    config_parser.set_defaults(run=_config)
     for command, run in ((check_parser, _check), (train_parser, _train)):
         command.set_defaults(run=run)
         command.add_argument("--nproc", type=positive, help="ranks to start on this machine")
     check_parser.add_argument(
         "--ranks-per-node", type=positive, metavar="M", help="show the layout of --nproc ranks on such nodes"
     )
-    for command in (check_parser, train_parser):
-        command.add_argument(
-            "config", type=Path, metavar="CONFIG", help="a YAML file, such as those in configs/"
-        )
-    for command in (check_parser, train_parser):
+    for command in (check_parser, train_parser, config_parser):
+        command.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a recipe")
         command.add_argument("overrides", nargs="*", metavar="a.b=value", help="options to override")
     train_parser.add_argument(
         "--pretrained",
@@ -213,6 +232,12 @@ def _parser() -> argparse.ArgumentParser:
     slurm.add_parser(commands)
     study.add_parser(commands)
     return parser
+
+
+def _versions() -> str:
+    """The version of this package, and of what a report of a fault must name."""
+    others = ", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed"))
+    return f"swin-moe {version('swin-moe')} ({others}, Python {platform.python_version()})"
 
 
 def _teaching(make: Callable[..., Any], *names: str, **options: Any) -> argparse.ArgumentParser:

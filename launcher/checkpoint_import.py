@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("source", type=Path, metavar="SOURCE", help="a .pth, or any file of a set of rank files")
     add("run_directory", type=Path, metavar="RUN", help="the run directory to make")
     add("overrides", nargs="*", metavar="a.b=value", help="options to override")
-    add("--config", type=Path, required=True, help="the YAML file that training will go on with")
+    add("--config", required=True, help="what training will go on with: a YAML file, or the name of a recipe")
     add("--step", type=int, metavar="N", help="optimizer steps taken, instead of what the epochs say")
     add("--without-optimizer", action="store_true", help="moments zero and step 0, whatever SOURCE holds")
 

@@ -12,7 +12,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, asdict, fields, is_dataclass
-from difflib import SequenceMatcher
+from difflib import SequenceMatcher, get_close_matches
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -21,6 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import ErrorDetails
 
 from launcher.schema import RunConfig
+from swin_moe.registry import recipe_files
 from swin_moe.yaml_files import SCALARS, YAML, Origins, Tree, YamlError, got, parse_yaml, read_yaml
 
 _SHAPES = {  # pydantic speaks of JSON
@@ -56,13 +57,34 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a RunConfig from a YAML file, with dotted overrides on top; of two for one option the last wins.
 
     Args:
-        path: the YAML file; what it does not say comes from its `base:`, then from the defaults.
+        path: the YAML file, or the name of a recipe; what the file does not say comes from its `base:`, then
+            from the defaults.
         overrides: "model.moe.top_k=2" and the like; the value is YAML, and missing sections are made.
 
     Raises:
         ConfigError: with every error at once, each with its dotted name and its value.
     """
-    return load_section(RunConfig, path, overrides)
+    return load_section(RunConfig, config_file(path), overrides)
+
+
+def config_file(name_or_path: str | Path) -> Path:
+    """The YAML file of a configuration.
+
+    Args:
+        name_or_path: a path, or the name of a recipe, such as "swinv2_tiny_patch4_window8_256".
+
+    Raises:
+        ConfigError: there is neither a file nor a recipe of this name.
+    """
+    path = Path(name_or_path)
+    if path.exists() or path.suffix or path.name != str(name_or_path):
+        return path
+    recipes = recipe_files()
+    if path.name not in recipes:
+        near = get_close_matches(path.name, recipes)
+        hint = f"did you mean {' or '.join(near)}?" if near else "`swin-moe models --names` lists the recipes"
+        raise ConfigError(f"{path}: there is neither a file nor a recipe of this name; {hint}")
+    return recipes[path.name]
 
 
 def load_section(kind: type[Section], path: str | Path, overrides: Sequence[str] = ()) -> Section:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from swin_moe.config import ModelConfig, ModelError
 from swin_moe.flops import Cost, cost
-from swin_moe.registry import list_models, load_model_config
+from swin_moe.registry import list_models, load_model_config, recipe_files
 
 _UNITS = {"M": 1e6, "G": 1e9, "B": 1e9}
 _NONE = ("", "")
@@ -67,6 +67,7 @@ PUBLISHED = {  # name: parameters, FLOPs
 HELP = """\
 examples:
   swin-moe models                                    some minutes: every model is built, without memory
+  swin-moe models --names                            the name of every recipe, at once
   swin-moe models --filter swinv2_tiny
   swin-moe models --filter moe --json models.json
 
@@ -100,17 +101,27 @@ def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") 
     )
     parser.add_argument("--filter", default="", metavar="TEXT", help="only names that contain TEXT")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too, unrounded")
-    parser.set_defaults(run=lambda args, _: show(args.filter, args.json))
+    parser.add_argument(
+        "--names", action="store_true", help="print the names of all recipes alone, which `train` takes"
+    )
+    parser.set_defaults(
+        run=lambda args, _: names(args.filter) if args.names else show(args.filter, args.json)
+    )
+
+
+def names(text: str) -> int:
+    """Print the names of the recipes that contain `text`; returns the exit status."""
+    for name in _matching(text, list(recipe_files())):
+        print(name)
+    return 0
 
 
 def show(text: str, json_file: Path | None) -> int:
     """Print the table; returns 1 if a figure disagrees with the published one, else 0."""
-    names = [name for name in list_models() if text in name]
-    if not names:
-        raise ModelError(f"no model has {text!r} in its name (--filter); without it all are listed")
+    matching = _matching(text, list_models())
     print(HEADER)
     rows = []
-    for name in names:
+    for name in matching:
         try:
             rows.append(row(name))
         except ModelError as error:  # a configuration ahead of the code says what it waits for
@@ -123,6 +134,13 @@ def show(text: str, json_file: Path | None) -> int:
     compared = sum(row.agrees is not None for row in rows)
     print(f"{compared - len(wrong)} of {compared} agree with the published figures")
     return 1 if wrong else 0
+
+
+def _matching(text: str, all_names: list[str]) -> list[str]:
+    found = [name for name in all_names if text in name]
+    if not found:
+        raise ModelError(f"no model has {text!r} in its name (--filter); without it all are listed")
+    return found
 
 
 def row(name: str) -> ModelRow:

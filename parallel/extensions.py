@@ -99,8 +99,8 @@ def _build(names: Sequence[str], left_s: float) -> None:
     """Build in a process of its own, so that a deadline can end it, compiler and all; say so to the user."""
     start_s = time.monotonic()
     sys.stderr.write(
-        f"building {', '.join(names)}, once for this machine, in {os.environ[CACHE]} (about a minute, at most "
-        f"{left_s:.0f} s)\n"
+        f"building {', '.join(names)}, once for this machine, in {os.environ[CACHE]} (about a minute, "
+        f"at most {left_s:.0f} s)\n"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", BUILD, *names],

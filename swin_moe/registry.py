@@ -16,15 +16,24 @@ from swin_moe import model
 from swin_moe.config import ModelConfig, ModelError, MoEConfig, require
 from swin_moe.yaml_files import YamlError, got, merge, read_yaml
 
-NOT_MODELS = ("base", "hardware", "recipes", "studies")  # folders of configs/ without named models
+NOT_RECIPES = ("base", "hardware", "studies")  # folders of configs/ that hold no configuration of a run
+NOT_MODELS = ("configs", "recipes")  # folders with configurations whose models have no published name
+
+
+def recipe_files() -> dict[str, Path]:
+    """The configuration of every recipe by its name, from the checkout or the installed package.
+
+    `configs/base` holds what the recipes share.
+    """
+    here = Path(__file__).resolve().parent
+    folder = next((f for f in (here / "configs", here.parent / "configs") if f.is_dir()), here)
+    files = sorted([*folder.glob("*.yaml"), *folder.glob("*/*.yaml")])
+    return {file.stem: file for file in files if file.parent.name not in NOT_RECIPES}
 
 
 def model_files() -> dict[str, Path]:
-    """Every named model's configuration; `configs/base` holds what they share."""
-    here = Path(__file__).resolve().parent
-    folder = next((f for f in (here / "configs", here.parent / "configs") if f.is_dir()), here)
-    files = sorted(folder.glob("*/*.yaml"))
-    return {file.stem: file for file in files if file.parent.name not in NOT_MODELS}
+    """The configuration of every named model: the recipes in the folders of the model families."""
+    return {name: file for name, file in recipe_files().items() if file.parent.name not in NOT_MODELS}
 
 
 def list_models() -> list[str]:

@@ -1,7 +1,7 @@
-"""What DeepSpeed's accelerator answers when it is asked whether it computes fp16, set by a test on any processor.
+"""Whether DeepSpeed's accelerator says that it computes fp16, set by a test on any processor.
 
-DeepSpeed takes the answer from the processor's instructions. Torch itself computes fp16 on every processor, only
-slowly where the instructions are missing, so that a test may give either answer anywhere.
+DeepSpeed takes the answer from the processor's instructions. Torch itself computes fp16 on every processor,
+only slowly where the instructions are missing, so that a test may give either answer anywhere.
 """
 
 import os
@@ -21,7 +21,7 @@ def environment_of_ranks() -> dict[str, str]:
 
 
 def answer_as_told(environment: Mapping[str, str]) -> None:
-    """Let this rank's accelerator answer what the test that forked it has set; without it, nothing changes."""
+    """Let this rank's accelerator answer what the test that forked it has set, if it has."""
     os.environ.update(environment)
     if ANSWER in environment:
         _patch().start()
@@ -43,4 +43,4 @@ def _patch() -> "mock._patch[object]":
     from deepspeed.accelerator.cpu_accelerator import CPU_Accelerator
 
     fp16 = os.environ[ANSWER] == "1"
-    return mock.patch.object(CPU_Accelerator, "is_fp16_supported", lambda _: fp16)
+    return mock.patch.object(CPU_Accelerator, "is_fp16_supported", return_value=fp16)

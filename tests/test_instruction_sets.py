@@ -1,7 +1,7 @@
 """What depends on the processor's instruction sets, run once with those of a smaller processor.
 
-oneDNN, MKL and torch's own kernels choose their code by the processor. With AVX2 alone they take the paths of a
-processor without AVX-512, AMX and fp16 instructions, which must give results as right as the others.
+oneDNN, MKL and torch's own kernels choose their code by the processor. With AVX2 alone they take the paths of
+a processor without AVX-512, AMX and fp16 instructions, which must give results as right as the others.
 """
 
 import os

@@ -38,7 +38,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser("plan", help=text, epilog=HELP, formatter_class=raw)
     parser.set_defaults(run=run)
     add = parser.add_argument
-    add("config", nargs="?", type=Path, metavar="CONFIG", help="a YAML file, such as those in configs/")
+    add("config", nargs="?", metavar="CONFIG", help="a YAML file, or the name of a recipe")
     add("overrides", nargs="*", metavar="a.b=value", help="options to override")
     add("--nodes", type=positive, default=1, metavar="N", help="of the cluster (default %(default)s)")
     add("--gpus-per-node", type=positive, metavar="G", help="default: as the profile has them")

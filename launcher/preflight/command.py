@@ -35,7 +35,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("config", nargs="?", type=Path, metavar="CONFIG", help="a run's; without it the machine alone")
+    add("config", nargs="?", metavar="CONFIG", help="of a run: a YAML file, or the name of a recipe")
     add("overrides", nargs="*", metavar="a.b=value", help="options to override")
     add("--nproc", type=int, help="ranks to start on this machine")
     add("--megabytes", type=float, metavar="MIB", help="of a message (default: 16, on GPUs 256)")

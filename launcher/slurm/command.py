@@ -82,7 +82,7 @@ def _command(commands: Commands, name: str, text: str, epilog: str) -> argparse.
 
 def _add_submit(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("config", type=Path, metavar="CONFIG", help="a YAML file, such as those in configs/")
+    add("config", metavar="CONFIG", help="a YAML file, or the name of a recipe")
     add("overrides", nargs="*", metavar="a.b=value", help="options to override")
     add("--array", type=Path, metavar="FILE", help="overrides, a task a line or an item of a YAML list")
     add("--job-name", metavar="NAME", help="default: the name of the run directory")

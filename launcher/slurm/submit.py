@@ -10,7 +10,7 @@ from pathlib import Path
 from data_shards.loading import checked_manifest
 from data_shards.patterns import names_tars
 from launcher.check import steps_in
-from launcher.config import ConfigError, dump_config, load_config
+from launcher.config import ConfigError, config_file, dump_config, load_config
 from launcher.run_directory import RunDirectory
 from launcher.schema import RunConfig
 from launcher.slurm import array, scheduler
@@ -42,7 +42,7 @@ class Prepared:
 def submit(args: argparse.Namespace, _: list[str]) -> int:
     """`swin-moe slurm submit`: ConfigError before anything is queued or written."""
     site = load_site()
-    below = Submission(config=os.path.abspath(args.config), directory=os.getcwd(), site=site)
+    below = Submission(config=os.path.abspath(config_file(args.config)), directory=os.getcwd(), site=site)
     submission = ordered({**vars(args), "config": None}, below)
     if args.array is None:
         config = settled(load_config(args.config, args.overrides))

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config import ConfigError, load_section
+from swin_moe.registry import recipe_files
 from swin_moe.yaml_files import got
 
 Settings = dict[str, Any]  # dotted option of the configuration -> value
@@ -105,12 +106,14 @@ def load_study_file(path: Path) -> StudyFile:
 
 
 def config_of(path: Path, file: StudyFile) -> Path:
-    """The configuration that a study's file names.
+    """The configuration that a study's file names: a path relative to that file, or the name of a recipe.
 
     Raises:
         ConfigError: it is not there.
     """
     config = Path(os.path.normpath(path.parent / file.config))
+    if not config.is_file() and file.config in recipe_files():
+        return recipe_files()[file.config]
     if not config.is_file():
         raise ConfigError(f"{path}: config ({file.config}): no such file {config}")
     return config

@@ -7,8 +7,8 @@ import resource
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from datetime import timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 from unittest import mock
