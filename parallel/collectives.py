@@ -1,7 +1,7 @@
 """Collectives that gradients flow through; a group of None is one process, where each is the identity."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -29,7 +29,7 @@ class Flight:
 
     def __init__(self, send: Sequence[int], receive: Sequence[int], group: dist.ProcessGroup) -> None:
         self._send, self._receive, self._group = list(send), list(receive), group
-        self._under_way: tuple[Tensor, Tensor, dist.Work] | None = None
+        self._under_way: tuple[Tensor, Tensor, dist.Work | None] | None = None
 
     def start(self, rows: Tensor) -> Tensor:
         """(sum(send), ...) sorted by destination -> a ticket for `finish`, an empty tensor."""
@@ -52,6 +52,7 @@ class Flight:
         """Wait for what was launched, and return it."""
         assert self._under_way is not None
         (arriving, _, work), self._under_way = self._under_way, None
+        assert work is not None  # this rank is in the group
         work.wait()
         return arriving
 
@@ -95,6 +96,14 @@ def all_to_all(
         return rows
     flight = Flight(send, receive, group)
     return flight.finish(flight.start(rows))
+
+
+def new_group(ranks: Sequence[int] | None = None, **options: Any) -> dist.ProcessGroup:
+    """Make a process group as `torch.distributed.new_group` does; every rank of the world calls it.
+
+    Only the ranks of the group may use what it returns: the others get a number in its place.
+    """
+    return cast(dist.ProcessGroup, dist.new_group(list(ranks) if ranks is not None else None, **options))
 
 
 def sum_over(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 import torch.distributed as dist
 
-from parallel.collectives import gather_objects
+from parallel.collectives import gather_objects, new_group
 
 
 class LayoutError(ValueError):
@@ -231,5 +231,5 @@ def _is_grid(dims: ParallelDims, degree: int, per_node: int) -> bool:
 def _own_group(dims: ParallelDims, ranks_of: Callable[[int], list[int]], rank: int) -> dist.ProcessGroup:
     """Make every group in the same order on every rank, as new_group wants it; return the one of `rank`."""
     groups = sorted({tuple(ranks_of(r)) for r in range(dims.world_size)})
-    made = {ranks: dist.new_group(list(ranks)) for ranks in groups}
+    made = {ranks: new_group(ranks) for ranks in groups}
     return made[tuple(ranks_of(rank))]

@@ -19,6 +19,7 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
+from parallel.collectives import new_group
 from parallel.commit import CheckpointError, prune
 from parallel.masters import Masters
 from parallel.mesh import Mesh
@@ -67,7 +68,7 @@ class Saver:
         self._asynchronous = asynchronous
         self._keep_last, self._keep_every = keep_last, keep_every
         several = dist.is_initialized() and dist.get_world_size() > 1
-        self._group = dist.new_group(backend="gloo", timeout=PATIENCE) if several else None
+        self._group = new_group(backend="gloo", timeout=PATIENCE) if several else None
         self._stage = Stage()
         self._save: _Save | None = None
         self._untold: list[Outcome] = []

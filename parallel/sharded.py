@@ -53,8 +53,8 @@ def _check_dtype(module: nn.Module, dtype: torch.dtype) -> None:
     if wrong:
         raise LayoutError(
             f"DeepSpeed built {len(wrong)} of {len(parts)} parameters in another dtype than {dtype} (the "
-            f"first is {wrong[0]}, {parts[wrong[0]].dtype}), so training would start from rounded weights: install "
-            "the version of DeepSpeed that setup.py names, or set parallel.zero_stage to 0, 1 or 2"
+            f"first is {wrong[0]}, {parts[wrong[0]].dtype}), so training would start from rounded weights: "
+            "install the version of DeepSpeed that setup.py names, or set parallel.zero_stage to 0, 1 or 2"
         )
 
 

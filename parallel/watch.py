@@ -114,7 +114,7 @@ class Watch:
     def say_farewell(self, line: str) -> None:
         """Tell the others why this rank ends, so that they need not guess."""
         try:
-            self._store.clone().set(f"words/{self.rank}", line)  # type: ignore[attr-defined]
+            self._store.clone().set(f"words/{self.rank}", line)
         except STORE_ERRORS:
             sys.stderr.flush()  # the store went first: nobody is there to be told
 
@@ -134,7 +134,7 @@ class Watch:
 
     def _meet_first(self) -> None:
         try:
-            store = self._store.clone()  # type: ignore[attr-defined]
+            store = self._store.clone()
             if self.rank == 0:
                 store.set("written", "")
             else:
@@ -164,7 +164,7 @@ class Watch:
         """After a lost connection: the code to end with, and who is gone; "" where that has been said."""
         self._closed.set()
         try:
-            store = self._store.clone()  # type: ignore[attr-defined]
+            store = self._store.clone()
         except STORE_ERRORS:
             return self.codes.lost, "lost rank 0, which kept the store, or its node"
         code, self.verdict, is_said = Search(store, self.rank, self.world_size, self.codes.lost).find(
@@ -257,7 +257,7 @@ class Watch:
         answer: list[int] = []
 
         def ask() -> None:
-            answer.append(self._store.clone().add("claims", 1))  # type: ignore[attr-defined]
+            answer.append(self._store.clone().add("claims", 1))
 
         asking = threading.Thread(target=ask, daemon=True)
         asking.start()
@@ -267,9 +267,7 @@ class Watch:
     def _condemn(self, line: str, claim: str) -> None:
         """Say the verdict, leave it for the others, and end."""
         if claim == "first":
-            self._store.clone().set(  # type: ignore[attr-defined]
-                "verdict", json.dumps({"code": self.codes.hang, "line": line})
-            )
+            self._store.clone().set("verdict", json.dumps({"code": self.codes.hang, "line": line}))
         if claim != "later":
             sys.stderr.write(f"HangError: {line}\n")
         self._end(self.codes.hang, line)
@@ -292,4 +290,4 @@ class Watch:
 def connect(store: dist.Store) -> dist.Store:
     """A connection of our own to the store of the default process group, apart from earlier ones."""
     name = gather_objects(uuid.uuid4().hex)[0]
-    return dist.PrefixStore(f"{PREFIX}-{name}", store).clone()  # type: ignore[attr-defined]
+    return dist.PrefixStore(f"{PREFIX}-{name}", store).clone()
