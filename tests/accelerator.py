@@ -5,9 +5,9 @@ only slowly where the instructions are missing, so that a test may give either a
 """
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 from unittest import mock
 
 import pytest
@@ -15,16 +15,22 @@ import pytest
 ANSWER = "SWIN_MOE_TEST_FP16"  # "1" or "0"; the ranks that a test forks get it from their parent
 
 
-def environment_of_ranks() -> dict[str, str]:
-    """What a forked rank must be given, as it starts with the environment of the fork server."""
-    return {ANSWER: os.environ[ANSWER]} if ANSWER in os.environ else {}
+class Surroundings(NamedTuple):
+    """What a rank takes from the test that forks it; the fork server has those of the first such test."""
 
+    directory: str
+    answer: str | None
 
-def answer_as_told(environment: Mapping[str, str]) -> None:
-    """Let this rank's accelerator answer what the test that forked it has set, if it has."""
-    os.environ.update(environment)
-    if ANSWER in environment:
-        _patch().start()
+    @classmethod
+    def of_this_test(cls) -> "Surroundings":
+        return cls(os.getcwd(), os.environ.get(ANSWER))
+
+    def enter(self) -> None:
+        """Work there from now on, with an accelerator that gives this answer."""
+        os.chdir(self.directory)
+        if self.answer is not None:
+            os.environ[ANSWER] = self.answer
+            _patch().start()
 
 
 def on_either_processor(*values: object) -> list[Any]:

@@ -3,7 +3,7 @@
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import chdir, nullcontext
 from pathlib import Path
 from unittest import mock
 
@@ -13,10 +13,15 @@ from parallel.extensions import OFFLOADED, prepare_extensions
 from tests.accelerator import answering
 
 
-@pytest.fixture(scope="session")
-def directories(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the working directories of the tests are made; pytest's own numbering slows down with each."""
-    return tmp_path_factory.mktemp("cwd")
+@pytest.fixture(scope="session", autouse=True)
+def directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where the working directories of the tests are made, and fixtures of modules work.
+
+    One for all, as pytest's own numbering of directories slows down with each.
+    """
+    path = tmp_path_factory.mktemp("cwd")
+    with chdir(path):
+        yield path
 
 
 @pytest.fixture(autouse=True)

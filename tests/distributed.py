@@ -23,7 +23,7 @@ from typing import Any
 import torch.distributed as dist
 
 from parallel.env import Ranks, join, leave, prepare_process
-from tests.accelerator import answer_as_told, environment_of_ranks
+from tests.accelerator import Surroundings
 
 # one thread a rank; gloo on the loopback interface, whatever the machine's name resolves to
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu", "GLOO_SOCKET_IFNAME": "lo"}
@@ -77,7 +77,7 @@ def _start(payload: bytes, n: int, directory: Path) -> list[tuple[BaseProcess, C
     ranks = []
     for rank in range(n):
         ours, theirs = context.Pipe(duplex=False)
-        given = (payload, rank, n, directory, theirs, environment_of_ranks())
+        given = (payload, rank, n, directory, theirs, Surroundings.of_this_test())
         process = context.Process(target=_main, args=given, daemon=True)
         process.start()
         theirs.close()
@@ -98,11 +98,11 @@ def environment() -> Iterator[None]:
 
 
 def _main(
-    payload: bytes, rank: int, n: int, directory: Path, pipe: Connection, given: dict[str, str]
+    payload: bytes, rank: int, n: int, directory: Path, pipe: Connection, surroundings: Surroundings
 ) -> None:
     """One rank."""
     os.environ.update(ENVIRONMENT)
-    answer_as_told(given)
+    surroundings.enter()
     ranks = Ranks.that_meet_at(directory / "rendezvous", rank, n)
     with _stack_file(directory, rank).open("w") as stack:
         faulthandler.register(signal.SIGUSR2, stack)

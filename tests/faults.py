@@ -25,7 +25,7 @@ from typing import Any, Literal
 from unittest import mock
 
 from parallel.env import Ranks
-from tests.accelerator import answer_as_told, environment_of_ranks
+from tests.accelerator import Surroundings
 from tests.distributed import ENVIRONMENT, PRELOAD, environment
 
 Kind = Literal[
@@ -165,7 +165,7 @@ def run(
         start_s, ranks = time.monotonic(), list[BaseProcess]()
         for rank in range(n):
             mine = [fault for fault in faults if fault.rank in (None, rank)]
-            given = (line, rank, n, Path(directory), mine, environment_of_ranks())
+            given = (line, rank, n, Path(directory), mine, Surroundings.of_this_test())
             process = context.Process(target=_main, args=given, daemon=True)
             process.start()
             ranks.append(process)
@@ -204,11 +204,11 @@ def _text(path: Path) -> str:
 
 
 def _main(
-    line: list[str], rank: int, n: int, directory: Path, faults: list[Fault], given: dict[str, str]
+    line: list[str], rank: int, n: int, directory: Path, faults: list[Fault], surroundings: Surroundings
 ) -> None:
     """One rank."""
     os.environ.update(ENVIRONMENT)
-    answer_as_told(given)
+    surroundings.enter()
     os.environ["TMPDIR"] = str(directory)
     for descriptor, name in ((1, "out"), (2, "err")):
         file = os.open(directory / f"{name}-{rank}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)

@@ -368,7 +368,7 @@ def test_states_beside_deepspeeds_estimates(ranks: int) -> None:
     found = {}
     for stage in (2, 3):
         overrides = [f"parallel.zero_stage={stage}", "train.precision=bf16"]
-        config = load_config("configs/swin/swin_base_patch4_window7_224.yaml", overrides)
+        config = load_config("swin_base_patch4_window7_224", overrides)
         dims = dims_of(config, [8] * (ranks // 8))
         held = held_by_fullest(config, dims)
         dense = states_of(config, held, dims, experts=False)
@@ -382,7 +382,7 @@ def test_states_beside_deepspeeds_estimates(ranks: int) -> None:
 
 def test_the_giant_in_seconds() -> None:
     """SwinV2-G at a micro-batch of 8, with checkpointing: nothing is allocated."""
-    path = "configs/swinv2/swinv2_g_patch4_window12_192_22k.yaml"
+    path = "swinv2_g_patch4_window12_192_22k"
     config = load_config(path, ["train.micro_batch_size=8"])
     began_s = time.process_time()
     found = predict_memory(config, [8] * 4, "cuda")

@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -213,7 +214,7 @@ def test_all_is_well(said: dict[str, Told]) -> None:
 
 def test_another_version(said: dict[str, Told]) -> None:
     line = (
-        f"torch: {torch.__version__} on ranks 0-2, 2.0 on rank 3 (node b); install the same version on every "
+        f"torch: {version('torch')} on ranks 0-2, 2.0 on rank 3 (node b); install the same version on every "
         "node"
     )
     assert said["version"] == Told([line], [])
