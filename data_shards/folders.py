@@ -13,7 +13,7 @@ from data_shards.image_names import HIDDEN, is_hidden, is_image
 from data_shards.names import Names
 from data_shards.samples import Source
 from data_shards.split_folders import SplitFolders, find_splits
-from data_shards.walking import Tree, Walk, scan
+from data_shards.walking import Tree, Walk, is_directory, scan
 
 BESIDE_CLASSES = "files beside the directories of the classes"
 
@@ -118,7 +118,7 @@ def _is_class(entry: "os.DirEntry[str]", walk: Walk) -> bool:
     if is_hidden(entry.name):
         walk.skipped.add(HIDDEN, entry.name)
         return False
-    if entry.is_dir():
+    if is_directory(entry):
         return walk.is_new(entry.path)
     if entry.is_symlink() and not os.path.exists(entry.path) and not is_image(entry.name):
         target = os.readlink(entry.path)

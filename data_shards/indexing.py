@@ -18,7 +18,7 @@ from data_shards.files import atomic_write, only_writer, write_errors
 from data_shards.image_names import HIDDEN, Skipped, is_hidden
 from data_shards.index import MANIFEST_NAME, SCHEMA, Manifest, ShardEntry, Writer
 from data_shards.labels import Label
-from data_shards.parts import refuse_too_many, write_bad
+from data_shards.parts import BAD_NAME, refuse_too_many, write_bad
 from data_shards.plan import PLAN_NAME, WRITER_VERSION
 from data_shards.processes import map_in_order
 from data_shards.samples import BadSource
@@ -93,6 +93,8 @@ def index_tars(
         manifest = _manifest(root.resolve().name, split, names, entries, len(bad), check)
         if bad:
             write_bad(out, bad)
+        else:
+            (out / BAD_NAME).unlink(missing_ok=True)  # of an earlier index
         manifest.save(out)
     labels = [scan.index["label"] for scan in scans]
     spread, mixed = _mixing(labels, len(names))

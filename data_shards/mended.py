@@ -15,22 +15,22 @@ import numpy as np
 from data_shards.file_samples import FileSamples
 from data_shards.index import MANIFEST_NAME, Manifest, read_json
 from data_shards.names import Names
-from data_shards.parts import read_bad, read_records
+from data_shards.parts import read_bad, refused
 from data_shards.plan import PLAN_NAME, PackOptions, comparable, order
 from data_shards.samples import BadSource, Samples
 
 
 def as_packed(
-    samples: Samples, refused: Iterable[BadSource], listed: int, digest: str, options: PackOptions
+    samples: Samples, bad: Iterable[BadSource], listed: int, digest: str, options: PackOptions
 ) -> tuple[Samples, tuple[str, ...]]:
     """The list of `listed` samples with that `digest`, and the keys of the refused files it has again.
 
-    `samples` itself, and no keys, when it differs from that list by anything but `refused` files that are
+    `samples` itself, and no keys, when it differs from that list by anything but files of `bad` that are
     gone, or is no list of files.
     """
     if not isinstance(samples, FileSamples) or samples.digest == digest or listed <= len(samples):
         return samples, ()
-    by_name = {source.source: source for source in refused}
+    by_name = {source.source: source for source in bad}
     for i in range(len(samples)):
         by_name.pop(samples.names[i], None)
     if len(samples) + len(by_name) != listed:
@@ -56,11 +56,11 @@ def go_on(
     out: Path, plan: dict[str, Any], samples: Samples, options: PackOptions
 ) -> tuple[dict[str, Any], Samples]:
     """The plan and the samples of the pack in `out` where this one continues it, otherwise those given."""
-    before, refused = _begun(out)
+    before, bad = _begun(out)
     if before is None or before["writer"].get("source_digest") == plan["writer"]["source_digest"]:
         return plan, samples
     digest = before["writer"]["source_digest"]
-    whole, gone = as_packed(samples, refused, before["listed"], digest, options)
+    whole, gone = as_packed(samples, bad, before["listed"], digest, options)
     if not gone:
         return plan, samples
     writer = plan["writer"] | {"source_digest": digest}
@@ -70,8 +70,7 @@ def go_on(
 def _begun(out: Path) -> tuple[dict[str, Any] | None, list[BadSource]]:
     """The plan that was begun or carried out in `out`, and the sources that it has refused so far."""
     if (out / PLAN_NAME).exists():
-        refused = [source for record in read_records(out).values() for source in record.bad]
-        return read_json(out / PLAN_NAME), refused
+        return read_json(out / PLAN_NAME), refused(out)
     if not (out / MANIFEST_NAME).exists():
         return None, []
     manifest = Manifest.load(out)

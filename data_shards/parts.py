@@ -126,11 +126,16 @@ def refuse_too_many(out: Path, bad: Sequence[BadSource], max_bad: float, listed:
     """DataError when more samples are damaged than a user wants to do without."""
     allowed = max(ALWAYS_ALLOWED, int(max_bad * listed))
     if len(bad) > allowed:
-        first = "".join(f"\n  {b.source}: {b.reason}" for b in bad[:5])
+        first = ", ".join(f"{b.source}: {b.reason}" for b in bad[:3])
         raise DataError(
-            f"{out}: {len(bad)} damaged sources, more than max_bad allows ({allowed} of {listed}):{first}\n"
+            f"{out}: {len(bad)} damaged sources, more than max_bad allows ({allowed} of {listed}): {first}; "
             "mend or delete them, or raise --max-bad (a share), and run the same command again"
         )
+
+
+def refused(out: Path) -> list[BadSource]:
+    """The sources that an unfinished pack has refused so far, by their keys."""
+    return sorted(source for record in read_records(out).values() for source in record.bad)
 
 
 def unfinished(out: Path, plan: dict[str, Any]) -> list[int]:
@@ -160,6 +165,8 @@ def finish(out: Path, max_bad: float | None = None) -> Manifest:
     check_shards(manifest, out)
     if bad:
         write_bad(out, bad)
+    else:
+        (out / BAD_NAME).unlink(missing_ok=True)  # of an earlier run, whose bad sources were mended
     manifest.save(out)
     for path in (out / PLAN_NAME, *out.glob("part-*-of-*.jsonl")):
         path.unlink(missing_ok=True)

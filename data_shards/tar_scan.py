@@ -86,7 +86,7 @@ def scan_tar(job: ScanJob) -> Scan:
                 _check_end(job.path, file.fileno(), tar.offset)
                 return _Scanner(job, file.fileno()).scan(groups, skipped)
     except (tarfile.TarError, EOFError) as error:
-        raise DataError(f"{job.path}: {_not_a_tar(head, error)}; {FIX}") from error
+        raise DataError(f"{job.path}: {_not_a_tar(head, error)}") from error
     except OSError as error:
         raise DataError(
             f"{job.path}: cannot read it ({error.strerror}); see to it and run it again"
@@ -96,9 +96,10 @@ def scan_tar(job: ScanJob) -> Scan:
 def _not_a_tar(head: bytes, error: Exception) -> str:
     kind = kind_of(head)
     if kind in ("", "a tar"):
-        return f"not a tar that can be indexed ({error})"
-    unpack = ", which an index cannot point into; unpack it" if kind in COMPRESSED else ""
-    return f"is {kind}, not a tar{unpack}"
+        return f"not a tar that can be indexed ({error}); {FIX}"
+    if kind in COMPRESSED:
+        return f"is {kind}, and an index points into the tar itself; unpack it first"
+    return f"is {kind}, not a tar; {FIX}"
 
 
 def _group(path: Path, tar: tarfile.TarFile) -> tuple[dict[str, Members], Skipped]:

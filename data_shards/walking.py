@@ -66,7 +66,7 @@ class Walk:
         for entry in scan(directory):
             if is_hidden(entry.name):
                 self.skipped.add(HIDDEN, self._name(entry.path))
-            elif entry.is_dir():
+            elif is_directory(entry):
                 below.append(entry)
             elif self._is_new_image(entry):
                 yield entry.path
@@ -115,6 +115,11 @@ def scan(directory: str) -> list["os.DirEntry[str]"]:
         raise DataError(
             f"{directory}: cannot list it ({error.strerror}); see to it and run it again"
         ) from error
+
+
+def is_directory(entry: "os.DirEntry[str]") -> bool:
+    """Whether an entry is a directory or a link to one; a link that leads to itself is none."""
+    return os.path.isdir(entry.path) if entry.is_symlink() else entry.is_dir()
 
 
 def _real_directories(top: str) -> Iterator[str]:

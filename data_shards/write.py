@@ -20,7 +20,17 @@ from data_shards.errors import DataError
 from data_shards.files import BusyError, only_writer, sweep_temporaries, write_errors
 from data_shards.index import MANIFEST_NAME, Manifest, read_json
 from data_shards.mended import go_on
-from data_shards.parts import PartFile, finish, read_records, records_of, refuse_too_many, unfinished
+from data_shards.parts import (
+    BAD_NAME,
+    PartFile,
+    finish,
+    read_records,
+    records_of,
+    refuse_too_many,
+    refused,
+    unfinished,
+    write_bad,
+)
 from data_shards.plan import PLAN_NAME, PackOptions, claim, cut, make_plan, order
 from data_shards.processes import map_in_order
 from data_shards.samples import BadSource, Samples, Source
@@ -188,7 +198,11 @@ def _write(share: Share, workers: int, progress: Progress | None) -> None:
     for record in map_in_order(make_shard, _jobs(share, known), workers):
         part.add(record)
         bad += (source for source in record.bad if source.key not in share.gone)
-        refuse_too_many(share.out, bad, share.options.max_bad, len(share.samples))
+        try:
+            refuse_too_many(share.out, bad, share.options.max_bad, len(share.samples))
+        except DataError as error:
+            write_bad(share.out, refused(share.out))
+            raise DataError(f"{error}; {share.out / BAD_NAME} lists all") from None
         done += share.starts[record.shard + 1] - share.starts[record.shard]
         if progress:
             progress(done, total)

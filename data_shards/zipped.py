@@ -25,6 +25,7 @@ from data_shards.samples import BadSourceError
 END, END64, LOCATOR64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 CENTRAL = struct.Struct("<4s4xHH4xLLLHHH8xL")  # signature, flags, method, crc, 2 sizes, 3 lengths, offset
 LOCAL = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field
+END_BYTES = 22  # of the end-of-directory record, without its comment
 MAX_COMMENT, FULL32 = 65535, 2**32 - 1
 STORED, DEFLATED, MISSING, ENCRYPTED = 0, 8, 65535, 1
 METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz", 98: "PPMd", 99: "AES"}
@@ -84,11 +85,11 @@ def check_members(path: Path, found: np.ndarray, names: Names) -> None:
 def _find_directory(file: BinaryIO) -> tuple[int, int, int]:
     """Start, size in bytes and members of the central directory."""
     end = file.seek(0, os.SEEK_END)
-    tail_start = file.seek(max(0, end - MAX_COMMENT - 22 - 20))
+    tail_start = file.seek(max(0, end - MAX_COMMENT - END_BYTES - 20))
     tail = file.read()
     at = tail.rfind(END)
-    if at < 0:
-        raise ValueError("it is cut short, as it has no end-of-directory record; get it again")
+    if at < 0 or len(tail) < at + END_BYTES:
+        raise ValueError("it is cut short, as it has no whole end-of-directory record; get it again")
     if tail[at + 4 : at + 8] not in (bytes(4), b"\xff" * 4):
         raise ValueError("it is one part of an archive of several; join them with `zip -s 0`")
     count, size, start = struct.unpack_from("<HLL", tail, at + 10)
