@@ -28,7 +28,7 @@ class Tree:
         """The resolved path of every one of them, hidden ones left out."""
         return frozenset(path for top in self._tops for path in _real_directories(top))
 
-    def has_or_lies_in(self, real: str) -> bool:
+    def overlaps(self, real: str) -> bool:
         """Whether the resolved path of a directory is one of the tree's, or contains the tree."""
         above = real.rstrip("/") + "/"
         return real in self.directories or any(top.startswith(above) for top in self._tops)
@@ -41,7 +41,7 @@ class Walk:
     """
 
     def __init__(self, top: str, tree: Tree) -> None:
-        self._top, self._tree = top, tree
+        self._top, self._real_top, self._tree = top, os.path.realpath(top), tree
         self._entered: set[str] = set()  # resolved paths of the directories that links led to
         self.skipped = Skipped()
 
@@ -50,7 +50,7 @@ class Walk:
         if not os.path.islink(path):
             return True
         real = os.path.realpath(path)
-        if real in self._entered or self._tree.has_or_lies_in(real):
+        if real in self._entered or self._tree.overlaps(real):
             self._skip_directory(path, real)
             return False
         self._entered.add(real)
@@ -98,9 +98,8 @@ class Walk:
 
     def _lists(self, directory: str) -> bool:
         """Whether a resolved directory is one whose files this split lists."""
-        top = os.path.realpath(self._top)
-        inside = directory == top or directory.startswith(f"{top}/")
-        return directory in self._entered or (inside and directory in self._tree.directories)
+        below = directory.startswith(f"{self._real_top}/")
+        return directory in self._entered or (below and directory in self._tree.directories)
 
     def _name(self, path: str) -> str:
         return path.removeprefix(f"{self._top}/")
