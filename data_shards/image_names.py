@@ -27,8 +27,8 @@ def is_image(name: str) -> bool:
 def is_hidden(path: str) -> bool:
     """Whether a part of a relative path, other than "." and "..", begins with a dot or is a system's name."""
     return any(
-        (part.startswith(".") and part not in (".", "..")) or part.lower() in SYSTEM_NAMES
-        for part in path.split("/")
+        part in SYSTEM_NAMES or (part[:1] == "." and part not in (".", ".."))
+        for part in path.lower().split("/")
     )
 
 
@@ -43,10 +43,10 @@ class Skipped:
         before, first = self.kinds.get(kind, (0, example))
         self.kinds[kind] = before + count, first
 
-    def merge(self, other: "Skipped", place: str = "") -> None:
-        """Count everything that `other` counted; its examples are below `place`."""
+    def merge(self, other: "Skipped") -> None:
+        """Count everything that `other` counted."""
         for kind, (count, example) in other.kinds.items():
-            self.add(kind, place + example, count)
+            self.add(kind, example, count)
 
     def notes(self, place: str) -> list[str]:
         """A sentence for every kind, for the person who runs the command."""

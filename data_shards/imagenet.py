@@ -19,6 +19,7 @@ from data_shards.samples import Source
 from data_shards.split_folders import ALIASES
 from data_shards.zipped import MISSING, ZipSamples, check_members, find_members, read_directory
 
+SPLITS = ("train", "val")
 MAP_22K = "ILSVRC2011fall_whole_map_{}.txt"
 FOLDER_22K = "fall11_whole"
 CHUNK = 2**22  # characters of a JSON list parsed at a time
@@ -36,11 +37,13 @@ def imagenet_zip(directory: str | Path | None, *, allow_empty: bool = False) -> 
         directory, "imagenet-zip", "the directory of train.zip, train_map.txt, val.zip, val_map.txt"
     )
     splits, skipped = {}, Skipped()
-    for split, name in _present(root, "{}_map.txt").items():
+    found = _present(root, "{}_map.txt")
+    for split, name in found.items():
         path, archive = root / f"{name}_map.txt", root / f"{name}.zip"
         names, labels = _collect(path, _map_lines(path), skipped)
         splits[split] = _in_archive(archive, path, name, names, labels)
-    return _source("imagenet-zip", "zip archives with maps", splits, skipped, root, allow_empty)
+    notes = [*_renamed(root, found), *skipped.notes(str(root))]
+    return _source("imagenet-zip", "zip archives with maps", splits, notes, root, allow_empty)
 
 
 def _in_archive(archive: Path, listed: Path, name: str, names: Names, labels: np.ndarray) -> ZipSamples:
@@ -67,19 +70,21 @@ def imagenet22k(directory: str | Path | None, *, allow_empty: bool = False) -> S
     """
     root = needed(directory, "imagenet22k", f"the directory of {MAP_22K.format('train')} and {FOLDER_22K}/")
     splits, skipped = {}, Skipped()
-    for split, name in _present(root, MAP_22K).items():
+    found = _present(root, MAP_22K)
+    for split, name in found.items():
         path = root / MAP_22K.format(name)
         names, labels = _collect(path, _json_pairs(path), skipped)
         inside = not (root / names[0]).exists() and (root / FOLDER_22K).is_dir()
         splits[split] = FileSamples(root / FOLDER_22K if inside else root, names, labels)
-    return _source("imagenet22k", "image files with JSON maps", splits, skipped, root, allow_empty)
+    notes = [*_renamed(root, found), *skipped.notes(str(root))]
+    return _source("imagenet22k", "image files with JSON maps", splits, notes, root, allow_empty)
 
 
 def _source(
     name: str,
     description: str,
     splits: Mapping[str, FileSamples] | Mapping[str, ZipSamples],
-    skipped: Skipped,
+    notes: list[str],
     root: Path,
     allow_empty: bool,
 ) -> Source:
@@ -89,14 +94,14 @@ def _source(
         empty = empty_classes(classes, labels, defining=next(iter(splits)), allow_empty=allow_empty)
     except DataError as error:
         raise DataError(f"{root}: {error}") from None
-    return Source(name, description, classes, splits, (*skipped.notes(str(root)), *empty))
+    return Source(name, description, classes, splits, (*notes, *empty))
 
 
 def _present(root: Path, pattern: str) -> dict[str, str]:
     """The name that every split has in the lists that are there, such as val: validation."""
     found = {}
-    for split, names in ALIASES.items():
-        there = [name for name in names if (root / pattern.format(name)).is_file()]
+    for split in SPLITS:
+        there = [name for name in ALIASES[split] if (root / pattern.format(name)).is_file()]
         if len(there) > 1:
             lists = " and ".join(pattern.format(name) for name in there[:2])
             raise DataError(f"{root}: {lists} are both the split {split}; move one elsewhere")
@@ -105,6 +110,14 @@ def _present(root: Path, pattern: str) -> dict[str, str]:
     if not found:
         raise DataError(f"{root}: holds no {pattern.format('train')}; --directory must be where it is")
     return found
+
+
+def _renamed(root: Path, found: Mapping[str, str]) -> list[str]:
+    return [
+        f"{root}: the list of {name} is used as the split {split}"
+        for split, name in found.items()
+        if name != split
+    ]
 
 
 def _collect(path: Path, pairs: Iterable[tuple[str, int]], skipped: Skipped) -> tuple[Names, np.ndarray]:
