@@ -1,4 +1,4 @@
-"""What lies in tars of others beside plain samples: links, hidden members, any suffix; and the true reasons."""
+"""What tars of others hold beside plain samples: links, hidden members, any suffix; and the true reasons."""
 
 import gzip
 import tarfile
