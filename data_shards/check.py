@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 import xxhash
 
-from data_shards.tar import BLOCK, END_OF_ARCHIVE, IMAGE_SUFFIXES, padded, parse_header
+from data_shards.image_names import IMAGE_SUFFIXES
+from data_shards.tar import BLOCK, END_OF_ARCHIVE, padded, parse_header
 
 
 class BadSample(NamedTuple):

@@ -1,111 +1,57 @@
 """Image files in directories: `image_folder("data/imagenet")`, as torchvision's ImageFolder reads them."""
 
-import hashlib
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from data_shards.errors import DataError
+from data_shards.file_samples import FileSamples, empty_classes
+from data_shards.image_names import HIDDEN, is_hidden, is_image
 from data_shards.names import Names
-from data_shards.samples import BadSourceError, Source
+from data_shards.samples import Source
+from data_shards.split_folders import SplitFolders, find_splits
+from data_shards.walking import Tree, Walk, is_directory, scan
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's
-SPLITS = ("train", "val", "test")
-STAT_THREADS, STAT_CHUNK = 16, 4096  # a network file system answers many at a time
-
-
-@dataclass(frozen=True)
-class FileSamples:
-    """Samples that are files below `root`; labels (N,) uint32."""
-
-    root: Path
-    names: Names
-    labels: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, i: int) -> tuple[bytes, int]:
-        path = self.root / self.names[i]
-        try:
-            body = path.read_bytes()
-        except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-            if not self.root.is_dir():
-                raise DataError(
-                    f"{self.root}: is gone; bring it back and run the same command again"
-                ) from error
-            raise BadSourceError(error.strerror) from error
-        except OSError as error:
-            fix = "see to it and run the same command again: finished shards are kept"
-            raise DataError(f"{path}: cannot read it ({error.strerror}); {fix}") from error
-        if not body:
-            raise BadSourceError("empty file")
-        return body, int(self.labels[i])
-
-    def select(self, rows: np.ndarray) -> "FileSamples":
-        """The samples at `rows`."""
-        return FileSamples(self.root, self.names.select(rows), self.labels[rows])
-
-    def describe(self, i: int) -> str:
-        """The path below `root`."""
-        return self.names[i]
-
-    def label(self, i: int) -> int:
-        """The label of file i."""
-        return int(self.labels[i])
-
-    def sizes(self) -> np.ndarray:
-        """(N,) int64: bytes, by one `stat` a file from many threads; 0 where there is none."""
-        with ThreadPoolExecutor(STAT_THREADS) as pool:
-            chunks = pool.map(self._sizes_from, range(0, len(self), STAT_CHUNK))
-            return np.concatenate([np.zeros(0, dtype=np.int64), *chunks])
-
-    def _sizes_from(self, start: int) -> np.ndarray:
-        root = os.fspath(self.root)
-        stop = min(start + STAT_CHUNK, len(self))
-        return np.array([_size(f"{root}/{self.names[i]}") for i in range(start, stop)], dtype=np.int64)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256, in hex, of paths and labels; what is in the files is not read for it."""
-        sha = hashlib.sha256(self.labels.astype("<u4").tobytes())
-        self.names.update(sha)
-        return sha.hexdigest()
+BESIDE_CLASSES = "files beside the directories of the classes"
 
 
-def _size(path: str) -> int:
-    try:
-        return os.stat(path).st_size
-    except (FileNotFoundError, NotADirectoryError):
-        return 0
-    except OSError as error:
-        raise DataError(f"{path}: cannot stat it ({error.strerror}); see to it and run it again") from error
-
-
-def image_folder(directory: str | Path | None) -> Source:
+def image_folder(
+    directory: str | Path | None, *, splits: Collection[str] | None = None, allow_empty: bool = False
+) -> Source:
     """DIRECTORY/SPLIT/CLASS/**/*.jpg (.jpeg, .png ...), SPLIT one of train, val, test; classes are sorted.
+
+    A split may have another common name, such as valid. `splits` are listed, by default all. Hidden files
+    and links to what is listed already are left out; the notes of the source count them. A class without
+    images in the first split is refused unless `allow_empty`.
 
     DataError: no such directory, no split with images in it, splits with different classes.
     """
     root = needed(directory, "folder", "the directory that holds train/CLASS/*.jpg and val/CLASS/*.jpg")
-    found = {split: _classes(root / split) for split in SPLITS if (root / split).is_dir()}
-    if not found:
-        raise DataError(
-            f"{root}: holds none of {', '.join(s + '/' for s in SPLITS)}; --directory names their parent"
-        )
-    classes = next(iter(found.values()))
-    for split, names in found.items():
-        if other := sorted(set(names) - set(classes)):
-            raise DataError(
-                f"{root / split}: class {other[0]} is not in {root / next(iter(found))}; one list for all"
-            )
-    read = {split: _list(root, split, classes) for split in found}
-    notes = tuple(note for _, note in read.values() if note)
-    return Source("folder", "image folder", classes, {s: samples for s, (samples, _) in read.items()}, notes)
+    found = find_splits(root)
+    first = next(iter(found.paths))
+    wanted = _wanted(root, found, splits)
+    tree = Tree(map(str, found.paths.values()))
+    folders = {split: _Folder.of(found.paths[split], tree) for split in dict.fromkeys([first, *wanted])}
+    classes = _classes(list(folders.values()))
+    samples = {split: folders[split].samples(classes) for split in wanted}
+    skipped = [note for split, folder in folders.items() for note in folder.walk.skipped.notes(split)]
+    labels = {split: listed.labels for split, listed in samples.items()}
+    try:
+        empty = empty_classes(classes, labels, defining=first, allow_empty=allow_empty)
+    except DataError as error:  # what was skipped may be the reason
+        raise DataError("; ".join([f"{root}: {error}", *skipped])) from None
+    notes = (*found.notes, *skipped, *numbers_as_text(classes), *empty)
+    return Source("folder", "image folder", classes, samples, notes)
+
+
+def _wanted(root: Path, found: SplitFolders, splits: Collection[str] | None) -> list[str]:
+    """The splits to list; DataError when one is not there."""
+    if missing := [split for split in splits or () if split not in found.paths]:
+        raise DataError(f"--splits {missing[0]}: {root} holds {', '.join(found.paths)}")
+    return [split for split in found.paths if splits is None or split in splits]
 
 
 def needed(directory: str | Path | None, source: str, what: str) -> Path:
@@ -117,40 +63,77 @@ def needed(directory: str | Path | None, source: str, what: str) -> Path:
     return Path(directory)
 
 
-def _classes(split: Path) -> tuple[str, ...]:
-    classes = tuple(sorted(entry.name for entry in os.scandir(split) if entry.is_dir()))
-    if not classes:
-        raise DataError(f"{split}: holds no directories, and each class must be one: {split}/CLASS/*.jpg")
-    return classes
+def numbers_as_text(classes: tuple[str, ...]) -> tuple[str, ...]:
+    """A note where classes are numbers whose order as text, which labels follow, is another: 10 before 2."""
+    if not all(name.isascii() and name.isdigit() for name in classes):
+        return ()
+    for label, (name, number) in enumerate(zip(classes, sorted(classes, key=int), strict=True)):
+        if name != number:
+            text = "the names of the classes are numbers and are sorted as text, as torchvision sorts them"
+            return (f"{text}: label {label} is class {name}, not class {number}",)
+    return ()
 
 
-def _list(root: Path, split: str, classes: tuple[str, ...]) -> tuple[FileSamples, str]:
-    """The images of a split, and a note on the files that are none."""
-    others: list[str] = []
-    counts = np.zeros(len(classes), dtype=np.int64)
+@dataclass(frozen=True)
+class _Folder:
+    """The directory of a split, and its classes."""
 
-    def paths() -> Iterator[str]:
-        above = len(str(root / split)) + 1
-        for label, name in enumerate(classes):
-            for path in _files(str(root / split / name)):
-                if path.lower().endswith(SUFFIXES):
+    path: Path
+    classes: tuple[str, ...]
+    walk: Walk
+
+    @classmethod
+    def of(cls, path: Path, tree: Tree) -> "_Folder":
+        """Find the classes of a split."""
+        walk = Walk(str(path), tree)
+        return cls(path, tuple(_class_names(path, walk)), walk)
+
+    def samples(self, classes: tuple[str, ...]) -> FileSamples:
+        """The images of the split, by class."""
+        counts = np.zeros(len(classes), dtype=np.int64)
+
+        def paths() -> Iterator[str]:
+            above = len(str(self.path)) + 1
+            for label, name in enumerate(classes):
+                for path in self.walk.images(str(self.path / name)) if name in self.classes else ():
                     counts[label] += 1
                     yield path[above:]
-                else:
-                    others.append(path)
 
-    names = Names.of(paths())
-    labels = np.repeat(np.arange(len(classes), dtype=np.uint32), counts)
-    note = f"{split}: {len(others)} files are no images by their names, {others[0]} say" if others else ""
-    return FileSamples(root / split, names, labels), note
+        names = Names.of(paths())
+        labels = np.repeat(np.arange(len(classes), dtype=np.uint32), counts)
+        return FileSamples(self.path, names, labels)
 
 
-def _files(directory: str) -> Iterator[str]:
-    """The files below a directory, links followed, in an order that only the names decide."""
+def _class_names(split: Path, walk: Walk) -> list[str]:
+    """The directories of a split, sorted; `walk` counts what else is there."""
+    names = [entry.name for entry in scan(str(split)) if _is_class(entry, walk)]
+    if not names:
+        fix = "move the split elsewhere, or leave it out of --splits"
+        why = f"holds no directories, and each class must be one: {split}/CLASS/*.jpg; {fix}"
+        raise DataError("; ".join([f"{split}: {why}", *walk.skipped.notes(split.name)]))
+    return names
 
-    def refuse(error: OSError) -> None:
-        raise DataError(f"{error.filename}: cannot list it ({error.strerror})") from error
 
-    for parent, directories, files in os.walk(directory, onerror=refuse, followlinks=True):
-        directories.sort()
-        yield from (f"{parent}/{name}" for name in sorted(files))
+def _is_class(entry: "os.DirEntry[str]", walk: Walk) -> bool:
+    if is_hidden(entry.name):
+        walk.skipped.add(HIDDEN, entry.name)
+        return False
+    if is_directory(entry):
+        return walk.is_new(entry.path)
+    if entry.is_symlink() and not os.path.exists(entry.path) and not is_image(entry.name):
+        target = os.readlink(entry.path)
+        raise DataError(
+            f"{entry.path}: links to {target}, which is not there; bring it back or remove the link"
+        )
+    walk.skipped.add(BESIDE_CLASSES, entry.name)
+    return False
+
+
+def _classes(folders: list[_Folder]) -> tuple[str, ...]:
+    """The classes of the first split; DataError when another has one more."""
+    classes, known = folders[0].classes, set(folders[0].classes)
+    for folder in folders[1:]:
+        if other := [name for name in folder.classes if name not in known]:
+            fix = "all splits need one list of classes"
+            raise DataError(f"{folder.path}: class {other[0]} is not in {folders[0].path}; {fix}")
+    return classes

@@ -11,6 +11,7 @@ import sys
 import tarfile
 from collections.abc import Generator, Iterable, Iterator
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,13 @@ from data_shards.augment import TrainTransform
 from data_shards.decode import decode_train
 from data_shards.draws import Purpose, fold, permutation
 from data_shards.errors import DataError
+from data_shards.file_kinds import COMPRESSED, HEAD_BYTES, kind_of
+from data_shards.image_names import HIDDEN, IMAGE_SUFFIXES, Skipped, is_hidden
+from data_shards.labels import label_text, parse_label
 from data_shards.loading import OneIterator, check_divides
 from data_shards.patterns import expand, shown
 from data_shards.prefetch import Batch, BatchPlan, Fetched, Ring, prefetched
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
 SHUFFLE = 1000  # compressed samples
 STALL_S = 450.0
 STATEMENT = """{place}: no manifest, so webdataset {version} reads its tars ({count}). It cannot promise
@@ -73,6 +76,7 @@ class WebDatasetStream(OneIterator):
         self.grad_accum_steps = global_batch_size // (dp_size * micro_batch_size)
         self.samples, self.wait_s = 0, 0.0
         self._url, self._read, self._bytes = "", 0, 0
+        self._skipped = Skipped()
         self._names: dict[int, str] = {}  # of the samples that wait to be decoded, by row
         self._source: Iterator[tuple[bytes, int, str]] = iter(())
 
@@ -154,7 +158,7 @@ class WebDatasetStream(OneIterator):
         from webdataset.filters import shuffle
         from webdataset.tariterators import tarfile_samples
 
-        read = tarfile_samples(self._tars(start))
+        read = tarfile_samples(self._tars(start), select_files=self._selects)
         mixed = shuffle(self.shuffle, rng=random.Random(fold(self.seed, start, self.dp_rank)))
         try:
             for sample in mixed(self._counted(read)):
@@ -162,7 +166,16 @@ class WebDatasetStream(OneIterator):
         except DataError:
             raise
         except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-            raise DataError(f"{shown(self._url)}: cannot read it: {_reason(error)}") from error
+            raise DataError(f"{shown(self._url)}: cannot read it: {_reason(error, self._url)}") from error
+
+    def _selects(self, name: str) -> bool:
+        """Whether a member is to be read; the first that is not is named, and all are counted."""
+        if not is_hidden(name):
+            return True
+        if not self._skipped.kinds:
+            print(f"{shown(self._url)}: {HIDDEN} are skipped, such as {name}", file=sys.stderr, flush=True)
+        self._skipped.add(HIDDEN, name)
+        return False
 
     def _counted(self, samples: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
         for sample in samples:
@@ -179,17 +192,34 @@ class WebDatasetStream(OneIterator):
             for i in order[self.dp_rank % step :: step].tolist():
                 self._url = self.urls[i]
                 yield {"url": self._url}
+            for note in self._skipped.notes(shown(self.place)) if turn == 0 else ():
+                print(note, file=sys.stderr, flush=True)
             turn += 1
         raise DataError(f"{shown(self.place)}: no samples in these tars")
 
     def _checked(self, sample: dict[str, Any]) -> tuple[bytes, int, str]:
         name = f"{shown(sample['__url__'])}: sample {sample['__key__']}"
-        image = next((sample[suffix] for suffix in IMAGES if suffix in sample), None)
-        label = sample.get("cls", b"").strip()
-        if image is None or not label.isdigit() or int(label) >= self.num_classes:
-            said = f"has {'an' if image else 'no'} image and the label {label!r}"
-            raise DataError(f"{name}: {said}; it needs one, and a label below {self.num_classes}")
-        return image, int(label), name
+        image = next((sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample), None)
+        if image is None or "cls" not in sample:
+            raise DataError(f"{name}: {_lacks(sample, image is None)}")
+        try:
+            label = parse_label(label_text(sample["cls"]))
+        except ValueError as error:
+            raise DataError(f"{name}: {error}") from None
+        if isinstance(label, str) or label >= self.num_classes:
+            fix = f"it must be a number below {self.num_classes}; `shards index` takes names as well"
+            raise DataError(f"{name}: has an image and the label {label!r}; {fix}")
+        return image, label, name
+
+
+def _lacks(sample: dict[str, Any], no_image: bool) -> str:
+    """What a sample lacks, and what it has instead."""
+    what = "member with the suffix of an image" if no_image else ".cls"
+    members = ", ".join(f".{key}" for key in sample if not key.startswith("__"))
+    return (
+        f"has no {what}, but {members}; the members of a sample must be side by side in one tar, "
+        "under names that differ behind the first dot only; `shards index` takes them in any order"
+    )
 
 
 def statement(place: str, shuffle: int = SHUFFLE) -> str:
@@ -198,11 +228,22 @@ def statement(place: str, shuffle: int = SHUFFLE) -> str:
     return STATEMENT.format(shuffle=shuffle, **said)
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, url: str) -> str:
     """What webdataset complains about, without the command, which it repeats whole."""
+    if isinstance(error, tarfile.TarError) and (kind := _other_kind(url)):
+        return f"it is {kind}, not a tar"
     said = str(error.args[0]) if error.args else ""
     if status := re.search(r": exit (-?\d+) \(read\)", said):
         return f"the command that reads it exited with status {status[1]}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}"
     return f"{type(error).__name__}: {said.partition(' @ ')[0]}"
+
+
+def _other_kind(url: str) -> str:
+    """What a local file is when its first bytes are those of no tar, compressed or not; otherwise ""."""
+    if not Path(url).is_file():
+        return ""
+    with open(url, "rb") as file:
+        kind = kind_of(file.read(HEAD_BYTES))
+    return "" if kind in ("a tar", *COMPRESSED) else kind

@@ -1,19 +1,23 @@
 """ImageNet as Swin Transformer's own code has it on the disk: zipped (1K), or a folder with lists (22K)."""
 
 import json
-import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.folders import FileSamples, needed
+from data_shards.file_samples import FileSamples, empty_classes
+from data_shards.folders import needed
+from data_shards.image_names import HIDDEN, Skipped, is_hidden
+from data_shards.labels import parse_label
 from data_shards.names import Names
 from data_shards.samples import Source
-from data_shards.zipped import ZipSamples, find_members, read_directory
+from data_shards.split_folders import ALIASES
+from data_shards.zipped import MISSING, ZipSamples, check_members, find_members, read_directory
 
 SPLITS = ("train", "val")
 MAP_22K = "ILSVRC2011fall_whole_map_{}.txt"
@@ -22,72 +26,145 @@ CHUNK = 2**22  # characters of a JSON list parsed at a time
 MAX_LABEL = 2**24  # beyond it, it is a mistake and not a class
 
 
-def imagenet_zip(directory: str | Path | None) -> Source:
+def imagenet_zip(directory: str | Path | None, *, allow_empty: bool = False) -> Source:
     """DIRECTORY/{train,val}.zip with {train,val}_map.txt, lines of PATH, a tab and a label.
 
-    The members are read where they are. DataError: files missing, a line that is none, a damaged archive.
+    The members are read where they are. A label that no image of the first split has is refused unless
+    `allow_empty`. DataError: files missing, a line that is none, a damaged archive, one with none of the
+    names in the map, or one whose members are compressed in another way than by deflate.
     """
     root = needed(
         directory, "imagenet-zip", "the directory of train.zip, train_map.txt, val.zip, val_map.txt"
     )
-    splits = {}
-    for split in _present(root, "{}_map.txt"):
-        names, labels = _collect(_map_lines(root / f"{split}_map.txt"))
-        archive = root / f"{split}.zip"
-        members, prefix = read_directory(archive), ""
-        found = find_members(members, names)
-        if (found["method"] == 65535).all():  # zipped together with its directory
-            prefix = f"{split}/"
-            found = find_members(members, names, prefix)
-        splits[split] = ZipSamples(archive, prefix, names, labels, found)
-    return Source("imagenet-zip", "zip archives with maps", class_names(splits.values()), splits)
+    splits, skipped = {}, Skipped()
+    found = _present(root, "{}_map.txt")
+    for split, name in found.items():
+        path, archive = root / f"{name}_map.txt", root / f"{name}.zip"
+        names, labels = _collect(path, _map_lines(path), skipped)
+        splits[split] = _in_archive(archive, path, name, names, labels)
+    notes = [*_renamed(root, found), *skipped.notes(str(root))]
+    return _source("imagenet-zip", "zip archives with maps", splits, notes, root, allow_empty)
 
 
-def imagenet22k(directory: str | Path | None) -> Source:
+def _in_archive(archive: Path, listed: Path, name: str, names: Names, labels: np.ndarray) -> ZipSamples:
+    """The members called `names`, below `name`/ where the archive was made of that directory."""
+    members, prefix = read_directory(archive), ""
+    found = find_members(members, names)
+    if (found["method"] == MISSING).all():  # zipped together with its directory
+        prefix = f"{name}/"
+        found = find_members(members, names, prefix)
+    if (found["method"] == MISSING).all():
+        raise DataError(
+            f"{archive}: none of its {len(members)} members is in {listed.name}, which lists {names[0]}; "
+            "the two do not belong together"
+        )
+    check_members(archive, found, names)
+    return ZipSamples(archive, prefix, names, labels, found)
+
+
+def imagenet22k(directory: str | Path | None, *, allow_empty: bool = False) -> Source:
     """DIRECTORY/ILSVRC2011fall_whole_map_{train,val}.txt, a JSON list of [path, label], over fall11_whole/.
 
-    Paths count from DIRECTORY or from fall11_whole/, as the first of the list is found. DataError: files
-    missing, a list that is none.
+    Paths count from DIRECTORY or from fall11_whole/, as the first of the list is found. A label that no image
+    of the first split has is refused unless `allow_empty`. DataError: files missing, a list that is none.
     """
     root = needed(directory, "imagenet22k", f"the directory of {MAP_22K.format('train')} and {FOLDER_22K}/")
-    splits = {}
-    for split in _present(root, MAP_22K):
-        names, labels = _collect(_json_pairs(root / MAP_22K.format(split)))
+    splits, skipped = {}, Skipped()
+    found = _present(root, MAP_22K)
+    for split, name in found.items():
+        path = root / MAP_22K.format(name)
+        names, labels = _collect(path, _json_pairs(path), skipped)
         inside = not (root / names[0]).exists() and (root / FOLDER_22K).is_dir()
         splits[split] = FileSamples(root / FOLDER_22K if inside else root, names, labels)
-    return Source("imagenet22k", "image files with JSON maps", class_names(splits.values()), splits)
+    notes = [*_renamed(root, found), *skipped.notes(str(root))]
+    return _source("imagenet22k", "image files with JSON maps", splits, notes, root, allow_empty)
 
 
-def _present(root: Path, pattern: str) -> list[str]:
-    splits = [split for split in SPLITS if (root / pattern.format(split)).is_file()]
-    if not splits:
+def _source(
+    name: str,
+    description: str,
+    splits: Mapping[str, FileSamples] | Mapping[str, ZipSamples],
+    notes: list[str],
+    root: Path,
+    allow_empty: bool,
+) -> Source:
+    classes = class_names(splits.values())
+    labels = {split: samples.labels for split, samples in splits.items()}
+    try:
+        empty = empty_classes(classes, labels, defining=next(iter(splits)), allow_empty=allow_empty)
+    except DataError as error:
+        raise DataError(f"{root}: {error}") from None
+    return Source(name, description, classes, splits, (*notes, *empty))
+
+
+def _present(root: Path, pattern: str) -> dict[str, str]:
+    """The name that every split has in the lists that are there, such as val: validation."""
+    found = {}
+    for split in SPLITS:
+        there = [name for name in ALIASES[split] if (root / pattern.format(name)).is_file()]
+        if len(there) > 1:
+            lists = " and ".join(pattern.format(name) for name in there[:2])
+            raise DataError(f"{root}: {lists} are both the split {split}; move one elsewhere")
+        if there:
+            found[split] = there[0]
+    if not found:
         raise DataError(f"{root}: holds no {pattern.format('train')}; --directory must be where it is")
-    return splits
+    return found
 
 
-def _collect(pairs: Iterable[tuple[str, int]]) -> tuple[Names, np.ndarray]:
-    """Paths and labels apart: N names and (N,) uint32."""
+def _renamed(root: Path, found: Mapping[str, str]) -> list[str]:
+    return [
+        f"{root}: the list of {name} is used as the split {split}"
+        for split, name in found.items()
+        if name != split
+    ]
+
+
+def _collect(path: Path, pairs: Iterable[tuple[str, int]], skipped: Skipped) -> tuple[Names, np.ndarray]:
+    """Paths and labels apart: N names and (N,) uint32; hidden files are counted and left out."""
     labels = array("I")
 
     def paths() -> Iterator[str]:
-        for path, label in pairs:
+        for name, label in pairs:
+            if is_hidden(name):
+                skipped.add(HIDDEN, name)
+                continue
             labels.append(label)
-            yield path.removeprefix("./")
+            yield name.removeprefix("./")
 
     names = Names.of(paths())
     if not labels:
-        raise DataError("the list of samples is empty; get it again")
+        raise DataError(f"{path}: the list of samples is empty; get it again")
     return names, np.frombuffer(labels, dtype=np.uint32)
 
 
 def _map_lines(path: Path) -> Iterator[tuple[str, int]]:
-    with open(path, encoding="utf-8") as file:
+    with _text(path) as file:
         for number, line in enumerate(file, 1):
-            name, tab, label = line.rstrip("\r\n").rpartition("\t")
+            name, _, text = line.rstrip("\r\n").rpartition("\t")
             if line.strip():
-                if not (tab and name and re.fullmatch("[0-9]{1,8}", label)):
+                label = _number(text)
+                if not name or label is None:
                     raise DataError(f"{path}: line {number} is not PATH, a tab and a label: {line[:80]!r}")
-                yield name, _checked(int(label), f"{path}: line {number}")
+                yield name, _checked(label, f"{path}: line {number}")
+
+
+@contextmanager
+def _text(path: Path) -> Iterator[TextIO]:
+    """A list opened for reading; DataError when it is not UTF-8, with or without a byte order mark."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not UTF-8 text ({error.reason}); get it again") from error
+
+
+def _number(text: str) -> int | None:
+    try:
+        label = parse_label(text)
+    except ValueError:
+        return None
+    return label if isinstance(label, int) else None
 
 
 def _checked(label: int, where: str) -> int:
@@ -98,16 +175,20 @@ def _checked(label: int, where: str) -> int:
 
 def _json_pairs(path: Path, chunk: int = CHUNK) -> Iterator[tuple[str, int]]:
     """The pairs of a JSON list of [path, label], parsed piece by piece: whole, 14 million take 2.5 GB."""
-    with open(path, encoding="utf-8-sig") as file:
+    with _text(path) as file:
         for number, pair in enumerate(_json_items(path, file, chunk)):
-            if not (
-                isinstance(pair, list)
-                and len(pair) == 2
-                and isinstance(pair[0], str)
-                and type(pair[1]) is int
-            ):
+            name, label = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
+            label = _whole(label)
+            if not isinstance(name, str) or label is None:
                 raise DataError(f"{path}: item {number} is not [path, label]: {str(pair)[:80]}")
-            yield pair[0], _checked(pair[1], f"{path}: item {number}")
+            yield name, _checked(label, f"{path}: item {number}")
+
+
+def _whole(value: object) -> int | None:
+    """The label that a JSON number says: 3 or 3.0."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
 def _json_items(path: Path, file: TextIO, chunk: int) -> Iterator[object]:

@@ -13,14 +13,18 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import DataError
+from data_shards.file_samples import empty_classes
 from data_shards.files import atomic_write, only_writer, write_errors
+from data_shards.image_names import HIDDEN, Skipped, is_hidden
 from data_shards.index import MANIFEST_NAME, SCHEMA, Manifest, ShardEntry, Writer
-from data_shards.parts import refuse_too_many, write_bad
+from data_shards.labels import Label
+from data_shards.parts import BAD_NAME, refuse_too_many, write_bad
 from data_shards.plan import PLAN_NAME, WRITER_VERSION
 from data_shards.processes import map_in_order
 from data_shards.samples import BadSource
 from data_shards.shard import sha256_of
-from data_shards.tar_scan import Label, Scan, ScanJob, scan_tar
+from data_shards.tar_scan import Scan, ScanJob, scan_tar
+from data_shards.unusable_tars import left_out, no_samples, no_tars
 
 MAX_CLASSES = 100_000  # beyond it the labels are captions
 SOURCE = "tars made by others, indexed"
@@ -34,14 +38,14 @@ of tars made by others this is not promised:
 
 @dataclass(frozen=True)
 class Indexed:
-    """What `index_tars` made; `bad` keys were left out, `ignored` members are neither image nor label.
+    """What `index_tars` made; `bad` keys were left out, and `notes` say what else was.
 
     classes_per_tar is the mean over the tars, and `mixed` what it would be after a shuffle.
     """
 
     manifest: Manifest
     bad: tuple[BadSource, ...]
-    ignored: int
+    notes: tuple[str, ...]
     classes_per_tar: float
     mixed: float
 
@@ -66,17 +70,21 @@ def index_tars(
     not fit together, a directory that `pack` wrote.
     """
     root, out = Path(directory), Path(out_dir or directory)
-    tars = _tars(root, out)
+    skipped = Skipped()
+    tars = _tars(root, out, skipped)
     with write_errors(out), only_writer(out):
         job = partial(_scan, label_key=label_key, check=check)
         scans, digests = [], []
         for scan, sha256 in map_in_order(job, tars, workers):
             scans.append(scan)
             digests.append(sha256)
+            skipped.merge(scan.skipped)
             if progress:
                 progress(len(scans), len(tars))
+        bad = list(left_out(scans))
+        if not any(scan.labels for scan in scans):
+            raise DataError(no_samples(root, bad, skipped))
         names, maps = _classes(scans, classes)
-        bad = [BadSource(b.key, b.shard, -1, b.reason) for scan in scans for b in scan.bad]
         refuse_too_many(root, bad, max_bad, sum(len(scan.index) for scan in scans) + len(bad))
         scans = [_relabelled(scan, places) for scan, places in zip(scans, maps, strict=True)]
         entries = [
@@ -85,9 +93,13 @@ def index_tars(
         manifest = _manifest(root.resolve().name, split, names, entries, len(bad), check)
         if bad:
             write_bad(out, bad)
+        else:
+            (out / BAD_NAME).unlink(missing_ok=True)  # of an earlier index
         manifest.save(out)
-    spread, mixed = _mixing([scan.index["label"] for scan in scans], len(names))
-    return Indexed(manifest, tuple(bad), sum(scan.ignored for scan in scans), spread, mixed)
+    labels = [scan.index["label"] for scan in scans]
+    spread, mixed = _mixing(labels, len(names))
+    empty = empty_classes(names, {split: np.concatenate(labels)}, allow_empty=True)
+    return Indexed(manifest, tuple(bad), (*skipped.notes(str(root)), *empty), spread, mixed)
 
 
 def _scan(path: Path, label_key: str, check: str) -> tuple[Scan, str]:
@@ -97,10 +109,17 @@ def _scan(path: Path, label_key: str, check: str) -> tuple[Scan, str]:
     return scan_tar(ScanJob(path, label_key, check)), sha256
 
 
-def _tars(root: Path, out: Path) -> list[Path]:
-    tars = sorted(root.glob("*.tar"))
+def _tars(root: Path, out: Path, skipped: Skipped) -> list[Path]:
+    if not root.is_dir():
+        raise DataError(f"{root}: no such directory")
+    tars = []
+    for path in sorted(path for path in root.iterdir() if path.suffix.lower() == ".tar"):
+        if is_hidden(path.name):
+            skipped.add(HIDDEN, path.name)
+        else:
+            tars.append(path)
     if not tars:
-        raise DataError(f"{root}: holds no *.tar")
+        raise DataError(no_tars(root))
     if (out / PLAN_NAME).exists() or (
         (out / MANIFEST_NAME).exists() and Manifest.load(out).layout == "packed"
     ):
@@ -121,21 +140,27 @@ def _classes(
     scans: Sequence[Scan], given: Sequence[str] | None
 ) -> tuple[tuple[str, ...], list[dict[int, int]]]:
     """The class names, and for every tar the class of each of its own label places."""
-    found: set[Label] = {label for scan in scans for label in scan.labels}
-    numbers = {label for label in found if isinstance(label, int)}
-    if not found or (numbers and numbers != found):
-        text = "no sample has a label" if not found else f"labels are numbers ({min(numbers)}) and names both"
-        raise DataError(f"{text}; each sample needs KEY.cls, KEY.json or KEY.txt of one kind")
-    if len(found) > MAX_CLASSES or (numbers and max(numbers) >= MAX_CLASSES):
+    named: dict[Label, str] = {}
+    for scan in scans:
+        for label, member in zip(scan.labels, scan.named, strict=True):
+            named.setdefault(label, member)
+    numbers = {label for label in named if isinstance(label, int)}
+    if numbers and len(numbers) < len(named):
+        number, name = (next(lb for lb in named if isinstance(lb, kind)) for kind in (int, str))
         raise DataError(
-            f"{len(found)} labels, such as {min(map(str, found))[:60]!r}: are those captions or ids?"
+            f"labels must be all numbers or all names: {named[number]} is {number}, {named[name]} is {name!r}"
         )
+    if len(named) > MAX_CLASSES or (numbers and max(numbers) >= MAX_CLASSES):
+        largest = max(numbers) if numbers else min(map(str, named))
+        what = f"{len(named)} labels, such as {str(largest)[:60]!r} ({named[largest]})"
+        raise DataError(f"{what}: are those captions or ids?")
     if given is None:
-        given = [str(i) for i in range(max(numbers) + 1)] if numbers else sorted(map(str, found))
+        given = [str(i) for i in range(max(numbers) + 1)] if numbers else sorted(map(str, named))
     values: Sequence[Label] = range(len(given)) if numbers else given
     place = {label: i for i, label in enumerate(values)}
-    if missing := sorted(map(str, found - place.keys())):
-        raise DataError(f"label {missing[0]} is not among the {len(given)} classes; mend --classes")
+    if missing := sorted(named.keys() - place.keys(), key=str):
+        what = f"label {missing[0]} ({named[missing[0]]})"
+        raise DataError(f"{what} is not among the {len(given)} classes; mend --classes")
     return tuple(given), [{i: place[label] for i, label in enumerate(scan.labels)} for scan in scans]
 
 

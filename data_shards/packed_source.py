@@ -12,6 +12,7 @@ import xxhash
 
 from data_shards.errors import DataError
 from data_shards.folders import needed
+from data_shards.image_names import is_hidden
 from data_shards.index import MANIFEST_NAME, RECORD, Manifest, read_index
 from data_shards.samples import BadSourceError, Source
 
@@ -116,12 +117,19 @@ def packed_samples(directory: Path, manifest: Manifest) -> PackedSamples:
 def packed_source(directory: str | Path | None) -> Source:
     """The splits below DIRECTORY, or DIRECTORY itself if it is one, packed or indexed, to be packed anew."""
     root = needed(directory, "shards", "a directory of shards with a manifest.json, or of such splits")
-    manifests = _manifests([root, *sorted(path for path in root.iterdir() if path.is_dir())])
+    below = [path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)]
+    manifests = _manifests([root, *sorted(below)])
     if not manifests:
         raise DataError(f"{root}: holds no {MANIFEST_NAME}; make one with: swin-moe shards index {root}")
     classes = {manifest.classes for manifest in manifests.values()}
     if len(classes) > 1:
         raise DataError(f"{root}: its splits have different classes; name one split as --directory")
+    paths: dict[str, Path] = {}
+    for path, manifest in manifests.items():
+        if (first := paths.setdefault(manifest.split, path)) != path:
+            raise DataError(
+                f"{first} and {path} are both the split {manifest.split}; pass one as --directory"
+            )
     splits = {manifest.split: packed_samples(path, manifest) for path, manifest in manifests.items()}
     name = next(iter(manifests.values())).name
     return Source(name, f"shards of {name}", classes.pop(), splits)

@@ -8,6 +8,7 @@ A line counts when it is whole, so a task may be killed at any byte.
 
 import json
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -45,22 +46,30 @@ def _line(record: ShardRecord) -> str:
 
 
 def read_records(out: Path) -> dict[int, ShardRecord]:
-    """Every finished shard that a part knows; DataError when two parts disagree about one."""
+    """Every finished shard that a part knows; DataError when two parts disagree about one.
+
+    Where they differ in what is damaged, a source was mended in between and the later part is right.
+    """
     found: dict[int, ShardRecord] = {}
-    for path in sorted(out.glob("part-*-of-*.jsonl")):
-        try:
-            lines = path.read_text().splitlines()
-        except FileNotFoundError:
-            continue  # another task has joined the parts just now
-        part = {record.shard: record for record in map(_parse, lines) if record}
+    for path, text in _part_files(out):
+        part = {record.shard: record for record in map(_parse, text.splitlines()) if record}
         for shard in part.keys() & found.keys():
-            if part[shard] != found[shard]:
+            if part[shard].bad == found[shard].bad and part[shard] != found[shard]:
                 raise DataError(
                     f"{out}: tasks disagree about shard {shard} ({path.name} and another); have their "
                     f"machines different JPEG libraries? Install the same, delete {out} and pack again"
                 )
         found |= part
     return found
+
+
+def _part_files(out: Path) -> list[tuple[Path, str]]:
+    """The part files and what they hold, the one that was written last at the end."""
+    found = []
+    for path in sorted(out.glob("part-*-of-*.jsonl")):
+        with suppress(FileNotFoundError):  # another task has joined the parts just now
+            found.append((path.stat().st_mtime_ns, path, path.read_text()))
+    return [(path, text) for _, path, text in sorted(found)]
 
 
 def _parse(line: str) -> ShardRecord | None:
@@ -117,11 +126,16 @@ def refuse_too_many(out: Path, bad: Sequence[BadSource], max_bad: float, listed:
     """DataError when more samples are damaged than a user wants to do without."""
     allowed = max(ALWAYS_ALLOWED, int(max_bad * listed))
     if len(bad) > allowed:
-        first = "".join(f"\n  {b.source}: {b.reason}" for b in bad[:5])
+        first = ", ".join(f"{b.source}: {b.reason}" for b in bad[:3])
         raise DataError(
-            f"{out}: {len(bad)} damaged sources, more than max_bad allows ({allowed} of {listed}):{first}\n"
-            "see to them, or raise --max-bad (a share) and run the same command again"
+            f"{out}: {len(bad)} damaged sources, more than max_bad allows ({allowed} of {listed}): {first}; "
+            "mend or delete them, or raise --max-bad (a share), and run the same command again"
         )
+
+
+def refused(out: Path) -> list[BadSource]:
+    """The sources that an unfinished pack has refused so far, by their keys."""
+    return sorted(source for record in read_records(out).values() for source in record.bad)
 
 
 def unfinished(out: Path, plan: dict[str, Any]) -> list[int]:
@@ -145,11 +159,14 @@ def finish(out: Path, max_bad: float | None = None) -> Manifest:
         )
     records = sorted(read_records(out).values(), key=lambda record: record.shard)
     bad = [source for record in records for source in record.bad]
-    refuse_too_many(out, bad, plan["max_bad"] if max_bad is None else max_bad, plan["listed"])
+    counted = [source for source in bad if source.key not in plan.get("gone", ())]
+    refuse_too_many(out, counted, plan["max_bad"] if max_bad is None else max_bad, plan["listed"])
     manifest = _manifest(plan, [record.entry for record in records if record.entry.samples], len(bad), out)
     check_shards(manifest, out)
     if bad:
         write_bad(out, bad)
+    else:
+        (out / BAD_NAME).unlink(missing_ok=True)  # of an earlier run, whose bad sources were mended
     manifest.save(out)
     for path in (out / PLAN_NAME, *out.glob("part-*-of-*.jsonl")):
         path.unlink(missing_ok=True)

@@ -24,7 +24,7 @@ WRITER_VERSION = 1
 PLAN_NAME = "pack.json"
 SAMPLES_PER_SHARD = 1000
 MIN_BYTES_PER_SHARD = 2**12
-NOT_COMPARED = ("starts", "max_bad", "writer")
+NOT_COMPARED = ("starts", "max_bad", "writer", "gone")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +123,17 @@ def cut(samples: Samples, ranks: np.ndarray, options: PackOptions) -> list[int]:
     return starts
 
 
-def make_plan(source: Source, split: str, options: PackOptions) -> dict[str, Any]:
-    """Everything that the manifest will say except its shards, as it reads back from JSON."""
+def check_split(source: Source, split: str) -> None:
+    """DataError when the source has no such split, or no sample in it."""
     if split not in source.splits:
         raise DataError(f"split: {source.name} has {', '.join(source.splits)} (got {split!r})")
-    listed = len(source.splits[split])
-    if not listed:
+    if not len(source.splits[split]):
         raise DataError(f"split: {split} of {source.name} has no samples; leave it out of --splits")
+
+
+def make_plan(source: Source, split: str, options: PackOptions) -> dict[str, Any]:
+    """Everything that the manifest will say except its shards, as it reads back from JSON."""
+    check_split(source, split)
     writer = options.writer(source, split)
     empty = Manifest(
         schema=SCHEMA,
@@ -140,10 +144,13 @@ def make_plan(source: Source, split: str, options: PackOptions) -> dict[str, Any
         shards=(),
         writer=writer,
     )
-    return _comparable(empty.to_dict()) | {"listed": listed, "max_bad": options.max_bad}
+    return comparable(empty.to_dict()) | {
+        "listed": len(source.splits[split]),
+        "max_bad": options.max_bad,
+    }
 
 
-def _comparable(manifest: dict[str, Any]) -> dict[str, Any]:
+def comparable(manifest: dict[str, Any]) -> dict[str, Any]:
     """A manifest without what only its shards decide; `listed` counts the samples left out as well."""
     listed = manifest["samples"] + manifest.get("bad_sources", 0)
     return {k: v for k, v in manifest.items() if k not in ("shards", "samples", "bad_sources")} | {
@@ -160,7 +167,7 @@ def claim(
     """
     if (out / MANIFEST_NAME).exists():
         manifest = Manifest.load(out)
-        _refuse_other(out, _comparable(manifest.to_dict()), plan)
+        _refuse_other(out, comparable(manifest.to_dict()), plan)
         try:
             check_shards(manifest, out)
         except DataError:
@@ -183,6 +190,13 @@ def claim(
 def _refuse_other(out: Path, found: dict[str, Any], plan: dict[str, Any]) -> None:
     there, asked = (fields | asdict(Writer(**fields["writer"])) for fields in (found, plan))
     keys = [key for key in asked | there if key not in NOT_COMPARED and there.get(key) != asked.get(key)]
+    if keys and set(keys) <= {"listed", "source_digest"}:
+        counts = f"{there['listed']} samples then, {asked['listed']} now"
+        fix = f"delete {out} to pack the list of today, or pass another --out"
+        raise DataError(
+            f"{out}: the list of the source has changed since packing began ({counts}), by more than files "
+            f"that were refused and are gone; {fix}"
+        )
     if keys:
         text = "; ".join(
             f"{k}: {str(there.get(k))[:50]!r} there, {str(asked.get(k))[:50]!r} asked" for k in keys

@@ -17,6 +17,7 @@ from data_shards.check import BadSample, Bytes, Sample, check_bodies, check_samp
 from data_shards.errors import DataError
 from data_shards.files import atomic_file, atomic_write, only_writer, write_errors
 from data_shards.index import MANIFEST_NAME, Manifest, ShardEntry, read_index
+from data_shards.mended import as_packed
 from data_shards.parts import read_bad, write_bad
 from data_shards.plan import PLAN_NAME, PackOptions, cut, order
 from data_shards.processes import map_in_order
@@ -101,12 +102,14 @@ def _from_source(
     samples = source.splits.get(manifest.split)
     if samples is None or manifest.layout != "packed" or manifest.parent:
         raise DataError(f"{out}: was not packed from {source.name}; repair it with --drop-to instead")
-    if samples.digest != manifest.writer.source_digest:
-        text = f"{samples.digest[:12]}, packed was {manifest.writer.source_digest[:12]}"
+    options, digest = PackOptions.of(manifest.writer), manifest.writer.source_digest
+    bad = read_bad(out) if manifest.bad_sources else []
+    samples, _ = as_packed(samples, bad, manifest.samples + len(bad), digest, options)
+    if samples.digest != digest:
+        text = f"{samples.digest[:12]}, packed was {digest[:12]}"
         raise DataError(
             f"{out}: this source is another one, or has changed since (digest {text}); see --directory"
         )
-    options = PackOptions.of(manifest.writer)
     ranks = order(len(samples), options)
     share = Share(
         out=out,

@@ -58,12 +58,23 @@ def make_shard(job: ShardJob) -> ShardRecord:
 
 
 def _kept(job: ShardJob) -> ShardRecord | None:
-    """The record of an earlier run; None unless both files have its SHA-256."""
-    if job.record is None or job.record.entry.samples == 0:
-        return job.record
+    """The record of an earlier run; None unless both files have its SHA-256 and nothing of it was mended."""
+    if job.record is None:
+        return None
     entry = job.record.entry
-    wanted = {entry.name: entry.sha256, entry.index_name: entry.index_sha256}
-    return job.record if all(sha256_of(job.directory / name) == s for name, s in wanted.items()) else None
+    wanted = {entry.name: entry.sha256, entry.index_name: entry.index_sha256} if entry.samples else {}
+    if any(sha256_of(job.directory / name) != sha256 for name, sha256 in wanted.items()):
+        return None
+    return job.record if all(_is_bad_still(job, source) for source in job.record.bad) else None
+
+
+def _is_bad_still(job: ShardJob, source: BadSource) -> bool:
+    """Whether a sample that an earlier run left out cannot be had today either: it may have been mended."""
+    try:
+        prepare(job.samples[int(source.key) - job.first_key][0], job.recipe)
+    except BadSourceError:
+        return True
+    return False
 
 
 def sha256_of(path: Path) -> str | None:

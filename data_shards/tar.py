@@ -20,7 +20,6 @@ BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 CHECKSUM = slice(148, 156)
 MAX_BODY = 2**32 - 1  # what the index can say
-IMAGE_SUFFIXES = ("jpg", "png", "webp")
 
 
 def padded(size: int) -> int:

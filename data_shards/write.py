@@ -19,7 +19,18 @@ import numpy as np
 from data_shards.errors import DataError
 from data_shards.files import BusyError, only_writer, sweep_temporaries, write_errors
 from data_shards.index import MANIFEST_NAME, Manifest, read_json
-from data_shards.parts import PartFile, finish, read_records, records_of, refuse_too_many, unfinished
+from data_shards.mended import go_on
+from data_shards.parts import (
+    BAD_NAME,
+    PartFile,
+    finish,
+    read_records,
+    records_of,
+    refuse_too_many,
+    refused,
+    unfinished,
+    write_bad,
+)
 from data_shards.plan import PLAN_NAME, PackOptions, claim, cut, make_plan, order
 from data_shards.processes import map_in_order
 from data_shards.samples import BadSource, Samples, Source
@@ -30,7 +41,10 @@ Progress = Callable[[int, int], None]  # samples done and in all, first with tho
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """What one task of a pack is to do: shards `task[0]`, `task[0] + task[1]`, ... of those at `starts`."""
+    """What one task of a pack is to do: shards `task[0]`, `task[0] + task[1]`, ... of those at `starts`.
+
+    `gone` are the keys of files that were refused by an earlier run and have been deleted since.
+    """
 
     out: Path
     samples: Samples
@@ -39,6 +53,7 @@ class Share:
     starts: Sequence[int]
     ranks: np.ndarray
     task: tuple[int, int]
+    gone: frozenset[str] = frozenset()
 
     @property
     def shards(self) -> range:
@@ -146,8 +161,8 @@ def _write_share(
     if workers < 1:
         raise DataError(f"workers ({workers}) must be at least 1")
     plan = make_plan(source, split, options)
-    samples = source.splits[split]
     with only_writer(out, shared=task[1] > 1):
+        plan, samples = go_on(out, plan, source.splits[split], options)
         ranks = order(len(samples), options)
         starts, finished = claim(out, plan, partial(cut, samples, ranks, options))
         if finished:
@@ -161,6 +176,7 @@ def _write_share(
             starts=starts,
             ranks=ranks,
             task=task,
+            gone=frozenset(plan.get("gone", ())),
         )
         _write(share, workers, progress)
     return None
@@ -181,8 +197,12 @@ def _write(share: Share, workers: int, progress: Progress | None) -> None:
     done = 0
     for record in map_in_order(make_shard, _jobs(share, known), workers):
         part.add(record)
-        bad += record.bad
-        refuse_too_many(share.out, bad, share.options.max_bad, len(share.samples))
+        bad += (source for source in record.bad if source.key not in share.gone)
+        try:
+            refuse_too_many(share.out, bad, share.options.max_bad, len(share.samples))
+        except DataError as error:
+            write_bad(share.out, refused(share.out))
+            raise DataError(f"{error}; {share.out / BAD_NAME} lists all") from None
         done += share.starts[record.shard + 1] - share.starts[record.shard]
         if progress:
             progress(done, total)

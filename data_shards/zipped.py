@@ -18,14 +18,17 @@ import numpy as np
 import xxhash
 
 from data_shards.errors import DataError
+from data_shards.file_kinds import HEAD_BYTES, kind_of
 from data_shards.names import Names
 from data_shards.samples import BadSourceError
 
 END, END64, LOCATOR64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 CENTRAL = struct.Struct("<4s4xHH4xLLLHHH8xL")  # signature, flags, method, crc, 2 sizes, 3 lengths, offset
 LOCAL = struct.Struct("<4s22xHH")  # signature, lengths of name and extra field
+END_BYTES = 22  # of the end-of-directory record, without its comment
 MAX_COMMENT, FULL32 = 65535, 2**32 - 1
-STORED, DEFLATED, ENCRYPTED = 0, 8, 1
+STORED, DEFLATED, MISSING, ENCRYPTED = 0, 8, 65535, 1
+METHODS = {9: "Deflate64", 12: "bzip2", 14: "LZMA", 93: "Zstandard", 95: "xz", 98: "PPMd", 99: "AES"}
 MEMBER = np.dtype(
     [
         ("name", "<u8"),
@@ -45,13 +48,20 @@ def read_directory(path: Path) -> np.ndarray:
     """
     try:
         with open(path, "rb") as file:
+            head = file.read(HEAD_BYTES)
             start, size, count = _find_directory(file)
             file.seek(start)
             members = _parse_directory(file.read(size), count)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file") from None
-    except (OSError, ValueError, struct.error, IndexError) as error:
-        raise DataError(f"{path}: cannot read this zip archive ({error}); get it again") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot read it ({error.strerror}); see to it and run it again") from error
+    except (ValueError, struct.error, IndexError) as error:
+        if not head.startswith(b"PK"):
+            kind = kind_of(head) or "another kind of file"
+            raise DataError(f"{path}: is {kind}, not a zip archive; get it again") from error
+        reason = error if isinstance(error, ValueError) else "its directory is damaged; get it again"
+        raise DataError(f"{path}: cannot read this zip archive: {reason}") from error
     members = np.sort(members, order="name")
     if (members["name"][1:] == members["name"][:-1]).any():
         raise DataError(
@@ -60,36 +70,52 @@ def read_directory(path: Path) -> np.ndarray:
     return members
 
 
+def check_members(path: Path, found: np.ndarray, names: Names) -> None:
+    """DataError when one of the members that were looked for cannot be unpacked by anybody here."""
+    other = np.flatnonzero(~np.isin(found["method"], (STORED, DEFLATED, MISSING)))
+    if len(other):
+        method = int(found["method"][other[0]])
+        how = f"method {method}" + (f" ({METHODS[method]})" if method in METHODS else "")
+        raise DataError(
+            f"{path}: {len(other)} members are compressed by {how}, such as {names[int(other[0])]}; "
+            "unpack it and zip it again with `zip -r -0`"
+        )
+
+
 def _find_directory(file: BinaryIO) -> tuple[int, int, int]:
     """Start, size in bytes and members of the central directory."""
     end = file.seek(0, os.SEEK_END)
-    tail_start = file.seek(max(0, end - MAX_COMMENT - 22 - 20))
+    tail_start = file.seek(max(0, end - MAX_COMMENT - END_BYTES - 20))
     tail = file.read()
     at = tail.rfind(END)
-    if at < 0:
-        raise ValueError("it has no end-of-directory record: cut short, or no zip archive")
+    if at < 0 or len(tail) < at + END_BYTES:
+        raise ValueError("it is cut short, as it has no whole end-of-directory record; get it again")
+    if tail[at + 4 : at + 8] not in (bytes(4), b"\xff" * 4):
+        raise ValueError("it is one part of an archive of several; join them with `zip -s 0`")
     count, size, start = struct.unpack_from("<HLL", tail, at + 10)
     if tail[max(at - 20, 0) : at].startswith(LOCATOR64):
         file.seek(struct.unpack_from("<Q", tail, at - 20 + 8)[0])
         record = file.read(56)
         if not record.startswith(END64):
-            raise ValueError("its zip64 record is damaged")
+            raise ValueError("its zip64 record is damaged; get it again")
         count, size, start = struct.unpack_from("<QQQ", record, 32)
     if start + size > tail_start + at:
-        raise ValueError("its directory does not lie within the file: cut short?")
+        raise ValueError("it is cut short, as its directory does not lie within it; get it again")
     return start, size, count
 
 
 def _parse_directory(raw: bytes, count: int) -> np.ndarray:
+    if count * CENTRAL.size > len(raw):
+        raise ValueError(f"its directory has no room for the {count} members it states; get it again")
     members, at = np.zeros(count, dtype=MEMBER), 0
     for row in range(count):
         magic, flags, method, crc, packed, size, name_len, extra_len, comment_len, offset = (
             CENTRAL.unpack_from(raw, at)
         )
         if magic != b"PK\x01\x02":
-            raise ValueError(f"entry {row} of its directory is damaged")
+            raise ValueError(f"entry {row} of its directory is damaged; get it again")
         if flags & ENCRYPTED:
-            raise ValueError("it is encrypted")
+            raise ValueError("it is encrypted; unpack it with its password and zip it again")
         at += 46
         name = raw[at : at + name_len]
         extra = raw[at + name_len : at + name_len + extra_len]
@@ -114,7 +140,7 @@ def _zip64(extra: bytes, *fields: int) -> tuple[int, ...]:
 
 
 def find_members(members: np.ndarray, names: Names, prefix: str = "") -> np.ndarray:
-    """The member of every name: (N,) of MEMBER; method 65535 where the archive has none of that name."""
+    """The member of every name: (N,) of MEMBER; method MISSING where the archive has none."""
     hashes = np.fromiter(
         (xxhash.xxh3_64_intdigest((prefix + names[i]).encode()) for i in range(len(names))),
         np.uint64,
@@ -122,11 +148,11 @@ def find_members(members: np.ndarray, names: Names, prefix: str = "") -> np.ndar
     )
     if not len(members):
         found = np.zeros(len(names), dtype=MEMBER)
-        found["method"] = 65535
+        found["method"] = MISSING
         return found
     places = np.minimum(np.searchsorted(members["name"], hashes), len(members) - 1)
     found = members[places]
-    found["method"][found["name"] != hashes] = 65535
+    found["method"][found["name"] != hashes] = MISSING
     return found
 
 
@@ -150,7 +176,7 @@ class ZipSamples:
     def __getitem__(self, i: int) -> tuple[bytes, int]:
         _, offset, packed, size, crc, method = self.members[i].item()
         if method not in (STORED, DEFLATED):
-            text = f"not in {self.path.name}" if method == 65535 else f"compressed by method {method}"
+            text = f"not in {self.path.name}" if method == MISSING else f"compressed by method {method}"
             raise BadSourceError(text)
         try:
             body = self._packed_bytes(i, offset, packed)
@@ -193,7 +219,7 @@ class ZipSamples:
 
     def sizes(self) -> np.ndarray:
         """(N,) int64: bytes, uncompressed, as the archive's directory says."""
-        return np.where(self.members["method"] == 65535, 0, self.members["size"]).astype(np.int64)
+        return np.where(self.members["method"] == MISSING, 0, self.members["size"]).astype(np.int64)
 
     @property
     def digest(self) -> str:

@@ -8,6 +8,7 @@ from data_shards.errors import DataError
 from data_shards.index import MANIFEST_NAME
 from data_shards.indexing import PROMISES, index_tars
 from data_shards.info import info
+from data_shards.parts import BAD_NAME
 from data_shards.reencode import CHECKS
 from data_shards.repair import repair
 from data_shards.split import carve
@@ -28,9 +29,10 @@ examples:
   swin-moe shards index /data/theirs --workers 8                    manifest and indices beside the tars
   swin-moe shards index /read-only/theirs --out data/theirs/train   elsewhere, with links to the tars
 
-Reads *.tar of DIRECTORY and rewrites none. Each sample is KEY.jpg, .jpeg or .png with KEY.cls, .json or .txt
-that holds a number or a class name; KEY ends at the first dot. Keys with one part only, or undecodable, are
-left out and listed in bad_sources.tsv. A tar whose structure is damaged is refused.
+Reads *.tar of DIRECTORY and rewrites none. Each sample is KEY.jpg (.png, .webp ...) with KEY.cls, .json or
+.txt that holds a whole number from 0 or a class name; KEY ends at the first dot. Keys with one part only, or
+undecodable, are left out and listed in bad_sources.tsv. Hidden members are skipped and counted. A tar whose
+structure is damaged is refused, and so is a label that is negative, not whole or not finite.
 """
 REPAIR_HELP = """\
 examples:
@@ -149,10 +151,10 @@ def _run_index(args: argparse.Namespace) -> int:
     out, manifest = args.out or args.directory, done.manifest
     what = f"{manifest.samples} samples of {len(manifest.classes)} classes in {len(manifest.shards)} tars"
     print(f"{out}: {what}, manifest {manifest.digest[:12]}")
-    if done.bad or done.ignored:
-        print(
-            f"{len(done.bad)} keys left out (bad_sources.tsv); {done.ignored} members are no image or label"
-        )
+    if done.bad:
+        print(f"{len(done.bad)} keys left out, such as {done.bad[0].key}: {done.bad[0].reason} ({BAD_NAME})")
+    for note in done.notes:
+        print(note)
     print(f"a tar holds {done.classes_per_tar:.1f} classes on average; shuffled, it would {done.mixed:.1f}")
     print(PROMISES)
     return 0
@@ -160,7 +162,7 @@ def _run_index(args: argparse.Namespace) -> int:
 
 def _read_classes(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text().splitlines() if line.strip()]
+        return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"--classes {path}: cannot read it ({error})") from error
 

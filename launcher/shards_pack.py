@@ -8,13 +8,14 @@ from typing import Any
 
 from data_shards.errors import DataError
 from data_shards.index import Manifest
-from data_shards.plan import SAMPLES_PER_SHARD
+from data_shards.plan import SAMPLES_PER_SHARD, check_split
 from data_shards.reencode import CHECKS
 from data_shards.sources import SOURCES, Source
 from data_shards.write import merge, pack, pack_task
 from launcher.progress import progress_line
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+OF_CLASSES = ("folder", "imagenet-zip", "imagenet22k")  # the sources that --allow-empty is for
 PACK_HELP = """\
 examples:
   swin-moe shards pack --source fashion-mnist --out data/fashion-mnist --workers 2
@@ -28,7 +29,7 @@ in a Slurm array (#SBATCH --array=0-63), the last task to end writes the manifes
   swin-moe shards pack --out data/in22k --task merge           if it was killed just then
 
 sources, each below --directory:
-  folder         SPLIT/CLASS/**/*.jpg (.jpeg .png ...), SPLIT among train val test
+  folder         SPLIT/CLASS/**/*.jpg (.jpeg .png ...), SPLIT among train val test, or another common name
   imagenet-zip   train.zip, train_map.txt (PATH, tab, label), val.zip, val_map.txt; read without unpacking
   imagenet22k    fall11_whole/ and ILSVRC2011fall_whole_map_{train,val}.txt (a JSON list of [path, label])
   shards         splits with a manifest.json, packed or indexed
@@ -38,7 +39,9 @@ sources, each below --directory:
 Writes OUT/SPLIT: plain WebDataset tars (000000.tar ...), one index each (000000.idx) and, last,
 manifest.json. The samples are shuffled once over the whole split. The bytes depend on the source and on the
 options, not on --workers or --task. Damaged sources are left out and listed in OUT/SPLIT/bad_sources.tsv.
-Interrupted? Run the same command again: finished shards are verified and kept.
+Hidden files and links to what is listed already are skipped and counted.
+Interrupted, or stopped by damaged sources? Mend or delete those and run the same command again: finished
+shards are verified and kept.
 """
 
 
@@ -47,6 +50,8 @@ def add_source(parser: argparse.ArgumentParser, required: bool) -> None:
     add = parser.add_argument
     add("--source", required=required, choices=sorted(SOURCES), help="where the images come from")
     add("--directory", type=Path, help="where the source lies")
+    text = "keep classes without images as classes (default: refuse them)"
+    add("--allow-empty", action="store_true", help=text)
     add("--synthetic-train", type=int, default=4096, help="made-up training samples (default %(default)s)")
     add("--synthetic-val", type=int, default=1024, help="made-up validation samples (default %(default)s)")
     add("--synthetic-classes", type=int, default=10, help="made-up classes (default %(default)s)")
@@ -103,7 +108,12 @@ def make_source(args: argparse.Namespace) -> Source:
     if args.source == "synthetic":
         sizes = args.synthetic_train, args.synthetic_val, args.synthetic_classes, args.synthetic_size
         return SOURCES["synthetic"](*sizes, seed=getattr(args, "seed", 0))
-    source = SOURCES[args.source](args.directory)
+    options: dict[str, Any] = {}
+    if args.source in OF_CLASSES:
+        options["allow_empty"] = args.allow_empty
+    if args.source == "folder":
+        options["splits"] = getattr(args, "splits", None)
+    source = SOURCES[args.source](args.directory, **options)
     for note in source.notes:
         print(note, file=sys.stderr)
     return source
@@ -119,7 +129,10 @@ def run_pack(args: argparse.Namespace) -> int:
             _report(args.out / split, merge(args.out / split, args.max_bad))
         return 0
     source = make_source(args)
-    for split in args.splits or source.splits:
+    splits = args.splits or list(source.splits)
+    for split in splits:
+        check_split(source, split)
+    for split in splits:
         out = args.out / split
         _report(out, _pack_split(args, source, split, out))
     return 0

@@ -93,6 +93,35 @@ def test_a_folder_by_tasks_with_damage(tmp_path: Path, capsys: pytest.CaptureFix
     )
 
 
+def test_notes_and_allow_empty(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = make_folder(tmp_path / "in", {"train": 6, "valid": 6})
+    for name in ("train/.ipynb_checkpoints", "train/empty", "valid/empty"):
+        (root / name).mkdir()
+    line = ["pack", "--source", "folder", "--directory", root, "--out", tmp_path / "out"]
+    with pytest.raises(DataError, match="1 of 4 classes have no images: empty; .* --allow-empty"):
+        command(*line)
+    with pytest.raises(DataError, match="--splits vall"):
+        command(*line, "--allow-empty", "--splits", "train", "vall")
+    assert not (tmp_path / "out").exists()
+    assert command(*line, "--allow-empty") == 0
+    said = capsys.readouterr().err
+    for note in (
+        "valid: used as the split val",
+        "train: skipped hidden",
+        "val: 1 of 4 classes have no images",
+    ):
+        assert note in said
+    assert Manifest.load(tmp_path / "out" / "val").classes == ("class-0", "class-1", "class-2", "empty")
+
+
+def test_an_empty_split_is_refused_before_another_is_packed(tmp_path: Path) -> None:
+    root = make_folder(tmp_path / "in", {"train": 6})
+    (root / "val" / "class-0").mkdir(parents=True)
+    with pytest.raises(DataError, match="split: val of folder has no samples; leave it out of --splits"):
+        command("pack", "--source", "folder", "--directory", root, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_repair_says_what_it_did(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train = packed / "train"
     (train / "000001.idx").unlink()

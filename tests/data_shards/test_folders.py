@@ -49,7 +49,7 @@ def test_a_folder_as_torchvision_reads_it(tmp_path: Path) -> None:
     assert source.classes == ("class-0", "class-1", "class-2")
     assert len(source.splits["val"]) == 4
     assert source.notes == (
-        f"train: 1 files are no images by their names, {root}/train/class-0/readme.txt say",
+        "train: skipped files without the suffix of an image: 1, such as class-0/readme.txt",
     )
 
 

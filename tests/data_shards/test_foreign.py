@@ -13,6 +13,8 @@ from data_shards.foreign import WebDatasetStream
 from data_shards.patterns import expand, names_tars, shown
 
 from .conftest import SAMPLES
+from .making import jpeg
+from .test_index_tars import make_tar
 from .tiny import TRANSFORM, bodies_of
 
 
@@ -86,7 +88,7 @@ def test_what_is_wrong_is_named(shards: Path, tmp_path: Path) -> None:
     ):
         next(iter(stream))
     with (
-        pytest.raises(DataError, match=r"sample 000000\d\d: has an image and the label b'\d'; .* below 2"),
+        pytest.raises(DataError, match=r"sample 000000\d\d: has an image and the label \d; .* below 2"),
         foreign(f"{shards}/000000.tar", num_classes=2) as stream,
     ):
         list(islice(stream, SAMPLES))
@@ -110,6 +112,51 @@ def test_what_cannot_be_read_is_named(shards: Path, tmp_path: Path) -> None:
         # the status, if the command has ended before its end is read
         assert re.search(r"\.tar: cannot read it: (ReadError|the command .* exited with status [13]$)", said)
         assert "secret" not in said
+
+
+def test_hidden_members_are_skipped_and_other_labels_are_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, spellings = tmp_path / "a.tar", ["{}", "{}.0", "\ufeff{}", " {}\n"]
+    members: list[tuple[str, bytes]] = [("._0.jpg", b"x"), ("__MACOSX/0.jpg", b"x")]
+    for n, suffix in enumerate(("jpg", "JPEG", "tif", "webp")):
+        members += [(f"{n}.{suffix}", jpeg(n)), (f"{n}.cls", spellings[n].format(n).encode())]
+    make_tar(path, members)
+    with foreign(str(path), micro_batch_size=4, global_batch_size=4) as stream:
+        batches = list(islice(stream, 3))
+    assert {label for batch in batches for label in batch.labels.tolist()} == {0, 1, 2, 3}
+    said = capsys.readouterr().err
+    assert f"{path}: hidden or system files or directories are skipped, such as ._0.jpg" in said
+    assert f"{path}: skipped hidden or system files or directories: 2, such as ._0.jpg" in said
+
+
+@pytest.mark.parametrize(
+    ("members", "reason"),
+    [
+        (
+            [("a.heic", b"x"), ("a.cls", b"0")],
+            "sample a: has no member with the suffix of an image, but .heic, .cls;",
+        ),
+        (
+            [("a.jpg", b"x"), ("b.jpg", b"x"), ("a.cls", b"0")],
+            "has no .cls, but .jpg; .* must be side by side",
+        ),
+        ([("a.jpg", b"x"), ("a.cls", b"nan")], "sample a: label nan must be a whole number from 0"),
+        ([("a.jpg", b"x"), ("a.cls", b"dog")], "the label 'dog'; it must be a number below 5"),
+    ],
+)
+def test_samples_that_lack_a_part_say_which(
+    tmp_path: Path, members: list[tuple[str, bytes]], reason: str
+) -> None:
+    make_tar(tmp_path / "a.tar", members)
+    assert re.search(reason, first_error(str(tmp_path / "a.tar")))
+
+
+def test_a_page_instead_of_a_tar_is_called_so(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(b"<html>404</html>" * 100)
+    assert first_error(str(tmp_path / "a.tar")).startswith(
+        f"{tmp_path}/a.tar: cannot read it: it is an HTML page (an error page of the download?), not a tar"
+    )
 
 
 def test_positions_are_those_of_the_other_stream(shards: Path) -> None:

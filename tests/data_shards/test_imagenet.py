@@ -86,12 +86,104 @@ def test_damaged_members_are_bad_and_the_others_are_not(tmp_path: Path) -> None:
     assert samples[4] == (jpeg(4), 0)
 
 
-@pytest.mark.parametrize("keep", [0, 100, -10])
+@pytest.mark.parametrize("keep", [100, -10])
 def test_an_archive_cut_short_is_refused(tmp_path: Path, keep: int) -> None:
     path = make_zip(tmp_path) / "train.zip"
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(DataError, match="train.zip: cannot read this zip archive"):
+    with pytest.raises(DataError, match="train.zip: cannot read this zip archive: it is cut short"):
         imagenet_zip(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind"),
+    [
+        (b"", "an empty file"),
+        (b"\n<!DOCTYPE html><html>403</html>", "an HTML page"),
+        (b"\x1f\x8b" + bytes(50), "a gzip file"),
+        (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+        (b"something", "another kind of file"),
+    ],
+)
+def test_what_is_no_archive_is_called_what_it_is(tmp_path: Path, body: bytes, kind: str) -> None:
+    (make_zip(tmp_path) / "train.zip").write_bytes(body)
+    with pytest.raises(DataError, match=f"train.zip: is {kind}.*, not a zip archive"):
+        imagenet_zip(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("method", "name"), [(zipfile.ZIP_LZMA, "14 .LZMA."), (zipfile.ZIP_BZIP2, "12 .bzip2.")]
+)
+def test_another_compression_is_refused_at_once(tmp_path: Path, method: int, name: str) -> None:
+    with pytest.raises(DataError, match=f"30 members are compressed by method {name}, such as n0"):
+        imagenet_zip(make_zip(tmp_path, method=method))
+
+
+def flip_in(path: Path, signature: bytes, offset: int, value: int) -> None:
+    """Write a byte `offset` behind the last `signature` in a file."""
+    raw = bytearray(path.read_bytes())
+    raw[raw.rindex(signature) + offset] = value
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize(
+    ("signature", "offset", "value", "reason"),
+    [
+        (b"PK\x01\x02", 8, 1, "it is encrypted"),
+        (b"PK\x05\x06", 4, 3, "it is one part of an archive of several"),
+        (b"PK\x05\x06", 11, 255, "no room for the 65310 members"),  # 30 + 255 * 256
+        (b"PK\x01\x02", 0, 0, "entry 29 of its directory is damaged"),
+    ],
+)
+def test_an_archive_that_cannot_be_read_says_why(
+    tmp_path: Path, signature: bytes, offset: int, value: int, reason: str
+) -> None:
+    flip_in(make_zip(tmp_path) / "train.zip", signature, offset, value)
+    with pytest.raises(DataError, match=f"train.zip: cannot read this zip archive: .*{reason}"):
+        imagenet_zip(tmp_path)
+
+
+def test_an_archive_of_another_map_is_refused(tmp_path: Path) -> None:
+    (make_zip(tmp_path) / "train_map.txt").write_text("other/1.JPEG\t0\n")
+    with pytest.raises(DataError, match="none of its 30 members is in train_map.txt, which lists other/1"):
+        imagenet_zip(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["._1.JPEG", "a/.DS_Store", "__MACOSX/a/1.JPEG", "@eaDir/1.JPEG"])
+def test_hidden_names_in_the_lists_are_skipped_and_counted(tmp_path: Path, name: str) -> None:
+    whole = imagenet_zip(make_zip(tmp_path)).splits["train"]
+    with open(tmp_path / "train_map.txt", "a") as file:
+        file.write(f"{name}\t0\n")
+    source = imagenet_zip(tmp_path)
+    assert source.splits["train"].digest == whole.digest
+    assert source.notes == (f"{tmp_path}: skipped hidden or system files or directories: 1, such as {name}",)
+
+
+def test_maps_of_other_programs(tmp_path: Path) -> None:
+    """A byte order mark, labels as floats, another name of the split."""
+    digest = imagenet_zip(make_zip(tmp_path)).splits["train"].digest
+    text = "".join(f"{name}\t{number % 4}.0\n" for number, name in enumerate(NAMES))
+    (tmp_path / "train_map.txt").write_text("\ufeff" + text)
+    for suffix in (".zip", "_map.txt"):
+        (tmp_path / f"validation{suffix}").write_bytes((tmp_path / f"train{suffix}").read_bytes())
+    source = imagenet_zip(tmp_path)
+    assert [samples.digest for samples in source.splits.values()] == [digest] * 2
+    assert list(source.splits) == ["train", "val"]
+    assert source.notes == (f"{tmp_path}: the list of validation is used as the split val",)
+    (tmp_path / "train_map.txt").write_bytes("a\u00e4.JPEG\t0\n".encode("latin-1"))
+    with pytest.raises(DataError, match="train_map.txt: is not UTF-8 text"):
+        imagenet_zip(tmp_path)
+
+
+def test_a_label_that_no_image_has_is_refused_unless_it_is_allowed(tmp_path: Path) -> None:
+    """Labels from 1 to 4 instead of 0 to 3: a class 0 without images."""
+    make_zip(tmp_path)
+    lines = (f"{name}\t{number % 4 + 1}\n" for number, name in enumerate(NAMES))
+    (tmp_path / "train_map.txt").write_text("".join(lines))
+    with pytest.raises(DataError, match="train: 1 of 5 classes have no images: 0; .* --allow-empty"):
+        imagenet_zip(tmp_path)
+    source = imagenet_zip(tmp_path, allow_empty=True)
+    assert source.classes[0] == "0"
+    assert source.notes == ("train: 1 of 5 classes have no images: 0",)
 
 
 def test_maps_that_are_none(tmp_path: Path) -> None:
