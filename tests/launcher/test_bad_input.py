@@ -165,12 +165,12 @@ def test_run_directory_that_cannot_be_written(
     [
         (
             ("tain",),
-            "invalid choice: 'tain' (choose from 'check', 'train', 'eval', 'preflight', 'plan', "
+            "invalid choice: 'tain' (choose from 'check', 'train', 'config', 'eval', 'preflight', 'plan', "
             "'shards', 'bench', 'models', 'convert', 'export', 'checkpoint', 'slurm', 'study')",
         ),
         (
             (),
-            "the following arguments are required: check | train | eval | preflight | plan | "
+            "the following arguments are required: check | train | config | eval | preflight | plan | "
             "shards | bench | models | convert | export | checkpoint | slurm | study",
         ),
         (("train", str(CONFIG), "--rseume", "auto"), "unrecognized arguments: --rseume auto"),
