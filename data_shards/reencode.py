@@ -13,12 +13,12 @@ import simplejpeg
 from PIL import Image
 
 from data_shards.errors import DataError
+from data_shards.formats import is_progressive
 from data_shards.pixels import decode_pixels, image_size
 from data_shards.samples import BadSourceError
 from data_shards.tar import MAX_BODY
 
 CHECKS = ("decode", "header", "none")
-START_OF_SCAN, PROGRESSIVE = 0xDA, (0xC2, 0xC6, 0xCA, 0xCE)  # markers of ITU T.81, table B.1
 JPEGTRAN_TIMEOUT_S = 60
 
 
@@ -89,17 +89,6 @@ def encode(pixels: np.ndarray, quality: int, subsampling: str) -> bytes:
     if pixels.shape[2] == 1:
         return simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="GRAY", colorsubsampling="Gray")
     return simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling=subsampling)
-
-
-def is_progressive(body: bytes) -> bool:
-    """Whether this is a progressive JPEG, by the frame header that comes before its first scan."""
-    at = 2
-    while body[:2] == b"\xff\xd8" and at + 4 <= len(body) and body[at] == 0xFF:
-        marker = body[at + 1]
-        if marker in PROGRESSIVE or marker == START_OF_SCAN:
-            return marker != START_OF_SCAN
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(body[at + 2 : at + 4], "big")
-    return False
 
 
 def to_baseline(body: bytes) -> bytes:
