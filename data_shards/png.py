@@ -75,16 +75,14 @@ def _chunks(body: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Name and data of every chunk up to IEND; what follows it is ignored, as every reader does."""
     at, name = len(SIGNATURE), b""
     while name != b"IEND":
-        size, end = int.from_bytes(body[at : at + 4], "big"), len(body) - 4
         name, start = body[at + 4 : at + 8], at + 8
-        if start + size > end:
+        end = start + int.from_bytes(body[at : at + 4], "big")
+        if end + 4 > len(body):
             raise ValueError(f"a PNG that is cut short or damaged at byte {at}")
-        if zlib.crc32(body[at + 4 : start + size]) != int.from_bytes(
-            body[start + size : start + size + 4], "big"
-        ):
+        if zlib.crc32(body[at + 4 : end]) != int.from_bytes(body[end : end + 4], "big"):
             raise ValueError(f"the checksum of the PNG chunk at byte {at} differs")
-        yield name, body[start : start + size]
-        at = start + size + 4
+        yield name, body[start:end]
+        at = end + 4
 
 
 def _chunk(name: bytes, data: bytes) -> bytes:

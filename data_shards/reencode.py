@@ -59,7 +59,7 @@ def prepare(image: np.ndarray | bytes, recipe: Recipe) -> bytes:
         raise BadSourceError(f"{len(image)} bytes, more than 4 GB")
     pixels = _checked(image, "decode" if recipe.short_side else recipe.check)
     if pixels is not None and 0 < recipe.short_side < min(pixels.shape[:2]):
-        return encode(shrink(pixels, recipe.short_side), recipe.quality, "420")
+        return _encode_smaller(pixels, recipe)
     return to_baseline(image) if recipe.baseline and is_progressive(image) else image
 
 
@@ -73,6 +73,14 @@ def _checked(body: bytes, check: str) -> np.ndarray | None:
     except DataError as error:
         raise BadSourceError(str(error)) from error
     return None
+
+
+def _encode_smaller(pixels: np.ndarray, recipe: Recipe) -> bytes:
+    try:
+        return encode(shrink(pixels, recipe.short_side), recipe.quality, "420")
+    except (ValueError, MemoryError) as error:
+        size = " x ".join(map(str, pixels.shape[:2]))
+        raise BadSourceError(f"image of {size} pixels cannot be encoded as JPEG ({error})") from error
 
 
 def shrink(pixels: np.ndarray, short_side: int) -> np.ndarray:
