@@ -17,6 +17,7 @@ from data_shards.samples import BadSourceError
 
 from .pictures import MODES, RGB, H, W, animation, chunk, png, samples, saved, saved_array, tiff
 
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow on damaged metadata
 SAMPLES = samples()
 SAVES = {
     "PNG": ("1", "L", "P", "LA", "RGB", "RGBA"),
