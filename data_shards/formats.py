@@ -1,13 +1,14 @@
 """Which images are decoded: an allow-list of formats by content, limits, and one class of error.
 
 The format is decided by the first bytes, never by a file name, so no other decoder is ever started. What a
-decoder raises, whatever its class, becomes a DataError in `decoding`; the modules for single formats raise
+decoder raises, whatever its class, becomes a DataError in `decoder`; the modules for single formats raise
 ValueError with the reason and leave the rest to it.
 """
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
 
 from data_shards.errors import DataError
 
@@ -17,24 +18,31 @@ FORMATS = {
     "WebP": re.compile(rb"RIFF....WEBP", re.DOTALL),
     "GIF": re.compile(rb"GIF8[79]a"),
     "BMP": re.compile(rb"BM"),
-    "TIFF": re.compile(rb"II[*+]\x00|MM\x00[*+]"),
+    "TIFF": re.compile(rb"(II|MM)(\*\x00|\x00\*)|II\+\x00|MM\x00\+"),
     "AVIF": re.compile(rb"....ftyp(avif|avis|mif1|msf1)", re.DOTALL),
     "PNM": re.compile(rb"P[1-6][\s#]"),
 }
 MAX_PIXELS = 178_956_970  # of one image, from its header: Pillow's own limit, 512 MiB of RGB
 MAX_SCANS = 100  # of a progressive JPEG, as in libvips; each scan costs time for the whole image
+SCAN_BYTES = 10  # the least that a scan has, in its header
 START_OF_SCAN, PROGRESSIVE = 0xDA, (0xC2, 0xC6, 0xCA, 0xCE)  # markers of ITU T.81, table B.1
 FILL = re.compile(rb"\xff+")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
-@contextmanager
-def decoding(body: bytes) -> Iterator[None]:
-    """Turn every exception of a decoder into a DataError with the reason: each has classes of its own."""
-    try:
-        yield
-    except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"undecodable image of {len(body)} bytes ({reason})") from error
+def decoder(function: Callable[Concatenate[bytes, P], T]) -> Callable[Concatenate[bytes, P], T]:
+    """Make every exception of `function`, which decodes its first argument, a DataError with the reason."""
+
+    @wraps(function)
+    def guarded(body: bytes, *args: P.args, **options: P.kwargs) -> T:
+        try:
+            return function(body, *args, **options)
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DataError(f"undecodable image of {len(body)} bytes ({reason})") from error
+
+    return guarded
 
 
 def format_of(body: bytes) -> str:
@@ -57,16 +65,21 @@ def check_size(height: int, width: int) -> tuple[int, int]:
 def is_progressive(body: bytes) -> bool:
     """Whether this is a progressive JPEG, by the frame header that comes before its first scan."""
     at = 2
-    while body[:2] == b"\xff\xd8" and (fill := FILL.match(body, at)) and fill.end() + 3 <= len(body):
-        at = fill.end()
-        if (marker := body[at]) in PROGRESSIVE or marker == START_OF_SCAN:
+    while body[:2] == b"\xff\xd8" and at + 4 <= len(body) and body[at] == 0xFF:
+        marker = body[at + 1]
+        if marker in PROGRESSIVE or marker == START_OF_SCAN:
             return marker != START_OF_SCAN
-        at += 1 + int.from_bytes(body[at + 1 : at + 3], "big")
+        if marker == 0xFF and (fill := FILL.match(body, at)):
+            at = fill.end() - 1
+        else:
+            at += 2 + (body[at + 2] << 8 | body[at + 3])
     return False
 
 
 def check_scans(body: bytes) -> None:
     """ValueError for a progressive JPEG of so many scans that decoding it would take minutes."""
+    if len(body) < MAX_SCANS * SCAN_BYTES:
+        return
     if is_progressive(body) and (scans := body.count(b"\xff\xda")) > MAX_SCANS:
         raise ValueError(f"a progressive JPEG of {scans} scans; at most {MAX_SCANS} are decoded")
 

@@ -2,7 +2,7 @@
 
 Only the first frame or page is decoded. Transparency is dropped, CMYK converted and a palette applied, as by
 Pillow's convert("RGB"); pixels of more bits are scaled (`data_shards.depth`). Every function may raise any
-exception on a damaged file: see `data_shards.formats.decoding`.
+exception on a damaged file: see `data_shards.formats.decoder`.
 """
 
 import io

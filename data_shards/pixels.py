@@ -10,23 +10,24 @@ from PIL import Image
 
 from data_shards import pillow, png, pnm, region
 from data_shards.augment import Crop
-from data_shards.formats import check_scans, check_size, decoding, format_of
+from data_shards.formats import check_scans, check_size, decoder, format_of
 
 
+@decoder
 def image_size(body: bytes) -> tuple[int, int]:
     """(height, width) in pixels from the header alone; DataError when it is no image that may be decoded."""
-    with decoding(body):
-        kind = format_of(body)
-        if kind == "PNG":
-            return png.read_header(body).size
-        if kind == "PNM":
-            return pnm.read_header(body).size
-        if kind == "JPEG" and (header := _jpeg_header(body)):
-            return header[0], header[1]
-        image = pillow.open_image(body, kind)
-        return image.height, image.width
+    kind = format_of(body)
+    if kind == "PNG":
+        return png.read_header(body).size
+    if kind == "PNM":
+        return pnm.read_header(body).size
+    if kind == "JPEG" and (header := _jpeg_header(body)):
+        return header[0], header[1]
+    image = pillow.open_image(body, kind)
+    return image.height, image.width
 
 
+@decoder
 def decode_pixels(body: bytes, factor: int = 1) -> np.ndarray:
     """Decode an image: (H, W, 1) uint8 when it is a gray JPEG, otherwise RGB (H, W, 3); or DataError.
 
@@ -35,15 +36,14 @@ def decode_pixels(body: bytes, factor: int = 1) -> np.ndarray:
     applied to TIFF alone. With a `factor` of 2 or 4 the sides are 1/factor, rounded up, by libjpeg's scaled
     DCT where it is a JPEG.
     """
-    with decoding(body):
-        kind = format_of(body)
-        if kind == "JPEG" and (pixels := _decode_jpeg(body, factor)) is not None:
-            return pixels
-        if kind == "PNM":
-            image = Image.fromarray(pnm.decode(body)).convert("RGB")
-        else:
-            image = pillow.decode_rgb(body, kind)
-        return np.asarray(image.reduce(factor) if factor > 1 else image)
+    kind = format_of(body)
+    if kind == "JPEG" and (pixels := _decode_jpeg(body, factor)) is not None:
+        return pixels
+    if kind == "PNM":
+        image = Image.fromarray(pnm.decode(body)).convert("RGB")
+    else:
+        image = pillow.decode_rgb(body, kind)
+    return np.asarray(image.reduce(factor) if factor > 1 else image)
 
 
 def decode_region(body: bytes, crop: Crop, factor: int = 1) -> np.ndarray:
