@@ -18,7 +18,7 @@ from data_shards.errors import DataError
 from data_shards.index import Manifest, ShardEntry
 from data_shards.retry import FIRST_S, LONGEST_S, Retries
 from data_shards.room import NEVER, Room, is_at
-from data_shards.storage import LocalFile, Storage
+from data_shards.storage import LocalFile, PermanentError, Storage
 
 SLACK = 1 << 20  # bytes of the cap left for lock and announcement files
 Notice = Callable[[str, str], None]  # shard, what was seen
@@ -181,7 +181,8 @@ class ShardCache:
             digest.update(chunk)
             done += len(chunk)
         if done != entry.bytes:
-            raise OSError(0, f"expected {entry.bytes} bytes, found {done}")
+            wrong = PermanentError if self.storage.knows_ends else OSError
+            raise wrong(0, f"expected {entry.bytes} bytes, found {done}")
         return digest.hexdigest() == entry.sha256
 
 

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from data_shards.augment import TrainTransform, dct_factor, draw_crop, draw_flip
 from data_shards.errors import DataError
+from data_shards.formats import MAX_PIXELS
 from data_shards.pixels import decode_pixels, decode_region, image_size
 
 
@@ -49,6 +50,9 @@ def decode_eval(body: bytes, size: int, crop_ratio: float = 1.0) -> np.ndarray:
     height, width = pixels.shape[:2]
     short = round(size / crop_ratio)
     h, w = (max(short, round(side * short / min(height, width))) for side in (height, width))
+    if h * w > MAX_PIXELS:
+        reason = f"its centre crop needs a resize to {h} x {w} pixels, of at most {MAX_PIXELS}"
+        raise DataError(f"image of {height} x {width} pixels: {reason}; eval_crop=1.0 resizes without a crop")
     top, left = (h - size) // 2, (w - size) // 2
     return resize(pixels, h, w)[:, top : top + size, left : left + size]
 

@@ -19,7 +19,7 @@ from data_shards.quarantine import Quarantine
 from data_shards.reader import SampleError, ShardReader
 from data_shards.retry import Retries
 from data_shards.schedule import Prefetcher
-from data_shards.storage import LocalStorage, Storage, check_file_name, storage_for
+from data_shards.storage import LocalStorage, Storage, check_access, check_file_name, storage_for
 from data_shards.telemetry import Telemetry
 
 
@@ -233,13 +233,19 @@ def load_manifest(storage: Storage, retries: Retries) -> Manifest:
             raise DataError(f"{where}: cannot read it ({error})") from error
     for shard in manifest.shards:
         check_file_name(shard.name)
+    first = manifest.shards[0].name
+    retries(lambda: storage.probe(first), lambda: storage.describe(first))
     return manifest
 
 
-def checked_manifest(place: str | Path, deadline_s: float = 30.0) -> Manifest:
-    """The manifest at a path or URL, and of a local split the certainty that every shard is there, whole."""
+def checked_manifest(place: str | Path, deadline_s: float = 30.0, *, cached: bool = True) -> Manifest:
+    """The manifest at a path or URL, and of a local split the certainty that every shard is there, whole.
+
+    `cached` is whether there is a cache for whole shards, which some places need: DataError otherwise.
+    """
     storage = storage_for(place, deadline_s)
     manifest = load_manifest(storage, Retries(deadline_s, Telemetry()))
+    check_access(storage, cached=cached)
     if isinstance(storage, LocalStorage):
         check_shards(manifest, storage.directory)
     return manifest

@@ -17,7 +17,8 @@ from data_shards.storage import CHUNK, Handle, Storage
 class PipeStorage(Storage):
     """What a shell command prints, `{}` in it replaced by the file's name; whole files only."""
 
-    random_access = False
+    random_access, knows_ends = False, False  # a command may end early with a status of 0
+    needs_cache = "a pipe gives whole shards; it needs a cache: set data.cache and data.cache_gib"
 
     def __init__(self, command: str, deadline_s: float) -> None:
         if "{}" not in command:

@@ -19,7 +19,7 @@ from data_shards.cache import CachedFile, ShardCache
 from data_shards.errors import DataError
 from data_shards.index import RECORD, Manifest, ShardEntry
 from data_shards.retry import Retries
-from data_shards.storage import Handle, LocalStorage, Storage, storage_for
+from data_shards.storage import Handle, LocalStorage, Storage, check_access, storage_for
 from data_shards.tar import BLOCK, CHECKSUM, parse_header
 from data_shards.telemetry import Telemetry
 
@@ -71,8 +71,7 @@ class ShardReader:
         self._open_shards: dict[int, OpenShard] = {}
         self._lock = threading.Lock()
         self._busy: dict[int, int] = {}  # thread -> shard that it reads
-        if not self.storage.random_access and cache is None:
-            raise DataError(f"{self.storage.describe('*')}: a pipe gives whole shards; it needs a cache")
+        check_access(self.storage, cached=cache is not None)
 
     def read(self, shard: int, row: int) -> tuple[bytes, int]:
         """The compressed image and the label of one sample; SampleError, or DataError for a whole shard."""

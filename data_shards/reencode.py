@@ -13,12 +13,12 @@ import simplejpeg
 from PIL import Image
 
 from data_shards.errors import DataError
+from data_shards.formats import is_progressive
 from data_shards.pixels import decode_pixels, image_size
 from data_shards.samples import BadSourceError
 from data_shards.tar import MAX_BODY
 
 CHECKS = ("decode", "header", "none")
-START_OF_SCAN, PROGRESSIVE = 0xDA, (0xC2, 0xC6, 0xCA, 0xCE)  # markers of ITU T.81, table B.1
 JPEGTRAN_TIMEOUT_S = 60
 
 
@@ -59,7 +59,7 @@ def prepare(image: np.ndarray | bytes, recipe: Recipe) -> bytes:
         raise BadSourceError(f"{len(image)} bytes, more than 4 GB")
     pixels = _checked(image, "decode" if recipe.short_side else recipe.check)
     if pixels is not None and 0 < recipe.short_side < min(pixels.shape[:2]):
-        return encode(shrink(pixels, recipe.short_side), recipe.quality, "420")
+        return _encode_smaller(pixels, recipe)
     return to_baseline(image) if recipe.baseline and is_progressive(image) else image
 
 
@@ -73,6 +73,14 @@ def _checked(body: bytes, check: str) -> np.ndarray | None:
     except DataError as error:
         raise BadSourceError(str(error)) from error
     return None
+
+
+def _encode_smaller(pixels: np.ndarray, recipe: Recipe) -> bytes:
+    try:
+        return encode(shrink(pixels, recipe.short_side), recipe.quality, "420")
+    except (ValueError, MemoryError) as error:
+        size = " x ".join(map(str, pixels.shape[:2]))
+        raise BadSourceError(f"image of {size} pixels cannot be encoded as JPEG ({error})") from error
 
 
 def shrink(pixels: np.ndarray, short_side: int) -> np.ndarray:
@@ -89,17 +97,6 @@ def encode(pixels: np.ndarray, quality: int, subsampling: str) -> bytes:
     if pixels.shape[2] == 1:
         return simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="GRAY", colorsubsampling="Gray")
     return simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling=subsampling)
-
-
-def is_progressive(body: bytes) -> bool:
-    """Whether this is a progressive JPEG, by the frame header that comes before its first scan."""
-    at = 2
-    while body[:2] == b"\xff\xd8" and at + 4 <= len(body) and body[at] == 0xFF:
-        marker = body[at + 1]
-        if marker in PROGRESSIVE or marker == START_OF_SCAN:
-            return marker != START_OF_SCAN
-        at += 1 if marker == 0xFF else 2 + int.from_bytes(body[at + 2 : at + 4], "big")
-    return False
 
 
 def to_baseline(body: bytes) -> bytes:

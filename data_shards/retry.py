@@ -10,11 +10,12 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from data_shards.errors import DataError
+from data_shards.storage import PermanentError
 from data_shards.telemetry import Telemetry
 
 T = TypeVar("T")
 FIRST_S, LONGEST_S = 0.1, 10.0
-PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError)
+PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirectoryError, PermanentError)
 
 
 class Retries:

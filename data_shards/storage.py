@@ -13,9 +13,8 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
-from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from data_shards.errors import DataError
 from data_shards.tar import BLOCK
@@ -25,6 +24,10 @@ SCHEMES = ("file", *REMOTE, "pipe")
 SMALL = 16 << 10  # bytes
 CHUNK = 4 << 20  # bytes of a whole-file read at a time
 SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")
+
+
+class PermanentError(OSError):
+    """A failure that no waiting mends, so it is not tried again."""
 
 
 class Handle(Protocol):
@@ -69,9 +72,14 @@ class LocalFile:
 
 
 class Storage(ABC):
-    """The files of one split by their names; `random_access` is whether `open` works."""
+    """The files of one split by their names.
 
-    random_access = True
+    `random_access` is whether `open` works, and `needs_cache` says why not. `knows_ends` is whether a file is
+    complete where `chunks` ends without an error.
+    """
+
+    random_access, knows_ends = True, True
+    needs_cache = ""
 
     @abstractmethod
     def describe(self, name: str) -> str:
@@ -84,6 +92,9 @@ class Storage(ABC):
     @abstractmethod
     def open(self, name: str) -> Handle:
         """A file to read anywhere in."""
+
+    def probe(self, name: str) -> None:  # noqa: B027
+        """Set `random_access` by a request for a part of `name`, where that is in doubt; OSError."""
 
     def read(self, name: str) -> bytes:
         """The whole of a small file."""
@@ -111,65 +122,6 @@ class LocalStorage(Storage):
         return LocalFile(self.directory / name)
 
 
-class RemoteStorage(Storage):
-    """A folder of an object store or web server, through fsspec."""
-
-    def __init__(self, url: str) -> None:
-        import_error = f"{_without_secrets(url)}: `pip install 'swin-moe[remote]'` reads object stores"
-        try:
-            base, mark, query = url.partition("?")
-            self.files, self.base = import_module("fsspec.core").url_to_fs(base.rstrip("/"))
-        except ImportError as error:
-            raise DataError(f"{import_error} ({error})") from error
-        self.query, self.shown = mark + query, _without_secrets(base.rstrip("/"))
-
-    def describe(self, name: str) -> str:
-        """The address of a file."""
-        return f"{self.shown}/{name}"
-
-    def path(self, name: str) -> str:
-        """The address as fsspec takes it."""
-        return f"{self.base}/{name}{self.query}"
-
-    def call(self, method: str, *args: Any, **options: Any) -> Any:
-        """A call of the fsspec file system whose every failure is an OSError."""
-        try:
-            return getattr(self.files, method)(*args, **options)
-        except OSError:
-            raise
-        except Exception as error:  # aiohttp, botocore and Google each have exceptions of their own
-            raise OSError(errno.EIO, f"{type(error).__name__}: {error}") from error
-
-    def chunks(self, name: str) -> Iterator[bytes]:
-        """The whole of a file, in ranged reads."""
-        size = self.open(name).size
-        for start in range(0, size, CHUNK):
-            end = min(start + CHUNK, size)
-            yield _whole(self.call("cat_file", self.path(name), start=start, end=end), end - start)
-
-    def open(self, name: str) -> Handle:
-        """A file to read anywhere in; its size is asked for now."""
-        return RemoteFile(self, name)
-
-
-class RemoteFile:
-    """A file read by ranges, one request a sample."""
-
-    def __init__(self, storage: RemoteStorage, name: str) -> None:
-        self.storage, self.name = storage, name
-        self.size = storage.call("size", storage.path(name))
-
-    def member(self, offset: int, size: int) -> tuple[bytes, bytes]:
-        """As `Handle.member`."""
-        start, end = max(offset - BLOCK, 0), offset + size
-        both = self.storage.call("cat_file", self.storage.path(self.name), start=start, end=end)
-        both = _whole(both, end - start)
-        return both[: offset - start], both[offset - start :]
-
-    def forget(self, offset: int, size: int) -> None:
-        """Nothing is kept."""
-
-
 def storage_for(place: str | Path | Storage, deadline_s: float = 300.0) -> Storage:
     """The storage at a path or URL; DataError for a scheme that is not allowed."""
     if isinstance(place, Storage):
@@ -185,20 +137,18 @@ def storage_for(place: str | Path | Storage, deadline_s: float = 300.0) -> Stora
         return PipeStorage(str(place)[5:], deadline_s)
     if kind == "file":
         return LocalStorage(Path(re.sub(r"^file:(//)?", "", str(place))))
+    from data_shards.remote import RemoteStorage
+
     return RemoteStorage(str(place))
+
+
+def check_access(storage: Storage, *, cached: bool) -> None:
+    """DataError where samples cannot be read by themselves, and there is no cache for whole shards."""
+    if not storage.random_access and not cached:
+        raise DataError(f"{storage.describe('*')}: {storage.needs_cache}")
 
 
 def check_file_name(name: str) -> None:
     """DataError unless `name` is a plain file name: it comes from a manifest and goes into paths."""
     if name in ("", "..") or name.startswith(".") or "/" in name or "\0" in name:
         raise DataError(f"manifest: shard name {name!r} must be a plain file name; mend the manifest")
-
-
-def _whole(body: bytes, size: int) -> bytes:
-    if len(body) != size:
-        raise OSError(errno.EIO, f"read {len(body)} of {size} bytes")
-    return body
-
-
-def _without_secrets(url: str) -> str:
-    return re.sub(r"//[^/@]*@", "//", url.partition("?")[0])

@@ -188,7 +188,7 @@ def _data_errors(config: RunConfig) -> list[str]:
             if names_tars(directory):  # of data.train alone, see DataConfig
                 expand(directory)
                 continue
-            manifest = checked_manifest(directory)
+            manifest = checked_manifest(directory, cached=config.data.cache is not None)
         except DataError as error:
             errors.append(f"{option}: {error}")
             continue

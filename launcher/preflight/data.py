@@ -13,7 +13,7 @@ from data_shards.order import GlobalOrder
 from data_shards.patterns import expand, names_tars, shown
 from data_shards.reader import SampleError, ShardReader
 from data_shards.retry import PERMANENT, Retries
-from data_shards.storage import storage_for
+from data_shards.storage import check_access, storage_for
 from data_shards.telemetry import Telemetry
 from launcher.preflight.report import Here, Seen, Verdict
 from launcher.schema import RunConfig
@@ -63,8 +63,9 @@ def _try(config: RunConfig, split: str, here: Here, deadline_s: float) -> dict[s
         storage, retries = storage_for(place, deadline_s), Retries(deadline_s, Telemetry())
         manifest = load_manifest(storage, retries)
         found |= {"digest": manifest.digest, "told": manifest.digest[:12]}
+        check_access(storage, cached=config.data.cache is not None)
         if not storage.random_access:
-            return found | {"told": f"{manifest.digest[:12]} by a pipe, not sampled"}
+            return found | {"told": f"{manifest.digest[:12]} in whole shards, not sampled"}
         shard, row = first_sample(manifest, config, split, here.ranks.rank, here.ranks.world_size)
         reader = ShardReader(storage, manifest, retries=retries)
         try:

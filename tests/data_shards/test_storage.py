@@ -14,8 +14,9 @@ import pytest
 from data_shards.errors import DataError
 from data_shards.loading import Reading
 from data_shards.pipe import PipeStorage
+from data_shards.remote import RemoteStorage
 from data_shards.retry import Retries
-from data_shards.storage import LocalStorage, RemoteStorage, storage_for
+from data_shards.storage import LocalStorage, storage_for
 from data_shards.telemetry import Telemetry
 
 from .tiny import Seen, seen, tiny_stream
