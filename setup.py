@@ -55,7 +55,7 @@ setup(
         "simplejpeg>=1.8",  # JPEG decoding without the GIL, 1.85 x PIL's rate
         "safetensors>=0.4.3",  # weights without code in them
         "matplotlib>=3.9",  # charts of `study report` and `plan --simulate`, as SVG and PNG
-        "pillow>=11.0",  # the fallback for whatever libjpeg-turbo does not read
+        "pillow>=11.3",  # AVIF; the fallback for whatever libjpeg-turbo does not read
         "xxhash>=3.5",  # a checksum a sample at 40 GB/s
         "ninja>=1.11",  # DeepSpeed compiles its CPU operators with it
         "setuptools",  # torch.utils.cpp_extension imports it at run time
