@@ -26,6 +26,7 @@ from parallel.tensors import BUFFER, MASTER, MOMENTS, parameter_shapes
 from swin_moe import SwinTransformer, WeightsError, build_model, load_weights
 from swin_moe.weights import native
 from swin_moe.weights.errors import some
+from swin_moe.weights.finite import check_finite
 from swin_moe.weights.load import LoadReport
 from swin_moe.weights.moe_shards import base_of
 from swin_moe.weights.optimizer_state import TrainingState, read_training_state
@@ -128,6 +129,7 @@ def checkpoint_tensors(model: SwinTransformer, state: TrainingState, report: Loa
         found = {name: t for name, t in state.moments.get(kind, {}).items() if name not in report.dropped}
         found = found or {name: torch.zeros(shape) for name, shape in shapes.items()}
         _check_moments(kind, found, shapes)
+        check_finite({f"{kind} of {name}": tensor for name, tensor in found.items()})
         tensors |= {f"{kind}/{name}": found[name].contiguous() for name in shapes}
     buffers = held.keys() - shapes.keys()
     return tensors | {

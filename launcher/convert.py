@@ -59,6 +59,9 @@ def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]")
         help="a classifier of another size: refuse it, put a new one in its place, or pick its classes by a "
         "class map (default: %(default)s)",
     )
+    convert.add_argument(
+        "--ema", action="store_true", help="the moving average that IN holds (model_ema ...)"
+    )
 
 
 def add_export(parser: argparse.ArgumentParser) -> None:
@@ -79,7 +82,7 @@ def _convert(args: argparse.Namespace, _: list[str]) -> int:
     if config is None:
         raise WeightsError(f"{args.source} does not say which model it is of; give --config NAME_OR_YAML")
     head: Head = args.head if args.head in ("strict", "replace") else ClassMap.read(args.head)
-    return _rewrite(config, args.source, args.out, args.to, head)
+    return _rewrite(config, args.source, args.out, args.to, head, ema=args.ema)
 
 
 def run_export(args: argparse.Namespace, _: list[str]) -> int:

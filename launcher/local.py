@@ -23,6 +23,7 @@ from launcher.exit_codes import ExitCode
 from launcher.postmortem import CRASHES, MEMORY_ADVICE, Ending, cause
 from launcher.stop import ASKING, StopRequest
 from parallel.env import LaunchError, is_one_task, is_shell_of_a_job, launcher_of, threads_per_rank
+from parallel.variables import check_process, number
 from parallel.watch import PREFIX
 
 AGENT = "SWIN_MOE_AGENT"  # set for the ranks that this process started: its process id
@@ -158,12 +159,14 @@ def is_parent(nproc: int | None) -> bool:
     In a shell of a Slurm job of several tasks `--nproc 1` starts one, which then is nobody's task.
 
     Raises:
-        LaunchError: ranks are asked for where another launcher has started them already.
+        LaunchError: ranks are asked for where another launcher has started them already, or a variable that
+            they would inherit is garbled.
     """
     if AGENT in os.environ or nproc is None or (nproc == 1 and not is_shell_of_a_job()):
         return False
     if (launcher := launcher_of()) != "single" and not is_one_task():
         raise LaunchError(f"--nproc starts ranks by itself; leave it out under {launcher}")
+    check_process(os.environ)
     return True
 
 
@@ -196,9 +199,9 @@ def _rank_environment(nproc: int, rank: int, port: int) -> dict[str, str]:
 
 def die_with_agent() -> None:
     """In a rank: end when its parent does, even by SIGKILL, so that no rank is left behind."""
-    agent = os.environ.get(AGENT)
-    if agent is None:
+    if AGENT not in os.environ:
         return
+    agent = number(os.environ, AGENT)
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != int(agent):
+    if os.getppid() != agent:
         os.kill(os.getpid(), signal.SIGKILL)

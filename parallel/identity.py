@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from parallel.variables import number
+
 
 def identity() -> dict[str, Any]:
     """Which process this is, so that others on its machine can tell whether it lives."""
@@ -27,10 +29,15 @@ def is_gone(who: dict[str, Any]) -> bool:
 
 
 def slurm_job(env: Mapping[str, str] = os.environ) -> dict[str, str | int] | None:
-    """The Slurm job that this process runs in, and how often it was requeued; None outside of Slurm."""
+    """The Slurm job that this process runs in, and how often it was requeued; None outside of Slurm.
+
+    Raises:
+        LaunchError: a variable is garbled.
+    """
     if "SLURM_JOB_ID" not in env:
         return None
-    return {"id": env["SLURM_JOB_ID"], "restarts": int(env.get("SLURM_RESTART_COUNT", "0"))}
+    restarts = number(env, "SLURM_RESTART_COUNT") if "SLURM_RESTART_COUNT" in env else 0
+    return {"id": str(number(env, "SLURM_JOB_ID")), "restarts": restarts}
 
 
 def node_name(env: Mapping[str, str] = os.environ) -> str:

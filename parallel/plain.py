@@ -23,6 +23,7 @@ PLAIN_TYPES = {  # all that a .metadata of ours names, and all that one may name
     "torch.serialization": {"_get_layout"},
     "torch": {"Size", "float32", "int64"},
     "pathlib": {"PosixPath"},
+    "pathlib._local": {"PosixPath"},  # as Python 3.13 names it
 }
 
 
@@ -45,7 +46,7 @@ class _PlainUnpickler(pickle.Unpickler):
             return _memory_format
         if name not in PLAIN_TYPES.get(module, ()):
             raise _refused(f"{module}.{name}")
-        return super().find_class(module, name)
+        return super().find_class(module.removesuffix("._local"), name)
 
 
 def _memory_format(*arguments: Any) -> Any:

@@ -6,11 +6,11 @@ import socket
 import subprocess
 from collections.abc import Mapping
 
-SCONTROL_S = 10.0
+from parallel.node_list import SCONTROL_S, hosts
+from parallel.variables import HOST, LaunchError, number
 
-
-class LaunchError(ValueError):
-    """The processes of a run cannot find each other; the message names the variable and the fix."""
+NODES = ("SLURM_STEP_NODELIST", "SLURM_JOB_NODELIST")  # the first that is set
+TASKS = ("SLURM_STEP_TASKS_PER_NODE", "SLURM_TASKS_PER_NODE")
 
 
 def check_world(world_size: int, env: Mapping[str, str]) -> None:
@@ -22,8 +22,8 @@ def check_world(world_size: int, env: Mapping[str, str]) -> None:
     Raises:
         LaunchError: SLURM_NTASKS is there and another number.
     """
-    tasks = env.get("SLURM_NTASKS", str(world_size))
-    if tasks != str(world_size):
+    tasks = number(env, "SLURM_NTASKS") if "SLURM_NTASKS" in env else world_size
+    if tasks != world_size:
         raise LaunchError(
             f"SLURM_NTASKS is {tasks}, but this process is one of {world_size}: start the ranks with srun; "
             "or --nproc N for N ranks on this node; or `unset SLURM_NTASKS` if a run of "
@@ -35,21 +35,18 @@ def first_node(env: Mapping[str, str]) -> str:
     """An address of the step's first node, where rank 0 listens: the first of these that resolves.
 
     Its name, its NodeAddr in Slurm's own configuration, and the node that srun ran on.
+
+    Raises:
+        LaunchError: no variable holds a list of nodes.
     """
-    name = first_host(env.get("SLURM_STEP_NODELIST", env.get("SLURM_JOB_NODELIST", "localhost")))
-    if _resolves(name):
+    variable = next((name for name in NODES if name in env), NODES[0])
+    name = hosts(env.get(variable, ""), variable)[0]
+    if resolves(name):
         return name
-    if (address := node_address(name)) and _resolves(address):
+    if (address := node_address(name)) and resolves(address):
         return address
-    return env.get("SLURM_LAUNCH_NODE_IPADDR", name)
-
-
-def first_host(nodes: str) -> str:
-    """The first name of a Slurm node list: `gpu[07-09,12],cpu1` -> `gpu07`."""
-    match = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes)
-    if match is None:
-        raise LaunchError(f"SLURM_STEP_NODELIST ({nodes!r}) is not a list of nodes; set MASTER_ADDR")
-    return match[1] + (match[2] or "")
+    launched_from = env.get("SLURM_LAUNCH_NODE_IPADDR", "")
+    return launched_from if HOST.fullmatch(launched_from) else name
 
 
 def node_address(name: str) -> str | None:
@@ -65,19 +62,34 @@ def node_address(name: str) -> str | None:
     return found[1] if found else None
 
 
-def _resolves(host: str) -> bool:
+def resolves(host: str) -> bool:
+    """Whether the network knows a host by this name or address."""
     try:
         socket.getaddrinfo(host, None)
-    except OSError:
+    except (OSError, UnicodeError):
         return False
     return True
 
 
 def tasks_on_node(env: Mapping[str, str]) -> int:
-    """Tasks on this node, from a list such as `4(x2),2`: two nodes of four tasks, then one of two."""
-    text = env.get("SLURM_STEP_TASKS_PER_NODE", env.get("SLURM_TASKS_PER_NODE", "1"))
-    counts: list[int] = []
+    """Tasks on this node, from a list such as `4(x2),2`: two nodes of four tasks, then one of two.
+
+    Raises:
+        LaunchError: a variable is missing or garbled, or the list ends before this node.
+    """
+    variable = next((name for name in TASKS if name in env), TASKS[0])
+    text, node = env.get(variable, ""), number(env, "SLURM_NODEID")
+    left = node
     for item in text.split(","):
-        number, _, repeat = item.partition("(x")
-        counts += [int(number)] * int(repeat.rstrip(")") or 1)
-    return counts[int(env.get("SLURM_NODEID", "0"))]
+        match = re.fullmatch(r"([1-9][0-9]{0,6})(?:\(x([1-9][0-9]{0,6})\))?", item.strip(), re.ASCII)
+        if match is None:
+            raise LaunchError(
+                f"{variable} ({text!r}) must list the tasks of each node, such as 4(x2),2; start ranks with "
+                "srun"
+            )
+        if left < (nodes := int(match[2] or 1)):
+            return int(match[1])
+        left -= nodes
+    raise LaunchError(
+        f"SLURM_NODEID ({node}) is beyond the nodes of {variable} ({text}); start ranks with srun"
+    )

@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from launcher.preflight.report import Here, Seen, Verdict
 from launcher.rank import longest_wait
+from launcher.slurm.limits import seconds_of
 from launcher.squeue import squeue
 from parallel.env import job_end_s, nccl_settings
 from parallel.identity import slurm_job
@@ -61,21 +62,7 @@ def look_at_time_limit(here: Here) -> dict[str, float | None] | None:
 def _left_s(job: str) -> float | None:
     done = squeue(job, "%L", SQUEUE_S)
     lines = done.stdout.split() if done and done.returncode == 0 else []
-    return seconds_of(lines[0]) if lines else None
-
-
-def seconds_of(text: str) -> float | None:
-    """Slurm's `DAYS-HOURS:MINUTES:SECONDS`, or the end of it; None for UNLIMITED and other words.
-
-    Source: squeue(1), %L.
-    """
-    days, dash, rest = text.rpartition("-")
-    parts = rest.split(":")
-    if not all(part.isdecimal() for part in [*parts, *([days] if dash else [])]):
-        return None
-    parts = [*parts, *["0"] * (3 - len(parts))] if dash else [*["0"] * (3 - len(parts)), *parts]
-    hours, minutes, seconds = map(int, parts)
-    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60.0 + seconds
+    return seconds_of(lines[0], alone_s=1) if lines else None  # None for UNLIMITED and other words
 
 
 def judge_time_limit(seen: Seen) -> Verdict:

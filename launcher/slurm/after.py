@@ -19,6 +19,7 @@ from launcher.postmortem import BY, Ending, close_last, examine, examine_start
 from launcher.run_files import RunFiles
 from launcher.squeue import squeue
 from parallel.identity import slurm_job
+from parallel.variables import LaunchError
 
 DESCRIPTION = "Examine how the session of a Slurm job ended, and decide whether the job is requeued (75)."
 REFUSAL = re.compile(r"\w+Error: |swin-moe: error: ")
@@ -73,6 +74,14 @@ def decide(code: int, now: Circumstances) -> tuple[int, str]:
 def main(arguments: list[str] | None = None) -> int:
     """Examine, decide and say it; returns the exit status."""
     args = _parser().parse_args(arguments)
+    try:
+        return _follow_up(args)
+    except LaunchError as error:
+        print(f"not requeued: {error}", flush=True)
+        return ExitCode.NOT_REQUEUED if args.code == ExitCode.STOPPED else int(args.code)
+
+
+def _follow_up(args: argparse.Namespace) -> int:
     run = RunFiles(args.run)
     said = _text(args.said)
     try:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Literal
 
 from launcher.config import load_section
+from launcher.slurm.limits import memory, time_limit
 
+LATEST_SIGNAL_S = 65535  # sbatch(1), --signal
 DEFAULT = Path(".config", "swin-moe", "site.yaml")  # of the home directory
 
 
@@ -33,11 +35,11 @@ class SiteConfig:
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
-    time: str | None = None  # 30, 2:00:00, 3-12:00:00
+    time: str | int | None = None  # minutes, 2:00:00, 3-12:00:00, UNLIMITED; kept as [D-]HH:MM:SS
     constraint: str | None = None  # features of the nodes
     gpus_per_node: int = 0
     cpus_per_rank: int | None = None
-    mem: str | None = None  # a node, such as 200G
+    mem: str | int | None = None  # a node, such as 200G; 0 is all of it
     gpu_directive: Literal["gpus-per-node", "gres"] = "gpus-per-node"  # how this Slurm wants GPUs asked for
     modules: tuple[str, ...] = ()  # `module load` of each
     setup: str = ""  # lines of shell, run on the first node before the ranks start
@@ -54,6 +56,12 @@ class SiteConfig:
         return self.python or ("python3" if self.container else sys.executable)
 
     def __post_init__(self) -> None:
+        if self.time is not None:
+            object.__setattr__(self, "time", time_limit(self.time))
+        if self.mem is not None:
+            object.__setattr__(self, "mem", memory(self.mem))
+        if self.signal_s > LATEST_SIGNAL_S:
+            raise ValueError(f"signal_s ({self.signal_s}) must be at most {LATEST_SIGNAL_S}, as in sbatch")
         for name, lowest in {"gpus_per_node": 0, "signal_s": 30, "requeue_limit": 0}.items():
             if (value := getattr(self, name)) < lowest:
                 raise ValueError(f"{name} ({value}) must be at least {lowest}")

@@ -11,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config import ConfigError, load_section
+from launcher.slurm.limits import limit_s, written
 from launcher.slurm.quoting import JOB_NAME, check_values, job_name
 from launcher.slurm.site import ContainerConfig, SiteConfig
+
+SIGNAL_EARLY_S = 60  # Slurm may send a signal so much before the time that was asked for; sbatch(1), --signal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +67,23 @@ class Submission:
                 f"--job-name ({self.job_name!r}) must be 1 to 64 of the characters A-Za-z0-9._-"
             )
         self.node_range  # noqa: B018  (raises)
+        self._check_time()
         site = {
             name: value for name, value in asdict(self.site).items() if name != "setup"
         }  # the user's shell
         texts = _texts(asdict(replace(self, site=SiteConfig(), tasks=()))) + _texts(site)
         named = {name if "." in name else f"--{name.replace('_', '-')}": text for name, text in texts}
         check_values({"run_dir": str(run), **named})
+
+    def _check_time(self) -> None:
+        """A limit must leave time to train before Slurm sends the signal to save."""
+        needed_s = self.site.signal_s + SIGNAL_EARLY_S
+        if limit_s(self.site.time) < needed_s:
+            raise ConfigError(
+                f"--time ({self.site.time}) must be at least {written(needed_s)}: the run is asked to save "
+                f"signal_s ({self.site.signal_s} s) before the limit, and Slurm may ask {SIGNAL_EARLY_S} s "
+                "earlier; raise --time, or lower signal_s in the site's file"
+            )
 
 
 def ordered(given: Mapping[str, Any], below: Submission) -> Submission:

@@ -15,6 +15,7 @@ from swin_moe.config import ModelConfig
 from swin_moe.model import SwinTransformer
 from swin_moe.weights import hf, native, official
 from swin_moe.weights.errors import WeightsError
+from swin_moe.weights.finite import check_finite
 
 FORMATS = ("native", "safetensors", "official", "timm", "hf")
 
@@ -31,7 +32,8 @@ def save_weights(model: SwinTransformer, path: str | Path, format: str) -> Path:
             `hf`: config.json and model.safetensors for transformers.
 
     Raises:
-        WeightsError: the format cannot express the model, or there is something at `path`.
+        WeightsError: the format cannot express the model, a weight is no finite number, or there is
+            something at `path`.
     """
     path, config = Path(path), model.config
     if format not in FORMATS:
@@ -40,6 +42,7 @@ def save_weights(model: SwinTransformer, path: str | Path, format: str) -> Path:
         raise WeightsError(f"{path} exists; choose another place, or delete it")
     check_format(config, format)
     tensors = native.tensors_of(model, config.moe.num_experts if config.moe else 0)
+    check_finite(tensors)
     if format == "official":
         weights = official.export(tensors, config) | _buffers(model)
         return _put(path, lambda out: torch.save({"model": _contiguous(weights)}, out))

@@ -4,14 +4,13 @@ What a file is, its first bytes say; its name says nothing. Tensors are mapped, 
 allows it.
 """
 
-import argparse
 import json
 import pickle
 import re
+import warnings
 import zipfile
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,12 @@ from torch import Tensor
 from torch.serialization import safe_globals
 
 from swin_moe.weights.errors import WeightsError, some
+from swin_moe.weights.foreign import foreign
+from swin_moe.weights.names import without_prefixes
+from swin_moe.weights.plain import ALLOWED
 
-WRAPPERS = ("model", "state_dict", "module")  # under which trainers keep the weights
-PREFIXES = ("module.", "_orig_mod.")  # of DistributedDataParallel and torch.compile
+WRAPPERS = ("model", "state_dict", "module", "model_state_dict", "model_state")  # where trainers keep weights
+AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "module_ema")  # and their moving average
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 MOST_HEADER = 100 * 2**20  # bytes; what the safetensors library allows
 SINGLES = ("model.safetensors", "pytorch_model.bin")
@@ -39,10 +41,11 @@ DAMAGE = (  # what a damaged pickle or archive makes torch.load raise
     AssertionError,
     MemoryError,
 )
-
-
-# yacs' CfgNode, a dict, in which official training runs save their options, is read as a dict without yacs.
-PLAIN: list[Any] = [(OrderedDict, "yacs.config.CfgNode"), (argparse.Namespace, "argparse.Namespace")]
+REASONS = {  # what torch.load says, and what it means
+    "Unsupported operand": "a pickle of protocol 4 or later; save it with the protocol of torch.save, 2",
+    "Invalid magic number": "a pickle that torch.save did not write",
+    "legacy .tar format": "neither a zip archive nor a pickle of torch.save",
+}
 
 
 @dataclass(kw_only=True)
@@ -52,25 +55,36 @@ class Content:
     tensors: dict[str, Tensor]
     beside: Mapping[str, Any] = field(default_factory=dict)  # what is no weight: optimizer, epoch ...
     config: Mapping[str, Any] | None = None  # ours (with `window_size`, ...) or that of Hugging Face
+    dropped: dict[str, str] = field(default_factory=dict)  # tensors of no Swin, and why each is not used
     notices: list[str] = field(default_factory=list)
 
 
-def read_file(path: Path) -> Content:
+def read_file(path: Path, *, ema: bool = False) -> Content:
     """The tensors of one file.
 
+    Args:
+        path: of the file.
+        ema: take the moving average of the weights, where a trainer saved it beside them.
+
     Raises:
-        WeightsError: it is damaged, holds no tensors by name, or needs code to be read.
+        WeightsError: it is something else, damaged, holds no tensors by name, or needs code to be read.
     """
     try:
-        with path.open("rb") as file:
-            start = file.read(64)
+        if _is_safetensors(path):
+            return _named(path, _read_safetensors(path), ema=ema)
+        what = foreign(path)
     except OSError as error:
         raise WeightsError(f"{path} cannot be read: {error.strerror}") from error
-    if start.startswith(b"version https://git-lfs"):
-        raise WeightsError(f"{path} is a git-lfs pointer, not the file itself; run `git lfs pull`")
-    if start[8:9] == b"{":
-        return _read_safetensors(path)
-    return _unwrap(path, _read_pickle(path))
+    if what:
+        raise WeightsError(f"{path} is {what}")
+    return _unwrap(path, _read_pickle(path), ema=ema)
+
+
+def _is_safetensors(path: Path) -> bool:
+    """The length of a header in eight bytes, and the header, an object of JSON."""
+    with path.open("rb") as file:
+        start = file.read(9)
+    return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= MOST_HEADER
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
@@ -127,7 +141,7 @@ def _read_safetensors(path: Path) -> Content:
 
 def _read_pickle(path: Path) -> Any:
     try:
-        with safe_globals(PLAIN), path.open("rb") as file:
+        with warnings.catch_warnings(action="ignore"), safe_globals(ALLOWED), path.open("rb") as file:
             if zipfile.is_zipfile(path) and path.suffix != ".safetensors":  # torch.load believes that name
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             return torch.load(file, map_location="cpu", weights_only=True)
@@ -150,34 +164,62 @@ def _globals_in(message: str) -> str:
 def _reason(error: Exception) -> str:
     """The telling line of an error of torch's, without its advice."""
     message = str(error).strip()
+    if known := next((reason for mark, reason in REASONS.items() if mark in message), None):
+        return known
     found = re.search(r"error: (.+)", message)
     return (found[1] if found else (message.splitlines() or [type(error).__name__])[0])[:200]
 
 
-def _unwrap(path: Path, loaded: Any) -> Content:
+def _unwrap(path: Path, loaded: Any, *, ema: bool) -> Content:
     """The weights inside whatever a trainer saved around them."""
     if not isinstance(loaded, Mapping):
         raise WeightsError(f"{path} holds a {type(loaded).__name__}, not tensors by name")
-    beside: dict[str, Any] = {}
-    for key in WRAPPERS:
-        if isinstance(loaded.get(key), Mapping):
-            beside = {str(name): value for name, value in loaded.items() if name != key}
-            loaded = loaded[key]
-            break
+    average, model = _first(loaded, AVERAGES), _first(loaded, WRAPPERS)
+    key = average if average and (ema or not model) else model
+    if key is None:
+        return _named(path, Content(tensors=_tensors(path, loaded)), ema=ema)
+    content = Content(
+        tensors=_tensors(path, loaded[key]),
+        beside={str(name): value for name, value in loaded.items() if name != key},
+        notices=[_choice(key, average, model)] if average else [],
+    )
+    return _named(path, content, ema=ema and key != average)
+
+
+def _choice(taken: str, average: str, model: str | None) -> str:
+    """What is said of a file with a moving average in it."""
+    if model is None:
+        return f"the weights are the moving average {average}: the file holds no others"
+    how = "" if taken == average else "; for the moving average: convert --ema"
+    return f"the file holds {model} and {average}: {taken} was taken{how}"
+
+
+def _first(loaded: Mapping[Any, Any], keys: Sequence[str]) -> str | None:
+    """The first of some keys under which a file holds tensors by name."""
+    for key in keys:
+        value = loaded.get(key)
+        if isinstance(value, Mapping) and any(isinstance(each, Tensor) for each in value.values()):
+            return key
+    return None
+
+
+def _tensors(path: Path, loaded: Mapping[Any, Any]) -> dict[str, Tensor]:
     strange = [str(name) for name, value in loaded.items() if not isinstance(value, Tensor)]
+    if "param_groups" in strange or ("optimizer" in strange and len(strange) == len(loaded)):
+        raise WeightsError(
+            f"{path} holds an optimizer's state and no weights: its entries are {some(strange)}"
+        )
     if strange or not loaded:
         what = f"entries that are no tensors: {some(strange)}" if strange else "no tensors"
         raise WeightsError(f"{path} holds {what}; its weights may be under a key other than {WRAPPERS}")
-    return Content(tensors=_without_prefixes(loaded), beside=beside)
+    return {str(name): tensor for name, tensor in loaded.items()}
 
 
-def _without_prefixes(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for _ in PREFIXES:
-        for prefix in PREFIXES:
-            if _all_start(tensors, prefix):
-                tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-    return dict(tensors)
-
-
-def _all_start(names: Iterable[str], prefix: str) -> bool:
-    return all(name.startswith(prefix) for name in names)
+def _named(path: Path, content: Content, *, ema: bool) -> Content:
+    """A content with the tensors of its Swin alone, by the names that they have without wrappers."""
+    try:
+        named = without_prefixes(content.tensors, ema=ema)
+    except WeightsError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    notices = [*content.notices, *named.notices]
+    return replace(content, tensors=named.tensors, dropped=named.dropped, notices=notices)

@@ -19,6 +19,7 @@ from swin_moe.weights import hf, moe_shards, native, official
 from swin_moe.weights.adapt import HEAD, Head, adapt_head, check_windows, drop_unneeded, resize_tables
 from swin_moe.weights.errors import WeightsError, some
 from swin_moe.weights.files import Content, read_file, read_folder, read_json
+from swin_moe.weights.finite import check_finite
 from swin_moe.weights.translated import Translated
 from swin_moe.weights.upcycle import upcycle
 
@@ -70,7 +71,8 @@ def load_weights(
         model: to be written into.
         path: a file, a Hugging Face folder, a run, a checkpoint, or NAME.pth of NAME.pth.rank0 ...
         head: `strict` refuses another classifier, `replace` keeps the model's own, a ClassMap picks classes.
-        ema: take the moving average of the weights; of a run of ours or a checkpoint of one.
+        ema: take the moving average of the weights: of a run of ours, a checkpoint of one, or a file in
+            which a trainer saved it beside the weights.
         upcycle_noise: of a dense model's weights, make each expert a copy of the MLP that it replaces, with
             so much noise (see upcycle.py); None takes weights with experts.
 
@@ -103,13 +105,14 @@ def fit(
             done, routers = _upcycled(model, found, shapes, upcycle_noise)
             changes, kept = [*changes, *done], kept | routers
         _check(found, {name: shape for name, shape in shapes.items() if name not in kept})
+        check_finite({found.names[name]: tensor for name, tensor in found.tensors.items()})
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
     report = LoadReport(
         path=path,
         format=found.format,
         loaded=0,
-        dropped=found.dropped,
+        dropped=content.dropped | found.dropped,
         changes=changes,
         notices=notices,
         beside=[*content.beside],
@@ -127,7 +130,7 @@ def write(model: SwinTransformer, fitted: Fitted) -> LoadReport:
 
 def read(path: Path, *, ema: bool = False) -> Content:
     """Whatever lies at a path; of a checkpoint of ours the masters, or the moving average."""
-    if base := moe_shards.base_of(path):
+    if (base := moe_shards.base_of(path)) and not ema:
         return moe_shards.read_ranks(base)
     if path.is_dir():
         try:
@@ -135,8 +138,8 @@ def read(path: Path, *, ema: bool = False) -> Content:
                 return native.read_checkpoint(checkpoint, ema=ema)
         except CheckpointError as error:
             raise WeightsError(str(error)) from error
-    if ema:
-        raise WeightsError(f"{path} is no checkpoint of ours; only those hold a moving average of weights")
+    if ema and (path.is_dir() or base):
+        raise WeightsError(f"{path} holds no moving average of the weights: it is no checkpoint of ours")
     if path.is_dir():
         return read_folder(path)
     if not path.exists():
@@ -145,7 +148,7 @@ def read(path: Path, *, ema: bool = False) -> Content:
         raise WeightsError(
             f"{path} does not exist" + (f"; did you mean {' or '.join(near)}?" if near else "")
         )
-    content = read_file(path)
+    content = read_file(path, ema=ema)
     if content.config is None and (beside := path.parent / "config.json").is_file():
         config = read_json(beside)
         if str(config.get("model_type", "")).startswith("swin"):

@@ -137,3 +137,19 @@ def test_not_in_a_job(run: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SLURM_JOB_ID")
     assert ends(run, 0) == 0
     assert ends(run, 81) == ExitCode.HANG
+
+
+@pytest.mark.parametrize(("code", "status"), [(0, 0), (75, ExitCode.NOT_REQUEUED), (80, 80)])
+def test_garbled_variables_of_the_job(
+    code: int,
+    status: int,
+    run: RunFiles,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The requeues so far cannot be counted, so that the limit could not end them."""
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "one")
+    assert after.main([str(run.path), "--code", str(code)]) == status
+    said = capsys.readouterr().out
+    assert said.startswith("not requeued: the launcher set no usable SLURM_RESTART_COUNT (got 'one')")
+    assert said.count("\n") == 1

@@ -94,6 +94,40 @@ def test_mistakes_are_said_in_one_line(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_file_that_cannot_be_weights_is_refused_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, source = make(tmp_path)
+    line = ["convert", str(source), str(tmp_path / "out"), "--config", str(config)]
+    tensors = torch.load(source)["model"]
+    tensors["norm.bias"][3] = float("nan")
+    torch.save({"model": tensors}, source)
+    assert main(line) == 2
+    error = capsys.readouterr().err
+    assert (
+        "in.pth: 1 tensor holds values that are not finite: norm.bias (1 NaN and 0 infinite of 16)" in error
+    )
+    source.write_text("<!DOCTYPE html><title>Sign in</title>")
+    assert main(line) == 2
+    assert "in.pth is a web page (HTML or XML), not the file itself" in (second := capsys.readouterr().err)
+    assert error.count("\n") == second.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_moving_average_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config, source = make(tmp_path)
+    model = torch.load(source)["model"]
+    average = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in model.items()}
+    torch.save({"model": model, "model_ema": average}, source)
+    for options, expected in (([], model), (["--ema"], average)):
+        out = tmp_path / f"out{len(options)}.pth"
+        line = ["convert", str(source), str(out), "--to", "official", "--config", str(config)]
+        assert main([*line, *options]) == 0
+        assert "the file holds model and model_ema" in capsys.readouterr().out
+        found = torch.load(out)["model"]
+        assert all(torch.equal(found[name], expected[name]) for name in found if "index" not in name)
+
+
 def test_a_run_of_two_ranks_is_exported(
     shards: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

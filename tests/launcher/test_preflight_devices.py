@@ -11,7 +11,7 @@ import torch
 from launcher.config import load_config
 from launcher.preflight import devices as preflight_devices
 from launcher.preflight.report import Seen, Verdict
-from launcher.preflight.time import seconds_of
+from launcher.slurm.limits import seconds_of
 from parallel import devices
 from parallel.devices import DeviceError, Gpu, as_json, gpus, node_gpus, own_device
 from parallel.links import Place
@@ -145,7 +145,7 @@ def test_no_table() -> None:
     ],
 )
 def test_what_squeue_says_is_left(text: str, seconds: float | None) -> None:
-    assert seconds_of(text) == seconds
+    assert seconds_of(text, alone_s=1) == seconds
 
 
 @pytest.mark.gpu

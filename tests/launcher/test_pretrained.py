@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from launcher.config import load_config
 from parallel.checkpoint import load_weights as load_checkpoint
@@ -92,9 +93,12 @@ def test_what_cannot_be_a_start_is_refused(
     _, path = donor
     truncated = tmp_path / "cut.safetensors"
     truncated.write_bytes(path.read_bytes()[:5000])
+    diverged = tmp_path / "diverged.safetensors"
+    save_file({name: torch.full_like(t, float("nan")) for name, t in load_file(path).items()}, diverged)
     run = tmp_path / "a" / "run"
     options = overrides(shards, run, *STILL)
     lines = [
+        ["train", str(CONFIG), "--pretrained", str(diverged), *options],
         ["train", str(CONFIG), "--pretrained", str(tmp_path / "none.pth"), *options],
         ["train", str(CONFIG), "--pretrained", str(truncated), *options],
         [

@@ -150,6 +150,14 @@ def test_an_elastic_job_uses_the_nodes_that_fit(slurm: FakeSlurm, shards: Path, 
     assert train[-1] == "--elastic"
 
 
+@pytest.mark.parametrize("given", ["", "abc", "0", "-1", "1e3", "(null)"])
+def test_a_number_of_nodes_that_is_none(slurm: FakeSlurm, shards: Path, given: str) -> None:
+    script = submitted(slurm, shards, "run") / "slurm" / "job.sbatch"
+    assert slurm.run(script, SLURM_JOB_NUM_NODES=given) == 2
+    assert f"SLURM_JOB_NUM_NODES ('{given}') must be the number of nodes; submit with sbatch" in slurm.out
+    assert slurm.calls("srun") == []
+
+
 @pytest.mark.parametrize(("after", "requeued"), [(0, False), (75, True), (82, False), (1, False)])
 def test_what_follows_is_as_after_says(slurm: FakeSlurm, shards: Path, after: int, requeued: bool) -> None:
     slurm.set(after=str(after), **{"srun.sh": "exit 81"})

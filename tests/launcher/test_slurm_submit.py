@@ -64,6 +64,9 @@ def test_places_are_absolute_in_what_the_job_trains(slurm: FakeSlurm, shards: Pa
         (("model.moe.top_k=x", "run_dirr=a"), "run_dirr: no such option; did you mean run_dir?"),
         (("train.pretrained=none.pth",), "train.pretrained (none.pth): no such file"),
         (("--nodes", "2-4"), "--elastic"),
+        (("--time", "soon"), "time ('soon') must be a time limit of Slurm: 30, 30:00, 2:00:00, 3-12"),
+        (("--time", "1:30"), "--time (00:01:30) must be at least 00:03:00: the run is asked to save"),
+        (("--mem", "2.5G"), "mem ('2.5G') must be memory of a node, such as 200G"),
         (("--requeue-limit", "-1"), "requeue_limit (-1) must be at least 0"),
         (("run_dir=/proc/none",), "/proc/none"),
         (("--nodes", "3-9", "--elastic"), "on 9 nodes: "),
@@ -77,6 +80,7 @@ def test_what_cannot_train_never_reaches_the_queue(
     done = slurm.say(*line(shards, "--nodes", "2", *arguments))
     assert done.code == 2
     assert message in done.err
+    assert "Traceback" not in done.err
     assert (slurm.calls("sbatch"), tree(slurm.home)) == ([], before)
 
 
@@ -147,13 +151,23 @@ def test_a_run_that_trains_without_slurm_is_refused(slurm: FakeSlurm, shards: Pa
 
 
 def test_resume_changes_what_it_is_told_and_keeps_the_rest(slurm: FakeSlurm, shards: Path) -> None:
-    more = ("--nodes", "2", "--mem", "3G", "--time", "1:00", "--dependency", "singleton", "optim.base_lr=0.5")
+    more = (
+        "--nodes",
+        "2",
+        "--mem",
+        "3G",
+        "--time",
+        "1:00:00",
+        "--dependency",
+        "singleton",
+        "optim.base_lr=0.5",
+    )
     assert slurm.say(*line(shards, *more)).code == 0
     (slurm.home / "run" / "slurm" / "cancelled").touch()
     done = slurm.say("resume", "run", "--nodes", "1", "--requeue-limit", "9")
     assert done.code == 0, done.err
     script = (slurm.home / "run" / "slurm" / "job.sbatch").read_text()
-    assert {"#SBATCH --nodes=1", "#SBATCH --mem=3G", "#SBATCH --time=1:00"} <= set(script.splitlines())
+    assert {"#SBATCH --nodes=1", "#SBATCH --mem=3G", "#SBATCH --time=01:00:00"} <= set(script.splitlines())
     assert "--requeue-limit 9" in script
     assert "singleton" not in script
     assert load_config(slurm.home / "run" / "slurm" / "config.yaml").optim.base_lr == 0.5

@@ -24,7 +24,6 @@ from parallel.env import (
     threads_per_rank,
     without_local_rank,
 )
-from parallel.slurm_env import first_host
 from tests.distributed import run_on_ranks
 
 TORCHRUN = {
@@ -281,7 +280,7 @@ def test_an_older_slurm_without_the_steps_own_numbers() -> None:
 
 
 @pytest.mark.parametrize(
-    "environment", [{}, {"RANK": "0"}, {"WORLD_SIZE": "2"}, BATCH | {"SLURM_NTASKS": "1"}]
+    "environment", [{}, {"MASTER_ADDR": "gpu07"}, {"LOCAL_RANK": "2"}, BATCH | {"SLURM_NTASKS": "1"}]
 )
 def test_no_launcher_is_one_process(environment: dict[str, str]) -> None:
     assert discover(environment) == Ranks()
@@ -309,28 +308,6 @@ def test_who_may_start_ranks_in_a_job() -> None:
     assert [is_one_task(env) for env in (PTY, STEP, SALLOC)] == [True, False, False]
     assert launcher_of(INTERACTIVE) == "single"
     assert discover(PTY).world_size == 1
-
-
-@pytest.mark.parametrize(
-    ("nodes_of_step", "host"),
-    [
-        ("gpu[07-09,12]", "gpu07"),
-        ("gpu[12,07-09]", "gpu12"),
-        ("gpu7", "gpu7"),
-        ("a1,b[2-3]", "a1"),
-        ("gpu[07-09,12],cpu1", "gpu07"),
-        ("rack1-gpu[3]", "rack1-gpu3"),
-        ("node-a.cluster", "node-a.cluster"),
-    ],
-)
-def test_the_first_host_of_a_node_list(nodes_of_step: str, host: str) -> None:
-    assert first_host(nodes_of_step) == host
-
-
-def test_no_node_list_at_all() -> None:
-    with pytest.raises(LaunchError) as error:
-        first_host("")
-    assert str(error.value) == "SLURM_STEP_NODELIST ('') is not a list of nodes; set MASTER_ADDR"
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from parallel import checkpoint
+from parallel import checkpoint, plain
 from parallel.commit import CheckpointError, describe, read_manifest, sealed
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.files import read_file
@@ -119,3 +119,10 @@ def test_a_file_of_weights(tmp_path: Path, harm: Path, suffix: str, form: Any) -
     with pytest.raises(WeightsError, match=str(file)):
         read_file(file)
     assert not harm.exists()
+
+
+@pytest.mark.parametrize("module", ["pathlib", "pathlib._local"])
+def test_paths_of_every_version_of_python(module: str) -> None:
+    """A .metadata of Python 3.13 names its path by another module."""
+    text = f"c{module}\nPosixPath\n(S'run'\ntR."
+    assert plain._PlainUnpickler(io.BytesIO(text.encode())).load() == Path("run")

@@ -129,4 +129,4 @@ def test_cancel_saves_and_resume_goes_on(cluster: Cluster, shards: Path, say: Sa
     dry = say("resume", str(run), "--nodes", "1", "--time", "5:00", "--dry-run")
     assert dry.code == 0, dry.err
     assert "#SBATCH --nodes=1\n" in dry.out
-    assert "#SBATCH --time=5:00\n" in dry.out
+    assert "#SBATCH --time=00:05:00\n" in dry.out

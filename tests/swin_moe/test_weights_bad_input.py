@@ -3,7 +3,10 @@
 import os
 import pickle
 import sys
+import tarfile
 import types
+import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,7 +16,7 @@ from torch import nn
 
 from swin_moe import ClassMap, WeightsError, build_model, load_weights, save_weights
 from swin_moe.model import SwinTransformer
-from tests.swin_moe.test_weights_official import SWIN, SWIN_V2, official, randomised, state
+from tests.swin_moe.test_weights_official import CONFIGS, SWIN, SWIN_V2, official, randomised, state
 
 
 class Evil:
@@ -80,7 +83,7 @@ def test_a_truncated_file(kind: str, share: float, tmp_path: Path) -> None:
         tensors = official(randomised(SWIN), "swin")
         torch.save({"model": tensors}, path, _use_new_zipfile_serialization=kind == "zip")
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
-    refused(path, "damaged|refused")  # the name of a function, cut short, is the name of another one
+    refused(path, "damaged|refused|empty")  # the name of a function, cut short, is the name of another one
 
 
 @pytest.mark.parametrize("where", ["beside", "as a tensor", "alone"])
@@ -125,16 +128,98 @@ def test_the_yacs_config_of_an_official_training_run_is_plain_data(
     assert {"config", "epoch"} <= set(report.beside)
 
 
-def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
-    path = tmp_path / "x.pth"
-    path.write_text("<html>404</html>")
-    refused(path, "no checkpoint, or damaged")
-    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-    refused(path, "git-lfs pointer")
-    torch.save([torch.zeros(2)], path)
-    refused(path, "holds a list, not tensors by name")
-    torch.save({"epoch": 3, "weights": {"a": torch.zeros(2)}}, path)
-    refused(path, "entries that are no tensors: epoch, weights")
+def zipped(path: Path, *names: str) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in names:
+            archive.writestr(name, "x")
+
+
+def scripted(path: Path) -> None:
+    with warnings.catch_warnings(action="ignore"):
+        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
+
+
+def optimizer() -> dict[str, object]:
+    return torch.optim.AdamW(nn.Linear(2, 2).parameters()).state_dict()
+
+
+def tarred(path: Path) -> None:
+    with tarfile.open(path, "w") as archive:
+        archive.addfile(tarfile.TarInfo("x.pth"))
+
+
+FOREIGN: dict[str, tuple[Callable[[Path], object], str]] = {
+    "empty": (lambda p: p.write_bytes(b""), r"is empty \(0 bytes\)"),
+    "web page": (lambda p: p.write_text("<html>404</html>"), "is a web page .*, not the file itself"),
+    "web page in latin-1": (lambda p: p.write_bytes(b"\n<!DOCTYPE html>\n<p>\xe4</p>"), "is a web page"),
+    "refusal of a server": (lambda p: p.write_text('<?xml version="1.0"?><Error/>'), "is a web page"),
+    "git-lfs": (
+        lambda p: p.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n"),
+        "is a git-lfs pointer, not the file itself; run `git lfs pull`",
+    ),
+    "text": (
+        lambda p: p.write_text("Access denied\nGo away\n"),
+        "is a text file that begins 'Access denied'",
+    ),
+    "text with a byte order mark": (
+        lambda p: p.write_text("\ufeffNötig"),
+        "is a text file that begins 'Nötig'",
+    ),
+    "index": (
+        lambda p: p.write_text('{\n "metadata": {}, "weight_map": {"a": "b.safetensors"}}'),
+        "is the index of weights in several files, not the weights; give the folder that holds them all",
+    ),
+    "JSON": (lambda p: p.write_text('{"a": {"b": 1}}'), "is a JSON file, which holds no weights"),
+    "zip of images": (lambda p: zipped(p, "a.jpg", "b.jpg"), "but no checkpoint: it holds a.jpg, b.jpg"),
+    "zip of a checkpoint": (
+        lambda p: zipped(p, "a/swin.pth"),
+        "a zip archive with a/swin.pth in it; unpack it",
+    ),
+    "zip of nothing": (zipped, "is a zip archive, but no checkpoint: it holds nothing"),
+    "NumPy archive": (lambda p: zipped(p, "a.npy"), "but no checkpoint: it holds a.npy"),
+    "TorchScript": (scripted, "is a TorchScript program .*which holds code; save its state_dict"),
+    "tar": (tarred, "is a tar archive; unpack it"),
+    "gzip": (lambda p: p.write_bytes(b"\x1f\x8b1234"), "is a gzip archive; unpack it"),
+    "HDF5": (
+        lambda p: p.write_bytes(b"\x89HDF\r\n\x1a\n"),
+        "is an HDF5 file, such as Keras writes, no checkpoint",
+    ),
+    "zeros": (
+        lambda p: p.write_bytes(bytes(5000)),
+        "damaged .*neither a zip archive nor a pickle of torch.save",
+    ),
+    "one byte": (lambda p: p.write_bytes(b"\x80"), "damaged or cut short"),
+    "pickle": (lambda p: p.write_bytes(pickle.dumps({"a": 1}, 2)), "a pickle that torch.save did not write"),
+    "protocol 4": (lambda p: torch.save({"a": 1}, p, pickle_protocol=4), "a pickle of protocol 4 or later"),
+    "list": (lambda p: torch.save([torch.zeros(2)], p), "holds a list, not tensors by name"),
+    "optimizer": (
+        lambda p: torch.save(optimizer(), p),
+        "an optimizer's state and no weights: .* param_groups",
+    ),
+    "optimizer and epoch": (
+        lambda p: torch.save({"optimizer": optimizer(), "epoch": 3}, p),
+        "holds an optimizer's state and no weights: its entries are optimizer, epoch",
+    ),
+    "another key": (
+        lambda p: torch.save({"epoch": 3, "weights": {"a": torch.zeros(2)}}, p),
+        "entries that are no tensors: epoch, weights",
+    ),
+    "nothing": (lambda p: torch.save({}, p), "holds no tensors"),
+}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_file_that_is_no_checkpoint_is_called_what_it_is(kind: str, suffix: str, tmp_path: Path) -> None:
+    make, message = FOREIGN[kind]
+    path = tmp_path / f"x{suffix}"
+    make(path)
+    with warnings.catch_warnings(action="error"):  # of torch, on a line of their own
+        refused(path, message)
+
+
+def test_paths_that_are_no_checkpoints(tmp_path: Path) -> None:
+    (tmp_path / "x.pth").touch()
     refused(tmp_path / "y.pth", r"y.pth does not exist; did you mean x.pth\?")
     (tmp_path / "folder").mkdir()
     refused(tmp_path / "folder", r"folder holds no weights: none of model.safetensors, pytorch_model.bin")
@@ -142,6 +227,40 @@ def test_files_that_are_no_checkpoints(tmp_path: Path) -> None:
         '{"weight_map": {"a": "model-1.safetensors"}}'
     )
     refused(tmp_path / "folder", r"model-1.safetensors is missing; model.safetensors.index.json names it")
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_weights_that_are_not_finite(kind: str, tmp_path: Path) -> None:
+    model = randomised(CONFIGS[kind])
+    names = ["patch_embed.proj.weight", "layers.1.blocks.0.norm1.bias"]
+    with torch.no_grad():
+        model.get_parameter(names[0]).view(-1)[:2] = float("nan")
+        model.get_parameter(names[0]).view(-1)[2] = -float("inf")
+        model.get_parameter(names[1])[0] = float("inf")
+    torch.save({"model": official(model, kind)}, tmp_path / "x.pth")
+    message = (
+        r"2 tensors hold values that are not finite: "
+        r"patch_embed.proj.weight \(2 NaN and 1 infinite of 384\), "
+        r"layers.1.blocks.0.norm1.bias \(0 NaN and 1 infinite of 16\); use an earlier checkpoint"
+    )
+    fresh = build_model(CONFIGS[kind])
+    with pytest.raises(WeightsError, match=f"{tmp_path}/x.pth: {message}"):
+        load_weights(fresh, tmp_path / "x.pth")
+    assert all(bool(tensor.isfinite().all()) for tensor in state(fresh).values())
+    with pytest.raises(WeightsError, match=message):
+        save_weights(model, tmp_path / "out", "native")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_that_are_not_finite_in_any_precision(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = {name: tensor.to(dtype) for name, tensor in official(randomised(SWIN), "swin").items()}
+    path = tmp_path / "x.pth"
+    torch.save(tensors, path)
+    load_weights(build_model(SWIN), path)
+    tensors["norm.bias"][3] = float("nan")
+    torch.save(tensors, path)
+    refused(path, r"1 tensor holds values that are not finite: norm.bias \(1 NaN and 0 infinite of 16\)")
 
 
 def test_a_model_without_memory(tmp_path: Path) -> None:
