@@ -105,10 +105,9 @@ def resize_tables(
             continue
         stage = int(name.split(".")[1])
         own, old = config.stage_window(stage), found.table_windows.get(stage)
-        if old is None and len(table) == _rows(own):
-            old = own
-            unknown |= {stage: own} if own[0] != own[1] else {}
-        old = old or _square(len(table))
+        if old is None or _rows(old) != len(table):  # the file does not say
+            old = own if _rows(own) == len(table) else _square(len(table))
+            unknown |= {stage: own} if old == own and own[0] != own[1] else {}
         if old == own or _rows(old) != len(table) or table.shape[1] != shapes[name][1]:
             continue  # fits, or is of another model, as the comparison of shapes will say
         found.tensors[name] = _resized(table, old, own)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from swin_moe.config import ModelConfig
-from swin_moe.sizes import as_text
+from swin_moe.sizes import as_text, sides
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.square import is_other
 from swin_moe.weights.translated import Translated, learned_windows, windows_of
@@ -111,18 +111,18 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
     """What goes into config.json."""
     cosine = config.attention == "cosine"
     labels = {str(i): f"LABEL_{i}" for i in range(config.num_classes)}
-    sizes = config.pretrained_window_sizes or (0,) * len(config.depths)
+    learned = [sides(size)[0] for size in config.pretrained_window_sizes or (0,) * len(config.depths)]
     return {
         "architectures": ["Swinv2ForImageClassification" if cosine else "SwinForImageClassification"],
         "model_type": "swinv2" if cosine else "swin",
-        "image_size": config.image_size,
+        "image_size": config.image_size if isinstance(config.image_size, int) else list(config.image_size),
         "patch_size": config.patch_size,
         "num_channels": config.in_chans,
         "embed_dim": config.embed_dim,
         "depths": list(config.depths),
         "num_heads": list(config.num_heads),
         "window_size": config.window_size,
-        **({"pretrained_window_sizes": list(sizes)} if cosine else {}),
+        **({"pretrained_window_sizes": learned} if cosine else {}),
         "mlp_ratio": config.mlp_ratio,
         "qkv_bias": config.qkv_bias,
         "hidden_dropout_prob": config.drop_rate,
@@ -140,6 +140,12 @@ def check_exportable(config: ModelConfig) -> None:
     Swin has one window in all stages; Swinv2 rounds maps down; both have square windows, let padding take
     part in attention, and shift along both axes or none: Swin by the shorter side, Swinv2 by the height.
     """
+    for window in map(sides, config.pretrained_window_sizes or ()):
+        if window[0] != window[1]:
+            raise WeightsError(
+                f"Hugging Face's config.json holds square windows alone, and model.pretrained_window_sizes has "
+                f"{as_text(window)}; --to timm and --to safetensors hold it"
+            )
     for stage in range(len(config.depths)):
         (height, width), own = config.stage_resolution(stage), config.stage_window(stage)
         window, deciding = config.window_size, min(height, width)

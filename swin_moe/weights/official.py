@@ -140,11 +140,11 @@ def _put_experts(result: Translated, name: str, theirs: str, tensor: Tensor) -> 
 def _note_window(result: Translated, name: str, tensor: Tensor) -> None:
     """What a buffer of a stage's first block says of its windows."""
     found = re.fullmatch(r"layers\.(\d+)\.blocks\.0\.attn\.(\w+)", name)
-    if found and found[2] == "relative_coords_table" and tensor.dim() == 4:
+    if found and found[2] == "relative_coords_table" and tensor.dim() == 4 and tensor.shape[3] == 2:
         window = learned_window(tensor)
         if any(window):
             result.windows[int(found[1])] = window
-    elif found and found[2] == "relative_position_index" and tensor.dim() == 2:
+    elif found and found[2] == "relative_position_index" and tensor.dim() == 2 and len(tensor):
         result.table_windows[int(found[1])] = indexed_window(tensor)
 
 

@@ -75,6 +75,8 @@ def windows_of(config: Mapping[str, Any], *, rounds_up: bool) -> list[Window]:
 
 def learned_windows(config: Mapping[str, Any], own: Sequence[Window]) -> dict[int, Window]:
     """What log_cpb is relative to in each stage: its pretrained window where there is one, or its own."""
-    sizes = config.get("pretrained_window_sizes") or [0] * len(own)
-    learned = [sides(size) for size in sizes]
-    return {i: (h or own[i][0], w or own[i][1]) for i, (h, w) in enumerate(learned[: len(own)])}
+    try:
+        learned = [sides(size) for size in config.get("pretrained_window_sizes") or [0] * len(own)]
+        return {i: (learned[i][0] or h, learned[i][1] or w) for i, (h, w) in enumerate(own)}
+    except (TypeError, ValueError, IndexError):  # no windows, or not one a stage
+        return {}
