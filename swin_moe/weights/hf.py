@@ -143,8 +143,8 @@ def check_exportable(config: ModelConfig) -> None:
     for window in map(sides, config.pretrained_window_sizes or ()):
         if window[0] != window[1]:
             raise WeightsError(
-                f"Hugging Face's config.json holds square windows alone, and model.pretrained_window_sizes has "
-                f"{as_text(window)}; --to timm and --to safetensors hold it"
+                "Hugging Face's config.json holds square windows alone, and model.pretrained_window_sizes "
+                f"has {as_text(window)}; --to timm and --to safetensors hold it"
             )
     for stage in range(len(config.depths)):
         (height, width), own = config.stage_resolution(stage), config.stage_window(stage)

@@ -228,14 +228,23 @@ def test_real_tokens_do_not_see_the_padding(
     """Whatever the padding holds, and with it left out altogether: attention over the real tokens alone."""
     model = build_model(replace(KINDS[kind], image_size=image_size)).double()
     randomise(model)
-    x = double((2, height, width, 8))
+    x = double((2, height, width, 8)).requires_grad_()
     for block in model.layers[0].blocks:
         got = block._mix(x)
         for filler in (0.0, 1.0, -1e4):
             assert torch.equal(got, padded_by_hand(block, x, filler)) or (
                 (got - padded_by_hand(block, x, filler)).abs().max() < 1e-12
             )
-        torch.testing.assert_close(got, attention_by_coordinates(block, x), rtol=1e-6, atol=1e-6)
+        expected = attention_by_coordinates(block, x)
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+        inputs = [x, *block.attention.parameters()]
+        cotangent = double(tuple(x.shape), seed=4)
+        for a, b in zip(
+            torch.autograd.grad(got, inputs, cotangent, allow_unused=True),
+            torch.autograd.grad(expected, inputs, cotangent, allow_unused=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def attention_by_coordinates(block: SwinBlock, x: Tensor) -> Tensor:
