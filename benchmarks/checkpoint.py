@@ -81,7 +81,7 @@ class Training:
     def take(self) -> float:
         """One step; its wall seconds."""
         began_s = time.perf_counter()
-        images = torch.randn(self.images, 3, MODEL.image_size, MODEL.image_size)
+        images = torch.randn(self.images, 3, *MODEL.image_sides)
         labels = torch.randint(MODEL.num_classes, (self.images,))
         output = self.engine(images, sample_keys(0, torch.arange(self.images)))
         self.engine.backward(classification_loss(output.logits, labels, 0.1) + output.aux_loss)

@@ -75,11 +75,11 @@ def read_litdata(data: Data) -> int:
 
 
 def by_pil(body: bytes, position: int) -> np.ndarray:
-    """What torchvision does on PIL images, with our draws: (3, S, S) uint8."""
+    """What torchvision does on PIL images, with our draws: (3, H, W) uint8."""
     image = Image.open(io.BytesIO(body)).convert("RGB")
     crop = draw_crop(image.height, image.width, (0, position), TRANSFORM)
     image = image.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
-    image = image.resize((TRANSFORM.image_size, TRANSFORM.image_size), Image.Resampling.BICUBIC)
+    image = image.resize(TRANSFORM.sides[::-1], Image.Resampling.BICUBIC)
     if draw_flip((0, position), TRANSFORM):
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(image).transpose(2, 0, 1)

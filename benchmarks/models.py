@@ -171,7 +171,7 @@ def model_rows(
 ) -> Iterator[Row]:
     """One row for each task and contestant."""
     config = MODELS[name]
-    images = torch.randn(batch, 3, config.image_size, config.image_size, device=device, dtype=dtype)
+    images = torch.randn(batch, 3, *config.image_sides, device=device, dtype=dtype)
     labels = torch.randint(0, config.num_classes, (batch,), device=device)
     models = contestants(name, device, dtype, quick)
     gflop = 2 * cost(config).flops * batch / 1e9
@@ -202,10 +202,10 @@ def attention_rows(clock: Clock, device: str, dtype: torch.dtype, batch: int, ro
     dim, heads, side, w = (
         config.embed_dim,
         config.num_heads[0],
-        config.stage_resolution(0),
+        config.stage_resolution(0)[0],
         config.window_size,
     )
-    mask = WindowGrid(window=w, shifted=True).mask(side, side)
+    mask = WindowGrid(window=(w, w), shifted=True).mask(side, side)
     assert mask is not None
     mask = mask.to(device, dtype)
     windows = torch.randn(
@@ -223,7 +223,7 @@ def attention_rows(clock: Clock, device: str, dtype: torch.dtype, batch: int, ro
 
     works: dict[str, Work] = {}
     for how in ("eager", "compiled"):
-        ours = CosineAttention(dim, heads, LogCpbBias(w, heads, sigmoid=True))
+        ours = CosineAttention(dim, heads, LogCpbBias((w, w), heads, sigmoid=True))
         theirs = Swinv2Attention(Swinv2Config(window_size=w), dim, heads, w, (0, 0))
         for who, module in (("ours", ours), ("transformers", theirs)):
             module = module.to(device, dtype)  # noqa: PLW2901

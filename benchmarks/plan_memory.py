@@ -115,8 +115,8 @@ class Training:
 
     def step(self) -> None:
         """One optimizer step, as launcher/session.py takes it."""
-        count, size = self.config.train.micro_batch_size, self.config.model.image_size
-        pixels = np.random.default_rng(0).integers(0, 256, (count, size, size, 3), dtype=np.uint8)
+        count, sides = self.config.train.micro_batch_size, self.config.model.image_sides
+        pixels = np.random.default_rng(0).integers(0, 256, (count, *sides, 3), dtype=np.uint8)
         batch = Batch(
             images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
             labels=torch.arange(count),

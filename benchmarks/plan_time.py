@@ -92,8 +92,8 @@ class Training:
         from swin_moe.losses import classification_loss
         from swin_moe.randomness import sample_keys
 
-        size = self.config.model.image_size
-        images, labels = torch.randn(MICRO, 3, size, size), torch.randint(100, (MICRO,))
+        images = torch.randn(MICRO, 3, *self.config.model.image_sides)
+        labels = torch.randint(100, (MICRO,))
         keys = sample_keys(0, torch.arange(MICRO))
         dist.barrier()
         began = time.perf_counter(), time.process_time()

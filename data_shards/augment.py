@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from data_shards.draws import Purpose, fold, uniform
 from data_shards.errors import DataError
+from data_shards.sides import ImageSize, sides
 
 TRIES = 10
 MARGIN = 2  # pixels decoded for each one of the result, along a side, at least
@@ -17,26 +18,32 @@ MARGIN = 2  # pixels decoded for each one of the result, along a side, at least
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """Random resized crop to image_size x image_size pixels, then a flip.
+    """Random resized crop to a picture of `image_size`, a side or (height, width) in pixels, then a flip.
 
-    `scale` is the range of the crop's area as a part of the image's, `ratio` of its width over its height.
+    `scale` is the range of the crop's area as a part of the image's, `ratio` that of its width over its
+    height. Both are of the crop in the source image, as in torchvision: whatever the shape of the picture, a
+    crop of another shape is stretched to it.
     DataError when a range is not ordered or a value out of its range.
     """
 
-    image_size: int
+    image_size: ImageSize
     scale: tuple[float, float] = (0.08, 1.0)
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     flip_prob: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.image_size < 1:
-            raise DataError(f"image_size ({self.image_size}) must be at least 1")
+        sides(self.image_size)
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
             raise DataError(f"scale {self.scale} must be 0 < low <= high <= 1, for example (0.08, 1.0)")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise DataError(f"ratio {self.ratio} must be 0 < low <= high, for example (0.75, 1.333)")
         if not 0 <= self.flip_prob <= 1:
             raise DataError(f"flip_prob ({self.flip_prob}) must be in 0 ... 1")
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the picture in pixels."""
+        return sides(self.image_size)
 
 
 class Crop(NamedTuple):
@@ -52,13 +59,14 @@ class Crop(NamedTuple):
         return Crop(*(side // factor for side in self))
 
 
-def dct_factor(crop: Crop, image_size: int) -> int:
-    """By how much a JPEG may be decoded smaller before `crop` is resized to `image_size`: 1, 2 or 4.
+def dct_factor(crop: Crop, picture: tuple[int, int]) -> int:
+    """By how much a JPEG may be decoded smaller before `crop` is resized to `picture` (H, W): 1, 2 or 4.
 
-    Twice the pixels needed are left to the resize, which keeps the picture within 44 dB of a full decode's on
-    natural spectra, as PIL's reducing_gap=2 does. The factors between are slower than a full decode.
+    Twice the pixels needed along either side are left to the resize, which keeps the picture within 44 dB of
+    a full decode's on natural spectra, as PIL's reducing_gap=2 does. The factors between are slower than a
+    full decode.
     """
-    spare = min(crop.height, crop.width) // (MARGIN * image_size)
+    spare = min(crop.height // (MARGIN * picture[0]), crop.width // (MARGIN * picture[1]))
     return max(factor for factor in (1, 2, 4) if factor <= max(1, spare))
 
 

@@ -6,8 +6,8 @@
 
 In the reference's order: RandAugment or color jitter on uint8, normalising, random erasing, mixup or cutmix.
 What is done to a sample is drawn from (seed, position) on the host, where positions are; so the host knows
-which samples an operation touches, and never waits for the device. B = samples, S = side of the pictures in
-pixels.
+which samples an operation touches, and never waits for the device. B = samples, H, W = height and width of
+the pictures in pixels.
 """
 
 from dataclasses import dataclass
@@ -90,7 +90,7 @@ class Augment:
         self.noise = noise_table().to(self.device)
 
     def __call__(self, images: Tensor, labels: Tensor, positions: Tensor) -> tuple[Tensor, Targets]:
-        """Augment (B, 3, S, S) uint8 with labels and positions (B,) int64: (B, 3, S, S) float32, and targets.
+        """Augment (B, 3, H, W) uint8 with labels and positions (B,) int64: (B, 3, H, W) float32, and targets.
 
         `images` and `labels` may be on the host or on the device, `positions` must be on the host, where the
         stream has put them. The arguments are left as they are. DataError when a sample's partner in mixup is
@@ -102,14 +102,14 @@ class Augment:
         self._operate(pictures, positions)
         normalised = pictures.float().sub_(self.mean).div_(self.std)
         if self.config.erase_prob:
-            found = draw_rectangles(self.config.erase_prob, self.seed, positions, images.shape[-1])
+            found = draw_rectangles(self.config.erase_prob, self.seed, positions, _sides(images))
             erase(normalised, found, self.seed, positions, self.noise)
         return self._mix(normalised, labels.to(self.device, non_blocking=True), positions)
 
     def _operate(self, pictures: Tensor, positions: Tensor) -> None:
         """RandAugment or color jitter, in place."""
         if self.rand_augment:
-            plan = self.rand_augment.draw(self.seed, positions, pictures.shape[-1])
+            plan = self.rand_augment.draw(self.seed, positions, _sides(pictures))
         elif self.config.color_jitter:
             plan = draw_color_jitter(self.config.color_jitter, self.seed, positions)
         else:
@@ -121,7 +121,12 @@ class Augment:
         if not self.config.mixes:
             return images, Targets(labels, labels, torch.ones(len(labels), device=self.device))
         rows = send(partners(positions), self.device)
-        mix = self.mixer.draw(self.seed, positions, images.shape[-1])
+        mix = self.mixer.draw(self.seed, positions, _sides(images))
         mix = Mix(*(send(part, self.device) for part in mix))
-        mixed = torch.lerp(images.index_select(0, rows), images, weights(mix, images.shape[-1]))
+        mixed = torch.lerp(images.index_select(0, rows), images, weights(mix, _sides(images)))
         return mixed, Targets(labels, labels[rows], mix.lam.float())
+
+
+def _sides(images: Tensor) -> tuple[int, int]:
+    """(H, W) of images (B, 3, H, W)."""
+    return images.shape[-2], images.shape[-1]

@@ -1,7 +1,8 @@
 """Random erasing: a rectangle of each chosen sample becomes noise, on pictures that are already normalised.
 
 Zhong et al., "Random Erasing Data Augmentation", AAAI 2020, algorithm 1, in timm's form with mode "pixel" and
-count 1: a standard normal number for every pixel and channel. B = pictures, S = their side in pixels.
+count 1: a standard normal number for every pixel and channel. B = pictures, H, W = their height and
+width in pixels.
 """
 
 import math
@@ -34,22 +35,26 @@ def noise_table() -> Tensor:
     return normals((torch.arange(2**16, dtype=torch.float64) + 0.5) / 2**16).float()
 
 
-def draw_rectangles(prob: float, seed: int, positions: Tensor, size: int) -> Rectangles:
-    """The rectangles of the samples at `positions` (B,) int64; ten tries, then a sample is left alone."""
+def draw_rectangles(prob: float, seed: int, positions: Tensor, sides: tuple[int, int]) -> Rectangles:
+    """The rectangles of the samples at `positions` (B,) int64 in pictures of `sides` (H, W).
+
+    Ten tries, then a sample is left alone.
+    """
+    tall, wide = sides
     draws = uniforms(keys(Purpose.ERASE, seed, positions), 1 + 4 * TRIES)
     area, ratio, top, left = draws[:, 1:].view(-1, TRIES, 4).unbind(-1)  # each (B, TRIES)
-    area = size * size * (AREA[0] + area * (AREA[1] - AREA[0]))
+    area = tall * wide * (AREA[0] + area * (AREA[1] - AREA[0]))
     ratio = torch.exp(math.log(RATIO[0]) + ratio * (math.log(RATIO[1]) - math.log(RATIO[0])))
     height, width = torch.sqrt(area * ratio).round(), torch.sqrt(area / ratio).round()
-    fits = (height < size) & (width < size)
-    top, left = (top * (size - height + 1)).floor(), (left * (size - width + 1)).floor()
+    fits = (height < tall) & (width < wide)
+    top, left = (top * (tall - height + 1)).floor(), (left * (wide - width + 1)).floor()
     rows = ((draws[:, 0] < prob) & fits.any(1)).nonzero()[:, 0]
     first = fits.int().argmax(1)[rows]  # the first try that fits
     return Rectangles(rows, *(value[rows, first].long() for value in (top, left, height, width)))
 
 
 def erase(images: Tensor, found: Rectangles, seed: int, positions: Tensor, noise: Tensor) -> None:
-    """Fill, in place, the rectangles `found` in images (B, 3, S, S) float32 with `noise`, of `noise_table`.
+    """Fill, in place, the rectangles `found` in images (B, 3, H, W) float32 with `noise`, of `noise_table`.
 
     `positions` (B,) int64 are on the host; element e of a rectangle of 3 x height x width takes its sample's
     draw number e.

@@ -15,6 +15,7 @@ from data_shards.errors import DataError
 from data_shards.loading import DEFAULT_READING, Reading, Stream
 from data_shards.prefetch import Batch, BatchPlan
 from data_shards.reader import SampleError
+from data_shards.sides import ImageSize, sides
 from data_shards.storage import Storage
 
 
@@ -40,7 +41,7 @@ class EvalStream(Stream):
         batch_size: int,
         dp_rank: int,
         dp_size: int,
-        image_size: int,
+        image_size: ImageSize,
         crop_ratio: float = 1.0,
         limit: int | None = None,
         threads: int = 2,
@@ -63,10 +64,10 @@ class EvalStream(Stream):
         if bad_samples not in ("fatal", "drop"):
             raise DataError(f"bad_samples ({bad_samples!r}) must be 'fatal' or 'drop'")
         self.bad_samples = bad_samples
-        for option, value in {"batch_size": batch_size, "image_size": image_size, "limit": limit}.items():
+        for option, value in {"batch_size": batch_size, "limit": limit}.items():
             if value is not None and value < 1:
                 raise DataError(f"{option} ({value}) must be at least 1")
-        self.batch_size, self.image_size, self.crop_ratio = batch_size, image_size, crop_ratio
+        self.batch_size, self.sides, self.crop_ratio = batch_size, sides(image_size), crop_ratio
         given = np.arange(self.num_samples, dtype=np.int64) if samples is None else samples
         if shuffle_seed is not None:
             given = given[permutation(len(given), Purpose.EVALUATION, shuffle_seed)]
@@ -82,7 +83,7 @@ class EvalStream(Stream):
         return -(-self.num_samples // (self.batch_size * self.dp_size))
 
     def _batches(self) -> Generator[Batch, None, None]:
-        return self._run(self._plans(), self.image_size)
+        return self._run(self._plans(), self.sides)
 
     def _plans(self) -> Iterator[BatchPlan]:
         ends = np.cumsum(self.manifest.samples_per_shard)
@@ -114,7 +115,7 @@ class EvalStream(Stream):
         return inside, places < self.num_samples
 
     def _decode(self, body: bytes, position: int) -> np.ndarray:
-        return decode_eval(body, self.image_size, self.crop_ratio)
+        return decode_eval(body, self.sides, self.crop_ratio)
 
     def _replace(self, error: SampleError, position: int) -> None:
         if self.bad_samples == "fatal":

@@ -128,7 +128,7 @@ class WebDatasetStream(OneIterator):
         batches = prefetched(
             self._plans(),
             self,
-            ring=Ring(self.transform.image_size, self.prefetch + 2, torch.cuda.is_available()),
+            ring=Ring(self.transform.sides, self.prefetch + 2, torch.cuda.is_available()),
             threads=self.threads,
             fetch_threads=1,
             depth=self.prefetch,

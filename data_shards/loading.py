@@ -136,12 +136,12 @@ class Stream(OneIterator):
         if self._cache:
             self._cache.close()
 
-    def _run(self, plans: Iterator[BatchPlan], image_size: int) -> Generator[Batch, None, None]:
+    def _run(self, plans: Iterator[BatchPlan], sides: tuple[int, int]) -> Generator[Batch, None, None]:
         pinned = torch.cuda.is_available() if self.reading.pinned is None else self.reading.pinned
         batches = prefetched(
             plans,
             self,
-            ring=Ring(image_size, self.prefetch + 2, pinned),
+            ring=Ring(sides, self.prefetch + 2, pinned),
             threads=self.threads,
             fetch_threads=self.reading.fetch_threads,
             depth=self.prefetch,
@@ -192,7 +192,7 @@ class Stream(OneIterator):
             return error
 
     def decode(self, fetched: Fetched, position: int, shard: int, row: int) -> tuple[np.ndarray, int] | None:
-        """The picture (3, S, S) uint8 and the label of a sample, or of what stands in for it."""
+        """The picture (3, H, W) uint8 and the label of a sample, or of what stands in for it."""
         try:
             return self._picture(fetched, position, shard, row)
         except SampleError as error:

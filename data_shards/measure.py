@@ -18,6 +18,7 @@ from data_shards.augment import TrainTransform, draw_flip
 from data_shards.decode import decode_crop, resize
 from data_shards.errors import DataError
 from data_shards.reader import ShardReader
+from data_shards.sides import ImageSize
 from data_shards.storage import LocalStorage, storage_for
 from data_shards.stream import TrainStream
 
@@ -49,7 +50,7 @@ class Bench:
     `place` is whatever TrainStream reads. DataError: a bad split, an option below 1.
     """
 
-    def __init__(self, place: str | Path, *, image_size: int, images: int, batch_size: int) -> None:
+    def __init__(self, place: str | Path, *, image_size: ImageSize, images: int, batch_size: int) -> None:
         for option, value in {"images": images, "batch_size": batch_size}.items():
             if value < 1:
                 raise DataError(f"{option} ({value}) must be at least 1")
@@ -76,8 +77,8 @@ class Bench:
 
     def stages(self) -> dict[str, float]:
         """CPU seconds an image of each of STAGES, in one thread."""
-        size, spent = self.transform.image_size, np.zeros(len(STAGES))
-        batch = np.zeros((self.batch_size, 3, size, size), dtype=np.uint8)
+        spent = np.zeros(len(STAGES))
+        batch = np.zeros((self.batch_size, 3, *self.transform.sides), dtype=np.uint8)
         with closing(ShardReader(self.place, self.manifest)) as reader:
             for position, sample in enumerate(self.samples):
                 steps = self._steps(reader, sample, position, batch)
@@ -89,12 +90,12 @@ class Bench:
         self, reader: ShardReader, sample: tuple[int, int], position: int, batch: np.ndarray
     ) -> Iterator[None]:
         """What a decoding thread does to one image, with a pause after each stage."""
-        size, key = self.transform.image_size, (0, position)
+        key = 0, position
         body, _ = reader.read(*sample)
         yield
         pixels = decode_crop(body, key, self.transform)
         yield
-        picture = resize(pixels, size, size)
+        picture = resize(pixels, *self.transform.sides)
         yield
         batch[position % len(batch)] = picture[:, :, ::-1] if draw_flip(key, self.transform) else picture
         yield

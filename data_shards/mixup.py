@@ -3,8 +3,8 @@
 A pair is the smallest group that can mix, and what it draws depends on the seed and its positions alone: any
 number of ranks, micro-batches and samples a batch gives the same pictures, as long as no pair is torn apart.
 Mixup: Zhang et al., ICLR 2018, section 2. CutMix: Yun et al., ICCV 2019, section 3.1. As in timm, a pair
-takes one of the two; unlike timm's batch mode, each pair draws its own. B = samples, K = classes, S = side in
-pixels.
+takes one of the two; unlike timm's batch mode, each pair draws its own. B = samples, K = classes, H, W =
+height and width in pixels.
 """
 
 from typing import NamedTuple
@@ -95,31 +95,35 @@ class Mixer:
         self.prob = prob
         self.cut_prob = switch_prob if self.mixup and self.cutmix else float(self.cutmix is not None)
 
-    def draw(self, seed: int, positions: Tensor, size: int) -> Mix:
-        """How the samples at `positions` (B,) int64 mix, for pictures of `size` x `size` pixels."""
+    def draw(self, seed: int, positions: Tensor, sides: tuple[int, int]) -> Mix:
+        """How the samples at `positions` (B,) int64 mix; `sides` of the pictures, (H, W) in pixels."""
         chance, switch, share, y, x = uniforms(keys(Purpose.MIX, seed, positions // GROUP), 5).unbind(1)
         cut = (switch < self.cut_prob) & (chance < self.prob)
         lam = torch.ones_like(share)
         for chosen, beta in ((cut, self.cutmix), (~cut & (chance < self.prob), self.mixup)):
             lam = torch.where(chosen, beta(share), lam) if beta else lam
-        box = _boxes(lam, y, x, size) * cut[:, None]
+        box = _boxes(lam, (y, x), sides) * cut[:, None]
         area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2])
-        return Mix(torch.where(cut, 1 - area / size**2, lam), box, cut)
+        return Mix(torch.where(cut, 1 - area / (sides[0] * sides[1]), lam), box, cut)
 
 
-def _boxes(lam: Tensor, y: Tensor, x: Tensor, size: int) -> Tensor:
-    """CutMix's rectangles, equation 2: sides size x sqrt(1 - lam) about a uniform centre, clipped: (B, 4)."""
-    half = (size * torch.sqrt(1 - lam)).floor() // 2
-    centres = ((y * size).floor(), (x * size).floor())
-    edges = [(centre + side).clamp(0, size) for centre in centres for side in (-half, half)]
+def _boxes(lam: Tensor, at: tuple[Tensor, Tensor], sides: tuple[int, int]) -> Tensor:
+    """CutMix's rectangles, equation 2, clipped: (B, 4).
+
+    Each side is the picture's times sqrt(1 - lam), about a centre `at` (y, x) in [0, 1) of the picture.
+    """
+    edges = []
+    for place, side in zip(at, sides, strict=True):
+        half, centre = (side * torch.sqrt(1 - lam)).floor() // 2, (place * side).floor()
+        edges += [(centre - half).clamp(0, side), (centre + half).clamp(0, side)]
     return torch.stack(edges, -1).long()
 
 
-def weights(mix: Mix, size: int) -> Tensor:
-    """Each pixel's share in itself: (B, 1, S, S) float32, on the device of `mix`."""
-    along = torch.arange(size, device=mix.lam.device)
+def weights(mix: Mix, sides: tuple[int, int]) -> Tensor:
+    """Each pixel's share in itself: (B, 1, H, W) float32, on the device of `mix`."""
+    y, x = (torch.arange(side, device=mix.lam.device) for side in sides)
     top, bottom, left, right = mix.box[:, :, None].unbind(1)  # each (B, 1)
-    rows, columns = (along >= top) & (along < bottom), (along >= left) & (along < right)
+    rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)
     boxed = rows[:, None, :, None] & columns[:, None, None, :]
     outside = torch.where(mix.cut, 1.0, mix.lam).float()
     return torch.where(boxed, 0.0, outside[:, None, None, None])

@@ -72,8 +72,8 @@ class Ring:
     memory is pinned and torch's own allocator is the ring: it also waits for copies.
     """
 
-    def __init__(self, image_size: int, most: int, pinned: bool) -> None:
-        self.image_size, self.most, self.pinned = image_size, most, pinned
+    def __init__(self, sides: tuple[int, int], most: int, pinned: bool) -> None:
+        self.sides, self.most, self.pinned = sides, most, pinned  # height and width of the images in pixels
         self._buffers: list[np.ndarray] = []
 
     def batch(self, plan: BatchPlan) -> Batch:
@@ -89,7 +89,7 @@ class Ring:
         )
 
     def _images(self, size: int) -> torch.Tensor:
-        shape = size, self.image_size, self.image_size, 3
+        shape = size, *self.sides, 3
         if self.pinned:
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True).permute(0, 3, 1, 2)
         for buffer in self._buffers:

@@ -85,25 +85,25 @@ class RandAugment:
             num_ops=int(found.get("n", cls.num_ops)),
         )
 
-    def draw(self, seed: int, positions: Tensor, size: int) -> Plan:
-        """The plan of the samples at `positions` (B,) int64, for pictures of `size` x `size` pixels."""
+    def draw(self, seed: int, positions: Tensor, sides: tuple[int, int]) -> Plan:
+        """The plan of the samples at `positions` (B,) int64; `sides` of the pictures, (H, W) in pixels."""
         draws = uniforms(keys(Purpose.RANDAUGMENT, seed, positions), 4 * self.num_ops)
         which, chance, level, sign = draws.view(-1, self.num_ops, 4).unbind(-1)  # each (B, N)
         ops = (which * Op.NOTHING).long()
         level = (self.magnitude + self.magnitude_std * normals(level)).clamp(0.0, MAX_LEVEL)
-        arguments = _arguments(level / MAX_LEVEL, torch.where(sign < 0.5, -1.0, 1.0), size)
+        arguments = _arguments(level / MAX_LEVEL, torch.where(sign < 0.5, -1.0, 1.0), sides)
         arguments = arguments.gather(0, ops[None])[0]
         return Plan(torch.where(chance < APPLY_PROB, ops, Op.NOTHING), arguments.float())
 
 
-def _arguments(level: Tensor, sign: Tensor, size: int) -> Tensor:
+def _arguments(level: Tensor, sign: Tensor, sides: tuple[int, int]) -> Tensor:
     """Each operation's argument at `level` in 0 ... 1, for a `sign` of -1 or 1: (B, N) -> (15, B, N) float64.
 
     Posterizing keeps at least one bit. timm asks for none at the highest level, which is a black picture and
     an error in Pillow 13.
     """
     enhance = (1.0 + 0.9 * level * sign).clamp(min=0.1)
-    shear, shift = 0.3 * level * sign, 0.45 * level * sign * size
+    shear, shift = 0.3 * level * sign, 0.45 * level * sign  # the shift as a part of the side
     arguments = {
         Op.ROTATE: 30.0 * level * sign,  # degrees, counter-clockwise
         Op.POSTERIZE: (4 - (level * 4).floor()).clamp(min=1.0),  # bits to keep
@@ -111,7 +111,8 @@ def _arguments(level: Tensor, sign: Tensor, size: int) -> Tensor:
         Op.SOLARIZE_ADD: (level * 110).floor(),  # added to the values below 128
         **dict.fromkeys((Op.COLOR, Op.CONTRAST, Op.BRIGHTNESS, Op.SHARPNESS), enhance),
         **dict.fromkeys((Op.SHEAR_X, Op.SHEAR_Y), shear),
-        **dict.fromkeys((Op.TRANSLATE_X, Op.TRANSLATE_Y), shift),  # pixels
+        Op.TRANSLATE_X: shift * sides[1],  # pixels
+        Op.TRANSLATE_Y: shift * sides[0],
     }
     none = torch.zeros_like(level)
     return torch.stack([arguments.get(op, none) for op in Op if op != Op.NOTHING])

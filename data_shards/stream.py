@@ -4,7 +4,7 @@
                          dp_rank=0, dp_size=2, transform=TrainTransform(image_size=32))
     for batch in stream: ...                      # 64 / (2 * 16) = 2 micro-batches an optimizer step
 
-B = samples in a micro-batch, S = image_size in pixels. One process is one rank.
+B = samples in a micro-batch. One process is one rank.
 """
 
 import warnings
@@ -108,7 +108,7 @@ class TrainStream(Stream):
 
     def _batches(self) -> Generator[Batch, None, None]:
         self._handed = 0
-        for batch in self._run(self._plans(self.samples), self.transform.image_size):
+        for batch in self._run(self._plans(self.samples), self.transform.sides):
             self._handed += 1
             if self._handed == self.grad_accum_steps:
                 self._handed = 0

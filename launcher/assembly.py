@@ -33,7 +33,7 @@ def train_stream(config: RunConfig, run: RunDirectory, mesh: Mesh) -> TrainStrea
         "dp_rank": mesh.rank,
         "dp_size": mesh.dims.world_size,
         "transform": TrainTransform(
-            image_size=config.model.image_size,
+            image_size=config.model.image_sides,
             scale=data.crop_scale,
             ratio=data.crop_ratio,
             flip_prob=data.flip_probability,

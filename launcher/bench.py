@@ -11,6 +11,7 @@ from typing import Any
 from data_shards.errors import DataError
 from data_shards.measure import Bench, StorageRate, StreamRate
 from data_shards.region import describe
+from data_shards.sides import ImageSize
 
 DATA_HELP = """\
 examples:
@@ -32,13 +33,28 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     data = commands.add_parser("data", help=text, description=text, epilog=DATA_HELP, formatter_class=raw)
     add = data.add_argument
     add("directory", metavar="DIR", help="a split: a directory or an address that a run can read")
-    add("--image-size", type=int, default=224, help="side of the pictures in pixels (default %(default)s)")
+    add(
+        "--image-size",
+        type=image_size,
+        default=224,
+        metavar="SIDE | HEIGHTxWIDTH",
+        help="of the pictures in pixels, such as 224 or 192x256 (default %(default)s)",
+    )
     add("--images", type=int, default=1024, help="images a measurement (default %(default)s)")
     add("--batch-size", type=int, default=64, help="images a batch (default %(default)s)")
     add("--threads", type=int, help="of the stream and of the storage's reading (default: one a core)")
     add("--target", type=float, metavar="IMG_S", help="images a second to be fed: prints the cores they need")
     add("--json", action="store_true", help="print one JSON object instead")
     data.set_defaults(run=run)
+
+
+def image_size(text: str) -> ImageSize:
+    """One number, or two with an x between them: HEIGHTxWIDTH."""
+    height, x, width = text.partition("x")
+    try:
+        return (int(height), int(width)) if x else int(height)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must be SIDE or HEIGHTxWIDTH") from None
 
 
 def run(args: argparse.Namespace, _: list[str] | None = None) -> int:

@@ -19,6 +19,7 @@ from launcher.config import ConfigError, dump_config
 from launcher.schema import RunConfig
 from parallel.collectives import RanksError, agree
 from parallel.commit import MANIFEST, CheckpointError, committed, latest, read_manifest
+from swin_moe.sizes import sides
 from swin_moe.yaml_files import YamlError, parse_yaml
 
 Kind = Literal["fixed", "training", "free"]
@@ -188,8 +189,14 @@ def _differences(section: type, before: Tree, now: Tree, prefix: str) -> Iterato
         below = _section_of(hints.get(key))
         if below and isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from _differences(below, old, new, f"{name}.")
-        elif old != new:
+        elif not _is_same(name, old, new):
             yield Change(name, old, new)
+
+
+def _is_same(name: str, old: Any, new: Any) -> bool:
+    """Whether two values of an option mean the same; a square may be written as one number or as two."""
+    is_size = name == "model.image_size" and None not in (old, new)
+    return bool(old == new or (is_size and sides(old) == sides(new)))
 
 
 def _default(section: type, key: str) -> Any:

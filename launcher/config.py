@@ -27,6 +27,7 @@ from swin_moe.yaml_files import SCALARS, YAML, Origins, Tree, YamlError, got, pa
 _SHAPES = {  # pydantic speaks of JSON
     "tuple_type": "Input should be a valid list",
     "dataclass_type": "Input should be a mapping of options",
+    "int_or_list": "Input should be a valid integer, or a list of two",
     "missing": "too short",  # of a list; a missing option has its own line
 }
 
@@ -214,7 +215,7 @@ def _value_problems(section: type, adapter: TypeAdapter[Any], document: str) -> 
     better = {error["loc"]: error["msg"] for error in lax}  # lax mode says why a text is not a number
     options = _options(section)
     names = {part for name in options for part in name.split(".")}  # what pydantic calls a union is not one
-    for error in strict:
+    for error in _of_one_choice(strict):
         loc, kind = [part for part in error["loc"] if isinstance(part, int) or part in names], error["type"]
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)[1:]
         if kind in ("value_error", "assertion_error"):  # a section's own rule, which names its options
@@ -225,6 +226,17 @@ def _value_problems(section: type, adapter: TypeAdapter[Any], document: str) -> 
         else:
             reason = _SHAPES.get(kind) or better.get(error["loc"], error["msg"])
             yield f"{path}: {reason}{got(error['input'])}"
+
+
+def _of_one_choice(errors: list[ErrorDetails]) -> Iterator[ErrorDetails]:
+    """Of an option that takes a number or a list, the errors of the choice that the value looks like."""
+    lists = {error["loc"][:-1] for error in errors if str(error["loc"][-1]).startswith("tuple[")}
+    for error in errors:
+        above, choice = error["loc"][:-1], error["loc"][-1]
+        if above in lists and choice == "int":
+            yield {**error, "type": "int_or_list"}
+        elif above not in lists and not (choice == "int" and isinstance(error["input"], list)):
+            yield error
 
 
 def _pydantic_errors(adapter: TypeAdapter[Any], document: str, strict: bool) -> list[ErrorDetails]:

@@ -54,7 +54,7 @@ def eval_stream(
         batch_size=batch_size,
         dp_rank=mesh.rank,
         dp_size=mesh.dims.world_size,
-        image_size=config.model.image_size,
+        image_size=config.model.image_sides,
         crop_ratio=config.data.eval_crop,
         threads=config.data.decode_threads,
         reading=reading(config.data),
@@ -183,7 +183,7 @@ class Forward:
         self._call = replace(call, by_image=True)
 
     def __call__(self, images: Tensor, keys: Tensor) -> tuple[Any, float]:
-        """The output for images (B, 3, S, S) with keys (B,), and the seconds that it took."""
+        """The output for images (B, 3, H, W) with keys (B,), and the seconds that it took."""
         self._wait()
         start_s = time.perf_counter()
         output = self._module(images, keys, self._call)

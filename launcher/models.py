@@ -16,6 +16,7 @@ from pathlib import Path
 from swin_moe.config import ModelConfig, ModelError
 from swin_moe.flops import Cost, cost
 from swin_moe.registry import list_models, load_model_config, recipe_files
+from swin_moe.sizes import Size, as_text
 
 _UNITS = {"M": 1e6, "G": 1e9, "B": 1e9}
 _NONE = ("", "")
@@ -81,7 +82,7 @@ class ModelRow:
     """One line of the table."""
 
     name: str
-    image_size: int
+    image_size: Size
     window_size: int
     parameters: int
     active_parameters: int
@@ -188,5 +189,5 @@ def line(row: ModelRow) -> str:
     published = " ".join(filter(None, (row.published_parameters, row.published_flops))) or "-"
     verdict = {True: "agrees", False: "DISAGREES", None: ""}[row.agrees]
     counts = f"{row.parameters / 1e6:8.1f} {row.active_parameters / 1e6:8.1f} {row.flops / 1e9:8.2f}"
-    text = f"{row.name:{_WIDTH}} {row.image_size:5} {row.window_size:6} {counts} {published:>13} {verdict}"
-    return text.rstrip()
+    sizes = f"{as_text(row.image_size):>5} {row.window_size:6}"
+    return f"{row.name:{_WIDTH}} {sizes} {counts} {published:>13} {verdict}".rstrip()

@@ -30,9 +30,12 @@ class DataConfig:
     train: str
     val: str
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random resized crop, as a share of the image
-    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)  # its width over its height
+    # its width over its height in the source image, whatever the shape of model.image_size, as in torchvision
+    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
     flip_probability: float = 0.5
-    eval_crop: float = 0.875  # centre crop of the short side at evaluation; 1.0 resizes without a crop
+    # at evaluation an image is scaled until it covers model.image_size / eval_crop, and its centre is cut
+    # out; 1.0 resizes the whole image, changing its aspect ratio
+    eval_crop: float = 0.875
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     augment: AugmentConfig | None = None  # on the device, in training; {} is Swin's recipe

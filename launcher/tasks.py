@@ -1,6 +1,6 @@
 """What a run learns: the classes of its images (classification), or their hidden pixels (SimMIM).
 
-Legend: B images of S x S pixels.
+Legend: B images of H x W pixels.
 """
 
 from typing import Any, Protocol
@@ -101,7 +101,7 @@ class Classification:
         """There is none."""
 
     def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Images (B, 3, S, S) float32, and labels (B,) or, of mixed images, probabilities (B, classes)."""
+        """Images (B, 3, H, W) float32, and labels (B,) or, of mixed images, probabilities (B, classes)."""
         if self.augment is None:
             return normalised(batch.images, self.config.data, self.device), batch.labels.to(self.device)
         images, targets = self.augment(batch.images, batch.labels, batch.positions)
@@ -171,7 +171,7 @@ def task_of(config: RunConfig, device: torch.device) -> Task:
 
 
 def normalised(images: Tensor, data: DataConfig, device: torch.device) -> Tensor:
-    """Move uint8 images to the device and normalise them there: (B, 3, S, S) -> float32."""
+    """Move uint8 images to the device and normalise them there: (B, 3, H, W) -> float32."""
     mean, std = (
         torch.tensor(values, device=device).view(1, 3, 1, 1) * 255.0 for values in (data.mean, data.std)
     )

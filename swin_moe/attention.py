@@ -1,6 +1,6 @@
 """What mixes the tokens of a window: attention of two kinds, or a linear map a head.
 
-Legend: B images, S windows an image, n = w * w tokens a window, h heads, C channels, d = C / h.
+Legend: B images, S windows an image, n tokens a window, h heads, C channels, d = C / h.
 A mixer takes windows (B * S, n, C) and an additive mask (S, n, n) or None, and returns windows.
 """
 
@@ -135,9 +135,9 @@ def _normalized(x: Tensor, length: Tensor | float = 1.0) -> Tensor:
 class SpatialMLP(nn.Module):
     """Swin-MLP's mixer: one linear map over the tokens of a window for each head, no attention."""
 
-    def __init__(self, dim: int, num_heads: int, window: int) -> None:
+    def __init__(self, dim: int, num_heads: int, window: tuple[int, int]) -> None:
         super().__init__()
-        n = window * window
+        n = window[0] * window[1]
         self.num_heads = num_heads
         self.spatial_mlp = nn.Conv1d(num_heads * n, num_heads * n, kernel_size=1, groups=num_heads)
 

@@ -24,7 +24,7 @@ class SwinBlock(nn.Module):
         mixer: called with windows (B * S, n, C) and a mask; see attention.py.
         ffn: called with (B, L, C) tokens, (B,) keys and a MoECall; returns tokens and MoEStats or None.
         grid: how the map is cut into windows.
-        resolution: side of the map of the configured image, whose mask is made once.
+        resolution: height and width of the map of the configured image, whose mask is made once.
         norm: `pre` or `post`.
         main_norm: a LayerNorm on the main branch after the block.
         drop_path: rate at which a sample skips a branch.
@@ -40,7 +40,7 @@ class SwinBlock(nn.Module):
         ffn: MLP | MoELayer,
         *,
         grid: WindowGrid,
-        resolution: int,
+        resolution: tuple[int, int],
         norm: str,
         main_norm: bool,
         drop_path: float,
@@ -55,13 +55,13 @@ class SwinBlock(nn.Module):
         self.attention_dropout = Dropout(dropout, sites.next())
         self.drop_path1 = DropPath(drop_path, sites.next())
         self.drop_path2 = DropPath(drop_path, sites.next())
-        mask = grid.mask(resolution, resolution)
+        mask = grid.mask(*resolution)
         mask = None if mask is None else mask.to(torch.get_default_device())
         self.register_buffer("mask", mask, persistent=False)
 
     def reset_buffers(self) -> None:
         """Compute the mask again, after a construction on the meta device."""
-        mask = self.grid.mask(self.resolution, self.resolution)
+        mask = self.grid.mask(*self.resolution)
         if self.mask is not None and mask is not None:
             self.mask.copy_(mask)
 
@@ -83,7 +83,7 @@ class SwinBlock(nn.Module):
         return self.grid.join(windows, height, width)
 
     def _mask(self, height: int, width: int, device: torch.device) -> Tensor | None:
-        if height == width == self.resolution:
+        if (height, width) == self.resolution:
             return self.mask
         return _mask_of(self.grid, height, width, device)
 

@@ -6,6 +6,8 @@ Every rule reads as an equation with its values, and names the option to change.
 from dataclasses import dataclass
 from typing import Literal
 
+from swin_moe.sizes import Size, check_size, sides
+
 
 class ModelError(ValueError):
     """A model that cannot be built; the message names the option and shows the values."""
@@ -156,12 +158,13 @@ class ModelConfig:
 
     `main_norm_every` adds a LayerNorm on the main branch after every so many blocks of a stage (SwinV2-H,
     giant and G: 6). `pretrained_window_sizes`, one a stage, are of the weights where the window has changed.
-    `image_size` decides the windows: a stage whose map is smaller than the window has one window of its size.
-    Forward takes any size. `checkpoint_every` recomputes the activations of so many blocks at a time in the
-    backward pass (0: none), `windows_at_a_time` attends to so many windows at once (0: all).
+    `image_size` and each of these windows is one number, of a square, or two: (height, width). The image size
+    decides the windows: a side of a stage's map that is smaller than the window is one window along that
+    axis. Forward takes any size. `checkpoint_every` recomputes the activations of so many blocks at a time in
+    the backward pass (0: none), `windows_at_a_time` attends to so many windows at once (0: all).
     """
 
-    image_size: int = 224
+    image_size: Size = 224
     patch_size: int = 4
     in_chans: int = 3
     num_classes: int = 1000
@@ -169,7 +172,7 @@ class ModelConfig:
     depths: tuple[int, ...] = (2, 2, 6, 2)
     num_heads: tuple[int, ...] = (3, 6, 12, 24)
     window_size: int = 7
-    pretrained_window_sizes: tuple[int, ...] | None = None
+    pretrained_window_sizes: tuple[Size, ...] | None = None
     mlp_ratio: float = 4.0
     qkv_bias: bool = True
     mlp_fc2_bias: bool = True
@@ -197,7 +200,11 @@ class ModelConfig:
     def _check_ranges(self) -> None:
         for name in ("drop_rate", "drop_path_rate"):
             require(0 <= getattr(self, name) < 1, f"model.{name} ({getattr(self, name)}) must lie in [0, 1)")
-        for name in ("image_size", "patch_size", "in_chans", "num_classes", "embed_dim", "window_size"):
+        check_size("model.image_size", self.image_size, least=1, error=ModelError)
+        for stage, window in enumerate(self.pretrained_window_sizes or ()):  # 0: the stage's own window
+            name = f"model.pretrained_window_sizes[{stage}]"
+            check_size(name, window, least=0, error=ModelError)
+        for name in ("patch_size", "in_chans", "num_classes", "embed_dim", "window_size"):
             require(getattr(self, name) >= 1, f"model.{name} ({getattr(self, name)}) must be at least 1")
         for name in ("main_norm_every", "checkpoint_every", "windows_at_a_time"):
             require(getattr(self, name) >= 0, f"model.{name} ({getattr(self, name)}) must not be negative")
@@ -241,13 +248,34 @@ class ModelConfig:
         """Channels of a stage: they double at each one."""
         return self.embed_dim * 2**stage
 
-    def stage_resolution(self, stage: int) -> int:
-        """Tokens along one side of a stage's map; each merging rounds up."""
-        return -(-self.image_size // (self.patch_size * 2**stage))
+    @property
+    def image_sides(self) -> tuple[int, int]:
+        """Height and width of an image in pixels."""
+        return sides(self.image_size)
 
-    def stage_window(self, stage: int) -> int:
-        """Window of a stage in tokens; a map smaller than the window is one window."""
-        return min(self.window_size, self.stage_resolution(stage))
+    def stage_resolution(self, stage: int) -> tuple[int, int]:
+        """Height and width of a stage's map in tokens; each merging rounds up."""
+        height, width = self.image_sides
+        stride = self.patch_size * 2**stage
+        return -(-height // stride), -(-width // stride)
+
+    def stage_tokens(self, stage: int) -> int:
+        """Tokens of a stage's map."""
+        height, width = self.stage_resolution(stage)
+        return height * width
+
+    def stage_window(self, stage: int) -> tuple[int, int]:
+        """Height and width of a stage's windows in tokens; along a smaller side of the map, that side."""
+        height, width = self.stage_resolution(stage)
+        return min(self.window_size, height), min(self.window_size, width)
+
+    def pretrained_window(self, stage: int) -> tuple[int, int]:
+        """The window that a stage's log-spaced position bias is relative to: its own unless configured."""
+        height, width = self.stage_window(stage)
+        if self.pretrained_window_sizes is None:
+            return height, width
+        learned = sides(self.pretrained_window_sizes[stage])
+        return learned[0] or height, learned[1] or width
 
     def is_moe_block(self, stage: int, block: int) -> bool:
         """Whether this block's MLP is a mixture of experts."""

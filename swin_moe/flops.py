@@ -67,7 +67,7 @@ def count_flops(model: SwinTransformer) -> int:
             module.position_bias = _KeptBias(module)  # type: ignore[assignment]
         elif isinstance(module, SwinBlock) and isinstance(module.mlp, MoELayer):
             module.mlp = _ActiveExperts(module.mlp)  # type: ignore[assignment]
-    image = torch.empty(1, config.in_chans, config.image_size, config.image_size, device="meta")
+    image = torch.empty(1, config.in_chans, *config.image_sides, device="meta")
     # attention on a CPU is one kernel that the counter does not know; on meta it is two matrix products
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(image, torch.empty(1, dtype=torch.int64, device="meta"))

@@ -108,8 +108,8 @@ def _mixer(config: ModelConfig, stage: int) -> nn.Module:
     if config.position_bias == "table":
         bias = TableBias(window, heads)
     else:
-        pretrained = config.pretrained_window_sizes[stage] if config.pretrained_window_sizes else 0
-        bias = LogCpbBias(window, heads, sigmoid=config.attention == "cosine", pretrained_window=pretrained)
+        learned = config.pretrained_window(stage)
+        bias = LogCpbBias(window, heads, sigmoid=config.attention == "cosine", pretrained_window=learned)
     attention = CosineAttention if config.attention == "cosine" else WindowAttention
     return attention(dim, heads, bias, qkv_bias=config.qkv_bias, windows_at_a_time=config.windows_at_a_time)
 

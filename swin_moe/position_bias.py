@@ -1,6 +1,6 @@
 """The relative position bias of window attention: a table, or a small network over log-spaced offsets.
 
-Legend: n = w * w tokens a window, h heads.
+Legend: a window of H x W tokens, n = H * W, R = (2H - 1) * (2W - 1) offsets, h heads.
 """
 
 import math
@@ -10,30 +10,39 @@ import torch
 from torch import Tensor, nn
 
 
-def relative_offsets(window: int) -> Tensor:
-    """Row and column offset of every pair of tokens of a window: (n, n, 2) int64 in [-(w - 1), w - 1]."""
-    axis = torch.arange(window, device="cpu")
-    tokens = torch.cartesian_prod(axis, axis)  # (n, 2)
+def relative_offsets(window: tuple[int, int]) -> Tensor:
+    """Row and column offset of every pair of tokens of a window (H, W): (n, n, 2) int64.
+
+    Row offsets lie in [-(H - 1), H - 1], column offsets in [-(W - 1), W - 1].
+    """
+    rows, columns = (torch.arange(side, device="cpu") for side in window)
+    tokens = torch.cartesian_prod(rows, columns)  # (n, 2)
     return tokens[:, None, :] - tokens[None, :, :]
 
 
-def relative_index(window: int) -> Tensor:
-    """Row of the (2w - 1)^2 table of offsets for every pair of tokens: (n, n) int64."""
-    offsets = relative_offsets(window) + window - 1
-    return offsets[..., 0] * (2 * window - 1) + offsets[..., 1]
+def relative_index(window: tuple[int, int]) -> Tensor:
+    """Row of the table of R offsets for every pair of tokens of a window (H, W): (n, n) int64."""
+    height, width = window
+    rows, columns = relative_offsets(window).unbind(-1)
+    return (rows + height - 1) * (2 * width - 1) + columns + width - 1
 
 
-def log_coordinates(window: int, pretrained_window: int = 0) -> Tensor:
-    """Log-spaced offsets in [-1, 1] as the bias network sees them: ((2w - 1)^2, 2) (Liu et al. 2022, eq. 4).
+def log_coordinates(window: tuple[int, int], pretrained_window: tuple[int, int] | None = None) -> Tensor:
+    """Log-spaced offsets in [-1, 1] as the bias network sees them: (R, 2) (Liu et al. 2022, eq. 4).
 
     Args:
-        window: w.
+        window: (H, W).
         pretrained_window: of the weights, where it differs: offsets are relative to it, and may exceed 1.
     """
+    learned = pretrained_window or window
+    return torch.cartesian_prod(*(_log_axis(*pair) for pair in zip(window, learned, strict=True)))
+
+
+def _log_axis(window: int, learned: int) -> Tensor:
+    """The offsets along one side: (2 * window - 1,)."""
     axis = torch.arange(1 - window, window, dtype=torch.float32, device="cpu")
-    axis = axis / max((pretrained_window or window) - 1, 1) * 8.0
-    axis = torch.sign(axis) * torch.log2(axis.abs() + 1.0) / math.log2(8.0)
-    return torch.cartesian_prod(axis, axis)
+    axis = axis / max(learned - 1, 1) * 8.0
+    return torch.sign(axis) * torch.log2(axis.abs() + 1.0) / math.log2(8.0)
 
 
 class _Kept(NamedTuple):
@@ -45,7 +54,7 @@ class _Kept(NamedTuple):
 
 
 class PositionBias(nn.Module):
-    """The bias (h, n, n) of a window; in evaluation without gradients it is computed once and kept.
+    """The bias (h, n, n) of a window (H, W); in evaluation without gradients it is computed once and kept.
 
     The kept bias is dropped by `train`, by a change of device or precision, and where a parameter is another
     tensor or was written in place. Only a write through `.data` in evaluation is not seen: call `eval` then.
@@ -53,7 +62,7 @@ class PositionBias(nn.Module):
 
     index: Tensor
 
-    def __init__(self, window: int) -> None:
+    def __init__(self, window: tuple[int, int]) -> None:
         super().__init__()
         self.window = window
         index = relative_index(window).to(torch.get_default_device())
@@ -61,7 +70,7 @@ class PositionBias(nn.Module):
         self._kept: _Kept | None = None
 
     def table(self) -> Tensor:
-        """The bias of every offset: ((2w - 1)^2, h)."""
+        """The bias of every offset: (R, h)."""
         raise NotImplementedError
 
     def reset_buffers(self) -> None:
@@ -102,12 +111,13 @@ class PositionBias(nn.Module):
 class TableBias(PositionBias):
     """One learned number a head and offset (Liu et al. 2021, equation 4)."""
 
-    def __init__(self, window: int, num_heads: int) -> None:
+    def __init__(self, window: tuple[int, int], num_heads: int) -> None:
         super().__init__(window)
-        self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window - 1) ** 2, num_heads))
+        rows = (2 * window[0] - 1) * (2 * window[1] - 1)
+        self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, num_heads))
 
     def table(self) -> Tensor:
-        """The bias of every offset: ((2w - 1)^2, h)."""
+        """The bias of every offset: (R, h)."""
         return self.relative_position_bias_table
 
 
@@ -115,7 +125,7 @@ class LogCpbBias(PositionBias):
     """A small network over log-spaced offsets (Liu et al. 2022, equations 3 and 4).
 
     Args:
-        window: w.
+        window: (H, W).
         num_heads: h.
         sigmoid: SwinV2 bounds the bias by 16 * sigmoid; Swin-MoE adds the network's output as it is.
         pretrained_window: see `log_coordinates`.
@@ -124,7 +134,13 @@ class LogCpbBias(PositionBias):
     coordinates: Tensor
 
     def __init__(
-        self, window: int, num_heads: int, *, sigmoid: bool, pretrained_window: int = 0, hidden: int = 512
+        self,
+        window: tuple[int, int],
+        num_heads: int,
+        *,
+        sigmoid: bool,
+        pretrained_window: tuple[int, int] | None = None,
+        hidden: int = 512,
     ) -> None:
         super().__init__(window)
         self.sigmoid, self.pretrained_window = sigmoid, pretrained_window
@@ -140,6 +156,6 @@ class LogCpbBias(PositionBias):
         self.coordinates.copy_(log_coordinates(self.window, self.pretrained_window))
 
     def table(self) -> Tensor:
-        """The bias of every offset: ((2w - 1)^2, h)."""
+        """The bias of every offset: (R, h)."""
         table = self.cpb_mlp(self.coordinates.to(next(self.cpb_mlp.parameters()).dtype))
         return 16.0 * torch.sigmoid(table) if self.sigmoid else table

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
+from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from parallel.mesh import Mesh
@@ -117,6 +118,9 @@ def _value(hint: Any, value: Any, path: str) -> Any:
         return tuple(_value(choices[0], item, f"{path}[{i}]") for i, item in enumerate(value))
     if type(None) in choices:
         return None if value is None else _value(choices[0], value, path)
+    if kind is UnionType:  # one number, or a list of them
+        is_list = isinstance(value, list | tuple)
+        return _value(next(c for c in choices if (get_origin(c) is tuple) == is_list), value, path)
     if hint is float and type(value) is int:
         return float(value)
     require(type(value) is hint, f"{path} must be of type {hint.__name__}{got(value)}")

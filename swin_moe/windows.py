@@ -1,6 +1,7 @@
 """Windows of a token map: how a map of any size is cut into them, who may see whom, and the way back.
 
-Legend: B images, H x W tokens, w window side, S windows an image, n = w * w tokens a window, C channels.
+Legend: B images, H x W tokens, h x w tokens a window, n = h * w, S windows an image, C channels.
+Axis 0 is the height, axis 1 the width.
 """
 
 from dataclasses import dataclass
@@ -10,40 +11,43 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def partition(x: Tensor, window: int) -> Tensor:
-    """Cut a map into windows: (B, H, W, C) -> (B * S, n, C); w divides H and W."""
-    b, h, w, c = x.shape
-    x = x.view(b, h // window, window, w // window, window, c).transpose(2, 3)
-    return x.reshape(-1, window * window, c)
+def partition(x: Tensor, window: tuple[int, int]) -> Tensor:
+    """Cut a map into windows (h, w): (B, H, W, C) -> (B * S, n, C); h divides H and w divides W."""
+    b, height, width, c = x.shape
+    h, w = window
+    x = x.view(b, height // h, h, width // w, w, c).transpose(2, 3)
+    return x.reshape(-1, h * w, c)
 
 
-def reverse(windows: Tensor, window: int, height: int, width: int) -> Tensor:
-    """Put windows back together: (B * S, n, C) -> (B, H, W, C)."""
+def reverse(windows: Tensor, window: tuple[int, int], height: int, width: int) -> Tensor:
+    """Put windows (h, w) back together: (B * S, n, C) -> (B, H, W, C)."""
+    h, w = window
     c = windows.shape[-1]
-    x = windows.view(-1, height // window, width // window, window, window, c).transpose(2, 3)
+    x = windows.view(-1, height // h, width // w, h, w, c).transpose(2, 3)
     return x.reshape(-1, height, width, c)
 
 
 @dataclass(frozen=True, kw_only=True)
 class WindowGrid:
-    """How the blocks of a stage see a map: windows of `window` tokens a side, shifted or not.
+    """How the blocks of a stage see a map: windows of `window` = (h, w) tokens, shifted or not.
 
     A map that is no multiple of the window is padded at the bottom and the right. `cyclic` shifts roll the
     map (Liu et al. 2021, section 3.2); the others (Swin-MLP, which cannot mask) pad with zeros all around.
-    A side that is a single window is not shifted.
+    The axes are independent: a side that is a single window is not shifted, whatever the other one.
     """
 
-    window: int
+    window: tuple[int, int]
     shifted: bool
     cyclic: bool = True
 
-    def shift(self, side: int) -> int:
-        """Tokens by which a side of the map is shifted."""
-        return self.window // 2 if self.shifted and side > self.window else 0
+    def shift(self, side: int, axis: int) -> int:
+        """Tokens by which a map whose side along `axis` is so long is shifted."""
+        window = self.window[axis]
+        return window // 2 if self.shifted and side > window else 0
 
     def cut(self, x: Tensor) -> Tensor:
         """Pad, shift and cut a map: (B, H, W, C) -> (B * S, n, C)."""
-        (top, bottom), (left, right) = (self._padding(side) for side in x.shape[1:3])
+        (top, bottom), (left, right) = self._padding(x.shape[1], 0), self._padding(x.shape[2], 1)
         if top or bottom or left or right:
             x = F.pad(x, (0, 0, left, right, top, bottom))
         if self.cyclic:
@@ -52,7 +56,7 @@ class WindowGrid:
 
     def join(self, windows: Tensor, height: int, width: int) -> Tensor:
         """The inverse of `cut`: (B * S, n, C) -> (B, height, width, C)."""
-        (top, bottom), (left, right) = self._padding(height), self._padding(width)
+        (top, bottom), (left, right) = self._padding(height, 0), self._padding(width, 1)
         tall, wide = top + height + bottom, left + width + right
         x = reverse(windows, self.window, tall, wide)
         if self.cyclic:
@@ -65,32 +69,32 @@ class WindowGrid:
         After a cyclic shift a window may hold tokens of opposite edges, and padding is nobody's neighbour but
         its own. None where every window is whole.
         """
-        if not self.cyclic or (self._is_whole(height) and self._is_whole(width)):
+        if not self.cyclic or (self._is_whole(height, 0) and self._is_whole(width, 1)):
             return None
-        rows, columns = self._labels(height), self._labels(width)
+        rows, columns = self._labels(height, 0), self._labels(width, 1)
         padding = (rows == 2)[:, None] | (columns == 2)
         labels = (2 * rows[:, None] + columns).masked_fill(padding, 9)
         tokens = partition(labels[None, :, :, None], self.window).squeeze(-1)  # (S, n)
         apart = tokens[:, :, None] != tokens[:, None, :]
         return torch.zeros(apart.shape, device="cpu").masked_fill(apart, float("-inf"))
 
-    def _is_whole(self, side: int) -> bool:
+    def _is_whole(self, side: int, axis: int) -> bool:
         """Whether a side is neither shifted nor padded; from integers alone, which a compiler can follow."""
-        return self.shift(side) == 0 and self._padding(side) == (0, 0)
+        return self.shift(side, axis) == 0 and self._padding(side, axis) == (0, 0)
 
-    def _labels(self, side: int) -> Tensor:
+    def _labels(self, side: int, axis: int) -> Tensor:
         """Of each row (or column) of the shifted map: 0 in its place, 1 rolled round the edge, 2 padding."""
-        padded = side + sum(self._padding(side))
-        source = torch.arange(padded, device="cpu") + self.shift(padded)
+        padded = side + sum(self._padding(side, axis))
+        source = torch.arange(padded, device="cpu") + self.shift(padded, axis)
         return torch.where(source % padded >= side, 2, (source >= padded).long())
 
-    def _padding(self, side: int) -> tuple[int, int]:
+    def _padding(self, side: int, axis: int) -> tuple[int, int]:
         """Tokens added before and after a side."""
-        before = 0
-        if not self.cyclic and self.shift(side):
-            before = self.window - self.shift(side)
-        return before, -(side + before) % self.window
+        window, shift, before = self.window[axis], self.shift(side, axis), 0
+        if not self.cyclic and shift:
+            before = window - shift
+        return before, -(side + before) % window
 
     def _roll(self, x: Tensor, height: int, width: int, sign: int) -> Tensor:
-        shifts = (sign * self.shift(height), sign * self.shift(width))
+        shifts = (sign * self.shift(height, 0), sign * self.shift(width, 1))
         return x.roll(shifts, dims=(1, 2)) if any(shifts) else x

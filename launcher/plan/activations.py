@@ -4,7 +4,7 @@ The model is the real one, on shapes alone (`shapes.py`): attention takes plain 
 kernel on a GPU. So what is counted is what autograd saves, with and without checkpointing; of MoE layers
 under even load (`evenly.py`). See docs/planner.md for what operators allocate inside, which is not seen.
 
-Legend: B images of S x S pixels.
+Legend: B images of H x W pixels.
 """
 
 from dataclasses import dataclass
@@ -148,7 +148,7 @@ class _Counter:
     def _loss(self) -> tuple[Tensor, Any]:
         """As launcher/tasks.py computes it: uint8 images, normalised on the device."""
         model, images = self.asked.model, self.asked.images
-        shape = images, model.in_chans, model.image_size, model.image_size
+        shape = images, model.in_chans, *model.image_sides
         keys = sample_keys(0, torch.empty(images, dtype=torch.int64))
         x = self._images(shape)
         self._mark(BATCH)

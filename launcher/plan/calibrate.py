@@ -100,7 +100,7 @@ def _kind(device: torch.device) -> Device:
 def _launch_s(watch: Stopwatch) -> float:
     """Of one operation of a model too small to compute: modules, views and autograd are in it."""
     model = build_model(SMALL).to(watch.device).train()
-    images = torch.zeros(1, 3, SMALL.image_size, SMALL.image_size, device=watch.device)
+    images = torch.zeros(1, 3, *SMALL.image_sides, device=watch.device)
     keys = torch.zeros(1, dtype=torch.int64, device=watch.device)
     parts = describe(SMALL, device=_kind(watch.device)).parts
     launches = sum(op.launches * part.number for part in parts for ops in part.trace.at(1) for op in ops)

@@ -47,8 +47,8 @@ class Experts:
 
 def patches(swin: SwinTransformer) -> Part:
     """Patch embedding."""
-    side, channels = swin.config.image_size, swin.config.in_chans
-    found = trace(swin.patch_embed, lambda b: swin.patch_embed(torch.empty(b, channels, side, side)))
+    shape = swin.config.in_chans, *swin.config.image_sides
+    found = trace(swin.patch_embed, lambda b: swin.patch_embed(torch.empty(b, *shape)))
     return Part("patches", "patches", found, 1, False)
 
 
@@ -83,7 +83,7 @@ def _block(swin: SwinTransformer, number: int, block: SwinBlock) -> dict[str, Tr
     """The pieces of a block by name; experts come by themselves."""
     found: dict[str, Trace] = {}
     mlp, mixer = block.mlp, block.attention
-    length = swin.config.stage_resolution(number) ** 2
+    length = swin.config.stage_tokens(number)
     shape = length, swin.config.stage_dim(number)
 
     def tokens(batch: int) -> tuple[Tensor, Tensor]:
@@ -161,7 +161,7 @@ def stage_experts(swin: SwinTransformer, number: int) -> Experts | None:
     return Experts(
         stage=f"stage {number}",
         layers=layers,
-        length=model.stage_resolution(number) ** 2,
+        length=model.stage_tokens(number),
         dim=dim,
         hidden=hidden,
         parameters=sum(p.numel() for p in one.parameters()),
@@ -193,8 +193,8 @@ def decoder(swin: SwinTransformer, simmim: SimMIMConfig) -> Part:
 
 def _map(swin: SwinTransformer, number: int, batch: int) -> Tensor:
     """The map of a stage: (B, H, W, C)."""
-    side = swin.config.stage_resolution(number)
-    return torch.empty(batch, side, side, swin.config.stage_dim(number), requires_grad=True)
+    shape = *swin.config.stage_resolution(number), swin.config.stage_dim(number)
+    return torch.empty(batch, *shape, requires_grad=True)
 
 
 class _Given(nn.Module):

@@ -76,7 +76,7 @@ def slots_by_layer(model: ModelConfig, images: int, *, padded: bool = False) -> 
         return {}
     return {
         f"layers.{stage}.blocks.{block}": slots_of(
-            model.moe, images=images, length=model.stage_resolution(stage) ** 2, padded=padded
+            model.moe, images=images, length=model.stage_tokens(stage), padded=padded
         )
         for stage, blocks in enumerate(model.moe.blocks)
         for block in blocks

@@ -69,7 +69,7 @@ def _try(config: RunConfig, split: str, here: Here, deadline_s: float) -> dict[s
         shard, row = first_sample(manifest, config, split, here.ranks.rank, here.ranks.world_size)
         reader = ShardReader(storage, manifest, retries=retries)
         try:
-            _decode(reader, shard, row, config.model.image_size)
+            _decode(reader, shard, row, config.model.image_sides)
         finally:
             reader.close()
     except DataError as error:
@@ -93,10 +93,10 @@ def first_sample(
     return shard, int(sample - ends[shard] + sizes[shard])
 
 
-def _decode(reader: ShardReader, shard: int, row: int, image_size: int) -> None:
+def _decode(reader: ShardReader, shard: int, row: int, sides: tuple[int, int]) -> None:
     body, _ = reader.read(shard, row)
     try:
-        decode_eval(body, image_size)
+        decode_eval(body, sides)
     except DataError as error:
         raise reader.bad_sample(shard, row, f"cannot be used: {error}") from error
 

@@ -8,7 +8,7 @@ from launcher.study import published
 from launcher.study.findings import Findings
 from launcher.study.groups import Group, Spread
 
-IMAGENET_22K_CLASSES, PUBLISHED_PIXELS, PUBLISHED_EXPERTS = range(21_000, 22_001), 192, 32
+IMAGENET_22K_CLASSES, PUBLISHED_SIDES, PUBLISHED_EXPERTS = range(21_000, 22_001), (192, 192), 32
 Row = Mapping[str, Any]
 
 
@@ -16,7 +16,7 @@ def compares(findings: Findings) -> bool:
     """Whether our accuracies are of the published task: ImageNet-22K at 192 pixels."""
     models = [result.config.model for result in findings.results if result.config]
     return bool(models) and all(
-        model.num_classes in IMAGENET_22K_CLASSES and model.image_size == PUBLISHED_PIXELS for model in models
+        model.num_classes in IMAGENET_22K_CLASSES and model.image_sides == PUBLISHED_SIDES for model in models
     )
 
 

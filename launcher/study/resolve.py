@@ -149,10 +149,9 @@ def effective(config: RunConfig, *, evaluated: bool) -> RunConfig:
         evaluated: at a capacity, where it counts who is served first though training drops nobody.
     """
     moe = config.model.moe
-    plain = replace(config, run_dir="")
-    if moe is None:
-        return plain
-    return replace(plain, model=replace(config.model, moe=_effective(moe, evaluated)))
+    idle = None if moe is None else _effective(moe, evaluated)
+    model = replace(config.model, image_size=config.model.image_sides, moe=idle)
+    return replace(config, run_dir="", model=model)
 
 
 def _effective(moe: MoEConfig, evaluated: bool) -> MoEConfig:

@@ -1,12 +1,13 @@
 """What may differ between weights and a model: the classifier, and the window that positions are relative to.
 
-Legend: w window side, h heads.
+Legend: a window of H x W tokens, R = (2H - 1) * (2W - 1) offsets, h heads.
 """
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
@@ -15,8 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swin_moe.config import ModelConfig
+from swin_moe.sizes import Size, as_text, sides
 from swin_moe.weights.errors import WeightsError
-from swin_moe.weights.translated import Translated
+from swin_moe.weights.translated import Translated, Window
 
 HEAD = ("head.weight", "head.bias")
 REMEDY = "to keep the model's own classifier: head=replace; to pick classes: head=FILE, a class map"
@@ -86,29 +88,55 @@ def _pick(found: Translated, head: ClassMap, theirs: int, ours: int) -> str:
     return f"classifier: {ours} of {theirs} classes, by {head.name}"
 
 
-def resize_tables(found: Translated, shapes: Mapping[str, list[int]]) -> list[str]:
-    """Resize position bias tables ((2w - 1)^2, h) to the model's windows, bicubically: returns what was done.
+def resize_tables(
+    found: Translated, shapes: Mapping[str, list[int]], config: ModelConfig
+) -> tuple[list[str], list[str]]:
+    """Resize position bias tables (R, h) to the model's windows, bicubically.
 
-    As in Liu et al. 2021, section 4.1: each head's table is an image of 2w - 1 pixels a side.
+    As in Liu et al. 2021, section 4.1: each head's table is an image of 2H - 1 x 2W - 1 pixels.
+
+    Returns:
+        What was done, and what cannot be told from the weights.
     """
     changes: dict[str, int] = {}
+    unknown: dict[int, Window] = {}
     for name, table in found.tensors.items():
         if not name.endswith("relative_position_bias_table") or name not in shapes or table.dim() != 2:
             continue
-        (rows, heads), (wanted, own_heads) = table.shape, shapes[name]
-        old, new = math.isqrt(rows), math.isqrt(wanted)
-        if rows == wanted or heads != own_heads or old * old != rows or old % 2 == 0:
+        stage = int(name.split(".")[1])
+        own, old = config.stage_window(stage), found.table_windows.get(stage)
+        if old is None or _rows(old) != len(table):  # the file does not say
+            old = own if _rows(own) == len(table) else _square(len(table))
+            unknown |= {stage: own} if old == own and own[0] != own[1] else {}
+        if old == own or _rows(old) != len(table) or table.shape[1] != shapes[name][1]:
             continue  # fits, or is of another model, as the comparison of shapes will say
-        found.tensors[name] = _resized(table, old, new)
-        change = f"position bias: window {(old + 1) // 2} resized to {(new + 1) // 2}, bicubic"
+        found.tensors[name] = _resized(table, old, own)
+        change = f"position bias: window {as_text(old)} resized to {as_text(own)}, bicubic"
         changes[change] = changes.get(change, 0) + 1
-    return [f"{change} ({count} tables)" for change, count in changes.items()]
+    notices = [
+        f"position bias: a {found.format} file does not tell the height of a window from its width; stage "
+        f"{stage}'s is taken as {as_text(window)}"
+        for stage, window in unknown.items()
+    ]
+    return [f"{change} ({count} tables)" for change, count in changes.items()], notices
 
 
-def _resized(table: Tensor, old: int, new: int) -> Tensor:
-    image = table.float().t().reshape(1, -1, old, old)
-    resized = F.interpolate(image, size=(new, new), mode="bicubic", align_corners=False)
-    return resized.reshape(-1, new * new).t().to(table.dtype)
+def _rows(window: Window) -> int:
+    """Offsets of a window: the rows of its table."""
+    return (2 * window[0] - 1) * (2 * window[1] - 1)
+
+
+def _square(rows: int) -> Window:
+    """The square window whose table has so many rows, or the next smaller one."""
+    side = (math.isqrt(rows) + 1) // 2
+    return side, side
+
+
+def _resized(table: Tensor, old: Window, new: Window) -> Tensor:
+    before, after = ((2 * height - 1, 2 * width - 1) for height, width in (old, new))
+    image = table.float().t().reshape(1, -1, *before)
+    resized = F.interpolate(image, size=after, mode="bicubic", align_corners=False)
+    return resized.flatten(2)[0].t().to(table.dtype)
 
 
 def check_windows(found: Translated, config: ModelConfig) -> list[str]:
@@ -124,20 +152,32 @@ def check_windows(found: Translated, config: ModelConfig) -> list[str]:
         return []
     stages = range(len(config.depths))
     own = [config.stage_window(stage) for stage in stages]
-    ours = [size or own[i] for i, size in enumerate(config.pretrained_window_sizes or (0,) * len(own))]
+    ours = [config.pretrained_window(stage) for stage in stages]
     if not found.windows:
         return [
             f"position bias: a {found.format} file does not say with which windows it was learned; taken as "
-            f"{ours} (model.pretrained_window_sizes, where it is set)"
+            f"{_written(ours)} (model.pretrained_window_sizes, where it is set)"
         ]
-    learned = [found.windows.get(stage, ours[stage]) for stage in stages]
-    if any(a != b for a, b, window in zip(learned, ours, own, strict=True) if window > 1):
-        setting = list(config.pretrained_window_sizes) if config.pretrained_window_sizes else None
+    learned = [_known(found.windows.get(stage, (0, 0)), ours[stage]) for stage in stages]
+    each = zip(chain(*learned), chain(*ours), chain(*own), strict=True)
+    if any(a != b for a, b, side in each if side > 1):
+        setting = _written(config.pretrained_window_sizes) if config.pretrained_window_sizes else None
         raise WeightsError(
-            f"these weights learned their position bias with windows of {learned}, the model's are {own}: "
-            f"set model.pretrained_window_sizes={learned} (got {setting})"
+            f"these weights learned their position bias with windows of {_written(learned)}, the model's are "
+            f"{_written(own)}: set model.pretrained_window_sizes={_written(learned)} (got {setting})"
         )
     return []
+
+
+def _known(window: Window, otherwise: Window) -> Window:
+    """A window, with the sides that it does not tell from another one."""
+    return window[0] or otherwise[0], window[1] or otherwise[1]
+
+
+def _written(windows: Sequence[Size]) -> list[int | list[int]]:
+    """Windows as a configuration has them: one number for a square, else two."""
+    pairs = [sides(window) for window in windows]
+    return [height if height == width else [height, width] for height, width in pairs]
 
 
 def drop_unneeded(found: Translated, shapes: Mapping[str, list[int]]) -> None:

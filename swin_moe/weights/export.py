@@ -13,9 +13,12 @@ from torch import Tensor
 
 from swin_moe.config import ModelConfig
 from swin_moe.model import SwinTransformer
+from swin_moe.position_bias import PositionBias
+from swin_moe.sizes import as_text
 from swin_moe.weights import hf, native, official
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.finite import check_finite
+from swin_moe.weights.square import is_other
 
 FORMATS = ("native", "safetensors", "official", "timm", "hf")
 
@@ -88,6 +91,21 @@ def check_format(config: ModelConfig, format: str) -> None:
         )
     if format == "hf":
         hf.check_exportable(config)
+    if format == "official":
+        _check_square_windows(config)
+
+
+def _check_square_windows(config: ModelConfig) -> None:
+    """Refuse what microsoft/Swin-Transformer computes otherwise: there the shorter side of a map decides."""
+    for stage in range(len(config.depths)):
+        sides = config.stage_resolution(stage)
+        window = min(config.window_size, *sides)
+        if is_other(config, stage, window=window, shifted=min(sides) > window):
+            raise WeightsError(
+                f"microsoft/Swin-Transformer would give other logits: stage {stage} has a map of {sides[0]} "
+                f"x {sides[1]} and windows of {as_text(config.stage_window(stage))}, for which it would use "
+                f"windows of {window} and no shifts; --to timm and --to safetensors hold it"
+            )
 
 
 def _describe(config: ModelConfig, family: str) -> str:
@@ -108,8 +126,11 @@ def _buffers(model: SwinTransformer) -> dict[str, Tensor]:
         if leaf == "index":
             buffers[f"{place}.relative_position_index"] = buffer.cpu()
         elif leaf == "coordinates":
-            side = round(len(buffer) ** 0.5)
-            buffers[f"{place}.relative_coords_table"] = buffer.cpu().view(1, side, side, 2)
+            bias = model.get_submodule(name.rpartition(".")[0])
+            assert isinstance(bias, PositionBias)
+            height, width = bias.window
+            table = buffer.cpu().view(1, 2 * height - 1, 2 * width - 1, 2)
+            buffers[f"{place}.relative_coords_table"] = table
     return buffers
 
 

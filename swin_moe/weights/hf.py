@@ -12,8 +12,10 @@ import torch
 from torch import Tensor
 
 from swin_moe.config import ModelConfig
+from swin_moe.sizes import as_text, sides
 from swin_moe.weights.errors import WeightsError
-from swin_moe.weights.translated import Translated, windows_of
+from swin_moe.weights.square import is_other
+from swin_moe.weights.translated import Translated, learned_windows, windows_of
 
 ENTRY = "embeddings.patch_embeddings.projection.weight"
 PARTS = ("query", "key", "value")
@@ -78,7 +80,8 @@ def translate(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -
     for ours, pieces in fused.items():
         _put_fused(result, ours, pieces, cosine=cosine)
     if config and cosine:
-        result.windows = windows_of(config, rounds_up=False)
+        squares = [(height, height) for height, _ in windows_of(config, rounds_up=False)]
+        result.windows = learned_windows(config, squares)  # of Swinv2's maps the height decides
     return result
 
 
@@ -108,18 +111,18 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
     """What goes into config.json."""
     cosine = config.attention == "cosine"
     labels = {str(i): f"LABEL_{i}" for i in range(config.num_classes)}
-    sizes = config.pretrained_window_sizes or (0,) * len(config.depths)
+    learned = [sides(size)[0] for size in config.pretrained_window_sizes or (0,) * len(config.depths)]
     return {
         "architectures": ["Swinv2ForImageClassification" if cosine else "SwinForImageClassification"],
         "model_type": "swinv2" if cosine else "swin",
-        "image_size": config.image_size,
+        "image_size": config.image_size if isinstance(config.image_size, int) else list(config.image_size),
         "patch_size": config.patch_size,
         "num_channels": config.in_chans,
         "embed_dim": config.embed_dim,
         "depths": list(config.depths),
         "num_heads": list(config.num_heads),
         "window_size": config.window_size,
-        **({"pretrained_window_sizes": list(sizes)} if cosine else {}),
+        **({"pretrained_window_sizes": learned} if cosine else {}),
         "mlp_ratio": config.mlp_ratio,
         "qkv_bias": config.qkv_bias,
         "hidden_dropout_prob": config.drop_rate,
@@ -134,18 +137,29 @@ def config_json(config: ModelConfig) -> dict[str, Any]:
 def check_exportable(config: ModelConfig) -> None:
     """Refuse what Hugging Face's classes compute otherwise than we do.
 
-    Swin has one window in all stages; Swinv2 rounds maps down; both let padding take part in attention.
+    Swin has one window in all stages; Swinv2 rounds maps down; both have square windows, let padding take
+    part in attention, and shift along both axes or none: Swin by the shorter side, Swinv2 by the height.
     """
-    for stage in range(len(config.depths)):
-        side, window = config.stage_resolution(stage), config.stage_window(stage)
-        theirs, their_window = config.image_size // config.patch_size // 2**stage, config.window_size
-        if config.attention == "cosine":
-            their_window = min(their_window, theirs)
-        if window != their_window or side % window or config.image_size % config.patch_size:
+    for pretrained in map(sides, config.pretrained_window_sizes or ()):
+        if pretrained[0] != pretrained[1]:
             raise WeightsError(
-                f"Hugging Face's model would give other logits: stage {stage} has a map of {side} x {side} "
-                f"and windows of {window}, for which it would use windows of {their_window}, or padding "
-                "that is not masked; export with a model.image_size and model.window_size that divide"
+                "Hugging Face's config.json holds square windows alone, and model.pretrained_window_sizes "
+                f"has {as_text(pretrained)}; --to timm and --to safetensors hold it"
+            )
+    for stage in range(len(config.depths)):
+        (height, width), own = config.stage_resolution(stage), config.stage_window(stage)
+        window, deciding = config.window_size, min(height, width)
+        if config.attention == "cosine":
+            deciding = config.image_sides[0] // config.patch_size // 2**stage
+            window = min(window, deciding)
+        is_padded = any(side % config.patch_size for side in config.image_sides)
+        is_padded = is_padded or height % own[0] > 0 or width % own[1] > 0
+        if is_padded or is_other(config, stage, window=window, shifted=deciding > window):
+            raise WeightsError(
+                f"Hugging Face's model would give other logits: stage {stage} has a map of {height} x "
+                f"{width} and windows of {as_text(own)}, for which it would use windows of {window}, another "
+                "shift, or padding that is not masked; export with a model.image_size and model.window_size "
+                "that divide"
             )
 
 

@@ -97,8 +97,9 @@ def fit(
     try:
         found = translate(content)
         shapes = _shapes(model)
-        changes = [*adapt_head(found, shapes, head), *resize_tables(found, shapes)]
-        notices = [*content.notices, *check_windows(found, model.config)]
+        resized, unknown = resize_tables(found, shapes, model.config)
+        changes = [*adapt_head(found, shapes, head), *resized]
+        notices = [*content.notices, *unknown, *check_windows(found, model.config)]
         drop_unneeded(found, shapes)
         kept = set(HEAD if head == "replace" else ())
         if upcycle_noise is not None:

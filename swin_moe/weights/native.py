@@ -16,7 +16,7 @@ from swin_moe.config import ModelConfig
 from swin_moe.registry import load_model_config
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.files import Content, read_config
-from swin_moe.weights.translated import Translated, windows_of
+from swin_moe.weights.translated import Translated, learned_windows, windows_of
 from swin_moe.yaml_files import parse_yaml
 
 
@@ -65,8 +65,9 @@ def config_of(path: Path) -> ModelConfig | None:
 
 def translate(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> Translated:
     """Our own names, as they are; of a run of SimMIM, those of the encoder."""
-    windows = windows_of(config, rounds_up=True) if config else {}
-    result = Translated(format="swin-moe", windows=windows)
+    result = Translated(format="swin-moe")
+    if config and (own := windows_of(config, rounds_up=True)):
+        result.windows, result.table_windows = learned_windows(config, own), dict(enumerate(own))
     for name, tensor in tensors.items():
         if name.startswith("decoder."):
             result.dropped[name] = "the decoder of the pre-training"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from swin_moe.config import ModelConfig
 from swin_moe.weights.errors import WeightsError
-from swin_moe.weights.translated import Translated, learned_window
+from swin_moe.weights.translated import Translated, indexed_window, learned_window
 
 BLOCK = {  # official -> ours, below layers.I.blocks.J
     **{f"norm{i}.{leaf}": f"norm{i}.{leaf}" for i in (1, 2) for leaf in ("weight", "bias")},
@@ -138,9 +138,14 @@ def _put_experts(result: Translated, name: str, theirs: str, tensor: Tensor) -> 
 
 
 def _note_window(result: Translated, name: str, tensor: Tensor) -> None:
-    found = re.fullmatch(r"layers\.(\d+)\.blocks\.0\.attn\.relative_coords_table", name)
-    if found and tensor.dim() == 4 and (window := learned_window(tensor)):
-        result.windows[int(found[1])] = window
+    """What a buffer of a stage's first block says of its windows."""
+    found = re.fullmatch(r"layers\.(\d+)\.blocks\.0\.attn\.(\w+)", name)
+    if found and found[2] == "relative_coords_table" and tensor.dim() == 4 and tensor.shape[3] == 2:
+        window = learned_window(tensor)
+        if any(window):
+            result.windows[int(found[1])] = window
+    elif found and found[2] == "relative_position_index" and tensor.dim() == 2 and len(tensor):
+        result.table_windows[int(found[1])] = indexed_window(tensor)
 
 
 def _check_all_experts(result: Translated) -> None:

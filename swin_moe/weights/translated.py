@@ -1,11 +1,15 @@
 """Weights under our names, whatever they were called: what every format is translated to."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+
+from swin_moe.sizes import sides
+
+Window = tuple[int, int]  # height and width in tokens
 
 
 @dataclass(kw_only=True)
@@ -17,39 +21,62 @@ class Translated:
     names: dict[str, str] = field(default_factory=dict)  # of ours, the name that the file has
     dropped: dict[str, str] = field(default_factory=dict)  # of theirs, why it is not used
     unknown: list[str] = field(default_factory=list)  # theirs that no Swin of this format has
-    windows: dict[int, int] = field(default_factory=dict)  # of each stage, what log_cpb is relative to
+    windows: dict[int, Window] = field(default_factory=dict)  # by stage, of log_cpb; 0: a side does not tell
+    table_windows: dict[int, Window] = field(default_factory=dict)  # by stage, of bias tables
 
     def put(self, ours: str, theirs: str, tensor: Tensor) -> None:
         """Add one tensor."""
         self.tensors[ours], self.names[ours] = tensor, theirs
 
 
-def learned_window(coordinates: Tensor) -> int | None:
+def learned_window(coordinates: Tensor) -> Window:
     """The window that a table of log-spaced offsets is relative to: its pretrained window, or its own.
 
-    The largest entry of a (1, 2w - 1, 2w - 1, 2) table is log2(8 (w - 1) / (p - 1) + 1) / 3 (Liu et al. 2022,
-    equation 4), which is solved for p.
+    The largest entry along a side of a (1, 2h - 1, 2w - 1, 2) table is log2(8 (w - 1) / (p - 1) + 1) / 3 (Liu
+    et al. 2022, equation 4), which is solved for p. A side of one token does not tell: 0.
     """
-    window = (coordinates.shape[1] + 1) // 2
-    largest = float(coordinates.max())
+    return _learned_side(coordinates[..., 0], 1), _learned_side(coordinates[..., 1], 2)
+
+
+def _learned_side(offsets: Tensor, dim: int) -> int:
+    window = (offsets.shape[dim] + 1) // 2
+    largest = float(offsets.max())
     if window < 2 or not 0 < largest < 10:
-        return None
+        return 0
     return round(8 * (window - 1) / (2 ** (3 * largest) - 1)) + 1
 
 
-def windows_of(config: Mapping[str, Any], *, rounds_up: bool) -> dict[int, int]:
-    """What log_cpb is relative to in each stage, by a configuration of ours or of Hugging Face.
+def indexed_window(index: Tensor) -> Window:
+    """The window (h, w) of a table of pairs of tokens, (n, n), as `position_bias.relative_index` makes it.
+
+    Along the first row of tokens each index is one less than the one before.
+    """
+    first = index[0]
+    falls = (first[:-1] - first[1:] != 1).nonzero()
+    width = int(falls[0]) + 1 if len(falls) else len(first)
+    return len(first) // width, width
+
+
+def windows_of(config: Mapping[str, Any], *, rounds_up: bool) -> list[Window]:
+    """The window of each stage by a configuration of ours or of Hugging Face; none where it does not say.
 
     Args:
-        config: with image_size, patch_size, window_size, depths and perhaps pretrained_window_sizes.
+        config: with image_size, patch_size, window_size and depths.
         rounds_up: whether a stage's map is rounded up, as here, or down.
     """
+    rounding = math.ceil if rounds_up else math.floor
     try:
-        sizes = config.get("pretrained_window_sizes") or [0] * len(config["depths"])
-        patches = config["image_size"] / config["patch_size"]
-        rounding = math.ceil if rounds_up else math.floor
-        sides = [rounding(patches / 2**stage) for stage in range(len(config["depths"]))]
-        own = [min(config["window_size"], side) for side in sides]
-        return {stage: sizes[stage] or window for stage, window in enumerate(own)}
-    except (KeyError, TypeError, IndexError):  # no such options, or sizes given as pairs
+        most, patches = config["window_size"], [x / config["patch_size"] for x in sides(config["image_size"])]
+        maps = [[rounding(x / 2**stage) for x in patches] for stage in range(len(config["depths"]))]
+        return [(min(most, height), min(most, width)) for height, width in maps]
+    except (KeyError, TypeError, ValueError):  # no such options, or others than a Swin's
+        return []
+
+
+def learned_windows(config: Mapping[str, Any], own: Sequence[Window]) -> dict[int, Window]:
+    """What log_cpb is relative to in each stage: its pretrained window where there is one, or its own."""
+    try:
+        learned = [sides(size) for size in config.get("pretrained_window_sizes") or [0] * len(own)]
+        return {i: (learned[i][0] or h, learned[i][1] or w) for i, (h, w) in enumerate(own)}
+    except (TypeError, ValueError, IndexError):  # no windows, or not one a stage
         return {}

@@ -54,7 +54,8 @@ def test_train_picture_is_pils_crop_and_resize() -> None:
 @pytest.mark.parametrize(("side", "factor"), [(127, 1), (128, 2), (255, 2), (256, 4), (3000, 4)])
 def test_crops_with_twice_the_pixels_are_decoded_smaller(side: int, factor: int) -> None:
     # 32 pixels x 2 to spare x factor 2 = 128; only 1, 2 and 4
-    assert dct_factor(Crop(3, 5, side, 4000), 32) == dct_factor(Crop(3, 5, 4000, side), 32) == factor
+    assert dct_factor(Crop(3, 5, side, 4000), (32, 9)) == factor
+    assert dct_factor(Crop(3, 5, 4000, side), (9, 32)) == factor
 
 
 def soft_noise(height: int, width: int) -> np.ndarray:
@@ -75,7 +76,7 @@ def test_decoding_smaller_is_the_same_picture_at_44_db(subsampling: str) -> None
     transform, factors = TrainTransform(image_size=32, scale=(0.2, 1.0), flip_prob=0.0), set()
     for position in range(24):
         crop = draw_crop(257, 331, (3, position), transform)
-        factor = dct_factor(crop, 32)
+        factor = dct_factor(crop, (32, 32))
         top, left, height, width = (side // factor * factor for side in crop)  # whole pixels when reduced
         expected = by_pil(body, (left, top, left + width, top + height), (32, 32)).astype(int)
         error = np.mean((decode_train(body, (3, position), transform) - expected) ** 2)

@@ -12,7 +12,7 @@ from data_shards.mixup import partners, weights
 from data_shards.operations import operate
 
 OFF = {"auto_augment": None, "color_jitter": 0.0, "erase_prob": 0.0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
-SIZE, SAMPLES = 23, 64  # odd, so that vector instructions leave a rest
+SIDES, SAMPLES = (23, 37), 64  # odd, so that vector instructions leave a rest
 
 
 def augment_of(config: AugmentConfig, *, seed: int, device: str = "cpu") -> Augment:
@@ -23,7 +23,7 @@ def augment_of(config: AugmentConfig, *, seed: int, device: str = "cpu") -> Augm
 
 def batch(count: int = SAMPLES, start: int = 500) -> tuple[Tensor, Tensor, Tensor]:
     generator = np.random.default_rng(2)
-    images = torch.from_numpy(generator.integers(0, 256, (count, 3, SIZE, SIZE), dtype=np.uint8))
+    images = torch.from_numpy(generator.integers(0, 256, (count, 3, *SIDES), dtype=np.uint8))
     return images, torch.arange(count) % 10, torch.arange(start, start + count)
 
 
@@ -70,15 +70,15 @@ def test_the_stages_by_hand() -> None:
     images, labels, positions = batch()
     augment = augment_of(AugmentConfig(erase_prob=0.0), seed=3)
     ours, targets = augment(images, labels, positions)
-    plan = augment.rand_augment.draw(3, positions, SIZE)
+    plan = augment.rand_augment.draw(3, positions, SIDES)
     for row in range(SAMPLES):
         for step in range(2):
             part, op, argument = images[row : row + 1], plan.ops[row, step], plan.arguments[row, step]
             operate(part, op[None], argument[None], augment.fill, "bicubic")
     expected = (images - augment.mean) / augment.std
     partner = positions.bitwise_xor(1) - positions[0]
-    mix = augment.mixer.draw(3, positions, SIZE)
-    share = weights(mix, SIZE)
+    mix = augment.mixer.draw(3, positions, SIDES)
+    share = weights(mix, SIDES)
     torch.testing.assert_close(ours, expected * share + expected[partner] * (1 - share), atol=1e-5, rtol=1e-5)
     assert torch.equal(targets.partner_labels, labels[partners(positions)])
     assert torch.equal(targets.lam, mix.lam.float())
@@ -89,7 +89,7 @@ def test_erasing_fills_its_rectangles_with_noise_and_nothing_else() -> None:
     ours, _ = augment_of(AugmentConfig(**OFF | {"erase_prob": 0.5}), seed=0)(images * 0, labels, positions)
     black = ours[~(ours != ours.amin((2, 3), keepdim=True)).flatten(1).any(1)][0, :, 0, 0]  # an untouched one
     touched = ours != black[:, None, None]
-    found = draw_rectangles(0.5, 0, positions, SIZE)
+    found = draw_rectangles(0.5, 0, positions, SIDES)
     expected = torch.zeros_like(touched)
     for row, top, left, height, width in zip(*found, strict=True):
         expected[row, :, top : top + height, left : left + width] = True
@@ -101,7 +101,7 @@ def test_erasing_fills_its_rectangles_with_noise_and_nothing_else() -> None:
 
 
 def test_rectangles_are_those_of_the_paper() -> None:
-    found = draw_rectangles(0.25, 9, torch.arange(40_000), 224)
+    found = draw_rectangles(0.25, 9, torch.arange(40_000), (224, 224))
     assert abs(len(found.rows) / 40_000 - 0.25) < 0.008
     area = (found.height * found.width).double() / 224**2
     ratio = found.height / found.width

@@ -112,7 +112,7 @@ def test_memory_does_not_grow_over_five_epochs(shards: Path, tmp_path: Path) -> 
 
 def test_the_ring_gives_memory_again_only_when_nobody_holds_it() -> None:
     ring, plan = (
-        Ring(4, 3, pinned=False),
+        Ring((4, 4), 3, pinned=False),
         BatchPlan(positions=np.array([3, -1]), shards=np.zeros(2), rows=np.zeros(2)),
     )
     first = ring.batch(plan)

@@ -42,7 +42,7 @@ def test_beta_one_is_uniform() -> None:
 
 
 def test_a_pair_has_one_draw_and_half_of_the_pairs_cut() -> None:
-    mix = Mixer(0.8, 1.0, 1.0, 0.5).draw(4, POSITIONS, 56)
+    mix = Mixer(0.8, 1.0, 1.0, 0.5).draw(4, POSITIONS, (56, 56))
     for part in mix:
         assert torch.equal(part[::2], part[1::2])
     cut = mix.cut[::2]
@@ -55,9 +55,9 @@ def test_a_pair_has_one_draw_and_half_of_the_pairs_cut() -> None:
 
 
 def test_cutmix_share_is_the_area_outside_the_box() -> None:
-    mix = Mixer(0.0, 1.0, 1.0, 0.5).draw(4, POSITIONS, 56)
+    mix = Mixer(0.0, 1.0, 1.0, 0.5).draw(4, POSITIONS, (56, 56))
     assert mix.cut.all()  # the only kind there is
-    outside = weights(mix, 56)[:2000].mean((1, 2, 3))
+    outside = weights(mix, (56, 56))[:2000].mean((1, 2, 3))
     torch.testing.assert_close(outside, mix.lam[:2000].float())
     top, bottom, left, right = mix.box.unbind(1)
     assert (top >= 0).all()
@@ -72,11 +72,11 @@ def test_cutmix_share_is_the_area_outside_the_box() -> None:
 
 
 def test_probability_and_switch() -> None:
-    some = Mixer(0.8, 1.0, 0.3, 0.25).draw(4, POSITIONS, 56)
+    some = Mixer(0.8, 1.0, 0.3, 0.25).draw(4, POSITIONS, (56, 56))
     mixed = some.cut | (some.lam < 1)
     assert abs(mixed.double().mean() - 0.3) < 0.012
     assert abs(some.cut.double().mean() - 0.075) < 0.008
-    only = Mixer(0.8, 0.0, 1.0, 0.5).draw(4, POSITIONS, 56)
+    only = Mixer(0.8, 0.0, 1.0, 0.5).draw(4, POSITIONS, (56, 56))
     assert not only.cut.any()
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from data_shards.operations import operate
 from data_shards.randaugment import Op
 
-SIZE = 48
+HEIGHT, WIDTH = 40, 56
 FILL = (124, 116, 104)
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 FACTORS = (0.1, 0.19, 0.5, 0.999, 1.0, 1.37, 1.81, 1.9)
@@ -38,16 +38,16 @@ ARGUMENTS = {
 
 
 def pictures() -> Tensor:
-    """(12, 3, S, S) uint8: noise, narrow ranges, few values, flat, ramps and soft spots."""
+    """(12, 3, H, W) uint8: noise, narrow ranges, few values, flat, ramps and soft spots."""
     generator = np.random.default_rng(5)
-    full = (3, SIZE, SIZE)
-    y, x = np.mgrid[0:SIZE, 0:SIZE]
+    full = (3, HEIGHT, WIDTH)
+    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     soft = [np.stack([127 + 100 * np.sin(x / a + c) * np.cos(y / a) for c in range(3)]) for a in (3, 7, 20)]
     narrow = [generator.integers(low, high, full) for low, high in ((0, 256), (90, 130), (200, 256), (5, 7))]
     rare = np.full(full, 40)
     rare[:, 0, :3] = (0, 41, 255)  # so few others that equalize finds no step
     flat = [np.full(full, value) for value in (0, 77, 255)]
-    mixed = np.stack([np.full((SIZE, SIZE), 9), x * 5, generator.integers(0, 256, (SIZE, SIZE))])
+    mixed = np.stack([np.full((HEIGHT, WIDTH), 9), x * 4, generator.integers(0, 256, (HEIGHT, WIDTH))])
     return torch.from_numpy(np.stack([*soft, *narrow, rare, *flat, mixed]).astype(np.uint8))
 
 

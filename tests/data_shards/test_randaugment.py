@@ -20,12 +20,12 @@ def chi_square(counts: Tensor) -> float:
 
 def levels(op: Op, plan_seed: int = 0) -> Tensor:
     """The arguments that were drawn for one operation."""
-    plan = SWIN.draw(plan_seed, POSITIONS, 200)
+    plan = SWIN.draw(plan_seed, POSITIONS, (200, 100))
     return plan.arguments[plan.ops == op]
 
 
 def test_operations_are_even_independent_and_applied_half_the_time() -> None:
-    ops = SWIN.draw(3, POSITIONS, 192).ops
+    ops = SWIN.draw(3, POSITIONS, (192, 192)).ops
     assert ops.shape == (SAMPLES, 2)
     applied = ops != Op.NOTHING
     assert abs(applied.double().mean() - 0.5) < 0.007  # 3.4 standard errors
@@ -56,7 +56,8 @@ def test_magnitude_is_normal_and_clipped() -> None:
         (Op.SOLARIZE_ADD, 77, 110),
         (Op.COLOR, 0.1, 1.9),
         (Op.SHARPNESS, 0.1, 1.9),
-        (Op.TRANSLATE_X, -90, 90),  # 0.45 x 200 pixels
+        (Op.TRANSLATE_X, -45, 45),  # 0.45 x 100 pixels of the width
+        (Op.TRANSLATE_Y, -90, 90),  # 0.45 x 200 pixels of the height
     ],
 )
 def test_arguments_keep_their_ranges(op: Op, low: float, high: float) -> None:
@@ -67,7 +68,7 @@ def test_arguments_keep_their_ranges(op: Op, low: float, high: float) -> None:
 
 
 def test_arguments_at_level_nine_by_hand() -> None:
-    plan = RandAugment(magnitude=9.0, num_ops=64).draw(0, torch.arange(64), 100)
+    plan = RandAugment(magnitude=9.0, num_ops=64).draw(0, torch.arange(64), (100, 200))
     expected = {
         Op.ROTATE: {27.0, -27.0},
         Op.POSTERIZE: {1.0},  # 4 - int(3.6)
@@ -76,12 +77,13 @@ def test_arguments_at_level_nine_by_hand() -> None:
         Op.BRIGHTNESS: {1.81, 0.19},
         Op.CONTRAST: {1.81, 0.19},
         Op.SHEAR_Y: {0.27, -0.27},
+        Op.TRANSLATE_X: {81.0, -81.0},  # 0.9 x 0.45 x the width
         Op.TRANSLATE_Y: {40.5, -40.5},
         Op.EQUALIZE: {0.0},
     }
     for op, values in expected.items():
         assert {round(value, 4) for value in plan.arguments[plan.ops == op].tolist()} == values
-    black = RandAugment(magnitude=10.0, num_ops=64).draw(0, torch.arange(64), 100)
+    black = RandAugment(magnitude=10.0, num_ops=64).draw(0, torch.arange(64), (100, 200))
     assert black.arguments[black.ops == Op.POSTERIZE].unique().tolist() == [1.0]  # timm: 0, a black picture
 
 

@@ -73,6 +73,8 @@ MODELS = {
     "dropless": replace(SMALL, moe=MOE),
     "full": replace(SMALL, moe=replace(MOE, capacity_factor=0.25)),  # every expert has more tokens than slots
     "soft": replace(SMALL, moe=replace(MOE, router="soft", top_k=1)),
+    "wide": replace(SMALL, image_size=(24, 40), moe=MOE),  # maps of 6 x 10 and 3 x 5
+    "tall": replace(V2, image_size=(40, 8), windows_at_a_time=3),  # 10 x 2 and 5 x 1: windows 3 x 2 and 3 x 1
     "cosine": replace(V2, moe=replace(MOE, router="cosine")),
     "sigmoid": replace(SMALL, moe=replace(MOE, router="sigmoid", shared_expert=True)),
     "recompute": replace(SMALL, moe=replace(MOE, recompute_activation=True, expert_activation="swiglu")),
@@ -188,8 +190,7 @@ def kept_for_backward(config: RunConfig) -> int:
         saved.add(kept)
         return kept
 
-    size = config.model.image_size
-    raw = torch.randint(0, 255, (IMAGES, 3, size, size), dtype=torch.uint8)
+    raw = torch.randint(0, 255, (IMAGES, 3, *config.model.image_sides), dtype=torch.uint8)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
         loss, output = loss_of(model, config, raw)
     gc.collect()
@@ -225,12 +226,14 @@ def test_activations_are_what_autograd_saves(kind: str) -> None:
     assert [name for name, _ in predicted.saved][2:4] == ["stage 0", "stage 1"]
 
 
-def test_activations_of_simmim() -> None:
-    config = run_config(V2, task="simmim", simmim=SimMIMConfig(mask_patch_size=8))
+@pytest.mark.parametrize("image_size", [32, (24, 40)])
+def test_activations_of_simmim(image_size: int | tuple[int, int]) -> None:
+    model = replace(V2, image_size=image_size)
+    config = run_config(model, task="simmim", simmim=SimMIMConfig(mask_patch_size=8))
     assert activations_of(config, dims_of(config, [1]), "cpu").total == kept_for_backward(config)
 
 
-@pytest.mark.parametrize("kind", ["v1", "v2", "dropless", "checkpoint-2"])
+@pytest.mark.parametrize("kind", ["v1", "v2", "dropless", "checkpoint-2", "wide"])
 def test_peak_of_activations(kind: str) -> None:
     """Against the memory events of torch's allocator, over both passes, with gradients taken away."""
     config = run_config(MODELS[kind])
@@ -238,7 +241,7 @@ def test_peak_of_activations(kind: str) -> None:
     model = real_model(config)
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    raw = torch.randint(0, 255, (IMAGES, 3, 32, 32), dtype=torch.uint8)
+    raw = torch.randint(0, 255, (IMAGES, 3, *config.model.image_sides), dtype=torch.uint8)
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         loss, output = loss_of(model, config, raw)
@@ -256,7 +259,7 @@ def test_peak_of_activations(kind: str) -> None:
 @pytest.mark.parametrize("factor", [0.0, 1.25, -1.25, 0.5])
 @pytest.mark.parametrize("padded", [False, True])
 def test_slots_are_those_of_the_layers(factor: float, padded: bool) -> None:
-    model = replace(SMALL, moe=replace(MOE, capacity_factor=factor))
+    model = replace(SMALL, image_size=(24, 40), moe=replace(MOE, capacity_factor=factor))
     config = run_config(model, parallel=ParallelConfig(expert_exchange=ExchangeOptions(padded=padded)))
     real = real_model(config)
     asked: dict[str, Any] = {}
@@ -269,7 +272,7 @@ def test_slots_are_those_of_the_layers(factor: float, padded: bool) -> None:
             layer.router.register_forward_pre_hook(note)
             assert isinstance(layer.placement, ExpertParallel)
             object.__setattr__(layer.placement, "options", config.parallel.expert_exchange)
-    output = real(torch.randn(IMAGES, 3, 32, 32), sample_keys(0, torch.arange(IMAGES)))
+    output = real(torch.randn(IMAGES, 3, 24, 40), sample_keys(0, torch.arange(IMAGES)))
     slots = slots_by_layer(model, IMAGES, padded=padded)
     assert slots.keys() == asked.keys() == output.moe.keys()
     for name, (tokens, call) in asked.items():

@@ -22,7 +22,7 @@ SEED = 2 * 8  # of dropout, which the kernel returns
 def kept_bytes(dtype: torch.dtype, windows_at_a_time: int = 0) -> int:
     """What is alive after a forward pass, its answer included, without input, mask and parameters."""
     with on_shapes("cuda"):
-        layer = WindowAttention(C, H, TableBias(3, H), windows_at_a_time=windows_at_a_time)
+        layer = WindowAttention(C, H, TableBias((3, 3), H), windows_at_a_time=windows_at_a_time)
         layer = layer.to("meta").to(dtype)  # the index is a constant made on the CPU
         x = torch.empty(IMAGES * WINDOWS, N, C, dtype=dtype, requires_grad=True)
         mask, tracker = torch.empty(WINDOWS, N, N), LiveBytes()

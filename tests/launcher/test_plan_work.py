@@ -55,6 +55,12 @@ def test_products_of_a_stage_by_hand() -> None:
     assert found["head", "head"] == 16 * 10
 
 
+def test_products_of_a_rectangle_by_hand() -> None:
+    """16 x 32 pixels: maps of 4 x 8 and 2 x 4 tokens, twice those of a square of 16, in windows as large."""
+    found, square = (flops_by_part(work_of(replace(TINY, image_size=s))) for s in ((16, 32), 16))
+    assert found == {part: 2 * count for part, count in square.items()} | {("head", "head"): 16 * 10}
+
+
 def test_the_backward_pass_has_two_products_for_each() -> None:
     for part in work_of(TINY).parts:
         forward, backward = (sum(op.multiply_adds for op in ops) for ops in part.trace.at(4))
@@ -70,6 +76,8 @@ MODELS = {
         TINY, moe=replace(MOE, router="cosine", top_k=2, expert_activation="swiglu", shared_expert=True)
     ),
     "soft": replace(TINY, moe=replace(MOE, router="soft", slots_per_expert=2)),
+    "experts on wide maps": replace(TINY, image_size=(16, 40)),  # 4 x 10 and 2 x 5
+    "tall maps, padded windows": replace(TINY, image_size=(44, 8), window_size=4),  # 11 x 2 and 6 x 1
 }
 
 

@@ -116,11 +116,11 @@ def test_model_errors(options: dict[str, object], message: str) -> None:
 def test_a_map_smaller_than_the_window_is_one_window() -> None:
     """Image 64: maps of 16, 8, 4, 2 tokens; a window of 8 shrinks to 4 and 2 in the last stages."""
     config = ModelConfig(image_size=64, window_size=8)
-    assert [config.stage_window(stage) for stage in range(4)] == [8, 8, 4, 2]
+    assert [config.stage_window(stage) for stage in range(4)] == [(8, 8), (8, 8), (4, 4), (2, 2)]
 
 
 def test_maps_of_any_size_round_up() -> None:
     """Image 203, patch 4: ceil(50.75) = 51 tokens, then 26, 13, 7; a window of 8 shrinks to 7 at the end."""
     config = ModelConfig(image_size=203, window_size=8)
-    assert [config.stage_resolution(stage) for stage in range(4)] == [51, 26, 13, 7]
-    assert [config.stage_window(stage) for stage in range(4)] == [8, 8, 8, 7]
+    assert [config.stage_resolution(stage) for stage in range(4)] == [(51, 51), (26, 26), (13, 13), (7, 7)]
+    assert [config.stage_window(stage) for stage in range(4)] == [(8, 8), (8, 8), (8, 8), (7, 7)]

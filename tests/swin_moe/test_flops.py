@@ -1,5 +1,6 @@
 """Models by name, and what they cost: closed forms, and the traps of counting."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -29,13 +30,14 @@ DENSE = replace(TOY, moe=None)
 def closed_form(config: ModelConfig) -> int:
     """Multiply-adds of one image, from the architecture; MoE layers as top_k MLPs and a router."""
     c, p = config.embed_dim, config.patch_size
-    total = (config.image_size // p) ** 2 * 3 * p * p * c
+    height, width = config.image_sides
+    total = (height // p) * (width // p) * 3 * p * p * c
     for stage, depth in enumerate(config.depths):
-        tokens = config.stage_resolution(stage) ** 2
+        tokens = math.prod(-(-side // (p * 2**stage)) for side in (height, width))
         if stage:
             total += tokens * 4 * c * 2 * c
             c *= 2
-        n = config.stage_window(stage) ** 2
+        n = math.prod(min(config.window_size, side // (p * 2**stage)) for side in (height, width))
         mlp = 2 * tokens * c * 4 * c
         for block in range(depth):
             total += tokens * c * 4 * c + 2 * tokens * n * c  # qkv and output; q k^T and the product with v
@@ -55,8 +57,10 @@ def closed_form(config: ModelConfig) -> int:
         TOY,
         replace(TOY, moe=replace(TOY.moe, top_k=2)),
         replace(TOY, moe=replace(TOY.moe, num_experts=64, capacity_factor=0.5)),
+        replace(TOY, image_size=(32, 64)),
+        replace(DENSE, image_size=(64, 8), position_bias="log_cpb"),
     ],
-    ids=["swin", "log_cpb", "swinv2", "moe", "top2", "many_experts"],
+    ids=["swin", "log_cpb", "swinv2", "moe", "top2", "many_experts", "wide", "tall_windows"],
 )
 def test_flops_are_the_closed_form(config: ModelConfig) -> None:
     assert cost(config).flops == closed_form(config)

@@ -72,15 +72,15 @@ def spatial_mlp(layer: SpatialMLP, window: Tensor, heads: int) -> Tensor:
 @pytest.mark.parametrize(("height", "width"), [(4, 4), (6, 4), (5, 3), (2, 4)])
 def test_spatial_mlp_equals_plain_loops(height: int, width: int, shifted: bool) -> None:
     """Window 2, two heads; shifted: window - shift = 1 zero before and the rest after a side above 2."""
-    layer = SpatialMLP(4, 2, 2).double()
+    layer = SpatialMLP(4, 2, (2, 2)).double()
     randomise(layer)
     assert layer.spatial_mlp.weight.shape == (2 * 4, 4, 1)
     block = SwinBlock(
         4,
         layer,
         nn.Identity(),
-        grid=WindowGrid(window=2, shifted=shifted, cyclic=False),
-        resolution=4,
+        grid=WindowGrid(window=(2, 2), shifted=shifted, cyclic=False),
+        resolution=(4, 4),
         norm="pre",
         main_norm=False,
         drop_path=0.0,
@@ -110,20 +110,26 @@ def log_offset(x: int, span: int) -> float:
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])
-@pytest.mark.parametrize(("window", "pretrained"), [(3, 0), (4, 3), (2, 5), (1, 0)])
-def test_log_cpb_equals_plain_arithmetic(window: int, pretrained: int, sigmoid: bool) -> None:
+@pytest.mark.parametrize(
+    ("window", "pretrained"),
+    [((3, 3), None), ((4, 4), (3, 3)), ((2, 2), (5, 5)), ((1, 1), None)]
+    + [((2, 4), None), ((4, 2), (3, 5)), ((1, 3), (4, 4))],
+)
+def test_log_cpb_equals_plain_arithmetic(
+    window: tuple[int, int], pretrained: tuple[int, int] | None, sigmoid: bool
+) -> None:
     """sign(x) log2(1 + 8 |x| / (w' - 1)) / log2(8), two layers with a ReLU, 16 * sigmoid; w' is the
     pretrained window where there is one."""
     bias = LogCpbBias(window, 2, sigmoid=sigmoid, pretrained_window=pretrained, hidden=7).double()
     randomise(bias)
     first, last = bias.cpb_mlp[0], bias.cpb_mlp[2]
     got = bias()
-    span = max((pretrained or window) - 1, 1)
-    n = window * window
+    tall, wide = (max(side - 1, 1) for side in pretrained or window)
+    n, w = window[0] * window[1], window[1]
     assert got.shape == (2, n, n)
     for i in range(n):
         for j in range(n):
-            at = [log_offset(i // window - j // window, span), log_offset(i % window - j % window, span)]
+            at = [log_offset(i // w - j // w, tall), log_offset(i % w - j % w, wide)]
             hidden = [
                 max(0.0, (first.weight[k, 0] * at[0] + first.weight[k, 1] * at[1] + first.bias[k]).item())
                 for k in range(7)
@@ -138,7 +144,7 @@ def test_log_cpb_equals_plain_arithmetic(window: int, pretrained: int, sigmoid: 
 @pytest.mark.parametrize("qkv_bias", [True, False])
 def test_cosine_attention_equals_plain_loops(qkv_bias: bool) -> None:
     """Equation 2: cos(q, k) * min(exp(s), 100) + bias; keys have no bias; one head is clamped."""
-    c, heads, window = 6, 2, 2
+    c, heads, window = 6, 2, (2, 2)
     layer = CosineAttention(c, heads, LogCpbBias(window, heads, sigmoid=True, hidden=5), qkv_bias=qkv_bias)
     layer.double()
     randomise(layer)
@@ -201,32 +207,44 @@ def test_post_norm_and_main_norm_by_hand() -> None:
 def padded_by_hand(block: SwinBlock, x: Tensor, filler: float) -> Tensor:
     """`block._mix` of a map whose padding to whole windows holds `filler` instead of zeros."""
     _, height, width, channels = x.shape
-    w = block.grid.window
-    tall, wide = -(-height // w) * w, -(-width // w) * w
-    shift = [w // 2 if block.grid.shifted and side > w else 0 for side in (tall, wide)]
+    h, w = block.grid.window
+    tall, wide = -(-height // h) * h, -(-width // w) * w
+    shift = [s // 2 if block.grid.shifted and side > s else 0 for side, s in ((tall, h), (wide, w))]
     full = torch.full((len(x), tall, wide, channels), filler, dtype=x.dtype)
     full[:, :height, :width] = x
     full = full.roll((-shift[0], -shift[1]), dims=(1, 2))
-    windows = full.view(-1, tall // w, w, wide // w, w, channels).transpose(2, 3).reshape(-1, w * w, channels)
+    windows = full.view(-1, tall // h, h, wide // w, w, channels).transpose(2, 3).reshape(-1, h * w, channels)
     mixed = block.attention(windows, block.grid.mask(height, width))
-    mixed = mixed.view(-1, tall // w, wide // w, w, w, channels).transpose(2, 3).reshape(full.shape)
+    mixed = mixed.view(-1, tall // h, wide // w, h, w, channels).transpose(2, 3).reshape(full.shape)
     return mixed.roll(shift, dims=(1, 2))[:, :height, :width]
 
 
 @pytest.mark.parametrize("kind", ["swin", "v2"])
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (7, 5), (3, 10), (2, 2), (9, 4), (1, 6)])
-def test_real_tokens_do_not_see_the_padding(kind: str, height: int, width: int) -> None:
+@pytest.mark.parametrize("image_size", [32, (8, 32), (32, 4)], ids=["3x3", "2x3", "3x1"])  # the windows
+def test_real_tokens_do_not_see_the_padding(
+    kind: str, height: int, width: int, image_size: int | tuple[int, int]
+) -> None:
     """Whatever the padding holds, and with it left out altogether: attention over the real tokens alone."""
-    model = build_model(KINDS[kind]).double()
+    model = build_model(replace(KINDS[kind], image_size=image_size)).double()
     randomise(model)
-    x = double((2, height, width, 8))
+    x = double((2, height, width, 8)).requires_grad_()
     for block in model.layers[0].blocks:
         got = block._mix(x)
         for filler in (0.0, 1.0, -1e4):
             assert torch.equal(got, padded_by_hand(block, x, filler)) or (
                 (got - padded_by_hand(block, x, filler)).abs().max() < 1e-12
             )
-        torch.testing.assert_close(got, attention_by_coordinates(block, x), rtol=1e-6, atol=1e-6)
+        expected = attention_by_coordinates(block, x)
+        torch.testing.assert_close(got, expected, rtol=1e-6, atol=1e-6)
+        inputs = [x, *block.attention.parameters()]
+        cotangent = double(tuple(x.shape), seed=4)
+        for a, b in zip(
+            torch.autograd.grad(got, inputs, cotangent, allow_unused=True),
+            torch.autograd.grad(expected, inputs, cotangent, allow_unused=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
 def attention_by_coordinates(block: SwinBlock, x: Tensor) -> Tensor:
@@ -235,19 +253,19 @@ def attention_by_coordinates(block: SwinBlock, x: Tensor) -> Tensor:
     Tokens share a window if their shifted coordinates lie in one and none of them has wrapped alone.
     """
     _, height, width, channels = x.shape
-    w, layer = block.grid.window, block.attention
-    sides = [-(-height // w) * w, -(-width // w) * w]
-    shift = [w // 2 if block.grid.shifted and side > w else 0 for side in sides]
+    (h, w), layer = block.grid.window, block.attention
+    sides = [-(-height // h) * h, -(-width // w) * w]
+    shift = [s // 2 if block.grid.shifted and side > s else 0 for side, s in zip(sides, (h, w), strict=True)]
     groups: dict[tuple[int, ...], list[tuple[int, int]]] = {}
     for row in range(height):
         for column in range(width):
             place = [(row - shift[0]) % sides[0], (column - shift[1]) % sides[1]]
-            name = (place[0] // w, place[1] // w, row < shift[0], column < shift[1])
+            name = (place[0] // h, place[1] // w, row < shift[0], column < shift[1])
             groups.setdefault(name, []).append((row, column))
     out, bias = torch.empty_like(x), layer.position_bias()
     for tokens in groups.values():
         within = torch.tensor(
-            [(r - shift[0]) % sides[0] % w * w + (c - shift[1]) % sides[1] % w for r, c in tokens]
+            [(r - shift[0]) % sides[0] % h * w + (c - shift[1]) % sides[1] % w for r, c in tokens]
         )
         values = torch.stack([x[:, r, c] for r, c in tokens], 1)  # (B, m, C)
         qkv = layer._project(values).view(len(x), len(tokens), 3, layer.num_heads, -1)

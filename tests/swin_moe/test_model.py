@@ -38,7 +38,7 @@ def on_meta(config: ModelConfig) -> SwinTransformer:
 def test_blocks_shift_in_turn_and_only_where_the_map_exceeds_the_window() -> None:
     """Swin-T at 224: maps of 56, 28, 14, 7 and windows of 7: the last stage never shifts."""
     shifts = [
-        [block.grid.shift(TINY.stage_resolution(i)) for block in stage.blocks]
+        [block.grid.shift(TINY.stage_resolution(i)[0], 0) for block in stage.blocks]
         for i, stage in enumerate(on_meta(TINY).layers)
     ]
     assert shifts == [[0, 3], [0, 3], [0, 3] * 3, [0, 0]]
@@ -282,7 +282,7 @@ def test_attention_reaches_the_windows_of_the_shift_and_no_further(shift: int) -
     """
     config = replace(TOY, moe=None, init_std=0.5)
     block = build_model(config).layers[0].blocks[shift].eval()
-    assert block.grid.shift(4) == shift
+    assert block.grid.shift(4, 0) == block.grid.shift(4, 1) == shift
     x, keys = torch.randn(1, 4, 4, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(1).long()
     windows = {
         0: {(1, 1): [(0, 0), (0, 1), (1, 0), (1, 1)], (3, 0): [(2, 0), (2, 1), (3, 0), (3, 1)]},

@@ -37,12 +37,14 @@ def closed_form(config: ModelConfig) -> int:
             total += 2 * 4 * c + 4 * c * 2 * c  # merging: norm of 4c, projection to 2c
             c *= 2
         h = config.num_heads[stage]
-        w = min(config.window_size, config.image_size // (config.patch_size * 2**stage))
+        rows = 1  # of the table of offsets
+        for side in config.image_sides:
+            rows *= 2 * min(config.window_size, side // (config.patch_size * 2**stage)) - 1
         for block in range(depth):
             total += 2 * 2 * c  # two norms
             total += c * 3 * c + 3 * c + c * c + c  # qkv and output projections with biases
             if config.position_bias == "table":
-                total += (2 * w - 1) ** 2 * h
+                total += rows * h
             else:
                 total += 2 * 512 + 512 + 512 * h
             mlp = c * 4 * c + 4 * c + 4 * c * c + (c if config.mlp_fc2_bias else 0)

@@ -91,7 +91,7 @@ def randomise(model: nn.Module, *, clamped: bool) -> None:
 def ours_and_theirs(config: ModelConfig, *, clamped: bool = True) -> tuple[SwinTransformer, nn.Module]:
     v2 = config.attention == "cosine"
     options = {
-        "image_size": config.image_size,
+        "image_size": list(config.image_sides),
         "patch_size": config.patch_size,
         "embed_dim": config.embed_dim,
         "depths": list(config.depths),
@@ -123,9 +123,9 @@ def shrink_tables(theirs: nn.Module, config: ModelConfig) -> None:
     for stage, layer in enumerate(theirs.swin.encoder.layers):
         window = config.stage_window(stage)
         for block in layer.blocks:
-            if window < config.window_size:
+            if window[0] < config.window_size:
                 kind = type(block.attention.relative_position_bias)
-                block.attention.relative_position_bias = kind(config.num_heads[stage], (window, window))
+                block.attention.relative_position_bias = kind(config.num_heads[stage], window)
 
 
 def visible(side: int, window: int, shift: int) -> Tensor:
@@ -150,7 +150,7 @@ def visible(side: int, window: int, shift: int) -> Tensor:
 def hide_padding(theirs: nn.Module, config: ModelConfig) -> None:
     """Give every layer the shift and the mask of its true map, padding hidden."""
     for stage, layer in enumerate(theirs.base_model.encoder.layers):
-        side, window = config.stage_resolution(stage), config.stage_window(stage)
+        side, window = config.stage_resolution(stage)[0], config.stage_window(stage)[0]
         for i, block in enumerate(layer.blocks):
             assert block.window_size == window or config.attention == "dot"  # Swin decides in its forward
             block.shift_size = window // 2 if i % 2 and side > window else 0
@@ -169,7 +169,7 @@ def compare(
 ) -> None:
     """Logits to an absolute 1e-5, and every gradient to 1e-4 of its largest entry."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(images, 3, config.image_size, config.image_size, generator=generator)
+    x = torch.randn(images, 3, *config.image_sides, generator=generator)
     x = x.to(ours.head.weight.dtype)
     with torch.no_grad():  # the bias is kept in one and computed in the other
         kept = ours(x).logits

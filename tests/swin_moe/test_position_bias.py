@@ -15,7 +15,9 @@ from swin_moe.position_bias import LogCpbBias, PositionBias, TableBias
 @pytest.fixture(params=["table", "log_cpb", "sigmoid"])
 def bias(request: pytest.FixtureRequest) -> PositionBias:
     made = (
-        TableBias(3, 2) if request.param == "table" else LogCpbBias(3, 2, sigmoid=request.param == "sigmoid")
+        TableBias((3, 3), 2)
+        if request.param == "table"
+        else LogCpbBias((3, 3), 2, sigmoid=request.param == "sigmoid")
     )
     with torch.no_grad():
         for parameter in made.parameters():
@@ -137,14 +139,14 @@ def test_copies_are_independent(bias: PositionBias) -> None:
 @torch.no_grad()
 def test_coordinates_survive_bf16() -> None:
     """To bf16 and back: the constants are not rounded by the way; loaded weights find them whole."""
-    bias = LogCpbBias(7, 2, sigmoid=True)
+    bias = LogCpbBias((7, 7), 2, sigmoid=True)
     expected = bias.coordinates.clone()
     assert torch.equal(bias.bfloat16().float().coordinates, expected)
 
 
 def test_inference_mode() -> None:
     with torch.inference_mode():
-        bias = TableBias(2, 1).eval()
+        bias = TableBias((2, 2), 1).eval()
         first = bias().clone()
         bias.relative_position_bias_table.add_(1.0)
         assert torch.equal(bias(), first + 1.0)

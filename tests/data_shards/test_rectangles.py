@@ -1,0 +1,334 @@
+"""Pictures of H x W pixels against torchvision, timm, and plain loops over the draws of `draws.py`."""
+
+import io
+import math
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from PIL import Image
+from timm.data.transforms import ResizeKeepRatio
+from torch import Tensor
+from torchvision.transforms import InterpolationMode, RandomResizedCrop
+from torchvision.transforms import functional as tv
+
+from data_shards.augment import TrainTransform, dct_factor, draw_crop, draw_flip
+from data_shards.decode import covering, decode_crop, decode_eval, decode_train
+from data_shards.device_augment import Augment, AugmentConfig
+from data_shards.draws import Purpose, fold, uniform
+from data_shards.erasing import AREA, RATIO, draw_rectangles
+from data_shards.errors import DataError
+from data_shards.eval_stream import EvalStream
+from data_shards.foreign import WebDatasetStream
+from data_shards.mixup import Mixer, weights
+from data_shards.operations import operate
+from data_shards.randaugment import Op
+from data_shards.stream import TrainStream
+
+from .conftest import SAMPLES
+from .test_decode import assert_close, jpeg, smooth
+from .tiny import bodies_of
+
+SIDES = HEIGHT, WIDTH = 24, 40
+RATIOS = (3 / 4, 4 / 3)
+
+
+# Decoding.
+
+
+@pytest.mark.parametrize("sides", [(24, 40), (40, 24), (8, 60)])
+def test_train_picture_is_torchvisions_resized_crop(sides: tuple[int, int]) -> None:
+    """RandomResizedCrop(size=(h, w)) cuts a crop whose ratio does not look at h / w, and stretches it."""
+    body, transform = jpeg(smooth(120, 200)), TrainTransform(image_size=sides)
+    image = Image.open(io.BytesIO(body))
+    for position in range(12):
+        crop, flip = draw_crop(120, 200, (3, position), transform), draw_flip((3, position), transform)
+        if dct_factor(crop, sides) > 1:  # decoded smaller: not the same pixels to begin with
+            continue
+        expected = tv.resized_crop(image, *crop, sides, InterpolationMode.BICUBIC)
+        expected = tv.hflip(expected) if flip else expected
+        ours = decode_train(body, (3, position), transform)
+        assert ours.shape == (3, *sides)
+        assert_close(ours, np.asarray(expected).transpose(2, 0, 1))
+
+
+def test_crops_are_distributed_as_torchvisions() -> None:
+    """Area and log ratio of 3000 crops each: means within 4.5 standard errors, both for a wide picture."""
+    torch.manual_seed(0)
+    transform, image = TrainTransform(image_size=SIDES), torch.empty(3, 120, 200)
+    theirs = [RandomResizedCrop.get_params(image, [0.08, 1.0], list(RATIOS)) for _ in range(3000)]
+    ours = [draw_crop(120, 200, (0, position), transform) for position in range(3000)]
+    for of in (lambda c: c[2] * c[3], lambda c: math.log(c[3] / c[2]), lambda c: c[0], lambda c: c[1]):
+        a, b = (np.array([of(crop) for crop in crops], dtype=float) for crops in (ours, theirs))
+        assert abs(a.mean() - b.mean()) < 4.5 * math.sqrt((a.var() + b.var()) / 3000)
+
+
+def test_the_picture_does_not_change_the_crop() -> None:
+    crops = [
+        [draw_crop(90, 70, (1, position), TrainTransform(image_size=size)) for position in range(50)]
+        for size in (24, (24, 40), (40, 24))
+    ]
+    assert crops[0] == crops[1] == crops[2]
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "factor"), [(96, 160, 2), (95, 160, 1), (96, 159, 1), (192, 320, 4), (4000, 159, 1)]
+)
+def test_both_sides_must_have_pixels_to_spare(height: int, width: int, factor: int) -> None:
+    """24 x 40 pixels, 2 for each: 48 x 80; twice of it is 96 x 160, and four times 192 x 320."""
+    transform = TrainTransform(image_size=SIDES, scale=(1.0, 1.0), ratio=(width / height, width / height))
+    crop = draw_crop(height, width, (0, 0), transform)
+    assert (crop.height, crop.width) == (height, width)
+    assert dct_factor(crop, SIDES) == factor
+    if height < 1000:
+        assert decode_crop(jpeg(smooth(height, width)), (0, 0), transform).shape == (
+            height // factor,
+            width // factor,
+            3,
+        )
+
+
+@pytest.mark.parametrize("source", [(60, 90), (100, 90), (53, 300), (33, 47), (200, 61)])
+@pytest.mark.parametrize(("sides", "ratio"), [((28, 42), 0.875), ((42, 28), 0.875), ((24, 48), 0.75)])
+def test_eval_picture_is_timms(source: tuple[int, int], sides: tuple[int, int], ratio: float) -> None:
+    """timm scales an image so for an input that is no square, and torchvision cuts the centre out.
+
+    The sizes are such that both round alike; torchvision's centre of an odd rest may lie one pixel further.
+    """
+    body = jpeg(smooth(*source))
+    covered = [math.floor(side / ratio) for side in sides]
+    scaled = ResizeKeepRatio(covered, interpolation="bicubic")(Image.open(io.BytesIO(body)))
+    height, width = covering(source, sides, ratio)
+    assert scaled.size == (width, height)
+    assert height == covered[0] or width == covered[1]
+    ours = decode_eval(body, sides, ratio)
+    top, left = (height - sides[0]) // 2, (width - sides[1]) // 2
+    cut = np.asarray(scaled)[top : top + sides[0], left : left + sides[1]]
+    assert_close(ours, cut.transpose(2, 0, 1))
+    if (height - sides[0]) % 2 == 0 and (width - sides[1]) % 2 == 0:
+        assert np.array_equal(cut, np.asarray(tv.center_crop(scaled, list(sides))))
+
+
+def test_the_covering_size_by_hand() -> None:
+    """To cover 32 x 48 pixels (28 x 42 at 0.875)."""
+    assert covering((60, 90), (28, 42), 0.875) == (32, 48)  # as wide as what it covers
+    assert covering((60, 60), (28, 42), 0.875) == (48, 48)  # the width decides
+    assert covering((64, 192), (28, 42), 0.875) == (32, 96)  # the height decides
+    assert covering((10, 10), (28, 28), 0.875) == (32, 32)
+    assert covering((100, 90), (28, 42), 0.875) == (53, 48)  # 100 * 48 / 90 = 53.3
+
+
+def test_eval_without_a_crop_stretches() -> None:
+    body = jpeg(smooth(60, 90))
+    expected = Image.open(io.BytesIO(body)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+    assert_close(decode_eval(body, SIDES), np.asarray(expected).transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("size", [(0, 8), (8, 0), (-1, 3)])
+def test_a_side_below_one_is_refused(size: tuple[int, int], shards: Path) -> None:
+    with pytest.raises(DataError, match=r"image_size \(.*\) must be at least 1"):
+        TrainTransform(image_size=size)
+    with pytest.raises(DataError, match=r"image_size \(.*\) must be at least 1"):
+        EvalStream(shards, batch_size=1, dp_rank=0, dp_size=1, image_size=size)
+
+
+# Streams.
+
+
+def train_stream(shards: Path, **options: object) -> TrainStream:
+    transform = TrainTransform(image_size=SIDES)
+    batches = {"seed": 1, "global_batch_size": 24, "micro_batch_size": 6, "dp_rank": 0, "dp_size": 1}
+    return TrainStream(shards, transform=transform, **(batches | options))
+
+
+def test_the_training_stream_gives_these_pictures(shards: Path) -> None:
+    bodies, _ = bodies_of(shards)
+    with train_stream(shards) as stream:
+        for batch in islice(stream, 8):
+            assert batch.images.shape == (6, 3, HEIGHT, WIDTH)
+            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+            where, rows = stream.order.locate(batch.positions.numpy())
+            for image, position, shard, row in zip(batch.images, batch.positions, where, rows, strict=True):
+                body = bodies[int(shard) * 20 + int(row)]
+                expected = decode_train(body, (1, int(position)), stream.transform)
+                assert np.array_equal(image.numpy(), expected)
+
+
+def test_the_evaluation_stream_gives_these_pictures(shards: Path) -> None:
+    bodies, _ = bodies_of(shards)
+    options = {"batch_size": 25, "dp_rank": 0, "dp_size": 1, "image_size": SIDES, "crop_ratio": 0.75}
+    with EvalStream(shards, **options) as stream:
+        batches = list(stream)
+    assert len(batches) == 5
+    for batch in batches:
+        assert batch.images.shape == (25, 3, HEIGHT, WIDTH)
+        for image, position in zip(batch.images, batch.positions.tolist(), strict=True):
+            expected = decode_eval(bodies[position], SIDES, 0.75) if position >= 0 else 0
+            assert np.array_equal(image.numpy(), np.broadcast_to(expected, image.shape))
+    assert (batches[-1].positions == -1).sum() == 125 - SAMPLES
+
+
+def test_tars_of_others_give_these_pictures(shards: Path) -> None:
+    bodies, _ = bodies_of(shards)
+    transform = TrainTransform(image_size=SIDES)
+    batches = {"global_batch_size": 4, "micro_batch_size": 4, "dp_rank": 0, "dp_size": 1, "num_classes": 5}
+    place = f"{shards}/{{000000..000005}}.tar"
+    with WebDatasetStream(place, seed=1, transform=transform, **batches) as stream:
+        (batch,) = islice(stream, 1)
+    assert batch.images.shape == (4, 3, HEIGHT, WIDTH)
+    for image, position in zip(batch.images, batch.positions.tolist(), strict=True):
+        assert any(np.array_equal(image.numpy(), decode_train(b, (1, position), transform)) for b in bodies)
+
+
+def test_ranks_share_the_pictures_of_one(shards: Path) -> None:
+    with train_stream(shards, micro_batch_size=24) as stream:
+        (whole,) = islice(stream, 1)
+    parts = []
+    for rank in range(2):
+        with train_stream(shards, micro_batch_size=12, dp_rank=rank, dp_size=2) as stream:
+            parts += list(islice(stream, 1))
+    assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+
+
+# Augmentation on the device.
+
+
+def scalars(purpose: Purpose, seed: int, position: int) -> Iterator[float]:
+    """The draws of a sample, one after the other."""
+    key = fold(purpose, seed, position)
+    return (uniform(key, counter) for counter in range(1000))
+
+
+@pytest.mark.parametrize("sides", [SIDES, (40, 24), (6, 64)])
+def test_erased_rectangles_by_plain_loops(sides: tuple[int, int]) -> None:
+    tall, wide = sides
+    expected = []
+    for position in range(400):
+        draws = scalars(Purpose.ERASE, 9, position)
+        chosen = next(draws) < 0.5
+        for _ in range(10):
+            u_area, u_ratio, u_top, u_left = islice(draws, 4)
+            area = tall * wide * (AREA[0] + u_area * (AREA[1] - AREA[0]))
+            ratio = math.exp(math.log(RATIO[0]) + u_ratio * (math.log(RATIO[1]) - math.log(RATIO[0])))
+            height, width = round(math.sqrt(area * ratio)), round(math.sqrt(area / ratio))
+            if height < tall and width < wide:
+                if chosen:
+                    top, left = int(u_top * (tall - height + 1)), int(u_left * (wide - width + 1))
+                    expected.append([position, top, left, height, width])
+                break
+    found = draw_rectangles(0.5, 9, torch.arange(400), sides)
+    assert torch.stack([*found], 1).tolist() == expected
+    assert len(expected) > 100
+    assert (found.top + found.height <= tall).all()
+    assert (found.left + found.width <= wide).all()
+    if sides == SIDES:
+        assert (found.left + found.width).max() > tall  # the other way round they would not reach so far
+
+
+@pytest.mark.parametrize("sides", [SIDES, (40, 24)])
+def test_cutmix_boxes_and_shares_by_plain_loops(sides: tuple[int, int]) -> None:
+    """Alpha 1 draws the share evenly, so that lam is the third draw of the pair itself."""
+    mix = Mixer(0.0, 1.0, 1.0, 0.5).draw(4, torch.arange(200), sides)
+    share = weights(mix, sides)
+    assert share.shape == (200, 1, *sides)
+    for position in range(200):
+        _, _, lam, *at = islice(scalars(Purpose.MIX, 4, position // 2), 5)
+        box = []
+        for side, place in zip(sides, at, strict=True):
+            half, centre = int(side * math.sqrt(1 - lam)) // 2, int(place * side)
+            box += [max(0, centre - half), min(side, centre + half)]
+        assert mix.box[position].tolist() == box
+        expected = torch.ones(sides)
+        expected[box[0] : box[1], box[2] : box[3]] = 0
+        assert torch.equal(share[position, 0], expected)
+        assert mix.lam[position].item() == pytest.approx(expected.mean().item(), abs=1e-6)
+    assert mix.box[:, 1].max() == sides[0]
+    assert mix.box[:, 3].max() == sides[1]
+
+
+def source_of(op: Op, value: float, x: float, y: float) -> tuple[float, float]:
+    """Whence the pixel centre (x, y) of a picture of 24 x 40 comes, worked out from the geometry."""
+    if op == Op.ROTATE:  # counter-clockwise about (20, 12); y points down
+        angle, dx, dy = math.radians(value), x - WIDTH / 2, y - HEIGHT / 2
+        return (
+            WIDTH / 2 + math.cos(angle) * dx - math.sin(angle) * dy,
+            HEIGHT / 2 + math.sin(angle) * dx + math.cos(angle) * dy,
+        )
+    shear_x, shear_y, shift_x, shift_y = (
+        value if op == kind else 0.0 for kind in (Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y)
+    )
+    return x + shear_x * y + shift_x, y + shear_y * x + shift_y
+
+
+def interpolated(picture: Tensor, u: float, v: float) -> list[float]:
+    """Bilinear between pixel centres, the border's pixels going on: (3,)."""
+    left, top = math.floor(u - 0.5), math.floor(v - 0.5)
+    a, b = u - 0.5 - left, v - 0.5 - top
+    found = [0.0] * 3
+    for i, j, weight in ((0, 0, (1 - a) * (1 - b)), (1, 0, a * (1 - b)), (0, 1, (1 - a) * b), (1, 1, a * b)):
+        column, row = min(max(left + i, 0), WIDTH - 1), min(max(top + j, 0), HEIGHT - 1)
+        for channel in range(3):
+            found[channel] += weight * picture[channel, row, column].item()
+    return found
+
+
+@pytest.mark.parametrize(
+    ("op", "value"),
+    [
+        (Op.ROTATE, 27.0),
+        (Op.ROTATE, -13.3),
+        (Op.SHEAR_X, 0.27),
+        (Op.SHEAR_Y, -0.27),
+        (Op.TRANSLATE_X, 16.2),
+        (Op.TRANSLATE_Y, -9.7),
+    ],
+)
+def test_warps_by_plain_loops(op: Op, value: float) -> None:
+    generator = np.random.default_rng(5)
+    picture = torch.from_numpy(generator.integers(0, 256, (3, *SIDES), dtype=np.uint8))
+    ours, fill = picture[None].clone(), torch.tensor([124, 116, 104], dtype=torch.uint8)
+    value = float(np.float32(value))
+    operate(ours, torch.tensor([op]), torch.tensor([value]), fill, "bilinear")
+    wrong = 0
+    for row in range(HEIGHT):
+        for column in range(WIDTH):
+            u, v = source_of(op, value, column + 0.5, row + 0.5)
+            is_inside = 0 <= u < WIDTH and 0 <= v < HEIGHT
+            expected = interpolated(picture, u, v) if is_inside else fill.tolist()
+            got = ours[0, :, row, column].tolist()
+            wrong += any(abs(a - math.floor(b + 2**-8)) > 1 for a, b in zip(got, expected, strict=True))
+    assert wrong <= 2  # a source point on the very edge may fall either way
+
+
+def test_all_of_it_together_keeps_to_its_sides() -> None:
+    """Mixed pictures lie between their parts, pairs are pairs, and a batch may be split anywhere."""
+    config = AugmentConfig(erase_prob=1.0)
+    augment = Augment(config, seed=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    generator = np.random.default_rng(2)
+    images = torch.from_numpy(generator.integers(0, 256, (32, 3, *SIDES), dtype=np.uint8))
+    labels, positions = torch.arange(32) % 5, torch.arange(32)
+    whole, targets = augment(images, labels, positions)
+    assert whole.shape == (32, 3, *SIDES)
+    parts = [augment(*(x[i : i + 4] for x in (images, labels, positions)))[0] for i in range(0, 32, 4)]
+    assert torch.equal(torch.cat(parts), whole)
+    assert targets.lam.unique().numel() > 8
+
+
+@pytest.mark.parametrize("sides", [(1, 9), (2, 7), (3, 3), (1, 1)])
+def test_slim_pictures_are_augmented(sides: tuple[int, int]) -> None:
+    config = AugmentConfig(auto_augment="rand-m9-mstd0.5-n8-inc1", erase_prob=1.0)
+    augment = Augment(config, seed=3, mean=(0.5,) * 3, std=(0.2,) * 3)
+    images = torch.full((64, 3, *sides), 9, dtype=torch.uint8)
+    mixed, _ = augment(images, torch.zeros(64).long(), torch.arange(64))
+    assert mixed.shape == (64, 3, *sides)
+    assert mixed.isfinite().all()
+
+
+def test_gray_pictures_have_three_channels() -> None:
+    body = simplejpeg.encode_jpeg(smooth(28, 50, 1), quality=95, colorspace="GRAY", colorsubsampling="Gray")
+    assert decode_eval(body, SIDES, 0.875).shape == (3, *SIDES)
+    assert decode_train(body, (0, 0), TrainTransform(image_size=SIDES)).shape == (3, *SIDES)
