@@ -30,7 +30,7 @@ class DataConfig:
     train: str
     val: str
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random resized crop, as a share of the image
-    # its width over its height in the source image, whatever the shape of model.image_size, as in torchvision
+    # its width over its height in the source image, as in torchvision; model.image_size does not matter
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
     flip_probability: float = 0.5
     # at evaluation an image is scaled until it covers model.image_size / eval_crop, and its centre is cut out;
