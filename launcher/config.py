@@ -230,12 +230,12 @@ def _value_problems(section: type, adapter: TypeAdapter[Any], document: str) -> 
 
 def _of_one_choice(errors: list[ErrorDetails]) -> Iterator[ErrorDetails]:
     """Of an option that takes a number or a list, the errors of the choice that the value looks like."""
-    lists = {error["loc"][:-1] for error in errors if str(error["loc"][-1]).startswith("tuple[")}
-    for error in errors:
-        above, choice = error["loc"][:-1], error["loc"][-1]
-        if above in lists and choice == "int":
+    places = [(error["loc"][:-1], str(error["loc"][-1]) if error["loc"] else "") for error in errors]
+    no_lists = {option for option, choice in places if choice.startswith("tuple[")}
+    for error, (option, choice) in zip(errors, places, strict=True):
+        if option in no_lists and choice == "int":
             yield {**error, "type": "int_or_list"}
-        elif above not in lists and not (choice == "int" and isinstance(error["input"], list)):
+        elif option not in no_lists and not (choice == "int" and isinstance(error["input"], list)):
             yield error
 
 

@@ -30,11 +30,11 @@ class DataConfig:
     train: str
     val: str
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random resized crop, as a share of the image
-    # its width over its height in the source image, whatever the shape of model.image_size, as in torchvision
+    # its width over its height in the source image, as in torchvision; model.image_size does not matter
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
     flip_probability: float = 0.5
-    # at evaluation an image is scaled until it covers model.image_size / eval_crop, and its centre is cut
-    # out; 1.0 resizes the whole image, changing its aspect ratio
+    # at evaluation an image is scaled until it covers model.image_size / eval_crop and its centre is cut out;
+    # 1.0 resizes the whole image, changing its aspect ratio
     eval_crop: float = 0.875
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)

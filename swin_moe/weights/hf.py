@@ -140,11 +140,11 @@ def check_exportable(config: ModelConfig) -> None:
     Swin has one window in all stages; Swinv2 rounds maps down; both have square windows, let padding take
     part in attention, and shift along both axes or none: Swin by the shorter side, Swinv2 by the height.
     """
-    for pretrained in map(sides, config.pretrained_window_sizes or ()):
-        if pretrained[0] != pretrained[1]:
+    for learned in map(sides, config.pretrained_window_sizes or ()):
+        if learned[0] != learned[1]:
             raise WeightsError(
                 "Hugging Face's config.json holds square windows alone, and model.pretrained_window_sizes "
-                f"has {as_text(pretrained)}; --to timm and --to safetensors hold it"
+                f"has {as_text(learned)}; --to timm and --to safetensors hold it"
             )
     for stage in range(len(config.depths)):
         (height, width), own = config.stage_resolution(stage), config.stage_window(stage)
