@@ -82,7 +82,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _check(args: argparse.Namespace, _: list[str]) -> int:
     config = load_config(args.config, args.overrides)
-    check(config, args.nproc)
+    check(config, args.nproc, here=bool(args.nproc) and not args.ranks_per_node)
     if args.ranks_per_node and not args.nproc:
         raise ConfigError("--ranks-per-node is for a layout: say --nproc N, the number of all ranks, too")
     num_samples, found = _training_data(config.data.train)
@@ -116,7 +116,7 @@ def _train(args: argparse.Namespace, arguments: list[str]) -> int:
         run = RunDirectory(config.run_dir)
         if args.elastic:
             config, _ = replan(config, args.nproc, args.nproc)  # rank 0 says how
-        check(config, args.nproc)
+        check(config, args.nproc, here=True)
         run.lock(resume=args.resume == "auto")
         try:
             check_changes(config, run.checkpoints, allow=args.allow_change)

@@ -1,45 +1,60 @@
 """Everything about a run that can be found wrong before it starts: rules across sections, shards, layout."""
 
+from data_shards.cache import least_bytes
 from data_shards.errors import DataError
+from data_shards.index import Manifest
 from data_shards.loading import checked_manifest
 from data_shards.patterns import expand, names_tars
 from launcher.config import ConfigError
-from launcher.duration import parse_duration, to_steps
+from launcher.duration import to_steps
 from launcher.elastic import replan
+from launcher.place_rules import machine_errors, place_errors
 from launcher.run_directory import RunDirectory
+from launcher.run_rules import run_errors
 from launcher.schema import RunConfig
 from parallel.commit import committed
 from parallel.expert import ExchangeOptions
 from parallel.mesh import LayoutError, ParallelDims
 from parallel.optimizers import OptimizerError, import_apex
-from parallel.zero_config import check_zero_section
 from swin_moe.config import ModelError
 from swin_moe.tutel_backend import import_tutel
 
 
-def check(config: RunConfig, world_size: int | None = None) -> None:
-    """Check a configuration against itself, its shards and a number of ranks.
+def check(config: RunConfig, world_size: int | None = None, *, here: bool = False) -> None:
+    """Check a configuration against itself, its files and a number of ranks: what passes, trains.
 
     Args:
         config: valid option by option.
         world_size: ranks of the run; None leaves out the rules that need it.
+        here: whether the ranks are on this machine, so that its processor and its disks count.
 
     Raises:
         ConfigError: with every rule that does not hold, a line each.
     """
-    if errors := problems(config, world_size):
+    if errors := problems(config, world_size, here=here):
         count = "one thing" if len(errors) == 1 else f"{len(errors)} things"
         lines = [*errors, *_elastic_hint(config, world_size)]
         raise ConfigError(f"{count} to correct:\n" + "\n".join(f"  {line}" for line in lines))
 
 
-def problems(config: RunConfig, world_size: int | None = None, *, data: bool = True) -> list[str]:
-    """What `check` finds wrong, a line each; `data=False` leaves out the shards, which may be elsewhere."""
-    errors = rule_errors(config, world_size)
-    if config.task == "simmim" and config.data.augment is not None:
-        errors.append("data.augment is for task=classification: leave it out (null) for task=simmim")
-    errors += [*(_data_errors(config) if data else []), *_duration_errors(config)]
-    return errors + _messages(lambda: check_zero_section(config.deepspeed), ValueError)
+def problems(
+    config: RunConfig, world_size: int | None = None, *, data: bool = True, here: bool = False
+) -> list[str]:
+    """What `check` finds wrong, a line each.
+
+    Args:
+        config: valid option by option.
+        world_size: ranks of the run; None leaves out the rules that need it.
+        data: False leaves out shards, weights and the run directory, which may be on another machine.
+        here: see `check`.
+    """
+    errors, num_samples = rule_errors(config, world_size), None
+    if data:
+        found, num_samples = _data_errors(config)
+        errors += [*found, *place_errors(config)]
+    if here:
+        errors += machine_errors(config)
+    return errors + run_errors(config, num_samples)
 
 
 def rule_errors(config: RunConfig, world_size: int | None) -> list[str]:
@@ -181,14 +196,18 @@ def _optimizer_errors(config: RunConfig) -> list[str]:
     return errors
 
 
-def _data_errors(config: RunConfig) -> list[str]:
-    errors = []
+def _data_errors(config: RunConfig) -> tuple[list[str], int | None]:
+    """What is wrong with the shards, and the images of an epoch, where they are known."""
+    errors: list[str] = []
+    num_samples = None
     for option, directory in (("data.train", config.data.train), ("data.val", config.data.val)):
         try:
             if names_tars(directory):  # of data.train alone, see DataConfig
                 expand(directory)
                 continue
             manifest = checked_manifest(directory)
+            num_samples = manifest.samples if option == "data.train" else num_samples
+            errors += _cache_errors(config, option, manifest)
         except DataError as error:
             errors.append(f"{option}: {error}")
             continue
@@ -197,32 +216,15 @@ def _data_errors(config: RunConfig) -> list[str]:
                 f"model.num_classes ({config.model.num_classes}) must be the classes of {option} "
                 f"({len(manifest.classes)} in {directory})"
             )
-    return errors
+    return errors, num_samples
 
 
-def _duration_errors(config: RunConfig) -> list[str]:
-    durations: dict[str, str | None] = {
-        "train.duration": config.train.duration,
-        "train.eval_every": config.train.eval_every,
-        "train.moe_load_every": config.train.moe_load_every,
-        "optim.warmup": config.optim.warmup,
-        "optim.decay_every": config.optim.decay_every if config.optim.schedule == "step" else None,
-        "checkpoint.every": config.checkpoint.every,
-        "checkpoint.keep_every": config.checkpoint.keep_every,
-    }
-    durations |= {f"optim.decay_at[{i}]": text for i, text in enumerate(config.optim.decay_at)}
-    errors = []
-    num_samples = None if names_tars(config.data.train) else 1
-    for option, text in durations.items():
-        if text is None:
-            continue
-        found = _messages(
-            lambda t=text: to_steps(t, global_batch_size=1, num_samples=num_samples), ValueError
-        )
-        errors += [f"{option}: {message}" for message in found]
-        if not found and option != "optim.warmup" and parse_duration(text).amount == 0:
-            errors.append(f"{option} ({text}) must be more than nothing")
-    return errors
+def _cache_errors(config: RunConfig, option: str, manifest: Manifest) -> list[str]:
+    """The cache must hold a shard."""
+    least, gib = least_bytes(manifest), config.data.cache_gib
+    if config.data.cache is None or int(gib * 2**30) >= least:
+        return []
+    return [f"data.cache_gib ({gib}) must be at least {least / 2**30:.3g}, the largest shard of {option}"]
 
 
 def _messages(action: object, kind: type[ValueError]) -> list[str]:

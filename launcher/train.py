@@ -84,7 +84,7 @@ def open_run(
     """Check everything, take the run directory and note that a session begins."""
 
     def prepare() -> CrashLoopError | None:
-        check(config, world_size)
+        check(config, world_size, here=True)
         if config.parallel.offload_optimizer:
             prepare_extensions(OFFLOADED)
         if torch.distributed.get_rank() != 0:

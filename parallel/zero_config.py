@@ -123,6 +123,20 @@ def check_zero_section(options: Mapping[str, Any]) -> None:
         raise ValueError("; ".join(found)) from error
 
 
+def check_precision(precision: Precision) -> None:
+    """Raise ValueError where the device of this process cannot train in a precision; imports DeepSpeed."""
+    if precision != "fp16":
+        return
+    choose_accelerator()
+    from deepspeed.accelerator import get_accelerator
+
+    if not get_accelerator().is_fp16_supported():
+        raise ValueError(
+            f"train.precision (fp16) needs a device with fp16 instructions, and DeepSpeed finds none on this "
+            f"{get_accelerator().device_name()}; set train.precision=bf16"
+        )
+
+
 def deepspeed_config(options: EngineOptions, world_size: int, reduce_bucket: int | None) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`.
 

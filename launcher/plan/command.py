@@ -10,12 +10,13 @@ import torch
 
 from launcher import local
 from launcher.arguments import positive
-from launcher.check import rule_errors
+from launcher.check import problems
 from launcher.config import ConfigError, load_config
 from launcher.plan.hardware import Hardware, load_hardware
 from launcher.plan.simulate import MTBF_GPU_H, Failures, parse_range
 from launcher.preflight.command import no_run
 from launcher.rank import Guard, as_rank
+from launcher.run_rules import run_errors
 from launcher.schema import RunConfig
 from parallel.env import Ranks
 
@@ -87,6 +88,8 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
     counts = parse_range(args.simulate) if args.simulate else []
     nodes = [args.gpus_per_node or hardware.ranks_per_node] * args.nodes
     hardware.peak(config.train.precision)
+    if (counts or args.search) and (errors := run_errors(config)):
+        raise ConfigError("\n".join(["no layout can be had:", *(f"  {error}" for error in errors)]))
     found: dict[str, Any] = {}
     if counts:
         found |= _simulate(args, config, hardware, counts)
@@ -180,9 +183,9 @@ def _make_directory(directory: Path) -> None:
 
 
 def _check(config: RunConfig, world_size: int) -> None:
-    if errors := rule_errors(config, world_size):
+    if errors := problems(config, world_size, data=False):
         raise ConfigError(
-            "\n".join([f"this layout cannot be had on {world_size} ranks:", *(f"  {e}" for e in errors)])
+            "\n".join([f"this run cannot be had on {world_size} ranks:", *(f"  {e}" for e in errors)])
         )
 
 
