@@ -4,6 +4,7 @@ import json
 import re
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -80,8 +81,18 @@ def _collect(pairs: Iterable[tuple[str, int]]) -> tuple[Names, np.ndarray]:
     return names, np.frombuffer(labels, dtype=np.uint32)
 
 
+@contextmanager
+def _text(path: Path) -> Iterator[TextIO]:
+    """An open file of UTF-8 text, with or without a byte order mark; DataError in another encoding."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+
+
 def _map_lines(path: Path) -> Iterator[tuple[str, int]]:
-    with open(path, encoding="utf-8") as file:
+    with _text(path) as file:
         for number, line in enumerate(file, 1):
             name, tab, label = line.rstrip("\r\n").rpartition("\t")
             if line.strip():
@@ -98,7 +109,7 @@ def _checked(label: int, where: str) -> int:
 
 def _json_pairs(path: Path, chunk: int = CHUNK) -> Iterator[tuple[str, int]]:
     """The pairs of a JSON list of [path, label], parsed piece by piece: whole, 14 million take 2.5 GB."""
-    with open(path, encoding="utf-8-sig") as file:
+    with _text(path) as file:
         for number, pair in enumerate(_json_items(path, file, chunk)):
             if not (
                 isinstance(pair, list)

@@ -8,11 +8,9 @@ from data_shards.patterns import expand, names_tars
 from launcher.config import ConfigError
 from launcher.duration import to_steps
 from launcher.elastic import replan
-from launcher.place_rules import machine_errors, place_errors
-from launcher.run_directory import RunDirectory
+from launcher.place_rules import has_begun, machine_errors, place_errors
 from launcher.run_rules import run_errors
 from launcher.schema import RunConfig
-from parallel.commit import committed
 from parallel.expert import ExchangeOptions
 from parallel.mesh import LayoutError, ParallelDims
 from parallel.optimizers import OptimizerError, import_apex
@@ -68,7 +66,7 @@ def rule_errors(config: RunConfig, world_size: int | None) -> list[str]:
 
 def _elastic_hint(config: RunConfig, world_size: int | None) -> list[str]:
     """That a run that has a checkpoint can go on over other ranks, where that is all that is wrong."""
-    if world_size is None or not committed(RunDirectory(config.run_dir).checkpoints):
+    if world_size is None or not has_begun(config):
         return []
     try:
         _, plan = replan(config, world_size)

@@ -16,7 +16,9 @@ from parallel.zero_config import check_precision
 def place_errors(config: RunConfig) -> list[str]:
     """What is wrong with the places that all nodes of a run share: its run directory and its weights."""
     errors = []
-    if reason := _unwritable(RunDirectory(config.run_dir).checkpoints):
+    if not config.run_dir.strip():
+        errors.append(f"run_dir ({config.run_dir!r}) must name a directory")
+    elif reason := _unwritable(RunDirectory(config.run_dir).checkpoints):
         errors.append(f"run_dir ({config.run_dir}) cannot be written: {reason}; choose another run_dir")
     return errors + _weights_errors(config)
 
@@ -53,7 +55,7 @@ def _nearest(path: Path) -> Path:
 
 def _weights_errors(config: RunConfig) -> list[str]:
     """Whether the weights to start from are there and fit; a run that goes on does not read them."""
-    if config.train.pretrained is None or _has_begun(config):
+    if config.train.pretrained is None or has_begun(config):
         return []
     try:
         fitted(config.train, backbone_on_meta(config))
@@ -62,7 +64,7 @@ def _weights_errors(config: RunConfig) -> list[str]:
     return []
 
 
-def _has_begun(config: RunConfig) -> bool:
+def has_begun(config: RunConfig) -> bool:
     """Whether the run has a checkpoint to go on from."""
     try:
         return bool(committed(RunDirectory(config.run_dir).checkpoints))

@@ -42,7 +42,7 @@ class DataConfig:
             "data.",
             self,
             crop_scale=(0, 1),
-            crop_ratio=(0, 100),
+            crop_ratio=(0.01, 100),
             decode_threads=(1, 256),
             fetch_threads=(0, 1024),
             flip_probability=(0, 1),
@@ -233,7 +233,5 @@ class RunConfig:
     )  # further options of DeepSpeed's own configuration
 
     def __post_init__(self) -> None:
-        if not self.run_dir.strip():
-            raise ValueError(f"run_dir ({self.run_dir!r}) must name a directory")
         check_ranges("", self, seed=(0, 2**63 - 1))
         check_deepspeed(self.deepspeed)
