@@ -1,4 +1,4 @@
-"""Rules about places and devices: directories that are to be written, weights to start from, the processor."""
+"""Rules about places and devices: directories to write into, weights to start from, the processor."""
 
 import os
 import tempfile

@@ -40,13 +40,12 @@ def fitted(train: TrainConfig, model: SwinTransformer) -> Fitted:
         ConfigError: they cannot be read or do not fit.
     """
     path, head = str(train.pretrained), train.pretrained_head
-    if (Path(path) / MANIFEST).exists() or (Path(path) / "checkpoints").exists():
-        raise ConfigError(
-            f"train.pretrained ({path}) is a run; make a file of it first: "
-            f"swin-moe convert {path} FILE --to native"
-        )
     heads: dict[str, Head] = {"strict": "strict", "replace": "replace"}
     try:
+        if (Path(path) / MANIFEST).exists() or (Path(path) / "checkpoints").exists():
+            raise ConfigError(
+                f"{path} is a run; make a file of it first: swin-moe convert {path} FILE --to native"
+            )
         known = heads.get(head) or ClassMap.read(head)
         return fit(model, path, head=known, upcycle_noise=train.upcycle_noise)
     except (ValueError, OSError) as error:

@@ -8,7 +8,7 @@ from launcher.duration import parse_duration, to_steps
 from launcher.optim import freeze
 from launcher.schema import RunConfig
 from launcher.tasks import on_meta
-from parallel.zero_config import check_zero_section
+from parallel.zero_config import check_with_deepspeed
 from swin_moe.config import ModelConfig
 from swin_moe.dispatch import capacity
 
@@ -25,7 +25,7 @@ def run_errors(config: RunConfig, num_samples: int | None = None) -> list[str]:
     errors = [*_task_errors(config), *_capacity_errors(config.model), *_freeze_errors(config)]
     errors += _duration_errors(config) or [*_rate_errors(config), *_length_errors(config, num_samples)]
     try:
-        check_zero_section(config.deepspeed)
+        check_with_deepspeed(config.deepspeed)
     except ValueError as error:
         errors.append(str(error))
     return errors

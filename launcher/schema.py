@@ -12,7 +12,8 @@ from data_shards.patterns import names_tars
 from parallel.expert import ExchangeOptions
 from parallel.ranges import LARGEST, WEEK_S, check_ranges
 from parallel.zero_config import OptimizerName, Precision, ZeroStage, check_deepspeed
-from swin_moe.config import ModelConfig, SimMIMConfig
+from swin_moe.config import ModelConfig
+from swin_moe.simmim_config import SimMIMConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,8 +165,8 @@ class TrainConfig:
                 raise ValueError(f"train.{name} ('') must name a file; leave it out where there is none")
         if self.upcycle_noise is not None and not (0 <= self.upcycle_noise <= 10 and self.pretrained):
             raise ValueError(
-                f"train.upcycle_noise ({self.upcycle_noise}) must lie in [0, 10], and needs train.pretrained: "
-                "the weights of a dense model"
+                f"train.upcycle_noise ({self.upcycle_noise}) must lie in [0, 10], and needs "
+                "train.pretrained: the weights of a dense model"
             )
         if self.spike_factor != 0 and self.spike_factor <= 1:
             raise ValueError(

@@ -13,7 +13,7 @@ from data_shards.prefetch import Batch
 from launcher.schema import DataConfig, RunConfig
 from parallel.exchange import ExchangeOptions
 from parallel.mesh import Mesh
-from swin_moe.flops import build_on_meta
+from swin_moe.flops import build_on_meta, construct_on_meta
 from swin_moe.losses import classification_loss, evaluation_sums
 from swin_moe.model import ModelOutput, SwinTransformer, build_model
 from swin_moe.simmim import SimMIM, SimMIMOutput, build_simmim
@@ -174,7 +174,9 @@ def task_of(config: RunConfig, device: torch.device) -> Task:
 def on_meta(config: RunConfig) -> nn.Module:
     """The model of a run in shapes alone, all experts on one rank."""
     if config.task == "simmim":
-        return build_on_meta(config.model, lambda model, placement: SimMIM(model, config.simmim, placement))
+        return construct_on_meta(
+            lambda model, placement: SimMIM(model, config.simmim, placement), config.model
+        )
     return build_on_meta(config.model)
 
 

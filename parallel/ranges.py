@@ -1,4 +1,4 @@
-"""The closed ranges of numeric options, checked in the `__post_init__` of the dataclass that declares them."""
+"""Closed ranges of numeric options, checked in the `__post_init__` of the dataclass that declares them."""
 
 LARGEST = 2**31 - 1  # of a number of steps, blocks or checkpoints: it fits every integer type below
 WEEK_S = 604800.0  # of a time limit

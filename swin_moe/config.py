@@ -105,7 +105,8 @@ class MoEConfig:
         require(
             self.balance != "importance_load" or self.gate_noise >= LOWEST_NOISE,
             f"model.moe.balance_loss=importance_load needs model.moe.gate_noise ({self.gate_noise}) of at "
-            f"least {LOWEST_NOISE}: its load term is a probability under that noise; set balance_loss to importance or gshard",
+            f"least {LOWEST_NOISE}: its load term is a probability under that noise; set balance_loss to "
+            "importance or gshard",
         )
         learned = ("auto", "none", "gshard") if self.router == "sigmoid" else ("auto", "none")
         require(
@@ -299,28 +300,3 @@ class ModelConfig:
     def is_moe_block(self, stage: int, block: int) -> bool:
         """Whether this block's MLP is a mixture of experts."""
         return self.moe is not None and block in self.moe.blocks[stage]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimMIMConfig:
-    """What is hidden and what is predicted.
-
-    `mask_patch_size` is in pixels, a multiple of the model's patch; `mask_ratio` of an image's mask patches
-    are hidden, rounded up. `norm_target_window` is the side of the window of pixels by whose mean and
-    deviation a target is normalised (SwinV2: 47), 0 for the pixels as they are.
-    """
-
-    mask_patch_size: int = 32
-    mask_ratio: float = 0.6
-    norm_target_window: int = 0
-
-    def __post_init__(self) -> None:
-        check_ranges(
-            "simmim.", self, error=ModelError, mask_patch_size=(1, 2**14), norm_target_window=(0, 2**14)
-        )
-        require(0 < self.mask_ratio <= 1, f"simmim.mask_ratio ({self.mask_ratio}) must lie in (0, 1]")
-        window = self.norm_target_window
-        require(
-            window == 0 or (window >= 3 and window % 2 == 1),
-            f"simmim.norm_target_window ({window}) must be 0 or an odd number above 1",
-        )

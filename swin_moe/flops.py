@@ -36,15 +36,13 @@ def cost(config: ModelConfig) -> Cost:
     return Cost(count_parameters(model), count_active_parameters(model), count_flops(model))
 
 
-def build_on_meta(
-    config: ModelConfig, make: Callable[[ModelConfig, ExpertParallel | None], M] = SwinTransformer
-) -> M:
-    """A model of shapes alone, all experts on one rank.
+def build_on_meta(config: ModelConfig) -> SwinTransformer:
+    """A model of shapes alone, all experts on one rank."""
+    return construct_on_meta(SwinTransformer, config)
 
-    Args:
-        config: what to build.
-        make: the module around the model of `config`.
-    """
+
+def construct_on_meta(make: Callable[[ModelConfig, ExpertParallel | None], M], config: ModelConfig) -> M:
+    """A module around the model of `config`, of shapes alone, all experts on one rank."""
     placement = None if config.moe is None else ExpertParallel.on_one_rank(config.moe.num_experts)
     with torch.device("meta"):
         model = make(config, placement)

@@ -45,9 +45,7 @@ class Plan:
     warnings: tuple[str, ...]
 
 
-def resolve(
-    path: Path, file: StudyFile, ranks: int | None, *, data: bool = True, here: bool = False
-) -> Plan:
+def resolve(path: Path, file: StudyFile, ranks: int | None, *, data: bool = True, here: bool = False) -> Plan:
     """Resolve and check all cells of a study's file.
 
     Args:

@@ -19,6 +19,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 from unittest import mock
 
+from launcher.config import ConfigError, load_config
 from launcher.schema import RunConfig
 from tests.launcher.running import CONFIG, command, overrides, steps
 
@@ -100,6 +101,18 @@ FURTHER: dict[str, Sequence[Any]] = {  # values that the type of an option does 
         {"zero_optimization": {"reduce_bucket_size": -1}},
         {"zero_optimization": {"stage": 2}},
         {"flops_profiler": 1},
+        {"flops_profiler": {"enabled": "x"}},
+        {"flops_profiler": {"enabled": False}},
+        {"timers": 3},
+        {"tensorboard": {"enabled": "x"}},
+        {"wandb": {"enabled": True}},
+        {"csv_monitor": {"enabled": True, "output_path": 3}},
+        {"graph_harvesting": False},
+        {"log_level": "x"},
+        {"disable_allgather": True},
+        {"aio": {"block_size": "x"}},
+        {"dump_state": True},
+        {"memory_breakdown": True},
         {"train_batch_size": 8},
     ),
 }
@@ -245,10 +258,23 @@ def single_cases() -> list[Case]:
 
 
 def pairs(count: int, seed: int) -> list[Case]:
-    """Two options at a time with values of theirs, drawn at random."""
-    draw, every = random.Random(seed), [one for one in options() if not is_dataclass(one.hint)]
-    chosen = [draw.sample(every, 2) for _ in range(count)]
-    return [tuple(override(one.name, draw.choice(values_of(one))) for one in two) for two in chosen]
+    """Two options at a time, with values drawn at random of those that each option may have by itself."""
+    draw = random.Random(seed)
+    every = [one for one in options() if not is_dataclass(one.hint)]
+    return [tuple(_drawn(one, draw) for one in draw.sample(every, 2)) for _ in range(count)]
+
+
+def _drawn(option: Option, draw: random.Random) -> str:
+    """A value of an option that its section accepts."""
+    values = values_of(option)
+    for value in draw.sample(values, len(values)):
+        found = override(option.name, value)
+        try:
+            load_config(CONFIG, [*overrides(Path(), "run", *TINY), found])
+        except ConfigError:
+            continue
+        return found
+    return override(option.name, values[0])
 
 
 def override(name: str, value: Any) -> str:

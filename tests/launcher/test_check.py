@@ -224,7 +224,9 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
     return err
 
 
-@pytest.mark.parametrize(("options", "message"), [RULES[0], RULES[2], RULES[5], RULES[8], PLACES[0], PLACES[5]])
+@pytest.mark.parametrize(
+    ("options", "message"), [RULES[0], RULES[2], RULES[5], RULES[8], PLACES[0], PLACES[5]]
+)
 def test_slurm_submit(
     slurm: FakeSlurm, shards: Path, folder: Path, options: tuple[str, ...], message: str
 ) -> None:

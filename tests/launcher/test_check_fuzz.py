@@ -41,9 +41,7 @@ def tried(shards: Path, work: Path, cases: Sequence[Case]) -> Report:
     total = Report()
     for first in range(0, len(cases), BATCH):
         try:
-            (found,) = run_on_ranks(
-                try_cases, 1, shards, work, cases[first : first + BATCH], timeout_s=600
-            )
+            (found,) = run_on_ranks(try_cases, 1, shards, work, cases[first : first + BATCH], timeout_s=600)
         except RankError as error:
             found = Report(disagreements=[f"{(work / 'case.txt').read_text()}: {error}"])
         total.add(found)

@@ -21,7 +21,8 @@ def moe(**options: object) -> MoEConfig:
         (
             {"gate_noise": 0.0},
             "model.moe.balance_loss=importance_load needs model.moe.gate_noise (0.0) of at least "
-            "1e-06: its load term is a probability under that noise; set balance_loss to importance or gshard",
+            "1e-06: its load term is a probability under that noise; set balance_loss to importance or "
+            "gshard",
         ),
         (
             {"router": "sigmoid", "balance_loss": "importance_load"},

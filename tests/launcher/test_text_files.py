@@ -20,8 +20,8 @@ OTHERS = {
     "utf-32": "is UTF-32 text; save it as UTF-8",
     "utf-16-le": "is UTF-16 text without a byte order mark; save it as UTF-8",
     "utf-16-be": "is UTF-16 text without a byte order mark; save it as UTF-8",
-    "latin-1": "is not UTF-8 text: line 2 holds the byte 0xc4, as in Latin-1 or Windows-1252 text; save it as "
-    "UTF-8",
+    "latin-1": "is not UTF-8 text: line 2 holds the byte 0xc4, as in Latin-1 or Windows-1252 text; save it "
+    "as UTF-8",
 }
 
 
@@ -44,7 +44,9 @@ def test_other_encodings(tmp_path: Path, encoding: str, message: str) -> None:
         read_yaml(file)
 
 
-@pytest.mark.parametrize("body", [b"PK\3\4\0\0\0\x08\x00", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0" * 3 + b"a" * 90])
+@pytest.mark.parametrize(
+    "body", [b"PK\3\4\0\0\0\x08\x00", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", b"\0" * 3 + b"a" * 90]
+)
 def test_binary_files(tmp_path: Path, body: bytes) -> None:
     file = tmp_path / "model.pth"
     file.write_bytes(body)
@@ -73,9 +75,14 @@ def test_a_file_of_weights_is_not_read_whole(tmp_path: Path) -> None:
         ("seed: [1\n", "expected ',' or ']'"),
         ("seed: *missing\n", "found undefined alias 'missing'"),
         ("seed: 1\n---\nseed: 2\n", "expected a single document"),
-        ("a: &a [1,2,3,4,5,6,7,8]\n" + "".join(
-            f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True)
-        ), "its aliases stand for"),
+        (
+            "a: &a [1,2,3,4,5,6,7,8]\n"
+            + "".join(
+                f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n"
+                for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+            ),
+            "its aliases stand for",
+        ),
     ],
 )
 def test_yaml_that_is_no_configuration(tmp_path: Path, text: str, reason: str) -> None:
