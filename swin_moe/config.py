@@ -236,11 +236,9 @@ class ModelConfig:
             f"model.patch_size ({self.patch_size}) must be at most model.image_size ({self.image_size})",
         )
         require(self.init_std > 0, f"model.init_std ({self.init_std}) must be above 0")
-        hidden = int(self.embed_dim * self.mlp_ratio)
         require(
-            hidden >= 1,
-            f"model.embed_dim ({self.embed_dim}) x model.mlp_ratio ({self.mlp_ratio}) must be at least 1 "
-            f"channel (got {hidden})",
+            self.embed_dim * self.mlp_ratio >= 1,
+            f"model.embed_dim ({self.embed_dim}) x model.mlp_ratio ({self.mlp_ratio}) must be at least 1",
         )
 
     def _check_stages(self) -> None:

@@ -92,7 +92,7 @@ def test_moe_errors(options: dict[str, object], message: str) -> None:
             "model.attention (cosine) needs model.position_bias=log_cpb (got table)",
         ),
         ({"depths": ()}, "model.depths ([]) must give every stage at least one block"),
-        ({"mlp_ratio": 0}, "model.embed_dim (96) x model.mlp_ratio (0) must be at least 1 channel (got 0)"),
+        ({"mlp_ratio": 0}, "model.embed_dim (96) x model.mlp_ratio (0) must be at least 1"),
         ({"init_std": 0}, "model.init_std (0) must be above 0"),
         ({"drop_path_rate": 1.0}, "model.drop_path_rate (1.0) must lie in [0, 1)"),
         (
