@@ -20,7 +20,7 @@ from data_shards.errors import DataError
 from data_shards.tensor_draws import keys, normals, uniforms
 
 MAX_LEVEL = 10.0
-MOST_STD, MOST_OPS = 100.0, 15
+MOST_STD, MOST_OPS = 100.0, 100
 APPLY_PROB = 0.5
 EXAMPLE = "rand-m9-mstd0.5-inc1"
 

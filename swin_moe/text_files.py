@@ -24,10 +24,9 @@ def read_text(path: str | Path) -> str:
         OSError: the file cannot be read.
     """
     path = Path(path)
-    with path.open("rb") as file:
-        body = file.read(MOST_BYTES + 1)
-    if len(body) > MOST_BYTES:
+    if path.stat().st_size > MOST_BYTES:
         raise TextError(f"{path} is no text file: it is larger than {MOST_BYTES >> 20} MiB")
+    body = path.read_bytes()
     for mark, name in MARKS.items():
         if body.startswith(mark):
             raise TextError(f"{path} is {name} text; save it as UTF-8")
