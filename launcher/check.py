@@ -1,5 +1,7 @@
 """Everything about a run that can be found wrong before it starts: rules across sections, shards, layout."""
 
+from collections.abc import Sequence
+
 from data_shards.cache import least_bytes
 from data_shards.errors import DataError
 from data_shards.index import Manifest
@@ -18,35 +20,48 @@ from swin_moe.config import ModelError
 from swin_moe.tutel_backend import import_tutel
 
 
-def check(config: RunConfig, world_size: int | None = None, *, here: bool = False) -> None:
+def check(
+    config: RunConfig,
+    world_size: int | None = None,
+    nodes: Sequence[int] | None = None,
+    *,
+    here: bool = False,
+) -> None:
     """Check a configuration against itself, its files and a number of ranks: what passes, trains.
 
     Args:
         config: valid option by option.
         world_size: ranks of the run; None leaves out the rules that need it.
+        nodes: ranks of each node; None leaves out the rules that need them.
         here: whether the ranks are on this machine, so that its processor and its disks count.
 
     Raises:
         ConfigError: with every rule that does not hold, a line each.
     """
-    if errors := problems(config, world_size, here=here):
+    if errors := problems(config, world_size, nodes, here=here):
         count = "one thing" if len(errors) == 1 else f"{len(errors)} things"
         lines = [*errors, *_elastic_hint(config, world_size)]
         raise ConfigError(f"{count} to correct:\n" + "\n".join(f"  {line}" for line in lines))
 
 
 def problems(
-    config: RunConfig, world_size: int | None = None, *, data: bool = True, here: bool = False
+    config: RunConfig,
+    world_size: int | None = None,
+    nodes: Sequence[int] | None = None,
+    *,
+    data: bool = True,
+    here: bool = False,
 ) -> list[str]:
     """What `check` finds wrong, a line each.
 
     Args:
         config: valid option by option.
         world_size: ranks of the run; None leaves out the rules that need it.
+        nodes: ranks of each node; None leaves out the rules that need them.
         data: False leaves out shards, weights and the run directory, which may be on another machine.
         here: see `check`.
     """
-    errors, num_samples = rule_errors(config, world_size), None
+    errors, num_samples = rule_errors(config, world_size, nodes), None
     if data:
         found, num_samples = _data_errors(config)
         errors += [*found, *place_errors(config)]
@@ -55,13 +70,12 @@ def problems(
     return errors + run_errors(config, num_samples)
 
 
-def rule_errors(config: RunConfig, world_size: int | None) -> list[str]:
+def rule_errors(config: RunConfig, world_size: int | None, nodes: Sequence[int] | None = None) -> list[str]:
     """Where batch, layout and optimizer do not go together; needs neither data nor a run directory."""
-    return [
-        *_batch_errors(config, world_size),
-        *_layout_errors(config, world_size),
-        *_optimizer_errors(config),
-    ]
+    layout = _layout_errors(config, world_size)
+    if nodes is not None and not layout:
+        layout = _hierarchy_errors(config, nodes)
+    return [*_batch_errors(config, world_size), *layout, *_optimizer_errors(config)]
 
 
 def _elastic_hint(config: RunConfig, world_size: int | None) -> list[str]:
@@ -160,6 +174,28 @@ def _exchange_errors(config: RunConfig) -> list[str]:
             "section out"
         )
     return errors
+
+
+def _hierarchy_errors(config: RunConfig, nodes: Sequence[int]) -> list[str]:
+    """Why rows cannot travel inside of the nodes first and then across; the layout itself is right."""
+    parallel, exchange = config.parallel, config.parallel.expert_exchange
+    if config.model.moe is None or not exchange.hierarchical:
+        return []
+    if len(set(nodes)) > 1:
+        return [
+            "parallel.expert_exchange.hierarchical needs the same number of ranks on every node (got "
+            f"{list(nodes)}); set hierarchical=false"
+        ]
+    slices, strategy = parallel.expert_slices, exchange.strategy
+    degrees = (
+        {"ep": [1], "dp": [], "auto": [1, slices]}[strategy] if isinstance(strategy, str) else [strategy]
+    )
+    dims = ParallelDims(world_size=sum(nodes), ep_size=parallel.ep_size, expert_slices=slices)
+    return [
+        error
+        for degree in dict.fromkeys(degrees)
+        for error in _messages(lambda g=degree: dims.check_hierarchy(nodes[0], g), LayoutError)
+    ]
 
 
 def _optimizer_errors(config: RunConfig) -> list[str]:

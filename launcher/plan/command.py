@@ -104,7 +104,7 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
 
 def _one(args: argparse.Namespace, config: RunConfig, hardware: Hardware, nodes: list[int]) -> dict[str, Any]:
     """The layout that is configured."""
-    _check(config, sum(nodes))
+    _check(config, nodes)
     from launcher.plan import report
     from launcher.plan.memory import predict_memory
     from launcher.plan.time import predict_time
@@ -182,8 +182,9 @@ def _make_directory(directory: Path) -> None:
         ) from None
 
 
-def _check(config: RunConfig, world_size: int) -> None:
-    if errors := problems(config, world_size, data=False):
+def _check(config: RunConfig, nodes: list[int]) -> None:
+    world_size = sum(nodes)
+    if errors := problems(config, world_size, nodes, data=False):
         raise ConfigError(
             "\n".join([f"this run cannot be had on {world_size} ranks:", *(f"  {e}" for e in errors)])
         )

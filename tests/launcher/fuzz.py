@@ -19,6 +19,8 @@ from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 from unittest import mock
 
+import torch.distributed as dist
+
 from launcher.config import ConfigError, load_config
 from launcher.schema import RunConfig
 from tests.launcher.running import CONFIG, command, overrides, steps
@@ -30,6 +32,7 @@ TINY = (
     "model.depths=[1, 1]",
     "model.moe.blocks=[[], [0]]",
     "train.global_batch_size=8",
+    "train.micro_batch_size=4",
     "train.eval_batch_size=8",
 )
 SLOW = {"train.compile": True, "parallel.offload_optimizer": True}  # values that need a C++ compiler
@@ -89,6 +92,7 @@ FURTHER: dict[str, Sequence[Any]] = {  # values that the type of an option does 
     "simmim.norm_target_window": (5, 4, 31),
     "train.spike_factor": (1.0000001,),
     "train.precision": ("bf16",),
+    "parallel.expert_exchange.overlap": (64, 65),
     "parallel.expert_exchange.strategy": ("ep", "dp", "auto", "mp"),
     "deepspeed": (
         {"steps_per_print": 10},
@@ -170,7 +174,7 @@ COMBINATIONS: Sequence[Case] = (  # of options that meet in one rule
     ("model.moe.compat=tutel", "model.moe.gate_noise=0.0"),
     ("parallel.expert_exchange.padded=true", "model.moe.capacity_factor=1000.0"),
     ("parallel.expert_exchange.padded=true", "model.moe.capacity_factor=0.0"),
-    ("parallel.expert_exchange.overlap=1000000",),
+    ("parallel.expert_exchange.overlap=64",),
     ("train.precision=bf16", "parallel.zero_stage=0"),
     ("train.precision=bf16", "parallel.zero_stage=3"),
     ("train.precision=fp16",),
@@ -181,6 +185,34 @@ COMBINATIONS: Sequence[Case] = (  # of options that meet in one rule
     ("data.cache=/proc/nowhere", "data.cache_gib=1.0"),
     ("data.mean=[1.0, 0.0, 0.0]", "data.std=[0.001, 1.0, 1000.0]"),
     ("seed=99999999999999999999",),
+)
+
+
+LAYOUTS: Sequence[Case] = (  # of two ranks
+    ("parallel.ep_size=2",),
+    ("parallel.ep_size=2", "parallel.expert_slices=2"),
+    ("parallel.ep_size=2", "parallel.expert_slices=3"),
+    ("parallel.ep_size=3",),
+    ("parallel.ep_size=1", "parallel.expert_slices=2"),
+    ("parallel.ep_size=2", "model.moe.num_experts=3"),
+    ("parallel.ep_size=2", "model.moe.num_experts=1", "model.moe.top_k=1"),
+    ("parallel.ep_size=2", "parallel.expert_slices=2", "model.moe.num_experts=1", "model.moe.top_k=1"),
+    ("parallel.ep_size=2", "parallel.expert_slices=2", "model.mlp_ratio=0.1"),
+    ("parallel.ep_size=2", "model.moe.router=soft", "model.moe.top_k=1"),
+    ("parallel.ep_size=2", "model.moe.backend=reference"),
+    ("parallel.ep_size=2", "train.micro_batch_size=8"),
+    ("parallel.ep_size=2", "train.micro_batch_size=2"),
+    *(("parallel.ep_size=2", f"parallel.zero_stage={stage}") for stage in range(4)),
+    *(("parallel.ep_size=2", f"parallel.zero_stage={s}", "train.precision=bf16") for s in range(4)),
+    *(("parallel.ep_size=2", f"optim.optimizer={name}") for name in ("sgd", "lamb")),
+    *(
+        ("parallel.ep_size=2", f"parallel.expert_exchange.strategy={strategy}", *more)
+        for strategy in ("ep", "dp", "auto", "1", "2", "3")
+        for more in ((), ("parallel.expert_exchange.padded=true",), ("parallel.expert_slices=2",))
+    ),
+    ("parallel.ep_size=2", "parallel.expert_exchange.hierarchical=true"),
+    ("parallel.ep_size=2", "parallel.expert_exchange.overlap=64"),
+    ("parallel.ep_size=2", "parallel.expert_exchange.wire_dtype=bf16", "train.precision=bf16"),
 )
 
 
@@ -283,7 +315,7 @@ def override(name: str, value: Any) -> str:
 
 
 def try_cases(shards: Path, work: Path, cases: Sequence[Case]) -> Report:
-    """Check every case on this rank, and train it where `check` accepts it."""
+    """Check every case, and train it where `check` accepts it; all ranks call it together."""
     os.chdir(work)
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
     report = Report()
@@ -293,6 +325,7 @@ def try_cases(shards: Path, work: Path, cases: Sequence[Case]) -> Report:
         line = [str(CONFIG), *overrides(shards, run, *TINY, *case)]
         if found := _disagreement(line, run, report):
             report.disagreements.append(f"{' '.join(case)[:300]}: {found}")
+        dist.barrier()
         shutil.rmtree(run, ignore_errors=True)
     return report
 
@@ -300,7 +333,8 @@ def try_cases(shards: Path, work: Path, cases: Sequence[Case]) -> Report:
 def _disagreement(line: list[str], run: Path, report: Report) -> str | None:
     """What `check` says and training does not bear out, or None."""
     try:
-        checked = command("check", *line, "--nproc", "1")
+        checked = command("check", *line, "--nproc", str(dist.get_world_size()))
+        dist.barrier()  # before a rank makes the run directory, which the others check
         if checked.code:
             report.refused += 1
             return None if checked.code == 2 else f"check ended with {checked.code}: {checked.err}"

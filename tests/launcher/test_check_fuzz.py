@@ -11,6 +11,7 @@ from data_shards.write import pack
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.fuzz import (
     COMBINATIONS,
+    LAYOUTS,
     SLOW,
     Case,
     Option,
@@ -36,20 +37,24 @@ def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def tried(shards: Path, work: Path, cases: Sequence[Case]) -> Report:
-    """What came of all cases, batch by batch."""
+def tried(shards: Path, work: Path, cases: Sequence[Case], ranks: int = 1) -> Report:
+    """What came of all cases, batch by batch, as rank 0 has it."""
     total = Report()
     for first in range(0, len(cases), BATCH):
         try:
-            (found,) = run_on_ranks(try_cases, 1, shards, work, cases[first : first + BATCH], timeout_s=600)
+            batch = cases[first : first + BATCH]
+            found = run_on_ranks(try_cases, ranks, shards, work, batch, timeout_s=600)[0]
         except RankError as error:
             found = Report(disagreements=[f"{(work / 'case.txt').read_text()}: {error}"])
         total.add(found)
     return total
 
 
-def assert_agreed(shards: Path, work: Path, cases: Sequence[Case]) -> None:
-    report, names = tried(shards, work, cases), {item.partition("=")[0] for case in cases for item in case}
+def assert_agreed(shards: Path, work: Path, cases: Sequence[Case], ranks: int = 1) -> None:
+    report, names = (
+        tried(shards, work, cases, ranks),
+        {item.partition("=")[0] for case in cases for item in case},
+    )
     print(
         f"{len(names)} options, {len(cases)} cases: {report.refused} refused, {report.trained} trained, "
         f"{len(report.disagreements)} disagreements"
@@ -74,6 +79,11 @@ def test_check_and_training_agree_on_every_value(few: Path, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_check_and_training_agree_on_pairs(few: Path, tmp_path: Path) -> None:
     assert_agreed(few, tmp_path, pairs(400, seed=1))
+
+
+@pytest.mark.slow
+def test_check_and_training_agree_on_layouts(few: Path, tmp_path: Path) -> None:
+    assert_agreed(few, tmp_path, LAYOUTS, ranks=2)
 
 
 @pytest.mark.slow
