@@ -12,11 +12,11 @@ from launcher.duration import to_steps
 from launcher.elastic import replan
 from launcher.place_rules import has_begun, machine_errors, place_errors
 from launcher.run_rules import run_errors
-from launcher.schema import RunConfig
+from launcher.schema import ParallelConfig, RunConfig
 from parallel.expert import ExchangeOptions
 from parallel.mesh import LayoutError, ParallelDims
 from parallel.optimizers import OptimizerError, import_apex
-from swin_moe.config import ModelError
+from swin_moe.config import ModelError, MoEConfig
 from swin_moe.tutel_backend import import_tutel
 
 
@@ -162,7 +162,7 @@ def _exchange_errors(config: RunConfig) -> list[str]:
     """What of the backend and of parallel.expert_exchange cannot be had with this model."""
     moe, exchange = config.model.moe, config.parallel.expert_exchange
     assert moe is not None
-    errors = _messages(import_tutel, ModelError) if moe.backend == "tutel" else []
+    errors = _backend_errors(moe, config.parallel)
     if exchange.padded and moe.capacity_factor == 0:
         errors.append(
             "parallel.expert_exchange.padded needs a bound on an expert's rows: set "
@@ -173,6 +173,25 @@ def _exchange_errors(config: RunConfig) -> list[str]:
             f"parallel.expert_exchange is for model.moe.backend=native, not {moe.backend}: leave the "
             "section out"
         )
+    return errors
+
+
+def _backend_errors(moe: MoEConfig, parallel: ParallelConfig) -> list[str]:
+    """What the backends other than the native one cannot do."""
+    ep_size, slices, errors = parallel.ep_size, parallel.expert_slices, []
+    if moe.backend == "reference" and (ep_size > 1 or moe.router == "soft"):
+        errors.append(
+            f"model.moe.backend=reference needs parallel.ep_size=1 (got {ep_size}) and a router other than "
+            f"soft (got {moe.router}); set model.moe.backend=native"
+        )
+    if moe.backend == "tutel":
+        errors += _messages(import_tutel, ModelError)
+        if slices > 1 or moe.num_experts % ep_size:
+            errors.append(
+                f"model.moe.backend=tutel needs parallel.expert_slices=1 (got {slices}) and parallel.ep_size "
+                f"({ep_size}) that divides model.moe.num_experts ({moe.num_experts}); set "
+                "model.moe.backend=native"
+            )
     return errors
 
 

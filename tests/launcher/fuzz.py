@@ -168,6 +168,7 @@ COMBINATIONS: Sequence[Case] = (  # of options that meet in one rule
     ("model.moe.router=hash",),
     ("model.moe.router=random", "model.moe.capacity_factor=0.01"),
     ("model.moe.backend=reference",),
+    ("model.moe.backend=reference", "model.moe.router=soft", "model.moe.top_k=1"),
     ("model.moe.backend=reference", "model.moe.capacity_factor=-0.5"),
     ("model.moe.expert_activation=swiglu", "model.moe.shared_expert=true"),
     ("model.moe.balance_loss=none", "model.moe.gate_noise=0.0"),

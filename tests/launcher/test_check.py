@@ -44,6 +44,14 @@ RULES = [  # of any machine: options, and the line
     ),
     (("optim.base_lr=1e-6",), "optim.min_lr (5e-06) must be at most optim.base_lr (1e-06)"),
     (("optim.warmup_lr=0.5",), "optim.warmup_lr (0.5) must be at most optim.base_lr (0.01)"),
+    (
+        ("model.moe.backend=reference", "parallel.ep_size=2"),
+        "model.moe.backend=reference needs parallel.ep_size=1 (got 2) and a router other than soft",
+    ),
+    (
+        ("model.moe.backend=reference", "model.moe.router=soft", "model.moe.top_k=1"),
+        "model.moe.backend=reference needs parallel.ep_size=1 (got 1) and a router other than soft",
+    ),
     (("optim.freeze=[no.such]",), "optim.freeze (no.such) matches no parameter of the model"),
     (("optim.freeze=['*']",), "optim.freeze (['*']) leaves nothing to train"),
     (
@@ -87,6 +95,16 @@ RANGES = [
     ("data.retry_s=1e9", "data.retry_s (1000000000.0) must be at most 604800.0"),
     ("parallel.ep_size=1000000000000", "parallel.ep_size (1000000000000) must be at most 65536"),
 ]
+
+
+def some(*options: str) -> list[tuple[tuple[str, ...], str]]:
+    """The rules, of those above, whose first option is one of these."""
+    return [rule for rule in [*RULES, *PLACES] if rule[0][0] in options]
+
+
+ANYWHERE = some(
+    "model.in_chans=1", "model.moe.capacity_factor=0.01", "optim.base_lr=1e-6", "optim.freeze=[no.such]"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -169,6 +187,26 @@ def test_every_stage_has_slots(factor: float) -> None:
         assert f"stage {slots.index(0)} no slot" in error
 
 
+@pytest.mark.parametrize(
+    ("nodes", "strategy", "message"),
+    [
+        ([2, 2], "ep", ""),
+        ([4], "ep", ""),
+        ([3, 1], "ep", "parallel.expert_exchange.hierarchical needs the same number of ranks on every node"),
+        ([3, 3, 3, 3], "ep", "parallel.expert_exchange.hierarchical needs nodes that hold equal shares"),
+        ([3, 3, 3, 3], "dp", ""),
+    ],
+)
+def test_an_exchange_in_two_stages_fits_the_nodes(
+    shards: Path, nodes: list[int], strategy: str, message: str
+) -> None:
+    exchange = f"parallel.expert_exchange={{hierarchical: true, strategy: {strategy}}}"
+    options = ("parallel.ep_size=4", "train.global_batch_size=48", "train.micro_batch_size=4", exchange)
+    config = load_config(CONFIG, overrides(shards, "run", *options))
+    found = problems(config, sum(nodes), nodes)
+    assert [line[: len(message)] for line in found] == ([message] if message else [])
+
+
 def test_weights_are_not_needed_by_a_run_that_goes_on(shards: Path, reference: Path) -> None:
     options = (f"run_dir={reference}", "train.pretrained=nowhere.pth")
     assert checked(shards, *options) == []
@@ -225,7 +263,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [RULES[0], RULES[2], RULES[5], RULES[8], PLACES[0], PLACES[5]]
+    ("options", "message"),
+    [*ANYWHERE, *some("optim.warmup=21 steps", "run_dir=file/run", "train.pretrained=page.pth")],
 )
 def test_slurm_submit(
     slurm: FakeSlurm, shards: Path, folder: Path, options: tuple[str, ...], message: str
@@ -247,7 +286,7 @@ def test_slurm_submit_does_not_judge_the_processor(
 
 
 @pytest.mark.parametrize("more", [(), ("--search",), ("--simulate", "2..4")])
-@pytest.mark.parametrize(("options", "message"), [RULES[0], RULES[2], RULES[5], RULES[8], RULES[10]])
+@pytest.mark.parametrize(("options", "message"), [*ANYWHERE, *some("optim.warmup=21 steps")])
 def test_plan(
     capsys: pytest.CaptureFixture[str],
     shards: Path,
@@ -259,7 +298,7 @@ def test_plan(
     assert message in refused(capsys, *line, *overrides(shards, "run", *options))
 
 
-@pytest.mark.parametrize(("options", "message"), [RULES[0], RULES[2], RULES[8], PLACES[5]])
+@pytest.mark.parametrize(("options", "message"), [*ANYWHERE, *some("train.pretrained=page.pth")])
 def test_study_run(
     capsys: pytest.CaptureFixture[str], shards: Path, options: tuple[str, ...], message: str
 ) -> None:
