@@ -1,7 +1,7 @@
 """How evenly each router loads its experts: every router trains the demo, and its records are read.
 
     python benchmarks/routers.py                                 # an epoch each on two processes: ten minutes
-    python benchmarks/routers.py --duration "20 steps" --only sigmoid
+    python benchmarks/routers.py --duration "20 steps" --warmup "5 steps" --only sigmoid
     python benchmarks/routers.py --json routers.json
 
 The task is configs/demo_cpu.yaml, with the same seed for all; `make demo` packs its shards. A load is what
@@ -52,6 +52,7 @@ def overrides(options: tuple[str, ...], arguments: argparse.Namespace) -> list[s
         *(f"data.{split}={ROOT}/data/fashion-mnist/{split}" for split in ("train", "val")),
         f"parallel.ep_size={arguments.nproc}",
         f"train.duration={arguments.duration}",
+        f"optim.warmup={arguments.warmup}",
         "train.eval_batch_size=256",  # whole routing groups, which expert choice has in evaluation too
         *("train.eval_every=null", "train.moe_load_every=null", "checkpoint.every=null"),
         *(f"model.moe.{option}" for option in options),
@@ -99,6 +100,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    parser.add_argument("--warmup", default="100 steps", help="of each run (default: %(default)s)")
     parser.add_argument("--duration", default="1 epochs", help="of each run (default: %(default)s)")
     parser.add_argument("--nproc", type=int, default=2, help="ranks, and expert-parallel ranks (default: 2)")
     parser.add_argument("--only", default="", help="the routers whose names hold this text")

@@ -33,6 +33,11 @@ class Outcome(Enum):
     DISK_FULL = "its disk is full or failing"
 
 
+def least_bytes(manifest: Manifest) -> int:
+    """The smallest cap of a cache for a split: its largest shard and some room."""
+    return max(shard.bytes for shard in manifest.shards) + SLACK
+
+
 class CachedFile(LocalFile):
     """An open cached shard; its shared lock keeps it from being evicted."""
 
@@ -64,9 +69,8 @@ class ShardCache:
         retries: Retries,
         notice: Notice = lambda shard, what: None,
     ) -> None:
-        largest = max(shard.bytes for shard in manifest.shards) + SLACK
-        if max_bytes < largest:
-            raise DataError(f"cache_bytes ({max_bytes}) must be at least {largest}, one shard and some room")
+        if max_bytes < (least := least_bytes(manifest)):
+            raise DataError(f"cache_bytes ({max_bytes}) must be at least {least}, one shard and some room")
         expanded = os.path.expandvars(directory)
         if "$" in expanded:
             raise DataError(f"cache {directory}: a variable in it is not set; set it or name a directory")

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from data_shards.erasing import draw_rectangles, erase, noise_table
 from data_shards.errors import DataError
-from data_shards.mixup import GROUP, Mix, Mixer, Targets, partners, weights
+from data_shards.mixup import ALPHAS, GROUP, Mix, Mixer, Targets, partners, weights
 from data_shards.operations import operate, send
 from data_shards.randaugment import EXAMPLE, RandAugment, draw_color_jitter
 
@@ -46,9 +46,16 @@ class AugmentConfig:
         for option in ("erase_prob", "mix_prob", "switch_prob"):
             if not 0 <= (value := getattr(self, option)) <= 1:
                 raise DataError(f"data.augment.{option} ({value}) must be in 0 ... 1")
-        for option in ("color_jitter", "mixup_alpha", "cutmix_alpha"):
-            if not (value := getattr(self, option)) >= 0:
-                raise DataError(f"data.augment.{option} ({value}) must be at least 0; 0 turns it off")
+        if not 0 <= self.color_jitter <= 100:
+            raise DataError(
+                f"data.augment.color_jitter ({self.color_jitter}) must be in 0 ... 100; 0 turns it off"
+            )
+        for option in ("mixup_alpha", "cutmix_alpha"):
+            value, (low, high) = getattr(self, option), ALPHAS
+            if value != 0 and not low <= value <= high:
+                raise DataError(
+                    f"data.augment.{option} ({value}) must be in {low} ... {high}; 0 turns it off"
+                )
         if self.resample not in ("bilinear", "bicubic"):
             raise DataError(f"data.augment.resample ({self.resample!r}) must be 'bilinear' or 'bicubic'")
         if self.auto_augment is not None:

@@ -138,6 +138,16 @@ def _collect(path: Path, pairs: Iterable[tuple[str, int]], skipped: Skipped) -> 
     return names, np.frombuffer(labels, dtype=np.uint32)
 
 
+@contextmanager
+def _text(path: Path) -> Iterator[TextIO]:
+    """An open file of UTF-8 text, with or without a byte order mark; DataError in another encoding."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+
+
 def _map_lines(path: Path) -> Iterator[tuple[str, int]]:
     with _text(path) as file:
         for number, line in enumerate(file, 1):
@@ -147,16 +157,6 @@ def _map_lines(path: Path) -> Iterator[tuple[str, int]]:
                 if not name or label is None:
                     raise DataError(f"{path}: line {number} is not PATH, a tab and a label: {line[:80]!r}")
                 yield name, _checked(label, f"{path}: line {number}")
-
-
-@contextmanager
-def _text(path: Path) -> Iterator[TextIO]:
-    """A list opened for reading; DataError when it is not UTF-8, with or without a byte order mark."""
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            yield file
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: is not UTF-8 text ({error.reason}); get it again") from error
 
 
 def _number(text: str) -> int | None:

@@ -19,6 +19,7 @@ from data_shards.errors import DataError
 from data_shards.tensor_draws import keys, uniforms
 
 GROUP = 2
+ALPHAS = (0.01, 100.0)  # for which the table of `Beta` is exact
 
 
 class Targets(NamedTuple):

@@ -20,6 +20,7 @@ from data_shards.errors import DataError
 from data_shards.tensor_draws import keys, normals, uniforms
 
 MAX_LEVEL = 10.0
+MOST_STD, MOST_OPS = 100.0, 100
 APPLY_PROB = 0.5
 EXAMPLE = "rand-m9-mstd0.5-inc1"
 
@@ -61,9 +62,14 @@ class RandAugment:
     num_ops: int = 2
 
     def __post_init__(self) -> None:
-        if not 0 <= self.magnitude <= MAX_LEVEL or self.magnitude_std < 0 or self.num_ops < 1:
+        if not (
+            0 <= self.magnitude <= MAX_LEVEL
+            and 0 <= self.magnitude_std <= MOST_STD
+            and 1 <= self.num_ops <= MOST_OPS
+        ):
             raise DataError(
-                f"{self}: must be magnitude 0 ... 10, deviation >= 0, num_ops >= 1, as in {EXAMPLE}"
+                f"{self}: must be magnitude 0 ... {MAX_LEVEL:g}, deviation 0 ... {MOST_STD:g}, num_ops "
+                f"1 ... {MOST_OPS}, as in {EXAMPLE}"
             )
 
     @classmethod

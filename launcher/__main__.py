@@ -93,7 +93,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _check(args: argparse.Namespace, _: list[str]) -> int:
     config = load_config(args.config, args.overrides)
-    check(config, args.nproc)
+    nodes = full_nodes(args.nproc, args.ranks_per_node) if args.nproc else None
+    check(config, args.nproc, nodes, here=bool(args.nproc) and not args.ranks_per_node)
     if args.ranks_per_node and not args.nproc:
         raise ConfigError("--ranks-per-node is for a layout: say --nproc N, the number of all ranks, too")
     num_samples, found = _training_data(config.data.train)
@@ -106,7 +107,7 @@ def _check(args: argparse.Namespace, _: list[str]) -> int:
             f"  {args.nproc} ranks x {accumulation} micro-batches of {batch.micro_batch_size}, "
             f"expert-parallel {config.parallel.ep_size}, ZeRO stage {config.parallel.zero_stage}"
         )
-        print_lines(layout(config, full_nodes(args.nproc, args.ranks_per_node)))
+        print_lines(layout(config, nodes or []))
     if num_samples is None:
         print(statement(config.data.train))
     return 0
@@ -133,7 +134,7 @@ def _train(args: argparse.Namespace, arguments: list[str]) -> int:
         run = RunDirectory(config.run_dir)
         if args.elastic:
             config, _ = replan(config, args.nproc, args.nproc)  # rank 0 says how
-        check(config, args.nproc)
+        check(config, args.nproc, [args.nproc], here=True)
         run.lock(resume=args.resume == "auto")
         try:
             check_changes(config, run.checkpoints, allow=args.allow_change)

@@ -1,59 +1,86 @@
 """Everything about a run that can be found wrong before it starts: rules across sections, shards, layout."""
 
+from collections.abc import Sequence
+
+from data_shards.cache import least_bytes
 from data_shards.errors import DataError
+from data_shards.index import Manifest
 from data_shards.loading import checked_manifest
 from data_shards.patterns import expand, names_tars
 from launcher.config import ConfigError
-from launcher.duration import parse_duration, to_steps
+from launcher.duration import to_steps
 from launcher.elastic import replan
-from launcher.run_directory import RunDirectory
-from launcher.schema import RunConfig
-from parallel.commit import committed
+from launcher.place_rules import has_begun, machine_errors, place_errors
+from launcher.run_rules import run_errors
+from launcher.schema import ParallelConfig, RunConfig
 from parallel.expert import ExchangeOptions
 from parallel.mesh import LayoutError, ParallelDims
 from parallel.optimizers import OptimizerError, import_apex
-from parallel.zero_config import check_zero_section
-from swin_moe.config import ModelError
+from swin_moe.config import ModelError, MoEConfig
 from swin_moe.tutel_backend import import_tutel
 
 
-def check(config: RunConfig, world_size: int | None = None) -> None:
-    """Check a configuration against itself, its shards and a number of ranks.
+def check(
+    config: RunConfig,
+    world_size: int | None = None,
+    nodes: Sequence[int] | None = None,
+    *,
+    here: bool = False,
+) -> None:
+    """Check a configuration against itself, its files and a number of ranks: what passes, trains.
 
     Args:
         config: valid option by option.
         world_size: ranks of the run; None leaves out the rules that need it.
+        nodes: ranks of each node; None leaves out the rules that need them.
+        here: whether the ranks are on this machine, so that its processor and its disks count.
 
     Raises:
         ConfigError: with every rule that does not hold, a line each.
     """
-    if errors := problems(config, world_size):
+    if errors := problems(config, world_size, nodes, here=here):
         count = "one thing" if len(errors) == 1 else f"{len(errors)} things"
         lines = [*errors, *_elastic_hint(config, world_size)]
         raise ConfigError(f"{count} to correct:\n" + "\n".join(f"  {line}" for line in lines))
 
 
-def problems(config: RunConfig, world_size: int | None = None, *, data: bool = True) -> list[str]:
-    """What `check` finds wrong, a line each; `data=False` leaves out the shards, which may be elsewhere."""
-    errors = rule_errors(config, world_size)
-    if config.task == "simmim" and config.data.augment is not None:
-        errors.append("data.augment is for task=classification: leave it out (null) for task=simmim")
-    errors += [*(_data_errors(config) if data else []), *_duration_errors(config)]
-    return errors + _messages(lambda: check_zero_section(config.deepspeed), ValueError)
+def problems(
+    config: RunConfig,
+    world_size: int | None = None,
+    nodes: Sequence[int] | None = None,
+    *,
+    data: bool = True,
+    here: bool = False,
+) -> list[str]:
+    """What `check` finds wrong, a line each.
+
+    Args:
+        config: valid option by option.
+        world_size: ranks of the run; None leaves out the rules that need it.
+        nodes: ranks of each node; None leaves out the rules that need them.
+        data: False leaves out shards, weights and the run directory, which may be on another machine.
+        here: see `check`.
+    """
+    errors, num_samples = rule_errors(config, world_size, nodes), None
+    if data:
+        found, num_samples = _data_errors(config)
+        errors += [*found, *place_errors(config)]
+    if here:
+        errors += machine_errors(config)
+    return errors + run_errors(config, num_samples)
 
 
-def rule_errors(config: RunConfig, world_size: int | None) -> list[str]:
+def rule_errors(config: RunConfig, world_size: int | None, nodes: Sequence[int] | None = None) -> list[str]:
     """Where batch, layout and optimizer do not go together; needs neither data nor a run directory."""
-    return [
-        *_batch_errors(config, world_size),
-        *_layout_errors(config, world_size),
-        *_optimizer_errors(config),
-    ]
+    layout = _layout_errors(config, world_size)
+    if nodes is not None and not layout:
+        layout = _hierarchy_errors(config, nodes)
+    return [*_batch_errors(config, world_size), *layout, *_optimizer_errors(config)]
 
 
 def _elastic_hint(config: RunConfig, world_size: int | None) -> list[str]:
     """That a run that has a checkpoint can go on over other ranks, where that is all that is wrong."""
-    if world_size is None or not committed(RunDirectory(config.run_dir).checkpoints):
+    if world_size is None or not has_begun(config):
         return []
     try:
         _, plan = replan(config, world_size)
@@ -135,7 +162,7 @@ def _exchange_errors(config: RunConfig) -> list[str]:
     """What of the backend and of parallel.expert_exchange cannot be had with this model."""
     moe, exchange = config.model.moe, config.parallel.expert_exchange
     assert moe is not None
-    errors = _messages(import_tutel, ModelError) if moe.backend == "tutel" else []
+    errors = _backend_errors(moe, config.parallel)
     if exchange.padded and moe.capacity_factor == 0:
         errors.append(
             "parallel.expert_exchange.padded needs a bound on an expert's rows: set "
@@ -147,6 +174,47 @@ def _exchange_errors(config: RunConfig) -> list[str]:
             "section out"
         )
     return errors
+
+
+def _backend_errors(moe: MoEConfig, parallel: ParallelConfig) -> list[str]:
+    """What the backends other than the native one cannot do."""
+    ep_size, slices, errors = parallel.ep_size, parallel.expert_slices, []
+    if moe.backend == "reference" and (ep_size > 1 or moe.router == "soft"):
+        errors.append(
+            f"model.moe.backend=reference needs parallel.ep_size=1 (got {ep_size}) and a router other than "
+            f"soft (got {moe.router}); set model.moe.backend=native"
+        )
+    if moe.backend == "tutel":
+        errors += _messages(import_tutel, ModelError)
+        if slices > 1 or moe.num_experts % ep_size:
+            errors.append(
+                f"model.moe.backend=tutel needs parallel.expert_slices=1 (got {slices}) and parallel.ep_size "
+                f"({ep_size}) that divides model.moe.num_experts ({moe.num_experts}); set "
+                "model.moe.backend=native"
+            )
+    return errors
+
+
+def _hierarchy_errors(config: RunConfig, nodes: Sequence[int]) -> list[str]:
+    """Why rows cannot travel inside of the nodes first and then across; the layout itself is right."""
+    parallel, exchange = config.parallel, config.parallel.expert_exchange
+    if config.model.moe is None or not exchange.hierarchical:
+        return []
+    if len(set(nodes)) > 1:
+        return [
+            "parallel.expert_exchange.hierarchical needs the same number of ranks on every node (got "
+            f"{list(nodes)}); set hierarchical=false"
+        ]
+    slices, strategy = parallel.expert_slices, exchange.strategy
+    degrees = (
+        {"ep": [1], "dp": [], "auto": [1, slices]}[strategy] if isinstance(strategy, str) else [strategy]
+    )
+    dims = ParallelDims(world_size=sum(nodes), ep_size=parallel.ep_size, expert_slices=slices)
+    return [
+        error
+        for degree in dict.fromkeys(degrees)
+        for error in _messages(lambda g=degree: dims.check_hierarchy(nodes[0], g), LayoutError)
+    ]
 
 
 def _optimizer_errors(config: RunConfig) -> list[str]:
@@ -181,14 +249,18 @@ def _optimizer_errors(config: RunConfig) -> list[str]:
     return errors
 
 
-def _data_errors(config: RunConfig) -> list[str]:
-    errors = []
+def _data_errors(config: RunConfig) -> tuple[list[str], int | None]:
+    """What is wrong with the shards, and the images of an epoch, where they are known."""
+    errors: list[str] = []
+    num_samples = None
     for option, directory in (("data.train", config.data.train), ("data.val", config.data.val)):
         try:
             if names_tars(directory):  # of data.train alone, see DataConfig
                 expand(directory)
                 continue
             manifest = checked_manifest(directory, cached=config.data.cache is not None)
+            num_samples = manifest.samples if option == "data.train" else num_samples
+            errors += _cache_errors(config, option, manifest)
         except DataError as error:
             errors.append(f"{option}: {error}")
             continue
@@ -197,32 +269,15 @@ def _data_errors(config: RunConfig) -> list[str]:
                 f"model.num_classes ({config.model.num_classes}) must be the classes of {option} "
                 f"({len(manifest.classes)} in {directory})"
             )
-    return errors
+    return errors, num_samples
 
 
-def _duration_errors(config: RunConfig) -> list[str]:
-    durations: dict[str, str | None] = {
-        "train.duration": config.train.duration,
-        "train.eval_every": config.train.eval_every,
-        "train.moe_load_every": config.train.moe_load_every,
-        "optim.warmup": config.optim.warmup,
-        "optim.decay_every": config.optim.decay_every if config.optim.schedule == "step" else None,
-        "checkpoint.every": config.checkpoint.every,
-        "checkpoint.keep_every": config.checkpoint.keep_every,
-    }
-    durations |= {f"optim.decay_at[{i}]": text for i, text in enumerate(config.optim.decay_at)}
-    errors = []
-    num_samples = None if names_tars(config.data.train) else 1
-    for option, text in durations.items():
-        if text is None:
-            continue
-        found = _messages(
-            lambda t=text: to_steps(t, global_batch_size=1, num_samples=num_samples), ValueError
-        )
-        errors += [f"{option}: {message}" for message in found]
-        if not found and option != "optim.warmup" and parse_duration(text).amount == 0:
-            errors.append(f"{option} ({text}) must be more than nothing")
-    return errors
+def _cache_errors(config: RunConfig, option: str, manifest: Manifest) -> list[str]:
+    """The cache must hold a shard."""
+    least, gib = least_bytes(manifest), config.data.cache_gib
+    if config.data.cache is None or int(gib * 2**30) >= least:
+        return []
+    return [f"data.cache_gib ({gib}) must be at least {least / 2**30:.3g}, the largest shard of {option}"]
 
 
 def _messages(action: object, kind: type[ValueError]) -> list[str]:

@@ -10,15 +10,10 @@ from typing import Any, Literal
 from data_shards.device_augment import AugmentConfig
 from data_shards.patterns import names_tars
 from parallel.expert import ExchangeOptions
+from parallel.ranges import LARGEST, WEEK_S, check_ranges
 from parallel.zero_config import OptimizerName, Precision, ZeroStage, check_deepspeed
-from swin_moe.config import ModelConfig, SimMIMConfig
-
-
-def _check_ranges(section: str, config: object, **lowest: float) -> None:
-    """Raise ValueError for the first option of a section that lies below its lowest value."""
-    for name, bound in lowest.items():
-        if (value := getattr(config, name)) < bound:
-            raise ValueError(f"{section}{name} ({value}) must be at least {bound}")
+from swin_moe.config import ModelConfig
+from swin_moe.simmim_config import SimMIMConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,16 +42,25 @@ class DataConfig:
     cache_gib: float = 0.0  # the most that all ranks of a node put there
 
     def __post_init__(self) -> None:
-        _check_ranges(
-            "data.", self, decode_threads=1, fetch_threads=0, flip_probability=0, retry_s=1, cache_gib=0
+        check_ranges(
+            "data.",
+            self,
+            crop_scale=(0, 1),
+            crop_ratio=(0.01, 100),
+            decode_threads=(1, 256),
+            fetch_threads=(0, 1024),
+            flip_probability=(0, 1),
+            eval_crop=(0.1, 1),
+            mean=(0, 1),
+            std=(1e-3, 1e3),
+            retry_s=(1, WEEK_S),
+            cache_gib=(0, 2**20),
         )
         if names_tars(self.val):
             raise ValueError(
                 f"data.val ({self.val}) must be shards with a manifest, as evaluation counts every image "
                 "once; `swin-moe shards index` writes it"
             )
-        if min(self.std) <= 0:
-            raise ValueError(f"data.std ({list(self.std)}) must be above 0")
         if (self.cache is None) != (self.cache_gib == 0):
             raise ValueError(
                 f"data.cache ({self.cache}) and data.cache_gib ({self.cache_gib}) belong together: set both"
@@ -65,8 +69,6 @@ class DataConfig:
             low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"data.{name} ([{low}, {high}]) must be two numbers, 0 < low <= high")
-        if not 0 < self.eval_crop <= 1:
-            raise ValueError(f"data.eval_crop ({self.eval_crop}) must lie in (0, 1]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +100,17 @@ class OptimConfig:
     label_smoothing: float = 0.1
 
     def __post_init__(self) -> None:
-        _check_ranges("optim.", self, base_lr=0, warmup_lr=0, min_lr=0, weight_decay=0, eps=0, clip_norm=0)
+        rate = (0, 1e9)
+        check_ranges(
+            "optim.",
+            self,
+            base_lr=rate,
+            warmup_lr=rate,
+            min_lr=rate,
+            weight_decay=(0, 1000),
+            eps=(1e-30, 1),  # 0 would divide zero by zero where a gradient is zero
+            clip_norm=(0, 1e30),
+        )
         if (self.schedule == "multistep") != bool(self.decay_at):
             raise ValueError(
                 f"optim.decay_at ({list(self.decay_at)}) belongs to optim.schedule=multistep (got "
@@ -142,12 +154,22 @@ class TrainConfig:
     upcycle_noise: float | None = None
 
     def __post_init__(self) -> None:
-        lowest = {"global_batch_size": 1, "micro_batch_size": 1, "eval_batch_size": 1, "max_skipped_steps": 0}
-        _check_ranges("train.", self, **lowest)
-        if self.upcycle_noise is not None and (self.upcycle_noise < 0 or not self.pretrained):
+        check_ranges(
+            "train.",
+            self,
+            global_batch_size=(1, 2**20),
+            micro_batch_size=(1, 2**16),
+            eval_batch_size=(1, 2**16),
+            max_skipped_steps=(0, LARGEST),
+            spike_factor=(0, 1e30),
+        )
+        for name in ("pretrained", "pretrained_head"):
+            if getattr(self, name) == "":
+                raise ValueError(f"train.{name} ('') must name a file; leave it out where there is none")
+        if self.upcycle_noise is not None and not (0 <= self.upcycle_noise <= 10 and self.pretrained):
             raise ValueError(
-                f"train.upcycle_noise ({self.upcycle_noise}) must be at least 0, and needs train.pretrained: "
-                "the weights of a dense model"
+                f"train.upcycle_noise ({self.upcycle_noise}) must lie in [0, 10], and needs "
+                "train.pretrained: the weights of a dense model"
             )
         if self.spike_factor != 0 and self.spike_factor <= 1:
             raise ValueError(
@@ -171,7 +193,13 @@ class ParallelConfig:
     collective_timeout_s: float = 600.0  # then a rank that others wait for is named and the run ends
 
     def __post_init__(self) -> None:
-        _check_ranges("parallel.", self, ep_size=1, expert_slices=1, collective_timeout_s=5)
+        check_ranges(
+            "parallel.",
+            self,
+            ep_size=(1, 2**16),
+            expert_slices=(1, 2**16),
+            collective_timeout_s=(5, WEEK_S),
+        )
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("parallel.offload_optimizer needs parallel.zero_stage of 1, 2 or 3 (got 0)")
 
@@ -187,7 +215,7 @@ class CheckpointConfig:
     crash_budget: int = 5  # so many crashes in a row without a new checkpoint refuse a start; 0 never does
 
     def __post_init__(self) -> None:
-        _check_ranges("checkpoint.", self, keep_last=1, crash_budget=0)
+        check_ranges("checkpoint.", self, keep_last=(1, LARGEST), crash_budget=(0, LARGEST))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -209,5 +237,5 @@ class RunConfig:
     )  # further options of DeepSpeed's own configuration
 
     def __post_init__(self) -> None:
-        _check_ranges("", self, seed=0)
+        check_ranges("", self, seed=(0, 2**63 - 1))
         check_deepspeed(self.deepspeed)

@@ -62,9 +62,7 @@ class Session:
         model = self.task.build(mesh, sharded=sharded, exchange=parallel.expert_exchange).to(device)
         self.backbone = self.task.backbone(model)
         if config.train.pretrained and not committed(run.checkpoints):
-            start = config.train
-            head, noise = start.pretrained_head, start.upcycle_noise
-            start_from(config.train.pretrained, head, self.backbone, mesh, noise)
+            start_from(config.train, self.backbone, mesh)
         frozen = freeze(model, config.optim.freeze)
         if frozen and mesh.is_first:
             print(f"frozen: {len(frozen)} of {len(list(model.parameters()))} tensors")

@@ -15,6 +15,7 @@ from data_shards.split import carve
 from data_shards.verify import verify
 from launcher.progress import progress_line
 from launcher.shards_pack import PACK_HELP, add_pack, add_source, make_source, run_pack
+from swin_moe.text_files import read_text
 
 VERIFY_HELP = """\
 examples:
@@ -162,7 +163,7 @@ def _run_index(args: argparse.Namespace) -> int:
 
 def _read_classes(path: Path) -> list[str]:
     try:
-        return [line.strip() for line in path.read_text("utf-8-sig").splitlines() if line.strip()]
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"--classes {path}: cannot read it ({error})") from error
 

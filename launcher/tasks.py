@@ -13,6 +13,7 @@ from data_shards.prefetch import Batch
 from launcher.schema import DataConfig, RunConfig
 from parallel.exchange import ExchangeOptions
 from parallel.mesh import Mesh
+from swin_moe.flops import build_on_meta, construct_on_meta
 from swin_moe.losses import classification_loss, evaluation_sums
 from swin_moe.model import ModelOutput, SwinTransformer, build_model
 from swin_moe.simmim import SimMIM, SimMIMOutput, build_simmim
@@ -168,6 +169,23 @@ TASKS: dict[str, type[Classification] | type[Reconstruction]] = {
 def task_of(config: RunConfig, device: torch.device) -> Task:
     """What the run of a configuration learns."""
     return TASKS[config.task](config, device)
+
+
+def on_meta(config: RunConfig) -> nn.Module:
+    """The model of a run in shapes alone, all experts on one rank."""
+    if config.task == "simmim":
+        return construct_on_meta(
+            lambda model, placement: SimMIM(model, config.simmim, placement), config.model
+        )
+    return build_on_meta(config.model)
+
+
+def backbone_on_meta(config: RunConfig) -> SwinTransformer:
+    """The part of `on_meta` that pretrained weights are for."""
+    model = on_meta(config)
+    backbone = model.encoder if isinstance(model, SimMIM) else model
+    assert isinstance(backbone, SwinTransformer)
+    return backbone
 
 
 def normalised(images: Tensor, data: DataConfig, device: torch.device) -> Tensor:

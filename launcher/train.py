@@ -3,6 +3,7 @@
 Every rank runs it. What fails before the first step fails on all ranks together, with one message.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -53,7 +54,7 @@ def train(
     run, nodes = RunDirectory(config.run_dir), node_sizes(ranks)
     if elastic:
         config = adapt(config, run, nodes, say=ranks.rank == 0)
-    open_run(config, run, ranks.world_size, guard, resume, reset_crashes)
+    open_run(config, run, nodes, guard, resume, reset_crashes)
     changed = check_changes(config, run.checkpoints, allow=allow_change)
     before_training(config, ranks, device)
     mesh = run_mesh(config.parallel, nodes)
@@ -79,12 +80,18 @@ def report(config: RunConfig, run: RunDirectory, world_size: int, num_samples: i
 
 
 def open_run(
-    config: RunConfig, run: RunDirectory, world_size: int, guard: Guard, resume: Resume, reset_crashes: bool
+    config: RunConfig,
+    run: RunDirectory,
+    nodes: Sequence[int],
+    guard: Guard,
+    resume: Resume,
+    reset_crashes: bool,
 ) -> None:
     """Check everything, take the run directory and note that a session begins."""
+    world_size = sum(nodes)
 
     def prepare() -> CrashLoopError | None:
-        check(config, world_size)
+        check(config, world_size, nodes, here=True)
         if config.parallel.offload_optimizer:
             prepare_extensions(OFFLOADED)
         if torch.distributed.get_rank() != 0:

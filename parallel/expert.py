@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from parallel.mesh import Mesh
+from parallel.ranges import check_ranges
 
 Strategy = Literal["ep", "dp", "auto"] | int
 
@@ -31,8 +32,7 @@ class ExchangeOptions:
     wire_dtype: Literal["same", "bf16"] = "same"  # bf16: fp32 rows and their gradients travel rounded
 
     def __post_init__(self) -> None:
-        if self.overlap < 1:
-            raise ValueError(f"parallel.expert_exchange.overlap ({self.overlap}) must be at least 1")
+        check_ranges("parallel.expert_exchange.", self, overlap=(1, 64))
         if not isinstance(self.strategy, str) and (isinstance(self.strategy, bool) or self.strategy < 1):
             raise ValueError(
                 f"parallel.expert_exchange.strategy ({self.strategy}) must be ep, dp, auto or a number of "

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
@@ -45,27 +46,28 @@ OURS = {  # DeepSpeed's option -> who decides it here
     "elasticity": "the checkpoint, which loads at any number of ranks",
     "compile": "train.compile",
 }
-FURTHER = (  # what of DeepSpeed 0.19.8 makes sense beside ours
-    "zero_optimization",
-    "zero_force_ds_cpu_optimizer",
-    "communication_data_type",
-    "disable_allgather",
-    "aio",
-    "comms_logger",
-    "flops_profiler",
-    "wall_clock_breakdown",
-    "memory_breakdown",
-    "steps_per_print",
-    "dump_state",
-    "log_level",
-    "timers",
-    "graph_harvesting",
-    "disable_python_gc",
-    "tensorboard",
-    "wandb",
-    "comet",
-    "csv_monitor",
-)
+FURTHER: dict[str, type | tuple[str, ...]] = {  # what of DeepSpeed 0.19.8 makes sense beside ours
+    "zero_optimization": dict,
+    "zero_force_ds_cpu_optimizer": bool,
+    "communication_data_type": ("fp16", "bf16", "fp32"),
+    "disable_allgather": bool,
+    "aio": dict,
+    "comms_logger": dict,
+    "flops_profiler": dict,
+    "wall_clock_breakdown": bool,
+    "memory_breakdown": bool,
+    "steps_per_print": int,
+    "dump_state": bool,
+    "log_level": ("debug", "info", "warning", "error", "critical"),
+    "timers": dict,
+    "disable_python_gc": bool,
+    "tensorboard": dict,
+    "wandb": dict,
+    "comet": dict,
+    "csv_monitor": dict,
+}
+KINDS = {bool: "true or false", int: "a whole number", dict: "a section of options"}
+MONITORS = {"wandb": "wandb", "comet": "comet_ml"}  # section -> package
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,25 +104,55 @@ def check_deepspeed(options: Mapping[str, Any]) -> None:
             near = get_close_matches(name, FURTHER, 1)
             hint = f"did you mean deepspeed.{near[0]}?" if near else f"there are {', '.join(FURTHER)}"
             errors.append(f"deepspeed.{name}: no such option; {hint}")
+        elif name in FURTHER and not _is_of(options[name], FURTHER[name]):
+            wanted = FURTHER[name]
+            said = f"one of {', '.join(wanted)}" if isinstance(wanted, tuple) else KINDS[wanted]
+            errors.append(f"deepspeed.{name} ({options[name]!r}) must be {said}")
     if errors:
         raise ValueError("; ".join(errors))
 
 
-def check_zero_section(options: Mapping[str, Any]) -> None:
-    """Raise ValueError for what DeepSpeed does not accept in `zero_optimization`; imports DeepSpeed."""
-    if not _section(options):
+def _is_of(value: Any, kind: type | tuple[str, ...]) -> bool:
+    """Whether a value is of a type, or one of some texts."""
+    return value in kind if isinstance(kind, tuple) else type(value) is kind
+
+
+def check_with_deepspeed(options: Mapping[str, Any]) -> None:
+    """Raise ValueError for values that DeepSpeed does not accept; imports DeepSpeed where there are any."""
+    if not options:
         return
     choose_accelerator()
+    from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
     from pydantic import ValidationError
 
+    for name, package in MONITORS.items():
+        if options.get(name, {}).get("enabled") is True and find_spec(package) is None:
+            raise ValueError(f"deepspeed.{name}: {package} is not installed; pip install {package}")
+    prefix = "deepspeed.zero_optimization"
     try:
         DeepSpeedZeroConfig(**_section(options))
+        prefix = "deepspeed"
+        DeepSpeedConfig({"train_batch_size": 1, "train_micro_batch_size_per_gpu": 1, **options})
     except ValidationError as error:
-        found = (
-            f"deepspeed.zero_optimization.{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()
-        )
+        found = (f"{'.'.join([prefix, *map(str, e['loc'])])}: {e['msg']}" for e in error.errors())
         raise ValueError("; ".join(found)) from error
+    except (DeepSpeedConfigError, ValueError, TypeError, AttributeError, AssertionError) as error:
+        raise ValueError(f"deepspeed: {error}") from error
+
+
+def check_precision(precision: Precision) -> None:
+    """Raise ValueError where the device of this process cannot train in a precision; imports DeepSpeed."""
+    if precision != "fp16":
+        return
+    choose_accelerator()
+    from deepspeed.accelerator import get_accelerator
+
+    if not get_accelerator().is_fp16_supported():
+        raise ValueError(
+            f"train.precision (fp16) needs a device with fp16 instructions, and DeepSpeed finds none on this "
+            f"{get_accelerator().device_name()}; set train.precision=bf16"
+        )
 
 
 def deepspeed_config(options: EngineOptions, world_size: int, reduce_bucket: int | None) -> dict[str, Any]:

@@ -6,7 +6,8 @@ Every rule reads as an equation with its values, and names the option to change.
 from dataclasses import dataclass
 from typing import Literal
 
-from swin_moe.sizes import Size, check_size, sides
+from parallel.ranges import LARGEST, check_ranges
+from swin_moe.sizes import MOST_SIDE, Size, as_text, check_size, sides
 
 
 class ModelError(ValueError):
@@ -21,6 +22,9 @@ def require(condition: bool, message: str) -> None:
 
 RouterName = Literal["linear", "cosine", "sigmoid", "expert_choice", "soft", "hash", "random"]
 BalanceLoss = Literal["auto", "importance_load", "importance", "gshard", "none"]
+MOST_BLOCKS, WIDEST = 1000, 2**17  # of a model; channels of a stage
+MOST_CAPACITY = 1000.0  # factor of it
+LOWEST_NOISE = 1e-6  # that the load loss can divide by
 SOFTMAX_ROUTERS = ("linear", "cosine")  # which noise, the load loss and Tutel make sense for
 
 
@@ -74,16 +78,25 @@ class MoEConfig:
             self._check_tutel()
 
     def _check_ranges(self) -> None:
-        for name in ("num_experts", "routing_group_images", "slots_per_expert"):
-            require(getattr(self, name) >= 1, f"model.moe.{name} ({getattr(self, name)}) must be at least 1")
+        weight = (0, 1e6)
+        check_ranges(
+            "model.moe.",
+            self,
+            error=ModelError,
+            num_experts=(1, 2**16),
+            routing_group_images=(1, 2**20),
+            slots_per_expert=(1, 2**12),
+            capacity_factor=(-MOST_CAPACITY, MOST_CAPACITY),
+            eval_capacity_factor=(-MOST_CAPACITY, MOST_CAPACITY),
+            gate_noise=(0, 1000),
+            load_balance_weight=weight,
+            z_loss_weight=weight,
+            bias_update_rate=weight,
+        )
         require(
             1 <= self.top_k <= self.num_experts,
             f"model.moe.top_k ({self.top_k}) must lie in 1..model.moe.num_experts ({self.num_experts})",
         )
-        for name in ("gate_noise", "load_balance_weight", "z_loss_weight", "bias_update_rate"):
-            require(
-                getattr(self, name) >= 0, f"model.moe.{name} ({getattr(self, name)}) must not be negative"
-            )
         require(
             0 <= self.expert_dropout < 1,
             f"model.moe.expert_dropout ({self.expert_dropout}) must lie in [0, 1)",
@@ -91,9 +104,10 @@ class MoEConfig:
 
     def _check_router(self) -> None:
         require(
-            self.balance != "importance_load" or self.gate_noise > 0,
-            f"model.moe.balance_loss=importance_load needs model.moe.gate_noise ({self.gate_noise}) above 0: "
-            "its load term is a probability under that noise; set balance_loss to importance or gshard",
+            self.balance != "importance_load" or self.gate_noise >= LOWEST_NOISE,
+            f"model.moe.balance_loss=importance_load needs model.moe.gate_noise ({self.gate_noise}) of at "
+            f"least {LOWEST_NOISE}: its load term is a probability under that noise; set balance_loss to "
+            "importance or gshard",
         )
         learned = ("auto", "none", "gshard") if self.router == "sigmoid" else ("auto", "none")
         require(
@@ -200,22 +214,51 @@ class ModelConfig:
     def _check_ranges(self) -> None:
         for name in ("drop_rate", "drop_path_rate"):
             require(0 <= getattr(self, name) < 1, f"model.{name} ({getattr(self, name)}) must lie in [0, 1)")
-        check_size("model.image_size", self.image_size, least=1, error=ModelError)
+        side, count = (1, MOST_SIDE), (0, LARGEST)
+        check_size("model.image_size", self.image_size, least=1, most=MOST_SIDE, error=ModelError)
         for stage, window in enumerate(self.pretrained_window_sizes or ()):  # 0: the stage's own window
             name = f"model.pretrained_window_sizes[{stage}]"
-            check_size(name, window, least=0, error=ModelError)
-        for name in ("patch_size", "in_chans", "num_classes", "embed_dim", "window_size"):
-            require(getattr(self, name) >= 1, f"model.{name} ({getattr(self, name)}) must be at least 1")
-        for name in ("main_norm_every", "checkpoint_every", "windows_at_a_time"):
-            require(getattr(self, name) >= 0, f"model.{name} ({getattr(self, name)}) must not be negative")
-        require(self.mlp_ratio > 0, f"model.mlp_ratio ({self.mlp_ratio}) must be above 0")
+            check_size(name, window, least=0, most=MOST_SIDE, error=ModelError)
+        check_ranges(
+            "model.",
+            self,
+            error=ModelError,
+            patch_size=side,
+            in_chans=(1, 1024),
+            num_classes=(1, 2**24),
+            embed_dim=side,
+            window_size=side,
+            mlp_ratio=(0, 64),
+            init_std=(0, 10),
+            main_norm_every=count,
+            checkpoint_every=count,
+            windows_at_a_time=count,
+        )
+        require(
+            self.patch_size <= min(self.image_sides),
+            f"model.patch_size ({self.patch_size}) must be at most model.image_size "
+            f"({as_text(self.image_size)})",
+        )
         require(self.init_std > 0, f"model.init_std ({self.init_std}) must be above 0")
+        require(
+            self.embed_dim * self.mlp_ratio >= 1,
+            f"model.embed_dim ({self.embed_dim}) x model.mlp_ratio ({self.mlp_ratio}) must be at least 1",
+        )
 
     def _check_stages(self) -> None:
         stages = len(self.depths)
         require(
             stages > 0 and min(self.depths) > 0,
             f"model.depths ({list(self.depths)}) must give every stage at least one block",
+        )
+        require(
+            sum(self.depths) <= MOST_BLOCKS,
+            f"model.depths ({list(self.depths)}) must sum to at most {MOST_BLOCKS} blocks",
+        )
+        require(
+            self.stage_dim(stages - 1) <= WIDEST,
+            f"model.embed_dim ({self.embed_dim}) x 2^{stages - 1} for the last of {stages} stages must be at "
+            f"most {WIDEST} channels (got {self.stage_dim(stages - 1)})",
         )
         for name in ("num_heads", "pretrained_window_sizes"):
             entries = getattr(self, name)
@@ -280,28 +323,3 @@ class ModelConfig:
     def is_moe_block(self, stage: int, block: int) -> bool:
         """Whether this block's MLP is a mixture of experts."""
         return self.moe is not None and block in self.moe.blocks[stage]
-
-
-@dataclass(frozen=True, kw_only=True)
-class SimMIMConfig:
-    """What is hidden and what is predicted.
-
-    `mask_patch_size` is in pixels, a multiple of the model's patch; `mask_ratio` of an image's mask patches
-    are hidden, rounded up. `norm_target_window` is the side of the window of pixels by whose mean and
-    deviation a target is normalised (SwinV2: 47), 0 for the pixels as they are.
-    """
-
-    mask_patch_size: int = 32
-    mask_ratio: float = 0.6
-    norm_target_window: int = 0
-
-    def __post_init__(self) -> None:
-        require(
-            self.mask_patch_size >= 1, f"simmim.mask_patch_size ({self.mask_patch_size}) must be at least 1"
-        )
-        require(0 < self.mask_ratio <= 1, f"simmim.mask_ratio ({self.mask_ratio}) must lie in (0, 1]")
-        window = self.norm_target_window
-        require(
-            window == 0 or (window >= 3 and window % 2 == 1),
-            f"simmim.norm_target_window ({window}) must be 0 or an odd number above 1",
-        )

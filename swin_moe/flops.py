@@ -6,6 +6,7 @@ any size, and once for all in evaluation. Of an MoE only what serves a token cou
 experts: what the model does without capacity limits.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,7 @@ from parallel.expert import ExpertParallel
 from swin_moe.attention import WindowAttention
 from swin_moe.block import SwinBlock
 from swin_moe.config import ModelConfig
-from swin_moe.model import SwinTransformer
+from swin_moe.model import M, SwinTransformer
 from swin_moe.moe import MoELayer
 from swin_moe.routing import RouterCall
 
@@ -37,9 +38,14 @@ def cost(config: ModelConfig) -> Cost:
 
 def build_on_meta(config: ModelConfig) -> SwinTransformer:
     """A model of shapes alone, all experts on one rank."""
+    return construct_on_meta(SwinTransformer, config)
+
+
+def construct_on_meta(make: Callable[[ModelConfig, ExpertParallel | None], M], config: ModelConfig) -> M:
+    """A module around the model of `config`, of shapes alone, all experts on one rank."""
     placement = None if config.moe is None else ExpertParallel.on_one_rank(config.moe.num_experts)
     with torch.device("meta"):
-        model = SwinTransformer(config, placement)
+        model = make(config, placement)
     return model.to("meta")  # masks and indices are constants made on the CPU
 
 

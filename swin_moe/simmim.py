@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from parallel.expert import ExchangeOptions, ExpertParallel
 from parallel.mesh import Mesh
-from swin_moe.config import ModelConfig, SimMIMConfig, require
+from swin_moe.config import ModelConfig, require
 from swin_moe.model import SwinTransformer, construct, total_loss
 from swin_moe.moe import MoECall, MoEStats
 from swin_moe.randomness import fork, uniform
+from swin_moe.simmim_config import SimMIMConfig
 
 MASK_SITE = -1  # the sites of a model count from 0
 

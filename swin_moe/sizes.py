@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+MOST_SIDE = 2**14  # of an image, a patch or a window
 Size = int | tuple[int, ...]  # as it is written, in pixels or in tokens
 
 
@@ -15,13 +16,14 @@ def sides(size: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
-def check_size(name: str, size: Size, *, least: int, error: type[ValueError]) -> None:
-    """Check that a size is one number or two, each of at least `least`.
+def check_size(name: str, size: Size, *, least: int, most: int, error: type[ValueError]) -> None:
+    """Check that a size is one number or two, each between `least` and `most`.
 
     Args:
         name: dotted, of the option.
         size: as it is written.
         least: the smallest side.
+        most: the largest side.
         error: the type to raise.
 
     Raises:
@@ -32,6 +34,8 @@ def check_size(name: str, size: Size, *, least: int, error: type[ValueError]) ->
         raise error(f"{name} ({shown}) must be one number, of a square, or two: [height, width]")
     if min(sides(size)) < least:
         raise error(f"{name} ({shown}) must be at least {least}")
+    if max(sides(size)) > most:
+        raise error(f"{name} ({shown}) must be at most {most}")
 
 
 def as_text(size: Size) -> str:

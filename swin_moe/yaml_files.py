@@ -21,6 +21,8 @@ from typing import Any
 
 import yaml
 
+from swin_moe.text_files import TextError, read_text
+
 Tree = dict[Any, Any]  # a mapping as YAML gives it
 Origins = dict[str, Path]  # which file gave the value of each option, by dotted name
 
@@ -34,6 +36,7 @@ _PATTERNS = {  # of every plain scalar that is not a string
     r"|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+",
     "merge": r"<<",
 }
+MOST_VALUES = 2**20  # of a file, aliases written out
 SCALARS = tuple((YAML + tag, re.compile(rf"(?:{pattern})\Z")) for tag, pattern in _PATTERNS.items())
 
 
@@ -88,10 +91,11 @@ def merge(below: Mapping[Any, Any], over: Mapping[Any, Any]) -> Tree:
     return tree
 
 
-def parse_yaml(text: str | bytes) -> Any:
+def parse_yaml(text: str) -> Any:
     """Read YAML into what JSON can hold: no alias inside itself, no !!binary; 1e400 is no number."""
     try:
         tree = yaml.load(text, Loader=_Loader)
+        _refuse_bomb(tree)
         return json.loads(json.dumps(tree, ensure_ascii=False).encode(), parse_constant=str)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
@@ -99,6 +103,23 @@ def parse_yaml(text: str | bytes) -> Any:
         raise YamlError(where + ", ".join(filter(None, (error.context, error.problem)))) from None
     except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         raise YamlError(" ".join(str(error).split())) from None
+
+
+def _refuse_bomb(tree: Any) -> None:
+    """Raise ValueError where aliases of aliases stand for more values than any configuration has."""
+    sizes: dict[int, int] = {}
+
+    def size(value: Any) -> int:
+        if not isinstance(value, dict | list):
+            return 1
+        if id(value) not in sizes:
+            sizes[id(value)] = 1  # of an alias inside itself, which JSON refuses
+            below = value.values() if isinstance(value, dict) else value
+            sizes[id(value)] = 1 + sum(map(size, below))
+        return sizes[id(value)]
+
+    if (found := size(tree)) > MOST_VALUES:
+        raise ValueError(f"its aliases stand for {found} values; write them out, at most {MOST_VALUES}")
 
 
 def got(value: Any) -> str:
@@ -110,9 +131,10 @@ def got(value: Any) -> str:
 def _read_one(path: Path, above: tuple[Path, ...]) -> Tree:
     named = f"{path}, which {above[-1]} names as its base" if above else str(path)
     try:
-        tree = parse_yaml(path.read_bytes())
-    except OSError as error:
-        raise YamlError(f"cannot read {named}: {error.strerror}{_near_files(path)}") from None
+        tree = parse_yaml(read_text(path))
+    except (OSError, TextError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise YamlError(f"cannot read {named}: {reason}{_near_files(path)}") from None
     except YamlError as error:
         raise YamlError(f"{path} is not valid YAML: {error}") from None
     if not isinstance(tree, dict | None):

@@ -14,8 +14,10 @@ from launcher.arguments import positive
 from launcher.config import ConfigError, load_config
 from launcher.rank import Guard, as_rank
 from launcher.run_directory import RunDirectory
+from launcher.run_rules import slots_error
 from launcher.schema import RunConfig
 from parallel.env import Ranks
+from swin_moe.config import MOST_CAPACITY
 
 HELP = """\
 examples:
@@ -114,6 +116,9 @@ def check_options(args: argparse.Namespace, config: RunConfig) -> None:
         raise ConfigError("model.moe.router=soft has neither a capacity nor choices: nothing to vary")
     if moe and moe.router == "expert_choice" and (0.0 in factors or args.sweep_top_k):
         raise ConfigError("model.moe.router=expert_choice needs a capacity above 0, and no --sweep-top-k")
+    for factor in factors:
+        if error := slots_error(config.model, "the capacity factor", factor):
+            raise ConfigError(error)
     for top_k in args.sweep_top_k or []:
         if moe and top_k > moe.num_experts:
             raise ConfigError(
@@ -197,8 +202,8 @@ def _factor(text: str) -> float:
         factor = float(text)
     except ValueError:
         factor = -1.0
-    if not 0 <= factor < float("inf"):
-        raise argparse.ArgumentTypeError(f"must be a factor of at least 0 (got {text!r})")
+    if not 0 <= factor <= MOST_CAPACITY:
+        raise argparse.ArgumentTypeError(f"must be a factor in 0 ... {MOST_CAPACITY:g} (got {text!r})")
     return factor
 
 

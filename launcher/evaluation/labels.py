@@ -27,6 +27,7 @@ from launcher.schema import RunConfig
 from launcher.tasks import Classification
 from swin_moe.losses import evaluation_sums
 from swin_moe.model import ModelOutput
+from swin_moe.text_files import read_text
 
 FORMAT = "swin-moe labels 1"
 
@@ -65,7 +66,7 @@ def read_labels(path: Path, num_classes: int) -> LabelSpace:
         ConfigError: with what is wrong, and the place.
     """
     try:
-        said = json.loads(path.read_text())
+        said = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--labels {path}: cannot read it ({error})") from error
     if not isinstance(said, dict) or said.get("format") != FORMAT:

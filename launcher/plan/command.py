@@ -10,12 +10,13 @@ import torch
 
 from launcher import local
 from launcher.arguments import positive
-from launcher.check import rule_errors
+from launcher.check import problems
 from launcher.config import ConfigError, load_config
 from launcher.plan.hardware import Hardware, load_hardware
 from launcher.plan.simulate import MTBF_GPU_H, Failures, parse_range
 from launcher.preflight.command import no_run
 from launcher.rank import Guard, as_rank
+from launcher.run_rules import run_errors
 from launcher.schema import RunConfig
 from parallel.env import Ranks
 
@@ -87,6 +88,10 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
     counts = parse_range(args.simulate) if args.simulate else []
     nodes = [args.gpus_per_node or hardware.ranks_per_node] * args.nodes
     hardware.peak(config.train.precision)
+    if config.model.moe is not None and config.model.moe.backend == "reference":
+        raise ConfigError("plan cannot predict model.moe.backend=reference: set model.moe.backend=native")
+    if (counts or args.search) and (errors := run_errors(config)):
+        raise ConfigError("\n".join(["no layout can be had:", *(f"  {error}" for error in errors)]))
     found: dict[str, Any] = {}
     if counts:
         found |= _simulate(args, config, hardware, counts)
@@ -101,7 +106,7 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
 
 def _one(args: argparse.Namespace, config: RunConfig, hardware: Hardware, nodes: list[int]) -> dict[str, Any]:
     """The layout that is configured."""
-    _check(config, sum(nodes))
+    _check(config, nodes)
     from launcher.plan import report
     from launcher.plan.memory import predict_memory
     from launcher.plan.time import predict_time
@@ -179,10 +184,11 @@ def _make_directory(directory: Path) -> None:
         ) from None
 
 
-def _check(config: RunConfig, world_size: int) -> None:
-    if errors := rule_errors(config, world_size):
+def _check(config: RunConfig, nodes: list[int]) -> None:
+    world_size = sum(nodes)
+    if errors := problems(config, world_size, nodes, data=False):
         raise ConfigError(
-            "\n".join([f"this layout cannot be had on {world_size} ranks:", *(f"  {e}" for e in errors)])
+            "\n".join([f"this run cannot be had on {world_size} ranks:", *(f"  {e}" for e in errors)])
         )
 
 

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from launcher.plan.trace import Trace, trace
 from parallel.expert import ExpertParallel, ExpertSlice
 from swin_moe.block import SwinBlock
-from swin_moe.config import ModelConfig, SimMIMConfig
+from swin_moe.config import ModelConfig
 from swin_moe.dispatch import Plan, SoftPlan, make_plan
 from swin_moe.experts import ExpertMLP
 from swin_moe.model import SwinTransformer
 from swin_moe.moe import MoELayer
 from swin_moe.routing import RouterCall, SoftRouting
+from swin_moe.simmim_config import SimMIMConfig
 
 BIAS = "position bias"  # once a batch of any size: no part of a model's published FLOPs
 

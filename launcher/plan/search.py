@@ -9,9 +9,7 @@ from launcher.plan.hardware import Hardware
 from launcher.plan.memory import Memory, predict_memory
 from launcher.plan.pace import Pace, pace_of
 from launcher.plan.time import StepTime, predict_time
-from launcher.plan.traffic import dims_of
 from launcher.schema import ParallelConfig, RunConfig
-from parallel.mesh import LayoutError
 
 MOST_MICRO = 8  # micro-batches that are tried, the largest ones
 STAGES = ((0, False), (1, False), (1, True), (2, False), (2, True), (3, False), (3, True))  # ZeRO, offload
@@ -76,7 +74,7 @@ def search(
 
 def _timed(config: RunConfig, nodes: Sequence[int], hardware: Hardware, pace: Pace) -> Candidate:
     """One layout by the rules and by time."""
-    if errors := [*rule_errors(config, sum(nodes)), *_hierarchy_errors(config, nodes)]:
+    if errors := rule_errors(config, sum(nodes), nodes):
         return Candidate(config=config, reason=errors[0])
     return Candidate(config=config, time=predict_time(config, nodes, hardware, pace))
 
@@ -127,21 +125,6 @@ def _with(config: RunConfig, parallel: ParallelConfig, micro: int, every: int) -
         replace(config.model, checkpoint_every=every),
     )
     return replace(config, parallel=parallel, train=train, model=model)
-
-
-def _hierarchy_errors(config: RunConfig, nodes: Sequence[int]) -> list[str]:
-    """What the mesh would say of an exchange in two stages when the ranks meet."""
-    exchange = config.parallel.expert_exchange
-    if config.model.moe is None or not exchange.hierarchical or len(set(nodes)) > 1:
-        return []
-    try:
-        dims = dims_of(config, nodes)
-        if isinstance(exchange.strategy, int):
-            dims.check_gather_degree(exchange.strategy)
-        dims.check_hierarchy(nodes[0], exchange.strategy if isinstance(exchange.strategy, int) else 1)
-    except LayoutError as error:
-        return [str(error)]
-    return []
 
 
 def _rank(candidate: Candidate, hardware: Hardware) -> tuple[int, float]:

@@ -16,9 +16,10 @@ from launcher.plan.pieces import BIAS, Experts, Part, decoder, head, patches, st
 from launcher.plan.shapes import on_shapes, placed
 from launcher.plan.trace import Op
 from parallel.expert import experts_of
-from swin_moe.config import ModelConfig, SimMIMConfig
+from swin_moe.config import ModelConfig
 from swin_moe.dispatch import capacity
 from swin_moe.flops import build_on_meta
+from swin_moe.simmim_config import SimMIMConfig
 
 PERSISTENT = 100_000  # elements up to which stage 3 keeps a tensor whole (stage3_param_persistence_threshold)
 

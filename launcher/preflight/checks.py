@@ -61,7 +61,7 @@ def look_at_configuration(here: Here) -> dict[str, Any] | None:
     found["sections"] = {name: _digest(repr(value)) for name, value in asdict(here.config).items()}
     if not here.in_train:
         try:
-            check(here.config, here.ranks.world_size)
+            check(here.config, here.ranks.world_size, here=True)
         except ConfigError as error:
             found["error"] = str(error).removeprefix("one thing to correct:\n  ")
     return found

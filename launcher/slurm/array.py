@@ -11,6 +11,7 @@ from launcher.config import ConfigError, load_config
 from launcher.schema import RunConfig
 from launcher.slurm.places import settled
 from launcher.slurm.script import index_width
+from swin_moe.text_files import read_text
 from swin_moe.yaml_files import parse_yaml
 
 
@@ -21,7 +22,7 @@ def read_tasks(file: Path) -> tuple[tuple[str, ...], ...]:
         ConfigError: the file cannot be read, or has no tasks.
     """
     try:
-        text = file.read_text()
+        text = read_text(file)
         tasks = _of_yaml(text) if file.suffix in (".yaml", ".yml") else _of_lines(text)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error

@@ -55,7 +55,8 @@ def layout(config: RunConfig, submission: Submission) -> str:
 
 def _check(config: RunConfig, submission: Submission, nodes: int) -> None:
     try:
-        check(fitted(config, submission, nodes), nodes * submission.ranks_a_node)
+        ranks = [submission.ranks_a_node] * nodes
+        check(fitted(config, submission, nodes), sum(ranks), ranks)
     except ValueError as error:
         at = f"on {nodes} nodes: " if submission.elastic else ""
         raise ConfigError(f"{at}{error}") from error

@@ -7,6 +7,7 @@ from typing import Any
 
 from launcher.evaluation.ways import combinations
 from launcher.run_files import RunFiles, read_json
+from launcher.run_rules import slots_error
 from launcher.schema import RunConfig
 from launcher.study.cells import Study
 
@@ -50,13 +51,15 @@ def asked_of(config: RunConfig, study: Study) -> Asked:
     return Asked(arguments=tuple(text for pair in arguments for text in pair), ways=ways)
 
 
-def too_many_choices(config: RunConfig, study: Study) -> list[str]:
+def sweep_errors(config: RunConfig, study: Study) -> list[str]:
     """Why the sweep cannot be had of this model."""
     moe = config.model.moe
+    found = (slots_error(config.model, "evaluate.capacity_factors", f) for f in study.capacity_factors)
+    errors = [error for error in found if error]
     if moe is None or moe.router in ("soft", "expert_choice"):
-        return []
+        return errors
     most = moe.num_experts
-    return [
+    return errors + [
         f"evaluate.top_k ({top_k}) must lie in 1..model.moe.num_experts ({most})"
         for top_k in study.top_k
         if top_k > most

@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config import ConfigError, load_section
+from parallel.ranges import check_ranges
+from swin_moe.config import MOST_CAPACITY
 from swin_moe.registry import recipe_files
 from swin_moe.yaml_files import got
 
@@ -32,10 +34,7 @@ class EvaluateConfig:
     top_k: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        if bad := [factor for factor in self.capacity_factors if factor < 0]:
-            raise ValueError(f"evaluate.capacity_factors ({bad[0]}) must be at least 0, which is dropless")
-        if bad := [top_k for top_k in self.top_k if top_k < 1]:
-            raise ValueError(f"evaluate.top_k ({bad[0]}) must be at least 1")
+        check_ranges("evaluate.", self, capacity_factors=(0, MOST_CAPACITY), top_k=(1, 2**16))
 
 
 @dataclass(frozen=True, kw_only=True)

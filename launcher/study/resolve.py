@@ -10,7 +10,7 @@ from launcher.check import problems
 from launcher.config import ConfigError, dump_config, load_config
 from launcher.run_files import RunFiles
 from launcher.schema import RunConfig
-from launcher.study.asked import Asked, asked_of, too_many_choices
+from launcher.study.asked import Asked, asked_of, sweep_errors
 from launcher.study.cells import Cell, Study, run_directory
 from launcher.study.file import StudyFile, config_of
 from launcher.study.grid import overrides_of, study_of
@@ -45,14 +45,15 @@ class Plan:
     warnings: tuple[str, ...]
 
 
-def resolve(path: Path, file: StudyFile, ranks: int | None, *, data: bool = True) -> Plan:
+def resolve(path: Path, file: StudyFile, ranks: int | None, *, data: bool = True, here: bool = False) -> Plan:
     """Resolve and check all cells of a study's file.
 
     Args:
         path: of the file.
         file: its content.
         ranks: of every cell; None leaves out the rules that need their number.
-        data: check the shards too.
+        data: check shards and other files too.
+        here: whether the cells run on this machine.
 
     Raises:
         ConfigError: with everything that is wrong, each with the cells that it is wrong of.
@@ -68,8 +69,8 @@ def resolve(path: Path, file: StudyFile, ranks: int | None, *, data: bool = True
         else:
             planned = Planned(cell=cell, config=config, asked=asked_of(config, study))
             lines = [
-                *problems(config, ranks, data=data),
-                *too_many_choices(config, study),
+                *problems(config, ranks, data=data, here=here),
+                *sweep_errors(config, study),
                 *_changed(planned),
             ]
             found.append(planned)

@@ -25,7 +25,7 @@ def run_study(args: argparse.Namespace) -> int:
     submission = submission_of(args, args.file.stem) if args.slurm else None
     ranks = (args.nproc or file.nproc) if submission is None else _ranks(submission)
     jobs = (args.jobs or file.jobs) if submission is None else None
-    plan = resolve(args.file, file, ranks, data=not args.dry_run)
+    plan = resolve(args.file, file, ranks, data=not args.dry_run, here=submission is None)
     chosen = choose(plan, args.only)
     pace = Pace(costs=costs_of(plan.cells, file.epoch_images), finished=finished(plan))
     tell(plan, chosen, pace, ranks, jobs)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from swin_moe.config import ModelConfig
 from swin_moe.sizes import Size, as_text, sides
+from swin_moe.text_files import read_text
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.translated import Translated, Window
 
@@ -39,8 +40,8 @@ class ClassMap:
             WeightsError: it cannot be read, or holds something else.
         """
         try:
-            lines = Path(path).read_text().split("\n")
-        except (OSError, UnicodeDecodeError) as error:
+            lines = read_text(path).split("\n")
+        except (OSError, ValueError) as error:
             raise WeightsError(f"the class map {path} cannot be read: {error}") from error
         lines = [line.strip() for line in lines]
         while lines and not lines[-1]:

@@ -90,9 +90,11 @@ def fit(
     ema: bool = False,
     upcycle_noise: float | None = None,
 ) -> Fitted:
-    """The first half of `load_weights`: all that can go wrong, and nothing is written."""
+    """The first half of `load_weights`: all that can go wrong, and nothing is written.
+
+    Only the shapes of the model count: it may be on the meta device.
+    """
     path = Path(path)
-    _refuse_meta(model)
     content = read(path, ema=ema)
     try:
         found = translate(content)
@@ -124,6 +126,7 @@ def fit(
 @torch.no_grad()
 def write(model: SwinTransformer, fitted: Fitted) -> LoadReport:
     """The second half; of a model in shards, every rank calls it together."""
+    _refuse_meta(model)
     loaded = _write(model, fitted.tensors)
     model.train(model.training)  # a position bias that was kept is of the old weights
     return replace(fitted.report, loaded=loaded)

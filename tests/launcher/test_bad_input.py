@@ -156,7 +156,7 @@ def test_run_directory_that_cannot_be_written(
 ) -> None:
     Path("file").touch()
     assert train_refused(capsys, shards, f"run_dir={directory}") == (
-        f"ConfigError: run_dir ({directory}) cannot be written: {reason}; choose another run_dir\n"
+        f"{ONE}run_dir ({directory}) cannot be written: {reason}; choose another run_dir\n"
     )
 
 

@@ -113,6 +113,6 @@ def test_what_cannot_be_a_start_is_refused(
     ]
     for outcome in run_on_ranks(commands, 1, lines)[0]:
         assert outcome.code == 2
-        assert outcome.err.startswith("ConfigError: train.pretrained: ")
+        assert "one thing to correct:\n  train.pretrained: " in outcome.err
         assert "Traceback" not in outcome.err
     assert latest(run / "checkpoints") is None

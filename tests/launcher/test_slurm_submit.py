@@ -9,6 +9,8 @@ import pytest
 
 from launcher.config import load_config
 from launcher.run_directory import RunDirectory
+from swin_moe.model import build_model
+from swin_moe.weights import save_weights
 from tests.launcher.fake_slurm import FakeSlurm
 from tests.launcher.running import CONFIG, overrides
 
@@ -47,7 +49,8 @@ def test_what_is_written_and_said(slurm: FakeSlurm, shards: Path) -> None:
 
 def test_places_are_absolute_in_what_the_job_trains(slurm: FakeSlurm, shards: Path) -> None:
     (slurm.home / "data").symlink_to(shards)
-    (slurm.home / "weights.pth").touch()
+    model = build_model(load_config(CONFIG, overrides(shards, "run")).model)
+    save_weights(model, slurm.home / "weights.pth", "official")
     more = ("data.train=data/train", "data.val=file:data/val", "train.pretrained=weights.pth")
     assert slurm.say(*line(shards, *more)).code == 0
     config = load_config(slurm.home / "run" / "slurm" / "config.yaml")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config import load_config
-from launcher.study.asked import Asked, asked_of, too_many_choices
+from launcher.study.asked import Asked, asked_of, sweep_errors
 from launcher.study.cells import Cell, Study
 from launcher.study.cost import CellCost, Pace, costs_of, span
 from launcher.study.resolve import Planned
@@ -86,5 +86,5 @@ def test_what_a_checkpoint_is_evaluated_at(shards: Path) -> None:
     chooser = ("model.moe.router=expert_choice", "model.moe.eval_capacity_factor=1.0", "model.moe.top_k=1")
     assert asked_of(planned("d", {}, shards, *chooser).config, study).ways == {(0.5, 1)}
     assert asked_of(moe, replace(study, capacity_factors=(), top_k=())) == Asked()
-    many = too_many_choices(moe, replace(study, top_k=(8, 9)))  # of 8 experts
+    many = sweep_errors(moe, replace(study, top_k=(8, 9)))  # of 8 experts
     assert many == ["evaluate.top_k (9) must lie in 1..model.moe.num_experts (8)"]

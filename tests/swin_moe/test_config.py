@@ -17,11 +17,12 @@ def moe(**options: object) -> MoEConfig:
         ({"num_experts": 0}, "model.moe.num_experts (0) must be at least 1"),
         ({"top_k": 0}, "model.moe.top_k (0) must lie in 1..model.moe.num_experts (4)"),
         ({"top_k": 5}, "model.moe.top_k (5) must lie in 1..model.moe.num_experts (4)"),
-        ({"z_loss_weight": -1.0}, "model.moe.z_loss_weight (-1.0) must not be negative"),
+        ({"z_loss_weight": -1.0}, "model.moe.z_loss_weight (-1.0) must be at least 0"),
         (
             {"gate_noise": 0.0},
-            "model.moe.balance_loss=importance_load needs model.moe.gate_noise (0.0) above 0: its load term "
-            "is a probability under that noise; set balance_loss to importance or gshard",
+            "model.moe.balance_loss=importance_load needs model.moe.gate_noise (0.0) of at least "
+            "1e-06: its load term is a probability under that noise; set balance_loss to importance or "
+            "gshard",
         ),
         (
             {"router": "sigmoid", "balance_loss": "importance_load"},
@@ -79,9 +80,9 @@ def test_moe_errors(options: dict[str, object], message: str) -> None:
         ({"num_heads": (0, 6, 12, 24)}, "model.num_heads[0] (0) must divide the width of stage 0 (96)"),
         ({"window_size": 0}, "model.window_size (0) must be at least 1"),
         ({"image_size": 0}, "model.image_size (0) must be at least 1"),
-        ({"main_norm_every": -1}, "model.main_norm_every (-1) must not be negative"),
-        ({"checkpoint_every": -1}, "model.checkpoint_every (-1) must not be negative"),
-        ({"windows_at_a_time": -1}, "model.windows_at_a_time (-1) must not be negative"),
+        ({"main_norm_every": -1}, "model.main_norm_every (-1) must be at least 0"),
+        ({"checkpoint_every": -1}, "model.checkpoint_every (-1) must be at least 0"),
+        ({"windows_at_a_time": -1}, "model.windows_at_a_time (-1) must be at least 0"),
         (
             {"pretrained_window_sizes": (12, 12, 6)},
             "model.pretrained_window_sizes has 3 entries, model.depths has 4: one a stage each",
@@ -91,7 +92,7 @@ def test_moe_errors(options: dict[str, object], message: str) -> None:
             "model.attention (cosine) needs model.position_bias=log_cpb (got table)",
         ),
         ({"depths": ()}, "model.depths ([]) must give every stage at least one block"),
-        ({"mlp_ratio": 0}, "model.mlp_ratio (0) must be above 0"),
+        ({"mlp_ratio": 0}, "model.embed_dim (96) x model.mlp_ratio (0) must be at least 1"),
         ({"init_std": 0}, "model.init_std (0) must be above 0"),
         ({"drop_path_rate": 1.0}, "model.drop_path_rate (1.0) must lie in [0, 1)"),
         (

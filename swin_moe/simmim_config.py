@@ -1,0 +1,31 @@
+"""What SimMIM hides and predicts: a frozen dataclass, validated when it is built."""
+
+from dataclasses import dataclass
+
+from parallel.ranges import check_ranges
+from swin_moe.config import ModelError, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimMIMConfig:
+    """What is hidden and what is predicted.
+
+    `mask_patch_size` is in pixels, a multiple of the model's patch; `mask_ratio` of an image's mask patches
+    are hidden, rounded up. `norm_target_window` is the side of the window of pixels by whose mean and
+    deviation a target is normalised (SwinV2: 47), 0 for the pixels as they are.
+    """
+
+    mask_patch_size: int = 32
+    mask_ratio: float = 0.6
+    norm_target_window: int = 0
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            "simmim.", self, error=ModelError, mask_patch_size=(1, 2**14), norm_target_window=(0, 2**14)
+        )
+        require(0 < self.mask_ratio <= 1, f"simmim.mask_ratio ({self.mask_ratio}) must lie in (0, 1]")
+        window = self.norm_target_window
+        require(
+            window == 0 or (window >= 3 and window % 2 == 1),
+            f"simmim.norm_target_window ({window}) must be 0 or an odd number above 1",
+        )
