@@ -122,10 +122,10 @@ class Manifest:
             total = sum(shard.samples for shard in shards)
         except (KeyError, TypeError) as error:
             raise DataError(f"{path}: not a manifest ({error}); pack again: {PACK_HINT}") from error
-        if manifest.samples != total or total == 0:
-            raise DataError(
-                f"{path}: samples ({manifest.samples}) must equal the sum over shards ({total}) and not be 0"
-            )
+        if manifest.samples != total:
+            raise DataError(f"{path}: samples ({manifest.samples}) must equal the sum over shards ({total})")
+        if total == 0:
+            raise DataError(f"{path}: the split holds no images; pack a source that has some: {PACK_HINT}")
         return manifest
 
 

@@ -1,8 +1,10 @@
 """Everything about a run that can be found wrong before it starts: rules across sections, shards, layout."""
 
 from data_shards.errors import DataError
+from data_shards.index import Manifest
 from data_shards.loading import checked_manifest
 from data_shards.patterns import expand, names_tars
+from launcher.classes import class_errors
 from launcher.config import ConfigError
 from launcher.duration import parse_duration, to_steps
 from launcher.elastic import replan
@@ -182,22 +184,17 @@ def _optimizer_errors(config: RunConfig) -> list[str]:
 
 
 def _data_errors(config: RunConfig) -> list[str]:
-    errors = []
+    errors: list[str] = []
+    manifests: dict[str, Manifest] = {}
     for option, directory in (("data.train", config.data.train), ("data.val", config.data.val)):
         try:
             if names_tars(directory):  # of data.train alone, see DataConfig
                 expand(directory)
                 continue
-            manifest = checked_manifest(directory)
+            manifests[option] = checked_manifest(directory)
         except DataError as error:
             errors.append(f"{option}: {error}")
-            continue
-        if config.task == "classification" and len(manifest.classes) != config.model.num_classes:
-            errors.append(
-                f"model.num_classes ({config.model.num_classes}) must be the classes of {option} "
-                f"({len(manifest.classes)} in {directory})"
-            )
-    return errors
+    return errors + class_errors(config, manifests.get("data.train"), manifests.get("data.val"))
 
 
 def _duration_errors(config: RunConfig) -> list[str]:

@@ -29,6 +29,9 @@ class DataConfig:
     # train may also be tars of others without one, such as /data/x/{000000..000146}.tar
     train: str
     val: str
+    match_classes: bool = (
+        False  # map labels of data.val by name to the classes that are trained: docs/shards.md
+    )
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random resized crop, as a share of the image
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)  # its width over its height
     flip_probability: float = 0.5
