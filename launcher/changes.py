@@ -109,6 +109,20 @@ def configuration(manifest: Mapping[str, Any]) -> Tree:
     return tree
 
 
+def recorded_classes(manifest: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The names of the classes that a checkpoint's model was trained on; None where it does not say.
+
+    Raises:
+        CheckpointError: they are no list of names.
+    """
+    names = manifest.get("classes")
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError("the classes in the manifest are no list of names")
+    return tuple(names)
+
+
 def check_changes(config: RunConfig, checkpoints: Path, *, allow: bool) -> list[str]:
     """Compare a run's configuration with its newest checkpoint's; on many ranks all call it together.
 
@@ -169,7 +183,7 @@ def _check(config: RunConfig, checkpoints: Path, allow: bool) -> list[str]:
 
 def _other_classes(config: RunConfig, manifest: Mapping[str, Any]) -> list[str]:
     """The model's outputs stand for the classes of its training, which older checkpoints do not name."""
-    before, place = manifest.get("classes"), config.data.train
+    before, place = recorded_classes(manifest), config.data.train
     if before is None or config.task != "classification":
         return []
     option, source = ("data.val", config.data.val) if names_tars(place) else ("data.train", place)

@@ -13,6 +13,7 @@ from data_shards.errors import DataError
 from data_shards.index import Manifest
 from data_shards.loading import checked_manifest
 from data_shards.patterns import names_tars
+from data_shards.patterns import shown as shown_place
 from launcher.config import ConfigError
 from launcher.schema import RunConfig
 
@@ -46,13 +47,13 @@ class Fit:
 
 def of_data(option: str, place: str, manifest: Manifest) -> Classes:
     """The classes of a data set that has a manifest."""
-    return Classes(of=f"{option} ({place})", names=manifest.classes)
+    return Classes(of=f"{option} ({shown_place(place)})", names=manifest.classes)
 
 
 def of_tars(option: str, place: str, count: int) -> Classes:
     """The classes of tars without a manifest, of which a model tells `count` apart."""
     unnamed = "tars without a manifest have numbers alone"
-    return Classes(of=f"{option} ({place})", names=numbered(count), unnamed=unnamed)
+    return Classes(of=f"{option} ({shown_place(place)})", names=numbered(count), unnamed=unnamed)
 
 
 def fit(found: Classes, wanted: Classes, *, match: bool, otherwise: str = OTHER_DATA) -> Fit:
@@ -148,7 +149,7 @@ def _count_errors(config: RunConfig, option: str, place: str, manifest: Manifest
         return []
     return [
         f"model.num_classes ({config.model.num_classes}) must be the classes of {option} "
-        f"({len(manifest.classes)} in {place})"
+        f"({len(manifest.classes)} in {shown_place(place)})"
     ]
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from data_shards.classes import label_map, numbered
 from data_shards.index import Manifest
 from data_shards.loading import checked_manifest
-from launcher.changes import newest_manifest
+from launcher.changes import newest_manifest, recorded_classes
 from launcher.classes import Classes, Fit, fit, of_data
 from launcher.config import ConfigError
 from launcher.evaluation.labels import LabelSpace, read_labels
@@ -75,11 +75,11 @@ def judging(args: Namespace, config: RunConfig, run: RunDirectory, *, by_model: 
 def classes_of_run(run: RunDirectory, num_classes: int) -> Classes:
     """The classes that a run's newest checkpoint says the model was trained on."""
     found = newest_manifest(run.checkpoints)
-    names = found[1].get("classes") if found else None
+    names = recorded_classes(found[1]) if found else None
     if names is None:
         unnamed = "its checkpoints do not record them, as those of older versions"
         return Classes(of=f"the run {run.path}", names=numbered(num_classes), unnamed=unnamed)
-    return Classes(of=f"the run {run.path}", names=tuple(names))
+    return Classes(of=f"the run {run.path}", names=names)
 
 
 def _support(config: RunConfig, val: Manifest) -> Fit:
