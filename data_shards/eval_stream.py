@@ -3,17 +3,19 @@
 B = samples in a rank's batch, W = ranks, n = samples that are given.
 """
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from data_shards.classes import label_map
 from data_shards.decode import decode_eval
 from data_shards.draws import Purpose, permutation
 from data_shards.errors import DataError
+from data_shards.index import MANIFEST_NAME
 from data_shards.loading import DEFAULT_READING, Reading, Stream
-from data_shards.prefetch import Batch, BatchPlan
+from data_shards.prefetch import Batch, BatchPlan, Fetched
 from data_shards.reader import SampleError
 from data_shards.sides import ImageSize, sides
 from data_shards.storage import Storage
@@ -29,6 +31,9 @@ class EvalStream(Stream):
     `samples` (n,) int64 gives those alone, in that order. `shuffle_seed` gives all of them in an order drawn
     by it, and pads the end with its first samples again, of weight 0: what stands beside a sample is then a
     function of the seed, and of no batch size or number of ranks, wherever a batch is cut.
+
+    `classes` are class names that labels are mapped to by name: a label is then a place in them, and they are
+    the stream's `classes`. DataError where the split has a class that they lack.
 
     A bad sample is a DataError: leaving it out would change the metric without a word. `bad_samples="drop"`
     gives it weight 0, and writes it into the `quarantine` file if there is one.
@@ -48,6 +53,7 @@ class EvalStream(Stream):
         prefetch: int = 4,
         samples: np.ndarray | None = None,
         shuffle_seed: int | None = None,
+        classes: Sequence[str] | None = None,
         bad_samples: Literal["fatal", "drop"] = "fatal",
         quarantine: str | Path | None = None,
         reading: Reading = DEFAULT_READING,
@@ -64,6 +70,7 @@ class EvalStream(Stream):
         if bad_samples not in ("fatal", "drop"):
             raise DataError(f"bad_samples ({bad_samples!r}) must be 'fatal' or 'drop'")
         self.bad_samples = bad_samples
+        self._labels = self._map_labels(classes)
         for option, value in {"batch_size": batch_size, "limit": limit}.items():
             if value is not None and value < 1:
                 raise DataError(f"{option} ({value}) must be at least 1")
@@ -77,6 +84,26 @@ class EvalStream(Stream):
         self.num_samples = len(self.samples)
         if self.num_samples == 0:
             raise DataError("samples is empty: there is nothing to evaluate")
+
+    def _map_labels(self, classes: Sequence[str] | None) -> np.ndarray:
+        """The label that each class of the split has here: (num_classes of the split,) int64."""
+        if classes is None or tuple(classes) == self.classes:
+            return np.arange(self.num_classes)
+        try:
+            labels = label_map(self.classes, classes)
+        except DataError as error:
+            raise DataError(f"{self._storage.describe(MANIFEST_NAME)}: {error}") from error
+        self.classes, self.num_classes = tuple(classes), len(classes)
+        return labels
+
+    def labels(self) -> np.ndarray:
+        """The label of every sample of the split, in index order: (samples,) int64; reads every index."""
+        return self._labels[super().labels()]
+
+    def fetch(self, shard: int, row: int) -> Fetched:
+        """The compressed image and the label of a sample, or what is wrong with it."""
+        fetched = super().fetch(shard, row)
+        return fetched if isinstance(fetched, DataError) else (fetched[0], int(self._labels[fetched[1]]))
 
     def __len__(self) -> int:
         """How many batches each rank gives."""

@@ -51,6 +51,7 @@ class WebDatasetStream(OneIterator):
     """
 
     num_samples: None = None
+    classes: None = None  # labels are numbers, and nobody knows their names
 
     def __init__(
         self,

@@ -118,15 +118,21 @@ class Manifest:
         try:
             shards = tuple(ShardEntry(**shard) for shard in said["shards"])
             said = said | {"shards": shards, "writer": Writer(**said["writer"])}
-            manifest = cls(**said | {"classes": tuple(said["classes"])})
+            manifest = cls(**said | {"classes": _names(said["classes"])})
             total = sum(shard.samples for shard in shards)
         except (KeyError, TypeError) as error:
             raise DataError(f"{path}: not a manifest ({error}); pack again: {PACK_HINT}") from error
-        if manifest.samples != total or total == 0:
-            raise DataError(
-                f"{path}: samples ({manifest.samples}) must equal the sum over shards ({total}) and not be 0"
-            )
+        if manifest.samples != total:
+            raise DataError(f"{path}: samples ({manifest.samples}) must equal the sum over shards ({total})")
+        if total == 0:
+            raise DataError(f"{path}: the split holds no images; pack a source that has some: {PACK_HINT}")
         return manifest
+
+
+def _names(classes: Any) -> tuple[str, ...]:
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise TypeError("classes must be a list of names")
+    return tuple(classes)
 
 
 def _said(value: "Manifest | Writer") -> dict[str, Any]:

@@ -127,7 +127,14 @@ class Stream(OneIterator):
 
     def labels(self) -> np.ndarray:
         """The label of every sample of the split, in index order: (samples,) int64; reads every index."""
-        return np.concatenate([self._reader.labels(shard) for shard in range(len(self.manifest.shards))])
+        labels = np.concatenate([self._reader.labels(shard) for shard in range(len(self.manifest.shards))])
+        if (highest := int(labels.max())) >= len(self.manifest.classes):
+            where = self._storage.describe(MANIFEST_NAME)
+            raise DataError(f"{where}: {self._unknown(highest)}; pack or index the shards again")
+        return labels
+
+    def _unknown(self, label: int) -> str:
+        return f"label {label} is none of the {len(self.manifest.classes)} classes of the manifest"
 
     def close(self) -> None:
         """Join the threads and close the shards; the stream may be iterated again."""
@@ -187,9 +194,12 @@ class Stream(OneIterator):
     def fetch(self, shard: int, row: int) -> Fetched:
         """The compressed image and the label of a sample, or what is wrong with it."""
         try:
-            return self._reader.read(shard, row)
+            body, label = self._reader.read(shard, row)
         except SampleError as error:
             return error
+        if label >= len(self.manifest.classes):
+            return self._reader.bad_sample(shard, row, self._unknown(label))
+        return body, label
 
     def decode(self, fetched: Fetched, position: int, shard: int, row: int) -> tuple[np.ndarray, int] | None:
         """The picture (3, H, W) uint8 and the label of a sample, or of what stands in for it."""

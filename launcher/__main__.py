@@ -21,9 +21,10 @@ from data_shards.foreign import statement
 from data_shards.loading import checked_manifest
 from data_shards.patterns import expand, names_tars
 from launcher import bench, checkpoints, convert, local, models, shards
-from launcher.arguments import positive
+from launcher.arguments import add_match_classes, positive
 from launcher.changes import check_changes
 from launcher.check import check, steps_in
+from launcher.classes import class_notes
 from launcher.config import ConfigError, dump_config, load_config
 from launcher.early import release_requests
 from launcher.elastic import replan
@@ -92,7 +93,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _check(args: argparse.Namespace, _: list[str]) -> int:
-    config = load_config(args.config, args.overrides)
+    config = load_config(args.config, [*args.overrides, *args.match_classes])
     nodes = full_nodes(args.nproc, args.ranks_per_node) if args.nproc else None
     check(config, args.nproc, nodes, here=bool(args.nproc) and not args.ranks_per_node)
     if args.ranks_per_node and not args.nproc:
@@ -101,6 +102,7 @@ def _check(args: argparse.Namespace, _: list[str]) -> int:
     batch = config.train
     print(f"{args.config} is valid: {found}")
     print(f"  {steps_in(batch.duration, config, num_samples)} steps of {batch.global_batch_size} images")
+    print_lines([f"  {note}" for note in class_notes(config)])
     if args.nproc:
         accumulation = batch.global_batch_size // (args.nproc * batch.micro_batch_size)
         print(
@@ -129,7 +131,7 @@ def _training_data(place: str) -> tuple[int | None, str]:
 
 def _train(args: argparse.Namespace, arguments: list[str]) -> int:
     pretrained = [f"train.pretrained={json.dumps(args.pretrained)}"] if args.pretrained else []
-    config = load_config(args.config, [*args.overrides, *pretrained])
+    config = load_config(args.config, [*args.overrides, *pretrained, *args.match_classes])
     if local.is_parent(args.nproc):
         run = RunDirectory(config.run_dir)
         if args.elastic:
@@ -192,6 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     for command, run in ((check_parser, _check), (train_parser, _train)):
         command.set_defaults(run=run)
         command.add_argument("--nproc", type=positive, help="ranks to start on this machine")
+        add_match_classes(command)
     check_parser.add_argument(
         "--ranks-per-node", type=positive, metavar="M", help="show the layout of --nproc ranks on such nodes"
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
+from data_shards.classes import differences
 from data_shards.loading import checked_manifest
 from data_shards.patterns import names_tars
 from launcher.config import ConfigError, dump_config
@@ -49,8 +50,8 @@ FREE = """
     run_dir
     model.init_std model.checkpoint_every model.windows_at_a_time
     model.moe.recompute_activation model.moe.backend
-    data.train data.val data.decode_threads data.fetch_threads data.bad_samples data.retry_s data.cache
-    data.cache_gib
+    data.train data.val data.match_classes data.decode_threads data.fetch_threads data.bad_samples
+    data.retry_s data.cache data.cache_gib
     train.micro_batch_size train.eval_batch_size train.eval_every train.eval_first
     train.moe_load_every train.compile train.max_skipped_steps
     train.pretrained train.pretrained_head train.upcycle_noise
@@ -109,6 +110,20 @@ def configuration(manifest: Mapping[str, Any]) -> Tree:
     return tree
 
 
+def recorded_classes(manifest: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """The names of the classes that a checkpoint's model was trained on; None where it does not say.
+
+    Raises:
+        CheckpointError: they are no list of names.
+    """
+    names = manifest.get("classes")
+    if names is None:
+        return None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise CheckpointError("the classes in the manifest are no list of names")
+    return tuple(names)
+
+
 def check_changes(config: RunConfig, checkpoints: Path, *, allow: bool) -> list[str]:
     """Compare a run's configuration with its newest checkpoint's; on many ranks all call it together.
 
@@ -152,6 +167,7 @@ def _check(config: RunConfig, checkpoints: Path, allow: bool) -> list[str]:
     path, manifest = found
     differing = changes(configuration(manifest), parse_yaml(dump_config(config)))
     by_kind = {kind: [str(c) for c in differing if c.kind == kind] for kind in get_args(Kind)}
+    by_kind["fixed"] += _other_classes(config, manifest)
     by_kind["training"] += _other_validation_split(config, manifest)
     if by_kind["fixed"]:
         raise ConfigError(
@@ -164,6 +180,16 @@ def _check(config: RunConfig, checkpoints: Path, allow: bool) -> list[str]:
             "is set now: --allow-change"
         )
     return by_kind["training"]
+
+
+def _other_classes(config: RunConfig, manifest: Mapping[str, Any]) -> list[str]:
+    """The model's outputs stand for the classes of its training, which older checkpoints do not name."""
+    before, place = recorded_classes(manifest), config.data.train
+    if before is None or config.task != "classification":
+        return []
+    option, source = ("data.val", config.data.val) if names_tars(place) else ("data.train", place)
+    found = differences(checked_manifest(source).classes, before)
+    return [f"the classes of {option} ({source}) are not those of the checkpoint: {found}"] if found else []
 
 
 def _other_validation_split(config: RunConfig, manifest: Mapping[str, Any]) -> list[str]:

@@ -7,6 +7,7 @@ from data_shards.errors import DataError
 from data_shards.index import Manifest
 from data_shards.loading import checked_manifest
 from data_shards.patterns import expand, names_tars
+from launcher.classes import class_errors
 from launcher.config import ConfigError
 from launcher.duration import to_steps
 from launcher.elastic import replan
@@ -252,24 +253,20 @@ def _optimizer_errors(config: RunConfig) -> list[str]:
 def _data_errors(config: RunConfig) -> tuple[list[str], int | None]:
     """What is wrong with the shards, and the images of an epoch, where they are known."""
     errors: list[str] = []
-    num_samples = None
+    manifests: dict[str, Manifest] = {}
     for option, directory in (("data.train", config.data.train), ("data.val", config.data.val)):
         try:
             if names_tars(directory):  # of data.train alone, see DataConfig
                 expand(directory)
                 continue
             manifest = checked_manifest(directory, cached=config.data.cache is not None)
-            num_samples = manifest.samples if option == "data.train" else num_samples
+            manifests[option] = manifest
             errors += _cache_errors(config, option, manifest)
         except DataError as error:
             errors.append(f"{option}: {error}")
-            continue
-        if config.task == "classification" and len(manifest.classes) != config.model.num_classes:
-            errors.append(
-                f"model.num_classes ({config.model.num_classes}) must be the classes of {option} "
-                f"({len(manifest.classes)} in {directory})"
-            )
-    return errors, num_samples
+    train = manifests.get("data.train")
+    errors += class_errors(config, train, manifests.get("data.val"))
+    return errors, train.samples if train else None
 
 
 def _cache_errors(config: RunConfig, option: str, manifest: Manifest) -> list[str]:

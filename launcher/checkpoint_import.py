@@ -18,6 +18,7 @@ from data_shards.patterns import names_tars
 from data_shards.quarantine import Quarantine
 from data_shards.state import make_state
 from launcher.check import check, steps_in
+from launcher.classes import trained_classes
 from launcher.config import ConfigError, dump_config, load_config
 from launcher.run_directory import RunDirectory
 from launcher.schema import RunConfig
@@ -162,10 +163,12 @@ def record(
     samples = step * config.train.global_batch_size
     order = GlobalOrder(train.samples_per_shard, config.seed)
     quarantine = Quarantine(None, train).digest(samples)
+    val = checked_manifest(config.data.val)
     return {
         "state": {"data": make_state(train, order, samples, quarantine)},
         "config": dump_config(config),
-        "val_manifest": checked_manifest(config.data.val).digest,
+        "val_manifest": val.digest,
+        "classes": trained_classes(config, train.classes, val.classes),
         "adam_steps": adam_steps(state, step),
         "imported_from": str(source),
         "versions": {

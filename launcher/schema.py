@@ -24,6 +24,9 @@ class DataConfig:
     # train may also be tars of others without one, such as /data/x/{000000..000146}.tar
     train: str
     val: str
+    match_classes: bool = (
+        False  # map labels of data.val by name to the classes that are trained: docs/shards.md
+    )
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random resized crop, as a share of the image
     # its width over its height in the source image, as in torchvision; model.image_size does not matter
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)

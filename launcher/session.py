@@ -15,6 +15,7 @@ from data_shards.prefetch import Batch
 from data_shards.stream import EvalStream, TrainStream
 from launcher.assembly import engine_options
 from launcher.check import steps_in
+from launcher.classes import trained_classes
 from launcher.config import dump_config
 from launcher.divergence import GradientSearch, SkippedSteps
 from launcher.errors import BadDataError, FinalSaveError, RankError, Stopped
@@ -294,6 +295,7 @@ class Session:
             },
             "config": dump_config(self.config),
             "val_manifest": self.val.manifest.digest,
+            "classes": trained_classes(self.config, self.stream.classes, self.val.classes),
             "versions": {
                 "python": platform.python_version(),
                 **{name: version(name) for name in ("torch", "deepspeed", "swin-moe")},

@@ -11,6 +11,7 @@ import torch
 from launcher.assembly import run_mesh, train_stream
 from launcher.changes import check_changes
 from launcher.check import check, steps_in
+from launcher.classes import class_notes, evaluated_classes
 from launcher.config import ConfigError, dump_config
 from launcher.elastic import adapt
 from launcher.errors import CrashLoopError
@@ -59,10 +60,13 @@ def train(
     before_training(config, ranks, device)
     mesh = run_mesh(config.parallel, nodes)
     if mesh.is_first:
-        print_lines(layout(config, nodes))
+        print_lines([*layout(config, nodes), *class_notes(config)])
     if changed and mesh.is_first:
         print("\n  ".join(["going on with another configuration, as --allow-change says:", *changed]))
-    with train_stream(config, run, mesh) as stream, eval_stream(config, mesh) as val:
+    with (
+        train_stream(config, run, mesh) as stream,
+        eval_stream(config, mesh, classes=evaluated_classes(config, stream.classes)) as val,
+    ):
         session = Session(config, run, mesh, device, stream, val, guard)
         session.resume()
         if mesh.is_first:  # now that the checkpoint, if any, is known to be of this run

@@ -1,17 +1,19 @@
 """`swin-moe eval`: everything that can be asked of a trained checkpoint."""
 
 import argparse
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from data_shards.loading import checked_manifest
 from data_shards.patterns import names_tars
 from launcher import local
-from launcher.arguments import positive
+from launcher.arguments import add_match_classes, positive
 from launcher.config import ConfigError, load_config
+from launcher.evaluation.judging import Judging, judging
+from launcher.evaluation.support import check_support
 from launcher.rank import Guard, as_rank
 from launcher.run_directory import RunDirectory
 from launcher.run_rules import slots_error
@@ -37,7 +39,6 @@ ONLY_CLASSES = ("confusion", "labels")  # options that make no sense without cla
 ONLY_EXPERTS = ("affinity", "capacity_factor", "sweep_capacity", "sweep_top_k")
 STUDIES = ("sweep_capacity", "sweep_top_k", "few_shot", "knn", "throughput")
 WARM_UP = 10  # passes of --throughput
-MOST_CLASSES = 4096  # of a confusion matrix: a table that can still be opened
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -52,6 +53,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--nproc", type=positive, help="ranks to start on this machine")
     add("--checkpoint", help="step-NNNNNNNN; default: the newest")
     add("--ema", action="store_true", help="the moving average of the weights (train.ema_decay)")
+    add_match_classes(parser)
     _add_ways(parser)
     _add_features(parser)
     add("--throughput", action="store_true", help="images/s and FLOP/s of the model alone, on one batch")
@@ -80,13 +82,14 @@ def _add_features(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, arguments: list[str]) -> int:
     """Carry out `eval`, as a rank or as the parent of some: the exit status."""
     directory = RunDirectory(args.run_directory)
-    config = load_config(directory.config, args.overrides)
+    config = load_config(directory.config, [*args.overrides, *args.match_classes])
     check_options(args, config)
+    judged = judging(args, config, directory, by_model=is_by_model(args))
     if local.is_parent(args.nproc):
         return local.run_local(args.nproc, arguments)
 
     def work(ranks: Ranks, device: torch.device, guard: Guard) -> None:
-        evaluate(args, config, directory, ranks, device, guard)
+        evaluate(args, config, directory, judged, ranks, device, guard)
 
     return as_rank(config, work)
 
@@ -126,10 +129,22 @@ def check_options(args: argparse.Namespace, config: RunConfig) -> None:
             )
 
 
+def is_standard(args: argparse.Namespace) -> bool:
+    """Whether the ordinary evaluation is asked for, by itself or to look on."""
+    studies = any(getattr(args, name) for name in STUDIES)
+    return bool(args.labels or args.confusion or args.affinity or not studies)
+
+
+def is_by_model(args: argparse.Namespace) -> bool:
+    """Whether the classifier judges images in anything that is asked for."""
+    return bool(is_standard(args) or args.sweep_capacity or args.sweep_top_k)
+
+
 def evaluate(
     args: argparse.Namespace,
     config: RunConfig,
     directory: RunDirectory,
+    judged: Judging,
     ranks: Ranks,
     device: torch.device,
     guard: Guard,
@@ -142,48 +157,43 @@ def evaluate(
     from launcher.evaluation.sweep import sweep
     from launcher.evaluation.throughput import measure
 
+    if ranks.rank == 0:
+        sys.stderr.writelines(f"{note}\n" for note in judged.notes)
+    if args.few_shot or args.knn:
+        check_support(args, config, judged.support.mapped_to)
     beat = guard.watch.beat
     loaded = load(config, directory, args.checkpoint, ranks, device, beat, averaged=args.ema)
-    studies = any(getattr(args, name) for name in STUDIES)
-    if args.labels or args.confusion or args.affinity or not studies:
-        loaded = standard(args, loaded)
+    loaded = replace(loaded, mapped_to=judged.model.mapped_to)
+    if is_standard(args):
+        loaded = standard(args, loaded, judged)
     if args.sweep_capacity or args.sweep_top_k:
         sweep(loaded, args.sweep_capacity or [], args.sweep_top_k or [])
     if args.few_shot:
-        few_shot(loaded, args.few_shot, range(args.shots_seed, args.shots_seed + args.shots_draws))
+        seeds = range(args.shots_seed, args.shots_seed + args.shots_draws)
+        few_shot(loaded, args.few_shot, seeds, judged.support.mapped_to)
     if args.knn:
-        nearest(loaded, args.knn, args.bank, args.shots_seed)
+        nearest(loaded, args.knn, args.bank, args.shots_seed, judged.support.mapped_to)
     if args.throughput:
         measure(loaded, args.capacity_factor, warm_up=WARM_UP, repeats=args.passes)
 
 
-def standard(args: argparse.Namespace, loaded: Any) -> Any:
-    """Evaluate and look on; returns `loaded` with the task that judges, for a sweep after it.
-
-    Raises:
-        ConfigError: the labels are not for this model and split, or too many classes for a table.
-    """
+def standard(args: argparse.Namespace, loaded: Any, judged: Judging) -> Any:
+    """Evaluate and look on; returns `loaded` with the task that judges, for a sweep after it."""
     from launcher.evaluation.affinity import Affinity
     from launcher.evaluation.confusion import Confusion
-    from launcher.evaluation.labels import Relabelled, read_labels
+    from launcher.evaluation.labels import Relabelled
     from launcher.evaluation.standard import evaluate_modes
 
-    config, device, manifest = loaded.config, loaded.device, checked_manifest(loaded.config.data.val)
-    num_classes, names = config.model.num_classes, manifest.classes
-    if args.labels:
-        space = read_labels(args.labels, num_classes)
-        space.check(manifest)
-        num_classes = space.num_classes
-        loaded = replace(loaded, task=Relabelled(config, device, space))
-    if args.confusion and num_classes > MOST_CLASSES:
-        raise ConfigError(f"--confusion is for at most {MOST_CLASSES} classes, not {num_classes}")
-    confusion = [Confusion(loaded.task, num_classes, device)] if args.confusion else []
-    affinity = [Affinity(len(names), device)] if args.affinity else []
+    config, device = loaded.config, loaded.device
+    if judged.labels is not None:
+        loaded = replace(loaded, task=Relabelled(config, device, judged.labels))
+    confusion = [Confusion(loaded.task, len(judged.names), device)] if args.confusion else []
+    affinity = [Affinity(len(judged.classes), device)] if args.affinity else []
     evaluate_modes(loaded, args.capacity_factor, [*confusion, *affinity])
     for seen in confusion:
-        seen.write(loaded, [*names, *(f"class {i}" for i in range(len(names), num_classes))][:num_classes])
+        seen.write(loaded, judged.names)
     for known in affinity:
-        known.write(loaded, names)
+        known.write(loaded, judged.classes)
     return loaded
 
 

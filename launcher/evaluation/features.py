@@ -3,6 +3,7 @@
 Legend: n samples, C channels of the last stage, B images a batch, W ranks.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +28,13 @@ class Features(NamedTuple):
 
 
 @torch.no_grad()
-def pooled_features(loaded: Loaded, place: str, samples: np.ndarray | None = None) -> Features:
+def pooled_features(
+    loaded: Loaded,
+    place: str,
+    samples: np.ndarray | None = None,
+    *,
+    mapped_to: Sequence[str] | None = None,
+) -> Features:
     """The features of a split's samples, without augmentation; every rank calls it and gets all of them.
 
     Each rank computes its share and the sum over the ranks joins them: zeros but for one rank, so exact.
@@ -36,13 +43,14 @@ def pooled_features(loaded: Loaded, place: str, samples: np.ndarray | None = Non
         loaded: the checkpoint.
         place: of the split.
         samples: (n,) int64 those to take, in this order; None is all of them.
+        mapped_to: class names to which labels are mapped; None where they stay.
 
     Raises:
         RankError: this rank's data cannot be read.
     """
     config, device, ways = loaded.config, loaded.device, modes(loaded.config.model.moe)[:1]
     backbone = loaded.task.backbone(loaded.model)
-    options = {} if samples is None else {"samples": samples}
+    options = {"samples": samples, "classes": mapped_to}
     with eval_stream(config, loaded.mesh, grouped=grouped(ways), place=place, **options) as stream:
         # by their places in the stream, which routing groups may have shuffled
         values = torch.zeros(stream.num_samples, backbone.norm.normalized_shape[0], device=device)

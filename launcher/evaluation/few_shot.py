@@ -91,15 +91,24 @@ def draw_shots(labels: np.ndarray, num_classes: int, shots: int, seed: int) -> n
     return np.concatenate(found)
 
 
-def few_shot(loaded: Loaded, shots: int, seeds: Sequence[int]) -> None:
-    """Evaluate k shots by several seeds, print mean and deviation, and write few_shot.json."""
+def few_shot(
+    loaded: Loaded, shots: int, seeds: Sequence[int], mapped_to: Sequence[str] | None = None
+) -> None:
+    """Evaluate k shots by several seeds, print mean and deviation, and write few_shot.json.
+
+    Args:
+        loaded: the checkpoint.
+        shots: k; `check_support` has found that many images of every class.
+        seeds: of the draws.
+        mapped_to: the classes of data.train, where labels of data.val are mapped to them by name.
+    """
     data = loaded.config.data
     with eval_stream(loaded.config, loaded.mesh, grouped=False, place=data.train) as stream:
         labels, num_classes = stream.labels(), stream.num_classes
     drawn = [draw_shots(labels, num_classes, shots, seed) for seed in seeds]
     union = np.unique(np.concatenate(drawn))
     train = pooled_features(loaded, data.train, union)
-    test = pooled_features(loaded, data.val)
+    test = pooled_features(loaded, data.val, mapped_to=mapped_to)
     accuracies = [accuracy(train, test, np.searchsorted(union, one), num_classes) for one in drawn]
     loaded.say(
         f"{loaded.name}: {shots}-shot top-1 {mean(accuracies):.2%} +- {pstdev(accuracies):.2%} "

@@ -13,7 +13,8 @@ Legend: B images, M classes of the model, K classes of the data set, N images of
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,17 @@ class LabelSpace:
     model_classes: list[int | None] | None  # M
     images: list[list[int]] | None  # N
 
+    def mapped(self, labels: Sequence[int], num_classes: int) -> "LabelSpace":
+        """The same images in another label space.
+
+        Args:
+            labels: (K,) the other space's label of each class here.
+            num_classes: of the other space.
+        """
+        assert self.images is not None
+        images = [[labels[label] for label in right] for right in self.images]
+        return replace(self, num_classes=num_classes, images=images)
+
     def check(self, manifest: Manifest) -> None:
         """That it is for this split.
 
@@ -59,8 +71,13 @@ class LabelSpace:
             )
 
 
-def read_labels(path: Path, num_classes: int) -> LabelSpace:
-    """Read and check a mapping file for a model of so many classes.
+def read_labels(path: Path, num_classes: int, data_classes: int | None = None) -> LabelSpace:
+    """Read and check a mapping file.
+
+    Args:
+        path: of the file.
+        num_classes: of the model, M.
+        data_classes: of the data set, K, where the file has no model_classes; None is M.
 
     Raises:
         ConfigError: with what is wrong, and the place.
@@ -76,7 +93,8 @@ def read_labels(path: Path, num_classes: int) -> LabelSpace:
     classes, images = said.get("model_classes"), said.get("images")
     if classes is None and images is None:
         raise ConfigError(f"--labels {path}: needs model_classes, images or both")
-    count = num_classes if classes is None else _check_classes(path, classes, num_classes)
+    unmapped = num_classes if data_classes is None else data_classes
+    count = unmapped if classes is None else _check_classes(path, classes, num_classes)
     if images is not None:
         _check_images(path, images, count)
     return LabelSpace(path=path, num_classes=count, model_classes=classes, images=images)

@@ -37,6 +37,7 @@ class Loaded:
     model: nn.Module
     beat: Callable[[], None]
     directory: Path  # for results, there on rank 0
+    mapped_to: Sequence[str] | None = None  # the class names to which labels of data.val are mapped
 
     @property
     def name(self) -> str:

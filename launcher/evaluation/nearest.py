@@ -3,6 +3,8 @@
 Legend: n bank samples, m test samples, C channels, K classes, k neighbours.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -39,7 +41,13 @@ def votes(bank: Tensor, labels: Tensor, test: Tensor, *, neighbours: int, num_cl
     return weights.new_zeros(len(test), num_classes).scatter_add_(1, labels[index], weights)
 
 
-def nearest(loaded: Loaded, neighbours: int, bank_size: int | None, seed: int) -> None:
+def nearest(
+    loaded: Loaded,
+    neighbours: int,
+    bank_size: int | None,
+    seed: int,
+    mapped_to: Sequence[str] | None = None,
+) -> None:
     """Evaluate k-NN with a bank of training images, print it and write knn.json; the ranks share the test.
 
     Args:
@@ -47,12 +55,14 @@ def nearest(loaded: Loaded, neighbours: int, bank_size: int | None, seed: int) -
         neighbours: k.
         bank_size: images in the bank, drawn by `seed`; None is all of the training split.
         seed: of the draw.
+        mapped_to: the classes of data.train, where labels of data.val are mapped to them by name.
     """
     data, mesh = loaded.config.data, loaded.mesh
     with eval_stream(loaded.config, mesh, grouped=False, place=data.train) as stream:
         found, num_classes = stream.num_samples, stream.num_classes
     drawn = np.sort(permutation(found, Purpose.SHOTS, seed)[:bank_size]) if bank_size else None
-    bank, test = pooled_features(loaded, data.train, drawn), pooled_features(loaded, data.val)
+    bank = pooled_features(loaded, data.train, drawn)
+    test = pooled_features(loaded, data.val, mapped_to=mapped_to)
     mine = slice(mesh.rank, None, mesh.dims.world_size)
     hits = torch.zeros(2, dtype=torch.float64, device=loaded.device)
     for values, labels in zip(test.values[mine].split(CHUNK), test.labels[mine].split(CHUNK), strict=True):

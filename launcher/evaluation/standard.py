@@ -11,7 +11,7 @@ from launcher.evaluation.ways import Way, grouped, modes
 def evaluate_in(loaded: Loaded, ways: Sequence[Way], observers: Sequence[Observer] = ()) -> list[Evaluation]:
     """Evaluate a loaded checkpoint in some ways on its validation split; every rank calls it together."""
     config, calls = loaded.config, [way.call for way in ways]
-    with eval_stream(config, loaded.mesh, grouped=grouped(ways)) as stream:
+    with eval_stream(config, loaded.mesh, grouped=grouped(ways), classes=loaded.mapped_to) as stream:
         return evaluate_ways(
             loaded.model, stream, loaded.task, config.data, loaded.device, calls, loaded.beat, observers
         )

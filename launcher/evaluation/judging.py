@@ -1,0 +1,117 @@
+"""The label spaces of an evaluation: what is known of them, and refused, before a checkpoint is loaded."""
+
+from argparse import Namespace
+from dataclasses import dataclass, replace
+
+from data_shards.classes import label_map, numbered
+from data_shards.index import Manifest
+from data_shards.loading import checked_manifest
+from launcher.changes import newest_manifest, recorded_classes
+from launcher.classes import Classes, Fit, fit, of_data
+from launcher.config import ConfigError
+from launcher.evaluation.labels import LabelSpace, read_labels
+from launcher.run_directory import RunDirectory
+from launcher.schema import RunConfig
+
+MOST_CLASSES = 4096  # of a confusion matrix: a table that can still be opened
+OTHER_DATA = (
+    "a model knows no classes but those that it was trained on: leave the images of the others out, or say "
+    "with --labels FILE what they are"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """How the images of data.val are judged.
+
+    `classes` are the names of the stream's labels. `model` says how the labels become those of the model,
+    `support` how they become those of data.train for few-shot and k-NN. `labels` is what `--labels` says.
+    """
+
+    classes: tuple[str, ...] = ()
+    model: Fit = Fit()
+    support: Fit = Fit()
+    labels: LabelSpace | None = None
+
+    @property
+    def names(self) -> list[str]:
+        """The names of the classes between which an image is judged, those of `--labels` if it says so."""
+        if self.labels is None:
+            return list(self.classes)
+        count = self.labels.num_classes
+        more = (f"class {label}" for label in range(len(self.classes), count))
+        return [*self.classes, *more][:count]
+
+    @property
+    def notes(self) -> list[str]:
+        """What a person must know."""
+        return [note for note in dict.fromkeys((self.model.note, self.support.note)) if note]
+
+
+def judging(args: Namespace, config: RunConfig, run: RunDirectory, *, by_model: bool) -> Judging:
+    """Compare the classes of data.val with those of the run and, for few-shot and k-NN, of data.train.
+
+    Args:
+        args: of `eval`.
+        config: of the run, with the overrides of the evaluation.
+        run: whose checkpoints name the classes that the model was trained on.
+        by_model: whether anything is asked for in which the classifier judges images.
+
+    Raises:
+        ConfigError: label spaces that differ, a wrong file of labels, too many classes for a table.
+        DataError: a manifest that cannot be read.
+    """
+    val = checked_manifest(config.data.val)
+    found = Judging(classes=val.classes)
+    if args.few_shot or args.knn:
+        found = replace(found, support=_support(config, val))
+    if by_model and config.task == "classification":
+        found = _by_model(args, config, run, val, found)
+    if args.confusion and len(found.names) > MOST_CLASSES:
+        raise ConfigError(f"--confusion is for at most {MOST_CLASSES} classes, not {len(found.names)}")
+    return found
+
+
+def classes_of_run(run: RunDirectory, num_classes: int) -> Classes:
+    """The classes that a run's newest checkpoint says the model was trained on."""
+    found = newest_manifest(run.checkpoints)
+    names = recorded_classes(found[1]) if found else None
+    if names is None:
+        unnamed = "its checkpoints do not record them, as those of older versions"
+        return Classes(of=f"the run {run.path}", names=numbered(num_classes), unnamed=unnamed)
+    return Classes(of=f"the run {run.path}", names=names)
+
+
+def _support(config: RunConfig, val: Manifest) -> Fit:
+    """The images of data.val in the label space of data.train; the classifier has no say."""
+    data = config.data
+    wanted = of_data("data.train", data.train, checked_manifest(data.train))
+    otherwise = "few-shot and k-NN need images of every class in data.train"
+    return fit(of_data("data.val", data.val, val), wanted, match=data.match_classes, otherwise=otherwise)
+
+
+def _by_model(
+    args: Namespace, config: RunConfig, run: RunDirectory, val: Manifest, found: Judging
+) -> Judging:
+    labels = read_labels(args.labels, config.model.num_classes, len(val.classes)) if args.labels else None
+    if labels is not None:
+        labels.check(val)
+    if labels is not None and labels.model_classes is not None:  # the file says which class is which
+        if config.data.match_classes:
+            raise ConfigError(
+                f"--labels {args.labels}: model_classes already says which class is which: leave out "
+                "--match-classes (data.match_classes)"
+            )
+        return replace(found, labels=labels)
+    wanted = classes_of_run(run, config.model.num_classes)
+    matched = fit(
+        of_data("data.val", config.data.val, val),
+        wanted,
+        match=config.data.match_classes,
+        otherwise=OTHER_DATA,
+    )
+    if matched.mapped_to is None:
+        return replace(found, model=matched, labels=labels)
+    if labels is not None:
+        labels = labels.mapped(label_map(val.classes, wanted.names).tolist(), len(wanted.names))
+    return replace(found, classes=wanted.names, model=matched, labels=labels)
