@@ -87,7 +87,7 @@ FOUR = ("parallel.ep_size=4", "train.micro_batch_size=4", "model.moe.routing_gro
             "model.moe.capacity_factor (0.0) other than 0, or padded=false",
         ),
         (
-            ("parallel.expert_exchange.overlap=2", "model.moe.backend=reference"),
+            ("parallel.expert_exchange.overlap=2", "model.moe.backend=reference", "parallel.ep_size=1"),
             "parallel.expert_exchange is for model.moe.backend=native, not reference: leave the section out",
         ),
     ],
