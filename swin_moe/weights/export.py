@@ -13,7 +13,6 @@ from torch import Tensor
 
 from swin_moe.config import ModelConfig
 from swin_moe.model import SwinTransformer
-from swin_moe.position_bias import PositionBias
 from swin_moe.sizes import as_text
 from swin_moe.weights import hf, native, official
 from swin_moe.weights.errors import WeightsError
@@ -126,11 +125,8 @@ def _buffers(model: SwinTransformer) -> dict[str, Tensor]:
         if leaf == "index":
             buffers[f"{place}.relative_position_index"] = buffer.cpu()
         elif leaf == "coordinates":
-            bias = model.get_submodule(name.rpartition(".")[0])
-            assert isinstance(bias, PositionBias)
-            height, width = bias.window
-            table = buffer.cpu().view(1, 2 * height - 1, 2 * width - 1, 2)
-            buffers[f"{place}.relative_coords_table"] = table
+            side = round(len(buffer) ** 0.5)  # windows are square: see _check_square_windows
+            buffers[f"{place}.relative_coords_table"] = buffer.cpu().view(1, side, side, 2)
     return buffers
 
 

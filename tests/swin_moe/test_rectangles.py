@@ -24,10 +24,12 @@ from swin_moe import (
     load_weights,
     save_weights,
 )
+from swin_moe.position_bias import log_coordinates
 from swin_moe.randomness import sample_keys
 from swin_moe.registry import load_model_config
 from swin_moe.simmim import SimMIMConfig, build_simmim
 from swin_moe.weights.official import export
+from swin_moe.weights.translated import learned_window
 from tests.swin_moe.test_parity import compare, ours_and_theirs
 
 V1 = ModelConfig(
@@ -308,6 +310,19 @@ def test_a_rectangle_s_log_cpb_in_a_square(tmp_path: Path) -> None:
     flat = randomised(replace(V2, image_size=(8, 64)))  # maps of 2 x 16 and 1 x 8: windows of 2 x 4 and 1 x 4
     written = save_weights(flat, tmp_path / "flat", "native")
     load_weights(build_model(replace(V2, image_size=(8, 32))), written)
+
+
+@pytest.mark.parametrize(
+    ("window", "learned", "read"),
+    [((2, 4), None, (2, 4)), ((4, 2), (3, 5), (3, 5)), ((1, 4), (3, 5), (0, 5)), ((4, 1), None, (4, 0))],
+)
+def test_a_learned_window_is_read_off_its_coordinates(
+    window: tuple[int, int], learned: tuple[int, int] | None, read: tuple[int, int]
+) -> None:
+    """Side by side; a side of one token has the offset 0 alone, which says nothing."""
+    height, width = window
+    table = log_coordinates(window, learned).view(1, 2 * height - 1, 2 * width - 1, 2)
+    assert learned_window(table) == read
 
 
 SAYS = {
