@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from data_shards.classes import differences
 from data_shards.errors import DataError
 from data_shards.folders import needed
 from data_shards.index import MANIFEST_NAME, RECORD, Manifest, read_index
@@ -119,12 +120,15 @@ def packed_source(directory: str | Path | None) -> Source:
     manifests = _manifests([root, *sorted(path for path in root.iterdir() if path.is_dir())])
     if not manifests:
         raise DataError(f"{root}: holds no {MANIFEST_NAME}; make one with: swin-moe shards index {root}")
-    classes = {manifest.classes for manifest in manifests.values()}
-    if len(classes) > 1:
-        raise DataError(f"{root}: its splits have different classes; name one split as --directory")
+    (first, classes), *others = ((path, manifest.classes) for path, manifest in manifests.items())
+    for path, found in others:
+        if different := differences(found, classes):
+            raise DataError(
+                f"{path} must have the classes of {first}: {different}; name one split as --directory"
+            )
     splits = {manifest.split: packed_samples(path, manifest) for path, manifest in manifests.items()}
     name = next(iter(manifests.values())).name
-    return Source(name, f"shards of {name}", classes.pop(), splits)
+    return Source(name, f"shards of {name}", classes, splits)
 
 
 def _manifests(paths: Iterable[Path]) -> dict[Path, Manifest]:
