@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import xxhash
 
+from data_shards.classes import differences
 from data_shards.errors import DataError
 from data_shards.folders import needed
 from data_shards.image_names import is_hidden
@@ -121,18 +122,19 @@ def packed_source(directory: str | Path | None) -> Source:
     manifests = _manifests([root, *sorted(below)])
     if not manifests:
         raise DataError(f"{root}: holds no {MANIFEST_NAME}; make one with: swin-moe shards index {root}")
-    classes = {manifest.classes for manifest in manifests.values()}
-    if len(classes) > 1:
-        raise DataError(f"{root}: its splits have different classes; name one split as --directory")
+    (first, classes), *others = ((path, manifest.classes) for path, manifest in manifests.items())
+    for path, found in others:
+        if different := differences(found, classes):
+            raise DataError(
+                f"{path} must have the classes of {first}: {different}; name one split as --directory"
+            )
     paths: dict[str, Path] = {}
     for path, manifest in manifests.items():
-        if (first := paths.setdefault(manifest.split, path)) != path:
-            raise DataError(
-                f"{first} and {path} are both the split {manifest.split}; pass one as --directory"
-            )
+        if (same := paths.setdefault(manifest.split, path)) != path:
+            raise DataError(f"{same} and {path} are both the split {manifest.split}; pass one as --directory")
     splits = {manifest.split: packed_samples(path, manifest) for path, manifest in manifests.items()}
     name = next(iter(manifests.values())).name
-    return Source(name, f"shards of {name}", classes.pop(), splits)
+    return Source(name, f"shards of {name}", classes, splits)
 
 
 def _manifests(paths: Iterable[Path]) -> dict[Path, Manifest]:

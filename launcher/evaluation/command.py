@@ -157,13 +157,13 @@ def evaluate(
     from launcher.evaluation.sweep import sweep
     from launcher.evaluation.throughput import measure
 
-    if ranks.rank == 0:
-        sys.stderr.writelines(f"{note}\n" for note in judged.notes)
     if args.few_shot or args.knn:
         check_support(args, config, judged.support.mapped_to)
     beat = guard.watch.beat
     loaded = load(config, directory, args.checkpoint, ranks, device, beat, averaged=args.ema)
     loaded = replace(loaded, mapped_to=judged.model.mapped_to)
+    if ranks.rank == 0:
+        sys.stderr.writelines(f"{note}\n" for note in judged.notes)
     if is_standard(args):
         loaded = standard(args, loaded, judged)
     if args.sweep_capacity or args.sweep_top_k:

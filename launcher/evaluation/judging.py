@@ -67,9 +67,21 @@ def judging(args: Namespace, config: RunConfig, run: RunDirectory, *, by_model: 
         found = replace(found, support=_support(config, val))
     if by_model and config.task == "classification":
         found = _by_model(args, config, run, val, found)
-    if args.confusion and len(found.names) > MOST_CLASSES:
-        raise ConfigError(f"--confusion is for at most {MOST_CLASSES} classes, not {len(found.names)}")
+    if args.confusion:
+        _check_table(found)
     return found
+
+
+def _check_table(found: Judging) -> None:
+    """Refuse a confusion matrix that is too large, or that lacks classes of the images."""
+    classes, count = len(found.classes), len(found.names)
+    if count > MOST_CLASSES:
+        raise ConfigError(f"--confusion is for at most {MOST_CLASSES} classes, not {count}")
+    if count < classes:
+        raise ConfigError(
+            f"--confusion has no row for the last of the {classes} classes of data.val: model_classes of "
+            f"--labels speaks of {count} classes"
+        )
 
 
 def classes_of_run(run: RunDirectory, num_classes: int) -> Classes:

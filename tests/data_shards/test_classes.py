@@ -8,6 +8,7 @@ import pytest
 from data_shards.classes import differences, is_numbered, label_map
 from data_shards.errors import DataError
 from data_shards.index import MANIFEST_NAME, Manifest, read_json
+from data_shards.packed_source import packed_source
 from data_shards.sources import synthetic
 from data_shards.stream import EvalStream, TrainStream
 from data_shards.write import pack
@@ -161,3 +162,10 @@ def test_a_training_stream_has_its_own_classes(split: Path) -> None:
         split, seed=0, global_batch_size=4, micro_batch_size=4, dp_rank=0, dp_size=1, transform=TRANSFORM
     ) as stream:
         assert stream.classes == Manifest.load(split).classes
+
+
+def test_splits_that_are_packed_together_have_the_same_classes(split: Path, tmp_path: Path) -> None:
+    relabelled(split, tmp_path / "train", [f"grating-{label}" for label in (3, 1, 0, 2, 4)])
+    (tmp_path / "val").symlink_to(split)
+    with pytest.raises(DataError, match=r"val must have the classes of .*train: label 0 is 'grating-0' inst"):
+        packed_source(tmp_path)

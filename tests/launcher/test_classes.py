@@ -266,3 +266,19 @@ def test_an_older_run_goes_on(plain: Path, shards: Path, tmp_path: Path) -> None
     (outcome,) = run_on_ranks(command, 1, *line(shards, run, *options))
     assert outcome.code == 0, outcome.err
     assert read_manifest(run / "checkpoints" / "step-00000003")["classes"] == list(GRATINGS)
+
+
+def test_tars_are_taken_for_the_classes_of_the_validation_split(
+    shards: Path, splits: dict[str, Path], tmp_path: Path
+) -> None:
+    """Their numbers mean what data.val says, so that a resume on another data.val is another run."""
+    run, tars = tmp_path / "run", TARS.format(shards=shards)
+    durations = ("checkpoint.every=1 steps", "optim.warmup=1 steps")
+    (outcome,) = run_on_ranks(command, 1, *line(shards, run, tars, *durations))
+    assert outcome.code == 0, outcome.err
+    assert "could not be compared (tars without a manifest have numbers alone)" in outcome.out
+    assert manifest_of(run)["classes"] == list(GRATINGS)
+    more = ("train.duration=3 steps", f"data.val={splits['renamed']}")
+    (refused,) = run_on_ranks(command, 1, *line(shards, run, tars, *durations, *more), "--allow-change")
+    assert refused.code == 2
+    assert f"the classes of data.val ({splits['renamed']}) are not those of the checkpoint" in refused.err

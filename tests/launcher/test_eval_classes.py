@@ -197,6 +197,10 @@ REFUSED = [
     ("renamed", ["--match-classes", "--knn", "2"], "few-shot and k-NN need images of every class"),
     ("numbers", ["--match-classes"], "no class of that name for '0', '1', '2' and 3 more"),
 ]
+FILES_OF_LABELS = {
+    "mapping": {"model_classes": [0, 1, 2, 0, 1, 2]},
+    "fewer": {"model_classes": [0, 1, 2, 0, 1, 2], "images": [[1]] * 41},
+}
 SUPPORT = [
     (
         ["--few-shot", "3", "data.train={data}/scarce"],
@@ -231,6 +235,24 @@ def test_what_does_not_fit_is_refused_in_one_line(run: Path, data: Path) -> None
         assert (outcome.code, outcome.out) == (2, ""), line
         assert outcome.err.count("\n") == 1
         assert words in outcome.err
+
+
+def test_a_map_of_classes_says_itself_which_is_which(run: Path, data: Path, tmp_path: Path) -> None:
+    """With --labels FILE names are not compared: model_classes are the numbers of data.val."""
+    for name, said in FILES_OF_LABELS.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"format": FORMAT, **said}))
+    mapping, fewer = (f"--labels={tmp_path}/{name}.json" for name in FILES_OF_LABELS)
+    lines = [
+        ["eval", str(run), mapping, f"data.val={data}/fewer", "--confusion"],
+        ["eval", str(run), mapping, f"data.val={data}/fewer", "--match-classes"],
+        ["eval", str(run), fewer],
+        ["eval", str(run), fewer, "--confusion"],
+    ]
+    outcomes = run_on_ranks(commands, 1, lines)[0]
+    assert [outcome.code for outcome in outcomes] == [0, 2, 0, 2]
+    assert [row[0] for row in table(run / "eval" / CHECKPOINT / "confusion.csv")] == ["class", *FEWER]
+    assert "model_classes already says which class is which: leave out --match-classes" in outcomes[1].err
+    assert "--confusion has no row for the last of the 6 classes of data.val" in outcomes[3].err
 
 
 def test_all_ranks_refuse_together(run: Path, data: Path) -> None:
