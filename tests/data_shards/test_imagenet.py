@@ -170,7 +170,7 @@ def test_maps_of_other_programs(tmp_path: Path) -> None:
     assert list(source.splits) == ["train", "val"]
     assert source.notes == (f"{tmp_path}: the list of validation is used as the split val",)
     (tmp_path / "train_map.txt").write_bytes("a\u00e4.JPEG\t0\n".encode("latin-1"))
-    with pytest.raises(DataError, match="train_map.txt: is not UTF-8 text"):
+    with pytest.raises(DataError, match="train_map.txt is not UTF-8 text"):
         imagenet_zip(tmp_path)
 
 
