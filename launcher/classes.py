@@ -18,7 +18,6 @@ from launcher.config import ConfigError
 from launcher.schema import RunConfig
 
 MATCH = "--match-classes (data.match_classes=true) maps labels by name"
-OTHER_DATA = "labels can only be mapped to classes that are there: leave the images of the others out"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +55,7 @@ def of_tars(option: str, place: str, count: int) -> Classes:
     return Classes(of=f"{option} ({shown_place(place)})", names=numbered(count), unnamed=unnamed)
 
 
-def fit(found: Classes, wanted: Classes, *, match: bool, otherwise: str = OTHER_DATA) -> Fit:
+def fit(found: Classes, wanted: Classes, *, match: bool, otherwise: str) -> Fit:
     """How labels of `found` become those of `wanted`.
 
     Args:
@@ -73,12 +72,17 @@ def fit(found: Classes, wanted: Classes, *, match: bool, otherwise: str = OTHER_
         return Fit()
     if match:
         return _mapped(found, wanted, otherwise)
-    if not unnamed and (is_numbered(found.names) or is_numbered(wanted.names)):
-        unnamed = f"{(found if is_numbered(found.names) else wanted).of} has numbers for names"
+    unnamed = unnamed or _numbers(found, wanted)
     if unnamed and len(found.names) == len(wanted.names):
         sides = f"the class names of {found.of} and of {wanted.of}"
         return Fit(note=f"{sides} could not be compared ({unnamed}): label i is taken for label i")
     raise ConfigError(_misfit(found, wanted, unnamed, otherwise))
+
+
+def _numbers(found: Classes, wanted: Classes) -> str:
+    """That one of two sides has numbers for names, and the other has names."""
+    numbers = [side.of for side in (found, wanted) if is_numbered(side.names)]
+    return f"{numbers[0]} has numbers for names" if len(numbers) == 1 else ""
 
 
 def _mapped(found: Classes, wanted: Classes, otherwise: str) -> Fit:

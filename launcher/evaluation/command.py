@@ -30,6 +30,7 @@ examples:
   swin-moe eval runs/demo_cpu --few-shot 5 --knn 20            on frozen features; --shots-seed, --bank
   swin-moe eval runs/demo_cpu --throughput train.eval_batch_size=64
   swin-moe eval runs/demo_cpu --confusion --affinity --labels real.json
+  swin-moe eval runs/demo_cpu data.val=other/val --match-classes                      labels mapped by name
 
 Every image of the validation split exactly once: exact (dropless), and for an MoE at a capacity too. The
 figures are the same on any number of ranks and at any batch size. Results: RUN/eval/CHECKPOINT/.

@@ -11,7 +11,7 @@ import pytest
 
 from data_shards.index import Manifest
 from launcher.__main__ import main
-from launcher.classes import Classes, fit, trained_classes
+from launcher.classes import Classes, Fit, fit, trained_classes
 from launcher.config import ConfigError, load_config
 from parallel.commit import read_manifest, sealed
 from tests.data_shards.relabelled import relabelled
@@ -51,11 +51,19 @@ def test_label_spaces_that_do_not_fit(found: Classes, match: bool, words: str) -
     assert "X" in str(caught.value)
 
 
+def test_two_lists_of_numbers_are_compared_as_names() -> None:
+    """Tars indexed apart, of which one lacks images of the last class."""
+    found, wanted = classes("0", "1"), classes("0", "1", "2", of="Y")
+    with pytest.raises(ConfigError, match="2 classes instead of 3; missing: '2'; --match-classes "):
+        fit(found, wanted, match=False, otherwise="")
+    assert fit(found, wanted, match=True, otherwise="").mapped_to == ("0", "1", "2")
+
+
 @pytest.mark.parametrize("match", [False, True])
 def test_the_same_names_need_no_map(match: bool) -> None:
-    assert fit(classes(*FRUIT), WANTED, match=match) == fit(classes("a", "a"), classes("a", "a"), match=match)
-    assert fit(classes(*FRUIT), WANTED, match=match).mapped_to is None
-    assert fit(classes(*FRUIT), WANTED, match=match).note == ""
+    assert fit(classes(*FRUIT), WANTED, match=match, otherwise="") == Fit()
+    twice = classes("crane", "crane")
+    assert fit(twice, twice, match=match, otherwise="") == Fit()
 
 
 @pytest.mark.parametrize(
@@ -69,7 +77,7 @@ def test_the_same_names_need_no_map(match: bool) -> None:
 def test_numbers_are_compared_by_number_and_a_note_says_so(
     found: Classes, wanted: Classes, words: str
 ) -> None:
-    taken = fit(found, wanted, match=False)
+    taken = fit(found, wanted, match=False, otherwise="")
     assert taken.mapped_to is None
     assert taken.note == (
         f"the class names of X and of Y could not be compared {words}: label i is taken for label i"
@@ -77,7 +85,7 @@ def test_numbers_are_compared_by_number_and_a_note_says_so(
 
 
 def test_a_map_says_what_it_lacks() -> None:
-    taken = fit(classes("cherry", "apple"), WANTED, match=True)
+    taken = fit(classes("cherry", "apple"), WANTED, match=True, otherwise="")
     assert taken.mapped_to == FRUIT
     assert taken.note.endswith("to the 3 classes of Y; it lacks 1 of these classes: 'banana'")
 
