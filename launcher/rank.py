@@ -116,6 +116,7 @@ def open_watch(ranks: Ranks, timeout_s: float) -> Watch:
         codes=codes,
         hosts_store=ranks.rank == 0 and not local.is_rank(),
         listen_s=interval_s(timeout_s) if ranks.rank == 0 else None,
+        nccl=dist.get_backend() == "nccl",
     )
 
 

@@ -35,7 +35,5 @@ def _own_graphs(blocks: int) -> dict[str, bool]:
         return {"isolate_recompiles": True}
     dynamo = torch._dynamo.config
     dynamo.recompile_limit = max(dynamo.recompile_limit, GRAPHS_PER_BLOCK * blocks)
-    dynamo.accumulated_recompile_limit = max(
-        dynamo.accumulated_recompile_limit, GRAPHS_PER_BLOCK * blocks
-    )
+    dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, GRAPHS_PER_BLOCK * blocks)
     return {}

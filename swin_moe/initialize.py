@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from parallel.expert import experts_of, global_name, sliced_of
+from parallel.expert import experts_of, global_name
 from parallel.sharded import whole
 from parallel.tensors import held_part, whole_shape
 from swin_moe.router import CosineTopKRouter
@@ -59,9 +59,7 @@ def _generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _drawn(
-    name: str, generator: torch.Generator, like: Tensor, shape: Sequence[int], std: float
-) -> Tensor:
+def _drawn(name: str, generator: torch.Generator, like: Tensor, shape: Sequence[int], std: float) -> Tensor:
     """Initial values of a shape, in host memory: a CPU generator cannot fill a tensor on a GPU.
 
     With ZeRO 3 parameters are on the GPU when they are initialized. Their values must not depend on that.

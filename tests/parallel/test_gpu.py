@@ -1,4 +1,4 @@
-"""A process on a GPU, prepared without one: its device, DeepSpeed's LOCAL_RANK, variables, cores and network."""
+"""A process on a GPU, prepared without one: its device, LOCAL_RANK, variables, cores and network."""
 
 import os
 import socket
@@ -18,7 +18,7 @@ VARIABLES = ("LOCAL_RANK", "OMP_NUM_THREADS", "OMPI_COMM_WORLD_LOCAL_RANK", *gpu
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
-    """A machine with `visible` GPUs, which are beside the cores 4 to 7 of 8; what was done to this process."""
+    """A machine of 8 cores with `visible` GPUs beside the cores 4 to 7; what was done to this process."""
     made = SimpleNamespace(visible=8, devices=[], threads=[], bound=[])
     place = tmp_path / "0000:1b:00.0"
     place.mkdir()
@@ -113,7 +113,8 @@ def test_a_system_that_does_not_say_which_cores(machine: SimpleNamespace, tmp_pa
 def test_the_interface_to_a_host() -> None:
     loopback = gpu.interface_to("127.0.0.1")
     assert loopback in [name for _, name in socket.if_nameindex()]
-    assert loopback is not None and loopback.startswith("lo")
+    assert loopback is not None
+    assert loopback.startswith("lo")
     assert gpu.interface_to("no-such-host.invalid") is None
     variables = {"GLOO_SOCKET_IFNAME": "ib0"}
     gpu.choose_interface("127.0.0.1", variables)
