@@ -19,6 +19,7 @@ DEFAULTS = {
     "TORCH_NCCL_DUMP_ON_TIMEOUT": "1",
     "TORCH_GLOO_LAZY_INIT": "1",  # the saver's group connects only ranks that exchange something
 }
+DUMP_FILE = ("TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE")  # torch 2.11 knows the second
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")  # torch reads both; the second is older
 SIOCGIFADDR = 0x8915  # linux/sockios.h: the IPv4 address of an interface
 
@@ -32,6 +33,12 @@ def set_variables(env: MutableMapping[str, str]) -> None:
         env.setdefault(name, value)
     if not any(name in env for name in ALLOCATOR):
         env.update(dict.fromkeys(ALLOCATOR, "expandable_segments:True"))
+
+
+def dump_collectives_to(directory: str, env: MutableMapping[str, str]) -> None:
+    """Let NCCL's watchdog write the last collectives of a rank to DIRECTORY/nccl_trace_rank_N at a time-out."""
+    if not any(name in env for name in DUMP_FILE):
+        env[DUMP_FILE[-1]] = str(Path(directory).absolute() / "nccl_trace_rank_")
 
 
 def use(device: torch.device) -> None:

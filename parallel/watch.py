@@ -34,6 +34,7 @@ LOST_S = 60.0  # of silence, with NCCL: a collective with a dead rank does not r
 AT_END_S = 5.0
 TOGETHER_S = 10.0  # for rank 0 to write everything down
 PREFIX = "watch"  # of its keys, where the store is shared
+NCCL = "nccl"  # the key that is there where collectives run on GPUs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +57,7 @@ class Watch:
         hosts_store: whether the store lives in this process.
         at_end: called with the code and the line before the process ends, for `AT_END_S` at most.
         listen_s: how often to read what the others posted; None: when this main thread stands still.
-        nccl: whether collectives run on the device: then the host waits elsewhere, and nothing tells it that
-            another rank is dead.
+        nccl: whether collectives run on the device: then nothing tells the host that another rank is dead.
     """
 
     def __init__(
@@ -80,13 +80,14 @@ class Watch:
         self.step, self.phase_name = 0, "start"
         self._limit_s, self._since_s = SLOW * timeout_s, time.monotonic()
         self._whereabouts, self._posts = Whereabouts(waits_for_device=nccl), 0
-        self._lost_s = LOST_S if nccl else math.inf
+        self.nccl, self._lost_s = nccl, LOST_S if nccl else math.inf
         self._seen: dict[int, tuple[dict[str, Any], float]] = {}  # status, when it last changed
         self._who: dict[int, dict[str, Any]] = {}
         self._listened_s = -math.inf
         self._talked_s = time.monotonic()
         self._closed, self._ending = threading.Event(), threading.Lock()
         store.set(f"who/{rank}", json.dumps(identity() | {"node": node_name()}))
+        store.set(NCCL, "") if nccl else None
         for work in (self._talk, self._decide) if world_size > 1 else ():
             threading.Thread(target=work, name=f"watch{work.__name__}", daemon=True).start()
 

@@ -110,6 +110,16 @@ def test_a_system_that_does_not_say_which_cores(machine: SimpleNamespace, tmp_pa
     assert gpu.cores_beside(torch.device("cuda", 0), tmp_path / "nowhere") == set()
 
 
+def test_the_last_collectives_are_written_into_the_run_directory() -> None:
+    variables: dict[str, str] = {}
+    gpu.dump_collectives_to("runs/x", variables)
+    assert variables == {"TORCH_NCCL_DEBUG_INFO_TEMP_FILE": f"{Path.cwd()}/runs/x/nccl_trace_rank_"}
+    for name in gpu.DUMP_FILE:
+        given = {name: "/tmp/trace"}
+        gpu.dump_collectives_to("runs/x", given)
+        assert given == {name: "/tmp/trace"}
+
+
 def test_the_interface_to_a_host() -> None:
     loopback = gpu.interface_to("127.0.0.1")
     assert loopback in [name for _, name in socket.if_nameindex()]
