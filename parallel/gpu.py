@@ -36,7 +36,7 @@ def set_variables(env: MutableMapping[str, str]) -> None:
 
 
 def dump_collectives_to(directory: str, env: MutableMapping[str, str]) -> None:
-    """Let NCCL's watchdog write the last collectives of a rank to DIRECTORY/nccl_trace_rank_N at a time-out."""
+    """Let NCCL's watchdog write a rank's last collectives to DIRECTORY/nccl_trace_rank_N at a time-out."""
     if not any(name in env for name in DUMP_FILE):
         env[DUMP_FILE[-1]] = str(Path(directory).absolute() / "nccl_trace_rank_")
 

@@ -13,6 +13,12 @@ ZeroStage = Literal[0, 1, 2, 3]
 Precision = Literal["fp32", "bf16", "fp16"]
 OptimizerName = Literal["adamw", "sgd", "lamb", "fused_adam", "fused_lamb"]
 
+DTYPES: dict[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
 OURS = {  # DeepSpeed's option -> who decides it here
     "train_batch_size": "train.global_batch_size",
     "train_micro_batch_size_per_gpu": "train.micro_batch_size",

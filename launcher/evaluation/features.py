@@ -16,6 +16,7 @@ from launcher.evaluation.loaded import Loaded
 from launcher.evaluation.ways import grouped, modes
 from launcher.tasks import normalised
 from parallel.collectives import sum_over
+from parallel.host import send
 from swin_moe.randomness import sample_keys
 
 
@@ -49,7 +50,7 @@ def pooled_features(loaded: Loaded, place: str, samples: np.ndarray | None = Non
         try:
             for i, batch in enumerate(stream):
                 images = normalised(batch.images, config.data, device)
-                keys = sample_keys(0, batch.positions).to(device)
+                keys = send(sample_keys(0, batch.positions), device)
                 features, _ = backbone.forward_pooled(images, keys, ways[0].call)
                 first = (i * stream.dp_size + stream.dp_rank) * stream.batch_size
                 count = min(len(features), max(0, stream.num_samples - first))

@@ -23,6 +23,7 @@ from launcher.plan.tracker import LiveBytes
 from launcher.schema import RunConfig
 from parallel.expert import ExchangeOptions, experts_of
 from parallel.mesh import ParallelDims
+from parallel.zero_config import DTYPES
 from swin_moe.config import ModelConfig, SimMIMConfig
 from swin_moe.losses import classification_loss
 from swin_moe.model import SwinTransformer
@@ -30,7 +31,6 @@ from swin_moe.randomness import sample_keys
 from swin_moe.simmim import SimMIM, SimMIMOutput
 
 BATCH, PATCHES, HEAD = "input batch", "patch embedding", "head and loss"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)
