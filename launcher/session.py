@@ -32,6 +32,7 @@ from launcher.tally import Tally, Totals
 from launcher.tasks import task_of
 from parallel import checkpoint
 from parallel.commit import committed
+from parallel.host import send
 from parallel.masters import Masters
 from parallel.mesh import Mesh
 from parallel.newest import newest
@@ -245,7 +246,7 @@ class Session:
 
     def micro_step(self, batch: Batch, lr: float, tally: Tally) -> None:
         """Forward, loss, backward, and after the last micro-batch of a step the update."""
-        keys = sample_keys(self.config.seed, batch.positions).to(self.device)
+        keys = send(sample_keys(self.config.seed, batch.positions), self.device)
         loss, output = self.task.loss(self.engine, batch, keys)
         loss = loss + output.aux_loss
         self.engine.backward(loss)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from parallel.collectives import all_to_all
 from parallel.expert import ExchangeOptions, ExpertParallel
+from parallel.host import read
 from parallel.journey import Call, Compute, reorder
 from parallel.route import Route, make_route
 from parallel.weights import gather_weights, whole_numel
@@ -131,7 +132,7 @@ def _cells(route: Route, counts: Tensor) -> list[list[int]]:
     for leg in route.legs([[1] * sum(widths) for widths in route.widths]):
         leaving = reorder(stages[-1], leg.chunks, leg.order)
         stages.append(all_to_all(leaving, leg.send, leg.receive, leg.group))
-    found = torch.cat(stages).tolist()  # waits for the device
+    found = read(torch.cat(stages)).tolist()
     ends = [0]
     for stage in stages:
         ends.append(ends[-1] + len(stage))
