@@ -17,7 +17,7 @@ from swin_moe.expert_products import (
     has_grouped_products,
     loop,
 )
-from swin_moe.randomness import Dropout, fork
+from swin_moe.randomness import Dropout
 
 
 class ExpertMLP(nn.Module):
@@ -112,7 +112,7 @@ class ExpertMLP(nn.Module):
             backward=torch.is_grad_enabled() and any(x.requires_grad for x in (rows, *weights)),
         )
         run = grouped if has_grouped_products(rows, len(columns)) else loop
-        draws = fork(keys, self.dropout.site) if drops and keys is not None else None
+        draws = self.dropout.keys(keys) if drops and keys is not None else None
         return run(call, rows, draws, weights)
 
 

@@ -9,6 +9,7 @@ Legend: B samples, N rows (samples or tokens), n draws a row.
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +45,12 @@ def sample_keys(seed: int, positions: Tensor) -> Tensor:
 
 def fork(keys: Tensor, number: int | Tensor) -> Tensor:
     """Keys of a sub-stream: of a site (an int) or of each token of a sample (a tensor that broadcasts)."""
-    if isinstance(number, int):  # Python's integers do not wrap
-        return _mix(keys + (((number + 1) * _GOLDEN + 2**63) % 2**64 - 2**63))
-    return _mix(keys + (number + 1) * _GOLDEN)
+    return _mix(keys + (_offset(number) if isinstance(number, int) else (number + 1) * _GOLDEN))
+
+
+def _offset(number: int) -> int:
+    """What `fork` adds to the keys: Python's integers do not wrap by themselves."""
+    return ((number + 1) * _GOLDEN + 2**63) % 2**64 - 2**63
 
 
 def uniform(keys: Tensor, n: int) -> Tensor:
@@ -124,29 +128,77 @@ class SiteCounter:
 class _KeyedDrop(nn.Module):
     """Something that drops at a rate, at a site."""
 
+    constants: Tensor
+
     def __init__(self, rate: float, site: int) -> None:
         super().__init__()
         self.rate, self.site = rate, site
+        # Tensors: as numbers in the code they would give every module a compiled graph of its own.
+        self.register_buffer("constants", torch.zeros(3, dtype=torch.int64), persistent=False)
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """Compute the constants again, after a construction on the meta device.
+
+        They are what `fork` adds to a key, the lowest draw of 23 bits that is kept, and the bits of the fp64
+        number 1 - rate: no cast of the model rounds an int64.
+        """
+        rate = torch.tensor(self.rate, dtype=torch.float32, device="cpu").item()  # draws are fp32
+        lowest = math.ceil(rate * 2**23 - 0.5)
+        share = torch.tensor(1.0 - self.rate, dtype=torch.float64, device="cpu").view(torch.int64)
+        values = [_offset(self.site), lowest, share.item()]
+        self.constants.copy_(torch.tensor(values, dtype=torch.int64, device="cpu"))
 
 
 class Dropout(_KeyedDrop):
     """Dropout whose mask is a function of the rows' keys (Srivastava et al. 2014)."""
 
+    def keys(self, keys: Tensor) -> Tensor:
+        """Keys of this site: (N,) -> (N,), those of `fork(keys, site)`."""
+        return _mix(keys + self.constants[0])
+
     def forward(self, x: Tensor, keys: Tensor) -> Tensor:
         """Drop elements of x: (N, ...) with keys (N,) -> (N, ...)."""
         if not self.training or self.rate == 0.0:
             return x
-        keep = keep_mask(fork(keys, self.site), x[0].numel(), self.rate) if len(x) else x.bool()
+        keep = keep_mask(self.keys(keys), x[0].numel(), self.rate) if len(x) else x.bool()
         return (x * (1.0 / (1.0 - self.rate))).masked_fill(~keep.view(x.shape), 0.0)
 
 
 class DropPath(_KeyedDrop):
-    """Stochastic depth: drops a sample's whole residual branch (Huang et al. 2016)."""
+    """Stochastic depth: drops a sample's whole residual branch (Huang et al. 2016).
 
-    def forward(self, x: Tensor, keys: Tensor) -> Tensor:
-        """Scale or zero each sample of x: (B, ...) with keys (B,) -> (B, ...)."""
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = uniform(fork(keys, self.site), 1) >= self.rate  # (B, 1)
-        scale = keep.to(x.dtype) / (1.0 - self.rate)
-        return x * scale.view(-1, *[1] * (x.dim() - 1))
+    The module holds rate and site; `branch_scales` draws for many of them at once.
+    """
+
+
+def branch_scales(drop_paths: Sequence[DropPath], keys: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """What the residual branches of each sample are multiplied by: 0, or 1 / (1 - rate).
+
+    A branch's draw is `uniform(fork(keys, site), 1)`, whatever it is drawn together with.
+
+    Args:
+        drop_paths: of D branches.
+        keys: (B,) of the samples.
+        dtype: of the scales.
+
+    Returns:
+        (D, B), or None where nothing is dropped.
+    """
+    if not any(drop_path.training and drop_path.rate > 0.0 for drop_path in drop_paths):
+        return None
+    offset, lowest, share = torch.stack([x.constants for x in drop_paths]).t()[..., None].unbind(0)  # (D, 1)
+    bits = _shift(_mix(_mix(keys + offset) + _GOLDEN), 41)  # (D, B)
+    wide = torch.promote_types(dtype, torch.float32)
+    return ((bits >= lowest).to(wide) / share.contiguous().view(torch.float64).to(wide)).to(dtype)
+
+
+def add_branch(x: Tensor, y: Tensor, scale: Tensor | None) -> Tensor:
+    """The residual sum x + scale * y: (B, ...) twice, and (B,) or None for 1.
+
+    On a GPU it is one kernel, which rounds once; on a CPU two, as it always was.
+    """
+    if scale is None:
+        return x + y
+    scale = scale.to(y.dtype).view(-1, *[1] * (x.dim() - 1))
+    return torch.addcmul(x, y, scale) if x.is_cuda and x.dtype == y.dtype else x + y * scale

@@ -18,11 +18,9 @@ from launcher.plan.slots import Slots, Way, degree_of, slots_of, way_of
 from parallel.exchange import Compute
 from parallel.expert import ExchangeOptions, sliced_of
 from parallel.weights import whole_numel
-from swin_moe.block import SwinBlock
 from swin_moe.dispatch import Plan
 from swin_moe.moe import MoELayer
 from swin_moe.other_routers import ExpertChoiceRouter
-from swin_moe.randomness import DropPath
 from swin_moe.router import RouterCall, Routing, SoftRouting
 from swin_moe.routing import best_experts, mean_entropy, serving_order, widen
 
@@ -33,21 +31,6 @@ def spread_evenly(model: nn.Module) -> None:
         if isinstance(module, MoELayer):
             module.exchange = _Exchange(module)  # type: ignore[assignment]
             module.router = _EvenRouter(module)  # type: ignore[assignment]
-        elif isinstance(module, SwinBlock):
-            module.drop_path1 = _Undrawn(module.drop_path1)  # type: ignore[assignment]
-            module.drop_path2 = _Undrawn(module.drop_path2)  # type: ignore[assignment]
-
-
-class _Undrawn(nn.Module):
-    """Drop path that draws nothing, for speed: a number an image is all that the draws leave."""
-
-    def __init__(self, drop_path: DropPath) -> None:
-        super().__init__()
-        self.rate = drop_path.rate
-
-    def forward(self, x: Tensor, keys: Tensor) -> Tensor:
-        """Scale each sample of x: (B, ...)."""
-        return x * x.new_empty(len(x), *[1] * (x.dim() - 1)) if self.training and self.rate else x
 
 
 class _EvenRouting(Routing):
