@@ -82,7 +82,7 @@ class ExpertMLP(nn.Module):
         self,
         weights: Sequence[Tensor],
         rows: Tensor,
-        counts: list[int],
+        counts: list[int] | Tensor,
         keys: Tensor | None,
         part: ExpertSlice,
     ) -> Tensor:
@@ -91,7 +91,8 @@ class ExpertMLP(nn.Module):
         Args:
             weights: as `weights()` gives them, perhaps of more or of larger parts of experts than are here.
             rows: (M, C), sorted by expert.
-            counts: rows of each expert; they sum to M.
+            counts: rows of each expert, (L,) if they are on the device; rows beyond their sum only pad, and
+                the last expert computes them.
             keys: (M,) of the rows; None will do where nothing is dropped.
             part: of each expert, what `weights` are.
 

@@ -9,7 +9,7 @@ Legend: T tokens, k choices, E experts, N rows of this rank, M rows received, C 
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ class _EvenRouting(Routing):
             dropped=index.new_empty(()),
             static_count=rows // self.num_experts if padded else None,
             rows_bound=rows,
+            complete=not padded and rows == index.numel(),
         )
 
 
@@ -92,26 +93,44 @@ def _expert_choice(router: ExpertChoiceRouter, tokens: Tensor, call: RouterCall)
     )
 
 
+class _Counted(NamedTuple):
+    """Takes the place of Counted."""
+
+    way: Way
+    rows: int
+
+
 class _Exchange:
     """Takes the place of ExpertExchange: the copies that a journey makes, and nothing sent."""
 
     def __init__(self, layer: MoELayer) -> None:
         self.placement, self.options = layer.placement, layer.placement.options
 
+    def count(
+        self,
+        weights: Sequence[nn.Parameter],
+        counts: Tensor,
+        *,
+        like: Tensor,
+        keyed: bool = False,
+        rows_bound: int = 0,
+        static_count: int | None = None,
+        options: ExchangeOptions | None = None,
+    ) -> "_Counted":
+        """The way of the rows; the plan has as many as will be."""
+        return _Counted(self._way(weights, like, keyed, rows_bound), rows_bound)
+
     def run(
         self,
         compute: Compute,
         weights: Sequence[nn.Parameter],
         rows: Tensor,
-        counts: Tensor,
+        counted: "_Counted",
         *,
         keys: Tensor | None = None,
-        rows_bound: int = 0,
-        static_count: int | None = None,
-        options: ExchangeOptions | None = None,
-    ) -> tuple[Tensor, int]:
+    ) -> tuple[Tensor, Tensor]:
         """(N, C) through experts that compute M rows, and back: (N, C)."""
-        way = self._way(weights, rows, keys, rows_bound)
+        way = counted.way
         here: Sequence[Tensor] = weights
         if way.degree > 1:
             here = _Bring.apply(way, *weights)
@@ -122,16 +141,15 @@ class _Exchange:
             own = rows if pieces == 1 else _share(rows, piece, pieces)
             theirs = keys if pieces == 1 or keys is None else _share(keys, piece, pieces)
             home.append(self._journey(compute, here, own, theirs, way, received // pieces))
-        return home[0] if pieces == 1 else torch.cat(home), received
+        count = rows.new_empty((), dtype=torch.int64)
+        return home[0] if pieces == 1 else torch.cat(home), count
 
-    def _way(
-        self, weights: Sequence[nn.Parameter], rows: Tensor, keys: Tensor | None, rows_bound: int
-    ) -> Way:
-        width = 2 if self.options.wire_dtype == "bf16" else rows.element_size()
+    def _way(self, weights: Sequence[nn.Parameter], like: Tensor, keyed: bool, rows_bound: int) -> Way:
+        width = 2 if self.options.wire_dtype == "bf16" else like.element_size()
         degree = degree_of(
             self.placement,
             expert_bytes=sum(whole_numel(weight) * weight.element_size() for weight in weights),
-            row_bytes=2 * rows.shape[1] * width + (0 if keys is None else keys.element_size()),
+            row_bytes=2 * like.shape[1] * width + (8 if keyed else 0),
             rows=rows_bound,
         )
         return way_of(self.placement, degree)
