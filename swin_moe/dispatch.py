@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swin_moe import gpu
 from swin_moe.randomness import fork
 
 
@@ -57,7 +58,7 @@ class Plan:
         """
         if self.complete or self.static_count is not None:
             return self
-        if rows is None and self.counts.device.type == "cpu":
+        if rows is None and not gpu.on_gpu(self.counts):
             rows = int(self.counts.sum())
         return replace(self, order=self.order[:rows])
 
@@ -102,7 +103,7 @@ def make_plan(
     groups, segments, total = len(queue), num_experts * len(queue), queue.numel()
     complete = every_choice and not padded and slots >= queue.shape[2]
     segment = expert_index.reshape(-1)[queue] * groups + _range(groups, queue)[:, None, None]
-    if queue.is_cuda and segments + groups < 2**31:
+    if gpu.on_gpu(queue) and segments + groups < 2**31:
         segment = segment.int()  # half of the passes of a radix sort, and the same order
     segment, position = segment.reshape(-1).sort(stable=True)
     assignment = queue.reshape(-1)[position]
