@@ -22,7 +22,7 @@ from swin_moe.mlp import MLP
 from swin_moe.moe import MoECall, MoELayer, MoEStats
 from swin_moe.patch import PatchEmbed, PatchMerging
 from swin_moe.position_bias import LogCpbBias, PositionBias, TableBias
-from swin_moe.randomness import Dropout, SiteCounter
+from swin_moe.randomness import Dropout, SiteCounter, branch_scales
 from swin_moe.router import SigmoidTopKRouter
 from swin_moe.windows import WindowGrid
 
@@ -70,9 +70,19 @@ class Stage(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, keys: Tensor, call: MoECall | None = None
+        self, x: Tensor, keys: Tensor, call: MoECall | None = None, scales: Tensor | None = None
     ) -> tuple[Tensor, dict[str, MoEStats]]:
-        """(B, H, W, C) with keys (B,) -> this stage's map, and the statistics by block number."""
+        """Run the blocks.
+
+        Args:
+            x: (B, H, W, C).
+            keys: (B,) of the images.
+            call: what the MoE layers do otherwise than configured.
+            scales: (2 * blocks, B) of `branch_scales`, or None: every block then draws its own.
+
+        Returns:
+            This stage's map, and the statistics by block number.
+        """
         statistics: dict[str, MoEStats] = {}
         x = x if self.merge is None else self.merge(x)
         step = self.checkpoint_every or len(self.blocks)
@@ -80,20 +90,29 @@ class Stage(nn.Module):
             if self.checkpoint_every and torch.is_grad_enabled():
                 # no generator state to keep: every draw is keyed
                 x, found = checkpoint(
-                    self._run, x, keys, call, first, step, use_reentrant=False, preserve_rng_state=False
+                    self._run,
+                    x,
+                    keys,
+                    call,
+                    scales,
+                    first,
+                    step,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
                 )
             else:
-                x, found = self._run(x, keys, call, first, step)
+                x, found = self._run(x, keys, call, scales, first, step)
             statistics |= found
         return x, statistics
 
     def _run(
-        self, x: Tensor, keys: Tensor, call: MoECall | None, first: int, count: int
+        self, x: Tensor, keys: Tensor, call: MoECall | None, scales: Tensor | None, first: int, count: int
     ) -> tuple[Tensor, dict[str, MoEStats]]:
         """Blocks first .. first + count - 1."""
         statistics = {}
         for i in range(first, min(first + count, len(self.blocks))):
-            x, stats = self.blocks[i](x, keys, call)
+            own = None if scales is None else scales[2 * i : 2 * i + 2]
+            x, stats = self.blocks[i](x, keys, call, own)
             if stats is not None:
                 statistics[str(i)] = stats
         return x, statistics
@@ -249,10 +268,17 @@ class SwinTransformer(nn.Module):
             assert mask_token is not None
             x = torch.where(mask[..., None], mask_token.to(x.dtype), x)
         x = self.dropout(x, keys)
+        drop_paths = [x for stage in self.layers for block in stage.blocks for x in block.drop_paths]
+        scales = branch_scales(drop_paths, keys, x.dtype)  # in one go for all blocks
+        by_stage = (
+            [None] * len(self.layers)
+            if scales is None
+            else scales.split([2 * depth for depth in self.config.depths])
+        )
         maps: list[Tensor] = []
         statistics: dict[str, MoEStats] = {}
-        for i, stage in enumerate(self.layers):
-            x, blocks = stage(x, keys, call)
+        for i, (stage, own) in enumerate(zip(self.layers, by_stage, strict=True)):
+            x, blocks = stage(x, keys, call, own)
             maps.append(x)
             statistics |= {f"layers.{i}.blocks.{block}": stats for block, stats in blocks.items()}
         return maps, statistics

@@ -35,6 +35,7 @@ class Routing:
     order: Tensor  # (G, k, S) the assignments (token * k + choice) in the order in which they are served
     losses: dict[str, Tensor]  # unweighted "balance" and "z", those that are in force
     entropy: Tensor  # scalar, detached: of a token's scores, in nats, mean over the tokens
+    every_choice: bool = True  # whether every token has all of its k choices, of distinct experts
 
     def plan(self, *, groups: int, slots: int, padded: bool) -> Plan:
         """Who goes where, with so many slots of an expert in a group."""
@@ -46,6 +47,7 @@ class Routing:
             slots=slots,
             num_experts=self.num_experts,
             padded=padded,
+            every_choice=self.every_choice,
         )
 
 

@@ -11,7 +11,7 @@ from parallel.expert import ExpertParallel, experts_of
 from swin_moe import ModelConfig, MoEConfig, SwinTransformer, build_model
 from swin_moe.initialize import initialize
 from swin_moe.moe import MoELayer
-from swin_moe.randomness import sample_keys
+from swin_moe.randomness import branch_scales, sample_keys
 
 TINY = ModelConfig()
 
@@ -301,9 +301,7 @@ def test_block_is_two_residual_branches() -> None:
     block = build_model(config).double().layers[1].blocks[1]  # 2 x 2 tokens: the window, not shifted
     x = torch.randn(64, 2, 2, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     keys = sample_keys(0, torch.arange(64))
-    keep1, keep2 = (
-        drop(torch.ones(64, 1, 1, 1), keys).double() for drop in (block.drop_path1, block.drop_path2)
-    )
+    keep1, keep2 = branch_scales(block.drop_paths, keys, torch.float64)[:, :, None, None, None]
     assert {(a, b) for a, b in zip(keep1.view(-1).tolist(), keep2.view(-1).tolist(), strict=True)} == {
         (a, b) for a in (0.0, 2.0) for b in (0.0, 2.0)
     }
