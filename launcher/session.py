@@ -18,7 +18,7 @@ from launcher.check import steps_in
 from launcher.classes import trained_classes
 from launcher.config import dump_config
 from launcher.divergence import GradientSearch, SkippedSteps
-from launcher.errors import BadDataError, FinalSaveError, RankError, Stopped
+from launcher.errors import BadDataError, DivergedError, FinalSaveError, RankError, Stopped
 from launcher.evaluate import Evaluation, evaluate
 from launcher.metrics import MetricsLog
 from launcher.optim import freeze, parameter_groups
@@ -135,7 +135,12 @@ class Session:
         if self.evaluation_is_owed or (self.step == 0 and self.config.train.eval_first):
             self.evaluate()
         while self.step < self.total_steps:
-            stopped_by = self.train_step(batches)
+            try:
+                stopped_by = self.train_step(batches)
+            except (DivergedError, BadDataError):  # on all ranks alike; the save under way is a good state
+                with self.watch.phase("save"):
+                    self.tell(self.saver.finish())
+                raise
             self.tell(self.saver.poll())
             self.evaluation_is_owed = (
                 self.is_due(self.config.train.eval_every) or self.step == self.total_steps

@@ -39,12 +39,14 @@ Kind = Literal[
     "nan_loss",  # this micro-batch's loss, from this step on
     "nan_gradient",  # of one parameter, from this step on
     "sleep",  # for a minute
+    "pause",  # for seconds
     "slow_data",  # the next batch comes after ten seconds
     "slow_record",  # the end of the session takes seconds to be written down
     "bug",  # an exception that nobody expects
 ]
 SLOW_DATA_S = 10.0
 SLOW_RECORD_S = 3.0
+PAUSE_S = 2.0
 PLACES = {  # where a fault may strike: owner and name of a function that has the step
     "train_step": ("launcher.session", "Session"),
     "evaluate": ("launcher.session", "Session"),
@@ -107,6 +109,8 @@ class Fault:
             launcher.sessions.append = lambda *a: (time.sleep(SLOW_RECORD_S), append(*a))  # type: ignore
         elif self.kind == "sleep":
             time.sleep(60)
+        elif self.kind == "pause":
+            time.sleep(PAUSE_S)
         else:
             raise LookupError("a bug on purpose")
 

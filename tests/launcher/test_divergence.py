@@ -28,8 +28,10 @@ from tests.launcher.short_run import line
 def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(
     shards: Path, tmp_path: Path, kind: str, where: str
 ) -> None:
+    """Also where the checkpoint of step 4 is still being written when the run ends."""
     options = ("train.max_skipped_steps=3", "parallel.zero_stage=2")
-    ended = run(2, line(shards, tmp_path / "run", *options), Fault(kind, rank=1, step=4))  # type: ignore
+    faults = Fault(kind, rank=1, step=4), Fault("pause", rank=0, at="commit", step=4)  # type: ignore[arg-type]
+    ended = run(2, line(shards, tmp_path / "run", *options), *faults)
     assert [rank.code for rank in ended] == [ExitCode.DIVERGED] * 2
     text = one_line(ended, "DivergedError")
     assert text.startswith("DivergedError: 3 steps in a row up to step 7 were not finite, ")
