@@ -1,5 +1,7 @@
 """Everything about a run that can be found wrong before it starts: rules across sections, shards, layout."""
 
+import math
+
 from data_shards.errors import DataError
 from data_shards.loading import checked_manifest
 from data_shards.patterns import expand, names_tars
@@ -15,6 +17,8 @@ from parallel.optimizers import OptimizerError, import_apex
 from parallel.zero_config import check_zero_section
 from swin_moe.config import ModelError
 from swin_moe.tutel_backend import import_tutel
+
+MOST_WINDOWS = 2**16 - 1  # blocks of a CUDA grid in its second and third dimension
 
 
 def check(config: RunConfig, world_size: int | None = None) -> None:
@@ -46,6 +50,7 @@ def rule_errors(config: RunConfig, world_size: int | None) -> list[str]:
     """Where batch, layout and optimizer do not go together; needs neither data nor a run directory."""
     return [
         *_batch_errors(config, world_size),
+        *_window_errors(config),
         *_layout_errors(config, world_size),
         *_optimizer_errors(config),
     ]
@@ -93,6 +98,40 @@ def _batch_errors(config: RunConfig, world_size: int | None) -> list[str]:
         for name, size in batches.items()
         if size % moe.routing_group_images
     ]
+
+
+def _window_errors(config: RunConfig) -> list[str]:
+    """A micro-batch of more windows than torch's attention on a GPU can take in one batch of a training pass.
+
+    Beyond that the kernel works in chunks, and the sum of the bias gradients of chunks of two sizes fails.
+    """
+    model, images = config.model, config.train.micro_batch_size
+    if model.attention == "mlp" or model.windows_at_a_time:
+        return []
+    windows = max(
+        math.prod(
+            -(-side // window)
+            for side, window in zip(model.stage_resolution(i), model.stage_window(i), strict=True)
+        )
+        for i in range(len(model.depths))
+    )
+    if images * windows <= MOST_WINDOWS:
+        return []
+    return [
+        f"train.micro_batch_size ({images}) x the windows of an image ({windows}) must be at most "
+        f"{MOST_WINDOWS}, which the attention of a GPU takes at once; train.micro_batch_size="
+        f"{2 ** int(math.log2(MOST_WINDOWS // windows))}, or model.windows_at_a_time=32768, would do"
+    ]
+
+
+def advice(config: RunConfig, device: str) -> list[str]:
+    """What works on a GPU and is slow there, a line each."""
+    if device == "cuda" and config.train.precision == "bf16" and config.parallel.zero_stage == 0:
+        return [
+            "parallel.zero_stage=0 in bf16 reads every gradient of a step on its own, some hundred waits for the "
+            "device; parallel.zero_stage=1 trains the same run without, on one rank too"
+        ]
+    return []
 
 
 def _suggestion(config: RunConfig, world_size: int) -> str:

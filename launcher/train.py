@@ -3,13 +3,14 @@
 Every rank runs it. What fails before the first step fails on all ranks together, with one message.
 """
 
+import sys
 from typing import Literal
 
 import torch
 
 from launcher.assembly import run_mesh, train_stream
 from launcher.changes import check_changes
-from launcher.check import check, steps_in
+from launcher.check import advice, check, steps_in
 from launcher.config import ConfigError, dump_config
 from launcher.elastic import adapt
 from launcher.errors import CrashLoopError
@@ -59,6 +60,7 @@ def train(
     mesh = run_mesh(config.parallel, nodes)
     if mesh.is_first:
         print_lines(layout(config, nodes))
+        sys.stderr.writelines(f"{line}\n" for line in advice(config, device.type))
     if changed and mesh.is_first:
         print("\n  ".join(["going on with another configuration, as --allow-change says:", *changed]))
     with train_stream(config, run, mesh) as stream, eval_stream(config, mesh) as val:
