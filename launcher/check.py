@@ -128,8 +128,8 @@ def advice(config: RunConfig, device: str) -> list[str]:
     """What works on a GPU and is slow there, a line each."""
     if device == "cuda" and config.train.precision == "bf16" and config.parallel.zero_stage == 0:
         return [
-            "parallel.zero_stage=0 in bf16 reads every gradient of a step on its own, some hundred waits for the "
-            "device; parallel.zero_stage=1 trains the same run without, on one rank too"
+            "parallel.zero_stage=0 in bf16 reads every gradient of a step on its own, hundreds of waits for "
+            "the device; parallel.zero_stage=1 trains the same run without, on one rank too"
         ]
     return []
 
