@@ -1,4 +1,4 @@
-"""The next batch's inputs, made before the step: the run is the same, and goes on after a kill as it would."""
+"""The next batch's inputs, made before the step: the run is the same, and goes on after a kill."""
 
 from pathlib import Path
 from types import SimpleNamespace
