@@ -33,7 +33,10 @@ class Task(Protocol):
     def backbone(self, model: nn.Module) -> SwinTransformer:
         """The part of the model that pretrained weights are for."""
 
-    def loss(self, engine: Any, batch: Batch, keys: Tensor) -> tuple[Tensor, Any]:
+    def inputs(self, batch: Batch) -> Any:
+        """What `loss` takes of a micro-batch, on the device; a function of its samples alone."""
+
+    def loss(self, engine: Any, inputs: Any, keys: Tensor) -> tuple[Tensor, Any]:
         """The mean loss of a micro-batch without the experts' balance losses, and the model's output."""
 
     def sums(self, output: Any, batch: Batch) -> Tensor:
@@ -71,9 +74,9 @@ class Classification:
         assert isinstance(model, SwinTransformer)
         return model
 
-    def loss(self, engine: Any, batch: Batch, keys: Tensor) -> tuple[Tensor, ModelOutput]:
+    def loss(self, engine: Any, inputs: Any, keys: Tensor) -> tuple[Tensor, ModelOutput]:
         """Cross-entropy, smoothed or of mixed labels."""
-        images, targets = self._inputs(batch)
+        images, targets = inputs
         output = engine(images, keys)
         return classification_loss(output.logits, targets, self.config.optim.label_smoothing), output
 
@@ -104,7 +107,7 @@ class Classification:
     def picture(self, model: nn.Module, images: Tensor, output: Any) -> None:
         """There is none."""
 
-    def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) float32, and labels (B,) or, of mixed images, probabilities (B, classes)."""
         if self.augment is None:
             return normalised(batch.images, self.config.data, self.device), send(batch.labels, self.device)
@@ -130,9 +133,13 @@ class Reconstruction:
         assert isinstance(model, SimMIM)
         return model.encoder
 
-    def loss(self, engine: Any, batch: Batch, keys: Tensor) -> tuple[Tensor, SimMIMOutput]:
+    def inputs(self, batch: Batch) -> Tensor:
+        """Images (B, 3, H, W) float32."""
+        return normalised(batch.images, self.config.data, self.device)
+
+    def loss(self, engine: Any, inputs: Any, keys: Tensor) -> tuple[Tensor, SimMIMOutput]:
         """Mean absolute error of the hidden pixels."""
-        output = engine(normalised(batch.images, self.config.data, self.device), keys)
+        output = engine(inputs, keys)
         return output.loss, output
 
     def sums(self, output: SimMIMOutput, batch: Batch) -> Tensor:

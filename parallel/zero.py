@@ -120,7 +120,7 @@ class Engine:
         """Close a micro-batch; after the last of a step, clip and update the weights."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        last = self.deepspeed.is_gradient_accumulation_boundary()
+        last = self.ends_step
         if last:
             self._verdict = None
             self._gate.begin()
@@ -131,6 +131,11 @@ class Engine:
             self._norm = math.inf
         if last and self.loss_scale:
             self.loss_scale.update(overflowed=math.isinf(self.grad_norm))
+
+    @property
+    def ends_step(self) -> bool:
+        """Whether the micro-batch under way is the last of its step."""
+        return bool(self.deepspeed.is_gradient_accumulation_boundary())
 
     @property
     def grad_norm(self) -> float:

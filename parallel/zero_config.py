@@ -14,7 +14,7 @@ ZeroStage = Literal[0, 1, 2, 3]
 Precision = Literal["fp32", "bf16", "fp16"]
 OptimizerName = Literal["adamw", "sgd", "lamb", "fused_adam", "fused_lamb"]
 
-DTYPES: dict[Precision, torch.dtype] = {
+DTYPES: dict[str, torch.dtype] = {  # by Precision
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
     "fp16": torch.float16,

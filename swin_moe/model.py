@@ -268,7 +268,8 @@ class SwinTransformer(nn.Module):
             assert mask_token is not None
             x = torch.where(mask[..., None], mask_token.to(x.dtype), x)
         x = self.dropout(x, keys)
-        drop_paths = [x for stage in self.layers for block in stage.blocks for x in block.drop_paths]
+        blocks_of = [block for stage in self.layers for block in stage.blocks]  # type: ignore[union-attr]
+        drop_paths = [path for block in blocks_of for path in block.drop_paths]
         scales = branch_scales(drop_paths, keys, x.dtype)  # in one go for all blocks
         by_stage = (
             [None] * len(self.layers)

@@ -64,7 +64,7 @@ def step(engine: Engine, task: Classification, one: Batch) -> None:
     """As in launcher/session.py."""
     tally = Tally(rank=0, world_size=1)
     keys = send(sample_keys(0, one.positions), DEVICE)
-    loss, output = task.loss(engine, one, keys)
+    loss, output = task.loss(engine, task.inputs(one), keys)
     loss = loss + output.aux_loss
     engine.backward(loss)
     engine.step(1e-3)

@@ -1,13 +1,18 @@
 """Which parameters of a Swin-MoE decay, and each layer's share of the learning rate."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
+import torch
 from torch import nn
 
 from launcher.optim import layer_of, parameter_groups
 from launcher.schema import OptimConfig
 from parallel.mesh import Mesh, ParallelDims
 from swin_moe.config import ModelConfig, MoEConfig
-from swin_moe.model import build_model
+from swin_moe.model import SwinTransformer, build_model
+from swin_moe.registry import load_model_config
 
 
 @pytest.mark.parametrize("position_bias", ["table", "log_cpb"])
@@ -50,7 +55,7 @@ def test_what_decays(position_bias: str) -> None:
     assert two_dimensional == {f"layers.0.blocks.0.mlp.experts.fc{i}_bias" for i in (1, 2)}
 
 
-def unaligned(name: str, group: dict[str, Any], names: dict[nn.Parameter, str]) -> Iterator[str]:
+def unaligned(group: dict[str, Any], names: dict[nn.Parameter, str]) -> Iterator[str]:
     """Parameters that do not begin at 16 bytes of a half-precision buffer that holds the group in order."""
     offset = 0
     for parameter in group["params"]:
@@ -70,11 +75,11 @@ def unaligned(name: str, group: dict[str, Any], names: dict[nn.Parameter, str]) 
 def test_kernels_find_their_parameters_aligned(recipe: str, small: str, layer_decay: float) -> None:
     """All but the small odd ones behind each other, which are gathered, or scale; 110 and 158 were not."""
     with torch.device("meta"):
-        model = SwinTransformer(model_config(recipe))
+        model = SwinTransformer(load_model_config(recipe))
     names = {parameter: name for name, parameter in model.named_parameters()}
     groups = parameter_groups(model, OptimConfig(layer_decay=layer_decay))
     assert sorted(names[p] for group in groups for p in group["params"]) == sorted(names.values())
-    found = [name for group in groups for name in unaligned(recipe, group, names)]
+    found = [name for group in groups for name in unaligned(group, names)]
     assert [name for name in found if not name.endswith(small)] == []
     assert len(found) <= 9
 

@@ -11,6 +11,7 @@ from typing import Any
 import deepspeed
 import pytest
 import torch
+from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 from deepspeed.moe.layer import MoE
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 from deepspeed.ops.op_builder.all_ops import ALL_OPS
@@ -110,6 +111,14 @@ def test_the_gate_is_asked_by_every_optimizer_once_the_norm_is_known(optimizer: 
     assert found
     assert "self._global_grad_norm = " in before
     assert "is_invalid_grad_norm(" in before
+
+
+def test_on_a_gpu_too_the_offloaded_optimizer_is_built_for_the_cpu() -> None:
+    """`prepare_extensions` builds it with DS_ACCELERATOR=cpu: the GPU's accelerator must take the same."""
+    source = inspect.getsource(CUDA_Accelerator._lazy_init_class_dict)
+    own = source.partition('import_module("{}.cpu".format(op_builder_dir))')[2]
+    assert '"CPUAdamBuilder"' in own
+    assert "self.class_dict[member_name] = getattr(cpu_op_builder_module, member_name)" in own
 
 
 def test_norms_are_names_of_the_bf16_optimizers_module() -> None:

@@ -1,11 +1,13 @@
 """The whole model: shapes, weights from names, gradients, randomness."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from parallel.expert import ExpertParallel, experts_of
 from swin_moe import ModelConfig, MoEConfig, SwinTransformer, build_model
@@ -130,6 +132,34 @@ def test_weights_are_a_function_of_seed_and_name() -> None:
     drawn = [name for name in first if first[name].unique().numel() > 1]
     assert len(drawn) > 20
     assert not any(torch.equal(first[name], other[name]) for name in drawn)
+
+
+def test_weights_are_drawn_on_the_cpu_whatever_the_device_of_the_parameters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ZeRO 3 makes parameters on the GPU, which a CPU generator cannot fill; here they are on meta."""
+    drawn = 0
+    with torch.device("meta"):
+        model = SwinTransformer(TOY, ExpertParallel.on_one_rank(4))
+
+    def watched(name: str) -> Callable[..., Tensor]:
+        original = getattr(nn.init, name)
+
+        def draw(tensor: Tensor, *args: Any, generator: torch.Generator, **options: Any) -> Tensor:
+            nonlocal drawn
+            drawn += 1
+            assert tensor.device == generator.device
+            return original(tensor, *args, generator=generator, **options)
+
+        return draw
+
+    for name in ("uniform_", "normal_", "trunc_normal_"):
+        monkeypatch.setattr(nn.init, name, watched(name))
+    for module in model.modules():
+        if hasattr(module, "reset_buffers"):
+            monkeypatch.setattr(module, "reset_buffers", lambda: None)
+    initialize(model, seed=3, std=TOY.init_std)
+    assert drawn > 20
 
 
 def test_more_experts_leave_the_first_ones_as_they_were() -> None:
