@@ -10,11 +10,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from swin_moe import gpu
 from swin_moe.position_bias import PositionBias
 
+SHORTEST = 1e-12  # vectors below are not brought to their length
 MAX_LOGIT_SCALE = math.log(100.0)  # Liu et al. 2022, section 3.2: the temperature is not below 0.01
 
 
@@ -133,14 +135,44 @@ class CosineAttention(WindowAttention):
         return _normalized(q, scale), _normalized(k)
 
 
-def _normalized(x: Tensor, length: Tensor | float = 1.0) -> Tensor:
-    """Vectors (..., d) of this length.
+def _normalized(x: Tensor, length: Tensor | None = None) -> Tensor:
+    """Vectors (..., d) of this length, or of length 1.
 
     Not F.normalize, which divides whole tensors, three times in its gradient; here one number a vector.
     """
-    precision = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precision)
-    return (x * (length / norm.clamp_min(1e-12))).to(x.dtype)
+    if gpu.on_gpu(x) and not torch.compiler.is_compiling():
+        return _Normalized.apply(x, length)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_precision(x))
+    return (x * ((1.0 if length is None else length) / norm.clamp_min(SHORTEST))).to(x.dtype)
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+class _Normalized(torch.autograd.Function):
+    """The same with half of the launches and passes over memory: y = f x with f = length / |x|.
+
+    With e = x / |x| and g the gradient of y: dx = f (g - e <e, g>), and dlength = <e, g>.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, length: Tensor | None) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_precision(x))
+        inverse = norm.clamp_min_(SHORTEST).reciprocal_()
+        ctx.save_for_backward(x, inverse, length)
+        return torch.mul(x, inverse if length is None else inverse * length, out=torch.empty_like(x))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, inverse, length = ctx.saved_tensors
+        wide = grad.to(inverse.dtype)
+        along = (wide * x).sum(-1, keepdim=True).mul_(inverse)  # <e, g>
+        across = torch.addcmul(wide, x, along * inverse, value=-1)
+        factor = inverse if length is None else inverse * length
+        by_length = None if length is None else along.sum_to_size(length.shape)
+        return torch.mul(across, factor, out=torch.empty_like(x)), by_length
 
 
 class SpatialMLP(nn.Module):

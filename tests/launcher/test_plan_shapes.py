@@ -57,7 +57,7 @@ def traced(n: int, grad: bool) -> Trace:
     holder = torch.nn.ParameterList([bias])
 
     def run(batch: int) -> Tensor:
-        return _fused(*(torch.empty(batch, 5, 1, n, 16, requires_grad=True) for _ in range(3)), bias)
+        return _fused(*(torch.empty(batch, 5, 1, n, 16, requires_grad=True) for _ in range(3)), bias, 1.0)
 
     with on_shapes("cuda"), torch.set_grad_enabled(grad):
         return trace(holder, run)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swin_moe import attention
+from swin_moe import gpu
 from swin_moe.attention import WindowAttention
 from swin_moe.position_bias import LogCpbBias, TableBias, relative_index, relative_offsets
 from swin_moe.windows import WindowGrid
