@@ -45,7 +45,7 @@ class _EvenRouting(Routing):
         complete = not padded and rows == index.numel()
         return Plan(
             gates=self.gates,
-            order=index.new_empty(rows),
+            order=index.new_empty(rows + (not complete))[:rows],  # one more takes what is dropped
             row=torch.empty_like(index),
             counts=load if complete else counts,
             load=load,
