@@ -52,6 +52,7 @@ class SwinBlock(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.main_norm = nn.LayerNorm(dim) if main_norm else None
         self.attention, self.mlp = mixer, ffn
+        self.run_mixer = run_mixer  # see compile.py
         self.attention_dropout = Dropout(dropout, sites.next())
         self.drop_path1 = DropPath(drop_path, sites.next())
         self.drop_path2 = DropPath(drop_path, sites.next())
@@ -100,13 +101,18 @@ class SwinBlock(nn.Module):
     def _mix(self, x: Tensor) -> Tensor:
         """Mix the tokens of each window: (B, H, W, C) -> (B, H, W, C)."""
         height, width = x.shape[1:3]
-        windows = self.attention(self.grid.cut(x), self._mask(height, width, x.device))
+        windows = self.run_mixer(self.attention, self.grid.cut(x), self._mask(height, width, x.device))
         return self.grid.join(windows, height, width)
 
     def _mask(self, height: int, width: int, device: torch.device) -> Tensor | None:
         if (height, width) == self.resolution:
             return self.mask
         return _mask_of(self.grid, height, width, device)
+
+
+def run_mixer(mixer: nn.Module, windows: Tensor, mask: Tensor | None) -> Tensor:
+    """Mix the tokens of windows: (B * S, n, C) -> (B * S, n, C)."""
+    return mixer(windows, mask)
 
 
 @lru_cache(maxsize=64)

@@ -102,14 +102,16 @@ def make_plan(
     """
     groups, segments, total = len(queue), num_experts * len(queue), queue.numel()
     complete = every_choice and not padded and slots >= queue.shape[2]
-    segment = expert_index.reshape(-1)[queue] * groups + _range(groups, queue)[:, None, None]
+    segment = expert_index.reshape(-1)[queue]
+    if groups > 1:
+        segment = segment * groups + _range(groups, queue)[:, None, None]
     if gpu.on_gpu(queue) and segments + groups < 2**31:
         segment = segment.int()  # half of the passes of a radix sort, and the same order
     segment, position = segment.reshape(-1).sort(stable=True)
     assignment = queue.reshape(-1)[position]
     edges = torch.searchsorted(segment, _range(segments + 1, segment))  # bincount would wait for the device
     start, wanted = edges[:-1], edges.diff()  # (E * G,)
-    load = wanted.view(num_experts, groups).sum(1)
+    load = _by_expert(wanted, groups)
     if complete:
         row = torch.empty_like(assignment).scatter_(0, assignment, _range(total, queue))
         return Plan(
@@ -135,7 +137,7 @@ def make_plan(
     target = ((first - start).index_select(0, own) + place).where(fits, bound)
     row = torch.empty_like(assignment).scatter_(0, assignment, target)
     order = queue.new_full((bound + 1,), total).scatter_(0, target, assignment)[:bound]
-    counts = kept.view(num_experts, groups).sum(1)
+    counts = _by_expert(kept, groups)
     dropped = (load - counts).sum()
     return Plan(
         gates=gates,
@@ -148,6 +150,11 @@ def make_plan(
         rows_bound=bound,
         complete=False,
     )
+
+
+def _by_expert(segments: Tensor, groups: int) -> Tensor:
+    """Numbers of every expert and group, summed over the groups: (E * G,) -> (E,)."""
+    return segments if groups == 1 else segments.view(-1, groups).sum(1)
 
 
 def _range(n: int, like: Tensor) -> Tensor:
@@ -218,11 +225,13 @@ def _gather(rows: Tensor, index: Tensor, *, masked: bool) -> Tensor:
 def _weighted_sum(rows: Tensor, index: Tensor, weights: Tensor | None, *, masked: bool) -> Tensor:
     """sum_k weights[:, k] * rows[index[:, k]] in one pass: (N, C), (T, k), (T, k) -> (T, C).
 
+    Weights of None are 1.
+
     If `masked`, nothing is added where there is no such row, unless the weight is not a number.
     """
     if weights is None:
-        if not masked and index.shape[1] == 1:
-            return rows.index_select(0, index[:, 0])
+        if index.shape[1] == 1:
+            return _gather(rows, index[:, 0], masked=masked)
         weights = rows.new_ones(index.shape)
     if masked:
         weights = weights * (index < len(rows))
@@ -257,10 +266,13 @@ class _Combine(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, gates, order, row = ctx.saved_tensors
-        spread = _gather(grad, _token(order, row.shape[1]), masked=ctx.masked)  # (N, C)
+        safe = order.clamp(max=gates.numel() - 1) if ctx.masked else order
+        spread = grad.index_select(0, _token(safe, row.shape[1]))  # (N, C)
         grad_gates = None
         if rows is not None:
             product = torch.linalg.vecdot(rows, spread)[:, None]  # (N, 1) <row, gradient of its token>
             grad_gates = _gather(product, row.view(-1), masked=ctx.masked).view_as(row)
-        spread.mul_(_gather(gates.view(-1, 1), order, masked=ctx.masked))
+        spread.mul_(gates.view(-1, 1).index_select(0, safe))
+        if ctx.masked:
+            spread.masked_fill_((order >= gates.numel())[:, None], 0.0)
         return spread, grad_gates, None, None, None

@@ -196,7 +196,7 @@ class _AddBias(torch.autograd.Function):
         ctx.columns, ctx.has_bias = columns, bias is not None
         ctx.mark_dirty(rows)
         if bias is not None:
-            rows[:, columns.start : columns.stop] += bias.index_select(0, expert)
+            rows[:, columns.start : columns.stop].add_(bias.index_select(0, expert))
         return rows
 
     @staticmethod

@@ -3,7 +3,7 @@
 Legend: B images, H x W tokens, C channels.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -27,6 +27,7 @@ from swin_moe.router import SigmoidTopKRouter
 from swin_moe.windows import WindowGrid
 
 M = TypeVar("M", bound=nn.Module)
+PAIR = 2  # blocks, a plain and a shifted one: what repeats in a stage
 
 
 class ModelOutput(NamedTuple):
@@ -63,6 +64,7 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.checkpoint_every = config.checkpoint_every
+        self.run_blocks, self.together = run_blocks, 1  # see compile.py
         post_norm = config.norm == "post"
         self.merge = PatchMerging(config.stage_dim(stage - 1), post_norm=post_norm) if stage else None
         self.blocks = nn.ModuleList(
@@ -110,12 +112,40 @@ class Stage(nn.Module):
     ) -> tuple[Tensor, dict[str, MoEStats]]:
         """Blocks first .. first + count - 1."""
         statistics = {}
-        for i in range(first, min(first + count, len(self.blocks))):
-            own = None if scales is None else scales[2 * i : 2 * i + 2]
-            x, stats = self.blocks[i](x, keys, call, own)
-            if stats is not None:
-                statistics[str(i)] = stats
+        for group in self._groups(range(first, min(first + count, len(self.blocks)))):
+            blocks = [self.blocks[i] for i in group]
+            own = None if scales is None else scales[2 * group.start : 2 * group.stop]
+            run = run_blocks if _has_experts(blocks[0]) else self.run_blocks
+            x, found = run(blocks, x, keys, call, own)
+            statistics |= {str(i): stats for i, stats in zip(group, found, strict=True) if stats is not None}
         return x, statistics
+
+    def _groups(self, numbers: range) -> Iterator[range]:
+        """The blocks that run as one: `together` dense ones, or one with experts."""
+        start = numbers.start
+        while start < numbers.stop:
+            stop = start + 1
+            while stop < min(start + self.together, numbers.stop) and not (
+                _has_experts(self.blocks[start]) or _has_experts(self.blocks[stop])
+            ):
+                stop += 1
+            yield range(start, stop)
+            start = stop
+
+
+def run_blocks(
+    blocks: Sequence[nn.Module], x: Tensor, keys: Tensor, call: MoECall | None, scales: Tensor | None
+) -> tuple[Tensor, list[MoEStats | None]]:
+    """Run blocks one after the other; what is compiled. Scales are (2 * blocks, B), or None."""
+    statistics = []
+    for i, block in enumerate(blocks):
+        x, stats = block(x, keys, call, None if scales is None else scales[2 * i : 2 * i + 2])
+        statistics.append(stats)
+    return x, statistics
+
+
+def _has_experts(block: nn.Module) -> bool:
+    return isinstance(block.mlp, MoELayer)
 
 
 def _mixer(config: ModelConfig, stage: int) -> nn.Module:

@@ -41,10 +41,14 @@ def _offset(number: int) -> int:
     return ((number + 1) * GOLDEN + 2**63) % 2**64 - 2**63
 
 
+def fork_all(keys: Tensor, n: int) -> Tensor:
+    """Keys of the sub-streams 0 .. n - 1 of each key: (N,) -> (N, n)."""
+    return mix(keys[:, None] + torch.arange(1, n + 1, device=keys.device) * GOLDEN)
+
+
 def uniform(keys: Tensor, n: int) -> Tensor:
     """Uniform draws in (0, 1), both ends excluded: (N,) keys -> (N, n) float32 of 23 bits."""
-    counter = torch.arange(n, device=keys.device)
-    bits = shift(fork(keys[:, None], counter), 41)
+    bits = shift(fork_all(keys, n), 41)
     return (bits.float() + 0.5) * 2.0**-23
 
 

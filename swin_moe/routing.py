@@ -147,5 +147,8 @@ def serving_order(groups: int, top_k: int, tokens: int, priority: Tensor, *, pri
         token = priority.detach().view(groups, size).argsort(dim=1, descending=True, stable=True)
     else:
         token = torch.arange(size, device=priority.device).expand(groups, size)
-    token = token + torch.arange(groups, device=token.device)[:, None] * size  # (G, S)
+    if groups > 1:
+        token = token + torch.arange(groups, device=token.device)[:, None] * size  # (G, S)
+    if top_k == 1:
+        return token[:, None, :]
     return token[:, None, :] * top_k + torch.arange(top_k, device=token.device)[:, None]

@@ -41,17 +41,18 @@ class _EvenRouting(Routing):
     def plan(self, *, groups: int, slots: int, padded: bool) -> Plan:
         """As many rows for every expert."""
         index, rows = self.expert_index, self.slots.rows
-        per_expert = index.new_empty(2, self.num_experts)
+        counts, load = (index.new_empty(self.num_experts) for _ in range(2))
+        complete = not padded and rows == index.numel()
         return Plan(
             gates=self.gates,
-            order=index.new_empty(rows),
+            order=index.new_empty(rows + (not complete))[:rows],  # one more takes what is dropped
             row=torch.empty_like(index),
-            counts=per_expert[1],
-            load=per_expert[0],
+            counts=load if complete else counts,
+            load=load,
             dropped=index.new_empty(()),
             static_count=rows // self.num_experts if padded else None,
             rows_bound=rows,
-            complete=not padded and rows == index.numel(),
+            complete=complete,
         )
 
 

@@ -41,9 +41,9 @@ def kept_bytes(dtype: torch.dtype, windows_at_a_time: int = 0) -> int:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_attention_keeps_no_scores(dtype: torch.dtype) -> None:
-    # queries, keys and values in one copy; queries with their scale; what the kernel returns; that in the
-    # order of tokens for the projection; and the projection's answer
-    numbers = 3 * TOKENS + TOKENS + TOKENS + TOKENS + TOKENS
+    # queries, keys and values in one copy; what the kernel returns; that in the order of tokens for the
+    # projection; and the projection's answer
+    numbers = 3 * TOKENS + TOKENS + TOKENS + TOKENS
     assert kept_bytes(dtype) == dtype.itemsize * (numbers + PADDED) + 4 * ROWS + SEED
 
 
@@ -89,7 +89,7 @@ def traced(n: int, grad: bool) -> Trace:
     holder = torch.nn.ParameterList([bias])
 
     def run(batch: int) -> Tensor:
-        return _fused(*(torch.empty(batch, 5, 1, n, 16, requires_grad=True) for _ in range(3)), bias)
+        return _fused(*(torch.empty(batch, 5, 1, n, 16, requires_grad=True) for _ in range(3)), bias, 1.0)
 
     with on_shapes("cuda"), torch.set_grad_enabled(grad):
         return trace(holder, run)
