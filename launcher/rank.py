@@ -72,7 +72,8 @@ def as_rank(config: RunConfig, work: Work) -> int:
     with StopRequest() as stop:
         ranks = discover()
         device = prepare_process(ranks)
-        gpu.dump_collectives_to(config.run_dir, os.environ)
+        if device.type == "cuda":
+            gpu.dump_collectives_to(config.run_dir, os.environ)
         try:
             join(ranks, device, longest_wait(config))
         except dist.DistError as error:
