@@ -6,8 +6,8 @@ Legend: N rows, n elements a row.
 """
 
 import torch
-import triton
-import triton.language as tl
+import triton  # type: ignore[import-untyped]
+import triton.language as tl  # type: ignore[import-untyped]
 from torch import Tensor
 
 from swin_moe.hashing import lowest
