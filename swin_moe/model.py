@@ -111,7 +111,7 @@ class Stage(nn.Module):
         self, x: Tensor, keys: Tensor, call: MoECall | None, scales: Tensor | None, first: int, count: int
     ) -> tuple[Tensor, dict[str, MoEStats]]:
         """Blocks first .. first + count - 1."""
-        statistics = {}
+        statistics: dict[str, MoEStats] = {}
         for group in self._groups(range(first, min(first + count, len(self.blocks)))):
             blocks = [self.blocks[i] for i in group]
             own = None if scales is None else scales[2 * group.start : 2 * group.stop]
@@ -298,8 +298,8 @@ class SwinTransformer(nn.Module):
             assert mask_token is not None
             x = torch.where(mask[..., None], mask_token.to(x.dtype), x)
         x = self.dropout(x, keys)
-        blocks_of = [block for stage in self.layers for block in stage.blocks]  # type: ignore[union-attr]
-        drop_paths = [path for block in blocks_of for path in block.drop_paths]
+        blocks = [module for module in self.layers.modules() if isinstance(module, SwinBlock)]
+        drop_paths = [drop_path for block in blocks for drop_path in block.drop_paths]
         scales = branch_scales(drop_paths, keys, x.dtype)  # in one go for all blocks
         by_stage = (
             [None] * len(self.layers)
@@ -309,9 +309,9 @@ class SwinTransformer(nn.Module):
         maps: list[Tensor] = []
         statistics: dict[str, MoEStats] = {}
         for i, (stage, own) in enumerate(zip(self.layers, by_stage, strict=True)):
-            x, blocks = stage(x, keys, call, own)
+            x, found = stage(x, keys, call, own)
             maps.append(x)
-            statistics |= {f"layers.{i}.blocks.{block}": stats for block, stats in blocks.items()}
+            statistics |= {f"layers.{i}.blocks.{block}": stats for block, stats in found.items()}
         return maps, statistics
 
 

@@ -177,12 +177,12 @@ class LogCpbBias(PositionBias):
         initial weights no difference between offsets would be left. In 16 bits it is therefore computed in
         fp32 and less its middle, 16 * sigmoid(x) - 8 = 8 * tanh(x / 2): softmax does not see a constant.
         """
-        first, _, last = self.cpb_mlp
-        weights = first.weight, first.bias, last.weight
+        weights = list(self.cpb_mlp.parameters())
         device = self.index.device.type
-        dtype = _autocast_dtype(device) or weights[0].dtype
+        autocast = _autocast_dtype(device)
+        dtype = autocast or weights[0].dtype
         if self.sigmoid and dtype in HALF:
-            with torch.autocast(device, enabled=False) if _autocast_dtype(device) else nullcontext():
+            with torch.autocast(device, enabled=False) if autocast else nullcontext():
                 w1, b1, w2 = (weight.float() for weight in weights)
                 hidden = F.linear(self.coordinates.float(), w1, b1).relu()
                 return (8.0 * torch.tanh(F.linear(hidden, w2) / 2)).to(dtype)
