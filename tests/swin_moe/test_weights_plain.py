@@ -167,7 +167,7 @@ DANGEROUS: dict[str, tuple[Any, str]] = {
     "getattr": (Calls(getattr, os, "system"), "getattr"),
     "attrgetter": (Calls(operator.attrgetter, "system"), "operator.attrgetter"),
     "partial": (functools.partial(print, 1), "functools.partial"),
-    "open": (Calls(open, "ran", "w"), "io.open"),
+    "open": (Calls(open, "ran", "w"), f"{open.__module__}.open"),  # io, and _io from Python 3.13 on
     "touch": (Calls(pathlib.Path.touch, Path("ran")), "getattr"),
     "object array": (np.array([1, None], dtype=object), "numpy.object_"),
     "object scalar": (Calls(np.dtype, "O8", False, True), "numpy.object_"),
