@@ -20,7 +20,6 @@ from launcher.errors import RankError
 from launcher.schema import DataConfig, RunConfig
 from launcher.tally import Tally
 from launcher.tasks import Task, normalised
-from parallel.host import send
 from parallel.mesh import Mesh
 from swin_moe.config import MoEConfig
 from swin_moe.moe import MoECall
@@ -127,8 +126,7 @@ def evaluate_ways(
     ways = [_Way(call, module, stream, task, device) for call in calls]
     try:
         for i, batch in enumerate(stream):
-            images = normalised(batch.images, data, device)
-            keys = send(sample_keys(0, batch.positions), device)
+            images, keys = normalised(batch.images, data, device), sample_keys(0, batch.positions).to(device)
             outputs = [way.take(images, keys, batch, timed=i > 0 or len(stream) == 1) for way in ways]
             if i == 0 and stream.dp_rank == 0:
                 picture = task.picture(module, images, outputs[0])
@@ -155,7 +153,7 @@ class _Way:
         """One batch: the model's output. The first one is not `timed`, as it also warms up."""
         output, elapsed_s = self._forward(images, keys)
         clock = torch.tensor([elapsed_s, len(images)], dtype=torch.float64, device=self._device) * timed
-        weights = send(batch.weights, self._device)
+        weights = batch.weights.to(self._device)
         counted = {name: stats.of_images(weights) for name, stats in output.moe.items()}
         self._tally.add(torch.cat([self._task.sums(output, batch), clock]), output._replace(moe=counted))
         return output
