@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -16,6 +16,7 @@ from data_shards.errors import DataError
 from data_shards.loading import Reading, checked_manifest
 from data_shards.remote import RemoteStorage
 from data_shards.storage import PermanentError
+from tests.web import Patient
 
 from .tiny import Seen, seen, tiny_stream
 
@@ -64,13 +65,6 @@ class Handler(SimpleHTTPRequestHandler):
             self.wfile.write(part)
 
     def log_message(self, *args: object) -> None:
-        pass
-
-
-class Patient(ThreadingHTTPServer):
-    """Says nothing of a client that goes away after the first bytes of a file."""
-
-    def handle_error(self, *args: object) -> None:
         pass
 
 

@@ -4,7 +4,7 @@ import os
 import threading
 from collections.abc import Iterator
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from launcher.preflight import data
 from launcher.preflight.report import Here
 from parallel.env import Ranks
 from tests.launcher.running import CONFIG, overrides
+from tests.web import Patient
 
 pytest.importorskip("aiohttp", reason="pip install 'swin-moe[remote]'")
 
@@ -26,13 +27,6 @@ class Quiet(SimpleHTTPRequestHandler):
     """As `python -m http.server` is: whole files alone."""
 
     def log_message(self, *args: object) -> None:
-        pass
-
-
-class Patient(ThreadingHTTPServer):
-    """Says nothing of a client that goes away after the first bytes of a file."""
-
-    def handle_error(self, *args: object) -> None:
         pass
 
 
