@@ -123,7 +123,7 @@ class Training:
             positions=torch.arange(count) + count * self.mesh.rank,
             weights=torch.ones(count),
         )
-        loss, output = self.task.loss(self.engine, batch, sample_keys(0, batch.positions))
+        loss, output = self.task.loss(self.engine, self.task.inputs(batch), sample_keys(0, batch.positions))
         self.engine.backward(loss + output.aux_loss)
         self.engine.step(1e-4)
         self.masters.average()

@@ -19,8 +19,9 @@ from torch import Tensor
 from data_shards.erasing import draw_rectangles, erase, noise_table
 from data_shards.errors import DataError
 from data_shards.mixup import ALPHAS, GROUP, Mix, Mixer, Targets, partners, weights
-from data_shards.operations import operate, send
+from data_shards.operations import operate
 from data_shards.randaugment import EXAMPLE, RandAugment, draw_color_jitter
+from parallel.host import send
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ class Augment:
         if self.config.erase_prob:
             found = draw_rectangles(self.config.erase_prob, self.seed, positions, _sides(images))
             erase(normalised, found, self.seed, positions, self.noise)
-        return self._mix(normalised, labels.to(self.device, non_blocking=True), positions)
+        return self._mix(normalised, send(labels, self.device), positions)
 
     def _operate(self, pictures: Tensor, positions: Tensor) -> None:
         """RandAugment or color jitter, in place."""

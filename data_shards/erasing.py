@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from data_shards.draws import Purpose
-from data_shards.operations import send
 from data_shards.tensor_draws import bits, keys, normals, uniforms
+from parallel.host import send
 
 AREA = (0.02, 1 / 3)  # of the picture's
 RATIO = (0.3, 1 / 0.3)  # height over width, log-uniform

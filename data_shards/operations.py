@@ -11,13 +11,7 @@ from torch import Tensor
 from data_shards.randaugment import Op
 from data_shards.tables import TABLES, blend, look_up, luma
 from data_shards.warp import WARPS, matrices, warp
-
-
-def send(host: Tensor, device: torch.device) -> Tensor:
-    """A copy of a small host tensor on `device`, without waiting for it."""
-    if device.type == "cuda":
-        host = host.pin_memory()
-    return host.to(device, non_blocking=True)
+from parallel.host import send
 
 
 def operate(pictures: Tensor, ops: Tensor, arguments: Tensor, fill: Tensor, resample: str) -> None:

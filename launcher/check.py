@@ -1,5 +1,6 @@
 """Everything about a run that can be found wrong before it starts: rules across sections, shards, layout."""
 
+import math
 from collections.abc import Sequence
 
 from data_shards.cache import least_bytes
@@ -19,6 +20,8 @@ from parallel.mesh import LayoutError, ParallelDims
 from parallel.optimizers import OptimizerError, import_apex
 from swin_moe.config import ModelError, MoEConfig
 from swin_moe.tutel_backend import import_tutel
+
+MOST_WINDOWS = 2**16 - 1  # blocks of a CUDA grid in its second and third dimension
 
 
 def check(
@@ -76,7 +79,12 @@ def rule_errors(config: RunConfig, world_size: int | None, nodes: Sequence[int] 
     layout = _layout_errors(config, world_size)
     if nodes is not None and not layout:
         layout = _hierarchy_errors(config, nodes)
-    return [*_batch_errors(config, world_size), *layout, *_optimizer_errors(config)]
+    return [
+        *_batch_errors(config, world_size),
+        *_window_errors(config),
+        *layout,
+        *_optimizer_errors(config),
+    ]
 
 
 def _elastic_hint(config: RunConfig, world_size: int | None) -> list[str]:
@@ -121,6 +129,42 @@ def _batch_errors(config: RunConfig, world_size: int | None) -> list[str]:
         for name, size in batches.items()
         if size % moe.routing_group_images
     ]
+
+
+def _window_errors(config: RunConfig) -> list[str]:
+    """A micro-batch of more windows than torch's attention on a GPU can take in one batch of a training pass.
+
+    Beyond that the kernel works in chunks, and the sum of the bias gradients of chunks of two sizes fails.
+    """
+    model, images = config.model, config.train.micro_batch_size
+    if model.attention == "mlp" or model.windows_at_a_time:
+        return []
+    windows = max(
+        math.prod(
+            -(-side // window)
+            for side, window in zip(model.stage_resolution(i), model.stage_window(i), strict=True)
+        )
+        for i in range(len(model.depths))
+    )
+    if images * windows <= MOST_WINDOWS:
+        return []
+    fitting = MOST_WINDOWS // windows
+    smaller = f"train.micro_batch_size={2 ** (fitting.bit_length() - 1)}, or " if fitting else ""
+    return [
+        f"train.micro_batch_size ({images}) x the windows of an image ({windows}) must be at most "
+        f"{MOST_WINDOWS}, which the attention of a GPU takes at once; {smaller}"
+        "model.windows_at_a_time=32768 would do"
+    ]
+
+
+def advice(config: RunConfig, device: str) -> list[str]:
+    """What works on a GPU and is slow there, a line each."""
+    if device == "cuda" and config.train.precision == "bf16" and config.parallel.zero_stage == 0:
+        return [
+            "parallel.zero_stage=0 in bf16 reads every gradient of a step on its own, hundreds of waits for "
+            "the device; parallel.zero_stage=1 trains the same run without, on one rank too"
+        ]
+    return []
 
 
 def _suggestion(config: RunConfig, world_size: int) -> str:

@@ -5,7 +5,8 @@ from collections.abc import Iterator
 
 import torch
 
-from launcher.errors import HangError, LostRankError, MemoryShortError, RunError
+from launcher.errors import HangError, HardwareError, LostRankError, MemoryShortError, RunError
+from parallel.identity import node_name
 from parallel.watch import Watch
 
 MEMORY = (
@@ -21,6 +22,16 @@ CONNECTION = (
     "connection closed by peer",
     "connection reset by peer",
     "remote process exited",
+)
+HARDWARE = (  # CUDA's errors of a GPU, its memory or its links; an illegal memory access is a bug of a kernel
+    "uncorrectable ecc error",
+    "uncorrectable nvlink error",
+    "nvlink error was detected",
+    "hardware stack error",
+    "unspecified launch failure",
+    "gpu is lost",
+    "fallen off the bus",
+    "unable to determine the device handle",
 )
 TIMEOUT = ("timed out waiting", "watchdog caught collective operation timeout", "wait timeout")
 ADVICE = "lower train.micro_batch_size{size}, raise parallel.zero_stage{stage}, or take more ranks"
@@ -45,6 +56,11 @@ def as_run_error(error: BaseException, watch: Watch, size: int, stage: int) -> R
         )
     text = str(error).lower()
     if isinstance(error, RuntimeError | OSError):
+        if any(mark in text for mark in HARDWARE):
+            return HardwareError(
+                f"rank {watch.rank} (node {node_name()}), step {watch.step}: its GPU failed: "
+                f"{_first_line(error)}; look at `nvidia-smi -q` and `dmesg` there"
+            )
         if any(mark in text for mark in TIMEOUT):
             return HangError(f"rank {watch.rank}, step {watch.step}: {_first_line(error)}")
         if any(mark in text for mark in CONNECTION):

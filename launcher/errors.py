@@ -35,6 +35,12 @@ class HangError(RunError):
     code = ExitCode.HANG
 
 
+class HardwareError(RunError):
+    """The GPU of this rank failed, or its link to the others."""
+
+    code = ExitCode.HARDWARE
+
+
 class MemoryShortError(RunError):
     """This rank could not have the memory that it asked for."""
 

@@ -20,6 +20,7 @@ from launcher.errors import RankError
 from launcher.schema import DataConfig, RunConfig
 from launcher.tally import Tally
 from launcher.tasks import Task, normalised
+from parallel.host import send
 from parallel.mesh import Mesh
 from swin_moe.config import MoEConfig
 from swin_moe.moe import MoECall
@@ -126,7 +127,8 @@ def evaluate_ways(
     ways = [_Way(call, module, stream, task, device) for call in calls]
     try:
         for i, batch in enumerate(stream):
-            images, keys = normalised(batch.images, data, device), sample_keys(0, batch.positions).to(device)
+            images = normalised(batch.images, data, device)
+            keys = send(sample_keys(0, batch.positions), device)
             outputs = [way.take(images, keys, batch, timed=i > 0 or len(stream) == 1) for way in ways]
             if i == 0 and stream.dp_rank == 0:
                 picture = task.picture(module, images, outputs[0])
@@ -153,7 +155,7 @@ class _Way:
         """One batch: the model's output. The first one is not `timed`, as it also warms up."""
         output, elapsed_s = self._forward(images, keys)
         clock = torch.tensor([elapsed_s, len(images)], dtype=torch.float64, device=self._device) * timed
-        weights = batch.weights.to(self._device)
+        weights = send(batch.weights, self._device)
         counted = {name: stats.of_images(weights) for name, stats in output.moe.items()}
         self._tally.add(torch.cat([self._task.sums(output, batch), clock]), output._replace(moe=counted))
         return output

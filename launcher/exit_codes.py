@@ -22,11 +22,12 @@ class ExitCode(IntEnum):
     SAVE_FAILED = 85  # of the last state of the run, which is lost
     CRASH_LOOP = 86  # too many sessions in a row ended without a new checkpoint
     NOT_REQUEUED = 87  # of a Slurm job that stopped: it could go on, and is not to
+    HARDWARE = 88  # the GPU of a rank failed: another node may do
 
     @property
     def is_worth_restarting(self) -> bool:
         """Whether the very same command may succeed when it is simply started again."""
-        return self in (ExitCode.STOPPED, ExitCode.LOST_RANK, ExitCode.HANG)
+        return self in (ExitCode.STOPPED, ExitCode.LOST_RANK, ExitCode.HANG, ExitCode.HARDWARE)
 
     @property
     def is_of_another_rank(self) -> bool:

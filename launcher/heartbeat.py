@@ -83,6 +83,7 @@ class Heartbeat:
             "pid": os.getpid(),
             "job": slurm_job(),
             "world_size": watch.world_size,
+            "nccl": watch.nccl,
             "step": watch.step,
             "phase": watch.phase_name,
             **figures,

@@ -24,7 +24,7 @@ from launcher.postmortem import CRASHES, MEMORY_ADVICE, Ending, cause
 from launcher.stop import ASKING, StopRequest
 from parallel.env import LaunchError, is_one_task, is_shell_of_a_job, launcher_of, threads_per_rank
 from parallel.variables import check_process, number
-from parallel.watch import PREFIX
+from parallel.watch import NCCL, PREFIX
 
 AGENT = "SWIN_MOE_AGENT"  # set for the ranks that this process started: its process id
 POLL_S = 0.02
@@ -130,6 +130,8 @@ class _Family:
             return code
         if self.asked and -code in ASKING:
             return ExitCode.STOPPED  # before it listened: nothing was there to save
+        if -code == signal.SIGABRT and self.store.check([NCCL]):
+            return ExitCode.LOST_RANK  # by NCCL's watchdog: it lost another
         if -code in CRASHES:
             return ExitCode.BUG
         if -code == signal.SIGKILL and _out_of_memory_kills() > self.kills_before:

@@ -20,6 +20,7 @@ from launcher.slurm.said import Event, events
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS)
 MEMORY_ADVICE = "lower train.micro_batch_size, or raise parallel.zero_stage"
 BY = "post-mortem"  # of a record in sessions.jsonl
+ABORTED = "was aborted (SIGABRT), as NCCL's watchdog does with a rank whose peer is gone"
 WITHOUT_A_WORD = "killed without a word"
 
 
@@ -125,6 +126,8 @@ def _of_event(event: Event, progress: dict[str, Any]) -> Ending:
     if event.kind == "exit":
         return Ending(code=event.number, reason=f"{who}ended with status {event.number}, see the log{last}")
     name = _signal_name(event.number)
+    if event.number == signal.SIGABRT and progress.get("nccl"):
+        return Ending(code=ExitCode.LOST_RANK, reason=f"{who}{ABORTED}{last}")
     if event.number in CRASHES:
         return Ending(code=ExitCode.BUG, reason=f"{who}crashed in native code ({name}){last}")
     return Ending(code=ExitCode.LOST_RANK, reason=f"lost {who.removesuffix(' ')}: killed by {name}{last}")

@@ -31,6 +31,7 @@ from launcher.run_files import RunFiles
 from launcher.schema import RunConfig
 from launcher.sessions import Sessions
 from launcher.stop import StopRequest
+from parallel import gpu
 from parallel.commit import CheckpointError
 from parallel.env import Ranks, discover, join, leave, prepare_process
 from parallel.mesh import LayoutError
@@ -71,6 +72,8 @@ def as_rank(config: RunConfig, work: Work) -> int:
     with StopRequest() as stop:
         ranks = discover()
         device = prepare_process(ranks)
+        if device.type == "cuda":
+            gpu.dump_collectives_to(config.run_dir, os.environ)
         try:
             join(ranks, device, longest_wait(config))
         except dist.DistError as error:
@@ -116,6 +119,7 @@ def open_watch(ranks: Ranks, timeout_s: float) -> Watch:
         codes=codes,
         hosts_store=ranks.rank == 0 and not local.is_rank(),
         listen_s=interval_s(timeout_s) if ranks.rank == 0 else None,
+        nccl=dist.get_backend() == "nccl",
     )
 
 

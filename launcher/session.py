@@ -4,15 +4,18 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from importlib.metadata import version
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from data_shards.errors import DataError
 from data_shards.foreign import WebDatasetStream
 from data_shards.prefetch import Batch
 from data_shards.stream import EvalStream, TrainStream
+from launcher.ahead import Ahead
 from launcher.assembly import engine_options
 from launcher.check import steps_in
 from launcher.classes import trained_classes
@@ -32,6 +35,7 @@ from launcher.tally import Tally, Totals
 from launcher.tasks import task_of
 from parallel import checkpoint
 from parallel.commit import committed
+from parallel.host import send
 from parallel.masters import Masters
 from parallel.mesh import Mesh
 from parallel.newest import newest
@@ -130,7 +134,7 @@ class Session:
         self.log = self.open_log()
         self.engine.train()
         self.guard.note(total_steps=self.total_steps)
-        batches = iter(self.stream)
+        batches = self.ahead = Ahead(self.stream, self.prepare)
         if self.evaluation_is_owed or (self.step == 0 and self.config.train.eval_first):
             self.evaluate()
         while self.step < self.total_steps:
@@ -197,7 +201,7 @@ class Session:
         for _ in range(self.stream.grad_accum_steps):
             self.micro_step(self.next_batch(batches), lr, tally)
         flags = {"stop": self.guard.stop.is_there, "gradient": self.search.take()}
-        totals = tally.reduce(self.stream.counts(), flags)
+        totals = tally.reduce(self.ahead.counts(), flags)
         self.check_data(totals)
         if not self.engine.skipped:
             self.masters.average()
@@ -250,18 +254,33 @@ class Session:
 
     def micro_step(self, batch: Batch, lr: float, tally: Tally) -> None:
         """Forward, loss, backward, and after the last micro-batch of a step the update."""
-        keys = sample_keys(self.config.seed, batch.positions).to(self.device)
-        loss, output = self.task.loss(self.engine, batch, keys)
+        inputs, keys = self.ahead.inputs(batch)
+        loss, output = self.task.loss(self.engine, inputs, keys)
         loss = loss + output.aux_loss
         self.engine.backward(loss)
+        if self.looks_ahead():
+            with self.data_phase():
+                self.ahead.look()
         self.engine.step(lr)
         self.watch.beat()
         tally.add(torch.stack([loss, output.aux_loss]), output)
 
+    def looks_ahead(self) -> bool:
+        """Whether to make the next step's first inputs now: on a GPU, where the host is about to wait."""
+        return self.device.type == "cuda" and self.engine.ends_step and self.step + 1 < self.total_steps
+
+    def prepare(self, batch: Batch) -> tuple[Any, Tensor]:
+        """The task's inputs of a batch, on the device, and the keys of its samples."""
+        return self.task.inputs(batch), send(sample_keys(self.config.seed, batch.positions), self.device)
+
+    def data_phase(self) -> AbstractContextManager[None]:
+        """What waits for data may take as long as they are tried again."""
+        return self.watch.phase("data", self.watch.timeout_s + self.config.data.retry_s)
+
     def next_batch(self, batches: Iterator[Batch]) -> Batch:
         """The next micro-batch; what is wrong with the data is this rank's error."""
         try:
-            with self.watch.phase("data", self.watch.timeout_s + self.config.data.retry_s):
+            with self.data_phase():
                 return next(batches)
         except DataError as error:
             raise RankError(f"rank {self.mesh.rank}, step {self.step + 1}: {error}") from error
@@ -292,7 +311,7 @@ class Session:
         """Save a checkpoint beside training, or, not asynchronous, before going on; see `tell`."""
         record: dict[str, Any] = {
             "state": {
-                "data": self.stream.state_dict(),
+                "data": self.ahead.state_dict(),
                 "engine": self.engine.state_dict(),
                 "skipped_steps": self.skipped.total,
                 "spikes": self.spikes.state_dict(),

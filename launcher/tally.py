@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from parallel.collectives import sum_over
+from parallel.host import read, send
 from swin_moe.model import ModelOutput
 from swin_moe.moe import MoEStats
 
@@ -102,14 +103,14 @@ class Tally:
         assert self._total is not None
         counts, flags = counts or {}, flags or {}
         sums_at = slice(1, 1 + self._sizes[1])
-        own = torch.tensor(list(counts.values()), dtype=torch.float64, device=self._total.device)
-        raised = torch.zeros(1 + len(flags), self._world_size, dtype=torch.float64, device=self._total.device)
-        raised[0, self._rank] = ~torch.isfinite(self._total[sums_at]).all()
-        for row, flag in enumerate(flags.values(), 1):
-            raised[row, self._rank] = float(flag)
-        total = sum_over(torch.cat([own, raised.flatten(), self._total]))
+        raised = torch.zeros(1 + len(flags), self._world_size, dtype=torch.float64)
+        raised[1:, self._rank] = torch.tensor([*flags.values()], dtype=torch.float64)
+        own = torch.tensor(list(counts.values()), dtype=torch.float64)
+        known = send(torch.cat([own, raised.flatten()]), self._total.device)
+        known[len(counts) + self._rank] = ~torch.isfinite(self._total[sums_at]).all()
+        total = sum_over(torch.cat([known, self._total]))
         sizes = [len(counts), raised.numel(), *self._sizes]
-        summed, flat, (passes,), sums, *layers = total.cpu().split(sizes)  # waits for the device
+        summed, flat, (passes,), sums, *layers = read(total).split(sizes)
         loads = [part[: -2 - self._world_size].long() for part in total.split(sizes)[4:]]
         rows = flat.view(-1, self._world_size)
         return Totals(

@@ -3,6 +3,7 @@
 Legend: B images of H x W pixels.
 """
 
+from functools import cache
 from typing import Any, Protocol
 
 import torch
@@ -12,12 +13,14 @@ from data_shards.device_augment import Augment
 from data_shards.prefetch import Batch
 from launcher.schema import DataConfig, RunConfig
 from parallel.exchange import ExchangeOptions
+from parallel.host import send
 from parallel.mesh import Mesh
 from swin_moe.flops import build_on_meta, construct_on_meta
 from swin_moe.losses import classification_loss, evaluation_sums
 from swin_moe.model import ModelOutput, SwinTransformer, build_model
 from swin_moe.simmim import SimMIM, SimMIMOutput, build_simmim
 
+Colour = tuple[float, float, float]
 PICTURES = 8  # images of a picture for TensorBoard
 
 
@@ -30,7 +33,10 @@ class Task(Protocol):
     def backbone(self, model: nn.Module) -> SwinTransformer:
         """The part of the model that pretrained weights are for."""
 
-    def loss(self, engine: Any, batch: Batch, keys: Tensor) -> tuple[Tensor, Any]:
+    def inputs(self, batch: Batch) -> Any:
+        """What `loss` takes of a micro-batch, on the device; a function of its samples alone."""
+
+    def loss(self, engine: Any, inputs: Any, keys: Tensor) -> tuple[Tensor, Any]:
         """The mean loss of a micro-batch without the experts' balance losses, and the model's output."""
 
     def sums(self, output: Any, batch: Batch) -> Tensor:
@@ -68,15 +74,15 @@ class Classification:
         assert isinstance(model, SwinTransformer)
         return model
 
-    def loss(self, engine: Any, batch: Batch, keys: Tensor) -> tuple[Tensor, ModelOutput]:
+    def loss(self, engine: Any, inputs: Any, keys: Tensor) -> tuple[Tensor, ModelOutput]:
         """Cross-entropy, smoothed or of mixed labels."""
-        images, targets = self._inputs(batch)
+        images, targets = inputs
         output = engine(images, keys)
         return classification_loss(output.logits, targets, self.config.optim.label_smoothing), output
 
     def sums(self, output: ModelOutput, batch: Batch) -> Tensor:
         """(4,): weighted cross-entropy, hits among the first and the first five, images."""
-        labels, weights = batch.labels.to(self.device), batch.weights.to(self.device)
+        labels, weights = send(batch.labels, self.device), send(batch.weights, self.device)
         return evaluation_sums(self.scores(output), labels, weights)
 
     def scores(self, output: ModelOutput) -> Tensor:
@@ -101,10 +107,10 @@ class Classification:
     def picture(self, model: nn.Module, images: Tensor, output: Any) -> None:
         """There is none."""
 
-    def _inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
+    def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) float32, and labels (B,) or, of mixed images, probabilities (B, classes)."""
         if self.augment is None:
-            return normalised(batch.images, self.config.data, self.device), batch.labels.to(self.device)
+            return normalised(batch.images, self.config.data, self.device), send(batch.labels, self.device)
         images, targets = self.augment(batch.images, batch.labels, batch.positions)
         return images, targets.soft(self.config.model.num_classes)
 
@@ -127,14 +133,18 @@ class Reconstruction:
         assert isinstance(model, SimMIM)
         return model.encoder
 
-    def loss(self, engine: Any, batch: Batch, keys: Tensor) -> tuple[Tensor, SimMIMOutput]:
+    def inputs(self, batch: Batch) -> Tensor:
+        """Images (B, 3, H, W) float32."""
+        return normalised(batch.images, self.config.data, self.device)
+
+    def loss(self, engine: Any, inputs: Any, keys: Tensor) -> tuple[Tensor, SimMIMOutput]:
         """Mean absolute error of the hidden pixels."""
-        output = engine(normalised(batch.images, self.config.data, self.device), keys)
+        output = engine(inputs, keys)
         return output.loss, output
 
     def sums(self, output: SimMIMOutput, batch: Batch) -> Tensor:
         """(3,): absolute errors of hidden pixels, hidden pixels, images."""
-        weights = batch.weights.to(self.device).double()
+        weights = send(batch.weights, self.device).double()
         hidden = output.mask.sum((1, 2))
         return torch.stack([output.error * weights, hidden * weights, weights]).double().sum(1)
 
@@ -190,7 +200,12 @@ def backbone_on_meta(config: RunConfig) -> SwinTransformer:
 
 def normalised(images: Tensor, data: DataConfig, device: torch.device) -> Tensor:
     """Move uint8 images to the device and normalise them there: (B, 3, H, W) -> float32."""
-    mean, std = (
-        torch.tensor(values, device=device).view(1, 3, 1, 1) * 255.0 for values in (data.mean, data.std)
-    )
+    mean, std = _colours(data.mean, data.std, device)
     return (images.to(device, non_blocking=True).float() - mean) / std
+
+
+@cache
+def _colours(mean: Colour, std: Colour, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and deviation in 0 to 255 on the device, (1, 3, 1, 1) each: sent once, as a send waits."""
+    first, second = (torch.tensor(values, device=device).view(1, 3, 1, 1) * 255.0 for values in (mean, std))
+    return first, second

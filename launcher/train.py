@@ -3,6 +3,7 @@
 Every rank runs it. What fails before the first step fails on all ranks together, with one message.
 """
 
+import sys
 from collections.abc import Sequence
 from typing import Literal
 
@@ -10,7 +11,7 @@ import torch
 
 from launcher.assembly import run_mesh, train_stream
 from launcher.changes import check_changes
-from launcher.check import check, steps_in
+from launcher.check import advice, check, steps_in
 from launcher.classes import class_notes, evaluated_classes
 from launcher.config import ConfigError, dump_config
 from launcher.elastic import adapt
@@ -61,6 +62,7 @@ def train(
     mesh = run_mesh(config.parallel, nodes)
     if mesh.is_first:
         print_lines([*layout(config, nodes), *class_notes(config)])
+        sys.stderr.writelines(f"{line}\n" for line in advice(config, device.type))
     if changed and mesh.is_first:
         print("\n  ".join(["going on with another configuration, as --allow-change says:", *changed]))
     with (

@@ -18,6 +18,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from parallel import gpu
 from parallel.identity import slurm_job
 from parallel.launchers import from_mpi, from_slurm, from_torchrun
 from parallel.ranks import Launcher
@@ -81,22 +82,39 @@ def without_local_rank(arguments: Sequence[str]) -> list[str]:
 def prepare_process(ranks: Ranks) -> torch.device:
     """Give this process its device and its share of the cores; call it before DeepSpeed is imported.
 
-    DeepSpeed insists on LOCAL_RANK and, without a GPU, on being told so. Unless OMP_NUM_THREADS says
-    otherwise, ranks x threads = cores.
+    Without a GPU, DeepSpeed has to be told so. Unless OMP_NUM_THREADS says otherwise, ranks x threads =
+    cores; where several ranks share the node, each runs on the cores beside its GPU.
 
     Raises:
         LaunchError: CUDA_VISIBLE_DEVICES names GPUs that are not there.
     """
-    os.environ["LOCAL_RANK"] = str(ranks.local_rank)
     _check_devices()
+    threads = threads_per_rank(ranks.local_world_size)
     if torch.cuda.is_available():
         device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-        return device
-    choose_accelerator()
+        gpu.set_variables(os.environ)
+        gpu.use(device)
+        if ranks.local_world_size > 1:
+            gpu.bind_to_cores_of(device)
+    else:
+        choose_accelerator()
+        device = torch.device("cpu")
+    _tell_deepspeed(ranks.local_rank if device.index is None else device.index)
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(threads_per_rank(ranks.local_world_size))
-    return torch.device("cpu")
+        torch.set_num_threads(threads)
+        if device.type == "cuda":  # for the OpenMP of DeepSpeed's offloaded optimizer, which is loaded later
+            os.environ["OMP_NUM_THREADS"] = str(threads)
+    return device
+
+
+def _tell_deepspeed(index: int) -> None:
+    """Set LOCAL_RANK, which DeepSpeed takes for the number of the device; mpirun's must be equal to it.
+
+    It is not always the rank's place on its node: a task may see one GPU alone, which is number 0.
+    """
+    os.environ["LOCAL_RANK"] = str(index)
+    if "OMPI_COMM_WORLD_LOCAL_RANK" in os.environ:
+        os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = str(index)
 
 
 def _check_devices(env: Mapping[str, str] = os.environ) -> None:
@@ -147,6 +165,8 @@ def join(ranks: Ranks, device: torch.device, timeout: timedelta = COLLECTIVE_TIM
         return
     host, port = ranks.meeting_place
     _await_host(host)
+    if host and device.type == "cuda":
+        gpu.choose_interface(host, os.environ)
     try:
         dist.init_process_group(
             backend,
@@ -190,5 +210,5 @@ def job_end_s(env: Mapping[str, str] = os.environ) -> float | None:
 
 def nccl_settings(env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """What this process tells NCCL and torch's use of it."""
-    names = ("NCCL_", "TORCH_NCCL_", "CUDA_LAUNCH_BLOCKING")
+    names = ("NCCL_", "TORCH_NCCL_", "TORCH_FR_", "CUDA_LAUNCH_BLOCKING")
     return {name: value for name, value in env.items() if name.startswith(names)}

@@ -10,17 +10,37 @@ numbers from the same parameters, so that a call may choose.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from parallel.collectives import all_to_all
 from parallel.expert import ExchangeOptions, ExpertParallel
+from parallel.host import read
 from parallel.journey import Call, Compute, reorder
 from parallel.route import Route, make_route
 from parallel.weights import gather_weights, whole_numel
 
-__all__ = ["Compute", "ExchangeOptions", "ExpertExchange"]
+__all__ = ["Compute", "Counted", "ExchangeOptions", "ExpertExchange"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """One call whose rows are counted: their way, and how many there are where the host knows it."""
+
+    route: Route
+    options: ExchangeOptions
+    counts: Tensor  # (E,) int64, rows of each expert
+    cells: list[list[int]] | None  # by stage, rows of each cell; None where no row travels
+
+    @property
+    def rows(self) -> int | None:
+        """N, or None where the host does not know it."""
+        if self.cells is None:
+            return None
+        experts = (expert for expert, _ in self.route.leaving)
+        return sum(dict(zip(experts, self.cells[0], strict=True)).values())  # an expert may be at many places
 
 
 class ExpertExchange:
@@ -39,45 +59,69 @@ class ExpertExchange:
         for degree in self._candidates(placement.options):
             self._route(degree, placement.options)
 
-    def run(
+    def count(
         self,
-        compute: Compute,
         weights: Sequence[nn.Parameter],
-        rows: Tensor,
         counts: Tensor,
         *,
-        keys: Tensor | None = None,
+        like: Tensor,
+        keyed: bool = False,
         rows_bound: int = 0,
         static_count: int | None = None,
         options: ExchangeOptions | None = None,
-    ) -> tuple[Tensor, int]:
-        """Let every row be computed by its expert, differentiably in rows and weights.
+    ) -> Counted:
+        """Tell all ranks how many rows will come.
 
-        Waits for the device once, for the counts; not at all if `static_count` is given.
+        Waits for the device once, for the counts; not at all where no row travels or if `static_count` is
+        given.
 
         Args:
-            compute: the experts; the weights and the part of each expert are what this call brought together.
             weights: marked parameters of this rank.
-            rows: (N, C), sorted by expert.
-            counts: (E,) int64, rows of each expert; they sum to N.
-            keys: (N,) that travel with the rows, exactly.
+            counts: (E,) int64, rows of each expert.
+            like: (..., C) of the dtype of the rows.
+            keyed: whether keys travel with the rows.
             rows_bound: rows that a rank sends at most, equal on all ranks, by which `auto` chooses.
             static_count: rows of every expert, on every rank, if they are padded to that.
             options: of this call, equal on all ranks; None for the placement's.
-
-        Returns:
-            (N, C) in the order of `rows`, and the rows that this rank computed.
 
         Raises:
             LayoutError: the options do not fit the mesh.
         """
         options = options or self.placement.options
-        degree = self._choose(options, weights, rows, keys, rows_bound)
-        route = self._route(degree, options)
-        cells = _static_cells(route, static_count) if static_count is not None else _cells(route, counts)
+        route = self._route(self._choose(options, weights, like, keyed, rows_bound), options)
+        cells = None
+        if route.links:
+            cells = _cells(route, counts) if static_count is None else _static_cells(route, static_count)
+        return Counted(route=route, options=options, counts=counts, cells=cells)
+
+    def run(
+        self,
+        compute: Compute,
+        weights: Sequence[nn.Parameter],
+        rows: Tensor,
+        counted: Counted,
+        *,
+        keys: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Let every row be computed by its expert, differentiably in rows and weights.
+
+        Args:
+            compute: the experts; the weights and the part of each expert are what this call brought together.
+            weights: marked parameters of this rank.
+            rows: (N, C), sorted by expert. Where no row travels there may be more, which only pad.
+            counted: by `count`, with the same weights.
+            keys: (N,) that travel with the rows, exactly.
+
+        Returns:
+            (N, C) in the order of `rows`; and how many rows this rank computed, without those that only pad:
+            scalar int64.
+        """
+        route, cells = counted.route, counted.cells
         whole = gather_weights(weights, route.gathered, route.gather_group)
-        call = Call(route, cells, options, compute, whole)
-        return call.run(rows, keys), sum(cells[-1])
+        if cells is None:
+            return compute(whole, rows, counted.counts, keys, route.part), counted.counts.sum()
+        received = torch.full((), sum(cells[-1]), dtype=torch.int64, device=rows.device)
+        return Call(route, cells, counted.options, compute, whole).run(rows, keys), received
 
     def _candidates(self, options: ExchangeOptions) -> list[int]:
         """The gather degrees that a strategy may take."""
@@ -97,8 +141,8 @@ class ExpertExchange:
         self,
         options: ExchangeOptions,
         weights: Sequence[nn.Parameter],
-        rows: Tensor,
-        keys: Tensor | None,
+        like: Tensor,
+        keyed: bool,
         rows_bound: int,
     ) -> int:
         """The gather degree that moves the fewest bytes, by what all ranks know alike.
@@ -107,8 +151,8 @@ class ExpertExchange:
         where an expert stays sliced, of which one in X = R / g stays; there and back. Backward doubles both.
         """
         ranks, slices = self.placement.ep_size, self.placement.part.of
-        width = 2 if options.wire_dtype == "bf16" and rows.dtype == torch.float32 else rows.element_size()
-        row = 2 * rows.shape[1] * width + (0 if keys is None else keys.element_size())
+        width = 2 if options.wire_dtype == "bf16" and like.dtype == torch.float32 else like.element_size()
+        row = 2 * like.shape[-1] * width + (8 if keyed else 0)
         experts = sum(whole_numel(weight) * weight.element_size() for weight in weights)
 
         def moved(degree: int) -> float:
@@ -125,17 +169,23 @@ def _cells(route: Route, counts: Tensor) -> list[list[int]]:
     Args:
         counts: (E,).
     """
-    experts = [expert for expert, _ in route.leaving]
-    in_order = experts == list(range(len(experts)))
-    stages = [counts if in_order else counts[torch.tensor(experts, device=counts.device)]]
+    stages = [_in_order(counts, [expert for expert, _ in route.leaving])]
     for leg in route.legs([[1] * sum(widths) for widths in route.widths]):
         leaving = reorder(stages[-1], leg.chunks, leg.order)
         stages.append(all_to_all(leaving, leg.send, leg.receive, leg.group))
-    found = torch.cat(stages).tolist()  # waits for the device
+    found = read(torch.cat(stages)).tolist()
     ends = [0]
     for stage in stages:
         ends.append(ends[-1] + len(stage))
     return [found[start:stop] for start, stop in zip(ends, ends[1:], strict=False)]
+
+
+def _in_order(counts: Tensor, experts: list[int]) -> Tensor:
+    """counts[experts] by whole runs of neighbours, which needs no index on the device."""
+    starts = [i for i, expert in enumerate(experts) if i == 0 or expert != experts[i - 1] + 1]
+    runs = zip(starts, [*starts[1:], len(experts)], strict=True)
+    pieces = [counts[experts[start] : experts[start] + stop - start] for start, stop in runs]
+    return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
 def _static_cells(route: Route, count: int) -> list[list[int]]:

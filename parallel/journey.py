@@ -12,8 +12,9 @@ from parallel.collectives import Flight
 from parallel.expert import ExchangeOptions, ExpertSlice
 from parallel.route import Leg, Route, transposed
 
-# weights, rows (M, C) sorted by expert, rows of each, keys (M,) or None, the part of each expert -> (M, C)
-Compute = Callable[[Sequence[Tensor], Tensor, list[int], Tensor | None, ExpertSlice], Tensor]
+# weights, rows (M, C) sorted by expert, rows of each, keys (M,) or None, the part of each expert -> (M, C).
+# Rows of each are numbers, or (L,) on the device where the host does not know them.
+Compute = Callable[[Sequence[Tensor], Tensor, list[int] | Tensor, Tensor | None, ExpertSlice], Tensor]
 Journey = Generator[None, None, Tensor]
 
 

@@ -127,8 +127,9 @@ class Gate:
         optimizer.step = self  # type: ignore[assignment, method-assign]
 
     def begin(self) -> None:
-        """Before the first part of a step."""
-        self._taken = steps_of(self._optimizer)
+        """Before the first part of a step; only a count in the groups has to be kept, and is on the host."""
+        if _counts_in(self._optimizer) == "groups":
+            self._taken = steps_of(self._optimizer)
 
     def __call__(self) -> None:
         """Take one part, or leave it out."""

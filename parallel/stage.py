@@ -1,7 +1,7 @@
 """What a rank owns of a checkpoint, copied to host memory: all that a step of training waits for."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,47 @@ from parallel.masters import Masters
 from parallel.mesh import Mesh
 from parallel.tensors import BUFFER, as_stored, by_global_name, persistent_buffers, whole_shape
 
+ALIGNMENT = 64  # bytes, of a tensor in a slab
+SLAB = 2**26  # bytes; a power of two, to which torch rounds each pinned allocation
+
+
+class Slabs:
+    """Pinned memory in few large pieces, out of which tensors are cut.
+
+    Pinned one by one, each tensor would be rounded up to a power of two, and thousands of system calls would
+    lie inside of the first save.
+
+    Args:
+        pinned: whether to pin it; a test on a machine without a GPU does not.
+    """
+
+    def __init__(self, *, pinned: bool = True) -> None:
+        self._pinned = pinned
+        self._free = torch.empty(0, dtype=torch.uint8)
+        self.reserved = 0  # bytes
+
+    def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+        """A tensor whose values are anything; one of more than a slab has memory of its own."""
+        size = math.prod(shape) * dtype.itemsize
+        room = -(-size // ALIGNMENT) * ALIGNMENT
+        if room > SLAB:
+            return self._piece(size).view(dtype).view(shape)
+        if room > len(self._free):
+            self._free = self._piece(SLAB)
+        piece, self._free = self._free[:size], self._free[room:]
+        return piece.view(dtype).view(shape)
+
+    def _piece(self, size: int) -> Tensor:
+        self.reserved += size
+        return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
+
 
 class Stage:
     """Host memory for one rank's share of a checkpoint, pinned beside a GPU, and used again by every save."""
 
     def __init__(self) -> None:
         self._memory: dict[str, Tensor] = {}
+        self._slabs = Slabs()
 
     @torch.no_grad()
     def take(self, masters: Masters, mesh: Mesh) -> dict[str, Tensor]:
@@ -34,7 +69,8 @@ class Stage:
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         memory = self._memory.get(name)
         if memory is None:
-            memory = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+            make = self._slabs.empty if tensor.is_cuda else torch.empty
+            memory = make(tensor.shape, dtype=tensor.dtype)
         return memory.copy_(tensor, non_blocking=True)
 
 

@@ -30,9 +30,11 @@ from parallel.whereabouts import Place, Whereabouts
 
 EARLY = 0.9  # of the stated time: before the process groups' own time-out
 SLOW = 3.0  # times the stated time: what phases may take that are known to be slow
+LOST_S = 60.0  # of silence, with NCCL: a collective with a dead rank does not return, nor raise
 AT_END_S = 5.0
 TOGETHER_S = 10.0  # for rank 0 to write everything down
 PREFIX = "watch"  # of its keys, where the store is shared
+NCCL = "nccl"  # the key that is there where collectives run on GPUs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +57,7 @@ class Watch:
         hosts_store: whether the store lives in this process.
         at_end: called with the code and the line before the process ends, for `AT_END_S` at most.
         listen_s: how often to read what the others posted; None: when this main thread stands still.
+        nccl: whether collectives run on the device: then nothing tells the host that another rank is dead.
     """
 
     def __init__(
@@ -68,24 +71,23 @@ class Watch:
         hosts_store: bool = False,
         at_end: Callable[[int, str], None] | None = None,
         listen_s: float | None = None,
+        nccl: bool = False,
     ) -> None:
         self.rank, self.world_size, self.timeout_s, self.codes = rank, world_size, timeout_s, codes
         self._store, self.hosts_store, self.at_end, self._listen_s = store, hosts_store, at_end, listen_s
         self.verdict = ""  # what this rank or another found out about the end of all
         self.interval_s = min(2.0, max(0.1, timeout_s / 20))
-        self.step, self.phase_name, self._limit_s, self._since_s = (
-            0,
-            "start",
-            SLOW * timeout_s,
-            time.monotonic(),
-        )
-        self._whereabouts, self._posts = Whereabouts(), 0
+        self.step, self.phase_name = 0, "start"
+        self._limit_s, self._since_s = SLOW * timeout_s, time.monotonic()
+        self._whereabouts, self._posts = Whereabouts(waits_for_device=nccl), 0
+        self.nccl, self._lost_s = nccl, LOST_S if nccl else math.inf
         self._seen: dict[int, tuple[dict[str, Any], float]] = {}  # status, when it last changed
         self._who: dict[int, dict[str, Any]] = {}
         self._listened_s = -math.inf
         self._talked_s = time.monotonic()
         self._closed, self._ending = threading.Event(), threading.Lock()
         store.set(f"who/{rank}", json.dumps(identity() | {"node": node_name()}))
+        store.set(NCCL, "") if nccl else None
         for work in (self._talk, self._decide) if world_size > 1 else ():
             threading.Thread(target=work, name=f"watch{work.__name__}", daemon=True).start()
 
@@ -232,19 +234,23 @@ class Watch:
 
     def _decide(self) -> None:
         while not self._closed.wait(self.interval_s / 2):
-            status = self.status()
-            if status["still_s"] < EARLY * max(self.timeout_s, status["limit_s"]):
+            status, now_s = self.status(), time.monotonic()
+            is_late = status["still_s"] >= EARLY * max(self.timeout_s, status["limit_s"])
+            if not (is_late or (status["is_collective"] and status["still_s"] > self._lost_s / 2)):
                 continue
-            silence_s = max(3 * self.interval_s, self.timeout_s / 5)
-            now_s = time.monotonic()
+            silence_s = max(3 * self.interval_s, self.timeout_s / 5) if is_late else self._lost_s
             if now_s - self._talked_s > silence_s:
-                self._condemn(f"rank {self.rank}: {self._mute_store(status, now_s)}", "store")
+                self._condemn(
+                    f"rank {self.rank}: {self._mute_store(status, now_s)}", "store", self.codes.hang
+                )
             silent = {rank for rank, (_, at_s) in self._seen.items() if now_s - at_s > silence_s}
             heard = {rank: seen for rank, (seen, _) in self._seen.items()} | {self.rank: status}
             busy = (seen for rank, seen in heard.items() if rank not in silent and rank != self.rank)
             if any(seen["age_s"] < EARLY * seen["limit_s"] and not seen["is_collective"] for seen in busy):
                 continue  # a rank that is awake, and whose phase may last
-            self._condemn(judge(heard, silent, self.world_size), self._claim())
+            if is_late or silent:
+                code = self.codes.hang if is_late else self.codes.lost
+                self._condemn(judge(heard, silent, self.world_size), self._claim(), code)
 
     def _mute_store(self, status: dict[str, Any], now_s: float) -> str:
         return (
@@ -264,13 +270,13 @@ class Watch:
         asking.join(max(0.5, self.timeout_s * (1 - EARLY) / 2))
         return "store" if not answer else "first" if answer[0] == 1 else "later"
 
-    def _condemn(self, line: str, claim: str) -> None:
-        """Say the verdict, leave it for the others, and end."""
+    def _condemn(self, line: str, claim: str, code: int) -> None:
+        """Say the verdict, leave it for the others, and end with `code`."""
         if claim == "first":
-            self._store.clone().set("verdict", json.dumps({"code": self.codes.hang, "line": line}))
+            self._store.clone().set("verdict", json.dumps({"code": code, "line": line}))
         if claim != "later":
-            sys.stderr.write(f"HangError: {line}\n")
-        self._end(self.codes.hang, line)
+            sys.stderr.write(f"{'HangError' if code == self.codes.hang else 'LostRankError'}: {line}\n")
+        self._end(code, line)
 
     def _end(self, code: int, line: str = "") -> None:
         with self._ending:

@@ -18,6 +18,14 @@ from types import FrameType
 COLLECTIVES = ("torch.distributed", "deepspeed.comm")  # modules whose functions wait for other ranks
 BETWEEN = ("torch", "deepspeed.utils", "deepspeed.runtime.utils", "contextlib", "functools")
 OURS = ("launcher", "parallel", "swin_moe", "data_shards")
+READS = ("parallel.host", "read")  # module and function: a wait for the device, and so for other ranks
+# With NCCL a collective only enters the device's queue. The host then waits in a read, in a synchronization,
+# or in whatever it wanted to launch when the queue was full. A thread that stands still in one of these
+# modules waits for the device; torch.serialization, the compilers and data loading are not among them.
+DEVICE = (
+    *("torch.cuda", "torch.nn", "torch._tensor", "torch.autograd", "torch.functional", "torch.optim"),
+    *("torch._ops", "torch.utils.checkpoint", "deepspeed.runtime", "deepspeed.utils", "swin_moe"),
+)
 ASYNC = {"land": "all_to_all_single"}  # what a wait in parallel/collectives.py is for, by its function
 
 
@@ -30,9 +38,14 @@ class Place:
 
 
 class Whereabouts:
-    """The main thread's place, and for how long it has not moved."""
+    """The main thread's place, and for how long it has not moved.
 
-    def __init__(self) -> None:
+    Args:
+        waits_for_device: with NCCL: a thread that stands in torch's or DeepSpeed's code waits for the device.
+    """
+
+    def __init__(self, *, waits_for_device: bool = False) -> None:
+        self._waits_for_device = waits_for_device
         self._thread = threading.main_thread().ident
         self._mark: tuple[tuple[int, int], ...] = ()
         self._since_s = time.monotonic()
@@ -44,11 +57,11 @@ class Whereabouts:
         now_s = time.monotonic()
         if mark != self._mark:
             self._mark, self._since_s = mark, now_s
-        place = _place(stack)
-        if not place.is_collective and _module(stack[0]).startswith("torch.autograd"):
+        place = _place(stack, waits_for_device=self._waits_for_device)
+        if _module(stack[0]).startswith("torch.autograd"):
             # on a GPU a backward, and what it exchanges, runs on autograd's own threads
             others = (stack_of(thread) for thread in sys._current_frames() if thread != self._thread)
-            found = (_place(other) for other in others if other)
+            found = (_place(o, waits_for_device=self._waits_for_device) for o in others if o)
             place = next((other for other in found if other.is_collective), place)
         return place, now_s - self._since_s
 
@@ -62,7 +75,9 @@ def stack_of(thread: int) -> list[FrameType]:
     return [frame for frame in frames if frame is not None]
 
 
-def _place(stack: list[FrameType]) -> Place:
+def _place(stack: list[FrameType], *, waits_for_device: bool = False) -> Place:
+    if (_module(stack[0]), stack[0].f_code.co_name) == READS:
+        return Place(text=f"read ({_line(stack[min(1, len(stack) - 1)])})", is_collective=True)
     caller = next((f for f in stack if not _is_of(f, (*COLLECTIVES, *BETWEEN))), stack[-1])
     inner = stack[: stack.index(caller)]
     names = [f.f_code.co_name for f in inner if _is_of(f, COLLECTIVES) and f.f_code.co_name != "wrapper"]
@@ -73,7 +88,8 @@ def _place(stack: list[FrameType]) -> Place:
         name = ASYNC.get(caller.f_code.co_name, "wait")
         return Place(text=f"{name} ({_line(caller)})", is_collective=True)
     ours = next((f for f in stack if _is_of(f, OURS)), stack[0])
-    return Place(text=f"{ours.f_code.co_name} ({_line(ours)})", is_collective=False)
+    is_wait = waits_for_device and _is_of(stack[0], DEVICE)
+    return Place(text=f"{ours.f_code.co_name} ({_line(ours)})", is_collective=is_wait)
 
 
 def _module(frame: FrameType) -> str:

@@ -145,7 +145,8 @@ def _write_metadata(
 
 
 def _storage(partial: Path) -> Any:
-    storage = dcp.FileSystemWriter(partial)
+    # No copies ahead: the tensors are in host memory, and a copier on a new thread would use GPU 0's stream.
+    storage = dcp.FileSystemWriter(partial, per_thread_copy_ahead=0)
     storage.fs = _Hashing()
     return storage
 

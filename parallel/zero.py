@@ -33,6 +33,7 @@ from torch import Tensor, nn
 
 from parallel.collectives import gather_objects, sum_over
 from parallel.expert import experts_of
+from parallel.host import read, send
 from parallel.lamb import Lamb
 from parallel.loss_scale import LossScale
 from parallel.mesh import Mesh
@@ -41,6 +42,7 @@ from parallel.pieces import pieces_of
 from parallel.tensors import shape_of
 from parallel.zero_config import EngineOptions, deepspeed_config
 from parallel.zero_experts import declare_experts
+from parallel.zero_norm import read_norm_once
 
 
 class Engine:
@@ -70,10 +72,11 @@ class Engine:
     ) -> None:
         self.mesh, self.options = mesh, options
         self._parameters = list(model.parameters())
-        self._norm, self._accept = torch.zeros(()), accept
+        self._norm, self._accept = 0.0, accept  # the norm is on the host: one read serves gate and record
         self.loss_scale = LossScale() if options.precision == "fp16" else None
         self._verdict: bool | None = True  # on the step under way: whether it is taken
         start_deepspeed()
+        read_norm_once()
         if declare_experts(model, mesh, options.zero_stage):
             param_groups = split_params_into_different_moe_groups_for_optimizer(param_groups)
             param_groups = [group for group in param_groups if group["params"]]
@@ -117,21 +120,27 @@ class Engine:
         """Close a micro-batch; after the last of a step, clip and update the weights."""
         for group in self.deepspeed.optimizer.param_groups:
             group["lr"] = lr * group.get("lr_scale", 1.0)
-        last = self.deepspeed.is_gradient_accumulation_boundary()
+        last = self.ends_step
         if last:
             self._verdict = None
             self._gate.begin()
             if self.options.zero_stage == 0:
                 self._clip()
         self.deepspeed.step()
+        if self._verdict is None and self.options.zero_stage:  # DeepSpeed skipped the step before the gate
+            self._norm = math.inf
         if last and self.loss_scale:
             self.loss_scale.update(overflowed=math.isinf(self.grad_norm))
 
     @property
+    def ends_step(self) -> bool:
+        """Whether the micro-batch under way is the last of its step."""
+        return bool(self.deepspeed.is_gradient_accumulation_boundary())
+
+    @property
     def grad_norm(self) -> float:
         """L2 norm of the last step's global gradient before clipping; inf where it was not finite."""
-        norm = float(self._norm if self.options.zero_stage == 0 else self.deepspeed.get_global_grad_norm())
-        return norm if math.isfinite(norm) else math.inf
+        return self._norm if math.isfinite(self._norm) else math.inf
 
     @property
     def skipped(self) -> bool:
@@ -163,24 +172,32 @@ class Engine:
             squares[int(is_expert)] += gradient.float().square().sum()
         sum_over(squares[1:], self.mesh.ep_group)
         scale = self.loss_scale.value if self.loss_scale else 1.0
-        self._norm = squares.sum().sqrt() / scale
+        norm = squares.sum().sqrt() / scale
+        self._norm = float(read(norm))
         bound = self.options.clip_norm
-        if bound > 0 and bool(self._norm.isfinite()):
+        if bound > 0 and math.isfinite(self._norm):
             for _, gradient in gradients:
-                gradient.mul_((bound / (self._norm + 1e-6)).clamp(max=1.0))
+                gradient.mul_((bound / (norm + 1e-6)).clamp(max=1.0))
 
     def _may_pass(self) -> bool:
         """Whether the optimizer may take this step: decided at the first of its parts, alike on all ranks."""
         if self._verdict is None:
-            found = self._norm if self.options.zero_stage == 0 else self.deepspeed.optimizer._global_grad_norm
-            norm = float(found)
-            self._verdict = math.isfinite(norm) and (self._accept is None or self._accept(self._agreed(norm)))
+            if self.options.zero_stage:
+                self._norm = _on_host(self.deepspeed.optimizer._global_grad_norm)
+            self._verdict = math.isfinite(self._norm) and self._is_accepted()
         return self._verdict
+
+    def _is_accepted(self) -> bool:
+        return self._accept is None or self._accept(self._agreed(self._norm))
 
     def _agreed(self, norm: float) -> float:
         """The norm as rank 0 has it: a last bit must not divide the ranks."""
         told = torch.tensor(norm if self.mesh.is_first else 0.0, dtype=torch.float64)
-        return float(sum_over(told.to(self.deepspeed.device)))
+        return float(read(sum_over(send(told, self.deepspeed.device))))
+
+
+def _on_host(norm: Tensor | float) -> float:
+    return float(read(norm)) if isinstance(norm, Tensor) else float(norm)
 
 
 def start_deepspeed() -> None:

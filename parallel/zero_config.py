@@ -14,6 +14,12 @@ ZeroStage = Literal[0, 1, 2, 3]
 Precision = Literal["fp32", "bf16", "fp16"]
 OptimizerName = Literal["adamw", "sgd", "lamb", "fused_adam", "fused_lamb"]
 
+DTYPES: dict[str, torch.dtype] = {  # by Precision
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+
 OURS = {  # DeepSpeed's option -> who decides it here
     "train_batch_size": "train.global_batch_size",
     "train_micro_batch_size_per_gpu": "train.micro_batch_size",
@@ -68,6 +74,8 @@ FURTHER: dict[str, type | tuple[str, ...]] = {  # what of DeepSpeed 0.19.8 makes
 }
 KINDS = {bool: "true or false", int: "a whole number", dict: "a section of options"}
 MONITORS = {"wandb": "wandb", "comet": "comet_ml"}  # section -> package
+DEEPSPEEDS_BUCKET = 500_000_000  # elements of a reduction bucket, by DeepSpeed's default
+OVERLAPPING_BUCKET = 25_000_000  # a bucket that is full, and reduced, long before a backward pass has ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,6 +163,15 @@ def check_precision(precision: Precision) -> None:
         )
 
 
+def default_bucket(*, overlaps: bool) -> int:
+    """Elements of a reduction bucket where the user does not say.
+
+    DeepSpeed's default holds any Swin whole, so that nothing would be reduced beside the backward pass, and
+    takes two buckets of memory for it.
+    """
+    return OVERLAPPING_BUCKET if overlaps else DEEPSPEEDS_BUCKET
+
+
 def deepspeed_config(options: EngineOptions, world_size: int, reduce_bucket: int | None) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`.
 
@@ -163,9 +180,10 @@ def deepspeed_config(options: EngineOptions, world_size: int, reduce_bucket: int
         world_size: ranks.
         reduce_bucket: elements of a bucket of gradients, where it is not to be DeepSpeed's or the user's.
     """
-    stage, precision = options.zero_stage, options.precision
+    stage, precision, overlaps = options.zero_stage, options.precision, torch.cuda.is_available()
     zero: dict[str, Any] = {
-        "overlap_comm": torch.cuda.is_available(),
+        "overlap_comm": overlaps,
+        "reduce_bucket_size": default_bucket(overlaps=overlaps),
         **_section(options.deepspeed),
         "stage": stage,
         "reduce_scatter": True,  # the only path DeepSpeed tests beside experts
@@ -174,7 +192,7 @@ def deepspeed_config(options: EngineOptions, world_size: int, reduce_bucket: int
     if reduce_bucket is not None:
         zero["reduce_bucket_size"] = reduce_bucket
     if options.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": torch.cuda.is_available()}
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": overlaps}
     config: dict[str, Any] = {
         "steps_per_print": None,
         **options.deepspeed,

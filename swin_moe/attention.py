@@ -10,10 +10,13 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from swin_moe import gpu
 from swin_moe.position_bias import PositionBias
 
+SHORTEST = 1e-12  # vectors below are not brought to their length
 MAX_LOGIT_SCALE = math.log(100.0)  # Liu et al. 2022, section 3.2: the temperature is not below 0.01
 
 
@@ -40,6 +43,7 @@ class WindowAttention(nn.Module):
     ) -> None:
         super().__init__()
         self.num_heads, self.windows_at_a_time = num_heads, windows_at_a_time
+        self.scale = (dim // num_heads) ** -0.5  # of the logits
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
         self.position_bias = position_bias
@@ -59,44 +63,52 @@ class WindowAttention(nn.Module):
 
     def _attend(self, x: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
         windows, n, c = x.shape
-        per_image = 1 if mask is None else len(mask)
-        qkv = self._project(x).view(
-            windows // per_image, per_image, n, 3, self.num_heads, c // self.num_heads
-        )
-        q, k, v = qkv.permute(3, 0, 1, 4, 2, 5).contiguous().unbind(0)  # each (B, S, h, n, d), in one copy
+        q, k, v = self._heads(self._project(x), 1 if mask is None else len(mask))
         if mask is not None:
             bias = bias + mask.to(bias.dtype)[:, None]  # (S, h, n, n)
         q, k = self._prepare(q, k)
-        out = _attention(q, k, v, bias.to(q.dtype))
+        out = _attention(q, k, v, bias.to(q.dtype), self.scale)
         return self.proj(out.transpose(2, 3).reshape(windows, n, c))
+
+    def _heads(self, qkv: Tensor, per_image: int) -> tuple[Tensor, ...]:
+        """(B * S, n, 3 * C) -> queries, keys and values, (B, S, h, n, d) each.
+
+        Where S is 1 the kernels of a GPU read them where they are, and their gradients are put together in
+        one pass. Else they are brought into place, in one copy: a CPU is faster with it in any case.
+        """
+        windows, n, _ = qkv.shape
+        qkv = qkv.view(windows // per_image, per_image, n, 3, self.num_heads, -1)
+        if per_image == 1 and gpu.on_gpu(qkv):
+            return tuple(x.transpose(2, 3) for x in qkv.unbind(3))
+        return qkv.permute(3, 0, 1, 4, 2, 5).contiguous().unbind(0)
 
     def _project(self, x: Tensor) -> Tensor:
         """Queries, keys and values side by side: (W, n, C) -> (W, n, 3 * C)."""
         return self.qkv(x)
 
     def _prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """Queries and keys whose product is the logits: the scale goes into the queries."""
-        return q * q.shape[-1] ** -0.5, k
+        """Queries and keys whose product, times `scale`, is the logits."""
+        return q, k
 
 
-def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """softmax(q k^T + bias) v: (B, S, h, n, d) and (h, n, n) or (S, h, n, n) -> (B, S, h, n, d)."""
-    if bias.device.type == "cpu":
+def _attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """softmax(scale q k^T + bias) v: (B, S, h, n, d) and (h, n, n) or (S, h, n, n) -> (B, S, h, n, d)."""
+    if not gpu.on_gpu(bias):
         # There SDPA has no kernel for a bias that learns, and a slow one for small windows: the attention
         # takes 1.1-1.2 times as long as with these lines in training, a model 1.1 in evaluation.
-        scores = q @ k.transpose(-2, -1)
+        scores = (q if scale == 1.0 else q * scale) @ k.transpose(-2, -1)
         return scores.add_(bias).softmax(dim=-1) @ v
-    return _fused(q, k, v, bias)
+    return _fused(q, k, v, bias, scale)
 
 
-def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+def _fused(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
     """`_attention` by the kernels of a GPU, which take four dims; of five torch makes plain products.
 
     The windows of an image count as heads, so that one bias (1, S * h, n, n) serves all images as it is.
     """
     shape, bias = q.shape, bias.reshape(1, -1, *bias.shape[-2:])
     q, k, v = q.flatten(1, 2), k.flatten(1, 2), v.flatten(1, 2)  # (B, S * h, n, d)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=1.0).view(shape)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, scale=scale).view(shape)
 
 
 class CosineAttention(WindowAttention):
@@ -107,6 +119,7 @@ class CosineAttention(WindowAttention):
 
     def __init__(self, dim: int, num_heads: int, *args: Any, qkv_bias: bool = True, **options: Any) -> None:
         super().__init__(dim, num_heads, *args, qkv_bias=False, **options)
+        self.scale = 1.0  # the learned one is part of the queries
         self.q_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10.0)))
@@ -122,14 +135,44 @@ class CosineAttention(WindowAttention):
         return _normalized(q, scale), _normalized(k)
 
 
-def _normalized(x: Tensor, length: Tensor | float = 1.0) -> Tensor:
-    """Vectors (..., d) of this length.
+def _normalized(x: Tensor, length: Tensor | None = None) -> Tensor:
+    """Vectors (..., d) of this length, or of length 1.
 
     Not F.normalize, which divides whole tensors, three times in its gradient; here one number a vector.
     """
-    precision = torch.promote_types(x.dtype, torch.float32)
-    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=precision)
-    return (x * (length / norm.clamp_min(1e-12))).to(x.dtype)
+    if gpu.on_gpu(x) and not torch.compiler.is_compiling():
+        return _Normalized.apply(x, length)
+    norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_precision(x))
+    return (x * ((1.0 if length is None else length) / norm.clamp_min(SHORTEST))).to(x.dtype)
+
+
+def _precision(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+class _Normalized(torch.autograd.Function):
+    """The same with half of the launches and passes over memory: y = f x with f = length / |x|.
+
+    With e = x / |x| and g the gradient of y: dx = f (g - e <e, g>), and dlength = <e, g>.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, length: Tensor | None) -> Tensor:
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=_precision(x))
+        inverse = norm.clamp_min_(SHORTEST).reciprocal_()
+        ctx.save_for_backward(x, inverse, length)
+        return torch.mul(x, inverse if length is None else inverse * length, out=torch.empty_like(x))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None]:
+        x, inverse, length = ctx.saved_tensors
+        wide = grad.to(inverse.dtype)
+        along = (wide * x).sum(-1, keepdim=True).mul_(inverse)  # <e, g>
+        across = torch.addcmul(wide, x, along * inverse, value=-1)
+        factor = inverse if length is None else inverse * length
+        by_length = None if length is None else along.sum_to_size(length.shape)
+        return torch.mul(across, factor, out=torch.empty_like(x)), by_length
 
 
 class SpatialMLP(nn.Module):

@@ -55,20 +55,26 @@ def native(routed: Routed) -> Done:
     plan = routing.plan(
         groups=request.groups, slots=request.slots, padded=options.padded and request.slots < size
     )
-    dropout = layer.training and layer.experts.dropout.rate > 0
-    rows, received = layer.exchange.run(
-        layer.experts,
+    keyed = layer.training and layer.experts.dropout.rate > 0
+    counted = layer.exchange.count(
         layer.experts.weights(),
-        plan.dispatch(tokens),
         plan.counts,
-        keys=plan.keys(keys) if dropout else None,
+        like=tokens,
+        keyed=keyed,
         rows_bound=plan.rows_bound,
         static_count=plan.static_count,
         options=options,
     )
-    count = torch.full((), received, dtype=torch.int64, device=tokens.device)
+    plan = plan.settled(counted.rows)
+    rows, received = layer.exchange.run(
+        layer.experts,
+        layer.experts.weights(),
+        plan.dispatch(tokens),
+        counted,
+        keys=plan.keys(keys) if keyed else None,
+    )
     kept = plan.row < len(plan.order) if isinstance(plan, Plan) else None
-    return Done(y=plan.combine(rows), load=plan.load, dropped=plan.dropped, received=count, kept=kept)
+    return Done(y=plan.combine(rows), load=plan.load, dropped=plan.dropped, received=received, kept=kept)
 
 
 def reference(routed: Routed) -> Done:

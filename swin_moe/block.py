@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from swin_moe.mlp import MLP
 from swin_moe.moe import MoECall, MoELayer, MoEStats
-from swin_moe.randomness import Dropout, DropPath, SiteCounter
+from swin_moe.randomness import Dropout, DropPath, SiteCounter, add_branch, branch_scales
 from swin_moe.windows import WindowGrid
 
 
@@ -52,6 +52,7 @@ class SwinBlock(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
         self.main_norm = nn.LayerNorm(dim) if main_norm else None
         self.attention, self.mlp = mixer, ffn
+        self.run_mixer = run_mixer  # see compile.py
         self.attention_dropout = Dropout(dropout, sites.next())
         self.drop_path1 = DropPath(drop_path, sites.next())
         self.drop_path2 = DropPath(drop_path, sites.next())
@@ -65,27 +66,53 @@ class SwinBlock(nn.Module):
         if self.mask is not None and mask is not None:
             self.mask.copy_(mask)
 
-    def forward(self, x: Tensor, keys: Tensor, call: MoECall | None = None) -> tuple[Tensor, MoEStats | None]:
-        """(B, H, W, C) with the images' keys (B,) -> (B, H, W, C), and the statistics of an MoE."""
+    def forward(
+        self, x: Tensor, keys: Tensor, call: MoECall | None = None, scales: Tensor | None = None
+    ) -> tuple[Tensor, MoEStats | None]:
+        """Run the block on a map.
+
+        Args:
+            x: (B, H, W, C).
+            keys: (B,) of the images.
+            call: what an MoE layer does otherwise than configured.
+            scales: (2, B) of `branch_scales`, which a model draws for all its blocks; a block alone draws its
+                own.
+
+        Returns:
+            (B, H, W, C), and the statistics of an MoE.
+        """
+        if scales is None:
+            scales = branch_scales(self.drop_paths, keys, x.dtype)
+        first, second = (None, None) if scales is None else scales
         y = self._mix(x if self.post_norm else self.norm1(x))
         y = self.attention_dropout(y, keys)
-        x = x + self.drop_path1(self.norm1(y) if self.post_norm else y, keys)
+        x = add_branch(x, self.norm1(y) if self.post_norm else y, first)
 
         tokens, stats = self.mlp((x if self.post_norm else self.norm2(x)).flatten(1, 2), keys, call)
         y = tokens.view_as(x)
-        x = x + self.drop_path2(self.norm2(y) if self.post_norm else y, keys)
+        x = add_branch(x, self.norm2(y) if self.post_norm else y, second)
         return x if self.main_norm is None else self.main_norm(x), stats
+
+    @property
+    def drop_paths(self) -> tuple[DropPath, DropPath]:
+        """Those of both branches."""
+        return self.drop_path1, self.drop_path2
 
     def _mix(self, x: Tensor) -> Tensor:
         """Mix the tokens of each window: (B, H, W, C) -> (B, H, W, C)."""
         height, width = x.shape[1:3]
-        windows = self.attention(self.grid.cut(x), self._mask(height, width, x.device))
+        windows = self.run_mixer(self.attention, self.grid.cut(x), self._mask(height, width, x.device))
         return self.grid.join(windows, height, width)
 
     def _mask(self, height: int, width: int, device: torch.device) -> Tensor | None:
         if (height, width) == self.resolution:
             return self.mask
         return _mask_of(self.grid, height, width, device)
+
+
+def run_mixer(mixer: nn.Module, windows: Tensor, mask: Tensor | None) -> Tensor:
+    """Mix the tokens of windows: (B * S, n, C) -> (B * S, n, C)."""
+    return mixer(windows, mask)
 
 
 @lru_cache(maxsize=64)

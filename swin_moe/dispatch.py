@@ -5,13 +5,14 @@ C channels. An assignment is one choice of one token: number token * k + choice.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from swin_moe import gpu
 from swin_moe.randomness import fork
 
 
@@ -33,38 +34,62 @@ def capacity(factor: float, tokens: int, num_experts: int, top_k: int) -> int:
 class Plan:
     """Where each kept assignment goes: rows are sorted by expert, then by routing group and order of service.
 
-    A padded plan has as many rows for every (expert, group), and the ones left over read zeros.
+    A padded plan has as many rows for every (expert, group), and the ones left over read zeros. Where a
+    capacity may drop assignments the device alone knows how many are kept: the plan then has `rows_bound`
+    rows, the last of which read zeros too, until `settled` cuts them off.
     """
 
     gates: Tensor  # (T, k) weight of each choice, differentiable
     order: Tensor  # (N,) the assignment in each row, T * k in a row that only pads
-    row: Tensor  # (T, k) the row of each assignment, N where it was dropped
-    counts: Tensor  # (E,) rows for each expert, padding included
+    row: Tensor  # (T, k) the row of each assignment, `rows_bound` where it was dropped
+    counts: Tensor  # (E,) rows for each expert, padding included, but not the rows that `settled` cuts off
     load: Tensor  # (E,) assignments that wanted each expert, dropped ones included
     dropped: Tensor  # scalar: assignments without a slot, and tokens that no expert chose
     static_count: int | None  # rows for every expert of a padded plan, known without the device
     rows_bound: int  # N or more, the same for every plan of as many tokens
+    complete: bool  # every assignment has a row and every row an assignment: nothing is masked
+
+    def settled(self, rows: int | None) -> "Plan":
+        """The plan with the rows that the experts get, and no others.
+
+        Args:
+            rows: the sum of `counts`, or None where the host does not know it. On a CPU it is then read; on
+                a GPU the rows left over stay, are computed by the last expert and read by nobody.
+        """
+        if self.complete or self.static_count is not None:
+            return self
+        if rows is None and not gpu.on_gpu(self.counts):
+            rows = int(self.counts.sum())
+        return replace(self, order=self.order[:rows])
 
     def dispatch(self, tokens: Tensor) -> Tensor:
         """Copy tokens into their rows: (T, C) -> (N, C), differentiable, gathers only."""
-        return _Dispatch.apply(tokens, self.order, self.row, self.static_count is not None)
+        return _Dispatch.apply(tokens, self.order, self.row, not self.complete)
 
     def combine(self, rows: Tensor) -> Tensor:
         """Sum each token's rows by its gates: (N, C) -> (T, C); a dropped assignment adds nothing."""
         gates = self.gates.to(rows.dtype)
-        return _Combine.apply(rows, gates, self.order, self.row, self.static_count is not None)
+        return _Combine.apply(rows, gates, self.order, self.row, not self.complete)
 
     def keys(self, token_keys: Tensor) -> Tensor:
         """Keys of the rows, of the token and the number of the choice: (T,) -> (N,)."""
         top_k = self.row.shape[1]
-        token = (self.order // top_k).clamp(max=len(token_keys) - 1)
-        return fork(token_keys.index_select(0, token), self.order % top_k)
+        token = _token(self.order, top_k)
+        token = token if self.complete else token.clamp(max=len(token_keys) - 1)
+        return fork(token_keys.index_select(0, token), 0 if top_k == 1 else self.order % top_k)
 
 
 def make_plan(
-    gates: Tensor, expert_index: Tensor, queue: Tensor, *, slots: int, num_experts: int, padded: bool
+    gates: Tensor,
+    expert_index: Tensor,
+    queue: Tensor,
+    *,
+    slots: int,
+    num_experts: int,
+    padded: bool,
+    every_choice: bool = False,
 ) -> Plan:
-    """Give every assignment a slot of its expert, or none.
+    """Give every assignment a slot of its expert, or none. Nothing waits for the device.
 
     Args:
         gates: (T, k).
@@ -72,49 +97,68 @@ def make_plan(
         queue: (G, k, S) the assignments of each group in the order in which they are served.
         slots: of one expert in one group; each group decides on its own who fits.
         num_experts: E.
-        padded: whether every expert gets exactly G * slots rows. Nothing then waits for the device.
+        padded: whether every expert gets exactly G * slots rows.
+        every_choice: whether it is known that every token has k choices, of distinct experts.
     """
-    groups, segments = len(queue), num_experts * len(queue)
-    segment = expert_index.reshape(-1)[queue] * groups + _range(groups, queue)[:, None, None]
+    groups, segments, total = len(queue), num_experts * len(queue), queue.numel()
+    complete = every_choice and not padded and slots >= queue.shape[2]
+    segment = expert_index.reshape(-1)[queue]
+    if groups > 1:
+        segment = segment * groups + _range(groups, queue)[:, None, None]
+    if gpu.on_gpu(queue) and segments + groups < 2**31:
+        segment = segment.int()  # half of the passes of a radix sort, and the same order
     segment, position = segment.reshape(-1).sort(stable=True)
     assignment = queue.reshape(-1)[position]
-    edges = torch.searchsorted(segment, _range(segments + 1, queue))  # bincount would wait for the device
+    edges = torch.searchsorted(segment, _range(segments + 1, segment))  # bincount would wait for the device
     start, wanted = edges[:-1], edges.diff()  # (E * G,)
+    load = _by_expert(wanted, groups)
+    if complete:
+        row = torch.empty_like(assignment).scatter_(0, assignment, _range(total, queue))
+        return Plan(
+            gates=gates,
+            order=assignment,
+            row=row.view_as(expert_index),
+            counts=load,
+            load=load,
+            dropped=load.new_zeros(()),
+            static_count=None,
+            rows_bound=total,
+            complete=True,
+        )
+
+    bound = segments * slots if padded else min(total, segments * min(slots, queue.shape[2]))
     kept = wanted.clamp(max=slots)
-
-    place = _range(len(segment), queue) - edges[segment.clamp(max=segments)]  # within the expert's queue
-    fits = (place < slots) & (segment < segments)
-    if padded:
-        first, order = _range(segments, queue) * slots, _padded_order(assignment, start, kept, slots)
-    else:
-        first, order = kept.cumsum(0) - kept, assignment[fits]
-    target = first[segment.clamp(max=segments - 1)] + place
-    row = torch.empty_like(assignment)
-    row[assignment] = target.where(fits, len(order))
-
-    per_expert = torch.stack([wanted, kept]).view(2, num_experts, groups).sum(2)
-    unchosen = (expert_index[:, 0] == num_experts).sum()
+    first = _range(segments, queue) * slots if padded else kept.cumsum(0) - kept  # row of each segment
+    own = segment if every_choice else segment.clamp(max=segments - 1)
+    place = _range(total, queue)
+    fits = place < (start + slots).index_select(0, own)
+    if not every_choice:
+        fits &= segment < segments
+    target = ((first - start).index_select(0, own) + place).where(fits, bound)
+    row = torch.empty_like(assignment).scatter_(0, assignment, target)
+    order = queue.new_full((bound + 1,), total).scatter_(0, target, assignment)[:bound]
+    counts = _by_expert(kept, groups)
+    dropped = (load - counts).sum()
     return Plan(
         gates=gates,
         order=order,
         row=row.view_as(expert_index),
-        counts=torch.full_like(per_expert[1], groups * slots) if padded else per_expert[1],
-        load=per_expert[0],
-        dropped=(per_expert[0] - per_expert[1]).sum() + unchosen,
+        counts=torch.full_like(counts, groups * slots) if padded else counts,
+        load=load,
+        dropped=dropped if every_choice else dropped + (expert_index[:, 0] == num_experts).sum(),
         static_count=groups * slots if padded else None,
-        rows_bound=segments * slots if padded else min(queue.numel(), segments * min(slots, queue.shape[2])),
+        rows_bound=bound,
+        complete=False,
     )
 
 
+def _by_expert(segments: Tensor, groups: int) -> Tensor:
+    """Numbers of every expert and group, summed over the groups: (E * G,) -> (E,)."""
+    return segments if groups == 1 else segments.view(-1, groups).sum(1)
+
+
 def _range(n: int, like: Tensor) -> Tensor:
-    return torch.arange(n, device=like.device)
-
-
-def _padded_order(assignment: Tensor, start: Tensor, kept: Tensor, slots: int) -> Tensor:
-    """Rows of `slots` a segment: (T * k,) sorted assignments, (E * G,), (E * G,) -> (E * G * slots,)."""
-    place = _range(slots, assignment)
-    source = (start[:, None] + place).clamp(max=max(0, len(assignment) - 1))  # (E * G, slots)
-    return assignment[source].where(place < kept[:, None], len(assignment)).view(-1)
+    return torch.arange(n, device=like.device, dtype=like.dtype)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +176,10 @@ class SoftPlan:
     dropped: Tensor  # scalar: 0
     static_count: int  # B * p
     rows_bound: int  # N
+
+    def settled(self, rows: int | None) -> "SoftPlan":
+        """The plan itself: its rows are known without the device."""
+        return self
 
     def dispatch(self, tokens: Tensor) -> Tensor:
         """Mix tokens into rows: (T, C) -> (N, C)."""
@@ -159,55 +207,72 @@ class SoftPlan:
         return x.transpose(0, 1).flatten(0, 2)
 
 
+def _token(order: Tensor, top_k: int) -> Tensor:
+    """Assignments -> their tokens: (N,) -> (N,), T or more of a row that only pads."""
+    return order if top_k == 1 else order // top_k
+
+
 def _gather(rows: Tensor, index: Tensor, *, masked: bool) -> Tensor:
-    """rows[index], zero where index is len(rows) if there is such an index: (N, C), (T,) -> (T, C)."""
+    """rows[index], if `masked` zero where there is no such row: (N, C), (T,) -> (T, C)."""
     if not masked:
         return rows.index_select(0, index)
     if len(rows) == 0:
         return rows.new_zeros(len(index), rows.shape[1])
     gathered = rows.index_select(0, index.clamp(max=len(rows) - 1))
-    return gathered.masked_fill_((index == len(rows))[:, None], 0.0)
+    return gathered.masked_fill_((index >= len(rows))[:, None], 0.0)
 
 
-def _weighted_sum(rows: Tensor, index: Tensor, weights: Tensor) -> Tensor:
+def _weighted_sum(rows: Tensor, index: Tensor, weights: Tensor | None, *, masked: bool) -> Tensor:
     """sum_k weights[:, k] * rows[index[:, k]] in one pass: (N, C), (T, k), (T, k) -> (T, C).
 
-    Where index is len(rows) nothing is added, unless the weight is not a number.
+    Weights of None are 1.
+
+    If `masked`, nothing is added where there is no such row, unless the weight is not a number.
     """
-    weights = weights * (index < len(rows))
-    if len(rows) == 0:
-        return weights.sum(1, keepdim=True).repeat(1, rows.shape[1])
-    index = index.clamp(max=len(rows) - 1)
+    if weights is None:
+        if index.shape[1] == 1:
+            return _gather(rows, index[:, 0], masked=masked)
+        weights = rows.new_ones(index.shape)
+    if masked:
+        weights = weights * (index < len(rows))
+        if len(rows) == 0:
+            return weights.sum(1, keepdim=True).repeat(1, rows.shape[1])
+        index = index.clamp(max=len(rows) - 1)
     return F.embedding_bag(index, rows, mode="sum", per_sample_weights=weights)
 
 
 class _Dispatch(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, order: Tensor, row: Tensor, padded: bool) -> Tensor:
+    def forward(ctx: Any, tokens: Tensor, order: Tensor, row: Tensor, masked: bool) -> Tensor:
         ctx.save_for_backward(row)
-        return _gather(tokens, order // row.shape[1], masked=padded)
+        ctx.masked = masked
+        return _gather(tokens, _token(order, row.shape[1]), masked=masked)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         (row,) = ctx.saved_tensors
-        return _weighted_sum(grad, row, grad.new_ones(row.shape)), None, None, None
+        return _weighted_sum(grad, row, None, masked=ctx.masked), None, None, None
 
 
 class _Combine(torch.autograd.Function):
     """Saves the rows only for the gradient of the gates."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, gates: Tensor, order: Tensor, row: Tensor, padded: bool) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, gates: Tensor, order: Tensor, row: Tensor, masked: bool) -> Tensor:
         ctx.save_for_backward(rows if ctx.needs_input_grad[1] else None, gates, order, row)
-        ctx.padded = padded
-        return _weighted_sum(rows, row, gates)
+        ctx.masked = masked
+        return _weighted_sum(rows, row, gates, masked=masked)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, gates, order, row = ctx.saved_tensors
-        spread = _gather(grad, order // row.shape[1], masked=ctx.padded)  # (N, C)
+        safe = order.clamp(max=gates.numel() - 1) if ctx.masked else order
+        spread = grad.index_select(0, _token(safe, row.shape[1]))  # (N, C)
         grad_gates = None
         if rows is not None:
             product = torch.linalg.vecdot(rows, spread)[:, None]  # (N, 1) <row, gradient of its token>
-            grad_gates = _gather(product, row.view(-1), masked=True).view_as(row)
-        return spread.mul_(_gather(gates.view(-1, 1), order, masked=ctx.padded)), grad_gates, None, None, None
+            grad_gates = _gather(product, row.view(-1), masked=ctx.masked).view_as(row)
+        spread.mul_(gates.view(-1, 1).index_select(0, safe))
+        if ctx.masked:
+            spread.masked_fill_((order >= gates.numel())[:, None], 0.0)
+        return spread, grad_gates, None, None, None

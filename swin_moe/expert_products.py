@@ -60,7 +60,7 @@ class ExpertCall:
     """One pass through the experts, besides its tensors.
 
     Args:
-        counts: rows of each expert.
+        counts: rows of each expert, on the host or (L,) on the device; further rows are the last expert's.
         activation: between the layers.
         rate: of the dropout after it; 0 outside of training.
         hidden: columns of the whole hidden dim that are here.
@@ -69,7 +69,7 @@ class ExpertCall:
         backward: whether there will be one.
     """
 
-    counts: list[int]
+    counts: list[int] | Tensor
     activation: Activation
     rate: float
     hidden: range
@@ -82,9 +82,17 @@ class ExpertCall:
         """What hidden elements that are not dropped are multiplied by."""
         return 1.0 / (1.0 - self.rate)
 
-    def split(self, rows: Tensor | None) -> Sequence[Any]:
-        """The rows of each expert."""
-        return [None] * len(self.counts) if rows is None else rows.split(self.counts)
+    def sizes(self, rows: int) -> list[int]:
+        """Of so many rows, those of each expert; waits for the device if the counts are there."""
+        counts = list(self.counts) if isinstance(self.counts, list) else self.counts.tolist()
+        return [*counts[:-1], rows - sum(counts[:-1])]
+
+    def ends(self, rows: Tensor) -> Tensor:
+        """Where the rows of each expert end: (L,) int32 on the device of the rows (M, C)."""
+        counts = self.counts if isinstance(self.counts, Tensor) else torch.tensor(self.counts)
+        ends = counts.cumsum(0, dtype=torch.int32).to(rows.device, non_blocking=True)
+        ends[-1:].fill_(len(rows))
+        return ends
 
     def biased(self, rows: Tensor) -> Tensor:
         """Of answers (M, C), the columns that have fc2's bias here."""
@@ -115,10 +123,11 @@ class _Loop(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, call: ExpertCall, rows: Tensor, keys: Tensor | None, *weights: Tensor) -> Tensor:
-        w, out = _Weights(weights), torch.empty_like(rows)
+        w, out, sizes = _Weights(weights), torch.empty_like(rows), call.sizes(len(rows))
         wanted = len(w.first) + (not call.recompute) if call.backward else 0
         kept = [rows.new_empty(len(rows), len(call.hidden)) for _ in range(wanted)]
-        for e, (x, k, y, *into) in enumerate(zip(*map(call.split, (rows, keys, out, *kept)), strict=True)):
+        pieces = (_split(x, sizes) for x in (rows, keys, out, *kept))
+        for e, (x, k, y, *into) in enumerate(zip(*pieces, strict=True)):
             into += [None] * (len(w.first) + 1 - wanted)
             inputs = [torch.addmm(b[e], x, a[e], out=o) for (a, b), o in zip(w.first, into, strict=False)]
             call.drop(inputs, k)
@@ -126,7 +135,7 @@ class _Loop(torch.autograd.Function):
             torch.addmm(y, hidden, w.fc2[e], beta=0, alpha=call.scale, out=y)
             if w.fc2_bias is not None:
                 call.biased(y).add_(w.fc2_bias[e])
-        ctx.call = call
+        ctx.call, ctx.sizes = call, sizes
         ctx.save_for_backward(rows, *weights, *kept)
         return out
 
@@ -140,8 +149,8 @@ class _Loop(torch.autograd.Function):
         grads = [torch.empty_like(x) if need else None for x, need in zip(weights, needed, strict=True)]
         grad_rows = torch.empty_like(rows)
         w, dw = _Weights(weights), _Weights(grads)
-        scratch = rows.new_empty(max(call.counts), len(call.hidden))
-        pieces = map(call.split, (rows, grad.contiguous(), grad_rows, *kept))
+        scratch = rows.new_empty(max(ctx.sizes), len(call.hidden))
+        pieces = (_split(x, ctx.sizes) for x in (rows, grad.contiguous(), grad_rows, *kept))
         for e, (x, g, dx, *mine) in enumerate(zip(*pieces, strict=True)):
             inputs = mine[: len(w.first)]
             hidden = call.activation.value(inputs, None) if call.recompute else mine[-1]
@@ -153,6 +162,11 @@ class _Loop(torch.autograd.Function):
                 _sum(by_input, dw.first[i][1], e)
                 dx.addmm_(by_input, w.first[i][0][e].t(), beta=min(i, 1))
         return None, grad_rows, None, *grads
+
+
+def _split(rows: Tensor | None, sizes: list[int]) -> Sequence[Any]:
+    """The rows of each expert."""
+    return [None] * len(sizes) if rows is None else rows.split(sizes)
 
 
 def _product(a: Tensor, b: Tensor, out: Tensor | None, e: int, scale: float = 1.0) -> None:
@@ -168,28 +182,32 @@ def _sum(rows: Tensor, out: Tensor | None, e: int) -> None:
 
 
 class _AddBias(torch.autograd.Function):
-    """Add each expert's bias, if any, to columns of its rows, in place.
+    """Add each expert's bias to columns of its rows, in place, by index: no number of experts adds a launch.
 
-    Its backward hands on a dense gradient: grouped_mm refuses the expanded one of a sum.
+    The gradient of the biases is a grouped product with a row of ones, which sums in fp32 in a fixed order.
+    The gradient of the rows is handed on dense: grouped_mm refuses the expanded one of a sum.
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, bias: Tensor | None, counts: list[int], columns: range) -> Tensor:
-        ctx.counts, ctx.columns, ctx.has_bias = counts, columns, bias is not None
+    def forward(
+        ctx: Any, rows: Tensor, bias: Tensor | None, expert: Tensor, ends: Tensor, columns: range
+    ) -> Tensor:
+        ctx.save_for_backward(ends)
+        ctx.columns, ctx.has_bias = columns, bias is not None
         ctx.mark_dirty(rows)
-        for e, piece in enumerate(rows[:, columns.start : columns.stop].split(counts)):
-            if bias is not None:
-                piece += bias[e]
+        if bias is not None:
+            rows[:, columns.start : columns.stop].add_(bias.index_select(0, expert))
         return rows
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        columns: range = ctx.columns
-        sums = grad.new_empty(len(ctx.counts), len(columns)) if ctx.has_bias else None
-        for e, piece in enumerate(grad[:, columns.start : columns.stop].split(ctx.counts)):
-            _sum(piece, sums, e)
-        return grad.contiguous(), sums, None, None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (ends,), columns, grad = ctx.saved_tensors, ctx.columns, grad.contiguous()
+        sums = None
+        if ctx.has_bias and ctx.needs_input_grad[1]:
+            ones = grad.new_ones(len(grad), 8).t()  # eight rows, because a product takes whole 16 bytes
+            sums = F.grouped_mm(ones, grad, offs=ends)[:, 0, columns.start : columns.stop]
+        return grad, sums, None, None, None
 
 
 class _Activate(torch.autograd.Function):
@@ -224,17 +242,19 @@ def loop(call: ExpertCall, rows: Tensor, keys: Tensor | None, weights: Sequence[
 
 def grouped(call: ExpertCall, rows: Tensor, keys: Tensor | None, weights: Sequence[Tensor]) -> Tensor:
     """The same with one grouped GEMM a layer for all experts."""
-    w = _Weights(weights)
-    ends = torch.tensor(call.counts).cumsum(0).to(rows.device, torch.int32, non_blocking=True)
+    w, ends = _Weights(weights), call.ends(rows)
+    row = torch.arange(len(rows), device=rows.device, dtype=ends.dtype)
+    expert = torch.searchsorted(ends, row, right=True, out_int32=True)  # (M,)
     inputs = [
-        _AddBias.apply(F.grouped_mm(rows, weight, offs=ends), bias, call.counts, range(len(call.hidden)))
+        _AddBias.apply(F.grouped_mm(rows, weight, offs=ends), bias, expert, ends, range(len(call.hidden)))
         for weight, bias in w.first
     ]
     call.drop([x.detach() for x in inputs], keys)
 
     def last_layer(*inputs: Tensor) -> Tensor:
         out = F.grouped_mm(_Activate.apply(call, *inputs), w.fc2, offs=ends)
-        return _AddBias.apply(out * call.scale, w.fc2_bias, call.counts, call.outputs)
+        out = out if call.scale == 1.0 else out * call.scale
+        return _AddBias.apply(out, w.fc2_bias, expert, ends, call.outputs)
 
     if call.recompute and call.backward:
         return checkpoint(last_layer, *inputs, use_reentrant=False, preserve_rng_state=False)

@@ -17,7 +17,7 @@ from swin_moe.expert_products import (
     has_grouped_products,
     loop,
 )
-from swin_moe.randomness import Dropout, fork
+from swin_moe.randomness import Dropout
 
 
 class ExpertMLP(nn.Module):
@@ -82,7 +82,7 @@ class ExpertMLP(nn.Module):
         self,
         weights: Sequence[Tensor],
         rows: Tensor,
-        counts: list[int],
+        counts: list[int] | Tensor,
         keys: Tensor | None,
         part: ExpertSlice,
     ) -> Tensor:
@@ -91,7 +91,8 @@ class ExpertMLP(nn.Module):
         Args:
             weights: as `weights()` gives them, perhaps of more or of larger parts of experts than are here.
             rows: (M, C), sorted by expert.
-            counts: rows of each expert; they sum to M.
+            counts: rows of each expert, (L,) if they are on the device; rows beyond their sum only pad, and
+                the last expert computes them.
             keys: (M,) of the rows; None will do where nothing is dropped.
             part: of each expert, what `weights` are.
 
@@ -112,7 +113,7 @@ class ExpertMLP(nn.Module):
             backward=torch.is_grad_enabled() and any(x.requires_grad for x in (rows, *weights)),
         )
         run = grouped if has_grouped_products(rows, len(columns)) else loop
-        draws = fork(keys, self.dropout.site) if drops and keys is not None else None
+        draws = self.dropout.keys(keys) if drops and keys is not None else None
         return run(call, rows, draws, weights)
 
 

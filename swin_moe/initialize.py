@@ -2,11 +2,12 @@
 
 import hashlib
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from parallel.expert import experts_of, global_name, sliced_of
+from parallel.expert import experts_of, global_name
 from parallel.sharded import whole
 from parallel.tensors import held_part, whole_shape
 from swin_moe.router import CosineTopKRouter
@@ -45,18 +46,27 @@ def initialize(
 def _fill_parameter(name: str, parameter: nn.Parameter, seed: int, std: float) -> None:
     experts = experts_of(parameter)
     if experts is None:
-        _fill(name, parameter, _generator(seed, name), std)
+        parameter.copy_(_drawn(name, _generator(seed, name), parameter, parameter.shape, std))
         return
+    shape = whole_shape(parameter)[1:]
     for expert, piece in zip(experts, parameter.unbind(0), strict=True):
-        entire = piece if sliced_of(parameter) is None else piece.new_empty(whole_shape(parameter)[1:])
-        _fill(name, entire, _generator(seed, global_name(name, expert)), std)
-        if entire is not piece:
-            piece.copy_(held_part(parameter, entire))
+        entire = _drawn(name, _generator(seed, global_name(name, expert)), parameter, shape, std)
+        piece.copy_(held_part(parameter, entire))
 
 
 def _generator(seed: int, name: str) -> torch.Generator:
     digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def _drawn(name: str, generator: torch.Generator, like: Tensor, shape: Sequence[int], std: float) -> Tensor:
+    """Initial values of a shape, in host memory: a CPU generator cannot fill a tensor on a GPU.
+
+    With ZeRO 3 parameters are on the GPU when they are initialized. Their values must not depend on that.
+    """
+    values = torch.empty(shape, dtype=like.dtype)
+    _fill(name, values, generator, std)
+    return values
 
 
 def _fill(name: str, piece: Tensor, generator: torch.Generator, std: float) -> None:

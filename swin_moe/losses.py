@@ -57,8 +57,9 @@ def importance_load_loss(
     wanted = logits.softmax(-1) if tutel else logits
     distance = ((wanted - threshold) / noise_std).clamp(-12.0, 12.0)  # Phi is 0 or 1 beyond, to 1e-32,
     load = torch.special.ndtr(distance)  # (T, E)                       and exp(-x^2 / 2) slow to underflow
-    spread = _squared_variation(_by_group(load, groups).sum(1), tutel).mean()
-    return (importance_loss(logits, groups, tutel=tutel) + spread) / 2
+    both = torch.stack([logits.softmax(-1), load])  # two losses with half of the launches
+    totals = both.view(2, groups, -1, both.shape[-1]).sum(2)  # (2, G, E)
+    return _squared_variation(totals, tutel).mean(1).mean()
 
 
 def router_z_loss(logits: Tensor) -> Tensor:
@@ -67,12 +68,12 @@ def router_z_loss(logits: Tensor) -> Tensor:
 
 
 def _squared_variation(totals: Tensor, tutel: bool) -> Tensor:
-    """(standard deviation / mean)^2 over the experts: (G, E) -> (G,).
+    """(standard deviation / mean)^2 over the experts: (..., E) -> (...).
 
     Tutel divides the variance by E - 1 instead of E and guards the mean with 1e-10. One expert has none.
     """
     if tutel:
-        unbiased = totals.var(-1, correction=min(1, totals.shape[1] - 1))
+        unbiased = totals.var(-1, correction=min(1, totals.shape[-1] - 1))
         return unbiased / (totals.mean(-1).square() + 1e-10)
     return totals.var(-1, correction=0) / totals.mean(-1).square()
 

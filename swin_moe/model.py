@@ -3,7 +3,7 @@
 Legend: B images, H x W tokens, C channels.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -22,11 +22,12 @@ from swin_moe.mlp import MLP
 from swin_moe.moe import MoECall, MoELayer, MoEStats
 from swin_moe.patch import PatchEmbed, PatchMerging
 from swin_moe.position_bias import LogCpbBias, PositionBias, TableBias
-from swin_moe.randomness import Dropout, SiteCounter
+from swin_moe.randomness import Dropout, SiteCounter, branch_scales
 from swin_moe.router import SigmoidTopKRouter
 from swin_moe.windows import WindowGrid
 
 M = TypeVar("M", bound=nn.Module)
+PAIR = 2  # blocks, a plain and a shifted one: what repeats in a stage
 
 
 class ModelOutput(NamedTuple):
@@ -63,6 +64,7 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         self.checkpoint_every = config.checkpoint_every
+        self.run_blocks, self.together = run_blocks, 1  # see compile.py
         post_norm = config.norm == "post"
         self.merge = PatchMerging(config.stage_dim(stage - 1), post_norm=post_norm) if stage else None
         self.blocks = nn.ModuleList(
@@ -70,9 +72,19 @@ class Stage(nn.Module):
         )
 
     def forward(
-        self, x: Tensor, keys: Tensor, call: MoECall | None = None
+        self, x: Tensor, keys: Tensor, call: MoECall | None = None, scales: Tensor | None = None
     ) -> tuple[Tensor, dict[str, MoEStats]]:
-        """(B, H, W, C) with keys (B,) -> this stage's map, and the statistics by block number."""
+        """Run the blocks.
+
+        Args:
+            x: (B, H, W, C).
+            keys: (B,) of the images.
+            call: what the MoE layers do otherwise than configured.
+            scales: (2 * blocks, B) of `branch_scales`, or None: every block then draws its own.
+
+        Returns:
+            This stage's map, and the statistics by block number.
+        """
         statistics: dict[str, MoEStats] = {}
         x = x if self.merge is None else self.merge(x)
         step = self.checkpoint_every or len(self.blocks)
@@ -80,23 +92,60 @@ class Stage(nn.Module):
             if self.checkpoint_every and torch.is_grad_enabled():
                 # no generator state to keep: every draw is keyed
                 x, found = checkpoint(
-                    self._run, x, keys, call, first, step, use_reentrant=False, preserve_rng_state=False
+                    self._run,
+                    x,
+                    keys,
+                    call,
+                    scales,
+                    first,
+                    step,
+                    use_reentrant=False,
+                    preserve_rng_state=False,
                 )
             else:
-                x, found = self._run(x, keys, call, first, step)
+                x, found = self._run(x, keys, call, scales, first, step)
             statistics |= found
         return x, statistics
 
     def _run(
-        self, x: Tensor, keys: Tensor, call: MoECall | None, first: int, count: int
+        self, x: Tensor, keys: Tensor, call: MoECall | None, scales: Tensor | None, first: int, count: int
     ) -> tuple[Tensor, dict[str, MoEStats]]:
         """Blocks first .. first + count - 1."""
-        statistics = {}
-        for i in range(first, min(first + count, len(self.blocks))):
-            x, stats = self.blocks[i](x, keys, call)
-            if stats is not None:
-                statistics[str(i)] = stats
+        statistics: dict[str, MoEStats] = {}
+        for group in self._groups(range(first, min(first + count, len(self.blocks)))):
+            blocks = [self.blocks[i] for i in group]
+            own = None if scales is None else scales[2 * group.start : 2 * group.stop]
+            run = run_blocks if _has_experts(blocks[0]) else self.run_blocks
+            x, found = run(blocks, x, keys, call, own)
+            statistics |= {str(i): stats for i, stats in zip(group, found, strict=True) if stats is not None}
         return x, statistics
+
+    def _groups(self, numbers: range) -> Iterator[range]:
+        """The blocks that run as one: `together` dense ones, or one with experts."""
+        start = numbers.start
+        while start < numbers.stop:
+            stop = start + 1
+            while stop < min(start + self.together, numbers.stop) and not (
+                _has_experts(self.blocks[start]) or _has_experts(self.blocks[stop])
+            ):
+                stop += 1
+            yield range(start, stop)
+            start = stop
+
+
+def run_blocks(
+    blocks: Sequence[nn.Module], x: Tensor, keys: Tensor, call: MoECall | None, scales: Tensor | None
+) -> tuple[Tensor, list[MoEStats | None]]:
+    """Run blocks one after the other; what is compiled. Scales are (2 * blocks, B), or None."""
+    statistics = []
+    for i, block in enumerate(blocks):
+        x, stats = block(x, keys, call, None if scales is None else scales[2 * i : 2 * i + 2])
+        statistics.append(stats)
+    return x, statistics
+
+
+def _has_experts(block: nn.Module) -> bool:
+    return isinstance(block.mlp, MoELayer)
 
 
 def _mixer(config: ModelConfig, stage: int) -> nn.Module:
@@ -249,12 +298,20 @@ class SwinTransformer(nn.Module):
             assert mask_token is not None
             x = torch.where(mask[..., None], mask_token.to(x.dtype), x)
         x = self.dropout(x, keys)
+        blocks = [module for module in self.layers.modules() if isinstance(module, SwinBlock)]
+        drop_paths = [drop_path for block in blocks for drop_path in block.drop_paths]
+        scales = branch_scales(drop_paths, keys, x.dtype)  # in one go for all blocks
+        by_stage = (
+            [None] * len(self.layers)
+            if scales is None
+            else scales.split([2 * depth for depth in self.config.depths])
+        )
         maps: list[Tensor] = []
         statistics: dict[str, MoEStats] = {}
-        for i, stage in enumerate(self.layers):
-            x, blocks = stage(x, keys, call)
+        for i, (stage, own) in enumerate(zip(self.layers, by_stage, strict=True)):
+            x, found = stage(x, keys, call, own)
             maps.append(x)
-            statistics |= {f"layers.{i}.blocks.{block}": stats for block, stats in blocks.items()}
+            statistics |= {f"layers.{i}.blocks.{block}": stats for block, stats in found.items()}
         return maps, statistics
 
 

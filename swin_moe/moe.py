@@ -16,7 +16,7 @@ from swin_moe.config import MoEConfig, require
 from swin_moe.dispatch import capacity
 from swin_moe.experts import ExpertMLP
 from swin_moe.mlp import MLP
-from swin_moe.randomness import SiteCounter, fork
+from swin_moe.randomness import SiteCounter, fork_all
 from swin_moe.router import ROUTERS, RouterCall, Routing, SoftRouting
 
 
@@ -115,7 +115,7 @@ class MoELayer(nn.Module):
         images, length, channels = x.shape
         call = call or MoECall()
         tokens = x.reshape(-1, channels)
-        token_keys = fork(keys[:, None], torch.arange(length, device=x.device)).view(-1)  # (T,)
+        token_keys = fork_all(keys, length).view(-1)  # (T,)
         request = self._request(images, length, call)
 
         routing = self.router(tokens, token_keys, request)
@@ -153,10 +153,8 @@ class MoELayer(nn.Module):
     def _loss(self, losses: dict[str, Tensor], device: torch.device) -> Tensor:
         """The weighted sum of the router's losses: scalar, fp32."""
         weights = {"balance": self.config.load_balance_weight, "z": self.config.z_loss_weight}
-        total = torch.zeros((), device=device)
-        for name, loss in losses.items():
-            total = total + weights[name] * loss
-        return total
+        weighted = [weights[name] * loss for name, loss in losses.items()]
+        return sum(weighted[1:], weighted[0]) if weighted else torch.zeros((), device=device)
 
     def _request(self, images: int, length: int, call: MoECall) -> RouterCall:
         """What this pass asks of the router: groups, choices, and the slots of one expert in one group."""

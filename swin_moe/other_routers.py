@@ -51,6 +51,7 @@ class ExpertChoiceRouter(Router):
             order=serving_order(call.groups, top_k, len(tokens), scores[:, 0], prioritized=False),
             losses=_z_loss(self, logits),
             entropy=mean_entropy(scores),
+            every_choice=False,
         )
 
     def _chosen(self, scores: Tensor, call: RouterCall) -> Tensor:

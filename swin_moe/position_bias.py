@@ -4,10 +4,14 @@ Legend: a window of H x W tokens, n = H * W, R = (2H - 1) * (2W - 1) offsets, h 
 """
 
 import math
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+HALF = (torch.bfloat16, torch.float16)
 
 
 def relative_offsets(window: tuple[int, int]) -> Tensor:
@@ -96,16 +100,20 @@ class PositionBias(nn.Module):
         parameters = list(self.parameters())
         if any(p.is_inference() for p in parameters):  # their writes are not counted
             return self._bias()
-        device = self.index.device.type
-        can_autocast = torch.amp.is_autocast_available(device)  # the meta device cannot
-        autocast = can_autocast and torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
-        source = (autocast, *((id(p), p._version) for p in parameters))
+        source = (_autocast_dtype(self.index.device.type), *((id(p), p._version) for p in parameters))
         if self._kept is None or self._kept.source != source:
             self._kept = _Kept(self._bias(), source, parameters)
         return self._kept.bias
 
     def _bias(self) -> Tensor:
         return self.table()[self.index].permute(2, 0, 1).contiguous()
+
+
+def _autocast_dtype(device: str) -> torch.dtype | None:
+    """The dtype of autocast, or None where it is off."""
+    if not torch.amp.is_autocast_available(device) or not torch.is_autocast_enabled(device):
+        return None  # the meta device has none
+    return torch.get_autocast_dtype(device)
 
 
 class TableBias(PositionBias):
@@ -155,7 +163,28 @@ class LogCpbBias(PositionBias):
         super().reset_buffers()
         self.coordinates.copy_(log_coordinates(self.window, self.pretrained_window))
 
+    def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
+        super()._apply(fn, recurse)
+        if self.sigmoid and self.coordinates.dtype in HALF:
+            self.coordinates = self.coordinates.float()
+            self.reset_buffers()
+        return self
+
     def table(self) -> Tensor:
-        """The bias of every offset: (R, h)."""
-        table = self.cpb_mlp(self.coordinates.to(next(self.cpb_mlp.parameters()).dtype))
+        """The bias of every offset: (R, h).
+
+        A bounded bias lies around 8, where numbers of 16 bits are 2^-5 (bf16) or 2^-7 (fp16) apart: at
+        initial weights no difference between offsets would be left. In 16 bits it is therefore computed in
+        fp32 and less its middle, 16 * sigmoid(x) - 8 = 8 * tanh(x / 2): softmax does not see a constant.
+        """
+        weights = list(self.cpb_mlp.parameters())
+        device = self.index.device.type
+        autocast = _autocast_dtype(device)
+        dtype = autocast or weights[0].dtype
+        if self.sigmoid and dtype in HALF:
+            with torch.autocast(device, enabled=False) if autocast else nullcontext():
+                w1, b1, w2 = (weight.float() for weight in weights)
+                hidden = F.linear(self.coordinates.float(), w1, b1).relu()
+                return (8.0 * torch.tanh(F.linear(hidden, w2) / 2)).to(dtype)
+        table = self.cpb_mlp(self.coordinates.to(weights[0].dtype))
         return 16.0 * torch.sigmoid(table) if self.sigmoid else table

@@ -2,31 +2,20 @@
 
 Every draw of drop path, dropout and gate noise is a hash of the sample's key, the site (one number a module)
 and the element. So a draw is the same on any rank, in any micro-batch, after any restart and when a block is
-recomputed; and there is no generator state to save. int64 and int32 products wrap on every device alike.
+recomputed; and there is no generator state to save. The hashes are in hashing.py.
 
 Legend: B samples, N rows (samples or tokens), n draws a row.
 """
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, the increment of splitmix64 (Steele et al. 2014)
-
-
-def _mix(z: Tensor) -> Tensor:
-    """The finaliser of splitmix64 on int64."""
-    z = (z ^ _shift(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-    z = (z ^ _shift(z, 27)) * -7723592293110705685  # 0x94D049BB133111EB
-    return z ^ _shift(z, 31)
-
-
-def _shift(z: Tensor, bits: int) -> Tensor:
-    """Logical right shift: torch's >> on signed integers is arithmetic."""
-    width = 32 if z.dtype == torch.int32 else 64
-    return (z >> bits).bitwise_and_((1 << (width - bits)) - 1)
+from swin_moe import gpu
+from swin_moe.hashing import GOLDEN, mix, shift, sink, words
 
 
 def sample_keys(seed: int, positions: Tensor) -> Tensor:
@@ -39,27 +28,34 @@ def sample_keys(seed: int, positions: Tensor) -> Tensor:
     Returns:
         (B,) int64.
     """
-    return _mix(_mix(torch.full_like(positions, seed) + _GOLDEN) + positions * _GOLDEN)
+    return mix(mix(torch.full_like(positions, seed) + GOLDEN) + positions * GOLDEN)
 
 
 def fork(keys: Tensor, number: int | Tensor) -> Tensor:
     """Keys of a sub-stream: of a site (an int) or of each token of a sample (a tensor that broadcasts)."""
-    if isinstance(number, int):  # Python's integers do not wrap
-        return _mix(keys + (((number + 1) * _GOLDEN + 2**63) % 2**64 - 2**63))
-    return _mix(keys + (number + 1) * _GOLDEN)
+    return mix(keys + (_offset(number) if isinstance(number, int) else (number + 1) * GOLDEN))
+
+
+def _offset(number: int) -> int:
+    """What `fork` adds to the keys: Python's integers do not wrap by themselves."""
+    return ((number + 1) * GOLDEN + 2**63) % 2**64 - 2**63
+
+
+def fork_all(keys: Tensor, n: int) -> Tensor:
+    """Keys of the sub-streams 0 .. n - 1 of each key: (N,) -> (N, n)."""
+    return mix(keys[:, None] + torch.arange(1, n + 1, device=keys.device) * GOLDEN)
 
 
 def uniform(keys: Tensor, n: int) -> Tensor:
     """Uniform draws in (0, 1), both ends excluded: (N,) keys -> (N, n) float32 of 23 bits."""
-    counter = torch.arange(n, device=keys.device)
-    bits = _shift(fork(keys[:, None], counter), 41)
+    bits = shift(fork_all(keys, n), 41)
     return (bits.float() + 0.5) * 2.0**-23
 
 
 def normal(keys: Tensor, n: int) -> Tensor:
     """Standard normal draws by Box and Muller, two of each pair of uniforms: (N,) keys -> (N, n) float32."""
     pairs = -(-n // 2)
-    draws = ((_words(keys, 2 * pairs, 0) >> 9).float() + (2.0**22 + 0.5)) * 2.0**-23  # in (0, 1), of 23 bits
+    draws = ((words(keys, 2 * pairs, 0) >> 9).float() + (2.0**22 + 0.5)) * 2.0**-23  # in (0, 1), of 23 bits
     radius, angle = torch.sqrt(-2.0 * torch.log(draws[:, :pairs])), 2.0 * math.pi * draws[:, pairs:]
     return torch.cat([radius * angle.cos(), radius * angle.sin()], dim=1)[:, :n]
 
@@ -69,40 +65,15 @@ def keep_mask(keys: Tensor, n: int, rate: float, *, start: int = 0) -> Tensor:
 
     Columns start .. start + n of a wider mask are the same elements.
     """
-    return _words(keys, n, start) >= _bound(rate)
+    return words(keys, n, start) >= _bound(rate)
 
 
 def sink_dropped(x: Tensor, keys: Tensor, rate: float, *, start: int = 0) -> None:
     """Sink what `keep_mask` would drop of pre-activations (N, n) to where GELU and SiLU end, in place.
 
-    Value and derivative of either are exactly zero there, in every dtype. On a CPU rows are taken as many at
-    a time as stay in its cache; no step is a comparison, which is not vectorised together with a choice.
+    Value and derivative of either are exactly zero there, in every dtype.
     """
-    bound, bottom = _bound(rate), torch.finfo(x.dtype).min / 2
-    rows = max(1, 2**17 // max(1, x.shape[1])) if x.device.type == "cpu" else max(1, len(x))
-    for piece, k in zip(x.split(rows), keys.split(rows), strict=True):
-        dropped = (
-            _words(k, x.shape[1], start).clamp_(max(bound - 1, -(2**31)), bound).sub_(bound)
-        )  # -1, or 0 where kept
-        piece.add_(dropped.to(x.dtype), alpha=-bottom)
-
-
-def _words(keys: Tensor, n: int, start: int) -> Tensor:
-    """One random word an element: (N,) keys -> (N, n) int32.
-
-    The finaliser of murmur3 on 32 bits a element, with both halves of the key: six cheap passes, where
-    splitmix64 would need 64-bit ones.
-    """
-    low, high = keys.to(torch.int32), _shift(keys, 32).to(torch.int32)  # .to keeps the low 32 bits
-    column = torch.arange(start, start + n, device=keys.device, dtype=torch.int32)
-    h = column * -1640531527 + low[:, None]  # (N, n)
-    h ^= _shift(h, 16)
-    h *= -2048144789
-    h ^= high[:, None]
-    h ^= _shift(h, 13)
-    h *= -1028477387
-    h ^= _shift(h, 16)
-    return h
+    sink(x, keys, _bound(rate), start)
 
 
 def _bound(rate: float) -> int:
@@ -124,29 +95,77 @@ class SiteCounter:
 class _KeyedDrop(nn.Module):
     """Something that drops at a rate, at a site."""
 
+    constants: Tensor
+
     def __init__(self, rate: float, site: int) -> None:
         super().__init__()
         self.rate, self.site = rate, site
+        # Tensors: as numbers in the code they would give every module a compiled graph of its own.
+        self.register_buffer("constants", torch.zeros(3, dtype=torch.int64), persistent=False)
+        self.reset_buffers()
+
+    def reset_buffers(self) -> None:
+        """Compute the constants again, after a construction on the meta device.
+
+        They are what `fork` adds to a key, the lowest draw of 23 bits that is kept, and the bits of the fp64
+        number 1 - rate: no cast of the model rounds an int64.
+        """
+        rate = torch.tensor(self.rate, dtype=torch.float32, device="cpu").item()  # draws are fp32
+        lowest = math.ceil(rate * 2**23 - 0.5)
+        share = torch.tensor(1.0 - self.rate, dtype=torch.float64, device="cpu").view(torch.int64)
+        values = [_offset(self.site), lowest, share.item()]
+        self.constants.copy_(torch.tensor(values, dtype=torch.int64, device="cpu"))
 
 
 class Dropout(_KeyedDrop):
     """Dropout whose mask is a function of the rows' keys (Srivastava et al. 2014)."""
 
+    def keys(self, keys: Tensor) -> Tensor:
+        """Keys of this site: (N,) -> (N,), those of `fork(keys, site)`."""
+        return mix(keys + self.constants[0])
+
     def forward(self, x: Tensor, keys: Tensor) -> Tensor:
         """Drop elements of x: (N, ...) with keys (N,) -> (N, ...)."""
         if not self.training or self.rate == 0.0:
             return x
-        keep = keep_mask(fork(keys, self.site), x[0].numel(), self.rate) if len(x) else x.bool()
+        keep = keep_mask(self.keys(keys), x[0].numel(), self.rate) if len(x) else x.bool()
         return (x * (1.0 / (1.0 - self.rate))).masked_fill(~keep.view(x.shape), 0.0)
 
 
 class DropPath(_KeyedDrop):
-    """Stochastic depth: drops a sample's whole residual branch (Huang et al. 2016)."""
+    """Stochastic depth: drops a sample's whole residual branch (Huang et al. 2016).
 
-    def forward(self, x: Tensor, keys: Tensor) -> Tensor:
-        """Scale or zero each sample of x: (B, ...) with keys (B,) -> (B, ...)."""
-        if not self.training or self.rate == 0.0:
-            return x
-        keep = uniform(fork(keys, self.site), 1) >= self.rate  # (B, 1)
-        scale = keep.to(x.dtype) / (1.0 - self.rate)
-        return x * scale.view(-1, *[1] * (x.dim() - 1))
+    The module holds rate and site; `branch_scales` draws for many of them at once.
+    """
+
+
+def branch_scales(drop_paths: Sequence[DropPath], keys: Tensor, dtype: torch.dtype) -> Tensor | None:
+    """What the residual branches of each sample are multiplied by: 0, or 1 / (1 - rate).
+
+    A branch's draw is `uniform(fork(keys, site), 1)`, whatever it is drawn together with.
+
+    Args:
+        drop_paths: of D branches.
+        keys: (B,) of the samples.
+        dtype: of the scales.
+
+    Returns:
+        (D, B), or None where nothing is dropped.
+    """
+    if not any(drop_path.training and drop_path.rate > 0.0 for drop_path in drop_paths):
+        return None
+    offset, lowest, share = torch.stack([x.constants for x in drop_paths]).t()[..., None].unbind(0)  # (D, 1)
+    bits = shift(mix(mix(keys + offset) + GOLDEN), 41)  # (D, B)
+    wide = torch.promote_types(dtype, torch.float32)
+    return ((bits >= lowest).to(wide) / share.contiguous().view(torch.float64).to(wide)).to(dtype)
+
+
+def add_branch(x: Tensor, y: Tensor, scale: Tensor | None) -> Tensor:
+    """The residual sum x + scale * y: (B, ...) twice, and (B,) or None for 1.
+
+    On a GPU it is one kernel, which rounds once; on a CPU two, as it always was.
+    """
+    if scale is None:
+        return x + y
+    scale = scale.to(y.dtype).view(-1, *[1] * (x.dim() - 1))
+    return torch.addcmul(x, y, scale) if gpu.on_gpu(x) and x.dtype == y.dtype else x + y * scale

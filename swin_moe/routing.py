@@ -35,6 +35,7 @@ class Routing:
     order: Tensor  # (G, k, S) the assignments (token * k + choice) in the order in which they are served
     losses: dict[str, Tensor]  # unweighted "balance" and "z", those that are in force
     entropy: Tensor  # scalar, detached: of a token's scores, in nats, mean over the tokens
+    every_choice: bool = True  # whether every token has all of its k choices, of distinct experts
 
     def plan(self, *, groups: int, slots: int, padded: bool) -> Plan:
         """Who goes where, with so many slots of an expert in a group."""
@@ -46,6 +47,7 @@ class Routing:
             slots=slots,
             num_experts=self.num_experts,
             padded=padded,
+            every_choice=self.every_choice,
         )
 
 
@@ -145,5 +147,8 @@ def serving_order(groups: int, top_k: int, tokens: int, priority: Tensor, *, pri
         token = priority.detach().view(groups, size).argsort(dim=1, descending=True, stable=True)
     else:
         token = torch.arange(size, device=priority.device).expand(groups, size)
-    token = token + torch.arange(groups, device=token.device)[:, None] * size  # (G, S)
+    if groups > 1:
+        token = token + torch.arange(groups, device=token.device)[:, None] * size  # (G, S)
+    if top_k == 1:
+        return token[:, None, :]
     return token[:, None, :] * top_k + torch.arange(top_k, device=token.device)[:, None]

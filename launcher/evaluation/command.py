@@ -19,6 +19,7 @@ from launcher.run_directory import RunDirectory
 from launcher.run_rules import slots_error
 from launcher.schema import RunConfig
 from parallel.env import Ranks
+from parallel.zero_config import DTYPES
 from swin_moe.config import MOST_CAPACITY
 
 HELP = """\
@@ -53,6 +54,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("overrides", nargs="*", metavar="a.b=value", help="options of the run to override")
     add("--nproc", type=positive, help="ranks to start on this machine")
     add("--checkpoint", help="step-NNNNNNNN; default: the newest")
+    add("--precision", choices=list(DTYPES), help="to compute in; default: the training's; fp32 is exact")
     add("--ema", action="store_true", help="the moving average of the weights (train.ema_decay)")
     add_match_classes(parser)
     _add_ways(parser)
@@ -84,6 +86,8 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
     """Carry out `eval`, as a rank or as the parent of some: the exit status."""
     directory = RunDirectory(args.run_directory)
     config = load_config(directory.config, [*args.overrides, *args.match_classes])
+    if args.precision:
+        config = replace(config, train=replace(config.train, precision=args.precision))
     check_options(args, config)
     judged = judging(args, config, directory, by_model=is_by_model(args))
     if local.is_parent(args.nproc):

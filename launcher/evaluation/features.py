@@ -17,6 +17,7 @@ from launcher.evaluation.loaded import Loaded
 from launcher.evaluation.ways import grouped, modes
 from launcher.tasks import normalised
 from parallel.collectives import sum_over
+from parallel.host import send
 from swin_moe.randomness import sample_keys
 
 
@@ -57,7 +58,7 @@ def pooled_features(
         try:
             for i, batch in enumerate(stream):
                 images = normalised(batch.images, config.data, device)
-                keys = sample_keys(0, batch.positions).to(device)
+                keys = send(sample_keys(0, batch.positions), device)
                 features, _ = backbone.forward_pooled(images, keys, ways[0].call)
                 first = (i * stream.dp_size + stream.dp_rank) * stream.batch_size
                 count = min(len(features), max(0, stream.num_samples - first))

@@ -22,6 +22,7 @@ from parallel.env import Ranks
 from parallel.mesh import Mesh, ParallelDims, build_mesh
 from parallel.newest import Found, newest
 from parallel.tensors import EMA, MASTER
+from parallel.zero_config import DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,8 +42,10 @@ class Loaded:
 
     @property
     def name(self) -> str:
-        """The checkpoint for a person."""
-        return f"{self.found.path.name} (step {self.found.manifest['step']})"
+        """The checkpoint for a person, with the precision where that is not fp32."""
+        precision = self.config.train.precision
+        computed = "" if precision == "fp32" else f", {precision}"
+        return f"{self.found.path.name} (step {self.found.manifest['step']}{computed})"
 
     def say(self, text: str) -> None:
         """Print lines, on rank 0."""
@@ -50,9 +53,10 @@ class Loaded:
             print(text, flush=True)
 
     def write_json(self, name: str, record: Mapping[str, Any]) -> None:
-        """Write NAME.json, on rank 0, with the checkpoint's name and step."""
+        """Write NAME.json, on rank 0, with the checkpoint's name and step, and the precision."""
         if self.mesh.is_first:
             of = {"checkpoint": self.found.path.name, "step": self.found.manifest["step"]}
+            of["precision"] = self.config.train.precision
             path = self.directory / f"{name}.json"
             path.with_suffix(".tmp").write_text(json.dumps({**of, **record}, indent=1) + "\n")
             path.with_suffix(".tmp").replace(path)  # a reader finds the old one or the new one
@@ -77,7 +81,7 @@ def load(
     """Load one checkpoint of a run on any number of ranks; every rank calls it.
 
     Args:
-        config: of the run.
+        config: of the run; the model computes in its precision, as in the evaluations of its training.
         run: its directory.
         name: of the checkpoint; None is the newest that is whole.
         ranks: of this evaluation; the experts spread over as many as divide both, none of them sliced.
@@ -101,6 +105,7 @@ def load(
     model = task.build(mesh, sharded=False, exchange=exchange).to(device)
     kind = EMA if averaged else MASTER
     load_weights(found.path, model, moe.num_experts if moe else 0, found.manifest, kind=kind)
+    model.to(DTYPES[config.train.precision])
     if mesh.is_first:
         sys.stderr.writelines(f"{notice}\n" for notice in found.notices)
     return Loaded(

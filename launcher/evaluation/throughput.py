@@ -11,6 +11,7 @@ from launcher.evaluation.loaded import Loaded
 from launcher.evaluation.ways import Way, modes
 from launcher.tasks import normalised
 from parallel.collectives import gather_objects
+from parallel.host import send
 from swin_moe.flops import cost
 from swin_moe.randomness import sample_keys
 
@@ -32,7 +33,7 @@ def measure(loaded: Loaded, factor: float | None, *, warm_up: int, repeats: int)
     with eval_stream(config, loaded.mesh, grouped=config.model.moe is not None) as stream:
         batch = next(iter(stream))
         images = normalised(batch.images, config.data, loaded.device)
-    keys = sample_keys(0, batch.positions).to(loaded.device)
+    keys = send(sample_keys(0, batch.positions), loaded.device)
     flops, rows = 2 * cost(config.model).flops, []  # a multiply-add is two
     for way in ways:
         forward = Forward(loaded.task.backbone(loaded.model), loaded.device, way.call)

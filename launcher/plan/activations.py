@@ -23,6 +23,7 @@ from launcher.plan.tracker import LiveBytes
 from launcher.schema import RunConfig
 from parallel.expert import ExchangeOptions, experts_of
 from parallel.mesh import ParallelDims
+from parallel.zero_config import DTYPES
 from swin_moe.config import ModelConfig
 from swin_moe.losses import classification_loss
 from swin_moe.model import SwinTransformer
@@ -31,7 +32,6 @@ from swin_moe.simmim import SimMIM, SimMIMOutput
 from swin_moe.simmim_config import SimMIMConfig
 
 BATCH, PATCHES, HEAD = "input batch", "patch embedding", "head and loss"
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True, kw_only=True)

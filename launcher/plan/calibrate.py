@@ -26,6 +26,7 @@ from launcher.plan.passes import PASSES, update
 from launcher.plan.stopwatch import Stopwatch
 from launcher.plan.trace import record
 from launcher.plan.work import describe
+from parallel.zero_config import DTYPES
 from swin_moe.config import ModelConfig
 from swin_moe.model import build_model
 
@@ -37,7 +38,6 @@ MESSAGES = 2**16, 2**23  # bytes of a collective: of the first what it waits, of
 PAGES_BYTES = 2**25
 POOL_BYTES, POOL = 2**26, 50  # of the tensors that repetitions take in turns, and their number at most
 SMALL = ModelConfig(image_size=16, num_classes=8, embed_dim=8, depths=(4,), num_heads=(1,), window_size=4)
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 Say = Callable[[str], None]
 
 

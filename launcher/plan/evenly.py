@@ -9,7 +9,7 @@ Legend: T tokens, k choices, E experts, N rows of this rank, M rows received, C 
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,9 @@ from launcher.plan.slots import Slots, Way, degree_of, slots_of, way_of
 from parallel.exchange import Compute
 from parallel.expert import ExchangeOptions, sliced_of
 from parallel.weights import whole_numel
-from swin_moe.block import SwinBlock
 from swin_moe.dispatch import Plan
 from swin_moe.moe import MoELayer
 from swin_moe.other_routers import ExpertChoiceRouter
-from swin_moe.randomness import DropPath
 from swin_moe.router import RouterCall, Routing, SoftRouting
 from swin_moe.routing import best_experts, mean_entropy, serving_order, widen
 
@@ -33,21 +31,6 @@ def spread_evenly(model: nn.Module) -> None:
         if isinstance(module, MoELayer):
             module.exchange = _Exchange(module)  # type: ignore[assignment]
             module.router = _EvenRouter(module)  # type: ignore[assignment]
-        elif isinstance(module, SwinBlock):
-            module.drop_path1 = _Undrawn(module.drop_path1)  # type: ignore[assignment]
-            module.drop_path2 = _Undrawn(module.drop_path2)  # type: ignore[assignment]
-
-
-class _Undrawn(nn.Module):
-    """Drop path that draws nothing, for speed: a number an image is all that the draws leave."""
-
-    def __init__(self, drop_path: DropPath) -> None:
-        super().__init__()
-        self.rate = drop_path.rate
-
-    def forward(self, x: Tensor, keys: Tensor) -> Tensor:
-        """Scale each sample of x: (B, ...)."""
-        return x * x.new_empty(len(x), *[1] * (x.dim() - 1)) if self.training and self.rate else x
 
 
 class _EvenRouting(Routing):
@@ -58,16 +41,18 @@ class _EvenRouting(Routing):
     def plan(self, *, groups: int, slots: int, padded: bool) -> Plan:
         """As many rows for every expert."""
         index, rows = self.expert_index, self.slots.rows
-        per_expert = index.new_empty(2, self.num_experts)
+        counts, load = (index.new_empty(self.num_experts) for _ in range(2))
+        complete = not padded and rows == index.numel()
         return Plan(
             gates=self.gates,
-            order=index.new_empty(rows),
+            order=index.new_empty(rows + (not complete))[:rows],  # one more takes what is dropped
             row=torch.empty_like(index),
-            counts=per_expert[1],
-            load=per_expert[0],
+            counts=load if complete else counts,
+            load=load,
             dropped=index.new_empty(()),
             static_count=rows // self.num_experts if padded else None,
             rows_bound=rows,
+            complete=complete,
         )
 
 
@@ -109,26 +94,44 @@ def _expert_choice(router: ExpertChoiceRouter, tokens: Tensor, call: RouterCall)
     )
 
 
+class _Counted(NamedTuple):
+    """Takes the place of Counted."""
+
+    way: Way
+    rows: int
+
+
 class _Exchange:
     """Takes the place of ExpertExchange: the copies that a journey makes, and nothing sent."""
 
     def __init__(self, layer: MoELayer) -> None:
         self.placement, self.options = layer.placement, layer.placement.options
 
+    def count(
+        self,
+        weights: Sequence[nn.Parameter],
+        counts: Tensor,
+        *,
+        like: Tensor,
+        keyed: bool = False,
+        rows_bound: int = 0,
+        static_count: int | None = None,
+        options: ExchangeOptions | None = None,
+    ) -> "_Counted":
+        """The way of the rows; the plan has as many as will be."""
+        return _Counted(self._way(weights, like, keyed, rows_bound), rows_bound)
+
     def run(
         self,
         compute: Compute,
         weights: Sequence[nn.Parameter],
         rows: Tensor,
-        counts: Tensor,
+        counted: "_Counted",
         *,
         keys: Tensor | None = None,
-        rows_bound: int = 0,
-        static_count: int | None = None,
-        options: ExchangeOptions | None = None,
-    ) -> tuple[Tensor, int]:
+    ) -> tuple[Tensor, Tensor]:
         """(N, C) through experts that compute M rows, and back: (N, C)."""
-        way = self._way(weights, rows, keys, rows_bound)
+        way = counted.way
         here: Sequence[Tensor] = weights
         if way.degree > 1:
             here = _Bring.apply(way, *weights)
@@ -139,16 +142,15 @@ class _Exchange:
             own = rows if pieces == 1 else _share(rows, piece, pieces)
             theirs = keys if pieces == 1 or keys is None else _share(keys, piece, pieces)
             home.append(self._journey(compute, here, own, theirs, way, received // pieces))
-        return home[0] if pieces == 1 else torch.cat(home), received
+        count = rows.new_empty((), dtype=torch.int64)
+        return home[0] if pieces == 1 else torch.cat(home), count
 
-    def _way(
-        self, weights: Sequence[nn.Parameter], rows: Tensor, keys: Tensor | None, rows_bound: int
-    ) -> Way:
-        width = 2 if self.options.wire_dtype == "bf16" else rows.element_size()
+    def _way(self, weights: Sequence[nn.Parameter], like: Tensor, keyed: bool, rows_bound: int) -> Way:
+        width = 2 if self.options.wire_dtype == "bf16" else like.element_size()
         degree = degree_of(
             self.placement,
             expert_bytes=sum(whole_numel(weight) * weight.element_size() for weight in weights),
-            row_bytes=2 * rows.shape[1] * width + (0 if keys is None else keys.element_size()),
+            row_bytes=2 * like.shape[1] * width + (8 if keyed else 0),
             rows=rows_bound,
         )
         return way_of(self.placement, degree)

@@ -12,8 +12,7 @@ from launcher.plan.held import Held, dims_of, held_by_fullest
 from launcher.plan.states import States, element_bytes, gradient_bytes, part_of, states_of, touched_by
 from launcher.schema import RunConfig
 from parallel.mesh import ParallelDims
-
-BUCKET = 500_000_000  # elements of DeepSpeed's reduce_bucket_size
+from parallel.zero_config import default_bucket
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,8 +162,8 @@ def sizes_of(
     parts = [[part_of(g, ranks[i], stage) for g in groups] for i, groups in enumerate(by_kind)]
     whole = [sum(group.elements for group in groups) for groups in by_kind]
     touched = [sum(touched_by(g, ranks[i]) for g in groups) for i, groups in enumerate(by_kind)]
-    uneven = held.uneven and stage > 0
-    bucket = sum(held.all_elements) if uneven else int(section.get("reduce_bucket_size", BUCKET))
+    uneven, default = held.uneven and stage > 0, default_bucket(overlaps=overlaps)
+    bucket = sum(held.all_elements) if uneven else int(section.get("reduce_bucket_size", default))
     return Sizes(
         width=element_bytes(config),
         kept=gradient_bytes(config),

@@ -3,7 +3,7 @@
 Legend: B images, L tokens of an image in a stage, C channels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -131,7 +131,7 @@ def _routed(layer: MoELayer, x: Tensor, keys: Tensor) -> Tensor:
             padded=True,
         )
         order = torch.empty(len(tokens) * choices, dtype=torch.int64)
-        plan = Plan(**{**made.__dict__, "order": order, "row": order.view(-1, choices), "static_count": None})
+        plan = replace(made, order=order, row=order.view(-1, choices), static_count=None, complete=True)
     y = plan.combine(plan.dispatch(tokens))
     return y.sum() + sum(routing.losses.values(), y.new_zeros(()))
 

@@ -8,8 +8,9 @@ from launcher.plan.memory import Memory
 from launcher.plan.search import Candidate
 from launcher.plan.simulate import Point
 from launcher.plan.time import EXCHANGE, FEED, GATHER, OPTIMIZER, REDUCE, StepTime
-from launcher.plan.traffic import BUCKET
+from launcher.plan.traffic import bucket_of
 from launcher.schema import RunConfig
+from parallel.zero_config import OVERLAPPING_BUCKET
 
 GIB = 2**30
 Json = dict[str, Any]
@@ -109,9 +110,9 @@ def _exchange(config: RunConfig, nodes: Sequence[int], hardware: Hardware, time:
 
 
 def _reduce(config: RunConfig, nodes: Sequence[int], hardware: Hardware, time: StepTime) -> str:
-    bucket = config.deepspeed.get("zero_optimization", {}).get("reduce_bucket_size", BUCKET)
-    if hardware.device == "cuda" and bucket >= BUCKET:
-        return "deepspeed.zero_optimization.reduce_bucket_size=50000000: reductions start before the end"
+    if hardware.device == "cuda" and bucket_of(config, overlaps=True) > OVERLAPPING_BUCKET:
+        option = f"deepspeed.zero_optimization.reduce_bucket_size={OVERLAPPING_BUCKET}"
+        return f"{option}: reductions start before the end"
     if config.parallel.zero_stage >= 2:
         return "parallel.zero_stage=1, where memory allows: one reduction a step, not one a micro-batch"
     return "a larger train.micro_batch_size or global batch: a reduction for more images"

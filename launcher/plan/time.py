@@ -64,7 +64,7 @@ def predict_time(
     pace = pace or pace_of(config, hardware)
     dims, work = dims_of(config, nodes), pace.work
     compute = pace.compute_s(config, dims)
-    collectives = traffic(config, nodes, work)
+    collectives = traffic(config, nodes, work, overlaps=hardware.device == "cuda")
     exposed, hidden = _exposed(config, hardware, collectives, compute)
     optimizer = optimizer_s(config, dims, hardware, work)
     items = {name: seconds for name, seconds in compute.items() if seconds}

@@ -11,9 +11,9 @@ from launcher.plan.roofline import WIDTHS
 from launcher.plan.work import Experts, Work, expert_rows
 from launcher.schema import RunConfig
 from parallel.mesh import ParallelDims
+from parallel.zero_config import default_bucket
 
 KEY_BYTES = 8  # a row's key travels with it where experts drop out
-BUCKET = 500_000_000  # elements; DeepSpeed's zero_optimization.reduce_bucket_size
 Kind = Literal["all_to_all", "all_reduce", "gather"]
 
 
@@ -82,12 +82,15 @@ def gather_degree(config: RunConfig, dims: ParallelDims, experts: Experts) -> in
     return min(sorted({1, slices, ranks}), key=moved)
 
 
-def traffic(config: RunConfig, nodes: Sequence[int], work: Work) -> list[Collective]:
-    """All collectives of a step."""
+def traffic(
+    config: RunConfig, nodes: Sequence[int], work: Work, *, overlaps: bool = True
+) -> list[Collective]:
+    """All collectives of a step; `overlaps`: whether reductions may run beside the backward pass, on GPUs."""
     dims = dims_of(config, nodes)
     if dims.world_size == 1:
         return []
-    found = list(_zero(config, dims, groups_of(dims, nodes, 1), work))
+    bucket = bucket_of(config, overlaps=overlaps)
+    found = list(_zero(config, dims, groups_of(dims, nodes, 1), work, bucket))
     for experts in work.experts:
         found += _exchange(config, dims, nodes, experts)
     return [c for c in found if c.group.size > 1 and c.size > 0]
@@ -119,7 +122,9 @@ def _exchange(
     yield Collective("weights of experts", "all_to_all", groups.gather, weights, layers * (forwards + 1))
 
 
-def _zero(config: RunConfig, dims: ParallelDims, groups: Groups, work: Work) -> Iterator[Collective]:
+def _zero(
+    config: RunConfig, dims: ParallelDims, groups: Groups, work: Work, bucket: float
+) -> Iterator[Collective]:
     """Of dense parameters over all ranks, and of experts over their copies (docs/engine.md).
 
     DeepSpeed 0.19.8 reduces stages 1 and 2 by an all-reduce of whole buckets, of which each rank keeps its
@@ -131,10 +136,10 @@ def _zero(config: RunConfig, dims: ParallelDims, groups: Groups, work: Work) -> 
         ("dense", groups.world, float(work.dense_parameters)),
         ("expert", groups.copies, expert_parameters(config, dims, work)),
     ):
-        size, hidden = count * width, _hideable(config, count)
+        size, hidden = count * width, _hideable(config, count, bucket)
         reduced = steps if stage >= 2 else 1
         kind: Kind = "gather" if stage == 3 else "all_reduce"
-        pieces = max(1.0, count / _bucket(config))
+        pieces = max(1.0, count / bucket)
         yield Collective(f"{name} gradients", kind, group, size, reduced, pieces, hidden)
         if stage in (1, 2):
             yield Collective(f"{name} parameters", "gather", group, size)
@@ -152,15 +157,22 @@ def expert_parameters(config: RunConfig, dims: ParallelDims, work: Work) -> floa
     return sum(experts.layers * experts.parameters * held for experts in work.experts)
 
 
-def _hideable(config: RunConfig, count: float) -> float:
-    """The share of a reduction that starts before the backward pass ends: all full buckets but the last."""
-    bucket = _bucket(config)
+def _hideable(config: RunConfig, count: float, bucket: float) -> float:
+    """The share of a reduction that starts before the backward pass ends: all full buckets but the last.
+
+    DeepSpeed's optimizer of stage 1 in bf16 reduces when the pass has ended, and so does stage 0.
+    """
+    parallel = config.parallel
+    is_bf16_optimizer = config.train.precision == "bf16" and not parallel.offload_optimizer
+    if parallel.zero_stage == 0 or (parallel.zero_stage == 1 and is_bf16_optimizer):
+        return 0.0
     return max(0.0, (count // bucket) * bucket / count) if count else 0.0
 
 
-def _bucket(config: RunConfig) -> float:
+def bucket_of(config: RunConfig, *, overlaps: bool) -> float:
+    """Elements of a reduction bucket."""
     zero = config.deepspeed.get("zero_optimization", {})
-    return float(zero.get("reduce_bucket_size", BUCKET))
+    return float(zero.get("reduce_bucket_size", default_bucket(overlaps=overlaps)))
 
 
 def _wire_bytes(config: RunConfig) -> float:

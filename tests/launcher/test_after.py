@@ -13,7 +13,7 @@ from launcher.slurm import after
 from launcher.slurm.after import Circumstances, decide
 from launcher.slurm.status import as_json, describe
 
-GOES_ON = (ExitCode.STOPPED, ExitCode.LOST_RANK, ExitCode.HANG)
+GOES_ON = (ExitCode.STOPPED, ExitCode.LOST_RANK, ExitCode.HANG, ExitCode.HARDWARE)
 
 
 @pytest.mark.parametrize("fruitless", [0, 4, 5, 6])

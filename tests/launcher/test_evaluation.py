@@ -211,6 +211,27 @@ def test_throughput(run: Path) -> None:
     assert "GFLOP/s; median" in outcome.out
 
 
+def in_bf16(shards: Path, run: Path) -> list[Outcome]:
+    """A run in bf16 with experts, evaluated as it was trained, and in fp32."""
+    more = ["train.duration=2 steps", "data.augment=null", "train.precision=bf16", "optim.base_lr=5e-2"]
+    train = ["train", str(CONFIG), *overrides(shards, run, *more, "model.moe.eval_capacity_factor=0")]
+    return commands([train, ["eval", str(run), "--precision", "fp32"], ["eval", str(run)]])
+
+
+def test_a_run_in_bf16_is_evaluated_in_bf16_to_the_last_bit(shards: Path, tmp_path: Path) -> None:
+    path = tmp_path / "run"
+    outcomes = run_on_ranks(in_bf16, 1, shards, path)[0]
+    assert [outcome.code for outcome in outcomes] == [0] * 3, outcomes
+    trained = [json.loads(line) for line in (path / "metrics.jsonl").read_text().splitlines()]
+    during = next(record for record in reversed(trained) if "eval_loss" in record)
+    assert outcomes[1].out.startswith("step-00000002 (step 2): top-1 ")
+    assert outcomes[2].out.startswith("step-00000002 (step 2, bf16): top-1 ")
+    fp32 = float(outcomes[1].out.partition("loss ")[2].partition(" on")[0])
+    found = json.loads((path / "eval" / "step-00000002" / "evaluation.json").read_text())
+    assert found["precision"] == "bf16"
+    assert found["modes"][0]["loss"] == during["eval_loss"] == pytest.approx(fp32, rel=0.01)
+
+
 REFUSED = [
     (["--affinity", "model.moe=null"], "--affinity is for models with experts"),
     (["--sweep-top-k", "9"], "--sweep-top-k (9) must lie in 1..model.moe.num_experts (8)"),

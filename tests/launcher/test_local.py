@@ -11,6 +11,7 @@ import torch.distributed as dist
 from launcher import local
 from launcher.exit_codes import ExitCode
 from launcher.local import _Family
+from parallel.watch import NCCL
 
 
 def family(*codes: str, asked: signal.Signals | None = None) -> _Family:
@@ -39,6 +40,13 @@ def dies(number: signal.Signals) -> str:
 )
 def test_the_status_is_that_of_the_rank_that_caused_the_end(codes: tuple[str, ...], status: int) -> None:
     assert family(*codes).wait() == status
+
+
+def test_with_nccl_an_aborted_rank_has_lost_another() -> None:
+    """NCCL's watchdog aborts a rank whose peer is gone; without NCCL an abort is a crash."""
+    ranks = family(dies(signal.SIGABRT), "time.sleep(0.2); sys.exit(80)")
+    ranks.store.set(NCCL, "")
+    assert ranks.wait() == ExitCode.LOST_RANK
 
 
 def test_the_dead_rank_is_named_with_its_last_place(capsys: pytest.CaptureFixture[str]) -> None:

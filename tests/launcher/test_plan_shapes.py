@@ -1,10 +1,13 @@
 """Attention as a GPU runs it, counted on shapes: bytes and operations worked by hand."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from launcher.plan.shapes import on_shapes
+from launcher.plan.shapes import _fused_attention, on_shapes
 from launcher.plan.trace import Op, Trace, trace
 from launcher.plan.tracker import LiveBytes
 from swin_moe.attention import WindowAttention
@@ -38,10 +41,39 @@ def kept_bytes(dtype: torch.dtype, windows_at_a_time: int = 0) -> int:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_attention_keeps_no_scores(dtype: torch.dtype) -> None:
-    # queries, keys and values in one copy; queries with their scale; what the kernel returns; that in the
-    # order of tokens for the projection; and the projection's answer
-    numbers = 3 * TOKENS + TOKENS + TOKENS + TOKENS + TOKENS
+    # queries, keys and values in one copy; what the kernel returns; that in the order of tokens for the
+    # projection; and the projection's answer
+    numbers = 3 * TOKENS + TOKENS + TOKENS + TOKENS
     assert kept_bytes(dtype) == dtype.itemsize * (numbers + PADDED) + 4 * ROWS + SEED
+
+
+class BiasGradients(TorchDispatchMode):
+    """The bytes of every bias gradient that the fused attention writes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: list[int] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if "_efficient_attention_backward" in str(function):
+            self.bytes.append(result[3].untyped_storage().nbytes())
+        return result
+
+
+@pytest.mark.parametrize(("batch", "windows", "heads", "n"), [(2, 64, 3, 49), (3, 4, 6, 64), (1, 1, 2, 144)])
+def test_the_gradient_of_a_bias_is_written_for_every_window(
+    batch: int, windows: int, heads: int, n: int
+) -> None:
+    """Before autograd sums it: B S h n x n, rows padded to multiples of 16 elements, of 2 bytes."""
+    like: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16, "requires_grad": True}
+    q, k, v = (torch.empty(batch * windows, heads, n, 32, **like) for _ in range(3))
+    bias = torch.empty(1, heads, n, n, **like)
+    with BiasGradients() as written:
+        _fused_attention(q, k, v, bias).sum().backward()
+    assert written.bytes == [batch * windows * heads * n * -(-n // 16) * 16 * 2]
+    assert bias.grad is not None
+    assert bias.grad.shape == bias.shape
 
 
 def test_windows_at_a_time_keep_less() -> None:
@@ -57,7 +89,7 @@ def traced(n: int, grad: bool) -> Trace:
     holder = torch.nn.ParameterList([bias])
 
     def run(batch: int) -> Tensor:
-        return _fused(*(torch.empty(batch, 5, 1, n, 16, requires_grad=True) for _ in range(3)), bias)
+        return _fused(*(torch.empty(batch, 5, 1, n, 16, requires_grad=True) for _ in range(3)), bias, 1.0)
 
     with on_shapes("cuda"), torch.set_grad_enabled(grad):
         return trace(holder, run)

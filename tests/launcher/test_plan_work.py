@@ -7,6 +7,7 @@ import pytest
 
 from launcher.plan.hardware import Device
 from launcher.plan.links import Group
+from launcher.plan.trace import Op, Trace
 from launcher.plan.traffic import Collective, traffic
 from launcher.plan.work import Work, describe, expert_ops, expert_rows, flops_by_part
 from launcher.schema import DataConfig, ParallelConfig, RunConfig, TrainConfig
@@ -87,12 +88,17 @@ def test_parts_add_up_to_the_model(name: str, device: Device) -> None:
     assert sum(flops_by_part(work_of(MODELS[name], device)).values()) == cost(MODELS[name]).flops
 
 
+def floats(trace: Trace) -> list[list[Op]]:
+    """What a piece does to numbers; integers are sorted and hashed otherwise on a GPU."""
+    return [[op for op in half if op.elements or op.multiply_adds] for half in trace.at(1)]
+
+
 def test_only_attention_differs_on_a_gpu() -> None:
     for cpu, gpu in zip(work_of(TINY).parts, work_of(TINY, "cuda").parts, strict=True):
         same = (cpu.stage, cpu.name, cpu.number) == (gpu.stage, gpu.name, gpu.number)
         assert same
         if cpu.name != "attention":
-            assert gpu.trace == cpu.trace
+            assert floats(gpu.trace) == floats(cpu.trace)
             continue
         # one image, 4 or 1 windows of 4 tokens, C channels: the fused backward pass makes the scores again
         channels, tokens = (8, 16) if cpu.stage == "stage 0" else (16, 4)

@@ -13,7 +13,7 @@ from launcher.exit_codes import ExitCode
 from launcher.history import all_sessions, append
 from launcher.last_words import leave_words, sweep_words, words_left
 from launcher.postmortem import Ending, cause, close_last, examine
-from launcher.run_files import RunFiles, replace_json
+from launcher.run_files import RunFiles, read_json, replace_json
 from launcher.slurm.said import Event, events
 
 PLACE = "all_to_all_single (parallel/collectives.py:55)"
@@ -121,6 +121,13 @@ def test_the_cause_of_an_end(
     assert close_last(run, 137, said) == found
     assert close_last(run) == found  # what was known once stands
     assert [(each["code"], each["reason"]) for each in all_sessions(run)] == [ending]
+
+
+def test_with_nccl_an_aborted_rank_is_no_crash(run: RunFiles) -> None:
+    replace_json(run.progress, read_json(run.progress) | {"nccl": True})
+    found = examine(run, 134, "srun: error: n2: task 1: Aborted (core dumped)\n")
+    assert found.code == ExitCode.LOST_RANK
+    assert found.reason.startswith("rank 1 (node n2) was aborted (SIGABRT), as NCCL's watchdog does")
 
 
 def test_the_first_that_did_not_only_suffer() -> None:

@@ -5,12 +5,13 @@ Legend: E experts, L local experts, C channels, H hidden, R ranks of the expert 
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.exchange import ExchangeOptions, ExpertExchange
+from parallel.exchange import Compute, ExchangeOptions, ExpertExchange
 from parallel.expert import ExpertParallel, ExpertSlice
 from parallel.mesh import ParallelDims, build_mesh
 
@@ -97,9 +98,14 @@ def mask_of(keys: Tensor) -> Tensor:
 
 
 def compute(
-    weights: Sequence[Tensor], rows: Tensor, counts: list[int], keys: Tensor | None, part: ExpertSlice
+    weights: Sequence[Tensor],
+    rows: Tensor,
+    counts: list[int] | Tensor,
+    keys: Tensor | None,
+    part: ExpertSlice,
 ) -> Tensor:
     """The experts, or the part of them that the weights are: (M, C) -> (M, C)."""
+    counts = counts.tolist() if isinstance(counts, Tensor) else counts
     masks = torch.ones(len(rows), H) if keys is None else mask_of(keys)
     hidden, columns = part.range(H), part.range(C)
     out = []
@@ -137,13 +143,31 @@ def pull(rank: int, number: int) -> Tensor:
     return rows_of(1000 + rank, number, torch.float64)
 
 
+def run(
+    exchange: ExpertExchange,
+    compute: Compute,
+    weights: Sequence[nn.Parameter],
+    rows: Tensor,
+    counts: Tensor,
+    *,
+    keys: Tensor | None = None,
+    **asked: Any,
+) -> tuple[Tensor, int]:
+    """Count the rows and let them be computed; returns them and how many this rank computed."""
+    counted = exchange.count(weights, counts, like=rows, keyed=keys is not None, **asked)
+    assert counted.rows in (None, len(rows))
+    out, received = exchange.run(compute, weights, rows, counted, keys=keys)
+    return out, int(received)
+
+
 def run_case(exchange: ExpertExchange, layout: Layout, case: Case, rank: int) -> tuple[float, int]:
     """The largest deviation of output and all gradients from the loop, and the rows received."""
     placement = exchange.placement
     numbers = [count(case.counts, rank, expert) for expert in range(layout.experts)]
     weights = held_weights(whole_weights(layout.experts, case.dtype), placement)
     rows = rows_of(rank, sum(numbers), case.dtype).requires_grad_()
-    out, received = exchange.run(
+    out, received = run(
+        exchange,
         compute,
         weights,
         rows,

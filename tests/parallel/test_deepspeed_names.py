@@ -11,6 +11,7 @@ from typing import Any
 import deepspeed
 import pytest
 import torch
+from deepspeed.accelerator.cuda_accelerator import CUDA_Accelerator
 from deepspeed.moe.layer import MoE
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 from deepspeed.ops.op_builder.all_ops import ALL_OPS
@@ -31,6 +32,7 @@ from deepspeed.utils import (
 )
 from deepspeed.utils.tensor_fragment import fragment_address, tensor_fragment
 
+from parallel.zero_norm import norm_of_tensors, norm_with_experts
 from tests.distributed import run_on_ranks
 from tests.parallel.training import Layout, Run
 
@@ -109,6 +111,45 @@ def test_the_gate_is_asked_by_every_optimizer_once_the_norm_is_known(optimizer: 
     assert found
     assert "self._global_grad_norm = " in before
     assert "is_invalid_grad_norm(" in before
+
+
+def test_on_a_gpu_too_the_offloaded_optimizer_is_built_for_the_cpu() -> None:
+    """`prepare_extensions` builds it with DS_ACCELERATOR=cpu: the GPU's accelerator must take the same."""
+    source = inspect.getsource(CUDA_Accelerator._lazy_init_class_dict)
+    own = source.partition('import_module("{}.cpu".format(op_builder_dir))')[2]
+    assert '"CPUAdamBuilder"' in own
+    assert "self.class_dict[member_name] = getattr(cpu_op_builder_module, member_name)" in own
+
+
+def test_norms_are_names_of_the_bf16_optimizers_module() -> None:
+    source = inspect.getsource(BF16_Optimizer.step)
+    for ours in (norm_of_tensors, norm_with_experts):
+        theirs = {
+            norm_of_tensors: "get_global_norm_of_tensors",
+            norm_with_experts: "get_norm_with_moe_layers",
+        }
+        assert f"_norm = {theirs[ours]}(" in source
+        assert parameters(ours) == parameters(getattr(deepspeed.runtime.utils, theirs[ours]))
+
+
+@pytest.mark.parametrize("values", [[3.0], [0.1, 2.0, 5.0], [1e-18, 1e18]])
+def test_the_norm_of_tensors_is_deepspeeds(values: list[float]) -> None:
+    """To the last bit."""
+    tensors = [torch.full((3, 2), value, dtype=torch.bfloat16) for value in values]
+    expected = deepspeed.runtime.utils.get_global_norm_of_tensors(tensors)
+    assert norm_of_tensors(tensors).equal(expected)
+
+
+@pytest.mark.parametrize("experts", [[3.0], [2.0, 5.0], [float("inf")], [float("nan"), 1.0], [1e38, 1e38]])
+def test_the_norm_beside_experts_is_deepspeeds(monkeypatch: pytest.MonkeyPatch, experts: list[float]) -> None:
+    """Of 1 dense tensor and groups of experts, one tensor each, to the last bit."""
+    tensors = {f"ep_size_{i}": [torch.full((3, 2), value)] for i, value in enumerate(experts)}
+    for name in tensors:
+        monkeypatch.setitem(groups._EXPERT_PARALLEL_GROUP, name, None)
+    dense = torch.tensor(0.1).sqrt()
+    found = norm_with_experts(dense, None, tensors)
+    assert found == deepspeed.runtime.utils.get_norm_with_moe_layers(dense, None, tensors)
+    assert isinstance(found, float)
 
 
 def test_pieces_of_masters_are_found_by_these_names() -> None:

@@ -21,6 +21,7 @@ from tests.parallel.exchanging import (
     held_weights,
     pull,
     rows_of,
+    run,
     run_case,
     whole_weights,
 )
@@ -97,7 +98,7 @@ def call(
     weights = held_weights(whole_weights(layout.experts, torch.float64), exchange.placement)
     rows = rows_of(rank, sum(numbers), torch.float64).requires_grad_()
     arguments = {"compute": compute, "rows_bound": 100, "options": options, "counts": torch.tensor(numbers)}
-    out, _ = exchange.run(**(arguments | {"weights": weights, "rows": rows} | changes))  # type: ignore[arg-type]
+    out, _ = run(exchange, **(arguments | {"weights": weights, "rows": rows} | changes))  # type: ignore[arg-type]
     return out
 
 
@@ -184,7 +185,8 @@ def chosen() -> list[int]:
     weights = held_weights(whole_weights(2, torch.float64), exchange.placement)
     rank = dist.get_rank()
     for bound in (16, 17):
-        _, received = exchange.run(
+        _, received = run(
+            exchange,
             compute,
             weights,
             rows_of(rank, 3, torch.float64),
@@ -219,8 +221,8 @@ def recomputed(layout: Layout) -> float:
         start = rows = rows_of(rank, sum(numbers), torch.float64).requires_grad_()
 
         def layer(x: torch.Tensor, way: ExchangeOptions) -> torch.Tensor:
-            out, _ = exchange.run(
-                compute, weights, x.tanh(), torch.tensor(numbers), rows_bound=9, options=way
+            out, _ = run(
+                exchange, compute, weights, x.tanh(), torch.tensor(numbers), rows_bound=9, options=way
             )
             return out.sin()
 
@@ -291,8 +293,13 @@ def test_options_that_do_not_fit_are_refused_on_every_rank() -> None:
 def test_on_one_rank_rows_stay_where_they_are() -> None:
     exchange = ExpertExchange(ExpertParallel.on_one_rank(2))
     rows = torch.arange(3 * C).view(3, C)
-    out, received = exchange.run(
-        lambda weights, x, counts, keys, part: x, [], rows, torch.tensor([1, 2]), options=ExchangeOptions()
+    out, received = run(
+        exchange,
+        lambda weights, x, counts, keys, part: x,
+        [],
+        rows,
+        torch.tensor([1, 2]),
+        options=ExchangeOptions(),
     )
     assert out is rows
     assert received == 3

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from parallel.collectives import gather_objects
 from parallel.masters import Masters
-from parallel.stage import Stage
+from parallel.stage import Slabs, Stage
 from tests.distributed import run_on_ranks
 from tests.parallel.resuming import state_of
 from tests.parallel.training import Layout, Run
@@ -19,6 +19,29 @@ LAYOUTS = [
     Layout(world=4, ep=2, slices=2, stage=3, micro=4),
 ]
 Share = dict[str, Tensor]
+
+
+@pytest.mark.parametrize("slab", [256, 4096])
+def test_tensors_are_cut_out_of_few_pieces_of_memory(monkeypatch: pytest.MonkeyPatch, slab: int) -> None:
+    monkeypatch.setattr("parallel.stage.SLAB", slab)
+    slabs, shapes = Slabs(pinned=False), [(3,), (2, 5), (), (0, 4), (7, 7), (64,), (100, 30), (1,)]
+    dtypes = [torch.float32, torch.bfloat16, torch.int64, torch.bool]
+    made = [slabs.empty(shape, dtype) for shape in shapes for dtype in dtypes]
+    for number, tensor in enumerate(made):
+        tensor.fill_(number % 2 if tensor.dtype == torch.bool else number)
+    for number, tensor in enumerate(made):  # none lies on another
+        assert (tensor == (number % 2 if tensor.dtype == torch.bool else number)).all()
+        assert tensor.data_ptr() % tensor.element_size() == 0
+    assert [tuple(tensor.shape) for tensor in made[:: len(dtypes)]] == shapes
+    large = sum(tensor.nbytes for tensor in made if tensor.nbytes > slab)
+    assert (slabs.reserved - large) % slab == 0
+
+
+def test_a_slab_is_full_before_there_is_another() -> None:
+    slabs = Slabs(pinned=False)
+    for _ in range(1000):
+        slabs.empty((1000,), torch.float32)
+    assert slabs.reserved == 2**26
 
 
 def take(layout: Layout) -> tuple[list[Share], Share, int, bool]:

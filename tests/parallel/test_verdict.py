@@ -1,6 +1,7 @@
 """Whom all wait for, and where a thread is."""
 
 import json
+import re
 import threading
 import time
 from types import SimpleNamespace
@@ -11,9 +12,10 @@ import torch
 import torch.distributed as dist
 
 from parallel.collectives import Flight, sum_over
+from parallel.host import read
 from parallel.verdict import judge
 from parallel.watch import Codes, Watch
-from parallel.whereabouts import Whereabouts, _place, stack_of
+from parallel.whereabouts import Place, Whereabouts, _place, stack_of
 
 
 def status(
@@ -87,6 +89,79 @@ def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.text.startswith("all_to_all_single (parallel/collectives.py:")
 
     assert not place_in(lambda: held.acquire()).is_collective
+
+
+def test_a_read_of_the_device_is_a_wait_for_others() -> None:
+    held = threading.Lock()
+    held.acquire()
+    found = place_in(lambda: read(SimpleNamespace(cpu=held.acquire)))  # type: ignore[arg-type]
+    assert found.is_collective
+    assert found.text.startswith("read (tests/parallel/test_verdict.py:")
+
+
+DEVICE_WAITS = (
+    *("torch.cuda", "torch.cuda.streams", "torch.nn.functional", "torch._tensor", "swin_moe.attention"),
+    *("deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runtime.bf16_optimizer", "torch.optim.adamw"),
+)
+OWN_WORK = (
+    *("data_shards.prefetch", "launcher.session", "torch.serialization", "torch._inductor.compile_fx"),
+    *("torch.distributed_of_another", "threading", "swin_moe_of_another"),
+)
+
+
+def frame_in(module: str, name: str = "f", line: int = 7) -> Any:
+    code = SimpleNamespace(co_filename="none.py", co_firstlineno=1, co_name=name)
+    return SimpleNamespace(f_lineno=line, f_code=code, f_globals={"__name__": module})
+
+
+@pytest.mark.parametrize("module", DEVICE_WAITS + OWN_WORK)
+def test_with_nccl_to_stand_in_torchs_code_is_to_wait_for_others(module: str) -> None:
+    stack = [frame_in(module), frame_in("launcher.session", "micro_step", 246)]
+    assert _place(stack, waits_for_device=True).is_collective == (module in DEVICE_WAITS)
+    assert not _place(stack).is_collective
+
+
+@pytest.mark.parametrize("late", [0, 2, 3])
+def test_with_nccl_the_rank_that_waits_for_its_data_is_named(late: int) -> None:
+    """All others stand in reads of the device, for which a collective is the reason."""
+    waits = [
+        [frame_in("parallel.host", "read"), frame_in("parallel.exchange", "_cells", 135)],
+        [frame_in("torch.cuda", "synchronize"), frame_in("parallel.zero", "step", 129)],
+        [frame_in("deepspeed.runtime.bf16_optimizer", "step"), frame_in("parallel.zero", "step", 129)],
+    ]
+    stacks = {rank: waits[rank % 3] for rank in range(4)}
+    stacks[late] = [frame_in("threading", "wait"), frame_in("data_shards.prefetch", "_finished", 186)]
+    places = {rank: _place(stack, waits_for_device=True) for rank, stack in stacks.items()}
+    heard = {rank: status(7, place.text, is_collective=place.is_collective) for rank, place in places.items()}
+    culprit = f"rank {late} is at step 7, for 9 s in _finished (data_shards/prefetch.py:186); "
+    assert judge(heard, set(), 4).startswith(culprit)
+
+
+@pytest.mark.parametrize("nccl", [True, False])
+def test_with_nccl_a_rank_that_falls_silent_is_lost_before_the_time_out(
+    monkeypatch: pytest.MonkeyPatch, nccl: bool
+) -> None:
+    """Gloo raises at once where a peer is dead; NCCL neither returns nor raises."""
+    ends: list[tuple[int, str]] = []
+    monkeypatch.setattr("parallel.watch.LOST_S", 0.6)
+    monkeypatch.setattr(Watch, "_end", lambda self, code, line="": ends.append((code, line)))
+    where = Place(text="read (parallel/exchange.py:135)", is_collective=True), 100.0
+    monkeypatch.setattr(Whereabouts, "look", lambda self: where)
+    store, codes = dist.HashStore(), Codes(hang=81, lost=80)
+    store.set("who/1", json.dumps({"host": "host-1", "pid": 1, "start": "1"}))
+    store.set("beat/1", json.dumps(status(7, age_s=1.0, limit_s=60.0, posts=1)))
+    watch = Watch(store, rank=0, world_size=2, timeout_s=4, codes=codes, listen_s=0.05, nccl=nccl)
+    deadline_s = time.monotonic() + (8 if nccl else 1.5)
+    while not ends and time.monotonic() < deadline_s:
+        time.sleep(0.05)
+    watch.close()
+    if not nccl:
+        assert ends == []
+        return
+    code, line = ends[0]
+    assert code == codes.lost
+    assert re.match(r"rank 1 has said nothing for .* s; it was at step 7, in all_reduce \(a.py:1\); ", line)
+    assert json.loads(store.get("verdict")) == {"code": code, "line": line}
 
 
 def test_a_frame_between_two_lines_has_a_place() -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from swin_moe import attention
+from swin_moe import gpu
 from swin_moe.attention import WindowAttention
 from swin_moe.position_bias import LogCpbBias, TableBias, relative_index, relative_offsets
 from swin_moe.windows import WindowGrid
@@ -150,7 +150,7 @@ def test_attention_equals_plain_loops(
     A GPU's way is run here; its kernels take tensors of four dims and a bias (1 or B, heads, n, n).
     """
     if device == "cuda":
-        monkeypatch.setattr(attention, "_attention", attention._fused)
+        monkeypatch.setattr(gpu, "on_gpu", lambda x: True)
     with mock.patch.object(F, "scaled_dot_product_attention", wraps=F.scaled_dot_product_attention) as fused:
         check_against_plain_loops(position_bias, window, sides, shifted)
     assert fused.called == (device == "cuda")

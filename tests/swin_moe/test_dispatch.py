@@ -57,12 +57,17 @@ def plan_of(
         slots=slots,
         num_experts=num_experts,
         padded=padded,
-    )
+    ).settled(None)
+
+
+def rows_of(plan: Plan) -> list[list[int]]:
+    """(T, k) the row of each assignment, N where it was dropped."""
+    return plan.row.clamp(max=len(plan.order)).tolist()
 
 
 def check(plan: Plan, order: list[int], row: list[list[int]], counts: list[int], load: list[int]) -> None:
     assert plan.order.tolist() == order
-    assert plan.row.tolist() == row
+    assert rows_of(plan) == row
     assert plan.counts.tolist() == counts
     assert plan.load.tolist() == load
     assert plan.dropped.item() == sum(load) - len(order)
@@ -137,7 +142,7 @@ def test_a_token_may_have_fewer_choices() -> None:
     """
     plan = plan_of([[1, 0], [2, 2], [1, 2]], [0.0] * 3, 2, slots=2, prioritized=False)
     assert plan.order.tolist() == [1, 0, 4]
-    assert plan.row.tolist() == [[1, 0], [3, 3], [2, 3]]
+    assert rows_of(plan) == [[1, 0], [3, 3], [2, 3]]
     assert (plan.counts.tolist(), plan.load.tolist()) == ([1, 2], [1, 2])
     assert plan.dropped.item() == 1
 
@@ -151,7 +156,7 @@ def test_padded_rows_by_hand() -> None:
     """
     plan = plan_of(CHOICES, GATES, 3, slots=3, prioritized=True, padded=True)
     assert plan.order.tolist() == [4, 2, 8, 6, 5, 1, 3, 9, 10]
-    assert plan.row.tolist() == [[9, 5], [1, 6], [0, 4], [3, 9], [2, 7]]
+    assert rows_of(plan) == [[9, 5], [1, 6], [0, 4], [3, 9], [2, 7]]
     assert plan.counts.tolist() == [3, 3, 3]
     assert (plan.load.tolist(), plan.dropped.item()) == ([5, 3, 2], 2)
     assert (plan.static_count, plan.rows_bound) == (3, 9)
@@ -161,7 +166,7 @@ def test_padded_groups_by_hand() -> None:
     """Tokens 0 1 want experts 1 0, tokens 2 3 both want 1; one slot: rows (e0 g0) (e0 g1) (e1 g0) (e1 g1)."""
     plan = plan_of([[1], [0], [1], [1]], [0.5] * 4, 2, groups=2, slots=1, prioritized=False, padded=True)
     assert plan.order.tolist() == [1, 4, 0, 2]
-    assert plan.row.tolist() == [[2], [0], [3], [4]]
+    assert rows_of(plan) == [[2], [0], [3], [4]]
     assert plan.counts.tolist() == [2, 2]
     assert (plan.load.tolist(), plan.dropped.item()) == ([1, 3], 1)
 

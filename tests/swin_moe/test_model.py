@@ -1,17 +1,19 @@
 """The whole model: shapes, weights from names, gradients, randomness."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from parallel.expert import ExpertParallel, experts_of
 from swin_moe import ModelConfig, MoEConfig, SwinTransformer, build_model
 from swin_moe.initialize import initialize
 from swin_moe.moe import MoELayer
-from swin_moe.randomness import sample_keys
+from swin_moe.randomness import branch_scales, sample_keys
 
 TINY = ModelConfig()
 
@@ -130,6 +132,34 @@ def test_weights_are_a_function_of_seed_and_name() -> None:
     drawn = [name for name in first if first[name].unique().numel() > 1]
     assert len(drawn) > 20
     assert not any(torch.equal(first[name], other[name]) for name in drawn)
+
+
+def test_weights_are_drawn_on_the_cpu_whatever_the_device_of_the_parameters(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ZeRO 3 makes parameters on the GPU, which a CPU generator cannot fill; here they are on meta."""
+    drawn = 0
+    with torch.device("meta"):
+        model = SwinTransformer(TOY, ExpertParallel.on_one_rank(4))
+
+    def watched(name: str) -> Callable[..., Tensor]:
+        original = getattr(nn.init, name)
+
+        def draw(tensor: Tensor, *args: Any, generator: torch.Generator, **options: Any) -> Tensor:
+            nonlocal drawn
+            drawn += 1
+            assert tensor.device == generator.device
+            return original(tensor, *args, generator=generator, **options)
+
+        return draw
+
+    for name in ("uniform_", "normal_", "trunc_normal_"):
+        monkeypatch.setattr(nn.init, name, watched(name))
+    for module in model.modules():
+        if hasattr(module, "reset_buffers"):
+            monkeypatch.setattr(module, "reset_buffers", lambda: None)
+    initialize(model, seed=3, std=TOY.init_std)
+    assert drawn > 20
 
 
 def test_more_experts_leave_the_first_ones_as_they_were() -> None:
@@ -301,9 +331,7 @@ def test_block_is_two_residual_branches() -> None:
     block = build_model(config).double().layers[1].blocks[1]  # 2 x 2 tokens: the window, not shifted
     x = torch.randn(64, 2, 2, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     keys = sample_keys(0, torch.arange(64))
-    keep1, keep2 = (
-        drop(torch.ones(64, 1, 1, 1), keys).double() for drop in (block.drop_path1, block.drop_path2)
-    )
+    keep1, keep2 = branch_scales(block.drop_paths, keys, torch.float64)[:, :, None, None, None]
     assert {(a, b) for a, b in zip(keep1.view(-1).tolist(), keep2.view(-1).tolist(), strict=True)} == {
         (a, b) for a in (0.0, 2.0) for b in (0.0, 2.0)
     }

@@ -157,3 +157,29 @@ def test_gradients_flow_in_evaluation(bias: PositionBias) -> None:
         bias()
     bias().sum().backward()
     assert all(parameter.grad is not None for parameter in bias.parameters())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("scale", [0.01, 1.0, 30.0])
+def test_a_bounded_bias_of_16_bits_is_rounded_once(dtype: torch.dtype, autocast: bool, scale: float) -> None:
+    """16 * sigmoid(x) - 8 of the weights as they are, within half a unit in the last place; at most 8."""
+    bias = LogCpbBias((4, 3), 2, sigmoid=True)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in bias.parameters():
+        parameter.data.normal_(std=scale**0.5 / 5, generator=generator)
+        parameter.data = parameter.data.to(dtype).float()  # what a cast keeps
+    exact = (16 * torch.sigmoid(copy.deepcopy(bias).double().cpb_mlp(bias.coordinates.double())) - 8).detach()
+    if autocast:
+        with torch.autocast("cpu", dtype=dtype):
+            table = bias.table()
+    else:
+        table = bias.to(dtype).table()
+        assert bias.coordinates.dtype == torch.float32
+        assert bias().dtype == dtype
+    assert table.dtype == dtype
+    assert table.abs().max() <= 8
+    error = (table.double() - exact).abs()
+    assert (error <= torch.finfo(dtype).eps / 2 * exact.abs() + 2e-5).all()
+    table.float().sum().backward()
+    assert all(parameter.grad is not None for parameter in bias.parameters())

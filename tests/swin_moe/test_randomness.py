@@ -13,6 +13,7 @@ from swin_moe.randomness import (
     Dropout,
     DropPath,
     SiteCounter,
+    branch_scales,
     fork,
     keep_mask,
     normal,
@@ -261,13 +262,49 @@ def test_dropout_is_the_identity_where_it_should_be() -> None:
     assert Dropout(0.5, site=0)(x[:0], KEYS[:0]).shape == (0, 5)
 
 
-def test_drop_path_drops_whole_samples_and_keeps_the_mean() -> None:
+def scales_by_single_draws(drop_paths: list[DropPath], keys: Tensor, dtype: torch.dtype) -> Tensor:
+    """One draw after the other, as the definition reads: kept where the draw is not below the rate."""
+    rows = []
+    for drop_path in drop_paths:
+        keep = uniform(fork(keys, drop_path.site), 1)[:, 0] >= drop_path.rate
+        rows.append(keep.to(dtype) / (1.0 - drop_path.rate))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(
+    "rates", [(0.75,), (0.0, 0.1, 0.2), (0.3, 2**-23, 1 / 3, 0.999), (0.2,) * 46], ids=len
+)
+def test_branch_scales_are_those_of_single_draws(rates: tuple[float, ...], dtype: torch.dtype) -> None:
+    """Bit for bit, in every precision; also after the model was cast to it."""
+    drop_paths = [DropPath(rate, site=3 * i) for i, rate in enumerate(rates)]
+    expected = scales_by_single_draws(drop_paths, KEYS, dtype)
+    assert torch.equal(branch_scales(drop_paths, KEYS, dtype), expected)
+    cast = [drop_path.to(dtype) for drop_path in drop_paths]
+    assert torch.equal(branch_scales(cast, KEYS, dtype), expected)
+    assert 0 < (expected == 0).sum() < expected.numel()
+
+
+@pytest.mark.parametrize("word", [0, 2**22 - 1, 2**22, 2**23 - 1])
+@pytest.mark.parametrize("nudge", [-1, 0, 1])
+def test_a_draw_at_the_rate_is_kept_and_one_below_is_not(word: int, nudge: int) -> None:
+    """The draw of a word of 23 bits is (word + 0.5) / 2^23; the rate is that, or its neighbour in fp32."""
+    draw = torch.tensor((word + 0.5) / 2**23)
+    rate = draw if nudge == 0 else torch.nextafter(draw, torch.tensor(float(nudge > 0)))
+    key = signed((unmix((unmix(word << 41) - GOLDEN) & MASK_64) - GOLDEN) & MASK_64)  # of site 0
+    assert uniform(fork(torch.tensor([key]), 0), 1).item() == draw
+    scale = branch_scales([DropPath(rate.item(), site=0)], torch.tensor([key]), torch.float32)
+    assert (scale > 0).item() == (draw >= rate).item()
+
+
+def test_branch_scales_drop_at_the_rate_and_keep_the_mean() -> None:
     """Rate 0.75: a sample is 0, or 1 / (1 - 0.75) = 4 times itself."""
-    x = torch.ones(512, 2, 3)
+    (scale,) = branch_scales([DropPath(0.75, site=2)], KEYS, torch.float32)
+    assert {*scale.tolist()} == {0.0, 4.0}
+    assert abs((scale > 0).double().mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 512)
+
+
+def test_no_branch_is_scaled_where_nothing_is_dropped() -> None:
     layer = DropPath(0.75, site=2)
-    y = layer(x, KEYS)
-    kept = uniform(fork(KEYS, 2), 1)[:, 0] >= 0.75
-    assert torch.equal(y, 4.0 * kept[:, None, None] * x)
-    assert abs(kept.double().mean() - 0.25) < 4 * math.sqrt(0.25 * 0.75 / 512)
-    assert layer.eval()(x, KEYS) is x
-    assert DropPath(0.0, site=2)(x, KEYS) is x
+    assert branch_scales([layer.eval()], KEYS, torch.float32) is None
+    assert branch_scales([DropPath(0.0, site=2)] * 2, KEYS, torch.float32) is None

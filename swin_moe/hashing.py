@@ -1,0 +1,117 @@
+"""The two hashes behind all keyed draws: in torch's operators, and as one kernel each on a GPU.
+
+int64 and int32 products wrap on every device alike, so both ways give the same bits. On a GPU a hash is an
+operator of its own (`torch.ops.swin_moe`), which fake and meta tensors know too; it runs a Triton kernel
+(triton_hashing.py) where Triton is there, and torch's operators elsewhere.
+
+Legend: N rows, n elements a row.
+"""
+
+import importlib.util
+
+import torch
+from torch import Tensor
+
+from swin_moe import gpu
+
+GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, the increment of splitmix64 (Steele et al. 2014)
+
+
+def mix(z: Tensor) -> Tensor:
+    """The finaliser of splitmix64 on int64, elementwise."""
+    return torch.ops.swin_moe.mix(z) if _as_kernel(z) else _mix(z)
+
+
+def words(keys: Tensor, n: int, start: int) -> Tensor:
+    """One random word an element: (N,) int64 keys -> (N, n) int32, elements start .. start + n of each row.
+
+    The finaliser of murmur3 on 32 bits an element, with both halves of the key: six cheap passes, where
+    splitmix64 would need 64-bit ones.
+    """
+    return torch.ops.swin_moe.words(keys, n, start) if _as_kernel(keys) else _words(keys, n, start)
+
+
+def sink(x: Tensor, keys: Tensor, bound: int, start: int) -> None:
+    """Add half of the lowest number to every element of x (N, n) whose word is below `bound`, in place.
+
+    On a CPU rows are taken as many at a time as stay in its cache; no step is a comparison, which is not
+    vectorised together with a choice.
+    """
+    if _as_kernel(x):
+        torch.ops.swin_moe.sink(x, keys, bound, start)
+        return
+    rows = max(1, 2**17 // max(1, x.shape[1]))
+    for piece, k in zip(x.split(rows), keys.split(rows), strict=True):
+        _sink(piece, k, bound, start)
+
+
+def shift(z: Tensor, bits: int) -> Tensor:
+    """Logical right shift: torch's >> on signed integers is arithmetic."""
+    width = 32 if z.dtype == torch.int32 else 64
+    return (z >> bits).bitwise_and_((1 << (width - bits)) - 1)
+
+
+def lowest(dtype: torch.dtype) -> float:
+    """What `sink` adds: half of the lowest number of a dtype."""
+    return torch.finfo(dtype).min / 2
+
+
+def _as_kernel(x: Tensor) -> bool:
+    """Whether the hash is one operator; a compiler fuses torch's operators by itself."""
+    return gpu.on_gpu(x) and not torch.compiler.is_compiling()
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ shift(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
+    z = (z ^ shift(z, 27)) * -7723592293110705685  # 0x94D049BB133111EB
+    return z ^ shift(z, 31)
+
+
+def _words(keys: Tensor, n: int, start: int) -> Tensor:
+    low, high = keys.to(torch.int32), shift(keys, 32).to(torch.int32)  # .to keeps the low 32 bits
+    column = torch.arange(start, start + n, device=keys.device, dtype=torch.int32)
+    h = column * -1640531527 + low[:, None]  # (N, n)
+    h ^= shift(h, 16)
+    h *= -2048144789
+    h ^= high[:, None]
+    h ^= shift(h, 13)
+    h *= -1028477387
+    h ^= shift(h, 16)
+    return h
+
+
+def _sink(x: Tensor, keys: Tensor, bound: int, start: int) -> None:
+    dropped = _words(keys, x.shape[1], start).clamp_(max(bound - 1, -(2**31)), bound).sub_(bound)
+    x.add_(dropped.to(x.dtype), alpha=-lowest(x.dtype))  # `dropped` is -1, or 0 where kept
+
+
+_mix_op = torch.library.custom_op("swin_moe::mix", _mix, mutates_args=())
+_words_op = torch.library.custom_op("swin_moe::words", _words, mutates_args=())
+_sink_op = torch.library.custom_op("swin_moe::sink", _sink, mutates_args=("x",))
+_mix_op.register_fake(torch.empty_like)
+_words_op.register_fake(lambda keys, n, start: keys.new_empty((len(keys), n), dtype=torch.int32))
+_sink_op.register_fake(lambda x, keys, bound, start: None)
+
+
+if importlib.util.find_spec("triton"):  # it is imported by the first kernel
+
+    @_mix_op.register_kernel("cuda")
+    def _(z: Tensor) -> Tensor:
+        from swin_moe import triton_hashing
+
+        return triton_hashing.mix(z)
+
+    @_words_op.register_kernel("cuda")
+    def _(keys: Tensor, n: int, start: int) -> Tensor:
+        from swin_moe import triton_hashing
+
+        return triton_hashing.words(keys, n, start)
+
+    @_sink_op.register_kernel("cuda")
+    def _(x: Tensor, keys: Tensor, bound: int, start: int) -> None:
+        from swin_moe import triton_hashing
+
+        if x.dtype == torch.float64:  # the kernel computes in fp32
+            _sink(x, keys, bound, start)
+        else:
+            triton_hashing.sink(x, keys, bound, start)
