@@ -111,7 +111,7 @@ def make_plan(
     assignment = queue.reshape(-1)[position]
     edges = torch.searchsorted(segment, _range(segments + 1, segment))  # bincount would wait for the device
     start, wanted = edges[:-1], edges.diff()  # (E * G,)
-    load = _by_expert(wanted, groups)
+    load = _by_expert(wanted, num_experts)
     if complete:
         row = torch.empty_like(assignment).scatter_(0, assignment, _range(total, queue))
         return Plan(
@@ -137,7 +137,7 @@ def make_plan(
     target = ((first - start).index_select(0, own) + place).where(fits, bound)
     row = torch.empty_like(assignment).scatter_(0, assignment, target)
     order = queue.new_full((bound + 1,), total).scatter_(0, target, assignment)[:bound]
-    counts = _by_expert(kept, groups)
+    counts = _by_expert(kept, num_experts)
     dropped = (load - counts).sum()
     return Plan(
         gates=gates,
@@ -152,9 +152,10 @@ def make_plan(
     )
 
 
-def _by_expert(segments: Tensor, groups: int) -> Tensor:
+def _by_expert(segments: Tensor, num_experts: int) -> Tensor:
     """Numbers of every expert and group, summed over the groups: (E * G,) -> (E,)."""
-    return segments if groups == 1 else segments.view(-1, groups).sum(1)
+    groups = len(segments) // num_experts
+    return segments if groups == 1 else segments.view(num_experts, groups).sum(1)
 
 
 def _range(n: int, like: Tensor) -> Tensor:

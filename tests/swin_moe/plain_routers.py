@@ -75,7 +75,7 @@ class Answer:
 def answer(case: Case, call: RouterCall, *, padded: bool = False) -> Answer:
     """By the code under test."""
     routing = case.router(case.tokens, case.keys, call)
-    plan = routing.plan(groups=call.groups, slots=call.slots, padded=padded)
+    plan = routing.plan(groups=call.groups, slots=call.slots, padded=padded).settled(None)
     rows = plan.dispatch(case.tokens)
     pieces = [case.expert(e, piece) for e, piece in enumerate(rows.split(plan.counts.tolist()))]
     assert len(rows) <= plan.rows_bound
