@@ -4,10 +4,11 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 WORKERS ?= 4
+GPU_PYTHON ?= 3.12
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-slurm browser check fmt clean setup
+.PHONY: help demo test test-slow test-slurm browser gpu-wheels gpu-rehearsal check fmt clean setup
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,6 +35,13 @@ test-slow: $(STAMP) ## what the default tests leave out: every layout, kill and 
 test-slurm: $(STAMP) ## the tests on a Slurm of their own: four nodes on this machine, up and down again
 	-slurm/local_cluster.sh install # where root may; without Slurm the tests are skipped, and say so
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slurm and not slow" tests/slurm
+
+gpu-wheels: $(STAMP) ## the wheels that a bare GPU image with torch lacks, into gpu_wheels/ (see docs/gpu.md)
+	PIP_PYTHON=$(BIN)/python benchmarks/gpu_wheels.sh gpu_wheels $(GPU_PYTHON)
+
+gpu-rehearsal: $(STAMP) ## what the first minutes on a GPU run, on this CPU in its smallest sizes
+	out=$$(mktemp -d) && OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gpu_run.py --device cpu --budget 600 --jobs 2 \
+	  --out $$out; status=$$?; rm -rf $$out; exit $$status
 
 browser: ## Chromium for the test of a study's report, where root may install it
 	-command -v chromium || command -v google-chrome || { apt-get update -q && \

@@ -1,8 +1,8 @@
 """The first minutes on a GPU: what works, what is right, and where the time goes.
 
-    python benchmarks/gpu_run.py --budget 480 --out gpu_run                 # on a GPU
-    python benchmarks/gpu_run.py --budget 120 --out gpu_run --device cpu    # the rehearsal: `make gpu-rehearsal`
-    python benchmarks/gpu_run.py --page docs/gpu.md --out gpu_run           # write the page from results of before
+    python benchmarks/gpu_run.py --budget 480 --out gpu_run                # on a GPU
+    python benchmarks/gpu_run.py --budget 60 --out gpu_run --device cpu    # the rehearsal, on two cores
+    python benchmarks/gpu_run.py --page docs/gpu.md --out gpu_run          # write the page again
 
 Each check is a process of its own with a deadline of its own, so that a crash, an illegal access or a hang
 costs that check alone. Checks that compare numbers run side by side; those that measure time run afterwards,
@@ -12,6 +12,7 @@ A check that the budget has no time for is reported as not reached.
 """
 
 import argparse
+import contextlib
 import json
 import os
 import signal
@@ -40,27 +41,31 @@ class Part:
     @property
     def name(self) -> str:
         """As in --only and in the results."""
-        return f"{self.module}.{self.function}"
+        return f"{self.module.removeprefix('gpu_checks.')}.{self.function}"
+
+    def is_called(self, name: str) -> bool:
+        """Whether `name` means this check, or the module that it is in."""
+        return name in (self.name, self.name.split(".")[0])
 
 
-PARTS = (  # in the order of what blocks what; if time is short, the end is what is dropped
-    Part("start", "imports", 60),
-    Part("start", "engine", 90),
-    Part("start", "preflight", 90),
-    Part("attention", "kernels", 120),
-    Part("draws", "keyed", 90),
-    Part("families", "against_cpu", 180),
-    Part("experts", "products", 90),
-    Part("engines", "stages", 240),
-    Part("engines", "host_reads", 120),
-    Part("program", "train_stop_resume", 240),
-    Part("speed", "models", 120, timed=True),
-    Part("speed", "layers", 60, timed=True),
-    Part("speed", "profiles", 60, timed=True),
-    Part("speed", "compiled", 120, timed=True),
-    Part("speed", "pieces", 60, timed=True),
-    Part("memory", "staging", 60, timed=True),
-    Part("memory", "plan", 90, timed=True),
+PARTS: tuple[Part, ...] = (  # in the order of what blocks what; if time is short, the end is what is dropped
+    Part("gpu_checks.start", "imports", 60),
+    Part("gpu_checks.start", "engine", 90),
+    Part("gpu_checks.start", "preflight", 90),
+    Part("gpu_checks.attention", "kernels", 120),
+    Part("gpu_checks.draws", "keyed", 90),
+    Part("gpu_checks.families", "against_cpu", 180),
+    Part("gpu_checks.experts", "products", 90),
+    Part("gpu_checks.engines", "stages", 240),
+    Part("gpu_checks.engines", "host_reads", 120),
+    Part("gpu_checks.program", "train_stop_resume", 240),
+    Part("gpu_checks.speed", "models", 120, timed=True),
+    Part("gpu_checks.speed", "layers", 60, timed=True),
+    Part("gpu_checks.speed", "profiles", 60, timed=True),
+    Part("gpu_checks.speed", "compiled", 120, timed=True),
+    Part("gpu_checks.speed", "pieces", 60, timed=True),
+    Part("gpu_checks.memory", "staging", 60, timed=True),
+    Part("gpu_checks.memory", "plan", 90, timed=True),
 )
 
 
@@ -75,10 +80,8 @@ class Running:
 
     def stop(self) -> None:
         """End the process and everything that it started."""
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         self.process.wait()
 
 
@@ -116,7 +119,7 @@ def run_check(part: Part, args: argparse.Namespace) -> int:
     with TemporaryDirectory(prefix="gpu-run-") as folder:
         place = Place(torch.device(args.device), Path(folder), rehearsal=args.device == "cpu")
         try:
-            for row in getattr(import_module(f"gpu_checks.{part.module}"), part.function)(place):
+            for row in getattr(import_module(part.module), part.function)(place):
                 results.add(part.name, row)
                 print(json.dumps(row, default=str), flush=True)
         except Exception as error:
@@ -133,7 +136,7 @@ def run_check(part: Part, args: argparse.Namespace) -> int:
 
 def start(part: Part, args: argparse.Namespace, seconds: float) -> Running:
     """A check in a process of its own, in a session of its own."""
-    command = [sys.executable, str(Path(__file__).resolve()), "--check", part.name]
+    command = [sys.executable, str(Path(sys.argv[0]).resolve()), "--check", part.name]
     command += ["--device", args.device, "--out", str(args.out)]
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
     with open(args.out / f"{part.name}.log", "wb") as log:
@@ -225,7 +228,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if args.budget is None and args.page is None and args.check is None:
         parser.error("say --budget SECONDS to run the checks, or --page FILE to write the page")
-    unknown = {name for name in args.only or [] if not any(name in (p.name, p.module) for p in PARTS)}
+    unknown = {name for name in args.only or [] if not any(part.is_called(name) for part in PARTS)}
     if unknown:
         known = ", ".join(part.name for part in PARTS)
         parser.error(f"--only: no check is called {', '.join(sorted(unknown))}; there are {known}")
@@ -242,7 +245,7 @@ def main(argv: list[str] | None = None) -> int:
         return run_check(next(part for part in PARTS if part.name == args.check), args)
     if args.budget is not None:
         results.file.unlink(missing_ok=True)
-        parts = [p for p in PARTS if not args.only or p.name in args.only or p.module in args.only]
+        parts = [part for part in PARTS if not args.only or any(map(part.is_called, args.only))]
         run_all(parts, args, results)
     if args.page is not None:
         from gpu_checks.page import write_page

@@ -181,6 +181,22 @@ def _sum(rows: Tensor, out: Tensor | None, e: int) -> None:
         torch.sum(rows, 0, out=out[e])
 
 
+class _ClearEmpty(torch.autograd.Function):
+    """A weight (L, ...), whose gradient is zero for experts without rows, whatever the product wrote there."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, ends: Tensor) -> Tensor:
+        ctx.save_for_backward(ends)
+        return weight.view_as(weight)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (ends,) = ctx.saved_tensors
+        empty = ends.diff(prepend=ends.new_zeros(1)) == 0
+        return grad.masked_fill(empty.view(-1, *[1] * (grad.dim() - 1)), 0), None
+
+
 class _AddBias(torch.autograd.Function):
     """Add each expert's bias to columns of its rows, in place, by index: no number of experts adds a launch.
 
@@ -242,7 +258,10 @@ def loop(call: ExpertCall, rows: Tensor, keys: Tensor | None, weights: Sequence[
 
 def grouped(call: ExpertCall, rows: Tensor, keys: Tensor | None, weights: Sequence[Tensor]) -> Tensor:
     """The same with one grouped GEMM a layer for all experts."""
-    w, ends = _Weights(weights), call.ends(rows)
+    ends = call.ends(rows)
+    if writes_garbage_for_empty(rows):
+        weights = [_ClearEmpty.apply(weight, ends) for weight in weights]
+    w = _Weights(weights)
     row = torch.arange(len(rows), device=rows.device, dtype=ends.dtype)
     expert = torch.searchsorted(ends, row, right=True, out_int32=True)  # (M,)
     inputs = [
@@ -262,11 +281,22 @@ def grouped(call: ExpertCall, rows: Tensor, keys: Tensor | None, weights: Sequen
 
 
 def has_grouped_products(rows: Tensor, hidden: int) -> bool:
-    """Whether `grouped` is the fast way: bf16 on sm90 or later, where rows are whole 16 bytes."""
+    """Whether `grouped` is the fast way: bf16 on sm90 or sm100, where rows are whole 16 bytes.
+
+    On sm120 torch computes grouped products one group after the other, and waits for the ends first.
+    """
     return (
         rows.is_cuda
         and rows.dtype == torch.bfloat16
         and len(rows) > 0
         and rows.shape[1] % 8 == hidden % 8 == 0
-        and torch.cuda.get_device_capability(rows.device) >= (9, 0)
+        and torch.cuda.get_device_capability(rows.device)[0] in (9, 10)
     )
+
+
+def writes_garbage_for_empty(rows: Tensor) -> bool:
+    """Whether grouped weight gradients of groups without rows are whatever memory held: on sm100 and sm103.
+
+    Reported as pytorch issues 172439 and 193633, which are open at torch 2.14.
+    """
+    return rows.is_cuda and torch.cuda.get_device_capability(rows.device)[0] == 10

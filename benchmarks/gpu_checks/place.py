@@ -34,7 +34,7 @@ class Place:
             torch.cuda.synchronize(self.device)
 
     def milliseconds(self, work: Callable[[], object], repeats: int = 10) -> float:
-        """Median milliseconds of `work`, by events on a GPU, after three calls to warm up (one in a rehearsal)."""
+        """Median milliseconds of `work`, by events on a GPU, after three calls (in a rehearsal: one)."""
         repeats = 1 if self.rehearsal else repeats
         for _ in range(1 if self.rehearsal else 3):
             work()
@@ -60,7 +60,7 @@ class Place:
 
 
 def row(what: str, ok: bool | None = None, **numbers: object) -> Row:
-    """What was looked at, whether it is as it must be (None: a figure, with no right or wrong), and the numbers."""
+    """What was looked at, whether it is as it must be (None: a mere figure), and the numbers."""
     return {"what": what, "ok": ok, **numbers}
 
 

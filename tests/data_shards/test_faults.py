@@ -167,7 +167,7 @@ def reads_failing_for_a_while(place: Place) -> None:
 
 def reads_failing_for_good(place: Place) -> None:
     place.hook(failing(10**9))
-    place.fatal(rf"{place.name}: Input/output error; given up after \d+ tries", Reading(deadline_s=0.2))
+    place.fatal(rf"{place.name}: Input/output error; given up after \d+ tries", Reading(deadline_s=1.0))
 
 
 def reads_slow(place: Place) -> None:

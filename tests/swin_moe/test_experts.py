@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from parallel.expert import ExpertParallel, ExpertSlice, Sliced
@@ -344,6 +345,52 @@ def test_grouped_products_of_bf16(recompute: bool, grouped_products: list[int]) 
     for a, b in zip(got, [expected, *gradients(expected, layer, exact)], strict=True):
         assert (a.double() - b).norm() <= 10 * 2**-9 * b.norm()
     assert len(grouped_products) == 1
+
+
+class _AsOnBlackwell(torch.autograd.Function):
+    """A grouped product whose weight gradients are NaN where a group has no rows (pytorch 172439)."""
+
+    @staticmethod
+    def forward(ctx: Any, product: Any, rows: Tensor, weight: Tensor, offs: Tensor) -> Tensor:
+        ctx.product = product
+        ctx.save_for_backward(rows, weight, offs)
+        return product(rows, weight, offs=offs)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        rows, weight, offs = (x.detach().requires_grad_(x.is_floating_point()) for x in ctx.saved_tensors)
+        with torch.enable_grad():
+            y = ctx.product(rows, weight, offs=offs)
+        by_rows, by_weight = torch.autograd.grad(y, [rows, weight], grad)
+        return None, by_rows, spoilt(by_weight, offs), None
+
+
+def spoilt(gradient: Tensor, offs: Tensor) -> Tensor:
+    gradient[offs.diff(prepend=offs.new_zeros(1)) == 0] = float("nan")
+    return gradient
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=name_of)
+def test_garbage_of_experts_without_rows_is_cleared(
+    options: dict[str, Any], grouped_products: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    product = F.grouped_mm
+
+    def as_on_blackwell(rows: Tensor, weight: Tensor, *, offs: Tensor) -> Tensor:
+        if weight.dim() == 2:
+            return spoilt(product(rows, weight, offs=offs), offs)
+        return _AsOnBlackwell.apply(product, rows, weight, offs)
+
+    layer = mlp(dim=16, hidden=24, **options).float()
+    rows = draw(19, 16, seed=50, dtype=torch.float32).requires_grad_()
+    y = run(layer, rows, [7, 0, 12])
+    wanted = [y, *gradients(y, layer, rows)]
+    monkeypatch.setattr(F, "grouped_mm", as_on_blackwell)
+    y = run(layer, rows, [7, 0, 12])
+    assert any(x.isnan().any() for x in gradients(y, layer, rows))  # the fault is there
+    monkeypatch.setattr("swin_moe.expert_products.writes_garbage_for_empty", lambda rows: True)
+    y = run(layer, rows, [7, 0, 12])
+    assert_equal([y, *gradients(y, layer, rows)], wanted, 0)
 
 
 @pytest.mark.parametrize("part", [ExpertSlice(0, 1, 2), ExpertSlice(1, 2, 2)], ids=str)
