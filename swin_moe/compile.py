@@ -11,9 +11,7 @@ from swin_moe.block import SwinBlock, run_mixer
 from swin_moe.model import PAIR, Stage, run_blocks
 from swin_moe.moe import MoELayer
 
-GRAPHS_PER_STAGE = (
-    8  # training and evaluation of a few image sizes and batches, of pairs and of single blocks
-)
+GRAPHS_PER_STAGE = 8  # training and evaluation of a few image sizes and batches, of pairs and single blocks
 
 
 def compile_blocks(model: nn.Module) -> None:

@@ -9,6 +9,7 @@ Legend: B samples, N rows (samples or tokens), n draws a row.
 
 import itertools
 import math
+import struct
 from collections.abc import Sequence
 
 import torch
@@ -112,8 +113,8 @@ class _KeyedDrop(nn.Module):
         """
         rate = torch.tensor(self.rate, dtype=torch.float32, device="cpu").item()  # draws are fp32
         lowest = math.ceil(rate * 2**23 - 0.5)
-        share = torch.tensor(1.0 - self.rate, dtype=torch.float64, device="cpu").view(torch.int64)
-        values = [_offset(self.site), lowest, share.item()]
+        (share,) = struct.unpack("<q", struct.pack("<d", 1.0 - self.rate))  # zero.Init rounds tensors of fp64
+        values = [_offset(self.site), lowest, share]
         self.constants.copy_(torch.tensor(values, dtype=torch.int64, device="cpu"))
 
 

@@ -15,16 +15,18 @@ import torch
 import torch._dynamo
 
 from swin_moe import ModelConfig, build_model
-from swin_moe.compile import compile_blocks
+from swin_moe.compile import GRAPHS_PER_STAGE, compile_blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("launcher", "swin_moe", "data_shards", "parallel")
 IN_2_11 = """
 torch._subclasses.fake_tensor.FakeTensorMode allow_non_fake_inputs
+torch.addcmul value
 torch.addmm alpha beta out
 torch.arange device dtype
 torch.autocast enabled
 torch.cat dim
+torch.compile dynamic
 torch.distributed.TCPStore is_master wait_for_workers
 torch.distributed.all_gather_object group
 torch.distributed.all_reduce group
@@ -144,16 +146,15 @@ torch.a(b=1), dist.c(d=1), F.e(f=1), i.g(h=1), other.j(k=1), torch.nn.l(m=torch.
 
 @pytest.mark.parametrize("old", [False, True])
 def test_blocks_are_compiled_apart_on_any_torch(monkeypatch: pytest.MonkeyPatch, old: bool) -> None:
-    """Without `isolate_recompiles` the limit of graphs of one function is raised to what all blocks need."""
-    asked: list[set[str]] = []
-    monkeypatch.setattr(torch.nn.Module, "compile", lambda self, **options: asked.append(set(options)))
+    """Without `isolate_recompiles` the limit of graphs of one function is raised to what all stages need."""
     given = inspect.signature(torch.compile)
-    if old:
-        kept = [parameter for name, parameter in given.parameters.items() if name not in LATER]
-        monkeypatch.setattr(inspect, "signature", lambda _: given.replace(parameters=kept))
+    kept = [parameter for name, parameter in given.parameters.items() if not (old and name in LATER)]
+    monkeypatch.setattr(inspect, "signature", lambda _: given.replace(parameters=kept))
+    asked: list[set[str]] = []
+    monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(set(options)) or function)
     config = ModelConfig(image_size=32, embed_dim=8, depths=(2, 3), num_heads=(2, 4), window_size=4)
     has = not old and "isolate_recompiles" in given.parameters
     with torch._dynamo.config.patch(recompile_limit=8):
         compile_blocks(build_model(config))
-        assert torch._dynamo.config.recompile_limit == (8 if has else 15)
-    assert asked == [{"dynamic", "isolate_recompiles"} if has else {"dynamic"}] * 5
+        assert torch._dynamo.config.recompile_limit == (8 if has else 2 * GRAPHS_PER_STAGE)
+    assert asked == [{"dynamic", "isolate_recompiles"} if has else {"dynamic"}] * 4  # blocks and mixers
