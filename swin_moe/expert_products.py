@@ -182,7 +182,7 @@ def _sum(rows: Tensor, out: Tensor | None, e: int) -> None:
 
 
 class _ClearEmpty(torch.autograd.Function):
-    """A weight (L, ...), whose gradient is zero for experts without rows, whatever the product wrote there."""
+    """A weight (L, ...), whose gradient is zero for experts without rows, whatever a product wrote there."""
 
     @staticmethod
     def forward(ctx: Any, weight: Tensor, ends: Tensor) -> Tensor:
