@@ -40,6 +40,7 @@ torch.empty_like dtype
 torch.eye device dtype
 torch.frombuffer dtype
 torch.full device dtype
+torch.library.custom_op mutates_args
 torch.linalg.vector_norm dim dtype keepdim
 torch.linspace device
 torch.load map_location mmap weights_only
