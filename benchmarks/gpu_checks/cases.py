@@ -1,10 +1,11 @@
-"""What the checks that compare numbers share: one bad case costs no other, and how far two results are apart."""
+"""What the checks that compare numbers share: a case that raises costs no other; distances; settings."""
 
 from collections.abc import Callable, Sequence
 
 import torch
-from gpu_checks.place import Place, Row, row
 from torch import Tensor
+
+from gpu_checks.place import Place, Row, row
 
 
 def attempt(what: str, work: Callable[[], Row], ok: bool | None = False) -> Row:
