@@ -38,7 +38,8 @@ EXPERTS: dict[str, Any] = {"routing_group_images": 2, "blocks": ((), (), (1,), (
 PADDED = MoECall(exchange=ExchangeOptions(padded=True))
 CHANCE = {"gate_noise": 0.0, "load_balance_weight": 0.0, "balance_loss": "auto", "batch_prioritized": False}
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 0.05}
-BOUND_OF_ROUTED = 0.3  # in bf16: a token near a border may go to another expert, or lose its slot
+BOUND_OF_ROUTED = 0.1  # in bf16: a token near a border may go to another expert, or lose its slot
+BOUND_OF_SIGNS = 0.01  # of SimMIM's gradients: the sign of a pixel's error may change where that is near zero
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,26 +112,30 @@ def against_cpu(place: Place) -> Iterator[Row]:
     convolutions = torch.backends.cudnn.allow_tf32
     for variant in VARIANTS:
         try:
-            wanted = passed(place, variant, torch.device("cpu"), torch.float32)
+            model = build(place, variant)
+            wanted = passed(place, variant, model, torch.device("cpu"), torch.float32)
         except Exception as error:
             yield row(variant.name, ok=False, raised=f"on the CPU, {type(error).__name__}: {error}"[:300])
             continue
         if place.on_gpu and variant is VARIANTS[0]:
-            yield attempt(variant.name, lambda: with_tf32(place, wanted))  # noqa: B023
+            found = on_device(place, variant, model, torch.float32, wanted, ", TF32 convolutions")
+            yield {**found, "ok": None}
         torch.backends.cudnn.allow_tf32 = False
         for dtype in (torch.float32, torch.bfloat16):
-            yield attempt(
-                f"{variant.name}, {dtype}",
-                lambda: compared(variant, passed(place, variant, place.device, dtype), wanted, dtype),  # noqa: B023
-            )
+            yield on_device(place, variant, model, dtype, wanted)
         torch.backends.cudnn.allow_tf32 = convolutions
 
 
-def with_tf32(place: Place, wanted: Result) -> Row:
-    """What torch's default costs in fp32: cuDNN rounds the patch embedding's inputs to TF32."""
-    variant = VARIANTS[0]
-    found = compared(variant, passed(place, variant, place.device, torch.float32), wanted, torch.float32)
-    return {**found, "what": f"{found['what']}, convolutions in TF32", "ok": None}
+def on_device(
+    place: Place, variant: Variant, model: nn.Module, dtype: torch.dtype, wanted: Result, remark: str = ""
+) -> Row:
+    """The row of one precision; by default cuDNN rounds what the patch embedding reads to TF32."""
+    what = f"{variant.name}, {str(dtype).removeprefix('torch.')}{remark}"
+
+    def work() -> Row:
+        return compared(what, variant, passed(place, variant, model, place.device, dtype), wanted, dtype)
+
+    return attempt(what, work)
 
 
 def build(place: Place, variant: Variant) -> nn.Module:
@@ -155,10 +160,13 @@ def build(place: Place, variant: Variant) -> nn.Module:
     return model
 
 
-def passed(place: Place, variant: Variant, device: torch.device, dtype: torch.dtype) -> Result:
-    """One training pass with its gradients, then one of evaluation."""
-    model = build(place, variant).to(device, dtype)
-    images_count = 4 if place.rehearsal else 8
+def passed(
+    place: Place, variant: Variant, model: nn.Module, device: torch.device, dtype: torch.dtype
+) -> Result:
+    """One training pass with its gradients, then one of evaluation; moves the model, whose weights stay."""
+    model.zero_grad(set_to_none=True)
+    model.to(device, dtype)
+    images_count = 2 if place.rehearsal else 4
     config = model.encoder.config if isinstance(model, SimMIM) else model.config
     side = variant.side // (8 if place.rehearsal else 1) or config.image_size
     generator = torch.Generator().manual_seed(3)
@@ -177,9 +185,8 @@ def passed(place: Place, variant: Variant, device: torch.device, dtype: torch.dt
         loss, answer = classification_loss(output.logits, labels, 0.1), output.logits
     loss = loss + output.aux_loss
     loss.backward()
-    integers = [
-        x for stats in output.moe.values() for x in (stats.load, stats.dropped, stats.choices, stats.lost)
-    ]
+    all_stats = output.moe.values()
+    integers = [x for stats in all_stats for x in (stats.load, stats.dropped, stats.choices, stats.lost)]
     integers += [output.mask] if isinstance(model, SimMIM) else []
     gradients = {
         name: torch.zeros_like(x) if x.grad is None else x.grad for name, x in model.named_parameters()
@@ -212,7 +219,7 @@ def recorded(choices: list[Tensor], rows: list[Tensor]) -> Iterator[None]:
         yield
 
 
-def compared(variant: Variant, got: Result, wanted: Result, dtype: torch.dtype) -> Row:
+def compared(what: str, variant: Variant, got: Result, wanted: Result, dtype: torch.dtype) -> Row:
     """One row: relative errors, the worst parameter, and how many integers differ."""
     flat = [torch.cat([x.double().flatten() for x in found.gradients.values()]) for found in (got, wanted)]
     worst_error, worst = worst_gradient(got, wanted)
@@ -228,13 +235,13 @@ def compared(variant: Variant, got: Result, wanted: Result, dtype: torch.dtype) 
         "rows_differ": differences(got.rows, wanted.rows),
         "statistics_differ": differences(got.integers, wanted.integers),
     }
-    bound = BOUNDS[dtype]
-    if dtype == torch.bfloat16 and variant.model == SWIN_MOE:
-        bound = BOUND_OF_ROUTED
+    bound = BOUND_OF_ROUTED if variant.model == SWIN_MOE and dtype == torch.bfloat16 else BOUNDS[dtype]
+    of_gradient = max(bound, BOUND_OF_SIGNS) if variant.mim else bound
+    right = all(x <= (of_gradient if name == "gradient" else bound) for name, x in errors.items())
     same = dtype == torch.bfloat16 or not any(differ.values())
     return row(
-        f"{variant.name}, {str(dtype).removeprefix('torch.')}",
-        ok=max(errors.values()) <= bound and bad == 0 and same,
+        what,
+        ok=right and bad == 0 and same,
         **errors,
         bound=bound,
         worst_gradient=worst_error,
@@ -246,7 +253,7 @@ def compared(variant: Variant, got: Result, wanted: Result, dtype: torch.dtype) 
 
 
 def worst_gradient(got: Result, wanted: Result) -> tuple[float, str]:
-    """The largest relative error of a parameter's gradient, whose norm counts as 1e-3 of the largest at least."""
+    """The largest relative error of a parameter's gradient; a norm counts as 1e-3 of the largest at least."""
     least = max(float(x.double().norm()) for x in wanted.gradients.values()) * 1e-3
     errors = []
     for name, exact in wanted.gradients.items():
