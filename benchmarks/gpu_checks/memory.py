@@ -44,12 +44,10 @@ def _staging(place: Place, device: torch.device) -> Iterator[Row]:
         pinned = all(x.is_pinned() for x in taken.values()) if place.on_gpu else None
         figures = {"seconds": seconds, "gb": gb, "gb_s": gb / seconds, "tensors": len(taken)}
         yield row(f"Stage.take {number}", ok=pinned, **figures, reserved_gb=stage._slabs.reserved / 1e9)
-    name, parameter = max(training.masters.module.named_parameters(), key=lambda found: found[1].numel())
-    values = training.masters.read(parameter)
-    taken_master = next((x for key, x in taken.items() if key.endswith(f"master/{name}")), None)
-    if taken_master is not None and taken_master.shape == values["master"].shape:
-        equal = torch.equal(taken_master, values["master"].cpu())
-        yield row(f"what was staged of {name} is the master", ok=equal)
+    whole = {n: p for n, p in training.masters.module.named_parameters() if f"master/{n}" in taken}
+    name = max(whole, key=lambda n: whole[n].numel())
+    master = training.masters.read(whole[name])["master"].cpu()
+    yield row(f"what was staged of {name} is the master", ok=torch.equal(taken[f"master/{name}"], master))
     yield _one_copy(place, device)
     training.close()
 
@@ -178,6 +176,7 @@ def _of(hardware: Any) -> dict[str, float]:
 def _planned(place: Place, device: torch.device, name: str, batch: int, profiles: dict[str, Any]) -> Row:
     """One model: predicted and measured, of an optimizer step at ZeRO stage 1 without augmentation."""
     from launcher.plan.memory import predict_memory
+    from launcher.plan.pace import Pace, pace_of
     from launcher.plan.time import FEED, predict_time
 
     config = run_config(config_of(name, place), 4 if place.rehearsal else batch)
@@ -195,14 +194,18 @@ def _planned(place: Place, device: torch.device, name: str, batch: int, profiles
         reserved_gb = torch.cuda.max_memory_reserved() / 1e9
     training.close()
     figures: dict[str, Any] = {"measured_ms": found}
+    began, work = time.perf_counter(), None
     for profile, hardware in profiles.items():
-        time_of = predict_time(config, [1], hardware)
+        work = work or pace_of(config, hardware).work
+        pace = Pace(work=work, hardware=hardware, precision=config.train.precision)
+        time_of = predict_time(config, [1], hardware, pace)
         feed = dict(time_of.items).get(FEED, 0.0)  # here there is none
         figures[f"predicted_ms_{profile}"] = predicted = (time_of.step_s - feed) * 1e3
         figures[f"ratio_ms_{profile}"] = predicted / found
     memory = predict_memory(config, [1], "cuda")
     figures |= {"predicted_gb": memory.peak_bytes / 1e9, "measured_gb": measured_gb}
     figures |= {"reserved_gb": reserved_gb, "moment": memory.moment}
+    figures["prediction_s"] = time.perf_counter() - began
     if measured_gb:
         figures["ratio_gb"] = memory.peak_bytes / 1e9 / measured_gb
     return row(name, batch=config.train.micro_batch_size, **figures)
