@@ -17,7 +17,7 @@ from gpu_checks.subjects import Training, alone, config_of, free, interleaved, r
 PLANNED = (("Swin-T", 128), ("Swin-MoE-S", 128), ("SwinV2-T", 128), ("SwinV2-B", 64))
 ALLOCATOR = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
 HERE = Path(__file__).resolve().parent
-STEPS, LIMIT_S = 30, 50
+STEPS, LIMIT_S = 30, 40
 
 
 def staging(place: Place) -> Iterator[Row]:

@@ -86,8 +86,10 @@ def _training(place: Place, device: torch.device, name: str, who: str) -> Iterat
     seconds = time.perf_counter() - began
     stats = torch._dynamo.utils.counters
     graphs, breaks = stats["stats"]["unique_graphs"], sum(stats["graph_break"].values())
+    reasons = [" ".join(reason.split())[:240] for reason, _ in stats["graph_break"].most_common(2)]
     found = interleaved(place, {"eager": partial(step, model), "compiled": partial(step, other)})
     figures: dict[str, object] = {"compile_s": seconds, "graphs": graphs, "graph_breaks": breaks}
+    figures["break_reasons"] = reasons
     figures["graphs_later"] = stats["stats"]["unique_graphs"] - graphs  # a step must compile nothing more
     if isinstance(found["eager"], float) and isinstance(found["compiled"], float):
         figures |= {"eager_ms": found["eager"], "compiled_ms": found["compiled"]}
