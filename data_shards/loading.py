@@ -39,6 +39,14 @@ class Reading:
     deadline_s: float = 300.0
     pinned: bool | None = None
 
+    @property
+    def stall_s(self) -> float:
+        """Seconds without a batch after which a file system hangs.
+
+        At least five more than `deadline_s`: a source that fails is to be given up, with its reason, before.
+        """
+        return self.deadline_s + max(0.5 * self.deadline_s, 5.0)
+
 
 DEFAULT_READING = Reading()
 
@@ -152,7 +160,7 @@ class Stream(OneIterator):
             threads=self.threads,
             fetch_threads=self.reading.fetch_threads,
             depth=self.prefetch,
-            stall_s=1.5 * self.reading.deadline_s,
+            stall_s=self.reading.stall_s,
             stalled=self._stalled,
         )
         try:
@@ -175,7 +183,7 @@ class Stream(OneIterator):
         self._retries.stop.clear()
 
     def _stalled(self) -> DataError:
-        waited = f"no batch for {1.5 * self.reading.deadline_s:.0f} s"
+        waited = f"no batch for {self.reading.stall_s:.0f} s"
         shards = ", ".join(self._reader.busy()) or "no shard"
         return DataError(f"{waited} while reading {shards}; see to that file system")
 

@@ -25,14 +25,29 @@ PLAIN_TYPES = {  # all that a .metadata of ours names, and all that one may name
     "pathlib": {"PosixPath"},
     "pathlib._local": {"PosixPath"},  # as Python 3.13 names it
 }
+DAMAGE = (  # what damaged bytes make an unpickler or torch.load raise
+    *(OSError, ValueError, RuntimeError, EOFError, KeyError, IndexError, TypeError, AttributeError),
+    *(AssertionError, MemoryError, pickle.UnpicklingError),
+)
 
 
 class PlainReader(dcp.FileSystemReader):
-    """Reads checkpoints without unpickling freely: the metadata may name plain data types only."""
+    """Reads checkpoints without unpickling freely: the metadata may name plain data types only.
+
+    Raises:
+        CheckpointError: the metadata is missing or damaged, or names what no checkpoint needs.
+    """
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with (Path(self.path) / ".metadata").open("rb") as file:
-            metadata = _PlainUnpickler(file).load()
+        try:
+            with (Path(self.path) / ".metadata").open("rb") as file:
+                metadata = _PlainUnpickler(file).load()
+        except CheckpointError:
+            raise
+        except DAMAGE as error:
+            raise CheckpointError(f".metadata is damaged: {error}") from None
+        if not isinstance(metadata, Metadata):
+            raise CheckpointError(f".metadata is damaged: it holds {type(metadata).__name__}, no description")
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
         metadata.storage_meta.load_id = self.load_id
         return metadata

@@ -8,7 +8,6 @@
 """
 
 import io
-import pickle
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
@@ -22,13 +21,9 @@ from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from parallel.commit import CheckpointError, commit, describe, open_partial, read_manifest, verify
-from parallel.plain import PlainReader
+from parallel.plain import DAMAGE, PlainReader
 
 THREADS = 4  # that check files at once; hashing lets go of the interpreter's lock
-DAMAGE = (  # what damaged bytes make an unpickler or torch.load raise
-    *(OSError, ValueError, RuntimeError, EOFError, KeyError, IndexError, TypeError, AttributeError),
-    *(AssertionError, MemoryError, pickle.UnpicklingError),
-)
 
 
 class Stored(Mapping[str, Tensor]):
@@ -103,8 +98,6 @@ def read_metadata(path: Path) -> Metadata:
         return PlainReader(path).read_metadata()
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from None
-    except DAMAGE as error:
-        raise CheckpointError(f"{path}: .metadata is damaged: {error}") from None
 
 
 def problems(

@@ -179,7 +179,7 @@ def reads_slow(place: Place) -> None:
 def reads_hanging(place: Place) -> None:
     done = threading.Event()
     place.hook(lambda: done.wait(60) and None)
-    place.fatal(f"no batch for 0 s while reading .*{place.name}", Reading(deadline_s=0.3))
+    place.fatal(f"no batch for 5 s while reading .*{place.name}", Reading(deadline_s=0.3))
     done.set()
 
 
