@@ -207,6 +207,7 @@ def _stages_agree(found: dict[str, Outcome]) -> Iterator[Row]:
 # --- where the host waits
 
 PACKAGES = ("launcher", "parallel", "swin_moe", "data_shards")
+ASKING = (Path(__file__).name, "mock.py", "warnings.py")  # files of frames that only count
 EXPLICIT = ("torch.cuda.synchronize", "torch.cuda.Stream.synchronize", "torch.cuda.Event.synchronize")
 
 
@@ -429,9 +430,7 @@ def _explicit(found: Counter[str]) -> Iterator[None]:
 
 def _where() -> str:
     """The project's innermost line, and behind it the innermost line of all."""
-    frames = [
-        f for f in traceback.extract_stack() if Path(f.filename).name not in (Path(__file__).name, "mock.py")
-    ]
+    frames = [f for f in traceback.extract_stack() if Path(f.filename).name not in ASKING]
     ours = [f for f in frames if _package(f.filename) in PACKAGES]
     inner = frames[-1]
     last = f"{Path(inner.filename).name}:{inner.lineno}"

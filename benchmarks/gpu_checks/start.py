@@ -12,8 +12,9 @@ from typing import Any
 import torch
 
 from gpu_checks.commands import ON_CPU, ROOT, SMI_S, Ended, begin, compute_apps, launch
-from gpu_checks.place import Place, Row, row
+from gpu_checks.place import Place, Row, close, row
 
+COMMAND_S = 100
 DEMO = ROOT / "configs" / "demo_cpu.yaml"
 PACKAGES = (
     *("deepspeed", "triton", "torchvision", "numpy", "timm", "transformers", "safetensors", "tensorboard"),
@@ -35,10 +36,10 @@ def imports(place: Place) -> Iterator[Row]:
     }
     running = {name: begin(place, name.split()[-1], ["launcher", *line]) for name, line in beside.items()}
     for name, command in running.items():
-        yield _said(name, command.wait(60))
+        yield _said(name, command.wait(COMMAND_S))
     data = [f"data.train={shards}/train", f"data.val={shards}/val"]
     batch = [f"train.global_batch_size={size}", f"train.micro_batch_size={size // 2}", "optim.warmup=1 steps"]
-    yield _said("check", launch(place, "check", "check", DEMO, *data, *batch, seconds=60))
+    yield _said("check", launch(place, "check", "check", DEMO, *data, *batch, seconds=COMMAND_S))
 
 
 def _said(name: str, found: Ended) -> Row:
@@ -122,13 +123,16 @@ def engine(place: Place) -> Iterator[Row]:
             "kernels of a process on a GPU",
             ok=not torch.backends.cuda.cudnn_sdp_enabled()
             and torch.backends.cuda.mem_efficient_sdp_enabled()
-            and not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+            and not torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction
+            and not torch.backends.cuda.matmul.allow_tf32
+            and not torch.backends.cudnn.allow_tf32,
             cudnn_attention=torch.backends.cuda.cudnn_sdp_enabled(),
             flash_attention=torch.backends.cuda.flash_sdp_enabled(),
             efficient_attention=torch.backends.cuda.mem_efficient_sdp_enabled(),
             tf32_products=torch.backends.cuda.matmul.allow_tf32,
             tf32_convolutions=torch.backends.cudnn.allow_tf32,
         )
+    yield _convolution(device)
     join(ranks, device)
     yield row(
         "group", ok=dist.get_backend() == ("nccl" if place.on_gpu else "gloo"), backend=dist.get_backend()
@@ -139,6 +143,15 @@ def engine(place: Place) -> Iterator[Row]:
         yield from _guarded("contexts", place, _contexts)
     finally:
         leave()
+
+
+def _convolution(device: torch.device) -> Row:
+    """The patch embedding in fp32: TF32, which torch allows in convolutions, has errors of 3e-4."""
+    torch.manual_seed(0)
+    images, weight = torch.randn(8, 3, 64, 64), torch.randn(96, 3, 4, 4)
+    wanted = torch.nn.functional.conv2d(images.double(), weight.double(), stride=4)
+    found = torch.nn.functional.conv2d(images.to(device), weight.to(device), stride=4)
+    return close("a convolution in fp32 is no TF32", found, wanted, 1e-5)
 
 
 def _steps(device: torch.device) -> Iterator[Row]:
@@ -210,7 +223,7 @@ def preflight(place: Place) -> Iterator[Row]:
     """The command with its JSON, by itself; and our reading of nvidia-smi against torch's own figures."""
     report = place.folder / "preflight.json"
     size = ["--megabytes", 1 if place.rehearsal else 64]
-    found = launch(place, "preflight", "preflight", *size, "--json", report, seconds=80)
+    found = launch(place, "preflight", "preflight", *size, "--json", report, seconds=COMMAND_S)
     yield row("swin-moe preflight", ok=found.status == 0 and report.exists(), **found.said)
     told = json.loads(report.read_text()) if report.exists() else {"checks": {}}
     for name, check in told["checks"].items():
