@@ -14,6 +14,8 @@ rate of a 2048^3 (GPU: 8192^3) matrix product in the same precision and the same
 
 import argparse
 import gc
+import importlib.util
+import inspect
 import json
 import os
 import statistics
@@ -40,14 +42,6 @@ from swin_moe.model import build_model  # noqa: E402
 from swin_moe.position_bias import LogCpbBias  # noqa: E402
 from swin_moe.windows import WindowGrid  # noqa: E402
 
-try:
-    from transformers import Swinv2Config, Swinv2ForImageClassification
-    from transformers.models.swin.configuration_swin import SwinConfig
-    from transformers.models.swin.modeling_swin import SwinForImageClassification
-    from transformers.models.swinv2.modeling_swinv2 import Swinv2Attention
-except ImportError:
-    sys.exit("this benchmark compares with transformers, which is not installed: pip install transformers")
-
 Row = dict[str, Any]
 Work = Callable[[], object]
 
@@ -68,7 +62,18 @@ TIMM = {
 
 
 def transformers_model(config: ModelConfig) -> nn.Module:
-    """Their model of the same shape, with the attention that they choose."""
+    """Their model of the same shape, with the attention that they choose.
+
+    Raises:
+        ImportError: transformers is not installed.
+    """
+    from transformers import (
+        SwinConfig,
+        SwinForImageClassification,
+        Swinv2Config,
+        Swinv2ForImageClassification,
+    )
+
     sizes: dict[str, Any] = {
         "num_labels": config.num_classes,
         "image_size": config.image_size,
@@ -91,7 +96,13 @@ def compile_layers(model: nn.Module) -> None:
             "SwinTransformerBlock",
             "SwinTransformerV2Block",
         ):
-            module.compile(dynamic=False, isolate_recompiles=True)
+            module.compile(dynamic=False, **_own_graphs())
+
+
+def _own_graphs() -> dict[str, bool]:
+    """The option that lets each module keep its own graphs; torch 2.11 does not have it."""
+    has_it = "isolate_recompiles" in inspect.signature(torch.compile).parameters
+    return {"isolate_recompiles": True} if has_it else {}
 
 
 def contestants(name: str, device: str, dtype: torch.dtype, quick: bool) -> dict[str, nn.Module]:
@@ -198,6 +209,9 @@ def model_rows(
 
 def attention_rows(clock: Clock, device: str, dtype: torch.dtype, batch: int, rounds: int) -> Iterator[Row]:
     """SwinV2-T's stage 1, training: the attention of a plain and of a shifted block, on windows."""
+    from transformers import Swinv2Config
+    from transformers.models.swinv2.modeling_swinv2 import Swinv2Attention
+
     config = MODELS["SwinV2-T"]
     dim, heads, side, w = (
         config.embed_dim,
@@ -228,7 +242,7 @@ def attention_rows(clock: Clock, device: str, dtype: torch.dtype, batch: int, ro
         for who, module in (("ours", ours), ("transformers", theirs)):
             module = module.to(device, dtype)  # noqa: PLW2901
             if how == "compiled":
-                module.compile(dynamic=False, isolate_recompiles=True)
+                module.compile(dynamic=False, **_own_graphs())
             works[f"{who} {how}"] = lambda who=who, module=module: work(who, module)  # type: ignore[misc]
     tokens, n = windows.shape[0] * w * w, w * w
     gflop = (
@@ -278,6 +292,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, action="append", help="this batch instead; may be repeated")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     args = parser.parse_args()
+    if importlib.util.find_spec("transformers") is None:
+        sys.exit(
+            "this benchmark compares with transformers, which is not installed: pip install transformers"
+        )
     on_gpu = args.device == "cuda"
     torch.set_num_threads(1)
     names = list(MODELS) if on_gpu else ["Swin-T", "SwinV2-T"]

@@ -59,6 +59,7 @@ LIBRARIES = [
     Entry(impl=impl, capacity_factor=f) for impl in ("native", "tutel", "deepspeed") for f in (0.0, 1.25)
 ]
 NAIVE = [Entry(impl="einsum", capacity_factor=1.25), Entry(impl="loop", capacity_factor=0.0)]
+GPU_ONLY = [Entry(impl="torchtitan-like", capacity_factor=0.0)]  # a CPU computes grouped products one by one
 PRIORITIZED = [Entry(impl=impl, capacity_factor=1.25, prioritized=True) for impl in ("native", "tutel")]
 OVERLAPS = [Entry(impl="native", capacity_factor=0.0, overlap=pieces) for pieces in (2, 4)]
 
@@ -95,7 +96,8 @@ def table_entries(case: Case, quick: bool) -> list[Entry]:
     """Who runs on a case; einsum dispatch only where its mask is not absurd."""
     slots = capacity(1.25, case.tokens, case.num_experts, case.top_k)
     naive = [e for e in NAIVE if e.impl != "einsum" or case.tokens * case.num_experts * slots <= EINSUM_CELLS]
-    return installed([DENSE, *LIBRARIES, *([] if quick else PRIORITIZED), *naive])
+    on_gpu = GPU_ONLY if case.device == "cuda" else []
+    return installed([DENSE, *LIBRARIES, *([] if quick else PRIORITIZED), *naive, *on_gpu])
 
 
 def dropped_share(case: Case, entry: Entry) -> float:
@@ -146,14 +148,15 @@ def show(row: Row) -> None:
     factor = row["capacity_factor"]
     how = "" if factor is None else "dropless" if factor == 0 else f"capacity {factor}"
     extra = [f"overlap {row['overlap']}"] if row["overlap"] > 1 else []
-    extra += ["prioritised"] if row["prioritized"] else []
+    extra += [name for name in ("prioritized", "padded") if row[name]]
+    extra += [f"dropout {row['dropout']}"] if row["dropout"] else []
     extra += [f"drops {row['dropped_share']:.0%}"] if row["dropped_share"] else []
     extra += [f"routing {row['routing_share']:.1%}"] if "routing_share" in row else []
     if "exposed_share" in row:
         extra += [f"exposed {row['exposed_share']:.1%}", f"wall {row['wall_seconds'] * 1e3:.0f} ms"]
     print(
         f"R={row['world_size']} T={row['tokens']:<6}E={row['num_experts']:<3}k={row['top_k']} {row['dtype']} "
-        f"skew {row['skew']:<4}{row['impl']:<10}{how:<14}{row['seconds'] * 1e3:9.1f} ms"
+        f"skew {row['skew']:<4}{row['impl']:<16}{how:<14}{row['seconds'] * 1e3:9.1f} ms"
         f"  ratio {row['ratio_to_dense']:5.2f}{row['tflops']:8.2f} TFLOP/s"
         f"{row['peak_bytes'] / 2**20:8.0f} MiB  {', '.join(extra)}",
         flush=True,

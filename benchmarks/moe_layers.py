@@ -57,6 +57,8 @@ class Entry:
     capacity_factor: float | None = None
     prioritized: bool = False
     overlap: int = 1
+    padded: bool = False  # every expert gets as many rows, of our layer
+    dropout: float = 0.0  # of the experts' hidden elements, of our layer
 
 
 def routed_tokens(case: Case, seed: int = 0) -> Tensor:
@@ -101,10 +103,10 @@ class Native(nn.Module):
             capacity_factor=entry.capacity_factor,
             routing_group_images=images,
             batch_prioritized=entry.prioritized,
-            expert_dropout=0.0,
+            expert_dropout=entry.dropout,
         )
         placement = ExpertParallel.over(mesh, case.num_experts)
-        self.call = MoECall(exchange=replace(placement.options, overlap=entry.overlap))
+        self.call = MoECall(exchange=replace(placement.options, overlap=entry.overlap, padded=entry.padded))
         self.layer = MoELayer(DIM, HIDDEN, config, placement, fc2_bias=True, sites=SiteCounter())
         self.gate = self.layer.router.weight
         self.keys = sample_keys(0, torch.arange(images, device=case.device))
@@ -167,6 +169,36 @@ class Loop(Native):
             rows = hidden @ w.fc2_weight[e] + w.fc2_bias[e]
             y = y.index_add(0, token, routing.gates[token, choice, None].to(x.dtype) * rows)
         return y, routing.losses["balance"]
+
+
+class SortedTokens(nn.Module):
+    """The way of torchtitan's MoE layer: dropless, no read on the host, no fused kernel of its own.
+
+    Tokens are sorted by expert, both layers are grouped products, and the answers are added to their tokens.
+    As there, experts have no biases, and no loss balances the load. The products are those of the others, not
+    SwiGLU's three.
+    """
+
+    def __init__(self, case: Case, entry: Entry, mesh: Mesh) -> None:
+        super().__init__()
+        self.top_k = case.top_k
+        self.gate = nn.Parameter(torch.empty(case.num_experts, DIM))
+        self.fc1 = nn.Parameter(torch.empty(case.num_experts, DIM, HIDDEN))
+        self.fc2 = nn.Parameter(torch.empty(case.num_experts, HIDDEN, DIM))
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Sort, multiply, add; a zero stands where the others have their loss."""
+        scores = F.linear(x, self.gate).float().softmax(dim=1)
+        gates, expert = scores.topk(self.top_k, dim=1)  # (T, k)
+        load = torch.zeros(len(self.gate), dtype=torch.int64, device=x.device)
+        load = load.scatter_add_(0, expert.view(-1), torch.ones_like(expert.view(-1)))
+        order = expert.view(-1).argsort(stable=True)
+        token = order // self.top_k
+        ends = load.cumsum(0, dtype=torch.int32)
+        hidden = F.gelu(F.grouped_mm(x.index_select(0, token), self.fc1, offs=ends))
+        rows = F.grouped_mm(hidden, self.fc2, offs=ends)
+        rows = rows * gates.view(-1)[order, None].to(rows.dtype)
+        return torch.zeros_like(x).index_add(0, token, rows), x.new_zeros(()).requires_grad_()
 
 
 class Tutel(nn.Module):
@@ -238,6 +270,7 @@ LAYERS: dict[str, type[nn.Module]] = {
     "tutel": Tutel,
     "einsum": Einsum,
     "loop": Loop,
+    "torchtitan-like": SortedTokens,
 }
 
 

@@ -178,11 +178,18 @@ def _read(path: Path, module: nn.Module, kinds: Sequence[str], write: Write) -> 
             wanted |= by_global_name(kind, name, parameter, tensor)
         size = sum(tensor.nbytes for tensor in wanted.values())
         if size >= READ_AT_ONCE or parameter is parameters[-1][1]:
-            dcp.load(wanted, storage_reader=PlainReader(path), no_dist=True)
+            _load(wanted, path)
             for target, values in batch.items():
                 write(target, {kind: held(target, value).contiguous() for kind, value in values.items()})
             batch, wanted = {}, {}
     _read_buffers(path, module)
+
+
+def _load(wanted: dict[str, Tensor], path: Path) -> None:
+    """Fill the tensors from a checkpoint. Its metadata is read first: torch 2.11 hides why it is refused."""
+    reader = PlainReader(path)
+    reader.read_metadata()
+    dcp.load(wanted, storage_reader=reader, no_dist=True)
 
 
 @torch.no_grad()
@@ -190,6 +197,6 @@ def _read_buffers(path: Path, module: nn.Module) -> None:
     buffers = persistent_buffers(module)
     wanted = {f"{BUFFER}/{name}": as_stored(buffer).cpu().clone() for name, buffer in buffers.items()}
     if wanted:
-        dcp.load(wanted, storage_reader=PlainReader(path), no_dist=True)
+        _load(wanted, path)
     for name, buffer in buffers.items():
         buffer.copy_(wanted[f"{BUFFER}/{name}"])

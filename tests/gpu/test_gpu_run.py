@@ -40,13 +40,13 @@ def hangs(place):
     yield {"what": "started", "ok": None, "pid": child.pid}
     time.sleep(1000)
 
-def late(place):
-    yield {"what": "never", "ok": True}
+def last(place):
+    yield {"what": "alone", "ok": True}
 
 if __name__ == "__main__":
-    names = [("good", 60), ("wrong", 60), ("raises", 60), ("dies", 60), ("hangs", 90)]
+    names = [("good", 60), ("wrong", 60), ("raises", 60), ("dies", 60), ("hangs", 25)]
     parts = [gpu_run.Part("toy", name, seconds) for name, seconds in names]
-    gpu_run.PARTS = (*parts, gpu_run.Part("toy", "late", 9, timed=True))
+    gpu_run.PARTS = (*parts, gpu_run.Part("toy", "last", 60, timed=True))
     sys.exit(gpu_run.main())
 """
 MARKS = "<!-- gpu_run: begin -->\nold\n<!-- gpu_run: end -->\n"
@@ -68,7 +68,7 @@ def run(folder: Path, *argv: str) -> subprocess.CompletedProcess[str]:
 def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     folder = tmp_path_factory.mktemp("gpu-run")
     (folder / "page.md").write_text(f"# Before\n{MARKS}after\n")
-    result = run(folder, "--budget", "25", "--jobs", "2", "--page", str(folder / "page.md"))
+    result = run(folder, "--budget", "300", "--jobs", "2", "--page", str(folder / "page.md"))
     return folder, result
 
 
@@ -82,7 +82,7 @@ def test_each_check_ends_on_its_own(ran: tuple[Path, subprocess.CompletedProcess
     assert result.returncode == 1, result.stdout + result.stderr
     endings = {
         name: rows(folder, name)[-1]["status"]
-        for name in ("good", "wrong", "raises", "dies", "hangs", "late")
+        for name in ("good", "wrong", "raises", "dies", "hangs", "last")
     }
     assert endings == {
         "good": "done",
@@ -90,13 +90,20 @@ def test_each_check_ends_on_its_own(ran: tuple[Path, subprocess.CompletedProcess
         "raises": "failed",
         "dies": "failed",
         "hangs": "deadline",
-        "late": "not reached",
+        "last": "done",
     }
     assert rows(folder, "raises")[-1]["error"] == "RuntimeError: an illegal | access"
     assert rows(folder, "dies")[-1]["error"] == "exit status -6"
     assert [row["what"] for row in rows(folder, "dies")[:-1]] == ["before"]  # what was known is not lost
     assert "5 checks failed" not in result.stdout
     assert "4 checks failed: toy.dies, toy.hangs, toy.raises, toy.wrong" in result.stdout
+
+
+def test_what_the_budget_has_no_time_for_is_not_reached(tmp_path: Path) -> None:
+    assert run(tmp_path, "--budget", "0").returncode == 0
+    assert [rows(tmp_path, name) for name in ("good", "last")] == [
+        [{"check": f"toy.{name}", "status": "not reached"}] for name in ("good", "last")
+    ]
 
 
 def test_what_a_check_started_ends_with_it(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

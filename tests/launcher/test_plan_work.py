@@ -4,6 +4,8 @@ from dataclasses import replace
 from functools import cache
 
 import pytest
+import torch
+from torch.torch_version import TorchVersion
 
 from launcher.plan.hardware import Device
 from launcher.plan.links import Group
@@ -98,7 +100,10 @@ def test_only_attention_differs_on_a_gpu() -> None:
         same = (cpu.stage, cpu.name, cpu.number) == (gpu.stage, gpu.name, gpu.number)
         assert same
         if cpu.name != "attention":
-            assert floats(gpu.trace) == floats(cpu.trace)
+            if (
+                cpu.name != "patches" or TorchVersion(torch.__version__) >= "2.12"
+            ):  # 2.11 copies images for cuDNN
+                assert floats(gpu.trace) == floats(cpu.trace)
             continue
         # one image, 4 or 1 windows of 4 tokens, C channels: the fused backward pass makes the scores again
         channels, tokens = (8, 16) if cpu.stage == "stage 0" else (16, 4)
