@@ -20,7 +20,7 @@ CONFIG = ROOT / "configs" / "demo_cpu.yaml"
 EXACT = ("loss", "aux_loss", "lr", "grad_norm", "dropped_fraction")  # of a step, whatever interrupted the run
 CLASSES = 10
 STOPPED = 75  # the exit status of a run that was asked to stop
-COMMAND_S, COMPILE_S = 80.0, 110.0
+COMMAND_S, COMPILE_S, REHEARSED_S = 80.0, 110.0, 230.0
 RUNS_DIFFER = 0.1  # relative: last losses of two runs in bf16 whose sums are in another order
 DTYPES_DIFFER = 0.03  # of the loss in fp32 and in bf16
 
@@ -64,6 +64,11 @@ class Sizes:
         return [*self.options, *places, f"train.duration={steps} steps"]
 
 
+def patience(place: Place) -> float:
+    """Seconds for a command: on a GPU a hang must leave time for the rest; a CPU may have other work."""
+    return REHEARSED_S if place.rehearsal else COMMAND_S
+
+
 def train_stop_resume(place: Place) -> Iterator[Row]:
     """All of it; what needs a run that failed is left out."""
     sizes = Sizes(place.rehearsal)
@@ -75,18 +80,18 @@ def train_stop_resume(place: Place) -> Iterator[Row]:
     contexts = Contexts([first, second])
     if place.on_gpu:
         contexts.thread.start()
-    reached = _stop_at(sizes.stop, second, parted)
-    stopped = second.wait(COMMAND_S)
+    reached = _stop_at(sizes.stop, second, parted, patience(place))
+    stopped = second.wait(patience(place))
     stood_at = len(steps_of(parted))
     yield _said("train, SIGUSR1", stopped, STOPPED, signalled_after=reached, stopped_after=stood_at)
     third = begin(place, "resumed", [*line, *sizes.of_run(place, "parted")])
     contexts.watched.append(third)
-    ended = first.wait(COMMAND_S)
+    ended = first.wait(patience(place))
     yield _said("train", ended, images_s=_median([r["images_s"] for r in steps_of(whole)]))
     if ended.status == 0:
         yield from _trained(place, sizes, whole)
         yield from _evaluations(place, whole)
-    ended = third.wait(COMMAND_S)
+    ended = third.wait(patience(place))
     yield _said("train --resume auto", ended)
     if ended.status == 0:
         yield _same(steps_of(parted), steps_of(whole), stood_at, sizes.steps)
@@ -106,7 +111,7 @@ def _pack(place: Place, sizes: Sizes) -> Iterator[Row]:
     drawn_s = time.monotonic() - began
     source = ["--source", "folder", "--directory", place.folder / "images"]
     more = ["--out", place.folder / "shards", "--samples-per-shard", "500", "--workers", "2"]
-    packed = launch(place, "pack", "shards", "pack", *source, *more, seconds=COMMAND_S)
+    packed = launch(place, "pack", "shards", "pack", *source, *more, seconds=patience(place))
     yield _said("shards pack", packed, drawn_s=round(drawn_s, 1))
     if packed.status != 0:
         raise RuntimeError("nothing to train on")
@@ -162,9 +167,9 @@ def _records(run: Path) -> list[dict[str, Any]]:
     return found
 
 
-def _stop_at(step: int, running: Running, run: Path) -> int:
+def _stop_at(step: int, running: Running, run: Path, seconds: float) -> int:
     """Ask a run to stop once it has taken so many steps; how many it had taken by then."""
-    end = time.monotonic() + COMMAND_S
+    end = time.monotonic() + seconds
     while (taken := len(steps_of(run))) < step:
         if running.process.poll() is not None or time.monotonic() > end:
             break
@@ -290,7 +295,7 @@ def _evaluations(place: Place, run: Path) -> Iterator[Row]:
     before: dict[str, float] = {}
     for precision in ("bf16", "fp32"):
         more = [] if precision == "bf16" else ["--precision", "fp32"]
-        ended = launch(place, f"eval-{precision}", "eval", run, *more, seconds=COMMAND_S)
+        ended = launch(place, f"eval-{precision}", "eval", run, *more, seconds=patience(place))
         yield _said(f"eval {' '.join(more)}".strip(), ended)
         files = sorted((run / "eval").glob("*/evaluation.json"))
         if ended.status or not files:
@@ -314,7 +319,7 @@ def _evaluations(place: Place, run: Path) -> Iterator[Row]:
 def _further(place: Place, sizes: Sizes, run: Path) -> Iterator[Row]:
     """Everything else, side by side: other evaluations, weights, compiled blocks, a profile."""
     weights = place.folder / "weights.safetensors"
-    exported = launch(place, "export", "export", run, weights, seconds=COMMAND_S)
+    exported = launch(place, "export", "export", run, weights, seconds=patience(place))
     yield _said("export", exported)
     more = ["--sweep-capacity", "0.5,1.25,0", "--sweep-top-k", "1,2", "--few-shot", "2", "--knn", "5"]
     passes = ["--throughput", "--passes", 3 if place.rehearsal else 20, "--confusion", "--affinity"]
@@ -336,7 +341,7 @@ def _further(place: Place, sizes: Sizes, run: Path) -> Iterator[Row]:
         profile = place.folder / "here.yaml"
         started["plan --calibrate"] = begin(place, "calibrate", ["launcher", "plan", "--calibrate", profile])
     for name in reversed(started):  # what compiles is waited for last
-        ended = started[name].wait(COMPILE_S if "compiled" in name else COMMAND_S)
+        ended = started[name].wait(COMPILE_S if "compiled" in name else patience(place))
         yield _said(name, ended)
         if ended.status == 0:
             yield from _results(name, place, run)
