@@ -49,9 +49,9 @@ class Part:
 
 
 PARTS: tuple[Part, ...] = (  # in the order of what blocks what; if time is short, the end is what is dropped
-    Part("gpu_checks.start", "imports", 60),
+    Part("gpu_checks.start", "imports", 180),
     Part("gpu_checks.start", "engine", 90),
-    Part("gpu_checks.start", "preflight", 90),
+    Part("gpu_checks.start", "preflight", 120),
     Part("gpu_checks.attention", "kernels", 120),
     Part("gpu_checks.draws", "keyed", 90),
     Part("gpu_checks.families", "against_cpu", 180),

@@ -12,7 +12,6 @@ import platform
 import signal
 import sys
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -39,6 +38,7 @@ from launcher.run_directory import RunDirectory
 from launcher.sessions import Sessions
 from launcher.slurm import command as slurm
 from launcher.study import command as study
+from launcher.versions import version_of
 from parallel.env import LaunchError, Ranks, without_local_rank
 
 DESCRIPTION = """\
@@ -240,8 +240,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _versions() -> str:
     """The version of this package, and of what a report of a fault must name."""
-    others = ", ".join(f"{name} {version(name)}" for name in ("torch", "deepspeed"))
-    return f"swin-moe {version('swin-moe')} ({others}, Python {platform.python_version()})"
+    others = ", ".join(f"{name} {version_of(name)}" for name in ("torch", "deepspeed"))
+    return f"swin-moe {version_of('swin-moe')} ({others}, Python {platform.python_version()})"
 
 
 def _teaching(make: Callable[..., Any], *names: str, **options: Any) -> argparse.ArgumentParser:

@@ -4,7 +4,6 @@ import argparse
 import platform
 from collections.abc import Mapping
 from dataclasses import replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from launcher.classes import trained_classes
 from launcher.config import ConfigError, dump_config, load_config
 from launcher.run_directory import RunDirectory
 from launcher.schema import RunConfig
+from launcher.versions import version_of
 from parallel.stored import write
 from parallel.tensors import BUFFER, MASTER, MOMENTS, parameter_shapes
 from swin_moe import SwinTransformer, WeightsError, build_model, load_weights
@@ -173,7 +173,7 @@ def record(
         "imported_from": str(source),
         "versions": {
             "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "swin-moe")},
+            **{name: version_of(name) for name in ("torch", "swin-moe")},
         },
     }
 

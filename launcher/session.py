@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -33,6 +32,7 @@ from launcher.schema import RunConfig
 from launcher.spikes import SpikeGuard
 from launcher.tally import Tally, Totals
 from launcher.tasks import task_of
+from launcher.versions import version_of
 from parallel import checkpoint
 from parallel.commit import committed
 from parallel.host import send
@@ -322,7 +322,7 @@ class Session:
             "classes": trained_classes(self.config, self.stream.classes, self.val.classes),
             "versions": {
                 "python": platform.python_version(),
-                **{name: version(name) for name in ("torch", "deepspeed", "swin-moe")},
+                **{name: version_of(name) for name in ("torch", "deepspeed", "swin-moe")},
             },
         }
         with self.watch.phase("save"):

@@ -46,11 +46,13 @@ def use(device: torch.device) -> None:
 
     A relative position bias that needs a gradient rules out every fused kernel but the memory-efficient one.
     Without gradients torch would take cuDNN's, which rounds differently, refuses some strides of the bias
-    after it was chosen, and in cuDNN 9.15 to 9.19 has open defects. Sums of bf16 products stay in fp32.
+    after it was chosen, and in cuDNN 9.15 to 9.19 has open defects. Sums of bf16 products stay in fp32. The
+    patch embedding in fp32 is no TF32, which torch allows in convolutions, though not in products.
     """
     torch.cuda.set_device(device)
     torch.backends.cuda.enable_cudnn_sdp(False)
     torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def bind_to_cores_of(device: torch.device, devices: Path = PCI_DEVICES) -> None:

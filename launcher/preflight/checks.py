@@ -6,7 +6,6 @@ A `look` runs on one rank and may not wait for another; a `judge` gets what all 
 import hashlib
 import platform
 from dataclasses import asdict
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from launcher.check import check
 from launcher.config import ConfigError, dump_config
 from launcher.preflight import data, devices, disk, machine, time
 from launcher.preflight.report import Check, Here, Seen, Verdict
+from launcher.versions import version_of
 
 PACKAGES = ("torch", "deepspeed", "numpy", "swin-moe")
 
@@ -24,17 +24,10 @@ def look_at_versions(here: Here) -> dict[str, str]:
     from deepspeed.accelerator import get_accelerator
 
     found = {"python": ".".join(platform.python_version_tuple()[:2])}
-    found |= {name: _version(name) for name in PACKAGES}
+    found |= {name: version_of(name) for name in PACKAGES}
     found |= {"cuda": str(torch.version.cuda), "nccl": _nccl(), "accelerator": get_accelerator()._name}
     moe = here.config.model.moe if here.config else None
-    return found | ({"tutel": _version("tutel")} if moe and moe.backend == "tutel" else {})
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
+    return found | ({"tutel": version_of("tutel")} if moe and moe.backend == "tutel" else {})
 
 
 def _nccl() -> str:

@@ -106,9 +106,9 @@ def environment(**variables: str) -> Callable[[], Any]:
 
 
 def cases() -> dict[str, Case]:
-    real_time, real_version = time.time, preflight_checks.version
+    real_time, real_version = time.time, preflight_checks.version_of
     few_files = SimpleNamespace(**{**vars(resource), "getrlimit": lambda which: (1024, 1024)})
-    other_torch = other("version", preflight_checks, lambda p: "2.0" if p == "torch" else real_version(p))
+    other_torch = other("version_of", preflight_checks, lambda p: "2.0" if p == "torch" else real_version(p))
     return {
         "nothing": Case(contextlib.nullcontext, ()),
         "version": Case(other_torch, (3,)),

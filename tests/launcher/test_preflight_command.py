@@ -17,9 +17,9 @@ RATES = r"all-reduce \d+\.\d GB/s, all-to-all \d+\.\d GB/s"
 
 
 def other_torch_on_rank_1(*arguments: str) -> Outcome:
-    real, rank = preflight_checks.version, dist.get_rank()
+    real, rank = preflight_checks.version_of, dist.get_rank()
     with mock.patch.object(
-        preflight_checks, "version", lambda p: "2.0" if (p, rank) == ("torch", 1) else real(p)
+        preflight_checks, "version_of", lambda p: "2.0" if (p, rank) == ("torch", 1) else real(p)
     ):
         return command(*arguments)
 

@@ -13,6 +13,7 @@ import yaml
 
 from launcher.__main__ import main
 from launcher.config import ConfigError, config_file, load_config
+from launcher.versions import version_of
 from swin_moe.registry import list_models, recipe_files
 from tests.launcher.running import overrides
 
@@ -74,6 +75,12 @@ def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit, match="^0$"):
         main(["--version"])
     assert capsys.readouterr().out.startswith(f"swin-moe {version('swin-moe')} (torch {version('torch')}, ")
+
+
+def test_what_is_not_installed_has_no_version() -> None:
+    """As this package in a checkout that only PYTHONPATH names."""
+    assert version_of("torch") == version("torch")
+    assert version_of("swin-moe-of-nobody") == "missing"
 
 
 def test_a_reader_of_the_output_may_end_early(monkeypatch: pytest.MonkeyPatch) -> None:

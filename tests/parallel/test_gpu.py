@@ -46,6 +46,7 @@ def backends(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     found: dict[str, Any] = {}
     monkeypatch.setattr(torch.backends.cuda, "enable_cudnn_sdp", lambda on: found.update(cudnn=on))
     monkeypatch.setattr(torch.backends.cuda, "matmul", matmul := SimpleNamespace())
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     found["matmul"] = matmul
     return found
 
@@ -65,6 +66,7 @@ def test_a_process_on_a_gpu_has_its_settings(machine: SimpleNamespace, backends:
     prepare_process(Ranks(rank=1, world_size=4, local_rank=1, local_world_size=4))
     assert backends["cudnn"] is False
     assert backends["matmul"].allow_bf16_reduced_precision_reduction is False
+    assert torch.backends.cudnn.allow_tf32 is False
     assert machine.threads == [2]
     assert os.environ["OMP_NUM_THREADS"] == "2"
     assert machine.bound == [{4, 5, 6, 7}]

@@ -1,0 +1,446 @@
+"""Our engine at every ZeRO stage and precision against the CPU, and where a step makes the host wait."""
+
+import os
+import shutil
+import time
+import traceback
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+
+from gpu_checks.commands import ON_CPU, ROOT, Running, begin
+from gpu_checks.place import Place, Row, row
+
+REFERENCE, STEPS, AT_A_TIME, CASES_S = "1-fp32", 4, 3, 200.0
+BOUNDS = {"fp32": 1e-4, "bf16": 3e-2, "fp16": 3e-2}  # relative, of losses and of the weights
+FP32_STAGES = 1e-5  # of fp32 at one stage against another, on the same device
+GROUPS = (  # a process each: the default of a run first
+    ("1-bf16", "1-fp32", "1-fp16"),
+    ("3-bf16", "3-fp32", "3-fp16"),
+    ("0-fp32", "0-bf16", "0-fp16"),
+    ("2-bf16", "2-fp32", "2-fp16"),
+)
+OFFLOADED = ("1-bf16-offload", "2-fp32-offload", "3-bf16-offload")
+REHEARSED = (("1-bf16", "1-fp32", "0-bf16", "3-fp32"),)
+Outcome = dict[str, Any]
+
+
+def stages(place: Place) -> Iterator[Row]:
+    """Losses and masters of a few steps against the CPU's in fp32, and a step that a NaN spoils."""
+    groups = [*(REHEARSED if place.rehearsal else GROUPS)]
+    compiler = shutil.which("c++") and shutil.which("g++")
+    if not place.rehearsal and compiler:
+        groups.insert(1, OFFLOADED)  # early, as its operator is compiled first
+    else:
+        yield row("CPU offload", note="left out in the rehearsal" if compiler else "no C++ compiler here")
+    found: dict[str, Outcome] = {}
+    for name, outcome in outcomes(place, groups):
+        found[name] = outcome
+        if REFERENCE + "-reference" not in found:
+            continue
+        reference = found[REFERENCE + "-reference"]
+        for known in [key for key in found if not key.endswith("-reference")]:
+            if "told" not in found[known]:
+                found[known]["told"] = True
+                yield from judge(known, found[known], reference)
+    yield from _stages_agree(found)
+
+
+def outcomes(place: Place, groups: Sequence[Sequence[str]]) -> Iterator[tuple[str, Outcome]]:
+    """What each case found, as it is known; the CPU's reference is called so.
+
+    A process that dies costs the case that it was at: the next one goes on with the others.
+    """
+    waiting = [_Group.reference(place), *(_Group(place, names) for names in groups)]
+    running: list[_Group] = []
+    end = time.monotonic() + CASES_S
+    while waiting or running:
+        while waiting and len(running) < AT_A_TIME:
+            running.append(waiting.pop(0))
+            running[-1].begin()
+        time.sleep(0.1)
+        for group in list(running):
+            has_ended = group.has_ended(end)
+            yield from group.new()
+            if has_ended:
+                running.remove(group)
+                waiting[:0] = group.rest()
+
+
+class _Group:
+    """Cases of one process, one after the other."""
+
+    made = 0
+
+    def __init__(self, place: Place, names: Sequence[str], *, is_reference: bool = False) -> None:
+        self.place, self.is_reference = place, is_reference
+        self.left = list(names)
+        self.died: list[tuple[str, Outcome]] = []
+        self.running: Running | None = None
+
+    @staticmethod
+    def reference(place: Place) -> "_Group":
+        """The CPU's, in fp32."""
+        return _Group(place, [REFERENCE], is_reference=True)
+
+    @property
+    def folder(self) -> Path:
+        return self.place.folder / ("reference" if self.is_reference else "cases")
+
+    def begin(self) -> None:
+        """Start the process."""
+        self.folder.mkdir(exist_ok=True)
+        on_gpu = self.place.on_gpu and not self.is_reference
+        steps = 2 if self.place.rehearsal else STEPS
+        arguments = ["gpu_checks.stage_cases", self.folder, "cuda" if on_gpu else "cpu", steps, *self.left]
+        _Group.made += 1
+        self.running = begin(self.place, f"cases-{_Group.made}", arguments, **({} if on_gpu else ON_CPU))
+
+    def has_ended(self, end: float) -> bool:
+        """Whether the process is gone, of itself or at the end of its time."""
+        assert self.running is not None
+        if self.running.process.poll() is None and time.monotonic() < end:
+            return False
+        ended = self.running.wait(0.01)
+        missing = [name for name in self.left if not (self.folder / f"{name}.pt").exists()]
+        if missing:  # it died at the first of them
+            print(ended.out[-3000:], ended.err[-6000:], flush=True)
+            said = ended.last_line or "no word"
+            self.died.append((missing[0], {"error": f"its process ended with {ended.status}: {said}"}))
+        return True
+
+    def new(self) -> Iterator[tuple[str, Outcome]]:
+        """Cases whose outcome was not there before."""
+        suffix = "-reference" if self.is_reference else ""
+        for name in [name for name in self.left if (self.folder / f"{name}.pt").exists()]:
+            self.left.remove(name)
+            yield name + suffix, torch.load(self.folder / f"{name}.pt", map_location="cpu")
+        for name, outcome in self.died:
+            self.left.remove(name)
+            yield name + suffix, outcome
+        self.died = []
+
+    def rest(self) -> list["_Group"]:
+        """What a process that died has left undone."""
+        return [_Group(self.place, self.left, is_reference=self.is_reference)] if self.left else []
+
+
+def judge(name: str, found: Outcome, reference: Outcome) -> Iterator[Row]:
+    """The rows of one case."""
+    stage, precision, *offload = name.split("-")
+    what = f"ZeRO {stage}, {precision}{', offloaded' if offload else ''}"
+    if "error" in reference:
+        yield row(what, ok=False, error=f"no reference: {reference['error']}")
+        return
+    if "error" in found:
+        lacks = precision == "fp16" and "not supported on your device" in found["error"]
+        yield row(what, ok=None if lacks else False, error=found["error"], at=found.get("at", ""))
+        return
+    bound = BOUNDS[precision]
+    loss, weights = loss_error(found, reference), weight_error(found, reference)
+    yield row(
+        what,
+        ok=max(loss, weights) <= bound and found["finite"] and not any(found["skipped"]),
+        loss_error=loss,
+        weight_error=weights,
+        bound=bound,
+        losses=[round(value, 5) for value in found["losses"]],
+        skipped=sum(found["skipped"]),
+        optimizer=found["optimizer"],
+        peak_gb=found["peak_gb"],
+        seconds=round(found["seconds"], 1),
+    )
+    wanted = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision]
+    same = found["computes_in"] == wanted
+    # at stage 3 weights made under zero.Init stay in fp32: DeepSpeed casts none that it has cut
+    yield row(
+        f"{what}: computes in it",
+        ok=True if same else None if stage == "3" else False,
+        computes_in=found["computes_in"],
+        wanted=wanted,
+    )
+    spoiled = found["spoiled"]
+    good = spoiled["skipped"] and spoiled["kept_weights"] and spoiled["next_is_taken"]
+    halved = spoiled["scale_ratio"] == (0.5 if precision == "fp16" else None)
+    yield row(f"{what}: a NaN gradient is skipped", ok=good and halved, **spoiled)
+
+
+def loss_error(found: Outcome, reference: Outcome) -> float:
+    """The largest relative difference of a step's loss."""
+    pairs = zip(found["losses"], reference["losses"], strict=True)
+    errors = torch.tensor([abs(a - b) / abs(b) for a, b in pairs])
+    return float(errors.max())  # of a NaN a NaN
+
+
+def weight_error(found: Outcome, reference: Outcome) -> float:
+    """|difference| / |weights| over all parameters."""
+    wanted, got = reference["weights"], found["weights"]
+    squares = [
+        ((got[name] - w).double().square().sum(), w.double().square().sum()) for name, w in wanted.items()
+    ]
+    difference, size = (torch.stack(parts).sum().sqrt() for parts in zip(*squares, strict=True))
+    return float(difference / size)
+
+
+def _stages_agree(found: dict[str, Outcome]) -> Iterator[Row]:
+    known = {name: one for name, one in found.items() if name.endswith("-fp32") and "error" not in one}
+    first = known.pop(REFERENCE, None)
+    for name, one in known.items() if first else ():
+        loss, weights = loss_error(one, first), weight_error(one, first)
+        yield row(
+            f"fp32: ZeRO {name[0]} against 1 on the same device",
+            ok=max(loss, weights) <= FP32_STAGES,
+            loss_error=loss,
+            weight_error=weights,
+            bound=FP32_STAGES,
+        )
+
+
+# --- where the host waits
+
+PACKAGES = ("launcher", "parallel", "swin_moe", "data_shards")
+ASKING = (Path(__file__).name, "mock.py", "warnings.py")  # files of frames that only count
+EXPLICIT = ("torch.cuda.synchronize", "torch.cuda.Stream.synchronize", "torch.cuda.Event.synchronize")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Waits:
+    """What a step is made of, and how often the host may wait in it."""
+
+    what: str
+    experts: bool
+    expected: int
+    padded: bool = False
+    augment: bool = False
+    evaluates: bool = False
+
+
+# outside of the MoE layers as tests/launcher/test_host_reads.py counts them: the norm and the sums; without
+# experts DeepSpeed also asks whether the norm is valid, and whether to clip. In the MoE layers of one rank
+# none, as tests/gpu/test_launches.py has it. An evaluation sends the seconds of each of its two batches, and
+# reads the sums once.
+WAITS = (
+    Waits(what="dense", experts=False, expected=4),
+    Waits(what="experts, dropless", experts=True, expected=2),
+    Waits(what="experts, padded", experts=True, expected=2, padded=True),
+    Waits(what="dense, augmented on the device", experts=False, expected=4, augment=True),
+    Waits(what="dense, evaluation of 2 batches", experts=False, expected=3, evaluates=True),
+    Waits(what="experts, evaluation of 2 batches", experts=True, expected=3, evaluates=True),
+)
+
+
+def host_reads(place: Place) -> Iterator[Row]:
+    """Of the third step: each time that a GPU makes the host wait, by the project's line."""
+    if not place.on_gpu:
+        os.environ.update(ON_CPU)
+    from parallel.env import discover, join, leave, prepare_process
+
+    ranks = discover()
+    device = prepare_process(ranks)
+    join(ranks, device)
+    for case in WAITS:
+        try:
+            yield from _waits(case, device, place)
+        except Exception as error:
+            traceback.print_exc()
+            yield row(case.what, ok=False, error=f"{type(error).__name__}: {error}"[:400])
+        if place.on_gpu:
+            torch.cuda.empty_cache()
+    leave()
+
+
+def _waits(case: Waits, device: torch.device, place: Place) -> Iterator[Row]:
+    step, host = _prepared(case, device, place)
+    step()
+    step()
+    place.synchronize()
+    explicit: Counter[str] = Counter()
+    if place.on_gpu:
+        with synchronizing() as found, _explicit(explicit):
+            step()
+    else:
+        found = _counted_on_cpu(step, host)
+    yield row(
+        f"{case.what}: waits of a step",
+        ok=sum(found.values()) <= case.expected,
+        found=sum(found.values()),
+        expected=case.expected,
+        explicit=sum(explicit.values()),
+        where="; ".join(f"{count} x {at}" for at, count in found.most_common()),
+        explicit_where="; ".join(f"{count} x {at}" for at, count in explicit.most_common()),
+    )
+
+
+def _prepared(
+    case: Waits, device: torch.device, place: Place
+) -> tuple[Callable[[], None], list[torch.Tensor]]:
+    """A step, and the tensors of its batch, which are on the host."""
+    from data_shards.device_augment import AugmentConfig
+    from data_shards.prefetch import Batch
+    from launcher.optim import parameter_groups
+    from launcher.schema import DataConfig, OptimConfig, RunConfig
+    from launcher.tasks import Classification
+    from parallel.exchange import ExchangeOptions
+    from parallel.mesh import ParallelDims, build_mesh
+    from parallel.zero import Engine
+    from parallel.zero_config import EngineOptions
+
+    data = DataConfig(train="x", val="x", augment=AugmentConfig() if case.augment else None)
+    model_config = _model_config(case, place)
+    config = RunConfig(run_dir="x", model=model_config, data=data)
+    mesh, task = build_mesh(ParallelDims(world_size=1)), Classification(config, device)
+    exchange = ExchangeOptions(padded=case.padded)
+    model = task.build(mesh, sharded=False, exchange=exchange).to(device)
+    images = 4 if place.rehearsal else 16
+    options = EngineOptions(
+        zero_stage=1, precision="bf16", clip_norm=5.0, micro_batch_size=images, grad_accum_steps=1
+    )
+    engine = Engine(model, parameter_groups(model, OptimConfig()), mesh, options)
+    engine.train()
+    side = config.model.image_size
+    pixels = torch.randint(256, (images, 3, side, side), dtype=torch.uint8)
+    one = Batch(
+        images=pixels.pin_memory() if place.on_gpu else pixels,  # as the stream's are
+        labels=torch.arange(images) % 10,
+        positions=torch.arange(images),
+        weights=torch.ones(images),
+    )
+    run = partial(_evaluate if case.evaluates else _train, engine, task, one, config, device)
+    return run, [one.images, one.labels, one.positions, one.weights]
+
+
+def _model_config(case: Waits, place: Place) -> Any:
+    from swin_moe.registry import load_model_config
+
+    small: dict[str, Any] = {"num_classes": 10}
+    if place.rehearsal:
+        small |= {"embed_dim": 32, "depths": (1, 2), "num_heads": (1, 2), "image_size": 56}
+    if not case.experts:
+        return load_model_config("swin_tiny_patch4_window7_224", **small)
+    moe: dict[str, Any] = {"routing_group_images": 4, "capacity_factor": 0.0, "batch_prioritized": False}
+    if case.padded:
+        moe |= {"capacity_factor": 1.25}
+    if place.rehearsal:
+        moe |= {"blocks": ((), (1,))}
+        small |= {"image_size": 48, "window_size": 6}
+    return load_model_config("swin_moe_small_patch4_window12_192_8expert_32gpu_22k", **small, moe=moe)
+
+
+def _train(engine: Any, task: Any, one: Any, config: Any, device: torch.device) -> None:
+    """As in launcher/session.py."""
+    from launcher.tally import Tally
+    from parallel.host import send
+    from swin_moe.randomness import sample_keys
+
+    tally = Tally(rank=0, world_size=1)
+    keys = send(sample_keys(0, one.positions), device)
+    loss, output = task.loss(engine, task.inputs(one), keys)
+    loss = loss + output.aux_loss
+    engine.backward(loss)
+    engine.step(1e-3)
+    tally.add(torch.stack([loss, output.aux_loss]), output)
+    tally.reduce({"bytes": 5}, {"stop": False})
+
+
+@dataclass(frozen=True)
+class _Stream:
+    """Stands for an EvalStream: two batches of one rank."""
+
+    batches: tuple[Any, ...]
+    dp_rank: int = 0
+    dp_size: int = 1
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+def _evaluate(engine: Any, task: Any, one: Any, config: Any, device: torch.device) -> None:
+    from launcher.evaluate import evaluate
+
+    stream: Any = _Stream((one, replace(one)))
+    evaluate(engine.module, stream, task, config.data, device)
+
+
+def _counted_on_cpu(step: Callable[[], None], host: list[torch.Tensor]) -> Counter[str]:
+    """What the tests' counter sees outside of the MoE layers and the augmentation, which differ on a CPU."""
+    from tests.parallel.host_reads import HostWaits
+
+    with HostWaits(*host) as waits:
+        step()
+    inside = ("swin_moe/", "exchange", "data_shards/")
+    found = {key: n for key, n in waits.found.items() if not any(part in key[1] for part in inside)}
+    return Counter({f"{what} at {where}": count for (what, where), count in found.items()})
+
+
+@contextmanager
+def synchronizing() -> Iterator[Counter[str]]:
+    """Count what torch says of synchronizing operations within it, by the line that asked for them."""
+    found: Counter[str] = Counter()
+
+    def note(message: Any, *_: Any, **__: Any) -> None:
+        if "synchronizing CUDA operation" in str(message):
+            found[_where()] += 1
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = note
+        before = torch.cuda.get_sync_debug_mode()
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            yield found
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+
+
+@contextmanager
+def _explicit(found: Counter[str]) -> Iterator[None]:
+    """Count calls that wait by name, of which the debug mode does not warn."""
+
+    def counting(real: Callable[..., Any], name: str) -> Callable[..., Any]:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            found[f"{name} at {_where()}"] += 1
+            return real(*args, **kwargs)
+
+        return call
+
+    patches = []
+    for path in EXPLICIT:
+        *owner, name = path.split(".")
+        target: Any = torch.cuda if len(owner) == 2 else getattr(torch.cuda, owner[-1])
+        patches.append(mock.patch.object(target, name, counting(getattr(target, name), path)))
+    for patch in patches:
+        patch.start()
+    try:
+        yield
+    finally:
+        for patch in patches:
+            patch.stop()
+
+
+def _where() -> str:
+    """The project's innermost line, and behind it the innermost line of all."""
+    frames = [f for f in traceback.extract_stack() if Path(f.filename).name not in ASKING]
+    ours = [f for f in frames if _package(f.filename) in PACKAGES]
+    inner = frames[-1]
+    last = f"{Path(inner.filename).name}:{inner.lineno}"
+    if not ours:
+        return f"? < {last}"
+    at = f"{Path(ours[-1].filename).relative_to(ROOT)}:{ours[-1].lineno}"
+    return at if ours[-1] is inner else f"{at} < {last}"
+
+
+def _package(filename: str) -> str:
+    """The project's package that a file is of; "" for others."""
+    path = Path(filename)
+    return path.relative_to(ROOT).parts[0] if path.is_relative_to(ROOT) else ""
