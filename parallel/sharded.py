@@ -58,6 +58,20 @@ def _check_dtype(module: nn.Module, dtype: torch.dtype) -> None:
         )
 
 
+@torch.no_grad()
+def cast_parts(module: nn.Module, dtype: torch.dtype) -> None:
+    """Round partitioned parameters to the dtype of the computation; any other module stays as it is.
+
+    DeepSpeed 0.19.8 rounds the parameters of a module itself, but not those that zero.Init made: it takes
+    them to have that dtype (engine.py, _cast_module_mixed_precision), and would compute in fp32.
+    """
+    for parameter in module.parameters():
+        part = getattr(parameter, "ds_tensor", None)
+        if part is not None and part.is_floating_point():
+            part.data = part.data.to(dtype)
+            parameter.data = parameter.data.to(dtype)  # empty, but gathered in its dtype
+
+
 def whole(parameter: nn.Parameter) -> AbstractContextManager[Any]:
     """Within it, every holder has the whole of a parameter, partitioned or not, and may write it.
 

@@ -39,8 +39,9 @@ from parallel.loss_scale import LossScale
 from parallel.mesh import Mesh
 from parallel.optimizers import Gate, build_optimizer, forget
 from parallel.pieces import pieces_of
+from parallel.sharded import cast_parts
 from parallel.tensors import shape_of
-from parallel.zero_config import EngineOptions, deepspeed_config
+from parallel.zero_config import DTYPES, EngineOptions, deepspeed_config
 from parallel.zero_experts import declare_experts
 from parallel.zero_norm import read_norm_once
 
@@ -80,6 +81,7 @@ class Engine:
         if declare_experts(model, mesh, options.zero_stage):
             param_groups = split_params_into_different_moe_groups_for_optimizer(param_groups)
             param_groups = [group for group in param_groups if group["params"]]
+        cast_parts(model, DTYPES[options.precision])
         sizes = set(gather_objects(sum(shape_of(p).numel() for p in self._parameters)))
         bucket = max(sizes) if len(sizes) > 1 else None
         optimizer = build_optimizer([{**group, "lr": 0.0} for group in param_groups], options)

@@ -11,7 +11,7 @@ from swin_moe import load_weights, save_weights
 from swin_moe.config import ModelConfig, ModelError
 from swin_moe.model import SwinTransformer, build_model
 from tests.distributed import run_on_ranks
-from tests.parallel.training import model_config
+from tests.parallel.training import Layout, Run, model_config
 
 SWINV2 = ModelConfig(
     image_size=16,
@@ -111,3 +111,27 @@ def test_rounded_weights_are_refused(dtype: torch.dtype) -> None:
             f"in another dtype than torch.float32 (the first is patch_embed.proj.weight, {dtype})" in message
         )
         assert "parallel.zero_stage" in message
+
+
+def train_in_bf16(sharded: bool) -> tuple[list[float], set[torch.dtype]]:
+    """Losses of three steps at stage 3, and the dtypes in which linear layers computed."""
+    layout = Layout(world=2, ep=2, stage=3, micro=4, precision="bf16")
+    seen: set[torch.dtype] = set()
+
+    def watch(model: torch.nn.Module, layout: Layout) -> torch.nn.Module:
+        for module in model.modules():
+            if isinstance(module, torch.nn.Linear):
+                module.register_forward_hook(lambda module, inputs, output: seen.add(output.dtype))
+        return model
+
+    return Run.start(layout, watch, sharded=sharded).train(3).losses, seen
+
+
+def test_a_model_built_in_shards_computes_in_the_runs_precision() -> None:
+    """As one that was built whole; the order in which the gradient's norm is summed is another."""
+    (losses, dtypes), _ = run_on_ranks(train_in_bf16, 2, True)
+    (expected, same_dtypes), _ = run_on_ranks(train_in_bf16, 2, False)
+    assert torch.bfloat16 in dtypes
+    assert dtypes == same_dtypes
+    assert losses[0] == expected[0]
+    assert losses == pytest.approx(expected, rel=1e-3)

@@ -168,13 +168,17 @@ class Run:
 
     @staticmethod
     def start(
-        layout: Layout, change: Change | None = None, accept: Callable[[float], bool] | None = None
+        layout: Layout,
+        change: Change | None = None,
+        accept: Callable[[float], bool] | None = None,
+        *,
+        sharded: bool = False,
     ) -> "Run":
         """Build mesh, model and engine; `change` may tamper with the model, or wrap it."""
         dims = ParallelDims(world_size=layout.world, ep_size=layout.ep, expert_slices=layout.slices)
         mesh = build_mesh(dims, ranks_per_node=layout.ranks_per_node)
         config = model_config(layout.top_k, experts=layout.experts, router=layout.router)
-        model: nn.Module = build_model(config, seed=3, mesh=mesh, exchange=layout.exchange)
+        model: nn.Module = build_model(config, seed=3, mesh=mesh, exchange=layout.exchange, sharded=sharded)
         model = (change and change(model, layout)) or model
         options = EngineOptions(
             zero_stage=layout.stage,
