@@ -7,7 +7,7 @@ unrelated web toolkit, and both are installed from their own repositories.
 from pathlib import Path
 from shutil import copy, copytree
 
-from setuptools import Extension, setup
+from setuptools import Extension, find_packages, setup
 from setuptools.command.build_py import build_py
 
 
@@ -28,18 +28,7 @@ setup(
     description="Expert-parallel Swin-MoE and giant SwinV2 under DeepSpeed ZeRO, fed by WebDataset shards",
     license="MIT",
     python_requires=">=3.11,<3.14",
-    packages=[
-        "launcher",
-        "launcher.evaluation",
-        "launcher.plan",
-        "launcher.preflight",
-        "launcher.slurm",
-        "launcher.study",
-        "swin_moe",
-        "swin_moe.weights",
-        "parallel",
-        "data_shards",
-    ],
+    packages=find_packages(include=["launcher*", "swin_moe*", "parallel*", "data_shards*"]),
     ext_modules=[  # decodes the crop of a JPEG alone; without a compiler or jpeglib.h only speed is lost
         Extension("data_shards._region", ["data_shards/region.c"], libraries=["jpeg"], optional=True)
     ],
