@@ -35,7 +35,7 @@ setup(
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",  # operators of detection (roi_align, nms), imported where they are used
-        "deepspeed==0.19.8",  # pinned: parallel/zero.py leans on its private names, which tests hold
+        "deepspeed==0.19.8",  # pinned: parallel/zero/engine.py leans on its private names, which tests hold
         "webdataset>=1.0.2",  # reads shards made by others; our tars stay readable by it
         "tensorboard>=2.20",
         "numpy>=2.0",

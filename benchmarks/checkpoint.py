@@ -5,7 +5,7 @@
     python benchmarks/checkpoint.py --out DIR                    # on the file system of DIR
 
 A Swin-MoE of 45 M parameters, 8 experts in 2 layers, trains on two gloo ranks of this machine
-(expert-parallel over both, ZeRO stage 1, one thread each) and is saved through `parallel.saver.Saver`, once
+(expert-parallel over both, ZeRO stage 1, one thread each) and is saved through `parallel.checkpoint.async_saver.Saver`, once
 before going on and once beside training, in turn. `copy` is the same files copied by one process in pieces
 of 16 MiB with fsync at the end of each, on the same file system, between the saves; the checkpoint was
 written just before, so that the copy finds it in memory. Rates are bytes of the checkpoint over wall seconds,
@@ -32,14 +32,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from parallel import checkpoint
-from parallel.collectives import gather_objects
-from parallel.commit import latest, path_of
-from parallel.env import Ranks, join, leave, prepare_process
-from parallel.masters import Masters
-from parallel.mesh import Mesh, ParallelDims, build_mesh
-from parallel.saver import Saver
-from parallel.zero import Engine
+from parallel.checkpoint import load as checkpoint
+from parallel.checkpoint.async_saver import Saver
+from parallel.checkpoint.commit import latest, path_of
+from parallel.ranks.collectives import gather_objects
+from parallel.ranks.discover import Ranks, join, leave, prepare_process
+from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
+from parallel.zero.engine import Engine
+from parallel.zero.master_weights import Masters
 from swin_moe import ModelConfig, MoEConfig, build_model
 from swin_moe.losses import classification_loss
 from swin_moe.randomness import sample_keys

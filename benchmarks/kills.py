@@ -26,7 +26,7 @@ from typing import Any
 
 from data_shards.sources import synthetic
 from data_shards.write import pack
-from parallel.commit import latest, read_manifest, verify
+from parallel.checkpoint.commit import latest, read_manifest, verify
 from tests.faults import Ended, run
 from tests.launcher.running import CONFIG, overrides, steps
 from tests.launcher.short_run import assert_same

@@ -43,9 +43,9 @@ from moe_chart import draw  # noqa: E402
 from moe_layers import Case, Clock, Entry, peak_bytes, works_of  # noqa: E402
 from moe_ranks import on_ranks  # noqa: E402
 
-from parallel.env import Ranks, join, leave, prepare_process  # noqa: E402
-from parallel.mesh import Mesh, ParallelDims  # noqa: E402
-from parallel.zero import start_deepspeed  # noqa: E402
+from parallel.ranks.discover import Ranks, join, leave, prepare_process  # noqa: E402
+from parallel.ranks.mesh import Mesh, ParallelDims  # noqa: E402
+from parallel.zero.engine import start_deepspeed  # noqa: E402
 from swin_moe.config import ModelError  # noqa: E402
 from swin_moe.dispatch import capacity  # noqa: E402
 from swin_moe.tutel_backend import INSTALL, import_tutel  # noqa: E402

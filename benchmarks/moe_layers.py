@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.expert import ExpertParallel
-from parallel.mesh import Mesh
+from parallel.experts.placement import ExpertParallel
+from parallel.ranks.mesh import Mesh
 from swin_moe.config import MoEConfig
 from swin_moe.dispatch import capacity
 from swin_moe.moe import MoECall, MoELayer

@@ -45,10 +45,10 @@ from launcher.optim import parameter_groups
 from launcher.plan.memory import predict_memory
 from launcher.schema import RunConfig
 from launcher.tasks import task_of
-from parallel.collectives import gather_objects
-from parallel.env import Ranks, join, leave, prepare_process
-from parallel.masters import Masters
-from parallel.zero import Engine
+from parallel.ranks.collectives import gather_objects
+from parallel.ranks.discover import Ranks, join, leave, prepare_process
+from parallel.zero.engine import Engine
+from parallel.zero.master_weights import Masters
 from swin_moe.randomness import sample_keys
 
 Row = dict[str, Any]

@@ -67,7 +67,7 @@ class Training:
     def __init__(self, config: Any, ranks: int) -> None:
         from launcher.assembly import engine_options, run_mesh
         from launcher.optim import parameter_groups
-        from parallel.zero import Engine
+        from parallel.zero.engine import Engine
         from swin_moe.model import build_model
 
         self.config, parallel = config, config.parallel
@@ -111,7 +111,7 @@ def measured(ranks: int, rounds: int, steps: int, clock: str) -> list[Row]:
     from launcher.plan.calibrate import measure
     from launcher.plan.pace import Pace, pace_of
     from launcher.plan.time import predict_time
-    from parallel.collectives import gather_objects
+    from parallel.ranks.collectives import gather_objects
 
     device, share = torch.device("cpu"), max(1.0, ranks / (os.cpu_count() or 1))
     configs = [config_of(*layout, ranks) for layout in LAYOUTS[ranks]]

@@ -21,7 +21,7 @@ from data_shards.errors import DataError
 from data_shards.mixup import ALPHAS, GROUP, Mix, Mixer, Targets, partners, weights
 from data_shards.operations import operate
 from data_shards.randaugment import EXAMPLE, RandAugment, draw_color_jitter
-from parallel.host import send
+from parallel.ranks.host import send
 
 
 @dataclass(frozen=True, kw_only=True)

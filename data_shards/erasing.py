@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data_shards.draws import Purpose
 from data_shards.tensor_draws import bits, keys, normals, uniforms
-from parallel.host import send
+from parallel.ranks.host import send
 
 AREA = (0.02, 1 / 3)  # of the picture's
 RATIO = (0.3, 1 / 0.3)  # height over width, log-uniform

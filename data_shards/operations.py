@@ -11,7 +11,7 @@ from torch import Tensor
 from data_shards.randaugment import Op
 from data_shards.tables import TABLES, blend, look_up, luma
 from data_shards.warp import WARPS, matrices, warp
-from parallel.host import send
+from parallel.ranks.host import send
 
 
 def operate(pictures: Tensor, ops: Tensor, arguments: Tensor, fill: Tensor, resample: str) -> None:

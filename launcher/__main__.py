@@ -39,7 +39,7 @@ from launcher.sessions import Sessions
 from launcher.slurm import command as slurm
 from launcher.study import command as study
 from launcher.versions import version_of
-from parallel.env import LaunchError, Ranks, without_local_rank
+from parallel.ranks.discover import LaunchError, Ranks, without_local_rank
 
 DESCRIPTION = """\
 Train expert-parallel Swin Transformers from WebDataset shards.

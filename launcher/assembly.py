@@ -10,8 +10,8 @@ from data_shards.stream import TrainStream
 from launcher.evaluate import reading
 from launcher.run_directory import RunDirectory
 from launcher.schema import ParallelConfig, RunConfig
-from parallel.mesh import Mesh, ParallelDims, build_mesh
-from parallel.zero_config import EngineOptions
+from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
+from parallel.zero.options import EngineOptions
 
 
 def run_mesh(parallel: ParallelConfig, nodes: Sequence[int]) -> Mesh:

@@ -18,8 +18,8 @@ from data_shards.loading import checked_manifest
 from data_shards.patterns import names_tars
 from launcher.config import ConfigError, dump_config
 from launcher.schema import RunConfig
-from parallel.collectives import RanksError, agree
-from parallel.commit import MANIFEST, CheckpointError, committed, latest, read_manifest
+from parallel.checkpoint.commit import MANIFEST, CheckpointError, committed, latest, read_manifest
+from parallel.ranks.collectives import RanksError, agree
 from swin_moe.sizes import sides
 from swin_moe.yaml_files import YamlError, parse_yaml
 

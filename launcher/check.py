@@ -15,9 +15,9 @@ from launcher.elastic import replan
 from launcher.place_rules import has_begun, machine_errors, place_errors
 from launcher.run_rules import run_errors
 from launcher.schema import ParallelConfig, RunConfig
-from parallel.expert import ExchangeOptions
-from parallel.mesh import LayoutError, ParallelDims
-from parallel.optimizers import OptimizerError, import_apex
+from parallel.experts.placement import ExchangeOptions
+from parallel.ranks.mesh import LayoutError, ParallelDims
+from parallel.zero.optimizers import OptimizerError, import_apex
 from swin_moe.config import ModelError, MoEConfig
 from swin_moe.tutel_backend import import_tutel
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from launcher.changes import Change, changes, configuration, shown
-from parallel.commit import CheckpointError
-from parallel.stored import Stored
+from parallel.checkpoint.commit import CheckpointError
+from parallel.checkpoint.reader import Stored
 
 AT_ONCE = 2**20  # elements compared, so that the comparison needs little beside the tensors
 

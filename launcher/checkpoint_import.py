@@ -22,8 +22,8 @@ from launcher.config import ConfigError, dump_config, load_config
 from launcher.run_directory import RunDirectory
 from launcher.schema import RunConfig
 from launcher.versions import version_of
-from parallel.stored import write
-from parallel.tensors import BUFFER, MASTER, MOMENTS, parameter_shapes
+from parallel.checkpoint.reader import write
+from parallel.experts.names import BUFFER, MASTER, MOMENTS, parameter_shapes
 from swin_moe import SwinTransformer, WeightsError, build_model, load_weights
 from swin_moe.weights import native
 from swin_moe.weights.errors import some

@@ -8,8 +8,16 @@ from typing import Any
 
 from launcher.changes import configuration
 from launcher.config import ConfigError
-from parallel.commit import MANIFEST, CheckpointError, committed, latest, path_of, read_manifest, step_of
-from parallel.stored import problems
+from parallel.checkpoint.commit import (
+    MANIFEST,
+    CheckpointError,
+    committed,
+    latest,
+    path_of,
+    read_manifest,
+    step_of,
+)
+from parallel.checkpoint.reader import problems
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 LAYOUT = ("world_size", "ep_size", "expert_slices", "zero_stage")

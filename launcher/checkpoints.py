@@ -15,8 +15,16 @@ from launcher.checkpoint_list import checkpoint_of, directory_of, layout, rows, 
 from launcher.config import ConfigError
 from launcher.progress import progress_line
 from launcher.run_directory import RunDirectory
-from parallel.commit import MANIFEST, CheckpointError, committed, kept, latest, read_manifest, step_of
-from parallel.stored import Stored, problems
+from parallel.checkpoint.commit import (
+    MANIFEST,
+    CheckpointError,
+    committed,
+    kept,
+    latest,
+    read_manifest,
+    step_of,
+)
+from parallel.checkpoint.reader import Stored, problems
 
 LS_HELP = """\
 examples:

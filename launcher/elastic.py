@@ -13,8 +13,8 @@ from launcher.history import all_sessions
 from launcher.layout import print_lines
 from launcher.run_directory import RunDirectory
 from launcher.schema import ParallelConfig, RunConfig
-from parallel.expert import ExchangeOptions
-from parallel.mesh import LayoutError, ParallelDims
+from parallel.experts.placement import ExchangeOptions
+from parallel.ranks.mesh import LayoutError, ParallelDims
 
 
 def adapt(config: RunConfig, run: RunDirectory, nodes: Sequence[int], *, say: bool) -> RunConfig:

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import torch
 
 from launcher.errors import HangError, HardwareError, LostRankError, MemoryShortError, RunError
-from parallel.identity import node_name
-from parallel.watch import Watch
+from parallel.ranks.identity import node_name
+from parallel.watchdog.watch import Watch
 
 MEMORY = (
     "defaultcpuallocator",

@@ -20,8 +20,8 @@ from launcher.errors import RankError
 from launcher.schema import DataConfig, RunConfig
 from launcher.tally import Tally
 from launcher.tasks import Task, normalised
-from parallel.host import send
-from parallel.mesh import Mesh
+from parallel.ranks.host import send
+from parallel.ranks.mesh import Mesh
 from swin_moe.config import MoEConfig
 from swin_moe.moe import MoECall
 from swin_moe.randomness import sample_keys

@@ -12,8 +12,8 @@ from typing import Any
 
 from launcher.history import committed_step
 from launcher.run_files import RunFiles, replace_json
-from parallel.identity import node_name, slurm_job
-from parallel.watch import Watch
+from parallel.ranks.identity import node_name, slurm_job
+from parallel.watchdog.watch import Watch
 
 LONGEST_S = 5.0
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from launcher.exit_codes import ExitCode
 from launcher.run_files import RunFiles
-from parallel.commit import CheckpointError, committed, latest, step_of
+from parallel.checkpoint.commit import CheckpointError, committed, latest, step_of
 
 NO_CRASH = (ExitCode.FINISHED, ExitCode.USER_ERROR, ExitCode.STOPPED)
 Session = dict[str, Any]  # "from_step", "ranks", "pid", "job"; "code", "reason" where its end is known

@@ -8,7 +8,7 @@ import time
 from typing import Any
 
 from launcher.run_files import RunFiles, read_json, replace_json
-from parallel.identity import node_name
+from parallel.ranks.identity import node_name
 
 
 def leave_words(run: RunFiles, rank: int, code: int, reason: str, step: int) -> None:

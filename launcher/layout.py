@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from launcher.schema import RunConfig
-from parallel.mesh import ParallelDims
-from parallel.topology import describe
+from parallel.ranks.mesh import ParallelDims
+from parallel.ranks.topology import describe
 
 
 def layout(config: RunConfig, nodes: Sequence[int]) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from launcher.squeue import squeue
-from parallel.identity import identity, is_gone, slurm_job
+from parallel.ranks.identity import identity, is_gone, slurm_job
 
 TOUCH_S = 20.0
 LEASE_S = 300.0  # a lock that nobody touched for so long, on another machine, has no holder

@@ -3,7 +3,7 @@
 Not torch's elastic agent: that answers SIGTERM by ending its ranks, and returns the status of the rank that
 happened to end first, while here a request to stop is passed on and waited for, and the status is that of the
 rank that caused the end. The ranks meet at a store in this process, at a port that the system picks, so two
-runs on one machine do not collide; it also carries the ranks' heartbeats (parallel/watch.py), and outlives
+runs on one machine do not collide; it also carries the ranks' heartbeats (parallel/watchdog/watch.py), and outlives
 every rank.
 """
 
@@ -22,9 +22,9 @@ import torch.distributed as dist
 from launcher.exit_codes import ExitCode
 from launcher.postmortem import CRASHES, MEMORY_ADVICE, Ending, cause
 from launcher.stop import ASKING, StopRequest
-from parallel.env import LaunchError, is_one_task, is_shell_of_a_job, launcher_of, threads_per_rank
-from parallel.variables import check_process, number
-from parallel.watch import NCCL, PREFIX
+from parallel.ranks.discover import LaunchError, is_one_task, is_shell_of_a_job, launcher_of, threads_per_rank
+from parallel.ranks.variables import check_process, number
+from parallel.watchdog.watch import NCCL, PREFIX
 
 AGENT = "SWIN_MOE_AGENT"  # set for the ranks that this process started: its process id
 POLL_S = 0.02

@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from launcher.heat_map import heat_map
 from launcher.run_directory import RunDirectory
 from launcher.tally import LayerTotals
-from parallel.saver import Outcome
+from parallel.checkpoint.async_saver import Outcome
 
 TROUBLE = (
     "bad_samples",

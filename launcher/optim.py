@@ -9,7 +9,7 @@ from torch import nn
 
 from launcher.config import ConfigError
 from launcher.schema import OptimConfig
-from parallel.tensors import shape_of
+from parallel.experts.names import shape_of
 
 ALIGNED = 8  # elements: 16 bytes in half precision
 NO_DECAY = (

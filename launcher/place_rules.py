@@ -9,8 +9,8 @@ from launcher.pretrained import fitted
 from launcher.run_directory import RunDirectory
 from launcher.schema import RunConfig
 from launcher.tasks import backbone_on_meta
-from parallel.commit import committed
-from parallel.zero_config import check_precision
+from parallel.checkpoint.commit import committed
+from parallel.zero.options import check_precision
 
 
 def place_errors(config: RunConfig) -> list[str]:

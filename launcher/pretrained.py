@@ -4,9 +4,9 @@ from pathlib import Path
 
 from launcher.config import ConfigError
 from launcher.schema import TrainConfig
-from parallel.collectives import RanksError, agree
-from parallel.commit import MANIFEST
-from parallel.mesh import Mesh
+from parallel.checkpoint.commit import MANIFEST
+from parallel.ranks.collectives import RanksError, agree
+from parallel.ranks.mesh import Mesh
 from swin_moe.model import SwinTransformer
 from swin_moe.weights import ClassMap
 from swin_moe.weights.adapt import Head

@@ -31,11 +31,11 @@ from launcher.run_files import RunFiles
 from launcher.schema import RunConfig
 from launcher.sessions import Sessions
 from launcher.stop import StopRequest
-from parallel import gpu
-from parallel.commit import CheckpointError
-from parallel.env import Ranks, discover, join, leave, prepare_process
-from parallel.mesh import LayoutError
-from parallel.watch import PREFIX, SLOW, Codes, Watch, connect
+from parallel.checkpoint.commit import CheckpointError
+from parallel.ranks import gpu
+from parallel.ranks.discover import Ranks, discover, join, leave, prepare_process
+from parallel.ranks.mesh import LayoutError
+from parallel.watchdog.watch import PREFIX, SLOW, Codes, Watch, connect
 from swin_moe.config import ModelError
 
 USER_ERRORS = (ConfigError, DataError, CheckpointError, LayoutError, ModelError)

@@ -9,7 +9,7 @@ from pathlib import Path
 from launcher.config import ConfigError
 from launcher.lease import Lease, LeaseError
 from launcher.run_files import RunFiles
-from parallel.commit import POINTER, committed
+from parallel.checkpoint.commit import POINTER, committed
 
 
 class RunDirectory(RunFiles):

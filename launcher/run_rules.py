@@ -9,7 +9,7 @@ from launcher.duration import parse_duration, to_steps
 from launcher.optim import freeze
 from launcher.schema import RunConfig
 from launcher.tasks import on_meta
-from parallel.zero_config import check_with_deepspeed
+from parallel.zero.options import check_with_deepspeed
 from swin_moe.config import ModelConfig
 from swin_moe.dispatch import capacity
 from swin_moe.sizes import as_text

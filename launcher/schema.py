@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from data_shards.device_augment import AugmentConfig
 from data_shards.patterns import names_tars
-from parallel.expert import ExchangeOptions
+from parallel.experts.placement import ExchangeOptions
 from parallel.ranges import LARGEST, WEEK_S, check_ranges
-from parallel.zero_config import OptimizerName, Precision, ZeroStage, check_deepspeed
+from parallel.zero.options import OptimizerName, Precision, ZeroStage, check_deepspeed
 from swin_moe.config import ModelConfig
 from swin_moe.simmim_config import SimMIMConfig
 

@@ -33,14 +33,14 @@ from launcher.spikes import SpikeGuard
 from launcher.tally import Tally, Totals
 from launcher.tasks import task_of
 from launcher.versions import version_of
-from parallel import checkpoint
-from parallel.commit import committed
-from parallel.host import send
-from parallel.masters import Masters
-from parallel.mesh import Mesh
-from parallel.newest import newest
-from parallel.saver import Outcome, Saver
-from parallel.zero import Engine
+from parallel.checkpoint import load as checkpoint
+from parallel.checkpoint.async_saver import Outcome, Saver
+from parallel.checkpoint.commit import committed
+from parallel.checkpoint.latest import newest
+from parallel.ranks.host import send
+from parallel.ranks.mesh import Mesh
+from parallel.zero.engine import Engine
+from parallel.zero.master_weights import Masters
 from swin_moe.compile import compile_blocks
 from swin_moe.randomness import sample_keys
 

@@ -11,7 +11,7 @@ from launcher.exit_codes import ExitCode
 from launcher.history import append, committed_step, crashes
 from launcher.last_words import sweep_words
 from launcher.postmortem import close_last
-from parallel.identity import slurm_job
+from parallel.ranks.identity import slurm_job
 
 if TYPE_CHECKING:
     from launcher.run_directory import RunDirectory

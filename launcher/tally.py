@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from parallel.collectives import sum_over
-from parallel.host import read, send
+from parallel.ranks.collectives import sum_over
+from parallel.ranks.host import read, send
 from swin_moe.model import ModelOutput
 from swin_moe.moe import MoEStats
 

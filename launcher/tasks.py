@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from data_shards.device_augment import Augment
 from data_shards.prefetch import Batch
 from launcher.schema import DataConfig, RunConfig
-from parallel.exchange import ExchangeOptions
-from parallel.host import send
-from parallel.mesh import Mesh
+from parallel.experts.exchange import ExchangeOptions
+from parallel.ranks.host import send
+from parallel.ranks.mesh import Mesh
 from swin_moe.flops import build_on_meta, construct_on_meta
 from swin_moe.losses import classification_loss, evaluation_sums
 from swin_moe.model import ModelOutput, SwinTransformer, build_model

@@ -26,11 +26,11 @@ from launcher.schema import RunConfig
 from launcher.session import Session
 from launcher.sessions import Sessions
 from launcher.summary import render, summarise
-from parallel.collectives import RanksError, agree
-from parallel.commit import CheckpointError
-from parallel.env import Ranks
-from parallel.extensions import OFFLOADED, ExtensionError, prepare_extensions
-from parallel.topology import node_sizes
+from parallel.checkpoint.commit import CheckpointError
+from parallel.ranks.collectives import RanksError, agree
+from parallel.ranks.discover import Ranks
+from parallel.ranks.topology import node_sizes
+from parallel.zero.extensions import OFFLOADED, ExtensionError, prepare_extensions
 
 Resume = Literal["auto", "never"]
 

@@ -37,7 +37,7 @@ install_packages() {
     DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends slurm-wlm munge >&2
 }
 
-# The first of NODES + 1 ports without a listener; below those at which ranks meet (parallel/env.py), which
+# The first of NODES + 1 ports without a listener; below those at which ranks meet (parallel/ranks/discover.py), which
 # are below the kernel's ephemeral ones.
 free_ports() {
     local base port

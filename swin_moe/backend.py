@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from parallel.exchange import ExchangeOptions
-from parallel.expert import ExpertSlice
+from parallel.experts.exchange import ExchangeOptions
+from parallel.experts.placement import ExpertSlice
 from swin_moe.config import require
 from swin_moe.dispatch import Plan
 from swin_moe.randomness import fork

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from parallel.expert import ExpertParallel, ExpertSlice
+from parallel.experts.placement import ExpertParallel, ExpertSlice
 from swin_moe.expert_products import (
     ACTIVATIONS,
     ActivationName,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from parallel.expert import ExpertParallel
+from parallel.experts.placement import ExpertParallel
 from swin_moe.attention import WindowAttention
 from swin_moe.block import SwinBlock
 from swin_moe.config import ModelConfig

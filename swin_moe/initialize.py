@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from parallel.expert import experts_of, global_name
-from parallel.sharded import whole
-from parallel.tensors import held_part, whole_shape
+from parallel.experts.names import held_part, whole_shape
+from parallel.experts.placement import experts_of, global_name
+from parallel.zero.init import whole
 from swin_moe.router import CosineTopKRouter
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from parallel.exchange import ExchangeOptions
-from parallel.expert import ExpertParallel, copy_mark
-from parallel.mesh import Mesh
-from parallel.sharded import partitioned
+from parallel.experts.exchange import ExchangeOptions
+from parallel.experts.placement import ExpertParallel, copy_mark
+from parallel.ranks.mesh import Mesh
+from parallel.zero.init import partitioned
 from swin_moe.attention import CosineAttention, SpatialMLP, WindowAttention
 from swin_moe.block import SwinBlock
 from swin_moe.config import ModelConfig, require

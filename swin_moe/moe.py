@@ -9,8 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from parallel.exchange import ExchangeOptions, ExpertExchange
-from parallel.expert import ExpertParallel
+from parallel.experts.exchange import ExchangeOptions, ExpertExchange
+from parallel.experts.placement import ExpertParallel
 from swin_moe.backend import BACKENDS, Routed
 from swin_moe.config import MoEConfig, require
 from swin_moe.dispatch import capacity

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.expert import ExchangeOptions, ExpertParallel
-from parallel.mesh import Mesh
+from parallel.experts.placement import ExchangeOptions, ExpertParallel
+from parallel.ranks.mesh import Mesh
 from swin_moe.config import ModelConfig, require
 from swin_moe.model import SwinTransformer, construct, total_loss
 from swin_moe.moe import MoECall, MoEStats

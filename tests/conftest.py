@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 
-from parallel.extensions import OFFLOADED, prepare_extensions
+from parallel.zero.extensions import OFFLOADED, prepare_extensions
 from tests.accelerator import answering
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
-from parallel.env import Ranks
+from parallel.ranks.discover import Ranks
 from tests.accelerator import Surroundings
 from tests.distributed import ENVIRONMENT, PRELOAD, environment
 
@@ -51,7 +51,7 @@ PLACES = {  # where a fault may strike: owner and name of a function that has th
     "train_step": ("launcher.session", "Session"),
     "evaluate": ("launcher.session", "Session"),
     "save": ("launcher.session", "Session"),
-    "commit": ("parallel.write", None),  # rank 0 alone: the checkpoint is all but named
+    "commit": ("parallel.checkpoint.write", None),  # rank 0 alone: the checkpoint is all but named
 }
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from parallel.commit import path_of
+from parallel.checkpoint.commit import path_of
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, command, records
 

@@ -42,8 +42,8 @@ def peak_gb(place: Place, work: Callable[[], object]) -> float:
 
 
 def as_in_a_run(place: Place) -> None:
-    """The settings of `parallel/gpu.py`, which every process of a run makes."""
-    from parallel import gpu
+    """The settings of `parallel/ranks/gpu.py`, which every process of a run makes."""
+    from parallel.ranks import gpu
 
     if place.on_gpu:
         gpu.use(torch.device("cuda", torch.cuda.current_device()))

@@ -241,7 +241,7 @@ def host_reads(place: Place) -> Iterator[Row]:
     """Of the third step: each time that a GPU makes the host wait, by the project's line."""
     if not place.on_gpu:
         os.environ.update(ON_CPU)
-    from parallel.env import discover, join, leave, prepare_process
+    from parallel.ranks.discover import discover, join, leave, prepare_process
 
     ranks = discover()
     device = prepare_process(ranks)
@@ -288,10 +288,10 @@ def _prepared(
     from launcher.optim import parameter_groups
     from launcher.schema import DataConfig, OptimConfig, RunConfig
     from launcher.tasks import Classification
-    from parallel.exchange import ExchangeOptions
-    from parallel.mesh import ParallelDims, build_mesh
-    from parallel.zero import Engine
-    from parallel.zero_config import EngineOptions
+    from parallel.experts.exchange import ExchangeOptions
+    from parallel.ranks.mesh import ParallelDims, build_mesh
+    from parallel.zero.engine import Engine
+    from parallel.zero.options import EngineOptions
 
     data = DataConfig(train="x", val="x", augment=AugmentConfig() if case.augment else None)
     model_config = _model_config(case, place)
@@ -337,7 +337,7 @@ def _model_config(case: Waits, place: Place) -> Any:
 def _train(engine: Any, task: Any, one: Any, config: Any, device: torch.device) -> None:
     """As in launcher/session.py."""
     from launcher.tally import Tally
-    from parallel.host import send
+    from parallel.ranks.host import send
     from swin_moe.randomness import sample_keys
 
     tally = Tally(rank=0, world_size=1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import swin_moe
 from gpu_checks.cases import as_in_a_run, attempt, distance, not_numbers
 from gpu_checks.place import Place, Row, row
-from parallel.exchange import ExchangeOptions
+from parallel.experts.exchange import ExchangeOptions
 from swin_moe import routing
 from swin_moe.losses import classification_loss
 from swin_moe.moe import MoECall

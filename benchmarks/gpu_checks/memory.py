@@ -30,7 +30,7 @@ def staging(place: Place) -> Iterator[Row]:
 
 def _staging(place: Place, device: torch.device) -> Iterator[Row]:
     """Three takes of what a Swin-MoE-S of 32 experts saves; the first one pins the memory."""
-    from parallel.stage import Stage
+    from parallel.checkpoint.staging import Stage
 
     config = run_config(config_of("Swin-MoE-S 32 experts", place), 4 if place.rehearsal else 128)
     training = Training(config, device)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from parallel.mesh import ParallelDims, build_mesh
-from parallel.zero import Engine
-from parallel.zero_config import EngineOptions, Precision, ZeroStage
+from parallel.ranks.mesh import ParallelDims, build_mesh
+from parallel.zero.engine import Engine
+from parallel.zero.options import EngineOptions, Precision, ZeroStage
 from swin_moe import ModelConfig, MoEConfig
 from swin_moe.losses import classification_loss
 from swin_moe.model import build_model

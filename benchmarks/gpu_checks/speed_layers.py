@@ -20,7 +20,7 @@ def layers(place: Place) -> Iterator[Row]:
 
     with alone(place) as device:
         try:
-            from parallel.zero import start_deepspeed
+            from parallel.zero.engine import start_deepspeed
 
             start_deepspeed()
         except Exception as error:  # the entries of DeepSpeed say so, too
@@ -68,7 +68,7 @@ def _case(place: Place, case: object) -> Iterator[Row]:
     """One row a contestant, all of them interleaved."""
     from moe_layers import works_of
 
-    from parallel.mesh import Mesh, ParallelDims
+    from parallel.ranks.mesh import Mesh, ParallelDims
 
     works: dict[str, Work] = {}
     errors: dict[str, str] = {}

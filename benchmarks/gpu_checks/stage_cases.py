@@ -26,7 +26,7 @@ def read(text: str) -> Case:
 
 def outcome(case: Case, device: torch.device, steps: int) -> dict[str, Any]:
     """Losses and masters of some steps, then of a step that a gradient spoils, and of the one after it."""
-    from parallel.masters import Masters
+    from parallel.zero.master_weights import Masters
 
     began = time.monotonic()
     run = Run.start(case, device)
@@ -100,7 +100,7 @@ def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def main(folder: Path, device_type: str, steps: int, cases: list[str]) -> None:
     """Each case in turn; one that raises is written down, and the next one goes on."""
-    from parallel.env import discover, join, leave, prepare_process
+    from parallel.ranks.discover import discover, join, leave, prepare_process
 
     ranks = discover()
     device = prepare_process(ranks)

@@ -105,8 +105,8 @@ def engine(place: Place) -> Iterator[Row]:
     os.environ.update(before)
     import torch.distributed as dist
 
-    from parallel import gpu
-    from parallel.env import discover, join, leave, prepare_process
+    from parallel.ranks import gpu
+    from parallel.ranks.discover import discover, join, leave, prepare_process
 
     ranks = discover()
     device = prepare_process(ranks)
@@ -159,7 +159,7 @@ def _steps(device: torch.device) -> Iterator[Row]:
     from deepspeed.accelerator import get_accelerator
 
     from gpu_checks.small import Case, Run
-    from parallel.collectives import gather_objects, sum_over
+    from parallel.ranks.collectives import gather_objects, sum_over
 
     run = Run.start(Case(stage=1, precision="bf16"), device)
     places = {str(p.device) for p in run.engine.module.parameters()}
@@ -257,7 +257,7 @@ def _is_gpu(value: object) -> bool:
 
 
 def _smi(place: Place) -> Iterator[Row]:
-    from parallel.devices import node_gpus, own_device
+    from parallel.ranks.devices import node_gpus, own_device
 
     own = own_device(torch.device("cuda", torch.cuda.current_device()))
     mine = [gpu for gpu in node_gpus() if gpu.uuid == own["uuid"]]

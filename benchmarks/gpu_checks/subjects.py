@@ -21,8 +21,8 @@ from gpu_checks.place import Place
 from launcher.schema import DataConfig, OptimConfig, ParallelConfig, RunConfig, TrainConfig
 from launcher.tally import Tally
 from launcher.tasks import task_of
-from parallel.env import Ranks, join, leave, prepare_process
-from parallel.host import send
+from parallel.ranks.discover import Ranks, join, leave, prepare_process
+from parallel.ranks.host import send
 from swin_moe.config import ModelConfig
 from swin_moe.flops import cost
 from swin_moe.randomness import DropPath, sample_keys
@@ -222,8 +222,8 @@ class Training:
     def __init__(self, config: RunConfig, device: torch.device) -> None:
         from launcher.assembly import engine_options, run_mesh
         from launcher.optim import parameter_groups
-        from parallel.masters import Masters
-        from parallel.zero import Engine
+        from parallel.zero.engine import Engine
+        from parallel.zero.master_weights import Masters
 
         self.config, self.device = config, device
         self.mesh, parallel = run_mesh(config.parallel, [1]), config.parallel

@@ -14,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 from data_shards.prefetch import Batch
 from launcher.evaluation.loaded import Loaded
 from launcher.heat_map import CELL, heat_map
-from parallel.collectives import sum_over
+from parallel.ranks.collectives import sum_over
 
 TALLEST = 8192  # pixels of a picture
 

@@ -18,8 +18,8 @@ from launcher.rank import Guard, as_rank
 from launcher.run_directory import RunDirectory
 from launcher.run_rules import slots_error
 from launcher.schema import RunConfig
-from parallel.env import Ranks
-from parallel.zero_config import DTYPES
+from parallel.ranks.discover import Ranks
+from parallel.zero.options import DTYPES
 from swin_moe.config import MOST_CAPACITY
 
 HELP = """\

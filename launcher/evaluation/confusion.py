@@ -12,7 +12,7 @@ from torch import Tensor
 from data_shards.prefetch import Batch
 from launcher.evaluation.loaded import Loaded
 from launcher.tasks import Classification
-from parallel.collectives import sum_over
+from parallel.ranks.collectives import sum_over
 
 
 class Confusion:

@@ -16,8 +16,8 @@ from launcher.evaluate import eval_stream
 from launcher.evaluation.loaded import Loaded
 from launcher.evaluation.ways import grouped, modes
 from launcher.tasks import normalised
-from parallel.collectives import sum_over
-from parallel.host import send
+from parallel.ranks.collectives import sum_over
+from parallel.ranks.host import send
 from swin_moe.randomness import sample_keys
 
 

@@ -16,13 +16,13 @@ from launcher.config import ConfigError
 from launcher.run_directory import RunDirectory
 from launcher.schema import RunConfig
 from launcher.tasks import Task, task_of
-from parallel.checkpoint import load_weights, read_verified
-from parallel.collectives import RanksError, agree
-from parallel.env import Ranks
-from parallel.mesh import Mesh, ParallelDims, build_mesh
-from parallel.newest import Found, newest
-from parallel.tensors import EMA, MASTER
-from parallel.zero_config import DTYPES
+from parallel.checkpoint.latest import Found, newest
+from parallel.checkpoint.load import load_weights, read_verified
+from parallel.experts.names import EMA, MASTER
+from parallel.ranks.collectives import RanksError, agree
+from parallel.ranks.discover import Ranks
+from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
+from parallel.zero.options import DTYPES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from data_shards.draws import Purpose, permutation
 from launcher.evaluate import eval_stream
 from launcher.evaluation.features import pooled_features
 from launcher.evaluation.loaded import Loaded
-from parallel.collectives import sum_over
+from parallel.ranks.collectives import sum_over
 
 TEMPERATURE = 0.07
 CHUNK = 256  # test samples whose similarities are held at once

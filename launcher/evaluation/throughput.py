@@ -10,8 +10,8 @@ from launcher.evaluate import Forward, eval_stream
 from launcher.evaluation.loaded import Loaded
 from launcher.evaluation.ways import Way, modes
 from launcher.tasks import normalised
-from parallel.collectives import gather_objects
-from parallel.host import send
+from parallel.ranks.collectives import gather_objects
+from parallel.ranks.host import send
 from swin_moe.flops import cost
 from swin_moe.randomness import sample_keys
 

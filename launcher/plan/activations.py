@@ -21,9 +21,9 @@ from launcher.plan.held import fullest_placement, model_on_meta
 from launcher.plan.shapes import on_shapes, placed
 from launcher.plan.tracker import LiveBytes
 from launcher.schema import RunConfig
-from parallel.expert import ExchangeOptions, experts_of
-from parallel.mesh import ParallelDims
-from parallel.zero_config import DTYPES
+from parallel.experts.placement import ExchangeOptions, experts_of
+from parallel.ranks.mesh import ParallelDims
+from parallel.zero.options import DTYPES
 from swin_moe.config import ModelConfig
 from swin_moe.losses import classification_loss
 from swin_moe.model import SwinTransformer

@@ -26,7 +26,7 @@ from launcher.plan.passes import PASSES, update
 from launcher.plan.stopwatch import Stopwatch
 from launcher.plan.trace import record
 from launcher.plan.work import describe
-from parallel.zero_config import DTYPES
+from parallel.zero.options import DTYPES
 from swin_moe.config import ModelConfig
 from swin_moe.model import build_model
 

@@ -18,7 +18,7 @@ from launcher.preflight.command import no_run
 from launcher.rank import Guard, as_rank
 from launcher.run_rules import run_errors
 from launcher.schema import RunConfig
-from parallel.env import Ranks
+from parallel.ranks.discover import Ranks
 
 HELP = """\
 examples:

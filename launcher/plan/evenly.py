@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from launcher.plan.slots import Slots, Way, degree_of, slots_of, way_of
-from parallel.exchange import Compute
-from parallel.expert import ExchangeOptions, sliced_of
-from parallel.weights import whole_numel
+from parallel.experts.exchange import Compute
+from parallel.experts.gather import whole_numel
+from parallel.experts.placement import ExchangeOptions, sliced_of
 from swin_moe.dispatch import Plan
 from swin_moe.moe import MoELayer
 from swin_moe.other_routers import ExpertChoiceRouter
@@ -198,7 +198,7 @@ class _Travel(torch.autograd.Function):
 
 
 class _Bring(torch.autograd.Function):
-    """The weights of neighbouring ranks as those of one, and gradients carried back (parallel/weights.py)."""
+    """The weights of neighbouring ranks as those of one, and gradients carried back (parallel/experts/gather.py)."""
 
     @staticmethod
     def forward(ctx: Any, way: Way, *weights: Tensor) -> tuple[Tensor, ...]:

@@ -78,7 +78,7 @@ class Flow:
         yield Now(gradients=whole, copies=sizes.width * copied)
 
     def update(self) -> Iterator[Now]:
-        """The clipping and the optimizer: parallel/zero.py squares a gradient in fp32."""
+        """The clipping and the optimizer: parallel/zero/engine.py squares a gradient in fp32."""
         sizes = self.sizes
         whole, halves = _times(sizes.width, sizes.whole), sizes.width < 4
         yield Now(gradients=whole, copies=4 * sizes.largest * (2 if halves else 1))

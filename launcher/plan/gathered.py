@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.plan.held import Held
-from parallel.mesh import ParallelDims
+from parallel.ranks.mesh import ParallelDims
 
 DEFAULTS = {
     "stage3_prefetch_bucket_size": 50_000_000,

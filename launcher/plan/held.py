@@ -12,8 +12,8 @@ from torch import nn
 
 from launcher.optim import freeze, parameter_groups
 from launcher.schema import OptimConfig, RunConfig
-from parallel.expert import ExchangeOptions, ExpertParallel, ExpertSlice, experts_of, sliced_of
-from parallel.mesh import ParallelDims
+from parallel.experts.placement import ExchangeOptions, ExpertParallel, ExpertSlice, experts_of, sliced_of
+from parallel.ranks.mesh import ParallelDims
 from swin_moe.config import ModelConfig
 from swin_moe.model import SwinTransformer
 from swin_moe.simmim import SimMIM

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from launcher.plan.hardware import Hardware, Link
-from parallel.mesh import ParallelDims
-from parallel.topology import home_of
+from parallel.ranks.mesh import ParallelDims
+from parallel.ranks.topology import home_of
 
 
 class Group(NamedTuple):
@@ -44,7 +44,7 @@ class Groups(NamedTuple):
 
 
 def groups_of(dims: ParallelDims, nodes: Sequence[int], degree: int) -> Groups:
-    """The groups at a gather degree (parallel/exchange.py)."""
+    """The groups at a gather degree (parallel/experts/exchange.py)."""
     home = home_of(nodes)
     lists: Iterable[Sequence[int]] = (
         range(dims.world_size),

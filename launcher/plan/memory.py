@@ -11,8 +11,8 @@ from launcher.plan.hardware import Device
 from launcher.plan.held import Held, dims_of, held_by_fullest
 from launcher.plan.states import States, element_bytes, gradient_bytes, part_of, states_of, touched_by
 from launcher.schema import RunConfig
-from parallel.mesh import ParallelDims
-from parallel.zero_config import default_bucket
+from parallel.ranks.mesh import ParallelDims
+from parallel.zero.options import default_bucket
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ from launcher.plan.trace import Op
 from launcher.plan.traffic import accumulation, experts_held, gather_degree
 from launcher.plan.work import Experts, Work, describe, expert_ops, expert_rows
 from launcher.schema import RunConfig
-from parallel.mesh import ParallelDims
+from parallel.ranks.mesh import ParallelDims
 
 EXPERTS = "experts"  # the end of the name of what the experts of a stage take
 Both = tuple[float, float]  # seconds forward and backward

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.plan.trace import Trace, trace
-from parallel.expert import ExpertParallel, ExpertSlice
+from parallel.experts.placement import ExpertParallel, ExpertSlice
 from swin_moe.block import SwinBlock
 from swin_moe.config import ModelConfig
 from swin_moe.dispatch import Plan, SoftPlan, make_plan

@@ -10,7 +10,7 @@ from launcher.plan.simulate import Point
 from launcher.plan.time import EXCHANGE, FEED, GATHER, OPTIMIZER, REDUCE, StepTime
 from launcher.plan.traffic import bucket_of
 from launcher.schema import RunConfig
-from parallel.zero_config import OVERLAPPING_BUCKET
+from parallel.zero.options import OVERLAPPING_BUCKET
 
 GIB = 2**30
 Json = dict[str, Any]

@@ -8,7 +8,7 @@ Legend: T tokens, k choices, E experts, G routing groups, S = T / G tokens a gro
 import math
 from dataclasses import dataclass
 
-from parallel.expert import ExpertParallel, ExpertSlice
+from parallel.experts.placement import ExpertParallel, ExpertSlice
 from swin_moe.config import ModelConfig, MoEConfig
 from swin_moe.dispatch import capacity
 
@@ -29,7 +29,7 @@ class Slots:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How the rows of a layer and its experts come together at one gather degree (parallel/exchange.py)."""
+    """How the rows of a layer and its experts come together at one gather degree (parallel/experts/exchange.py)."""
 
     degree: int  # neighbouring ranks that bring their weights together
     local: int  # experts that this rank then computes
@@ -97,7 +97,7 @@ def way_of(placement: ExpertParallel, degree: int) -> Way:
 
 
 def degree_of(placement: ExpertParallel, *, expert_bytes: int, row_bytes: int, rows: int) -> int:
-    """The gather degree of the placement's strategy; `auto` by the rule of parallel/exchange.py.
+    """The gather degree of the placement's strategy; `auto` by the rule of parallel/experts/exchange.py.
 
     Args:
         placement: with the options of its exchange.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from launcher.plan.held import Group, Held
 from launcher.schema import RunConfig
-from parallel.mesh import ParallelDims
+from parallel.ranks.mesh import ParallelDims
 
 ALIGNMENT = 2  # elements: stages 1 and 2 pad a group to a multiple of it for each rank (NCCL's 4 bytes)
 
@@ -69,7 +69,7 @@ def element_bytes(config: RunConfig) -> int:
 
 
 def gradient_bytes(config: RunConfig) -> int:
-    """Bytes of an element of accumulated gradients: parallel/zero_config.py asks for fp32 beside bf16."""
+    """Bytes of an element of accumulated gradients: parallel/zero/options.py asks for fp32 beside bf16."""
     fp32 = config.train.precision == "bf16" and config.parallel.zero_stage > 0
     return 4 if fp32 else element_bytes(config)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 import torch.distributed as dist
 
-from parallel.collectives import gather_objects
+from parallel.ranks.collectives import gather_objects
 
 BUDGET_S, LEAST, MOST, REPETITIONS = 0.1, 3, 50, 7
 

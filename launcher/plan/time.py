@@ -11,7 +11,7 @@ from launcher.plan.trace import Op
 from launcher.plan.traffic import Collective, accumulation, dims_of, expert_parameters, traffic
 from launcher.plan.work import Work, flops_by_part
 from launcher.schema import RunConfig
-from parallel.mesh import ParallelDims
+from parallel.ranks.mesh import ParallelDims
 
 ADAM_BYTES = 28  # read parameter, gradient and two moments, write parameter and moments, fp32
 EMA_BYTES = 12

@@ -10,8 +10,8 @@ from launcher.plan.links import Group, Groups, groups_of, split_bytes
 from launcher.plan.roofline import WIDTHS
 from launcher.plan.work import Experts, Work, expert_rows
 from launcher.schema import RunConfig
-from parallel.mesh import ParallelDims
-from parallel.zero_config import default_bucket
+from parallel.ranks.mesh import ParallelDims
+from parallel.zero.options import default_bucket
 
 KEY_BYTES = 8  # a row's key travels with it where experts drop out
 Kind = Literal["all_to_all", "all_reduce", "gather"]
@@ -63,7 +63,7 @@ def experts_held(config: RunConfig, dims: ParallelDims) -> int:
 
 
 def gather_degree(config: RunConfig, dims: ParallelDims, experts: Experts) -> int:
-    """Over how many ranks weights come together; `auto` as parallel/exchange.py chooses."""
+    """Over how many ranks weights come together; `auto` as parallel/experts/exchange.py chooses."""
     strategy = config.parallel.expert_exchange.strategy
     ranks, slices = dims.ep_size, dims.expert_slices
     if not isinstance(strategy, str):

@@ -15,7 +15,7 @@ from launcher.plan.hardware import Device
 from launcher.plan.pieces import BIAS, Experts, Part, decoder, head, patches, stage_experts, stage_parts
 from launcher.plan.shapes import on_shapes, placed
 from launcher.plan.trace import Op
-from parallel.expert import experts_of
+from parallel.experts.placement import experts_of
 from swin_moe.config import ModelConfig
 from swin_moe.dispatch import capacity
 from swin_moe.flops import build_on_meta

@@ -10,7 +10,7 @@ from launcher import local
 from launcher.config import ConfigError, load_config
 from launcher.rank import Guard, as_rank
 from launcher.schema import DataConfig, RunConfig
-from parallel.env import Ranks
+from parallel.ranks.discover import Ranks
 from swin_moe.config import ModelConfig
 
 HELP = """\

@@ -3,7 +3,7 @@
 from typing import Any
 
 from launcher.preflight.report import Here, Seen, Verdict
-from parallel.devices import DeviceError, Gpu, as_json, node_gpus, own_device
+from parallel.ranks.devices import DeviceError, Gpu, as_json, node_gpus, own_device
 
 FREE_SHARE = 0.9  # of the memory, beside this process's own beginnings
 OWN_MIB = 2048  # contexts of CUDA and NCCL

@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.preflight.report import Here, Seen, Verdict, gib
 from launcher.schema import RunConfig
-from parallel.commit import committed
+from parallel.checkpoint.commit import committed
 from swin_moe.flops import build_on_meta, count_parameters
 
 TOKEN = ".preflight-"

@@ -5,7 +5,7 @@ from statistics import median_low
 from typing import Any, NamedTuple
 
 from launcher.preflight.report import Seen, Verdict, gib, noise_s, slow
-from parallel.links import BETWEEN, IN_NODE, WORLD, Times, across, by_node, rounds
+from parallel.ranks.bandwidth import BETWEEN, IN_NODE, WORLD, Times, across, by_node, rounds
 
 SLOW_LINK = 2.0  # times the median: below half of its bandwidth
 COLLECTIVES = ("all_reduce", "all_to_all")

@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from launcher.schema import RunConfig
-from parallel.env import Ranks
-from parallel.links import Place, by_node
+from parallel.ranks.bandwidth import Place, by_node
+from parallel.ranks.discover import Ranks
 
 T = TypeVar("T")
 

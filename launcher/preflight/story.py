@@ -17,10 +17,10 @@ from launcher.preflight.checks import CHECKS
 from launcher.preflight.disk import token
 from launcher.preflight.report import Here, Report, Seen
 from launcher.schema import RunConfig
-from parallel.collectives import gather_objects
-from parallel.env import Ranks
-from parallel.identity import node_name
-from parallel.links import Place, Times, measure, scopes
+from parallel.ranks.bandwidth import Place, Times, measure, scopes
+from parallel.ranks.collectives import gather_objects
+from parallel.ranks.discover import Ranks
+from parallel.ranks.identity import node_name
 
 SMALL_MIB = {"cpu": 1.0, "cuda": 16.0}  # messages before every run
 

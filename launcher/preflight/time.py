@@ -9,8 +9,8 @@ from launcher.preflight.report import Here, Seen, Verdict
 from launcher.rank import longest_wait
 from launcher.slurm.limits import seconds_of
 from launcher.squeue import squeue
-from parallel.env import job_end_s, nccl_settings
-from parallel.identity import slurm_job
+from parallel.ranks.discover import job_end_s, nccl_settings
+from parallel.ranks.identity import slurm_job
 
 SIGNAL_LEAD_S = 120  # --signal=B:USR1@120 of slurm/job.sbatch
 SQUEUE_S = 5.0

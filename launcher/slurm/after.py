@@ -18,8 +18,8 @@ from launcher.history import all_sessions, append, committed_step, fruitless
 from launcher.postmortem import BY, Ending, close_last, examine, examine_start
 from launcher.run_files import RunFiles
 from launcher.squeue import squeue
-from parallel.identity import slurm_job
-from parallel.variables import LaunchError
+from parallel.ranks.identity import slurm_job
+from parallel.ranks.variables import LaunchError
 
 DESCRIPTION = "Examine how the session of a Slurm job ended, and decide whether the job is requeued (75)."
 REFUSAL = re.compile(r"\w+Error: |swin-moe: error: ")

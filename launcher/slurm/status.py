@@ -11,7 +11,7 @@ from launcher.exit_codes import ExitCode
 from launcher.history import all_sessions, committed_step
 from launcher.postmortem import examine
 from launcher.run_files import RunFiles, read_json
-from parallel.commit import path_of
+from parallel.checkpoint.commit import path_of
 
 SILENT = 3  # times the interval of the heartbeat
 SLACK_S = 2.0  # for a file system and clocks that are not quite ours

@@ -16,7 +16,7 @@ from launcher.study.resolve import Plan, Planned
 from launcher.study.state import State, seconds_of, state_of
 from launcher.study.status import failures, summary
 from launcher.study.work import Work
-from parallel.env import threads_per_rank
+from parallel.ranks.discover import threads_per_rank
 
 POLL_S = 0.1
 

@@ -13,7 +13,7 @@ from launcher.run_files import RunFiles, read_json, replace_json
 from launcher.slurm import status
 from launcher.slurm.after import refusal
 from launcher.study.asked import Asked
-from parallel.identity import identity, is_gone, start_time
+from parallel.ranks.identity import identity, is_gone, start_time
 
 StateName = Literal[
     "waiting", "queued", "starting", "running", "trained", "evaluating", "finished", "stopped", "failed"

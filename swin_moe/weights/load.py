@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.commit import CheckpointError
-from parallel.expert import experts_of, global_name
-from parallel.sharded import whole
-from parallel.tensors import held_part, parameter_shapes, persistent_buffers
+from parallel.checkpoint.commit import CheckpointError
+from parallel.experts.names import held_part, parameter_shapes, persistent_buffers
+from parallel.experts.placement import experts_of, global_name
+from parallel.zero.init import whole
 from swin_moe.model import SwinTransformer
 from swin_moe.weights import hf, moe_shards, native, official
 from swin_moe.weights.adapt import HEAD, Head, adapt_head, check_windows, drop_unneeded, resize_tables

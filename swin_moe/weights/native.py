@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from parallel.commit import MANIFEST, CheckpointError, latest, read_manifest
-from parallel.expert import experts_of, global_name
-from parallel.stored import Stored, problems
-from parallel.tensors import BUFFER, EMA, MASTER, persistent_buffers, whole_shape
+from parallel.checkpoint.commit import MANIFEST, CheckpointError, latest, read_manifest
+from parallel.checkpoint.reader import Stored, problems
+from parallel.experts.names import BUFFER, EMA, MASTER, persistent_buffers, whole_shape
+from parallel.experts.placement import experts_of, global_name
 from swin_moe.config import ModelConfig
 from swin_moe.registry import load_model_config
 from swin_moe.weights.errors import WeightsError

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from parallel.exchange import ExchangeOptions
-from parallel.expert import ExpertParallel
-from parallel.mesh import ParallelDims, build_mesh
+from parallel.experts.exchange import ExchangeOptions
+from parallel.experts.placement import ExpertParallel
+from parallel.ranks.mesh import ParallelDims, build_mesh
 from swin_moe.moe import MoELayer
 from swin_moe.randomness import SiteCounter, sample_keys
 from swin_moe.registry import load_model_config
@@ -47,8 +47,8 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> Iterator[Counter[str]]:
         return Done()
 
     dist.init_process_group("fake", rank=0, world_size=WORLD, store=FakeStore())
-    monkeypatch.setattr("parallel.collectives.dist.all_to_all_single", all_to_all)
-    monkeypatch.setattr("parallel.mesh.gather_objects", lambda value, group=None: [value] * WORLD)
+    monkeypatch.setattr("parallel.ranks.collectives.dist.all_to_all_single", all_to_all)
+    monkeypatch.setattr("parallel.ranks.mesh.gather_objects", lambda value, group=None: [value] * WORLD)
     yield counts
     dist.destroy_process_group()
 

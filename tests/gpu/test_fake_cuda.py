@@ -15,7 +15,7 @@ from torch.torch_version import TorchVersion
 from torch.utils._pytree import tree_leaves
 
 import swin_moe
-from parallel.exchange import ExchangeOptions
+from parallel.experts.exchange import ExchangeOptions
 from swin_moe.losses import classification_loss, evaluation_sums
 from swin_moe.moe import MoECall
 from swin_moe.registry import load_model_config

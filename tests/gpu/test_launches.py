@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 import swin_moe
-from parallel.exchange import ExchangeOptions
-from parallel.expert import ExpertParallel
+from parallel.experts.exchange import ExchangeOptions
+from parallel.experts.placement import ExpertParallel
 from swin_moe.losses import classification_loss
 from swin_moe.moe import MoECall, MoELayer
 from swin_moe.randomness import SiteCounter, sample_keys

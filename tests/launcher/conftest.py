@@ -7,7 +7,7 @@ import pytest
 from data_shards.sources import synthetic
 from data_shards.write import pack
 from launcher.__main__ import main
-from parallel.stored import write
+from parallel.checkpoint.reader import write
 from tests.faults import run
 from tests.launcher.fake_slurm import FakeSlurm
 from tests.launcher.short_run import line

@@ -21,7 +21,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from parallel.env import Ranks
+from parallel.ranks.discover import Ranks
 from tests.distributed import set_timeout
 
 CONFIG = Path(__file__).parents[2] / "configs" / "debug.yaml"
@@ -86,7 +86,7 @@ def _reraise(code: int, error: BaseException) -> int:
 def _deadly(place: str, step: int) -> Any:
     """A patch that kills this process after `step` steps: at `train_step`, `evaluate` or `commit`."""
     from launcher.session import Session
-    from parallel import write
+    from parallel.checkpoint import write
 
     owner: Any = write if place == "commit" else Session
     original = getattr(owner, place)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from launcher.config import dump_config, load_config
-from parallel.commit import path_of
+from parallel.checkpoint.commit import path_of
 from tests.launcher.running import CONFIG
 
 Say = Callable[..., tuple[int, str, str]]  # a `swin-moe checkpoint` command: status, output, errors

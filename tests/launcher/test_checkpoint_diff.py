@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from launcher.config import load_config
-from parallel.stored import write
+from parallel.checkpoint.reader import write
 from swin_moe import build_model, load_weights
 from swin_moe.weights.native import tensors_of
 from tests.launcher.running import CONFIG

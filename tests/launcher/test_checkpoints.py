@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from launcher.run_directory import RunDirectory
-from parallel.commit import commit, describe, latest
-from parallel.stored import Stored, write
+from parallel.checkpoint.commit import commit, describe, latest
+from parallel.checkpoint.reader import Stored, write
 from tests.launcher.stored_runs import Say, at, flip, record, tensors
 
 # --- ls and verify -----------------------------------------------------------------------------------

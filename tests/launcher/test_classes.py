@@ -13,7 +13,7 @@ from data_shards.index import Manifest
 from launcher.__main__ import main
 from launcher.classes import Classes, Fit, fit, trained_classes
 from launcher.config import ConfigError, load_config
-from parallel.commit import read_manifest, sealed
+from parallel.checkpoint.commit import read_manifest, sealed
 from tests.data_shards.relabelled import relabelled
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, EXACT, EXACT_EVAL, command, evaluations, only, overrides, steps

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from launcher.__main__ import main
-from parallel.commit import latest
+from parallel.checkpoint.commit import latest
 from swin_moe import ModelConfig, build_model, load_weights, save_weights
 from swin_moe.registry import load_model_config
 from swin_moe.weights.native import config_of

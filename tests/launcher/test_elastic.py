@@ -15,8 +15,8 @@ from launcher.check import _batch_errors, _layout_errors, check
 from launcher.config import ConfigError, load_config
 from launcher.elastic import replan
 from launcher.schema import RunConfig
-from parallel.mesh import ParallelDims
-from parallel.topology import straddling
+from parallel.ranks.mesh import ParallelDims
+from parallel.ranks.topology import straddling
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import CONFIG, Outcome, command, only, overrides, start, steps
 

@@ -5,8 +5,8 @@ import torch.distributed as dist
 
 from launcher.endings import as_run_error
 from launcher.exit_codes import ExitCode
-from parallel.identity import node_name
-from parallel.watch import Codes, Watch
+from parallel.ranks.identity import node_name
+from parallel.watchdog.watch import Codes, Watch
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from data_shards.write import pack
 from launcher.config import ConfigError
 from launcher.evaluation.labels import FORMAT
 from launcher.evaluation.support import check_bank, check_neighbours, check_shots
-from parallel.commit import read_manifest, sealed
+from parallel.checkpoint.commit import read_manifest, sealed
 from tests.data_shards.relabelled import relabelled
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, command, commands, overrides

@@ -8,7 +8,7 @@ import pytest
 from launcher.check import check
 from launcher.config import ConfigError, dump_config, load_config
 from launcher.schema import RunConfig
-from parallel.exchange import ExchangeOptions
+from parallel.experts.exchange import ExchangeOptions
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo_cpu.yaml"  # 8 experts on 2 ranks, capacity 1.25
 

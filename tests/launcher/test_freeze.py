@@ -8,7 +8,7 @@ from torch import nn
 
 from launcher.config import ConfigError
 from launcher.optim import freeze
-from parallel.stored import Stored
+from parallel.checkpoint.reader import Stored
 from swin_moe import ModelConfig, MoEConfig, build_model
 from tests.accelerator import on_either_processor
 from tests.distributed import run_on_ranks

@@ -13,14 +13,14 @@ import torch.distributed as dist
 from launcher import heartbeat
 from launcher.heartbeat import Heartbeat, interval_s
 from launcher.run_files import RunFiles, read_json
-from parallel.watch import Codes, Watch
+from parallel.watchdog.watch import Codes, Watch
 
 
 @pytest.fixture
 def watches() -> Iterator[list[Watch]]:
     """Of two ranks; rank 0 listens to rank 1 all the time."""
     store, codes = dist.HashStore(), Codes(hang=81, lost=80)
-    with mock.patch("parallel.watch.node_name", return_value="n1"):
+    with mock.patch("parallel.watchdog.watch.node_name", return_value="n1"):
         found = [
             Watch(store, rank=rank, world_size=2, timeout_s=6, codes=codes, listen_s=0.1) for rank in (0, 1)
         ]

@@ -13,10 +13,10 @@ from launcher.optim import parameter_groups
 from launcher.schema import DataConfig, OptimConfig, RunConfig
 from launcher.tally import Tally
 from launcher.tasks import Classification
-from parallel.host import send
-from parallel.mesh import ParallelDims, build_mesh
-from parallel.zero import Engine
-from parallel.zero_config import EngineOptions
+from parallel.ranks.host import send
+from parallel.ranks.mesh import ParallelDims, build_mesh
+from parallel.zero.engine import Engine
+from parallel.zero.options import EngineOptions
 from swin_moe.randomness import sample_keys
 from tests.distributed import run_on_ranks
 from tests.parallel.host_reads import HostWaits

@@ -11,9 +11,9 @@ from data_shards.loading import checked_manifest
 from launcher.__main__ import main
 from launcher.config import load_config
 from launcher.optim import parameter_groups
-from parallel.commit import latest, read_manifest
-from parallel.mesh import ParallelDims, build_mesh
-from parallel.stored import Stored, problems
+from parallel.checkpoint.commit import latest, read_manifest
+from parallel.checkpoint.reader import Stored, problems
+from parallel.ranks.mesh import ParallelDims, build_mesh
 from swin_moe import build_model
 from swin_moe.randomness import sample_keys
 from tests.distributed import run_on_ranks
@@ -48,9 +48,9 @@ def made(shards: Path, tmp_path: Path, experts: int = 8) -> Official:
 def answers(config_line: list[str], path: Path, images: torch.Tensor, ep: int) -> Any:
     """Logits of the checkpoint on these ranks, and where an engine that loaded it saved it again."""
     from launcher.assembly import engine_options
-    from parallel import checkpoint
-    from parallel.masters import Masters
-    from parallel.zero import Engine
+    from parallel.checkpoint import load as checkpoint
+    from parallel.zero.engine import Engine
+    from parallel.zero.master_weights import Masters
 
     config = load_config(CONFIG, config_line)
     mesh = build_mesh(

@@ -12,7 +12,7 @@ import pytest
 
 from launcher import lease
 from launcher.lease import LEASE_S, Lease, LeaseError
-from parallel.identity import identity, start_time
+from parallel.ranks.identity import identity, start_time
 
 OTHER = {"host": "elsewhere", "pid": 1, "start": "1"}
 

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from launcher import local
 from launcher.exit_codes import ExitCode
 from launcher.local import _Family
-from parallel.watch import NCCL
+from parallel.watchdog.watch import NCCL
 
 
 def family(*codes: str, asked: signal.Signals | None = None) -> _Family:

@@ -11,8 +11,8 @@ from launcher.config import ConfigError, load_config
 from launcher.optim import parameter_groups
 from launcher.preflight.disk import _space
 from launcher.schema import OptimConfig
-from parallel.commit import latest
-from parallel.stored import Stored
+from parallel.checkpoint.commit import latest
+from parallel.checkpoint.reader import Stored
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, commands, overrides, steps
 from tests.launcher.short_run import line

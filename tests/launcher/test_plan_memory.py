@@ -21,7 +21,7 @@ from launcher.plan.slots import slots_by_layer, way_of
 from launcher.plan.states import part_of, states_of
 from launcher.schema import DataConfig, OptimConfig, ParallelConfig, RunConfig, TrainConfig
 from launcher.tasks import normalised
-from parallel.expert import ExchangeOptions, ExpertParallel, ExpertSlice
+from parallel.experts.placement import ExchangeOptions, ExpertParallel, ExpertSlice
 from swin_moe import ModelConfig, MoEConfig
 from swin_moe.losses import classification_loss
 from swin_moe.model import build_model

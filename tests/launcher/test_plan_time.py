@@ -23,7 +23,7 @@ from launcher.plan.roofline import op_s, ops_s, tile_share
 from launcher.plan.simulate import Failures, goodput, parse_range, simulate, young_s
 from launcher.plan.time import EXCHANGE, FEED, GATHER, OPTIMIZER, REDUCE, predict_time
 from launcher.plan.trace import Op
-from parallel.mesh import ParallelDims
+from parallel.ranks.mesh import ParallelDims
 from tests.launcher.test_plan_work import TINY, run_of, work_of
 
 # 10 GFLOP/s, 1 GB/s, 1 us an operation, 10 us a collective; 2 ranks a node

@@ -13,7 +13,7 @@ from launcher.plan.trace import Op, Trace
 from launcher.plan.traffic import Collective, traffic
 from launcher.plan.work import Work, describe, expert_ops, expert_rows, flops_by_part
 from launcher.schema import DataConfig, ParallelConfig, RunConfig, TrainConfig
-from parallel.expert import ExchangeOptions
+from parallel.experts.placement import ExchangeOptions
 from swin_moe.config import ModelConfig, MoEConfig
 from swin_moe.flops import cost
 

@@ -16,7 +16,7 @@ from launcher.postmortem import Ending, cause, close_last, examine
 from launcher.run_files import RunFiles, read_json, replace_json
 from launcher.slurm.said import Event, events
 
-PLACE = "all_to_all_single (parallel/collectives.py:55)"
+PLACE = "all_to_all_single (parallel/ranks/collectives.py:55)"
 LOST = f"LostRankError: lost rank 1: its process is gone without a word; it was at step 7, in {PLACE}"
 HUNG = (
     f"rank 1 has said nothing for 5 s; it was at step 7, in {PLACE}; rank 0 waits for it in {PLACE} at step 7"

@@ -30,8 +30,8 @@ from launcher.preflight.data import first_sample
 from launcher.preflight.story import preflight
 from launcher.rank import longest_wait
 from launcher.schema import RunConfig
-from parallel import links
-from parallel.env import Ranks
+from parallel.ranks import bandwidth as links
+from parallel.ranks.discover import Ranks
 from tests.distributed import run_on_ranks, set_timeout
 from tests.launcher.running import CONFIG, overrides
 

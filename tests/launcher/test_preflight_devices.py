@@ -12,9 +12,9 @@ from launcher.config import load_config
 from launcher.preflight import devices as preflight_devices
 from launcher.preflight.report import Seen, Verdict
 from launcher.slurm.limits import seconds_of
-from parallel import devices
-from parallel.devices import DeviceError, Gpu, as_json, gpus, node_gpus, own_device
-from parallel.links import Place
+from parallel.ranks import devices
+from parallel.ranks.bandwidth import Place
+from parallel.ranks.devices import DeviceError, Gpu, as_json, gpus, node_gpus, own_device
 from tests.launcher.running import CONFIG
 
 A, B = "GPU-6f0dbf7e-0f5f-2d9c-96a1-c34c30a5b1f1", "GPU-0b7d3c1e-5a4f-8e21-2f77-9d1f6c1c9b02"

@@ -7,8 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from launcher.config import load_config
-from parallel.checkpoint import load_weights as load_checkpoint
-from parallel.commit import latest
+from parallel.checkpoint.commit import latest
+from parallel.checkpoint.load import load_weights as load_checkpoint
 from swin_moe.model import SwinTransformer, build_model
 from swin_moe.weights import save_weights
 from tests.accelerator import on_either_processor

@@ -12,8 +12,8 @@ import pytest
 import torch.distributed as dist
 
 from launcher.exit_codes import ExitCode
-from parallel import commit, write
-from parallel.commit import CheckpointError, committed, latest, read_manifest, verify
+from parallel.checkpoint import commit, write
+from parallel.checkpoint.commit import CheckpointError, committed, latest, read_manifest, verify
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import command, commands, records
 from tests.launcher.test_resume import assert_same_run, train_line, uninterrupted

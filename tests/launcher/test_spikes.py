@@ -17,7 +17,7 @@ from launcher.errors import DivergedError
 from launcher.exit_codes import ExitCode
 from launcher.schema import TrainConfig
 from launcher.spikes import SpikeGuard
-from parallel.masters import Masters
+from parallel.zero.master_weights import Masters
 from tests.distributed import run_on_ranks
 from tests.launcher.running import EXACT, Outcome, command, only, steps
 from tests.launcher.short_run import line

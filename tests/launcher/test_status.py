@@ -12,7 +12,7 @@ from launcher.history import append
 from launcher.run_files import RunFiles, replace_json
 from launcher.slurm.status import as_json, describe
 
-PLACE = "all_to_all_single (parallel/collectives.py:55)"
+PLACE = "all_to_all_single (parallel/ranks/collectives.py:55)"
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from launcher.__main__ import main
 from launcher.config import load_config
 from launcher.preflight import data
 from launcher.preflight.report import Here
-from parallel.env import Ranks
+from parallel.ranks.discover import Ranks
 from tests.launcher.running import CONFIG, overrides
 from tests.web import Patient
 

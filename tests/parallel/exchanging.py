@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.exchange import Compute, ExchangeOptions, ExpertExchange
-from parallel.expert import ExpertParallel, ExpertSlice
-from parallel.mesh import ParallelDims, build_mesh
+from parallel.experts.exchange import Compute, ExchangeOptions, ExpertExchange
+from parallel.experts.placement import ExpertParallel, ExpertSlice
+from parallel.ranks.mesh import ParallelDims, build_mesh
 
 C, H = 5, 7  # neither divides by the slices: the slices are uneven
 

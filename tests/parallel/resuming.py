@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from parallel import checkpoint
-from parallel.collectives import gather_objects
-from parallel.masters import Masters
+from parallel.checkpoint import load as checkpoint
+from parallel.ranks.collectives import gather_objects
+from parallel.zero.master_weights import Masters
 from tests.parallel.training import EXPERTS, Layout, Run, Trace, by_global_name
 
 SAVED = 3  # steps before the checkpoint

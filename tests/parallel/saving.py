@@ -6,10 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from parallel import checkpoint
-from parallel.mesh import Mesh, ParallelDims
-from parallel.newest import newest
-from parallel.tensors import KINDS
+from parallel.checkpoint import load as checkpoint
+from parallel.checkpoint.latest import newest
+from parallel.experts.names import KINDS
+from parallel.ranks.mesh import Mesh, ParallelDims
 
 
 class PlainMasters:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 import swin_moe
-from parallel import checkpoint
-from parallel.commit import CheckpointError
-from parallel.masters import Masters
-from parallel.tensors import persistent_buffers
+from parallel.checkpoint import load as checkpoint
+from parallel.checkpoint.commit import CheckpointError
+from parallel.experts.names import persistent_buffers
+from parallel.zero.master_weights import Masters
 from swin_moe import build_model
 from tests.distributed import run_on_ranks
 from tests.parallel.training import EXPERTS, Layout, Run, model_config

@@ -15,9 +15,9 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from parallel import checkpoint
-from parallel.commit import CheckpointError, describe, latest, sealed
-from parallel.masters import Masters
+from parallel.checkpoint import load as checkpoint
+from parallel.checkpoint.commit import CheckpointError, describe, latest, sealed
+from parallel.zero.master_weights import Masters
 from swin_moe import ModelConfig, build_model
 from tests.distributed import run_on_ranks
 from tests.parallel.resuming import SAVED, Outcome, differing, load_and_go_on, save_and_go_on

@@ -5,8 +5,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.collectives import RanksError, agree, all_to_all, gather_objects, sum_over
-from parallel.expert import (
+from parallel.experts.placement import (
     ExpertParallel,
     ExpertSlice,
     Sliced,
@@ -15,6 +14,7 @@ from parallel.expert import (
     global_name,
     sliced_of,
 )
+from parallel.ranks.collectives import RanksError, agree, all_to_all, gather_objects, sum_over
 from tests.distributed import run_on_ranks
 
 WIDTH = 3

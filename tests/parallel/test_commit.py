@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from parallel.commit import (
+from parallel.checkpoint.commit import (
     CheckpointError,
     commit,
     committed,

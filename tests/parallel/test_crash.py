@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from parallel.commit import latest
-from parallel.saver import Saver
+from parallel.checkpoint.async_saver import Saver
+from parallel.checkpoint.commit import latest
 from tests.distributed import RankError, run_on_ranks
 from tests.parallel.saving import PlainMasters, mesh_of, names, resumed_step, save
 

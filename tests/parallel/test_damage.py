@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from parallel import checkpoint
-from parallel.commit import CheckpointError, committed, latest, sealed
-from parallel.newest import newest
+from parallel.checkpoint import load as checkpoint
+from parallel.checkpoint.commit import CheckpointError, committed, latest, sealed
+from parallel.checkpoint.latest import newest
 from tests.distributed import run_on_ranks
 from tests.parallel.saving import PlainMasters, names, resumed_step, save
 

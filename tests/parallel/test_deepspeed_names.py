@@ -32,7 +32,7 @@ from deepspeed.utils import (
 )
 from deepspeed.utils.tensor_fragment import fragment_address, tensor_fragment
 
-from parallel.zero_norm import norm_of_tensors, norm_with_experts
+from parallel.zero.norm import norm_of_tensors, norm_with_experts
 from tests.distributed import run_on_ranks
 from tests.parallel.training import Layout, Run
 

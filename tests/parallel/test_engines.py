@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from parallel.loss_scale import LossScale
-from parallel.masters import Masters
-from parallel.zero_config import ZeroStage
+from parallel.zero.loss_scale import LossScale
+from parallel.zero.master_weights import Masters
+from parallel.zero.options import ZeroStage
 from tests.distributed import run_on_ranks
 from tests.parallel.resuming import differing, load_and_go_on, save_and_go_on, state_of
 from tests.parallel.training import (

@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel import env, slurm_env
-from parallel.env import (
+from parallel.ranks import discover as env
+from parallel.ranks import slurm_env
+from parallel.ranks.discover import (
     COLLECTIVE_TIMEOUT,
     LaunchError,
     Ranks,

@@ -7,10 +7,10 @@ import torch
 import torch.distributed as dist
 from torch.utils.checkpoint import checkpoint
 
-from parallel.collectives import Flight
-from parallel.exchange import ExchangeOptions, ExpertExchange
-from parallel.expert import ExpertParallel
-from parallel.mesh import LayoutError
+from parallel.experts.exchange import ExchangeOptions, ExpertExchange
+from parallel.experts.placement import ExpertParallel
+from parallel.ranks.collectives import Flight
+from parallel.ranks.mesh import LayoutError
 from tests.distributed import run_on_ranks
 from tests.parallel.exchanging import (
     C,

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from parallel import extensions
-from parallel.extensions import CACHE, ExtensionError, prepare_extensions
+from parallel.zero import extensions
+from parallel.zero.extensions import CACHE, ExtensionError, prepare_extensions
 from tests.faults import stale_lock
 
 

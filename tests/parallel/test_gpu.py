@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from parallel import env, gpu
-from parallel.env import Ranks, prepare_process
+from parallel.ranks import discover as env
+from parallel.ranks import gpu
+from parallel.ranks.discover import Ranks, prepare_process
 
 PROPERTIES = SimpleNamespace(pci_domain_id=0, pci_bus_id=0x1B, pci_device_id=0)
 VARIABLES = ("LOCAL_RANK", "OMP_NUM_THREADS", "OMPI_COMM_WORLD_LOCAL_RANK", *gpu.DEFAULTS, *gpu.ALLOCATOR)

@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 import torch
 
-from parallel import checkpoint, plain
-from parallel.commit import CheckpointError, describe, read_manifest, sealed
+from parallel.checkpoint import load as checkpoint
+from parallel.checkpoint import unpickler as plain
+from parallel.checkpoint.commit import CheckpointError, describe, read_manifest, sealed
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.files import read_file
 from tests.parallel.saving import PlainMasters, mesh_of, save

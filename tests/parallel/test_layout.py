@@ -21,8 +21,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import parallel.zero
-from parallel.expert import ExchangeOptions, experts_of
+import parallel.zero.engine
+from parallel.experts.placement import ExchangeOptions, experts_of
 from swin_moe import SwinTransformer
 from tests.distributed import run_on_ranks
 from tests.parallel.training import (
@@ -268,7 +268,7 @@ def train_mutants() -> dict[str, list[Trace]]:
         "opaque": [train(BF16_ACCUMULATING, hide_the_output)],
     }
     # as if the clip norm were of this rank's gradients alone
-    with replaced(parallel.zero, "sum_over", lambda values, group=None: values):
+    with replaced(parallel.zero.engine, "sum_over", lambda values, group=None: values):
         return found | {"local norm": [train(STAGES[0], keep)]}
 
 

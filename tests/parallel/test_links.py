@@ -7,8 +7,19 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel import links
-from parallel.links import BETWEEN, IN_NODE, WORLD, Place, Times, across, by_node, measure, rounds, scopes
+from parallel.ranks import bandwidth as links
+from parallel.ranks.bandwidth import (
+    BETWEEN,
+    IN_NODE,
+    WORLD,
+    Place,
+    Times,
+    across,
+    by_node,
+    measure,
+    rounds,
+    scopes,
+)
 from tests.distributed import run_on_ranks
 
 LATE_S = 0.2

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel.mesh import LayoutError, Mesh, ParallelDims, build_mesh
+from parallel.ranks.mesh import LayoutError, Mesh, ParallelDims, build_mesh
 from tests.distributed import run_on_ranks
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from parallel.node_list import expand, hosts
-from parallel.variables import LaunchError
+from parallel.ranks.node_list import expand, hosts
+from parallel.ranks.variables import LaunchError
 
 # list, and what scontrol 22.05.8 prints of it
 RECORDED = {
@@ -119,7 +119,7 @@ def test_scontrol_is_asked_and_its_failure_does_not_matter(
     body: str, names: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scontrol(tmp_path, body)
-    monkeypatch.setattr("parallel.node_list.SCONTROL_S", 0.5)
+    monkeypatch.setattr("parallel.ranks.node_list.SCONTROL_S", 0.5)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     assert hosts("n[1-2]", "X") == names
 

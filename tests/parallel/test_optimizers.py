@@ -14,15 +14,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parallel import checkpoint
-from parallel.expert import experts_of
-from parallel.lamb import Lamb
-from parallel.masters import Masters
-from parallel.mesh import ParallelDims, build_mesh
-from parallel.optimizers import OptimizerError, import_apex
-from parallel.pieces import Pieces
-from parallel.zero import Engine
-from parallel.zero_config import EngineOptions, OptimizerName, ZeroStage
+from parallel.checkpoint import load as checkpoint
+from parallel.experts.placement import experts_of
+from parallel.ranks.mesh import ParallelDims, build_mesh
+from parallel.zero.engine import Engine
+from parallel.zero.lamb import Lamb
+from parallel.zero.master_weights import Masters
+from parallel.zero.optimizers import OptimizerError, import_apex
+from parallel.zero.options import EngineOptions, OptimizerName, ZeroStage
+from parallel.zero.segments import Pieces
 from tests.distributed import run_on_ranks
 from tests.parallel import fake_apex
 from tests.parallel.resuming import SAVED, differing, load_and_go_on, save_and_go_on, state_of

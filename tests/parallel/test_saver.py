@@ -15,10 +15,10 @@ from unittest import mock
 import pytest
 import torch.distributed as dist
 
-from parallel import write
-from parallel.collectives import gather_objects
-from parallel.commit import CheckpointError, read_manifest
-from parallel.saver import Outcome, Saver
+from parallel.checkpoint import write
+from parallel.checkpoint.async_saver import Outcome, Saver
+from parallel.checkpoint.commit import CheckpointError, read_manifest
+from parallel.ranks.collectives import gather_objects
 from tests.distributed import RankError, run_on_ranks
 from tests.parallel.saving import PlainMasters, mesh_of, names, resumed_step, save
 

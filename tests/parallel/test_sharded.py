@@ -6,7 +6,7 @@ from unittest import mock
 import pytest
 import torch
 
-from parallel.mesh import LayoutError, ParallelDims, build_mesh
+from parallel.ranks.mesh import LayoutError, ParallelDims, build_mesh
 from swin_moe import load_weights, save_weights
 from swin_moe.config import ModelConfig, ModelError
 from swin_moe.model import SwinTransformer, build_model
@@ -38,7 +38,7 @@ def build(config: ModelConfig, ep: int, slices: int, *, sharded: bool, seed: int
 
 def differences(model: SwinTransformer, expected: SwinTransformer) -> list[str]:
     """The names of what is not bit for bit the same."""
-    from parallel.sharded import whole
+    from parallel.zero.init import whole
 
     found, values = [], dict(expected.named_parameters())
     for name, parameter in model.named_parameters():

@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel import checkpoint
-from parallel.expert import ExpertParallel, ExpertSlice, experts_of, sliced_of
-from parallel.mesh import Mesh, ParallelDims, build_mesh
-from parallel.tensors import KINDS, persistent_buffers
+from parallel.checkpoint import load as checkpoint
+from parallel.experts.names import KINDS, persistent_buffers
+from parallel.experts.placement import ExpertParallel, ExpertSlice, experts_of, sliced_of
+from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
 from swin_moe import SwinTransformer, WeightsError, build_model, load_weights, save_weights
 from swin_moe.initialize import initialize
 from tests.distributed import run_on_ranks

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel.collectives import gather_objects
-from parallel.masters import Masters
-from parallel.stage import Slabs, Stage
+from parallel.checkpoint.staging import Slabs, Stage
+from parallel.ranks.collectives import gather_objects
+from parallel.zero.master_weights import Masters
 from tests.distributed import run_on_ranks
 from tests.parallel.resuming import state_of
 from tests.parallel.training import Layout, Run
@@ -23,7 +23,7 @@ Share = dict[str, Tensor]
 
 @pytest.mark.parametrize("slab", [256, 4096])
 def test_tensors_are_cut_out_of_few_pieces_of_memory(monkeypatch: pytest.MonkeyPatch, slab: int) -> None:
-    monkeypatch.setattr("parallel.stage.SLAB", slab)
+    monkeypatch.setattr("parallel.checkpoint.staging.SLAB", slab)
     slabs, shapes = Slabs(pinned=False), [(3,), (2, 5), (), (0, 4), (7, 7), (64,), (100, 30), (1,)]
     dtypes = [torch.float32, torch.bfloat16, torch.int64, torch.bool]
     made = [slabs.empty(shape, dtype) for shape in shapes for dtype in dtypes]

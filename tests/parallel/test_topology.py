@@ -5,9 +5,9 @@ from dataclasses import replace
 import pytest
 import torch.distributed as dist
 
-from parallel.env import Ranks
-from parallel.mesh import LayoutError, ParallelDims
-from parallel.topology import crossing_share, describe, home_of, node_sizes, sizes_of, straddling
+from parallel.ranks.discover import Ranks
+from parallel.ranks.mesh import LayoutError, ParallelDims
+from parallel.ranks.topology import crossing_share, describe, home_of, node_sizes, sizes_of, straddling
 from tests.distributed import run_on_ranks
 
 FOUR_NODES = """\

@@ -12,9 +12,9 @@ import torch
 
 from launcher import local
 from launcher.__main__ import main
-from parallel import env
-from parallel.env import LaunchError, Ranks, choose_accelerator, discover, job_end_s, join
-from parallel.identity import slurm_job
+from parallel.ranks import discover as env
+from parallel.ranks.discover import LaunchError, Ranks, choose_accelerator, discover, job_end_s, join
+from parallel.ranks.identity import slurm_job
 from tests.parallel.test_env import (
     BATCH,
     MPIRUN_IN_SALLOC,
@@ -44,7 +44,7 @@ GARBLED = (None, "", "abc", "-1", "1e3", "999999999999", " 1", "(null)")
 @pytest.fixture(autouse=True)
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every name resolves, there is no scontrol, and MPI sees rank 1 of 2."""
-    monkeypatch.setattr("parallel.slurm_env.socket.getaddrinfo", lambda *_: [])
+    monkeypatch.setattr("parallel.ranks.slurm_env.socket.getaddrinfo", lambda *_: [])
     monkeypatch.setenv("PATH", "/nowhere")
     install_mpi(monkeypatch, FakeWorld(1, 2, 1, 2, "tcp://n3:4242"))
 
@@ -207,7 +207,7 @@ def test_a_host_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*_: object) -> list[object]:
         raise OSError("unknown host")
 
-    monkeypatch.setattr("parallel.slurm_env.socket.getaddrinfo", unknown)
+    monkeypatch.setattr("parallel.ranks.slurm_env.socket.getaddrinfo", unknown)
     monkeypatch.setattr(env, "RESOLVE_S", 0.0)
     ranks = Ranks(rank=1, world_size=2, launcher="slurm", init_method="tcp://gpu07:20000")
     with pytest.raises(

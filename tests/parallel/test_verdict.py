@@ -11,11 +11,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel.collectives import Flight, sum_over
-from parallel.host import read
-from parallel.verdict import judge
-from parallel.watch import Codes, Watch
-from parallel.whereabouts import Place, Whereabouts, _place, stack_of
+from parallel.ranks.collectives import Flight, sum_over
+from parallel.ranks.host import read
+from parallel.watchdog.diagnosis import judge
+from parallel.watchdog.stack import Place, Whereabouts, _place, stack_of
+from parallel.watchdog.watch import Codes, Watch
 
 
 def status(
@@ -80,13 +80,13 @@ def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "all_reduce", names["all_reduce"])
     found = place_in(lambda: sum_over(torch.zeros(1)))
     assert found.is_collective
-    assert found.text.startswith("all_reduce (parallel/collectives.py:")
+    assert found.text.startswith("all_reduce (parallel/ranks/collectives.py:")
 
     flight = Flight([1], [1], None)  # type: ignore[arg-type]
     flight._under_way = torch.zeros(1), torch.zeros(1), SimpleNamespace(wait=held.acquire)  # type: ignore
     found = place_in(flight.land)
     assert found.is_collective
-    assert found.text.startswith("all_to_all_single (parallel/collectives.py:")
+    assert found.text.startswith("all_to_all_single (parallel/ranks/collectives.py:")
 
     assert not place_in(lambda: held.acquire()).is_collective
 
@@ -125,9 +125,9 @@ def test_with_nccl_to_stand_in_torchs_code_is_to_wait_for_others(module: str) ->
 def test_with_nccl_the_rank_that_waits_for_its_data_is_named(late: int) -> None:
     """All others stand in reads of the device, for which a collective is the reason."""
     waits = [
-        [frame_in("parallel.host", "read"), frame_in("parallel.exchange", "_cells", 135)],
-        [frame_in("torch.cuda", "synchronize"), frame_in("parallel.zero", "step", 129)],
-        [frame_in("deepspeed.runtime.bf16_optimizer", "step"), frame_in("parallel.zero", "step", 129)],
+        [frame_in("parallel.ranks.host", "read"), frame_in("parallel.experts.exchange", "_cells", 135)],
+        [frame_in("torch.cuda", "synchronize"), frame_in("parallel.zero.engine", "step", 129)],
+        [frame_in("deepspeed.runtime.bf16_optimizer", "step"), frame_in("parallel.zero.engine", "step", 129)],
     ]
     stacks = {rank: waits[rank % 3] for rank in range(4)}
     stacks[late] = [frame_in("threading", "wait"), frame_in("data_shards.prefetch", "_finished", 186)]
@@ -143,9 +143,9 @@ def test_with_nccl_a_rank_that_falls_silent_is_lost_before_the_time_out(
 ) -> None:
     """Gloo raises at once where a peer is dead; NCCL neither returns nor raises."""
     ends: list[tuple[int, str]] = []
-    monkeypatch.setattr("parallel.watch.LOST_S", 0.6)
+    monkeypatch.setattr("parallel.watchdog.watch.LOST_S", 0.6)
     monkeypatch.setattr(Watch, "_end", lambda self, code, line="": ends.append((code, line)))
-    where = Place(text="read (parallel/exchange.py:135)", is_collective=True), 100.0
+    where = Place(text="read (parallel/experts/exchange.py:135)", is_collective=True), 100.0
     monkeypatch.setattr(Whereabouts, "look", lambda self: where)
     store, codes = dist.HashStore(), Codes(hang=81, lost=80)
     store.set("who/1", json.dumps({"host": "host-1", "pid": 1, "start": "1"}))

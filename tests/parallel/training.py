@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.collectives import gather_objects, sum_over
-from parallel.expert import ExchangeOptions, Sliced, experts_of, global_name, sliced_of
-from parallel.mesh import Mesh, ParallelDims, build_mesh
-from parallel.zero import Engine
-from parallel.zero_config import EngineOptions, OptimizerName, Precision, ZeroStage
+from parallel.experts.placement import ExchangeOptions, Sliced, experts_of, global_name, sliced_of
+from parallel.ranks.collectives import gather_objects, sum_over
+from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
+from parallel.zero.engine import Engine
+from parallel.zero.options import EngineOptions, OptimizerName, Precision, ZeroStage
 from swin_moe import ModelConfig, ModelOutput, MoEConfig, SwinTransformer
 from swin_moe.config import RouterName
 from swin_moe.losses import classification_loss

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from parallel.expert import ExpertParallel, ExpertSlice, Sliced
+from parallel.experts.placement import ExpertParallel, ExpertSlice, Sliced
 from swin_moe.expert_products import grouped
 from swin_moe.experts import ExpertMLP
 from swin_moe.randomness import fork, keep_mask, sample_keys

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel.expert import ExpertParallel
+from parallel.experts.placement import ExpertParallel
 from swin_moe import ModelConfig, MoEConfig, SwinTransformer, build_model
 from swin_moe.initialize import initialize
 from swin_moe.randomness import sample_keys

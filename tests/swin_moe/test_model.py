@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parallel.expert import ExpertParallel, experts_of
+from parallel.experts.placement import ExpertParallel, experts_of
 from swin_moe import ModelConfig, MoEConfig, SwinTransformer, build_model
 from swin_moe.initialize import initialize
 from swin_moe.moe import MoELayer

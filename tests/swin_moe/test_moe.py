@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel.expert import ExpertParallel
+from parallel.experts.placement import ExpertParallel
 from swin_moe.config import ModelError, MoEConfig
 from swin_moe.moe import MoECall, MoELayer, MoEStats
 from swin_moe.randomness import SiteCounter, sample_keys

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from parallel.expert import ExpertParallel
+from parallel.experts.placement import ExpertParallel
 from swin_moe.config import ModelError, MoEConfig
 from swin_moe.moe import MoECall, MoELayer
 from swin_moe.randomness import SiteCounter, sample_keys

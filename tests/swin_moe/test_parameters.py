@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from parallel.expert import ExpertParallel
+from parallel.experts.placement import ExpertParallel
 from swin_moe import ModelConfig, MoEConfig, SwinTransformer
 
 TINY = ModelConfig()

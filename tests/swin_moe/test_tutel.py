@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.expert import ExpertParallel
-from parallel.mesh import ParallelDims, build_mesh
+from parallel.experts.placement import ExpertParallel
+from parallel.ranks.mesh import ParallelDims, build_mesh
 from swin_moe import ModelConfig, MoEConfig, SwinTransformer, build_model
 from swin_moe.config import ModelError
 from swin_moe.moe import MoECall, MoELayer, MoEStats

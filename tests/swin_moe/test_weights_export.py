@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from parallel.expert import ExpertParallel
+from parallel.experts.placement import ExpertParallel
 from swin_moe import ModelConfig, SwinTransformer, WeightsError, build_model, load_weights, save_weights
 from swin_moe.weights.native import config_of
 from tests.swin_moe.test_weights_official import (

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel.expert import ExpertParallel
+from parallel.experts.placement import ExpertParallel
 from swin_moe import SwinTransformer, WeightsError, build_model, load_weights
 from tests.swin_moe.test_weights_official import SWIN_MOE, assert_same, official, randomised, state
 

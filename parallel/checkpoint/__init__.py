@@ -1,0 +1,1 @@
+"""Checkpoints: staging, writing, committing, and reading them for any layout."""

@@ -1,0 +1,202 @@
+"""One logical checkpoint: fp32 masters and optimizer states under global names, whatever the layout.
+
+    checkpoints/step-00000040/   __0_0.distcp __1_0.distcp ...   one file a rank: what it owns, written once
+                                 .metadata                       of torch.distributed.checkpoint
+                                 manifest.json                   step, state, config, every tensor and file
+    checkpoints/latest           the name of the newest committed step
+
+A tensor's name says what it is: `exp_avg/layers.1.blocks.3.mlp.experts.5.fc1_weight`, one name an expert, and
+the whole expert whether or not its ranks held slices of it; `buffer/NAME` is state that no optimizer knows.
+The files are verified against the manifest before anything is deserialised.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch import Tensor, nn
+
+from parallel.checkpoint.commit import CheckpointError, path_of, read_manifest, verify
+from parallel.checkpoint.staging import Stage
+from parallel.checkpoint.unpickler import PlainReader
+from parallel.checkpoint.write import together, write
+from parallel.experts.names import (
+    BUFFER,
+    EMA,
+    KINDS,
+    KNOWN,
+    MASTER,
+    as_stored,
+    by_global_name,
+    held,
+    parameter_shapes,
+    persistent_buffers,
+    whole_shape,
+)
+from parallel.ranks.mesh import Mesh
+from parallel.zero.master_weights import Masters
+
+Write = Callable[[nn.Parameter, dict[str, Tensor]], None]
+
+METADATA = ".metadata"
+READ_AT_ONCE = 256 * 2**20  # bytes of tensors in memory beside the model while loading
+
+
+def global_shapes(module: nn.Module, num_experts: int, kinds: Sequence[str] = KINDS) -> dict[str, list[int]]:
+    """Shape of every tensor of a checkpoint by name, one name an expert, on every layout alike."""
+    shapes = parameter_shapes(module, num_experts)
+    buffers = {name: list(buffer.shape) for name, buffer in persistent_buffers(module).items()}
+    return {f"{kind}/{name}": shape for kind in kinds for name, shape in shapes.items()} | {
+        f"{BUFFER}/{name}": shape for name, shape in buffers.items()
+    }
+
+
+def save(directory: Path, step: int, masters: Masters, mesh: Mesh, record: dict[str, Any]) -> Path:
+    """Write and commit one checkpoint; every rank calls it together.
+
+    Args:
+        directory: of all checkpoints of the run.
+        step: optimizer steps taken.
+        masters: what to save.
+        mesh: the layout.
+        record: JSON-able, kept in the manifest beside ours: the run's state, configuration and versions.
+
+    Returns:
+        The committed directory.
+
+    Raises:
+        CheckpointError: a rank could not write; nothing was committed, and the checkpoints before stand.
+    """
+    write(directory, step, Stage().take(masters, mesh), mesh, {"adam_steps": masters.adam_steps, **record})
+    return path_of(directory, step)
+
+
+def load(
+    path: Path, masters: Masters, num_experts: int, manifest: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """Verify a checkpoint and load it, whatever layout wrote it; every rank calls it together.
+
+    Args:
+        path: of the checkpoint.
+        masters: what to load into.
+        num_experts: of the model.
+        manifest: what `read_verified` returned, where it was called already.
+
+    Returns:
+        The manifest.
+
+    Raises:
+        CheckpointError: a file is damaged, or the tensors are not exactly those of this model.
+    """
+    manifest = manifest or read_verified(path)
+    _check_tensors(path, masters.module, num_experts, manifest)
+    kinds = [kind for kind in masters.kinds if kind in kinds_of(manifest)]
+    together(lambda: _read(path, masters.module, kinds, masters.write), f"read {path}")
+    anew = set(missing_kinds(masters, manifest)) - {EMA}
+    masters.set_step(0 if anew else manifest.get("adam_steps", manifest["step"]))
+    return manifest
+
+
+def missing_kinds(masters: Masters, manifest: dict[str, Any]) -> list[str]:
+    """What these masters have of each parameter and a checkpoint does not: `load` starts it anew.
+
+    It is of another optimizer, or its run kept no moving average.
+    """
+    return [kind for kind in masters.kinds if kind not in kinds_of(manifest)]
+
+
+def load_weights(
+    path: Path,
+    module: nn.Module,
+    num_experts: int,
+    manifest: dict[str, Any] | None = None,
+    *,
+    kind: str = MASTER,
+) -> dict[str, Any]:
+    """Verify a checkpoint and load its weights alone into a model without an engine, as `load`.
+
+    `kind` is the masters', or their moving average's.
+    """
+
+    def put(parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
+        parameter.data.copy_(values[kind])
+
+    manifest = manifest or read_verified(path)
+    if kind not in kinds_of(manifest):
+        raise CheckpointError(f"{path} holds no moving average: train.ema_decay was 0")
+    _check_tensors(path, module, num_experts, manifest)
+    together(lambda: _read(path, module, (kind,), put), f"read {path}")
+    return manifest
+
+
+def kinds_of(manifest: dict[str, Any]) -> Sequence[str]:
+    """What a checkpoint holds of each parameter: which states depends on its run's optimizer and average."""
+    found = {name.partition("/")[0] for name in manifest["tensors"]}
+    return [kind for kind in KNOWN if kind in found or kind == MASTER]
+
+
+def read_verified(path: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are whole, of which every rank verifies a share.
+
+    Raises:
+        CheckpointError: it is no checkpoint, or a file is damaged.
+    """
+    (manifest, *_) = together(lambda: read_manifest(path), f"read {path}")
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    share = dict(sorted(manifest["files"].items())[rank::world])
+    together(lambda: verify(path, share), f"verify {path}")
+    if METADATA not in manifest["files"] or "tensors" not in manifest:
+        raise CheckpointError(f"{path} is not a checkpoint: its manifest describes no tensors")
+    return manifest
+
+
+def _check_tensors(path: Path, module: nn.Module, num_experts: int, manifest: dict[str, Any]) -> None:
+    """The checkpoint must hold exactly the tensors of this model."""
+    found = manifest["tensors"]
+    expected = global_shapes(module, num_experts, kinds_of(manifest))
+    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    other = [name for name in sorted(expected.keys() & found.keys()) if expected[name] != found[name]]
+    if missing or extra or other:
+        shapes = [f"{name} {found[name]} instead of {expected[name]}" for name in other[:3]]
+        raise CheckpointError(
+            f"{path} is of another model: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unknown "
+            f"{extra[:3]}, {len(other)} of another shape {shapes}; train with the configuration beside it"
+        )
+
+
+def _read(path: Path, module: nn.Module, kinds: Sequence[str], write: Write) -> None:
+    """Read every parameter of this rank, a bounded number of bytes at a time, and hand it to `write`."""
+    batch: dict[nn.Parameter, dict[str, Tensor]] = {}
+    wanted: dict[str, Tensor] = {}
+    parameters = list(module.named_parameters())
+    for name, parameter in parameters:
+        batch[parameter] = {kind: torch.empty(whole_shape(parameter)) for kind in kinds}
+        for kind, tensor in batch[parameter].items():
+            wanted |= by_global_name(kind, name, parameter, tensor)
+        size = sum(tensor.nbytes for tensor in wanted.values())
+        if size >= READ_AT_ONCE or parameter is parameters[-1][1]:
+            _load(wanted, path)
+            for target, values in batch.items():
+                write(target, {kind: held(target, value).contiguous() for kind, value in values.items()})
+            batch, wanted = {}, {}
+    _read_buffers(path, module)
+
+
+def _load(wanted: dict[str, Tensor], path: Path) -> None:
+    """Fill the tensors from a checkpoint. Its metadata is read first: torch 2.11 hides why it is refused."""
+    reader = PlainReader(path)
+    reader.read_metadata()
+    dcp.load(wanted, storage_reader=reader, no_dist=True)
+
+
+@torch.no_grad()
+def _read_buffers(path: Path, module: nn.Module) -> None:
+    buffers = persistent_buffers(module)
+    wanted = {f"{BUFFER}/{name}": as_stored(buffer).cpu().clone() for name, buffer in buffers.items()}
+    if wanted:
+        _load(wanted, path)
+    for name, buffer in buffers.items():
+        buffer.copy_(wanted[f"{BUFFER}/{name}"])

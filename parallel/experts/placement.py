@@ -1,0 +1,156 @@
+"""Experts spread over ranks: which rank holds which, or which slice of it, and how parameters are marked.
+
+Legend: L local experts. How rows and experts come together is in exchange.py.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from parallel.ranges import check_ranges
+from parallel.ranks.mesh import Mesh
+
+Strategy = Literal["ep", "dp", "auto"] | int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExchangeOptions:
+    """How rows and experts come together; none of it changes results.
+
+    `strategy`: `ep` sends rows to the experts' ranks; `dp` gathers all experts' weights at every rank, and no
+    row moves; a number g gathers weights over g neighbouring ranks and sends rows to one of each g (Hwang et
+    al. 2023, "Tutel", section 3.1: g = expert_slices is its EP + DP, `ep` with slices its EP + MP); `auto`
+    takes the one of ep, expert_slices and dp that moves the fewest bytes.
+    """
+
+    strategy: Strategy = "ep"
+    hierarchical: bool = False  # inside the node, then across
+    padded: bool = False  # even splits and no wait for the device, where a capacity bounds them
+    overlap: int = 1  # pieces that rows are cut into: one travels while another is computed
+    wire_dtype: Literal["same", "bf16"] = "same"  # bf16: fp32 rows and their gradients travel rounded
+
+    def __post_init__(self) -> None:
+        check_ranges("parallel.expert_exchange.", self, overlap=(1, 64))
+        if not isinstance(self.strategy, str) and (isinstance(self.strategy, bool) or self.strategy < 1):
+            raise ValueError(
+                f"parallel.expert_exchange.strategy ({self.strategy}) must be ep, dp, auto or a number of "
+                "ranks, at least 1"
+            )
+
+
+@dataclass(frozen=True)
+class ExpertSlice:
+    """The part [first / of, last / of) of a dim; slices of a size that does not divide are uneven."""
+
+    first: int = 0
+    last: int = 1
+    of: int = 1
+
+    def range(self, size: int) -> range:
+        """The indices of a dim of `size` that belong to this part."""
+        return range(size * self.first // self.of, size * self.last // self.of)
+
+
+class Sliced(NamedTuple):
+    """What a rank holds of a parameter whose experts are sliced."""
+
+    dim: int  # of (L, ...)
+    part: ExpertSlice
+    size: int  # of the whole dim
+
+    def take(self, whole: Tensor) -> Tensor:
+        """The view of this rank's part of a whole parameter (L, ...)."""
+        held = self.part.range(self.size)
+        return whole.narrow(self.dim, held.start, len(held))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExpertParallel:
+    """The experts of one layer over the ranks of one expert-parallel group."""
+
+    num_experts: int
+    local_experts: range
+    part: ExpertSlice = ExpertSlice()  # of the hidden channels of each local expert
+    ep_size: int = 1
+    group: dist.ProcessGroup | None = None
+    holders: dist.ProcessGroup | None = None  # ranks with the same experts, over which ZeRO 3 cuts them
+    mesh: Mesh | None = None  # None where nothing travels
+    options: ExchangeOptions = ExchangeOptions()  # of calls that bring none of their own
+
+    @staticmethod
+    def on_one_rank(num_experts: int) -> "ExpertParallel":
+        """All experts here: nothing travels."""
+        return ExpertParallel(num_experts=num_experts, local_experts=range(num_experts))
+
+    @staticmethod
+    def over(mesh: Mesh, num_experts: int, options: ExchangeOptions = ExchangeOptions()) -> "ExpertParallel":
+        """The experts divided over the mesh's expert-parallel axis.
+
+        Raises:
+            LayoutError: there are more blocks of ranks than experts.
+        """
+        dims, slices = mesh.dims, mesh.dims.expert_slices
+        here = mesh.ep_rank % slices
+        return ExpertParallel(
+            num_experts=num_experts,
+            local_experts=dims.local_experts(mesh.rank, num_experts),
+            part=ExpertSlice(here, here + 1, slices),
+            ep_size=dims.ep_size,
+            group=mesh.ep_group if dims.ep_size > 1 else None,
+            holders=mesh.expert_dp_group,
+            mesh=mesh if dims.ep_size > 1 else None,
+            options=options,
+        )
+
+    def mark(
+        self, parameter: nn.Parameter, *, sliced_dim: int | None = None, full_size: int | None = None
+    ) -> None:
+        """Declare a parameter of shape (L, ...) as expert-parallel.
+
+        `allreduce`, `group_name` (deepspeed/moe/utils.py) and `ds_zero_partition_process_group`, which counts
+        where parameters are partitioned as they are made, are DeepSpeed's names; `experts` is ours: the
+        global number of each slice along the first dim, which the checkpoint names it by; so is `sliced`.
+
+        Args:
+            parameter: what this rank holds: (L, ...).
+            sliced_dim: dim of (L, ...) that is cut over the ranks of a block; an expert that is sliced
+                has no parameter without one.
+            full_size: of that dim in the whole expert.
+        """
+        assert (sliced_dim is None) == (full_size is None), "a sliced dim has a full size"
+        assert sliced_dim is not None or self.part.of == 1, "each slice of an expert must own what it holds"
+        parameter.allreduce = False  # type: ignore[attr-defined]
+        parameter.group_name = f"ep_size_{self.ep_size}"  # type: ignore[attr-defined]
+        if self.holders is not None:
+            parameter.ds_zero_partition_process_group = self.holders  # type: ignore[attr-defined]
+        parameter.experts = self.local_experts  # type: ignore[attr-defined]
+        parameter.sliced = None  # type: ignore[attr-defined]
+        if sliced_dim is not None and full_size is not None:
+            sliced = Sliced(sliced_dim, self.part, full_size)
+            assert parameter.shape[sliced_dim] == len(self.part.range(full_size))
+            parameter.sliced = sliced  # type: ignore[attr-defined]
+
+
+def copy_mark(source: Tensor, target: Tensor) -> None:
+    """Mark a parameter that has taken the place of another as that one was."""
+    for name in ("allreduce", "group_name", "ds_zero_partition_process_group", "experts", "sliced"):
+        if hasattr(source, name):
+            setattr(target, name, getattr(source, name))
+
+
+def sliced_of(parameter: Tensor) -> Sliced | None:
+    """How a marked parameter is sliced; None for a whole one."""
+    return getattr(parameter, "sliced", None)
+
+
+def experts_of(parameter: Tensor) -> range | None:
+    """Global numbers of the experts along dim 0 of a marked parameter; None for a dense one."""
+    return getattr(parameter, "experts", None)
+
+
+def global_name(name: str, expert: int) -> str:
+    """Name of one expert's slice: (`mlp.experts.fc1_weight`, 5) -> `mlp.experts.5.fc1_weight`."""
+    prefix, _, leaf = name.rpartition(".")
+    return f"{prefix}.{expert}.{leaf}"

@@ -1,0 +1,1 @@
+"""Which process this is: discovery, groups, collectives, and the device of a rank."""

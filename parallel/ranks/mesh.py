@@ -1,0 +1,235 @@
+"""Which ranks share what: pure arithmetic over world and expert-parallel size, then the process groups.
+
+With world_size = 4 and ep_size = 2, every rank has its own images (data parallel over the world), and
+
+    rank        0       1       2       3
+    experts   0 .. 3  4 .. 7  0 .. 3  4 .. 7      num_experts = 8
+    ep group  [ 0       1 ]   [ 2       3 ]       tokens travel inside it by all-to-all
+    expert-dp [ 0 --------------2 ] [ 1 --------------3 ]   gradients of one expert are reduced over it
+
+Expert-parallel ranks are contiguous, so that an expert group stays inside a node where it fits. With
+expert_slices = n the hidden channels of each expert are cut over n neighbouring ranks, a *block* of ranks.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch.distributed as dist
+
+from parallel.ranks.collectives import gather_objects, new_group
+
+
+class LayoutError(ValueError):
+    """Sizes that do not divide; the message is the equation with its values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelDims:
+    """The sizes of a layout: world_size = dp_size x ep_size, where dp_size is the copies of each expert.
+
+    ep_size = blocks x expert_slices: each block holds its own experts, each of its ranks a slice of them.
+    """
+
+    world_size: int = 1
+    ep_size: int = 1
+    expert_slices: int = 1
+
+    def __post_init__(self) -> None:
+        if self.ep_size < 1 or self.world_size % self.ep_size:
+            raise LayoutError(
+                f"parallel.ep_size ({self.ep_size}) must divide the number of ranks ({self.world_size})"
+            )
+        if self.expert_slices < 1 or self.ep_size % self.expert_slices:
+            raise LayoutError(
+                f"parallel.expert_slices ({self.expert_slices}) must divide parallel.ep_size ({self.ep_size})"
+            )
+
+    @property
+    def dp_size(self) -> int:
+        """Ranks that hold a copy of the same expert, or of the same slice of it."""
+        return self.world_size // self.ep_size
+
+    def ep_ranks(self, rank: int) -> list[int]:
+        """The ranks that share one set of experts with `rank`."""
+        first = rank - rank % self.ep_size
+        return list(range(first, first + self.ep_size))
+
+    def expert_dp_ranks(self, rank: int) -> list[int]:
+        """The ranks that hold the same experts as `rank`."""
+        return list(range(rank % self.ep_size, self.world_size, self.ep_size))
+
+    def gather_ranks(self, rank: int, degree: int) -> list[int]:
+        """The `degree` neighbouring ranks that bring their weights together at that gather degree."""
+        first = rank - rank % degree
+        return list(range(first, first + degree))
+
+    def exchange_ranks(self, rank: int, degree: int) -> list[int]:
+        """The ranks that `rank` exchanges tokens with at a gather degree: one of each gathering."""
+        first = rank - rank % self.ep_size
+        return list(range(first + rank % degree, first + self.ep_size, degree))
+
+    def local_experts(self, rank: int, num_experts: int) -> range:
+        """The global numbers of the experts that `rank` holds, or holds a slice of.
+
+        Raises:
+            LayoutError: there are fewer experts than blocks.
+        """
+        blocks = self.ep_size // self.expert_slices
+        if blocks > num_experts:
+            divisors = [n for n in range(1, self.ep_size + 1) if self.ep_size % n == 0]
+            fits = next(n for n in divisors if self.ep_size <= n * num_experts)
+            raise LayoutError(
+                f"parallel.ep_size ({self.ep_size}) / parallel.expert_slices ({self.expert_slices}) must be "
+                f"at most model.moe.num_experts ({num_experts}); parallel.expert_slices={fits} would do"
+            )
+        block = rank % self.ep_size // self.expert_slices
+        return range(num_experts * block // blocks, num_experts * (block + 1) // blocks)
+
+    def check_gather_degree(self, degree: int) -> None:
+        """Raise LayoutError unless weights can be gathered over `degree` ranks."""
+        slices = self.expert_slices
+        if degree < 1 or self.ep_size % degree or (slices % degree and degree % slices):
+            raise LayoutError(
+                f"parallel.expert_exchange.strategy ({degree}) must divide parallel.ep_size ({self.ep_size}) "
+                f"and divide parallel.expert_slices ({slices}) or be a multiple of it"
+            )
+
+    def check_hierarchy(self, ranks_per_node: int, degree: int = 1) -> None:
+        """Raise LayoutError unless every exchange group has as many ranks on each node it touches."""
+        for first in range(0, self.world_size, self.ep_size):
+            for rank in range(first, first + degree):
+                sizes = [len(part) for part in by_node(self.exchange_ranks(rank, degree), ranks_per_node)]
+                if len(set(sizes)) > 1:
+                    raise LayoutError(
+                        "parallel.expert_exchange.hierarchical needs nodes that hold equal shares of an "
+                        f"expert group: parallel.ep_size ({self.ep_size}) on nodes of {ranks_per_node} ranks "
+                        f"gives {sizes}; set hierarchical=false, or an ep_size that divides "
+                        f"{ranks_per_node} or is a multiple of it"
+                    )
+
+
+def by_node(ranks: Sequence[int], ranks_per_node: int) -> list[list[int]]:
+    """The given ranks node by node; ranks are numbered node after node."""
+    nodes = sorted({rank // ranks_per_node for rank in ranks})
+    return [[rank for rank in ranks if rank // ranks_per_node == node] for node in nodes]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExchangeGroups:
+    """Groups of this rank for one gather degree; a group of one rank is None.
+
+    `in_node` and `across` are the two stages of a hierarchical exchange; None where the exchange group lies
+    on one node, has one rank a node, or does not divide over its nodes.
+    """
+
+    gather: dist.ProcessGroup | None = None
+    exchange: dist.ProcessGroup | None = None
+    in_node: dist.ProcessGroup | None = None
+    across: dist.ProcessGroup | None = None
+    ranks_in_node: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mesh:
+    """A layout seen from one rank, with its process groups; they are None where there is only one process."""
+
+    dims: ParallelDims
+    rank: int = 0
+    ep_group: dist.ProcessGroup | None = None
+    expert_dp_group: dist.ProcessGroup | None = None
+    ranks_per_node: int | None = None  # None: not known, or not the same on every node
+    exchange_groups: Mapping[int, ExchangeGroups] = field(default_factory=dict)  # by gather degree
+
+    @property
+    def ep_rank(self) -> int:
+        """Place of this rank in its expert-parallel group."""
+        return self.rank % self.dims.ep_size
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this rank speaks for the run."""
+        return self.rank == 0
+
+
+def build_mesh(
+    dims: ParallelDims, *, ranks_per_node: int | None = None, gather_degrees: Sequence[int] = ()
+) -> Mesh:
+    """Make the groups of a layout; every rank of the default process group calls it.
+
+    Args:
+        dims: the layout.
+        ranks_per_node: of this rank's node (`Ranks.local_world_size`); None leaves hierarchical exchange out.
+        gather_degrees: that a run may use besides 1, expert_slices and ep_size.
+
+    Raises:
+        LayoutError: a gather degree does not fit.
+    """
+    rank = dist.get_rank()
+    for degree in gather_degrees:
+        dims.check_gather_degree(degree)
+    told = set(gather_objects(ranks_per_node))
+    per_node = ranks_per_node if len(told) == 1 else None
+    ep_group = _own_group(dims, dims.ep_ranks, rank)
+    groups = {}
+    for degree in sorted({1, dims.expert_slices, dims.ep_size, *gather_degrees}):
+        groups[degree] = _exchange_groups(dims, degree, per_node, rank, ep_group)
+    return Mesh(
+        dims=dims,
+        rank=rank,
+        ep_group=ep_group,
+        expert_dp_group=_own_group(dims, dims.expert_dp_ranks, rank),
+        ranks_per_node=per_node,
+        exchange_groups=groups,
+    )
+
+
+def _exchange_groups(
+    dims: ParallelDims, degree: int, per_node: int | None, rank: int, ep_group: dist.ProcessGroup
+) -> ExchangeGroups:
+    """The groups of one gather degree; the expert-parallel group serves where it is one of them."""
+
+    def group_of(size: int, ranks_of: Callable[[int], list[int]]) -> dist.ProcessGroup | None:
+        if size == 1:
+            return None
+        return ep_group if size == dims.ep_size else _own_group(dims, ranks_of, rank)
+
+    own = dims.exchange_ranks(rank, degree)
+    gather = group_of(degree, lambda r: dims.gather_ranks(r, degree))
+    exchange = group_of(len(own), lambda r: dims.exchange_ranks(r, degree))
+    if per_node is None or not _is_grid(dims, degree, per_node):
+        return ExchangeGroups(gather=gather, exchange=exchange)
+
+    def in_node(r: int) -> list[int]:
+        return next(part for part in by_node(dims.exchange_ranks(r, degree), per_node) if r in part)
+
+    def across(r: int) -> list[int]:
+        place = in_node(r).index(r)
+        return [part[place] for part in by_node(dims.exchange_ranks(r, degree), per_node)]
+
+    stages = _own_group(dims, in_node, rank), _own_group(dims, across, rank)
+    if 1 in (len(in_node(rank)), len(across(rank))):
+        return ExchangeGroups(gather=gather, exchange=exchange)
+    return ExchangeGroups(
+        gather=gather,
+        exchange=exchange,
+        in_node=stages[0],
+        across=stages[1],
+        ranks_in_node=len(in_node(rank)),
+    )
+
+
+def _is_grid(dims: ParallelDims, degree: int, per_node: int) -> bool:
+    """Whether every exchange group divides over its nodes, and some has two ranks on two nodes."""
+    try:
+        dims.check_hierarchy(per_node, degree)
+    except LayoutError:
+        return False
+    grids = [by_node(dims.exchange_ranks(rank, degree), per_node) for rank in range(dims.world_size)]
+    return any(len(grid) > 1 and len(grid[0]) > 1 for grid in grids)
+
+
+def _own_group(dims: ParallelDims, ranks_of: Callable[[int], list[int]], rank: int) -> dist.ProcessGroup:
+    """Make every group in the same order on every rank, as new_group wants it; return the one of `rank`."""
+    groups = sorted({tuple(ranks_of(r)) for r in range(dims.world_size)})
+    made = {ranks: new_group(ranks) for ranks in groups}
+    return made[tuple(ranks_of(rank))]

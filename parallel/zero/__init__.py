@@ -1,0 +1,1 @@
+"""The ZeRO engine: DeepSpeed's optimizer, its options, and the fp32 master weights."""
