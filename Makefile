@@ -15,7 +15,7 @@ help: ## this list
 
 setup: $(STAMP) ## the virtual environment, with everything pinned by constraints.txt
 
-$(STAMP): setup.py constraints.txt data_shards/region.c
+$(STAMP): setup.py constraints.txt data_shards/image/region.c
 	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), \
 	  f"swin-moe needs Python 3.11 to 3.13, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.12 ..."'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -58,4 +58,4 @@ fmt: $(STAMP) ## format, and mend what the linter can mend
 	$(BIN)/ruff check --fix .
 
 clean: ## everything that make made, runs and shards too
-	rm -rf $(VENV) data runs build *.egg-info data_shards/_region*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf $(VENV) data runs build *.egg-info data_shards/image/_region*.so .pytest_cache .mypy_cache .ruff_cache .import_linter_cache

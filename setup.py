@@ -30,7 +30,9 @@ setup(
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["launcher*", "swin_moe*", "parallel*", "data_shards*"]),
     ext_modules=[  # decodes the crop of a JPEG alone; without a compiler or jpeglib.h only speed is lost
-        Extension("data_shards._region", ["data_shards/region.c"], libraries=["jpeg"], optional=True)
+        Extension(
+            "data_shards.image._region", ["data_shards/image/region.c"], libraries=["jpeg"], optional=True
+        )
     ],
     install_requires=[
         "torch>=2.11",

@@ -31,8 +31,8 @@ import torch
 from data_contenders import Contender, Data, contenders
 from data_images import JpegSamples, jpegs
 
-from data_shards.samples import Source
-from data_shards.write import pack
+from data_shards.format.samples import Source
+from data_shards.pack.write import pack
 
 
 def prepare(out: Path, distinct: int, samples: int) -> Data:

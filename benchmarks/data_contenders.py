@@ -15,12 +15,12 @@ import torch
 import webdataset
 from PIL import Image
 
-from data_shards.augment import TrainTransform, draw_crop, draw_flip
-from data_shards.decode import decode_train
-from data_shards.index import Manifest
-from data_shards.order import GlobalOrder
-from data_shards.reader import ShardReader
-from data_shards.stream import TrainStream
+from data_shards.format.index import Manifest
+from data_shards.image.decode import decode_train
+from data_shards.image.geometry import TrainTransform, draw_crop, draw_flip
+from data_shards.stream.order import GlobalOrder
+from data_shards.stream.reader import ShardReader
+from data_shards.stream.train import TrainStream
 
 TRANSFORM, BATCH = TrainTransform(image_size=192), 64
 EPOCHS = 4  # of raw reading a round, so that opening the data set does not count

@@ -63,7 +63,7 @@ def jpegs(count: int, seed: int = 0) -> list[bytes]:
 
 @dataclass(frozen=True)
 class JpegSamples:
-    """`count` samples that are `bodies` over and over: data_shards.samples.Samples."""
+    """`count` samples that are `bodies` over and over: data_shards.format.samples.Samples."""
 
     bodies: list[bytes]
     rows: np.ndarray

@@ -22,10 +22,10 @@ import numpy as np
 import simplejpeg
 import webdataset
 
-from data_shards.files import atomic_file, atomic_write
-from data_shards.folders import image_folder
-from data_shards.tar import write_samples
-from data_shards.write import pack
+from data_shards.format.files import atomic_file, atomic_write
+from data_shards.format.tar import write_samples
+from data_shards.pack.sources.folders import image_folder
+from data_shards.pack.write import pack
 
 MEAN_BYTES, IMAGES, SAMPLES = 97_500, 128, 4000  # as ImageNet's; enough pictures that none stays in a cache
 
@@ -133,9 +133,9 @@ def peak_gb() -> float:
 
 def plan_here(out: Path, by_bytes: bool) -> dict[str, Any]:
     """The plan of a pack, up to the first job, and this process's peak; sizes are made up."""
-    from data_shards.folders import FileSamples
-    from data_shards.imagenet import imagenet22k
-    from data_shards.plan import PackOptions, cut, make_plan, order
+    from data_shards.pack.plan import PackOptions, cut, make_plan, order
+    from data_shards.pack.sources.folders import FileSamples
+    from data_shards.pack.sources.imagenet import imagenet22k
 
     before = peak_gb()
     began = time.perf_counter()

@@ -24,8 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from data_shards.sources import synthetic
-from data_shards.write import pack
+from data_shards.pack.sources.registry import synthetic
+from data_shards.pack.write import pack
 from parallel.checkpoint.commit import latest, read_manifest, verify
 from tests.faults import Ended, run
 from tests.launcher.running import CONFIG, overrides, steps

@@ -38,7 +38,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data_shards.prefetch import Batch
+from data_shards.stream.workers import Batch
 from launcher.assembly import engine_options, run_mesh
 from launcher.config import load_config
 from launcher.optim import parameter_groups

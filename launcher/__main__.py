@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 
-from data_shards.foreign import statement
-from data_shards.loading import checked_manifest
-from data_shards.patterns import expand, names_tars
+from data_shards.stream.base import checked_manifest
+from data_shards.stream.patterns import expand, names_tars
+from data_shards.stream.webdataset import statement
 from launcher import bench, checkpoints, convert, local, models, shards
 from launcher.arguments import add_match_classes, positive
 from launcher.changes import check_changes

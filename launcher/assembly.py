@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from data_shards.augment import TrainTransform
-from data_shards.foreign import WebDatasetStream
-from data_shards.patterns import names_tars
-from data_shards.stream import TrainStream
+from data_shards.image.geometry import TrainTransform
+from data_shards.stream.patterns import names_tars
+from data_shards.stream.train import TrainStream
+from data_shards.stream.webdataset import WebDatasetStream
 from launcher.evaluate import reading
 from launcher.run_directory import RunDirectory
 from launcher.schema import ParallelConfig, RunConfig

@@ -13,9 +13,9 @@ from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
-from data_shards.classes import differences
-from data_shards.loading import checked_manifest
-from data_shards.patterns import names_tars
+from data_shards.format.classes import differences
+from data_shards.stream.base import checked_manifest
+from data_shards.stream.patterns import names_tars
 from launcher.config import ConfigError, dump_config
 from launcher.schema import RunConfig
 from parallel.checkpoint.commit import MANIFEST, CheckpointError, committed, latest, read_manifest

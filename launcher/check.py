@@ -3,11 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from data_shards.cache import least_bytes
 from data_shards.errors import DataError
-from data_shards.index import Manifest
-from data_shards.loading import checked_manifest
-from data_shards.patterns import expand, names_tars
+from data_shards.format.index import Manifest
+from data_shards.storage.cache import least_bytes
+from data_shards.stream.base import checked_manifest
+from data_shards.stream.patterns import expand, names_tars
 from launcher.classes import class_errors
 from launcher.config import ConfigError
 from launcher.duration import to_steps

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_shards.index import Manifest
-from data_shards.loading import checked_manifest
-from data_shards.order import GlobalOrder
-from data_shards.patterns import names_tars
-from data_shards.quarantine import Quarantine
-from data_shards.state import make_state
+from data_shards.format.index import Manifest
+from data_shards.stream.base import checked_manifest
+from data_shards.stream.order import GlobalOrder
+from data_shards.stream.patterns import names_tars
+from data_shards.stream.quarantine import Quarantine
+from data_shards.stream.state import make_state
 from launcher.check import check, steps_in
 from launcher.classes import trained_classes
 from launcher.config import ConfigError, dump_config, load_config

@@ -8,12 +8,12 @@ set only where that has the same names in the same order, or where labels are ma
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from data_shards.classes import differences, is_numbered, label_map, numbered, shown
 from data_shards.errors import DataError
-from data_shards.index import Manifest
-from data_shards.loading import checked_manifest
-from data_shards.patterns import names_tars
-from data_shards.patterns import shown as shown_place
+from data_shards.format.classes import differences, is_numbered, label_map, numbered, shown
+from data_shards.format.index import Manifest
+from data_shards.stream.base import checked_manifest
+from data_shards.stream.patterns import names_tars
+from data_shards.stream.patterns import shown as shown_place
 from launcher.config import ConfigError
 from launcher.schema import RunConfig
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from data_shards.errors import DataError
-from data_shards.loading import Reading
-from data_shards.prefetch import Batch
-from data_shards.stream import EvalStream
+from data_shards.stream.base import Reading
+from data_shards.stream.train import EvalStream
+from data_shards.stream.workers import Batch
 from launcher.errors import RankError
 from launcher.schema import DataConfig, RunConfig
 from launcher.tally import Tally

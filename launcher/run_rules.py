@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from data_shards.patterns import names_tars
+from data_shards.stream.patterns import names_tars
 from launcher.config import ConfigError
 from launcher.duration import parse_duration, to_steps
 from launcher.optim import freeze

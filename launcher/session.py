@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from data_shards.errors import DataError
-from data_shards.foreign import WebDatasetStream
-from data_shards.prefetch import Batch
-from data_shards.stream import EvalStream, TrainStream
+from data_shards.stream.train import EvalStream, TrainStream
+from data_shards.stream.webdataset import WebDatasetStream
+from data_shards.stream.workers import Batch
 from launcher.ahead import Ahead
 from launcher.assembly import engine_options
 from launcher.check import steps_in

@@ -5,14 +5,14 @@ from pathlib import Path
 from typing import TypeAlias
 
 from data_shards.errors import DataError
-from data_shards.index import MANIFEST_NAME
-from data_shards.indexing import PROMISES, index_tars
-from data_shards.info import info
-from data_shards.parts import BAD_NAME
-from data_shards.reencode import CHECKS
-from data_shards.repair import repair
-from data_shards.split import carve
-from data_shards.verify import verify
+from data_shards.format.index import MANIFEST_NAME
+from data_shards.pack.indexing import PROMISES, index_tars
+from data_shards.pack.progress import BAD_NAME
+from data_shards.pack.reencode import CHECKS
+from data_shards.pack.split import carve
+from data_shards.verify.info import info
+from data_shards.verify.repair import repair
+from data_shards.verify.verify import verify
 from launcher.progress import progress_line
 from launcher.shards_pack import PACK_HELP, add_pack, add_source, make_source, run_pack
 from swin_moe.text_files import read_text

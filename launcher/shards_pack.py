@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.errors import DataError
-from data_shards.index import Manifest
-from data_shards.plan import SAMPLES_PER_SHARD, check_split
-from data_shards.reencode import CHECKS
-from data_shards.sources import SOURCES, Source
-from data_shards.write import merge, pack, pack_task
+from data_shards.format.index import Manifest
+from data_shards.pack.plan import SAMPLES_PER_SHARD, check_split
+from data_shards.pack.reencode import CHECKS
+from data_shards.pack.sources.registry import SOURCES, Source
+from data_shards.pack.write import merge, pack, pack_task
 from launcher.progress import progress_line
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}

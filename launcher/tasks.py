@@ -9,8 +9,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from data_shards.device_augment import Augment
-from data_shards.prefetch import Batch
+from data_shards.augment.pipeline import Augment
+from data_shards.stream.workers import Batch
 from launcher.schema import DataConfig, RunConfig
 from parallel.experts.exchange import ExchangeOptions
 from parallel.ranks.host import send

@@ -107,8 +107,8 @@ def train(name: str, run_dir: Path, *more: str) -> None:
 
 
 def _record() -> None:
-    from data_shards.sources import synthetic
-    from data_shards.write import pack
+    from data_shards.pack.sources.registry import synthetic
+    from data_shards.pack.write import pack
 
     shutil.rmtree(FOLDER, ignore_errors=True)
     source = synthetic(32, 8, num_classes=10, image_size=16)

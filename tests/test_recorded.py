@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from data_shards.verify import verify
+from data_shards.verify.verify import verify
 from tests.recorded import CASES, KEPT, LOSSES, RUNS, SAVED, SHARDS, figures, instruction_sets, release, train
 
 RECORDED = json.loads(LOSSES.read_text())

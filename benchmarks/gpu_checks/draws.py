@@ -238,9 +238,9 @@ def past_32_bits(place: Place) -> Row:
 
 def data_draws(place: Place) -> Iterator[Row]:
     """Draws of data_shards on tensors of the device, and the table of noise."""
-    from data_shards import tensor_draws
-    from data_shards.draws import Purpose
-    from data_shards.erasing import noise_table
+    from data_shards.augment.erasing import noise_table
+    from data_shards.format import rng_tensor as tensor_draws
+    from data_shards.format.rng import Purpose
 
     positions = torch.arange(5000)
 
@@ -263,8 +263,8 @@ def pictures(count: int, sides: tuple[int, int]) -> Tensor:
 
 def operations(place: Place) -> Iterator[Row]:
     """Each operation of RandAugment: tables are equal, warps within one level of a few pixels."""
-    from data_shards.randaugment import Op, _arguments
-    from data_shards.warp import WARPS
+    from data_shards.augment.randaugment import Op, _arguments
+    from data_shards.augment.warp import WARPS
 
     count, sides = (4, (23, 37)) if place.rehearsal else (32, (191, 224))
     images = pictures(count, sides)
@@ -291,7 +291,7 @@ def operations(place: Place) -> Iterator[Row]:
 
 def operated(images: Tensor, ops: Tensor, arguments: Tensor, mode: str, at: torch.device | str) -> Tensor:
     """The pictures after one operation on a device, on the CPU."""
-    from data_shards.operations import operate
+    from data_shards.augment.operations import operate
 
     copy = images.to(at, copy=True)
     operate(copy, ops, arguments, torch.tensor([124, 116, 104], dtype=torch.uint8, device=at), mode)
@@ -328,7 +328,7 @@ def augmented(
     changes: dict[str, Any], count: int, sides: tuple[int, int], at: torch.device
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Images and targets of a batch."""
-    from data_shards.device_augment import Augment, AugmentConfig
+    from data_shards.augment.pipeline import Augment, AugmentConfig
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     augment = Augment(AugmentConfig(**changes), seed=3, mean=mean, std=std, device=at)
@@ -341,7 +341,7 @@ def without_waiting(place: Place) -> Row:
     """With a batch on the host; torch raises where the host would wait for the device."""
     augmented({}, 16, (64, 64), place.device)  # what is only loaded once may wait
     torch.cuda.synchronize()
-    from data_shards.device_augment import Augment, AugmentConfig
+    from data_shards.augment.pipeline import Augment, AugmentConfig
 
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
     augment = Augment(AugmentConfig(), seed=3, mean=mean, std=std, device=place.device)

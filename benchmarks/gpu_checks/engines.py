@@ -283,8 +283,8 @@ def _prepared(
     case: Waits, device: torch.device, place: Place
 ) -> tuple[Callable[[], None], list[torch.Tensor]]:
     """A step, and the tensors of its batch, which are on the host."""
-    from data_shards.device_augment import AugmentConfig
-    from data_shards.prefetch import Batch
+    from data_shards.augment.pipeline import AugmentConfig
+    from data_shards.stream.workers import Batch
     from launcher.optim import parameter_groups
     from launcher.schema import DataConfig, OptimConfig, RunConfig
     from launcher.tasks import Classification

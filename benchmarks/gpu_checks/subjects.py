@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_shards.device_augment import AugmentConfig
-from data_shards.prefetch import Batch
+from data_shards.augment.pipeline import AugmentConfig
+from data_shards.stream.workers import Batch
 from gpu_checks.place import Place
 from launcher.schema import DataConfig, OptimConfig, ParallelConfig, RunConfig, TrainConfig
 from launcher.tally import Tally

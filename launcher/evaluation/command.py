@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from data_shards.patterns import names_tars
+from data_shards.stream.patterns import names_tars
 from launcher import local
 from launcher.arguments import add_match_classes, positive
 from launcher.config import ConfigError, load_config

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_shards.prefetch import Batch
+from data_shards.stream.workers import Batch
 from launcher.evaluation.loaded import Loaded
 from launcher.tasks import Classification
 from parallel.ranks.collectives import sum_over

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from data_shards.draws import Purpose, permutation
+from data_shards.format.rng import Purpose, permutation
 from launcher.evaluate import eval_stream
 from launcher.evaluation.features import Features, pooled_features
 from launcher.evaluation.loaded import Loaded

@@ -3,9 +3,9 @@
 from argparse import Namespace
 from dataclasses import dataclass, replace
 
-from data_shards.classes import label_map, numbered
-from data_shards.index import Manifest
-from data_shards.loading import checked_manifest
+from data_shards.format.classes import label_map, numbered
+from data_shards.format.index import Manifest
+from data_shards.stream.base import checked_manifest
 from launcher.changes import newest_manifest, recorded_classes
 from launcher.classes import Classes, Fit, fit, of_data
 from launcher.config import ConfigError

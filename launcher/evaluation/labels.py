@@ -21,8 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_shards.index import Manifest
-from data_shards.prefetch import Batch
+from data_shards.format.index import Manifest
+from data_shards.stream.workers import Batch
 from launcher.config import ConfigError
 from launcher.schema import RunConfig
 from launcher.tasks import Classification

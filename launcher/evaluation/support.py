@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data_shards.classes import listed, quoted
-from data_shards.eval_stream import EvalStream
+from data_shards.format.classes import listed, quoted
+from data_shards.stream.eval import EvalStream
 from launcher.config import ConfigError
 from launcher.evaluate import reading
 from launcher.schema import RunConfig

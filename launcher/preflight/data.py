@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.decode import decode_eval
 from data_shards.errors import DataError
-from data_shards.index import Manifest
-from data_shards.loading import load_manifest
-from data_shards.order import GlobalOrder
-from data_shards.patterns import expand, names_tars, shown
-from data_shards.reader import SampleError, ShardReader
-from data_shards.retry import PERMANENT, Retries
-from data_shards.storage import check_access, storage_for
-from data_shards.telemetry import Telemetry
+from data_shards.format.index import Manifest
+from data_shards.image.decode import decode_eval
+from data_shards.storage.base import check_access, storage_for
+from data_shards.storage.retry import PERMANENT, Retries
+from data_shards.storage.telemetry import Telemetry
+from data_shards.stream.base import load_manifest
+from data_shards.stream.order import GlobalOrder
+from data_shards.stream.patterns import expand, names_tars, shown
+from data_shards.stream.reader import SampleError, ShardReader
 from launcher.preflight.report import Here, Seen, Verdict
 from launcher.schema import RunConfig
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from data_shards.errors import DataError
-from data_shards.index import Manifest
-from data_shards.reader import OPEN_SHARDS
+from data_shards.format.index import Manifest
+from data_shards.stream.reader import OPEN_SHARDS
 from launcher.preflight.report import Here, Seen, Verdict, gib, noise_s, slow
 
 MAX_SKEW_S = 2.0

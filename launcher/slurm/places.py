@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from data_shards.storage import SCHEME
+from data_shards.storage.base import SCHEME
 from launcher.config import ConfigError
 from launcher.schema import RunConfig
 

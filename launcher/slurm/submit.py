@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_shards.loading import checked_manifest
-from data_shards.patterns import names_tars
+from data_shards.stream.base import checked_manifest
+from data_shards.stream.patterns import names_tars
 from launcher.check import steps_in
 from launcher.config import ConfigError, config_file, dump_config, load_config
 from launcher.run_directory import RunDirectory

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from data_shards.errors import DataError
-from data_shards.loading import checked_manifest
-from data_shards.patterns import names_tars
+from data_shards.stream.base import checked_manifest
+from data_shards.stream.patterns import names_tars
 from launcher.check import steps_in
 from launcher.schema import RunConfig
 from launcher.study.resolve import Planned

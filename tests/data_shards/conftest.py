@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.sources import Source, synthetic
-from data_shards.write import pack
+from data_shards.pack.sources.registry import Source, synthetic
+from data_shards.pack.write import pack
 
 SAMPLES, PER_SHARD, SIDE = 103, 20, 16
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from data_shards.index import Manifest, read_index
+from data_shards.format.index import Manifest, read_index
 
 
 def jpeg(number: int, height: int = 24, width: int = 32) -> bytes:

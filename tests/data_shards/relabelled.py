@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from data_shards.index import Manifest
+from data_shards.format.index import Manifest
 from tests.data_shards.tiny import bodies_of, write_split
 
 

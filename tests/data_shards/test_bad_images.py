@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.folders import image_folder
-from data_shards.indexing import index_tars
-from data_shards.parts import read_bad
-from data_shards.stream import EvalStream
-from data_shards.verify import verify
-from data_shards.write import pack
+from data_shards.pack.indexing import index_tars
+from data_shards.pack.progress import read_bad
+from data_shards.pack.sources.folders import image_folder
+from data_shards.pack.write import pack
+from data_shards.stream.train import EvalStream
+from data_shards.verify.verify import verify
 
 from .making import jpeg
 from .pictures import saved, saved_array

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.folders import image_folder
-from data_shards.index import Manifest
-from data_shards.parts import BAD_NAME, read_bad
-from data_shards.sources import Source
-from data_shards.verify import verify
-from data_shards.write import pack, pack_task
+from data_shards.format.index import Manifest
+from data_shards.pack.progress import BAD_NAME, read_bad
+from data_shards.pack.sources.folders import image_folder
+from data_shards.pack.sources.registry import Source
+from data_shards.pack.write import pack, pack_task
+from data_shards.verify.verify import verify
 
 from .making import contents, make_folder
 

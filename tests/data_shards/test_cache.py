@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_shards.cache import Outcome, ShardCache
 from data_shards.errors import DataError
-from data_shards.index import Manifest
-from data_shards.loading import Reading
-from data_shards.order import GlobalOrder
-from data_shards.retry import Retries
-from data_shards.schedule import upcoming
-from data_shards.storage import LocalStorage
-from data_shards.stream import EvalStream
-from data_shards.telemetry import Telemetry
+from data_shards.format.index import Manifest
+from data_shards.storage.base import LocalStorage
+from data_shards.storage.cache import Outcome, ShardCache
+from data_shards.storage.retry import Retries
+from data_shards.storage.telemetry import Telemetry
+from data_shards.stream.base import Reading
+from data_shards.stream.order import GlobalOrder
+from data_shards.stream.shard_prefetcher import upcoming
+from data_shards.stream.train import EvalStream
 
 from .tiny import seen, tiny_stream, write_split
 
@@ -221,7 +221,7 @@ def order() -> Iterator[GlobalOrder]:
 def test_upcoming_shards_are_those_that_come(order: GlobalOrder, monkeypatch: pytest.MonkeyPatch) -> None:
     """Against the located positions of the lanes, from any position on, with and without the exact look."""
     for exact in (1, 16, 4096):
-        monkeypatch.setattr("data_shards.schedule.EXACT", exact)
+        monkeypatch.setattr("data_shards.stream.shard_prefetcher.EXACT", exact)
         for position in (0, 33, 111, 199):
             lanes = np.array([1, 2])
             ahead = np.arange(position - position % 4, 400)

@@ -5,13 +5,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_shards.classes import differences, is_numbered, label_map
 from data_shards.errors import DataError
-from data_shards.index import MANIFEST_NAME, Manifest, read_json
-from data_shards.packed_source import packed_source
-from data_shards.sources import synthetic
-from data_shards.stream import EvalStream, TrainStream
-from data_shards.write import pack
+from data_shards.format.classes import differences, is_numbered, label_map
+from data_shards.format.index import MANIFEST_NAME, Manifest, read_json
+from data_shards.pack.sources.packed import packed_source
+from data_shards.pack.sources.registry import synthetic
+from data_shards.pack.write import pack
+from data_shards.stream.train import EvalStream, TrainStream
 from tests.data_shards.relabelled import relabelled
 from tests.data_shards.tiny import QUICK, TRANSFORM, bodies_of, tiny_stream, write_split
 

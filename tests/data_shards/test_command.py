@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.index import Manifest
+from data_shards.format.index import Manifest
 from launcher import shards
 from launcher.progress import duration, line
 from launcher.shards_pack import parse_bytes

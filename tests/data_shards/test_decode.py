@@ -7,10 +7,10 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from data_shards.augment import Crop, TrainTransform, dct_factor, draw_crop, draw_flip
-from data_shards.decode import decode_eval, decode_train, resize
 from data_shards.errors import DataError
-from data_shards.pixels import decode_pixels, image_size
+from data_shards.image.decode import decode_eval, decode_train, resize
+from data_shards.image.geometry import Crop, TrainTransform, dct_factor, draw_crop, draw_flip
+from data_shards.image.pixels import decode_pixels, image_size
 
 PLAIN = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "flip_prob": 0.0}
 

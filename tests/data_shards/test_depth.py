@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from data_shards.errors import DataError
-from data_shards.pixels import decode_pixels, image_size
+from data_shards.image.pixels import decode_pixels, image_size
 
 from .pictures import DEEP, GRAY, RGB, H, W, anymap, png, saved_array, tiff
 

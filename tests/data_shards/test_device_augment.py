@@ -5,11 +5,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_shards.device_augment import Augment, AugmentConfig
-from data_shards.erasing import draw_rectangles
+from data_shards.augment.erasing import draw_rectangles
+from data_shards.augment.mixup import partners, weights
+from data_shards.augment.operations import operate
+from data_shards.augment.pipeline import Augment, AugmentConfig
 from data_shards.errors import DataError
-from data_shards.mixup import partners, weights
-from data_shards.operations import operate
 
 OFF = {"auto_augment": None, "color_jitter": 0.0, "erase_prob": 0.0, "mixup_alpha": 0.0, "cutmix_alpha": 0.0}
 SIDES, SAMPLES = (23, 37), 64  # odd, so that vector instructions leave a rest

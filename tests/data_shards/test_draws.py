@@ -1,6 +1,6 @@
 import numpy as np
 
-from data_shards.draws import GAMMA, MASK, fold, hashes, permutation, splitmix64, uniform
+from data_shards.format.rng import GAMMA, MASK, fold, hashes, permutation, splitmix64, uniform
 
 # The first outputs of the reference C program (prng.di.unimi.it/splitmix64.c) for the seed 1234567.
 REFERENCE = [6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431]

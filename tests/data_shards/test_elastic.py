@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from data_shards.augment import TrainTransform
-from data_shards.loading import Reading
-from data_shards.order import GlobalOrder
-from data_shards.prefetch import Batch, BatchPlan, Ring
-from data_shards.telemetry import COUNTERS
+from data_shards.image.geometry import TrainTransform
+from data_shards.storage.telemetry import COUNTERS
+from data_shards.stream.base import Reading
+from data_shards.stream.order import GlobalOrder
+from data_shards.stream.workers import Batch, BatchPlan, Ring
 
 from .tiny import bodies_of, seen, tiny_stream, write_split
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from data_shards.errors import DataError
-from data_shards.index import Manifest
-from data_shards.reader import ShardReader
-from data_shards.stream import EvalStream
+from data_shards.format.index import Manifest
+from data_shards.stream.reader import ShardReader
+from data_shards.stream.train import EvalStream
 
 from .conftest import PER_SHARD, SAMPLES
 

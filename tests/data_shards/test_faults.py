@@ -11,9 +11,9 @@ from random import Random
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.index import read_index
-from data_shards.loading import Reading
-from data_shards.tar import BLOCK
+from data_shards.format.index import read_index
+from data_shards.format.tar import BLOCK
+from data_shards.stream.base import Reading
 
 from .conftest import PER_SHARD, SAMPLES
 from .tiny import (
@@ -190,7 +190,9 @@ def cache_disk_full(place: Place) -> None:
         def full(*args: object) -> None:
             raise OSError(28, "No space left on device")
 
-        patch.setattr(f"data_shards.cache.os.{place.random.choice(['pwrite', 'fsync', 'rename'])}", full)
+        patch.setattr(
+            f"data_shards.storage.cache.os.{place.random.choice(['pwrite', 'fsync', 'rename'])}", full
+        )
         place.whole()
     assert place.lines() == []
     assert list(place.cache.glob("*/*")) + list(place.cache.glob("*/.*.tmp")) == []

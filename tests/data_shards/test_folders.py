@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.folders import image_folder
-from data_shards.names import Names
-from data_shards.samples import BadSourceError
+from data_shards.format.names import Names
+from data_shards.format.samples import BadSourceError
+from data_shards.pack.sources.folders import image_folder
 
 from .making import jpeg, make_folder
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.decode import decode_train
 from data_shards.errors import DataError
-from data_shards.foreign import WebDatasetStream
-from data_shards.patterns import expand, names_tars, shown
+from data_shards.image.decode import decode_train
+from data_shards.stream.patterns import expand, names_tars, shown
+from data_shards.stream.webdataset import WebDatasetStream
 
 from .conftest import SAMPLES
 from .making import jpeg

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFile
 
-from data_shards import formats, pillow
-from data_shards.decode import decode_eval
 from data_shards.errors import DataError
-from data_shards.pixels import decode_pixels, image_size
-from data_shards.reencode import CHECKS, Recipe, prepare
-from data_shards.samples import BadSourceError
+from data_shards.format.samples import BadSourceError
+from data_shards.image import formats, pillow
+from data_shards.image.decode import decode_eval
+from data_shards.image.pixels import decode_pixels, image_size
+from data_shards.pack.reencode import CHECKS, Recipe, prepare
 
 from .pictures import MODES, RGB, H, W, animation, chunk, png, samples, saved, saved_array, tiff
 

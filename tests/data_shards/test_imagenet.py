@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.imagenet import MAP_22K, _json_items, imagenet22k, imagenet_zip
-from data_shards.samples import BadSourceError
-from data_shards.write import pack
+from data_shards.format.samples import BadSourceError
+from data_shards.pack.sources.imagenet import MAP_22K, _json_items, imagenet22k, imagenet_zip
+from data_shards.pack.write import pack
 
 from .making import contents, jpeg, samples_in
 

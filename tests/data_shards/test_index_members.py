@@ -9,13 +9,13 @@ import pytest
 from PIL import Image
 
 from data_shards.errors import DataError
-from data_shards.folders import image_folder
-from data_shards.image_names import IMAGE_SUFFIXES
-from data_shards.index import MANIFEST_NAME
-from data_shards.indexing import index_tars
-from data_shards.packed_source import packed_source
-from data_shards.verify import verify
-from data_shards.write import pack
+from data_shards.format.image_names import IMAGE_SUFFIXES
+from data_shards.format.index import MANIFEST_NAME
+from data_shards.pack.indexing import index_tars
+from data_shards.pack.sources.folders import image_folder
+from data_shards.pack.sources.packed import packed_source
+from data_shards.pack.write import pack
+from data_shards.verify.verify import verify
 
 from .making import bodies_by_index, jpeg
 from .test_index_tars import Member, flat, make_tar, pairs

@@ -12,13 +12,13 @@ import simplejpeg
 import webdataset
 
 from data_shards.errors import DataError
-from data_shards.index import MANIFEST_NAME, Manifest, check_shards
-from data_shards.indexing import index_tars
-from data_shards.packed_source import packed_source
-from data_shards.parts import BAD_NAME, read_bad
-from data_shards.tar_scan import split_name
-from data_shards.verify import verify
-from data_shards.write import pack
+from data_shards.format.index import MANIFEST_NAME, Manifest, check_shards
+from data_shards.pack.indexing import index_tars
+from data_shards.pack.progress import BAD_NAME, read_bad
+from data_shards.pack.sources.packed import packed_source
+from data_shards.pack.tar_scan import split_name
+from data_shards.pack.write import pack
+from data_shards.verify.verify import verify
 
 from .making import bodies_by_index, contents, jpeg, samples_in
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.indexing import index_tars
-from data_shards.labels import WrongLabelError, json_label, label_text, parse_label
+from data_shards.format.labels import WrongLabelError, json_label, label_text, parse_label
+from data_shards.pack.indexing import index_tars
 
 from .making import bodies_by_index, jpeg
 from .test_index_tars import flat, make_tar

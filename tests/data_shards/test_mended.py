@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.folders import image_folder
-from data_shards.imagenet import MAP_22K, imagenet22k
-from data_shards.index import Manifest
-from data_shards.parts import BAD_NAME, read_bad
-from data_shards.repair import repair
-from data_shards.samples import Source
-from data_shards.write import pack, pack_task
+from data_shards.format.index import Manifest
+from data_shards.format.samples import Source
+from data_shards.pack.progress import BAD_NAME, read_bad
+from data_shards.pack.sources.folders import image_folder
+from data_shards.pack.sources.imagenet import MAP_22K, imagenet22k
+from data_shards.pack.write import pack, pack_task
+from data_shards.verify.repair import repair
 
 from .making import contents, jpeg, make_folder
 from .test_bad_sources import by_key

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
+from data_shards.augment.mixup import Beta, Mixer, Targets, partners, weights
 from data_shards.errors import DataError
-from data_shards.mixup import Beta, Mixer, Targets, partners, weights
 
 POSITIONS = torch.arange(40_000)
 

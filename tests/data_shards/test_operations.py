@@ -6,8 +6,8 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from data_shards.operations import operate
-from data_shards.randaugment import Op
+from data_shards.augment.operations import operate
+from data_shards.augment.randaugment import Op
 
 HEIGHT, WIDTH = 40, 56
 FILL = (124, 116, 104)

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.index import Manifest, read_index
-from data_shards.loading import Reading
-from data_shards.quarantine import Quarantine
-from data_shards.reader import SampleError
-from data_shards.stream import EvalStream
+from data_shards.format.index import Manifest, read_index
+from data_shards.stream.base import Reading
+from data_shards.stream.quarantine import Quarantine
+from data_shards.stream.reader import SampleError
+from data_shards.stream.train import EvalStream
 
 from .conftest import PER_SHARD, SAMPLES
 from .tiny import Seen, bodies_of, expected, seen, tiny_stream

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from data_shards.augment.randaugment import JITTER_ORDERS, Op, RandAugment, draw_color_jitter
 from data_shards.errors import DataError
-from data_shards.randaugment import JITTER_ORDERS, Op, RandAugment, draw_color_jitter
 
 SWIN = RandAugment(magnitude=9.0, magnitude_std=0.5)
 SAMPLES = 30_000

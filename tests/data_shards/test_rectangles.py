@@ -16,18 +16,18 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode, RandomResizedCrop
 from torchvision.transforms import functional as tv
 
-from data_shards.augment import TrainTransform, dct_factor, draw_crop, draw_flip
-from data_shards.decode import covering, decode_crop, decode_eval, decode_train
-from data_shards.device_augment import Augment, AugmentConfig
-from data_shards.draws import Purpose, fold, uniform
-from data_shards.erasing import AREA, RATIO, draw_rectangles
+from data_shards.augment.erasing import AREA, RATIO, draw_rectangles
+from data_shards.augment.mixup import Mixer, weights
+from data_shards.augment.operations import operate
+from data_shards.augment.pipeline import Augment, AugmentConfig
+from data_shards.augment.randaugment import Op
 from data_shards.errors import DataError
-from data_shards.eval_stream import EvalStream
-from data_shards.foreign import WebDatasetStream
-from data_shards.mixup import Mixer, weights
-from data_shards.operations import operate
-from data_shards.randaugment import Op
-from data_shards.stream import TrainStream
+from data_shards.format.rng import Purpose, fold, uniform
+from data_shards.image.decode import covering, decode_crop, decode_eval, decode_train
+from data_shards.image.geometry import TrainTransform, dct_factor, draw_crop, draw_flip
+from data_shards.stream.eval import EvalStream
+from data_shards.stream.train import TrainStream
+from data_shards.stream.webdataset import WebDatasetStream
 
 from .conftest import SAMPLES
 from .test_decode import assert_close, jpeg, smooth

@@ -10,12 +10,12 @@ import simplejpeg
 from PIL import Image
 
 from data_shards.errors import DataError
-from data_shards.folders import image_folder
-from data_shards.index import Manifest
-from data_shards.reencode import Recipe, is_progressive, prepare, to_baseline
-from data_shards.samples import BadSourceError
-from data_shards.verify import verify
-from data_shards.write import pack
+from data_shards.format.index import Manifest
+from data_shards.format.samples import BadSourceError
+from data_shards.pack.reencode import Recipe, is_progressive, prepare, to_baseline
+from data_shards.pack.sources.folders import image_folder
+from data_shards.pack.write import pack
+from data_shards.verify.verify import verify
 
 from .making import contents, jpeg, make_folder, samples_in
 

@@ -13,11 +13,11 @@ import pytest
 import simplejpeg
 from PIL import Image
 
-from data_shards import region
-from data_shards.augment import Crop, TrainTransform
-from data_shards.decode import decode_train
 from data_shards.errors import DataError
-from data_shards.pixels import decode_pixels, decode_region
+from data_shards.image import region
+from data_shards.image.decode import decode_train
+from data_shards.image.geometry import Crop, TrainTransform
+from data_shards.image.pixels import decode_pixels, decode_region
 
 built = pytest.mark.skipif(
     region.decode_in_c is None, reason=f"data_shards/region.c was not built: {region.REMEDY}"

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.folders import image_folder
-from data_shards.index import Manifest, read_index
-from data_shards.indexing import index_tars
-from data_shards.parts import read_bad
-from data_shards.repair import repair
-from data_shards.sources import Source, synthetic
-from data_shards.verify import verify
-from data_shards.write import pack
+from data_shards.format.index import Manifest, read_index
+from data_shards.pack.indexing import index_tars
+from data_shards.pack.progress import read_bad
+from data_shards.pack.sources.folders import image_folder
+from data_shards.pack.sources.registry import Source, synthetic
+from data_shards.pack.write import pack
+from data_shards.verify.repair import repair
+from data_shards.verify.verify import verify
 
 from .conftest import SAMPLES
 from .making import contents, make_folder, samples_in

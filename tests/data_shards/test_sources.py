@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_shards import fashion_mnist as fetching
 from data_shards.errors import DataError
-from data_shards.sources import SOURCES, fashion_mnist, synthetic
+from data_shards.pack.sources import fashion_mnist as fetching
+from data_shards.pack.sources.registry import SOURCES, fashion_mnist, synthetic
 
 
 def idx(array: np.ndarray) -> bytes:

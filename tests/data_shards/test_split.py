@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.folders import image_folder
-from data_shards.split import carve, chosen
-from data_shards.verify import verify
-from data_shards.write import pack
+from data_shards.pack.sources.folders import image_folder
+from data_shards.pack.split import carve, chosen
+from data_shards.pack.write import pack
+from data_shards.verify.verify import verify
 
 from .making import contents, jpeg, make_folder, samples_in
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.loading import Reading
-from data_shards.pipe import PipeStorage
-from data_shards.remote import RemoteStorage
-from data_shards.retry import Retries
-from data_shards.storage import LocalStorage, storage_for
-from data_shards.telemetry import Telemetry
+from data_shards.storage.base import LocalStorage, storage_for
+from data_shards.storage.pipe import PipeStorage
+from data_shards.storage.remote import RemoteStorage
+from data_shards.storage.retry import Retries
+from data_shards.storage.telemetry import Telemetry
+from data_shards.stream.base import Reading
 
 from .tiny import Seen, seen, tiny_stream
 

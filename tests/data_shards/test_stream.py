@@ -12,15 +12,15 @@ import numpy as np
 import pytest
 import torch
 
-from data_shards.augment import TrainTransform
-from data_shards.decode import decode_eval, decode_train
 from data_shards.errors import DataError
-from data_shards.index import Manifest, read_index
-from data_shards.prefetch import Batch
-from data_shards.reader import ShardReader
-from data_shards.sources import Source
-from data_shards.stream import EvalStream, TrainStream
-from data_shards.write import pack
+from data_shards.format.index import Manifest, read_index
+from data_shards.image.decode import decode_eval, decode_train
+from data_shards.image.geometry import TrainTransform
+from data_shards.pack.sources.registry import Source
+from data_shards.pack.write import pack
+from data_shards.stream.reader import ShardReader
+from data_shards.stream.train import EvalStream, TrainStream
+from data_shards.stream.workers import Batch
 
 from .conftest import PER_SHARD, SAMPLES
 from .tiny import write_split

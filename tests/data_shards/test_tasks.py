@@ -10,15 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_shards.draws import Purpose, permutation
 from data_shards.errors import DataError
-from data_shards.folders import image_folder
-from data_shards.index import MANIFEST_NAME, Manifest, ShardEntry
-from data_shards.parts import PartFile, read_records
-from data_shards.plan import PLAN_NAME
-from data_shards.shard import ShardRecord
-from data_shards.sources import Source, synthetic
-from data_shards.write import merge, pack, pack_task
+from data_shards.format.index import MANIFEST_NAME, Manifest, ShardEntry
+from data_shards.format.rng import Purpose, permutation
+from data_shards.pack.plan import PLAN_NAME
+from data_shards.pack.progress import PartFile, read_records
+from data_shards.pack.shard import ShardRecord
+from data_shards.pack.sources.folders import image_folder
+from data_shards.pack.sources.registry import Source, synthetic
+from data_shards.pack.write import merge, pack, pack_task
 
 from .conftest import PER_SHARD, SAMPLES
 from .making import contents, make_folder
@@ -54,7 +54,7 @@ def test_a_task_with_workers_goes_on_where_another_split_left_it(
 def test_merge_writes_the_manifest_that_a_killed_task_did_not(
     source: Source, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("data_shards.write._finish_if_last", lambda out: None)
+    monkeypatch.setattr("data_shards.pack.write._finish_if_last", lambda out: None)
     assert pack_task(source, "train", tmp_path, (0, 1), **OPTIONS) is None
     assert merge(tmp_path).samples == SAMPLES
     assert contents(tmp_path) == contents(shards)

@@ -3,9 +3,9 @@
 import numpy as np
 import torch
 
-from data_shards import draws
-from data_shards.draws import Purpose
-from data_shards.tensor_draws import bits, keys, normals, uniforms
+from data_shards.format import rng as draws
+from data_shards.format.rng import Purpose
+from data_shards.format.rng_tensor import bits, keys, normals, uniforms
 
 POSITIONS = [0, 1, 2, 63, 12_345_678_901, 2**62]
 

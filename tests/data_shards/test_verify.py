@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_shards.index import Manifest, read_index
-from data_shards.info import info
-from data_shards.sources import ArraySamples, Source
-from data_shards.verify import verify
-from data_shards.write import pack
+from data_shards.format.index import Manifest, read_index
+from data_shards.pack.sources.registry import ArraySamples, Source
+from data_shards.pack.write import pack
+from data_shards.verify.info import info
+from data_shards.verify.verify import verify
 
 from .conftest import PER_SHARD, SAMPLES
 

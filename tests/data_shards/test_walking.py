@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.folders import image_folder
-from data_shards.image_names import is_hidden, is_image
-from data_shards.samples import BadSourceError, Source
+from data_shards.format.image_names import is_hidden, is_image
+from data_shards.format.samples import BadSourceError, Source
+from data_shards.pack.sources.folders import image_folder
 
 from .making import make_folder
 

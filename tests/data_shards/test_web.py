@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.loading import Reading, checked_manifest
-from data_shards.remote import RemoteStorage
-from data_shards.storage import PermanentError
+from data_shards.storage.base import PermanentError
+from data_shards.storage.remote import RemoteStorage
+from data_shards.stream.base import Reading, checked_manifest
 from tests.web import Patient
 
 from .tiny import Seen, seen, tiny_stream

@@ -14,13 +14,13 @@ import pytest
 import simplejpeg
 import webdataset
 
-from data_shards.draws import Purpose, permutation
 from data_shards.errors import DataError
-from data_shards.files import only_writer
-from data_shards.index import MANIFEST_NAME, Manifest, check_shards, read_index
-from data_shards.sources import ArraySamples, Source, synthetic
-from data_shards.tar import header
-from data_shards.write import PLAN_NAME, pack
+from data_shards.format.files import only_writer
+from data_shards.format.index import MANIFEST_NAME, Manifest, check_shards, read_index
+from data_shards.format.rng import Purpose, permutation
+from data_shards.format.tar import header
+from data_shards.pack.sources.registry import ArraySamples, Source, synthetic
+from data_shards.pack.write import PLAN_NAME, pack
 
 from .conftest import PER_SHARD, SAMPLES
 
@@ -151,7 +151,7 @@ def test_finished_pack_is_returned_at_once(
     source: Source, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = pack(source, "val", tmp_path, seed=7)
-    monkeypatch.setattr("data_shards.write.make_shard", None)  # any work would fail
+    monkeypatch.setattr("data_shards.pack.write.make_shard", None)  # any work would fail
     assert pack(source, "val", tmp_path, seed=7) == first
 
 

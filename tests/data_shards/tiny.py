@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from data_shards.augment import TrainTransform
-from data_shards.decode import decode_train
-from data_shards.index import Manifest, ShardEntry, Writer, read_index
-from data_shards.loading import Reading
-from data_shards.storage import Handle, LocalStorage
-from data_shards.stream import TrainStream
-from data_shards.tar import write_samples
+from data_shards.format.index import Manifest, ShardEntry, Writer, read_index
+from data_shards.format.tar import write_samples
+from data_shards.image.decode import decode_train
+from data_shards.image.geometry import TrainTransform
+from data_shards.storage.base import Handle, LocalStorage
+from data_shards.stream.base import Reading
+from data_shards.stream.train import TrainStream
 
 SEED, LANES, WINDOW, STEPS = 1, 4, 8, 5  # 5 steps of 24 positions: an epoch of 103 samples and some more
 TRANSFORM = TrainTransform(image_size=8)

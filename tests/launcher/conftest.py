@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.sources import synthetic
-from data_shards.write import pack
+from data_shards.pack.sources.registry import synthetic
+from data_shards.pack.write import pack
 from launcher.__main__ import main
 from parallel.checkpoint.reader import write
 from tests.faults import run

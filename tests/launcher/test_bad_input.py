@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import pytest
 
-from data_shards.index import read_index
-from data_shards.sources import synthetic
-from data_shards.write import pack
+from data_shards.format.index import read_index
+from data_shards.pack.sources.registry import synthetic
+from data_shards.pack.write import pack
 from launcher.__main__ import main
 from launcher.run_directory import RunDirectory
 from tests.distributed import run_on_ranks

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.index import read_index
+from data_shards.format.index import read_index
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, Outcome, command, overrides, start, steps
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from data_shards import region
-from data_shards.measure import STAGES, StorageRate, StreamRate
-from data_shards.sources import synthetic
-from data_shards.write import pack
+from data_shards.image import region
+from data_shards.pack.sources.registry import synthetic
+from data_shards.pack.write import pack
+from data_shards.stream.measure import STAGES, StorageRate, StreamRate
 from launcher.__main__ import main
 from launcher.bench import render, report
 
@@ -52,7 +52,7 @@ def test_every_figure_is_there_and_adds_up(split: Path, capsys: pytest.CaptureFi
 
 
 def _sizes(index: Path) -> list[int]:
-    from data_shards.index import read_index
+    from data_shards.format.index import read_index
 
     return read_index(index)["size"].tolist()
 

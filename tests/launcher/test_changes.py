@@ -8,8 +8,8 @@ from typing import Any, get_args, get_type_hints
 
 import pytest
 
-from data_shards.sources import synthetic
-from data_shards.write import pack
+from data_shards.pack.sources.registry import synthetic
+from data_shards.pack.write import pack
 from launcher.changes import KINDS, _section_of, changes, kind_of, newest_manifest
 from launcher.config import dump_config, load_config
 from launcher.schema import RunConfig

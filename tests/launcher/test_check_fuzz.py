@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.sources import synthetic
-from data_shards.write import pack
+from data_shards.pack.sources.registry import synthetic
+from data_shards.pack.write import pack
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.fuzz import (
     COMBINATIONS,

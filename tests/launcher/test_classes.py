@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from data_shards.index import Manifest
+from data_shards.format.index import Manifest
 from launcher.__main__ import main
 from launcher.classes import Classes, Fit, fit, trained_classes
 from launcher.config import ConfigError, load_config

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from data_shards.sources import synthetic
-from data_shards.stream import EvalStream
-from data_shards.write import pack
+from data_shards.pack.sources.registry import synthetic
+from data_shards.pack.write import pack
+from data_shards.stream.train import EvalStream
 from launcher.config import ConfigError
 from launcher.evaluation.labels import FORMAT
 from launcher.evaluation.support import check_bank, check_neighbours, check_shots

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from data_shards.sources import synthetic
-from data_shards.stream import EvalStream
-from data_shards.write import pack
+from data_shards.pack.sources.registry import synthetic
+from data_shards.pack.write import pack
+from data_shards.stream.train import EvalStream
 from launcher.config import load_config
 from launcher.evaluation.labels import FORMAT
 from launcher.tasks import normalised

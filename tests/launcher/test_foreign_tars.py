@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from data_shards.sources import synthetic
-from data_shards.write import pack
+from data_shards.pack.sources.registry import synthetic
+from data_shards.pack.write import pack
 from launcher.__main__ import main
 from launcher.exit_codes import ExitCode
 from tests.distributed import RankError, run_on_ranks

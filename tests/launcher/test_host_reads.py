@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_shards.prefetch import Batch
+from data_shards.stream.workers import Batch
 from launcher.optim import parameter_groups
 from launcher.schema import DataConfig, OptimConfig, RunConfig
 from launcher.tally import Tally

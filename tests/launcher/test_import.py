@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_shards.loading import checked_manifest
+from data_shards.stream.base import checked_manifest
 from launcher.__main__ import main
 from launcher.config import load_config
 from launcher.optim import parameter_groups

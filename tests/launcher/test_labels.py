@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_shards.prefetch import Batch
+from data_shards.stream.workers import Batch
 from launcher.config import ConfigError, load_config
 from launcher.evaluation.labels import FORMAT, Relabelled, read_labels, right_sums
 from swin_moe.losses import evaluation_sums

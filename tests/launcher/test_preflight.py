@@ -18,10 +18,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from data_shards.index import Manifest, read_index
-from data_shards.sources import synthetic
-from data_shards.storage import LocalFile
-from data_shards.write import pack
+from data_shards.format.index import Manifest, read_index
+from data_shards.pack.sources.registry import synthetic
+from data_shards.pack.write import pack
+from data_shards.storage.base import LocalFile
 from launcher.config import load_config
 from launcher.preflight import checks as preflight_checks
 from launcher.preflight import disk as preflight_disk

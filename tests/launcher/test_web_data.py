@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from data_shards.sources import synthetic
-from data_shards.write import pack
+from data_shards.pack.sources.registry import synthetic
+from data_shards.pack.write import pack
 from launcher.__main__ import main
 from launcher.config import load_config
 from launcher.preflight import data

@@ -104,7 +104,7 @@ DEVICE_WAITS = (
     *("deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runtime.bf16_optimizer", "torch.optim.adamw"),
 )
 OWN_WORK = (
-    *("data_shards.prefetch", "launcher.session", "torch.serialization", "torch._inductor.compile_fx"),
+    *("data_shards.stream.workers", "launcher.session", "torch.serialization", "torch._inductor.compile_fx"),
     *("torch.distributed_of_another", "threading", "swin_moe_of_another"),
 )
 
@@ -130,10 +130,10 @@ def test_with_nccl_the_rank_that_waits_for_its_data_is_named(late: int) -> None:
         [frame_in("deepspeed.runtime.bf16_optimizer", "step"), frame_in("parallel.zero.engine", "step", 129)],
     ]
     stacks = {rank: waits[rank % 3] for rank in range(4)}
-    stacks[late] = [frame_in("threading", "wait"), frame_in("data_shards.prefetch", "_finished", 186)]
+    stacks[late] = [frame_in("threading", "wait"), frame_in("data_shards.stream.workers", "_finished", 186)]
     places = {rank: _place(stack, waits_for_device=True) for rank, stack in stacks.items()}
     heard = {rank: status(7, place.text, is_collective=place.is_collective) for rank, place in places.items()}
-    culprit = f"rank {late} is at step 7, for 9 s in _finished (data_shards/prefetch.py:186); "
+    culprit = f"rank {late} is at step 7, for 9 s in _finished (data_shards/stream/workers.py:186); "
     assert judge(heard, set(), 4).startswith(culprit)
 
 

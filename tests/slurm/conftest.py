@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import pytest
 
-from data_shards.sources import synthetic
-from data_shards.write import pack
+from data_shards.pack.sources.registry import synthetic
+from data_shards.pack.write import pack
 from launcher.__main__ import main
 
 SITE = "environment: {GLOO_SOCKET_IFNAME: lo}\ncpus_per_rank: 1\nmem: 2G\n"  # of `swin-moe slurm` in tests

@@ -1,0 +1,140 @@
+"""From the stream's uint8 batches to what the model is fed, on the model's device.
+
+    augment = Augment(AugmentConfig(), seed=config.seed, mean=mean, std=std, device=device)
+    images, targets = augment(batch.images, batch.labels, batch.positions)   # float32 on the device
+    loss = cross_entropy(logits, targets.soft(num_classes), label_smoothing=0.1)
+
+In the reference's order: RandAugment or color jitter on uint8, normalising, random erasing, mixup or cutmix.
+What is done to a sample is drawn from (seed, position) on the host, where positions are; so the host knows
+which samples an operation touches, and never waits for the device. B = samples, H, W = height and width of
+the pictures in pixels.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from data_shards.augment.erasing import draw_rectangles, erase, noise_table
+from data_shards.augment.mixup import ALPHAS, GROUP, Mix, Mixer, Targets, partners, weights
+from data_shards.augment.operations import operate
+from data_shards.augment.randaugment import EXAMPLE, RandAugment, draw_color_jitter
+from data_shards.errors import DataError
+from parallel.ranks.host import send
+
+
+@dataclass(frozen=True, kw_only=True)
+class AugmentConfig:
+    """Swin's recipe by default; a probability, strength or alpha of 0, or None, turns its part off.
+
+    `auto_augment` is in timm's notation; `color_jitter` counts without it only. `erase_prob` is random
+    erasing's, once a sample, in noise. A pair of samples is mixed with `mix_prob`, by cutmix with
+    `switch_prob` and otherwise by mixup. `resample` is how rotation, shear and translation interpolate.
+    DataError when a value is out of its range.
+    """
+
+    auto_augment: str | None = EXAMPLE
+    color_jitter: float = 0.4
+    erase_prob: float = 0.25
+    mixup_alpha: float = 0.8
+    cutmix_alpha: float = 1.0
+    mix_prob: float = 1.0
+    switch_prob: float = 0.5
+    resample: Literal["bilinear", "bicubic"] = "bicubic"
+
+    def __post_init__(self) -> None:
+        for option in ("erase_prob", "mix_prob", "switch_prob"):
+            if not 0 <= (value := getattr(self, option)) <= 1:
+                raise DataError(f"data.augment.{option} ({value}) must be in 0 ... 1")
+        if not 0 <= self.color_jitter <= 100:
+            raise DataError(
+                f"data.augment.color_jitter ({self.color_jitter}) must be in 0 ... 100; 0 turns it off"
+            )
+        for option in ("mixup_alpha", "cutmix_alpha"):
+            value, (low, high) = getattr(self, option), ALPHAS
+            if value != 0 and not low <= value <= high:
+                raise DataError(
+                    f"data.augment.{option} ({value}) must be in {low} ... {high}; 0 turns it off"
+                )
+        if self.resample not in ("bilinear", "bicubic"):
+            raise DataError(f"data.augment.resample ({self.resample!r}) must be 'bilinear' or 'bicubic'")
+        if self.auto_augment is not None:
+            RandAugment.parse(self.auto_augment)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether samples are mixed."""
+        return self.mix_prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
+
+    @property
+    def group_size(self) -> int:
+        """What micro_batch_size must be a multiple of, and the position of every batch's first sample."""
+        return GROUP if self.mixes else 1
+
+
+class Augment:
+    """Augments batches on `device`; holds no state, so that calls may be repeated, split and reordered.
+
+    `mean` and `std` normalise values in 0 ... 1.
+    """
+
+    def __init__(
+        self,
+        config: AugmentConfig,
+        *,
+        seed: int,
+        mean: tuple[float, float, float],
+        std: tuple[float, float, float],
+        device: torch.device | str = "cpu",
+    ) -> None:
+        self.config, self.seed, self.device = config, seed, torch.device(device)
+        self.rand_augment = RandAugment.parse(config.auto_augment) if config.auto_augment else None
+        self.mixer = Mixer(config.mixup_alpha, config.cutmix_alpha, config.mix_prob, config.switch_prob)
+        self.mean, self.std = (
+            torch.tensor(values, device=self.device).view(1, 3, 1, 1) * 255.0 for values in (mean, std)
+        )
+        self.fill = self.mean.flatten().round().to(torch.uint8)  # (3,)
+        self.noise = noise_table().to(self.device)
+
+    def __call__(self, images: Tensor, labels: Tensor, positions: Tensor) -> tuple[Tensor, Targets]:
+        """Augment (B, 3, H, W) uint8 with labels and positions (B,) int64: (B, 3, H, W) float32, and targets.
+
+        `images` and `labels` may be on the host or on the device, `positions` must be on the host, where the
+        stream has put them. The arguments are left as they are. DataError when a sample's partner in mixup is
+        missing.
+        """
+        if positions.device.type != "cpu":
+            raise ValueError(f"positions are on {positions.device}; pass them on the CPU, as the stream does")
+        pictures = images.to(self.device, non_blocking=True, copy=True)
+        self._operate(pictures, positions)
+        normalised = pictures.float().sub_(self.mean).div_(self.std)
+        if self.config.erase_prob:
+            found = draw_rectangles(self.config.erase_prob, self.seed, positions, _sides(images))
+            erase(normalised, found, self.seed, positions, self.noise)
+        return self._mix(normalised, send(labels, self.device), positions)
+
+    def _operate(self, pictures: Tensor, positions: Tensor) -> None:
+        """RandAugment or color jitter, in place."""
+        if self.rand_augment:
+            plan = self.rand_augment.draw(self.seed, positions, _sides(pictures))
+        elif self.config.color_jitter:
+            plan = draw_color_jitter(self.config.color_jitter, self.seed, positions)
+        else:
+            return
+        for ops, arguments in zip(*(column.unbind(1) for column in plan), strict=True):
+            operate(pictures, ops, arguments, self.fill, self.config.resample)
+
+    def _mix(self, images: Tensor, labels: Tensor, positions: Tensor) -> tuple[Tensor, Targets]:
+        if not self.config.mixes:
+            return images, Targets(labels, labels, torch.ones(len(labels), device=self.device))
+        rows = send(partners(positions), self.device)
+        mix = self.mixer.draw(self.seed, positions, _sides(images))
+        mix = Mix(*(send(part, self.device) for part in mix))
+        mixed = torch.lerp(images.index_select(0, rows), images, weights(mix, _sides(images)))
+        return mixed, Targets(labels, labels[rows], mix.lam.float())
+
+
+def _sides(images: Tensor) -> tuple[int, int]:
+    """(H, W) of images (B, 3, H, W)."""
+    return images.shape[-2], images.shape[-1]

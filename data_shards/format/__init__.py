@@ -1,0 +1,1 @@
+"""The format of shards: index, tar members, class lists, and keyed random draws."""

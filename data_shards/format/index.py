@@ -1,0 +1,201 @@
+"""What lies beside the tars: `manifest.json` for a split and one `.idx` file a shard.
+
+<out>/train/manifest.json     name, classes, and of every shard its size and digests
+<out>/train/000000.tar        a plain WebDataset tar
+<out>/train/000000.idx        24 bytes a sample: where its JPEG lies in the tar, its label, its checksum
+"""
+
+import hashlib
+import json
+from dataclasses import MISSING, asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_shards.errors import DataError
+from data_shards.format.files import atomic_write
+
+SCHEMA = 1
+MANIFEST_NAME = "manifest.json"
+PACK_HINT = "swin-moe shards pack --source fashion-mnist --out data/fashion-mnist"
+
+# offset and size in bytes of the JPEG inside the tar; xxh3 is the 64-bit XXH3 of exactly those bytes.
+RECORD = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<u4"), ("xxh3", "<u8")])
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardEntry:
+    """One shard as the manifest knows it; `bytes` is the size of the tar."""
+
+    name: str
+    bytes: int
+    samples: int
+    sha256: str
+    index_sha256: str
+
+    @property
+    def index_name(self) -> str:
+        """The file name of the index, `000000.idx` for `000000.tar`."""
+        return Path(self.name).with_suffix(".idx").name
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """How the shards were made: enough to make them again, byte for byte, with the same JPEG library.
+
+    A field with a default is written only when it differs, so that older manifests keep their digests.
+    `samples_per_shard` is 0 where `bytes_per_shard` decides.
+    """
+
+    version: int
+    seed: int
+    quality: int
+    samples_per_shard: int
+    source: str
+    source_digest: str
+    bytes_per_shard: int = 0
+    short_side: int = 0
+    baseline: bool = False
+    check: str = "decode"
+    shuffle: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """One split of a data set; `digest` is its identity.
+
+    `layout` is "packed" for tars as data_shards/format/tar.py lays them out and "indexed" for those made by others.
+    `bad_sources` samples were left out, and bad_sources.tsv lists them; `parent` is the digest of the
+    manifest that `repair` or `split` made this one from.
+    """
+
+    schema: int
+    name: str
+    split: str
+    samples: int
+    classes: tuple[str, ...]
+    shards: tuple[ShardEntry, ...]
+    writer: Writer
+    layout: str = "packed"
+    bad_sources: int = 0
+    parent: str = ""
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256, in hex, of the manifest's canonical JSON: keys sorted, no spaces."""
+        return hashlib.sha256(canonical_json(self.to_dict()).encode()).hexdigest()
+
+    def to_dict(self) -> dict[str, Any]:
+        """What manifest.json says: every field but those that stand at their defaults."""
+        values = asdict(self) | {"classes": list(self.classes), "writer": _said(self.writer)}
+        return {key: values[key] for key in _said(self)}
+
+    def save(self, directory: Path) -> None:
+        """Write `directory`/manifest.json, whole or not at all."""
+        atomic_write(directory / MANIFEST_NAME, json.dumps(self.to_dict(), indent=1).encode())
+
+    @property
+    def samples_per_shard(self) -> np.ndarray:
+        """(shards,) int64: how many samples each shard holds."""
+        return np.array([shard.samples for shard in self.shards], dtype=np.int64)
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "Manifest":
+        """Read `directory`/manifest.json; DataError when it is missing, damaged or of another schema."""
+        path = Path(directory) / MANIFEST_NAME
+        return cls.from_dict(read_json(path), path)
+
+    @classmethod
+    def from_dict(cls, said: Any, path: Path) -> "Manifest":
+        """Build a manifest from parsed JSON; `path` is only for the message of the DataError."""
+        schema = said.get("schema") if isinstance(said, dict) else None
+        if schema != SCHEMA:
+            raise DataError(
+                f"{path}: schema is {schema!r}, this version reads {SCHEMA}; pack again: {PACK_HINT}"
+            )
+        try:
+            shards = tuple(ShardEntry(**shard) for shard in said["shards"])
+            said = said | {"shards": shards, "writer": Writer(**said["writer"])}
+            manifest = cls(**said | {"classes": _names(said["classes"])})
+            total = sum(shard.samples for shard in shards)
+        except (KeyError, TypeError) as error:
+            raise DataError(f"{path}: not a manifest ({error}); pack again: {PACK_HINT}") from error
+        if manifest.samples != total:
+            raise DataError(f"{path}: samples ({manifest.samples}) must equal the sum over shards ({total})")
+        if total == 0:
+            raise DataError(f"{path}: the split holds no images; pack a source that has some: {PACK_HINT}")
+        return manifest
+
+
+def _names(classes: Any) -> tuple[str, ...]:
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise TypeError("classes must be a list of names")
+    return tuple(classes)
+
+
+def _said(value: "Manifest | Writer") -> dict[str, Any]:
+    """The fields of a dataclass that have no default, or another value."""
+    found = {field.name: getattr(value, field.name) for field in fields(value)}
+    return {
+        f.name: found[f.name] for f in fields(value) if f.default is MISSING or found[f.name] != f.default
+    }
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def read_json(path: Path) -> Any:
+    """Parse a JSON file of a shard directory; DataError when it is missing or damaged."""
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise DataError(_missing(path)) from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot read it ({error}); delete it and pack again: {PACK_HINT}") from error
+
+
+def _missing(path: Path) -> str:
+    directory = path.parent
+    if not directory.is_dir():
+        return f"{directory}: no such directory; make the shards first, for example: {PACK_HINT}"
+    splits = sorted(str(found.parent) for found in directory.glob(f"*/{MANIFEST_NAME}"))
+    if splits:
+        return f"{directory}: holds splits, not shards; name one of {', '.join(splits)}"
+    return f"{directory}: no {MANIFEST_NAME}, so packing never finished here; run it (again): {PACK_HINT}"
+
+
+def read_index(path: str | Path) -> np.ndarray:
+    """Memory-map an index: (samples,) of RECORD; DataError when it is not whole records."""
+    try:
+        if Path(path).stat().st_size % RECORD.itemsize == 0:
+            return np.memmap(path, dtype=RECORD, mode="r")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot read this index ({error}); pack the shards again") from error
+    raise DataError(f"{path}: size must be a multiple of {RECORD.itemsize} bytes; pack the shards again")
+
+
+def check_shards(manifest: Manifest, directory: str | Path) -> None:
+    """Check by `stat` alone that every shard and index is there in full; DataError names each that is not.
+
+    Cheap enough for a login node: two system calls a shard, nothing is read.
+    """
+    problems = []
+    for shard in manifest.shards:
+        wanted = {shard.name: shard.bytes, shard.index_name: shard.samples * RECORD.itemsize}
+        problems += [p for name, size in wanted.items() if (p := _size_problem(Path(directory) / name, size))]
+    if problems:
+        more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""
+        fix = "\nRun again the `swin-moe shards pack` that made them: it rewrites what is missing or damaged"
+        raise DataError("shards are damaged:\n  " + "\n  ".join(problems[:5]) + more + fix)
+
+
+def _size_problem(path: Path, expected: int) -> str | None:
+    try:
+        found = path.stat().st_size
+    except OSError as error:
+        return f"{path}: {error.strerror}, expected {expected} bytes"
+    return None if found == expected else f"{path}: expected {expected} bytes, found {found}"

@@ -1,0 +1,1 @@
+"""Pixels: formats that are decoded, crops, and the geometry of an augmentation."""

@@ -1,0 +1,1 @@
+"""Writing shards: from a source to tars and their index."""

@@ -1,0 +1,212 @@
+"""What a pack is to write, decided before anything is: options, order, cuts. Everything else follows from it.
+
+    pack.json   the plan being carried out; replaced by manifest.json at the end
+
+N = samples that the source lists; the plan counts damaged ones, since nobody has looked at them yet.
+"""
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from data_shards.errors import DataError
+from data_shards.format.files import atomic_write
+from data_shards.format.index import (
+    MANIFEST_NAME,
+    SCHEMA,
+    Manifest,
+    Writer,
+    canonical_json,
+    check_shards,
+    read_json,
+)
+from data_shards.format.rng import Purpose, permutation
+from data_shards.format.samples import Samples, Source
+from data_shards.format.tar import BLOCK, END_OF_ARCHIVE
+from data_shards.pack.reencode import Recipe
+
+WRITER_VERSION = 1
+PLAN_NAME = "pack.json"
+SAMPLES_PER_SHARD = 1000
+MIN_BYTES_PER_SHARD = 2**12
+NOT_COMPARED = ("starts", "max_bad", "writer", "gone")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackOptions:
+    """What a user may ask of a pack; DataError for nonsense.
+
+    samples_per_shard: 1000 unless it or `bytes_per_shard` is given.
+    bytes_per_shard: no tar longer than this, reckoned by the sizes of the sources (so re-encoded ones come
+        out shorter); a sample that is longer gets a shard of its own.
+    seed: of the shuffle; `shuffle` False keeps the source's order.
+    quality, short_side, baseline, check: see data_shards/pack/reencode.py.
+    max_bad: the share of damaged sources beyond which packing gives up; 10 are always allowed.
+    """
+
+    samples_per_shard: int | None = None
+    bytes_per_shard: int | None = None
+    seed: int = 0
+    shuffle: bool = True
+    quality: int = 95
+    short_side: int = 0
+    baseline: bool = False
+    check: str = "decode"
+    max_bad: float = 0.001
+
+    def __post_init__(self) -> None:
+        if self.samples_per_shard is not None and self.bytes_per_shard is not None:
+            raise DataError("samples_per_shard and bytes_per_shard exclude each other; give one")
+        if self.samples_per_shard is not None and self.samples_per_shard < 1:
+            raise DataError(f"samples_per_shard ({self.samples_per_shard}) must be at least 1")
+        if self.bytes_per_shard is not None and self.bytes_per_shard < MIN_BYTES_PER_SHARD:
+            raise DataError(
+                f"bytes_per_shard ({self.bytes_per_shard}) must be at least {MIN_BYTES_PER_SHARD}"
+            )
+        if not 0 <= self.max_bad <= 1:
+            raise DataError(f"max_bad ({self.max_bad}) must be a share, in 0 ... 1")
+        self.recipe()
+
+    def recipe(self) -> Recipe:
+        """The options that concern one image."""
+        return Recipe(
+            quality=self.quality, short_side=self.short_side, baseline=self.baseline, check=self.check
+        )
+
+    def writer(self, source: Source, split: str) -> Writer:
+        """The options and the source as the manifest says them."""
+        by_samples = 0 if self.bytes_per_shard else self.samples_per_shard or SAMPLES_PER_SHARD
+        return Writer(
+            version=WRITER_VERSION,
+            seed=self.seed,
+            quality=self.quality,
+            samples_per_shard=by_samples,
+            source=source.description,
+            source_digest=source.splits[split].digest,
+            bytes_per_shard=self.bytes_per_shard or 0,
+            short_side=self.short_side,
+            baseline=self.baseline,
+            check=self.check,
+            shuffle=self.shuffle,
+        )
+
+    @classmethod
+    def of(cls, writer: Writer) -> "PackOptions":
+        """The options that a manifest was written with; `max_bad` is not among them."""
+        return cls(
+            samples_per_shard=writer.samples_per_shard or None,
+            bytes_per_shard=writer.bytes_per_shard or None,
+            seed=writer.seed,
+            shuffle=writer.shuffle,
+            quality=writer.quality,
+            short_side=writer.short_side,
+            baseline=writer.baseline,
+            check=writer.check,
+        )
+
+
+def order(count: int, options: PackOptions) -> np.ndarray:
+    """Which sample of the list stands at every rank: (N,) uint32."""
+    if not options.shuffle:
+        return np.arange(count, dtype=np.uint32)
+    return permutation(count, Purpose.PACK, options.seed).astype(np.uint32)
+
+
+def cut(samples: Samples, ranks: np.ndarray, options: PackOptions) -> list[int]:
+    """The rank at which each shard starts, and N: a function of (list, sizes in it, options) alone.
+
+    By bytes, a shard takes samples in order while its tar, header blocks and all, stays within the limit.
+    """
+    if options.bytes_per_shard is None:
+        return [*range(0, len(ranks), options.samples_per_shard or SAMPLES_PER_SHARD), len(ranks)]
+    sizes = samples.sizes()[ranks]
+    ends = np.cumsum(3 * BLOCK + (sizes + BLOCK - 1) // BLOCK * BLOCK)  # image, header; label, header
+    starts, room = [0], options.bytes_per_shard - len(END_OF_ARCHIVE)
+    while starts[-1] < len(ranks):
+        before = int(ends[starts[-1] - 1]) if starts[-1] else 0
+        starts.append(max(int(np.searchsorted(ends, before + room, side="right")), starts[-1] + 1))
+    return starts
+
+
+def check_split(source: Source, split: str) -> None:
+    """DataError when the source has no such split, or no sample in it."""
+    if split not in source.splits:
+        raise DataError(f"split: {source.name} has {', '.join(source.splits)} (got {split!r})")
+    if not len(source.splits[split]):
+        raise DataError(f"split: {split} of {source.name} has no samples; leave it out of --splits")
+
+
+def make_plan(source: Source, split: str, options: PackOptions) -> dict[str, Any]:
+    """Everything that the manifest will say except its shards, as it reads back from JSON."""
+    check_split(source, split)
+    writer = options.writer(source, split)
+    empty = Manifest(
+        schema=SCHEMA,
+        name=source.name,
+        split=split,
+        samples=0,
+        classes=source.classes,
+        shards=(),
+        writer=writer,
+    )
+    return comparable(empty.to_dict()) | {
+        "listed": len(source.splits[split]),
+        "max_bad": options.max_bad,
+    }
+
+
+def comparable(manifest: dict[str, Any]) -> dict[str, Any]:
+    """A manifest without what only its shards decide; `listed` counts the samples left out as well."""
+    listed = manifest["samples"] + manifest.get("bad_sources", 0)
+    return {k: v for k, v in manifest.items() if k not in ("shards", "samples", "bad_sources")} | {
+        "listed": listed
+    }
+
+
+def claim(
+    out: Path, plan: dict[str, Any], starts: Callable[[], list[int]]
+) -> tuple[list[int], Manifest | None]:
+    """Take `out` for this plan: where its shards start, and the manifest if nothing at all is left to do.
+
+    DataError when another plan has it.
+    """
+    if (out / MANIFEST_NAME).exists():
+        manifest = Manifest.load(out)
+        _refuse_other(out, comparable(manifest.to_dict()), plan)
+        try:
+            check_shards(manifest, out)
+        except DataError:
+            pass  # the same plan with something missing: packing again writes exactly that
+        else:
+            return [], manifest
+    found = read_json(out / PLAN_NAME) if (out / PLAN_NAME).exists() else None
+    if found is not None:
+        _refuse_other(out, found, plan)
+    elif not (out / MANIFEST_NAME).exists() and (
+        strangers := sorted(path.name for path in out.glob("*.tar"))
+    ):
+        raise DataError(f"{out}: holds {strangers[0]} but no {PLAN_NAME}; pass another --out, or delete it")
+    plan = plan | {"starts": found["starts"] if found else starts()}
+    if found != plan:
+        atomic_write(out / PLAN_NAME, canonical_json(plan).encode())
+    return plan["starts"], None
+
+
+def _refuse_other(out: Path, found: dict[str, Any], plan: dict[str, Any]) -> None:
+    there, asked = (fields | asdict(Writer(**fields["writer"])) for fields in (found, plan))
+    keys = [key for key in asked | there if key not in NOT_COMPARED and there.get(key) != asked.get(key)]
+    if keys and set(keys) <= {"listed", "source_digest"}:
+        counts = f"{there['listed']} samples then, {asked['listed']} now"
+        fix = f"delete {out} to pack the list of today, or pass another --out"
+        raise DataError(
+            f"{out}: the list of the source has changed since packing began ({counts}), by more than files "
+            f"that were refused and are gone; {fix}"
+        )
+    if keys:
+        text = "; ".join(
+            f"{k}: {str(there.get(k))[:50]!r} there, {str(asked.get(k))[:50]!r} asked" for k in keys
+        )
+        raise DataError(f"{out}: another pack is there ({text}); pass another --out, or delete {out}")

@@ -1,0 +1,1 @@
+"""What can be packed: folders, ImageNet's releases, zips, Fashion-MNIST, shards."""

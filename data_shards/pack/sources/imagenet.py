@@ -1,0 +1,239 @@
+"""ImageNet as Swin Transformer's own code has it on the disk: zipped (1K), or a folder with lists (22K)."""
+
+import json
+from array import array
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+import numpy as np
+
+from data_shards.errors import DataError
+from data_shards.format.image_names import HIDDEN, Skipped, is_hidden
+from data_shards.format.labels import parse_label
+from data_shards.format.names import Names
+from data_shards.format.samples import Source
+from data_shards.pack.sources.file_samples import FileSamples, empty_classes
+from data_shards.pack.sources.folders import needed
+from data_shards.pack.sources.split_folders import ALIASES
+from data_shards.pack.sources.zipped import MISSING, ZipSamples, check_members, find_members, read_directory
+
+SPLITS = ("train", "val")
+MAP_22K = "ILSVRC2011fall_whole_map_{}.txt"
+FOLDER_22K = "fall11_whole"
+CHUNK = 2**22  # characters of a JSON list parsed at a time
+MAX_LABEL = 2**24  # beyond it, it is a mistake and not a class
+
+
+def imagenet_zip(directory: str | Path | None, *, allow_empty: bool = False) -> Source:
+    """DIRECTORY/{train,val}.zip with {train,val}_map.txt, lines of PATH, a tab and a label.
+
+    The members are read where they are. A label that no image of the first split has is refused unless
+    `allow_empty`. DataError: files missing, a line that is none, a damaged archive, one with none of the
+    names in the map, or one whose members are compressed in another way than by deflate.
+    """
+    root = needed(
+        directory, "imagenet-zip", "the directory of train.zip, train_map.txt, val.zip, val_map.txt"
+    )
+    splits, skipped = {}, Skipped()
+    found = _present(root, "{}_map.txt")
+    for split, name in found.items():
+        path, archive = root / f"{name}_map.txt", root / f"{name}.zip"
+        names, labels = _collect(path, _map_lines(path), skipped)
+        splits[split] = _in_archive(archive, path, name, names, labels)
+    notes = [*_renamed(root, found), *skipped.notes(str(root))]
+    return _source("imagenet-zip", "zip archives with maps", splits, notes, root, allow_empty)
+
+
+def _in_archive(archive: Path, listed: Path, name: str, names: Names, labels: np.ndarray) -> ZipSamples:
+    """The members called `names`, below `name`/ where the archive was made of that directory."""
+    members, prefix = read_directory(archive), ""
+    found = find_members(members, names)
+    if (found["method"] == MISSING).all():  # zipped together with its directory
+        prefix = f"{name}/"
+        found = find_members(members, names, prefix)
+    if (found["method"] == MISSING).all():
+        raise DataError(
+            f"{archive}: none of its {len(members)} members is in {listed.name}, which lists {names[0]}; "
+            "the two do not belong together"
+        )
+    check_members(archive, found, names)
+    return ZipSamples(archive, prefix, names, labels, found)
+
+
+def imagenet22k(directory: str | Path | None, *, allow_empty: bool = False) -> Source:
+    """DIRECTORY/ILSVRC2011fall_whole_map_{train,val}.txt, a JSON list of [path, label], over fall11_whole/.
+
+    Paths count from DIRECTORY or from fall11_whole/, as the first of the list is found. A label that no image
+    of the first split has is refused unless `allow_empty`. DataError: files missing, a list that is none.
+    """
+    root = needed(directory, "imagenet22k", f"the directory of {MAP_22K.format('train')} and {FOLDER_22K}/")
+    splits, skipped = {}, Skipped()
+    found = _present(root, MAP_22K)
+    for split, name in found.items():
+        path = root / MAP_22K.format(name)
+        names, labels = _collect(path, _json_pairs(path), skipped)
+        inside = not (root / names[0]).exists() and (root / FOLDER_22K).is_dir()
+        splits[split] = FileSamples(root / FOLDER_22K if inside else root, names, labels)
+    notes = [*_renamed(root, found), *skipped.notes(str(root))]
+    return _source("imagenet22k", "image files with JSON maps", splits, notes, root, allow_empty)
+
+
+def _source(
+    name: str,
+    description: str,
+    splits: Mapping[str, FileSamples] | Mapping[str, ZipSamples],
+    notes: list[str],
+    root: Path,
+    allow_empty: bool,
+) -> Source:
+    classes = class_names(splits.values())
+    labels = {split: samples.labels for split, samples in splits.items()}
+    try:
+        empty = empty_classes(classes, labels, defining=next(iter(splits)), allow_empty=allow_empty)
+    except DataError as error:
+        raise DataError(f"{root}: {error}") from None
+    return Source(name, description, classes, splits, (*notes, *empty))
+
+
+def _present(root: Path, pattern: str) -> dict[str, str]:
+    """The name that every split has in the lists that are there, such as val: validation."""
+    found = {}
+    for split in SPLITS:
+        there = [name for name in ALIASES[split] if (root / pattern.format(name)).is_file()]
+        if len(there) > 1:
+            lists = " and ".join(pattern.format(name) for name in there[:2])
+            raise DataError(f"{root}: {lists} are both the split {split}; move one elsewhere")
+        if there:
+            found[split] = there[0]
+    if not found:
+        raise DataError(f"{root}: holds no {pattern.format('train')}; --directory must be where it is")
+    return found
+
+
+def _renamed(root: Path, found: Mapping[str, str]) -> list[str]:
+    return [
+        f"{root}: the list of {name} is used as the split {split}"
+        for split, name in found.items()
+        if name != split
+    ]
+
+
+def _collect(path: Path, pairs: Iterable[tuple[str, int]], skipped: Skipped) -> tuple[Names, np.ndarray]:
+    """Paths and labels apart: N names and (N,) uint32; hidden files are counted and left out."""
+    labels = array("I")
+
+    def paths() -> Iterator[str]:
+        for name, label in pairs:
+            if is_hidden(name):
+                skipped.add(HIDDEN, name)
+                continue
+            labels.append(label)
+            yield name.removeprefix("./")
+
+    names = Names.of(paths())
+    if not labels:
+        raise DataError(f"{path}: the list of samples is empty; get it again")
+    return names, np.frombuffer(labels, dtype=np.uint32)
+
+
+@contextmanager
+def _text(path: Path) -> Iterator[TextIO]:
+    """An open file of UTF-8 text, with or without a byte order mark; DataError in another encoding."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            yield file
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error.reason}); save it as UTF-8") from error
+
+
+def _map_lines(path: Path) -> Iterator[tuple[str, int]]:
+    with _text(path) as file:
+        for number, line in enumerate(file, 1):
+            name, _, text = line.rstrip("\r\n").rpartition("\t")
+            if line.strip():
+                label = _number(text)
+                if not name or label is None:
+                    raise DataError(f"{path}: line {number} is not PATH, a tab and a label: {line[:80]!r}")
+                yield name, _checked(label, f"{path}: line {number}")
+
+
+def _number(text: str) -> int | None:
+    try:
+        label = parse_label(text)
+    except ValueError:
+        return None
+    return label if isinstance(label, int) else None
+
+
+def _checked(label: int, where: str) -> int:
+    if not 0 <= label < MAX_LABEL:
+        raise DataError(f"{where}: label {label} must be in 0 ... {MAX_LABEL - 1}")
+    return label
+
+
+def _json_pairs(path: Path, chunk: int = CHUNK) -> Iterator[tuple[str, int]]:
+    """The pairs of a JSON list of [path, label], parsed piece by piece: whole, 14 million take 2.5 GB."""
+    with _text(path) as file:
+        for number, pair in enumerate(_json_items(path, file, chunk)):
+            name, label = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
+            label = _whole(label)
+            if not isinstance(name, str) or label is None:
+                raise DataError(f"{path}: item {number} is not [path, label]: {str(pair)[:80]}")
+            yield name, _checked(label, f"{path}: item {number}")
+
+
+def _whole(value: object) -> int | None:
+    """The label that a JSON number says: 3 or 3.0."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _json_items(path: Path, file: TextIO, chunk: int) -> Iterator[object]:
+    text = file.read(chunk).lstrip()
+    if not text.startswith("["):
+        raise DataError(f"{path}: is not a JSON list of [path, label]; get it again")
+    text = text[1:]
+    while more := file.read(chunk):
+        items, text = _whole_items(text)
+        yield from items
+        text += more
+    try:
+        yield from json.loads("[" + text)
+    except ValueError as error:
+        raise DataError(f"{path}: is damaged or cut short near its end ({error}); get it again") from error
+
+
+def _whole_items(text: str) -> tuple[list[object], str]:
+    """The items that end inside `text`, and the rest; none yet when "]," was part of a path."""
+    cut = text.rfind("],") + 1
+    try:
+        return (json.loads(f"[{text[:cut]}]"), text[cut + 1 :]) if cut else ([], text)
+    except ValueError:
+        return [], text
+
+
+def class_names(splits: Iterable[FileSamples | ZipSamples]) -> tuple[str, ...]:
+    """The directory of each class where its samples share one (ImageNet's wnid), otherwise its number."""
+    found: dict[int, str] = {}
+    count = 0
+    for samples in splits:
+        count = max(count, int(samples.labels.max()) + 1)
+        for label, directory in _directories(samples).items():
+            found.setdefault(label, directory)
+    names = tuple(found.get(label, "") or str(label) for label in range(count))
+    return names if len(set(names)) == count else tuple(str(label) for label in range(count))
+
+
+def _directories(samples: FileSamples | ZipSamples) -> Mapping[int, str]:
+    """The last directory of the samples of each label that has one only."""
+    pairs = np.unique(samples.labels.astype(np.uint64) << np.uint64(32) | samples.names.directory_ids)
+    labels, ids = (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(2**32 - 1)).astype(np.int64)
+    alone = np.bincount(labels)[labels] == 1
+    names = samples.names.directories
+    return {
+        label: names[i].rstrip("/").rpartition("/")[2]
+        for label, i in zip(labels[alone].tolist(), ids[alone].tolist(), strict=True)
+    }

@@ -1,0 +1,134 @@
+"""Where images come from before they are shards. A new source is one function and one entry in SOURCES.
+
+A source gives, for every split, a list of samples (data_shards/format/samples.py) that can be indexed in any order,
+so that any worker can make any shard. H, W = height and width in pixels.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from data_shards.errors import DataError
+from data_shards.format.rng import Purpose, fold, hashes, splitmix64
+from data_shards.format.samples import ArraySamples, Samples, Source
+from data_shards.pack.sources.fashion_mnist import find_files, read_idx
+from data_shards.pack.sources.folders import image_folder
+from data_shards.pack.sources.imagenet import imagenet22k, imagenet_zip
+from data_shards.pack.sources.packed import packed_source
+
+__all__ = ["SOURCES", "ArraySamples", "Samples", "Source", "fashion_mnist", "synthetic"]
+
+FASHION_CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+
+
+@dataclass(frozen=True)
+class SyntheticSamples:
+    """Coloured gratings whose direction and colour tell the class, under noise; in integers throughout.
+
+    Sample i of the split has label i mod num_classes; `rows` (N,) says which samples these are.
+    """
+
+    rows: np.ndarray
+    num_classes: int
+    image_size: int
+    key: int
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+        row, side = int(self.rows[i]), self.image_size
+        label = row % self.num_classes
+        noise = hashes(fold(self.key, row), side * side * 3 + 1)
+        wave = _triangle_wave(
+            label, self.num_classes, side, int(noise[0] % np.uint64(256))
+        )  # (H, W), 0 ... 128
+        tint = np.array([64 + splitmix64(fold(label, channel)) % 128 for channel in range(3)])  # (3,)
+        speckle = (noise[1:] % np.uint64(64)).astype(np.int64).reshape(side, side, 3)  # 0 ... 63
+        return (wave[:, :, None] * tint // 128 + speckle).astype(np.uint8), label  # at most 191 + 63
+
+    def select(self, rows: np.ndarray) -> "SyntheticSamples":
+        """The samples at `rows`."""
+        return SyntheticSamples(self.rows[rows], self.num_classes, self.image_size, self.key)
+
+    def describe(self, i: int) -> str:
+        """Its number in the split."""
+        return f"image {int(self.rows[i])}"
+
+    def label(self, i: int) -> int:
+        """The label of sample i."""
+        return int(self.rows[i]) % self.num_classes
+
+    def sizes(self) -> np.ndarray:
+        """(N,) int64: bytes of the pixels."""
+        return np.full(len(self), 3 * self.image_size**2, dtype=np.int64)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of the numbers that decide every pixel."""
+        text = f"synthetic 1 {len(self)} {self.num_classes} {self.image_size} {self.key}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _triangle_wave(label: int, num_classes: int, side: int, phase: int) -> np.ndarray:
+    """(side, side) int64 in 0 ... 128: three or so periods across the image in the direction of the class."""
+    angle = np.pi * label / num_classes
+    step = 256 * 3 / side
+    y, x = np.mgrid[0:side, 0:side]
+    turn = round(step * np.cos(angle)) * x + round(step * np.sin(angle)) * y + phase
+    return np.abs(turn % 256 - 128)
+
+
+def fashion_mnist(directory: str | Path | None = None) -> Source:
+    """Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747): 28x28 gray, 60,000 and 10,000.
+
+    `directory` holds its four idx-ubyte files, gzipped or not; None looks for the Debian package, then
+    installs or downloads it, and says so. DataError when it cannot be had: nothing else is ever put in its
+    place.
+    """
+    files = find_files(None if directory is None else Path(directory))
+    splits = {}
+    for split, prefix in (("train", "train"), ("val", "t10k")):
+        images, labels = (
+            read_idx(files[f"{prefix}-{kind}-ubyte"]) for kind in ("images-idx3", "labels-idx1")
+        )
+        if len(images) != len(labels):
+            found = files[f"{prefix}-images-idx3-ubyte"]
+            raise DataError(f"{found}: {len(images)} images but {len(labels)} labels; fetch the files again")
+        splits[split] = ArraySamples(images, labels)
+    return Source("fashion-mnist", "Fashion-MNIST, arXiv:1708.07747", FASHION_CLASSES, splits)
+
+
+def synthetic(num_train: int, num_val: int, num_classes: int, image_size: int, seed: int = 0) -> Source:
+    """Made-up images that a network can learn to tell apart; the manifest calls them synthetic."""
+    for option, value in {
+        "num_train": num_train,
+        "num_classes": num_classes,
+        "image_size": image_size,
+    }.items():
+        if value < 1:
+            raise DataError(f"synthetic {option} ({value}) must be at least 1")
+    splits = {
+        split: SyntheticSamples(
+            np.arange(count), num_classes, image_size, fold(Purpose.SYNTHETIC, seed, stream)
+        )
+        for stream, (split, count) in enumerate({"train": num_train, "val": num_val}.items())
+    }
+    classes = tuple(f"grating-{label}" for label in range(num_classes))
+    return Source("synthetic", f"synthetic gratings {image_size}x{image_size}, seed {seed}", classes, splits)
+
+
+SOURCES: Mapping[str, Callable[..., Source]] = {
+    "fashion-mnist": fashion_mnist,
+    "folder": image_folder,
+    "imagenet-zip": imagenet_zip,
+    "imagenet22k": imagenet22k,
+    "shards": packed_source,
+    "synthetic": synthetic,
+}

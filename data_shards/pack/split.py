@@ -1,0 +1,86 @@
+"""Carve a validation split out of a packed one: `carve("data/x/train", "data/y", val_per_class=50)`.
+
+A sample is drawn by (seed, its checksum), so who is chosen depends on the pictures and not on how they lie
+in shards. N = samples, C = classes.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from data_shards.errors import DataError
+from data_shards.format.index import Manifest
+from data_shards.format.rng import fold
+from data_shards.format.samples import Source
+from data_shards.pack.sources.packed import packed_samples
+from data_shards.pack.write import pack
+
+SPLIT_KEY = int.from_bytes(b"split")
+
+
+def chosen(labels: np.ndarray, checksums: np.ndarray, val_per_class: int, seed: int) -> np.ndarray:
+    """Which samples are for validation: (N,) bool. Of a class with n samples min(val_per_class, n // 2) are.
+
+    So training keeps at least half of every class, and a class of one sample keeps it. Args: labels (N,),
+    checksums (N,) uint64.
+    """
+    ranks = np.lexsort((_draws(checksums, seed), labels))  # by class, then by draw; ties as they lie
+    counts = np.bincount(labels)
+    starts = np.cumsum(counts) - counts
+    place = np.empty(len(labels), dtype=np.int64)  # of each sample in its class
+    place[ranks] = np.arange(len(labels)) - starts[labels[ranks]]
+    return place < np.minimum(val_per_class, counts // 2)[labels]
+
+
+def _draws(checksums: np.ndarray, seed: int) -> np.ndarray:
+    """(N,) uint64: SplitMix64's finalizer over checksum and seed."""
+    z = checksums ^ np.uint64(fold(SPLIT_KEY, seed))
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return z ^ (z >> np.uint64(31))
+
+
+def carve(
+    directory: str | Path,
+    out: str | Path,
+    val_per_class: int,
+    *,
+    seed: int = 0,
+    workers: int = 1,
+    progress: Callable[[str], Callable[[int, int], None]] | None = None,
+) -> dict[str, Manifest]:
+    """Write OUT/train and OUT/val from the split in `directory`, in its order and shard size.
+
+    Resumable and byte-identical for any `workers`, as `pack` is. `progress(split)` gives what hears of
+    samples. DataError: nothing to choose from, damage in the split.
+    """
+    if val_per_class < 1:
+        raise DataError(f"val_per_class ({val_per_class}) must be at least 1")
+    path = Path(directory)
+    manifest = Manifest.load(path)
+    samples = packed_samples(path, manifest)
+    val = chosen(samples.records["label"], samples.records["xxh3"], val_per_class, seed)
+    if not val.any():
+        raise DataError(f"{path}: no class has two samples; there is nothing to carve out")
+    splits = {"train": samples.select(np.flatnonzero(~val)), "val": samples.select(np.flatnonzero(val))}
+    rule = f"{val_per_class} a class for validation out of {manifest.digest[:12]}, seed {seed}"
+    text = f"{manifest.writer.source}; {rule}"
+    source = Source(manifest.name, text, manifest.classes, splits)
+    sizes = {"bytes_per_shard": manifest.writer.bytes_per_shard or None}
+    sizes["samples_per_shard"] = (
+        None if sizes["bytes_per_shard"] else manifest.writer.samples_per_shard or None
+    )
+    return {
+        split: pack(
+            source,
+            split,
+            Path(out) / split,
+            workers=workers,
+            progress=progress(split) if progress else None,
+            shuffle=False,
+            check="none",
+            **sizes,
+        )
+        for split in splits
+    }

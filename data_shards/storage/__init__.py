@@ -1,0 +1,1 @@
+"""Where shards lie: local files, object stores, commands; retries and the cache."""

@@ -1,0 +1,154 @@
+"""Where the files of a split lie: a directory, an object store, or what a command prints.
+
+    /data/x/train   file:/data/x/train         LocalStorage: reads anywhere in a file
+    s3://b/x/train  gs://b/x  https://host/x   RemoteStorage: fsspec, ranged reads; the extra [remote]
+    pipe:aws s3 cp s3://b/x/train/{} -         PipeStorage: what the command prints for the file named {}
+
+Every failure is an OSError, and `data_shards.storage.retry` decides what becomes of it.
+"""
+
+import errno
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from data_shards.errors import DataError
+from data_shards.format.tar import BLOCK
+
+REMOTE = ("s3", "gs", "gcs", "http", "https")
+SCHEMES = ("file", *REMOTE, "pipe")
+SMALL = 16 << 10  # bytes
+CHUNK = 4 << 20  # bytes of a whole-file read at a time
+SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")
+
+
+class PermanentError(OSError):
+    """A failure that no waiting mends, so it is not tried again."""
+
+
+class Handle(Protocol):
+    """An open file; `size` in bytes. It closes itself when the last reader lets go of it."""
+
+    size: int
+
+    def member(self, offset: int, size: int) -> tuple[bytes, bytes]:
+        """The tar header before `offset` (b"" where there is none), and the `size` bytes at `offset`."""
+
+    def forget(self, offset: int, size: int) -> None:
+        """Make the next read come from the storage, not from memory, where that can be asked for."""
+
+
+class LocalFile:
+    """A file of a mounted file system, read with `pread`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.size = os.fstat(self.descriptor).st_size
+
+    def __del__(self) -> None:
+        if hasattr(self, "descriptor"):
+            os.close(self.descriptor)
+
+    def member(self, offset: int, size: int) -> tuple[bytes, bytes]:
+        """As `Handle.member`; OSError when the file ends before that."""
+        if size < SMALL and offset >= BLOCK:  # one system call and a copy cost less than two calls
+            both = os.pread(self.descriptor, BLOCK + size, offset - BLOCK)
+            header, body = both[:BLOCK], both[BLOCK:]
+        else:
+            header = os.pread(self.descriptor, BLOCK, offset - BLOCK) if offset >= BLOCK else b""
+            body = os.pread(self.descriptor, size, offset)
+        if len(body) != size:
+            raise OSError(errno.EIO, f"read {len(body)} of {size} bytes")
+        return header, body
+
+    def forget(self, offset: int, size: int) -> None:
+        """Drop the range from the page cache."""
+        with suppress(OSError):
+            os.posix_fadvise(self.descriptor, offset, size, os.POSIX_FADV_DONTNEED)
+
+
+class Storage(ABC):
+    """The files of one split by their names.
+
+    `random_access` is whether `open` works, and `needs_cache` says why not. `knows_ends` is whether a file is
+    complete where `chunks` ends without an error.
+    """
+
+    random_access, knows_ends = True, True
+    needs_cache = ""
+
+    @abstractmethod
+    def describe(self, name: str) -> str:
+        """The path or address of a file, for messages: without passwords or tokens."""
+
+    @abstractmethod
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The whole of a file, in pieces."""
+
+    @abstractmethod
+    def open(self, name: str) -> Handle:
+        """A file to read anywhere in."""
+
+    def probe(self, name: str) -> None:  # noqa: B027
+        """Set `random_access` by a request for a part of `name`, where that is in doubt; OSError."""
+
+    def read(self, name: str) -> bytes:
+        """The whole of a small file."""
+        return b"".join(self.chunks(name))
+
+
+class LocalStorage(Storage):
+    """A directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def describe(self, name: str) -> str:
+        """The path of a file."""
+        return str(self.directory / name)
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """The whole of a file, in pieces."""
+        with open(self.directory / name, "rb", buffering=0) as file:
+            while chunk := file.read(CHUNK):
+                yield chunk
+
+    def open(self, name: str) -> Handle:
+        """A file to read anywhere in."""
+        return LocalFile(self.directory / name)
+
+
+def storage_for(place: str | Path | Storage, deadline_s: float = 300.0) -> Storage:
+    """The storage at a path or URL; DataError for a scheme that is not allowed."""
+    if isinstance(place, Storage):
+        return place
+    scheme = SCHEME.match(str(place))
+    if isinstance(place, Path) or not scheme:
+        return LocalStorage(Path(place))
+    if (kind := scheme[1].lower()) not in SCHEMES:
+        raise DataError(f"{place}: scheme {kind} is not allowed; use a path or one of {', '.join(SCHEMES)}")
+    if kind == "pipe":
+        from data_shards.storage.pipe import PipeStorage
+
+        return PipeStorage(str(place)[5:], deadline_s)
+    if kind == "file":
+        return LocalStorage(Path(re.sub(r"^file:(//)?", "", str(place))))
+    from data_shards.storage.remote import RemoteStorage
+
+    return RemoteStorage(str(place))
+
+
+def check_access(storage: Storage, *, cached: bool) -> None:
+    """DataError where samples cannot be read by themselves, and there is no cache for whole shards."""
+    if not storage.random_access and not cached:
+        raise DataError(f"{storage.describe('*')}: {storage.needs_cache}")
+
+
+def check_file_name(name: str) -> None:
+    """DataError unless `name` is a plain file name: it comes from a manifest and goes into paths."""
+    if name in ("", "..") or name.startswith(".") or "/" in name or "\0" in name:
+        raise DataError(f"manifest: shard name {name!r} must be a plain file name; mend the manifest")

@@ -1,0 +1,214 @@
+"""A shard cache on node-local disk: whole shards, verified, within a hard cap, shared by a node's ranks.
+
+A shard is fetched to `.NAME.tmp`, its size and SHA-256 are checked, it is flushed to the disk and renamed:
+NAME is whole or absent. One that differs from the manifest's digest twice is kept as `NAME.damaged`: its
+sound samples are still sound, and each is checked by itself. Cap and locks: `data_shards.storage.eviction`.
+"""
+
+import fcntl
+import hashlib
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from enum import Enum
+from pathlib import Path
+
+from data_shards.errors import DataError
+from data_shards.format.index import Manifest, ShardEntry
+from data_shards.storage.base import LocalFile, PermanentError, Storage
+from data_shards.storage.eviction import NEVER, Room, is_at
+from data_shards.storage.retry import FIRST_S, LONGEST_S, Retries
+
+SLACK = 1 << 20  # bytes of the cap left for lock and announcement files
+Notice = Callable[[str, str], None]  # shard, what was seen
+
+
+class Outcome(Enum):
+    """What came of a fetch; after anything but HERE the shard is not (yet) in the cache."""
+
+    HERE = "here"
+    ELSEWHERE = "another process is fetching it"
+    NO_ROOM = "everything in the cache is needed sooner or is being read"
+    DISK_FULL = "its disk is full or failing"
+
+
+def least_bytes(manifest: Manifest) -> int:
+    """The smallest cap of a cache for a split: its largest shard and some room."""
+    return max(shard.bytes for shard in manifest.shards) + SLACK
+
+
+class CachedFile(LocalFile):
+    """An open cached shard; its shared lock keeps it from being evicted."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.damaged = path.suffix == ".damaged"
+        fcntl.flock(self.descriptor, fcntl.LOCK_SH)
+        if os.fstat(self.descriptor).st_nlink == 0:  # evicted between opening and locking
+            raise FileNotFoundError(path)
+
+
+class _WriteFailed(Exception):
+    """Writing to the cache failed: no trouble of the source, so not to be tried again there."""
+
+
+class ShardCache:
+    """The cached shards of one split. Threads and processes may share a directory, not the object's `close`.
+
+    DataError: a cap below one shard, or a directory that cannot be used.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        max_bytes: int,
+        storage: Storage,
+        manifest: Manifest,
+        *,
+        retries: Retries,
+        notice: Notice = lambda shard, what: None,
+    ) -> None:
+        if max_bytes < (least := least_bytes(manifest)):
+            raise DataError(f"cache_bytes ({max_bytes}) must be at least {least}, one shard and some room")
+        expanded = os.path.expandvars(directory)
+        if "$" in expanded:
+            raise DataError(f"cache {directory}: a variable in it is not set; set it or name a directory")
+        self.storage, self.manifest, self.retries = storage, manifest, retries
+        self.telemetry, self.notice = retries.telemetry, notice
+        self.home = Path(expanded) / manifest.digest[:16]
+        self.room = Room(Path(expanded), max_bytes)
+        self._failures: dict[int, str] = {}  # shard -> why the last fetch of it failed
+        self.home.mkdir(exist_ok=True)
+
+    def close(self) -> None:
+        """Give up this process's claims; the shards stay for the next run."""
+        self.room.close()
+
+    def announce(self, shards: list[int]) -> None:
+        """Say which shards this process reads next, soonest first."""
+        self.room.announce([f"{self.home.name}/{self.manifest.shards[shard].name}" for shard in shards])
+
+    def open(self, shard: int) -> CachedFile | None:
+        """The cached shard, or None; one of the wrong size is removed."""
+        entry = self.manifest.shards[shard]
+        for name in (entry.name, f"{entry.name}.damaged"):
+            with suppress(FileNotFoundError):
+                file = CachedFile(self.home / name)
+                if file.size == entry.bytes:
+                    return file
+                self.drop(shard)
+        return None
+
+    def drop(self, shard: int) -> None:
+        """Remove a copy found damaged; whoever has it open may read on."""
+        name = self.manifest.shards[shard].name
+        for path in (self.home / name, self.home / f"{name}.damaged"):
+            path.unlink(missing_ok=True)
+
+    def require(self, shard: int, release: Callable[[], None]) -> CachedFile:
+        """The cached shard, fetched now if need be; `release` closes what this process holds open.
+
+        DataError, naming the shard, when it does not arrive within the deadline.
+        """
+        began, outcome, delay_s = time.monotonic(), Outcome.HERE, FIRST_S
+        while time.monotonic() - began < self.retries.deadline_s and not self.retries.stop.is_set():
+            if file := self.open(shard):
+                return file
+            if (outcome := self.fetch(shard, need=-1)) is not Outcome.HERE:
+                release()
+                self.retries.stop.wait(delay_s)
+                delay_s = min(2 * delay_s, LONGEST_S / 10)
+        if shard in self._failures:
+            raise DataError(self._failures[shard])
+        what = self.storage.describe(self.manifest.shards[shard].name)
+        fix = f"see to the disk of {self.room.root}, or raise the cap ({self.room.max_bytes} bytes)"
+        raise DataError(f"{what}: not cached within {self.retries.deadline_s:.0f} s: {outcome.value}; {fix}")
+
+    def fetch(self, shard: int, need: int = NEVER - 1) -> Outcome:
+        """Bring a shard into the cache unless it is there; `need` is its place in this process's order.
+
+        DataError when the source fails beyond the deadline.
+        """
+        entry = self.manifest.shards[shard]
+        if (self.home / entry.name).exists() or (self.home / f"{entry.name}.damaged").exists():
+            return Outcome.HERE
+        temporary, handle = self.home / f".{entry.name}.tmp", None
+        try:
+            if (handle := _own(temporary)) is None:
+                return Outcome.ELSEWHERE
+            outcome = self._fetch(entry, temporary, handle, need)
+            self._failures.pop(shard, None)
+            return outcome
+        except DataError as error:
+            self._failures[shard] = str(error)
+            raise
+        except (OSError, _WriteFailed):  # the source's errors are DataErrors by now
+            self.telemetry.add("fetch_failures")
+            return Outcome.DISK_FULL
+        finally:
+            if handle is not None:
+                if is_at(handle, temporary):
+                    temporary.unlink(missing_ok=True)
+                os.close(handle)
+
+    def _fetch(self, entry: ShardEntry, temporary: Path, handle: int, need: int) -> Outcome:
+        if (self.home / entry.name).exists():
+            return Outcome.HERE
+        os.ftruncate(handle, 0)  # what a dead process left counts no more
+        if not self.room.take(handle, entry.bytes, need):
+            return Outcome.NO_ROOM
+        sound = self._try_copy(entry, handle)
+        if not sound:
+            self.telemetry.add("refetches")
+            sound = self._try_copy(entry, handle)
+        if not sound:
+            self.notice(
+                entry.name, "SHA-256 differs from the manifest, twice; its samples are checked singly"
+            )
+        os.fsync(handle)
+        os.rename(temporary, self.home / (entry.name if sound else f"{entry.name}.damaged"))
+        self.telemetry.add("shards_fetched")
+        return Outcome.HERE
+
+    def _try_copy(self, entry: ShardEntry, handle: int) -> bool:
+        return self.retries(lambda: self._copy(entry, handle), lambda: self.storage.describe(entry.name))
+
+    def _copy(self, entry: ShardEntry, handle: int) -> bool:
+        """Copy a shard into its temporary; whether its digest is the manifest's. OSError: not its size."""
+        digest, done = hashlib.sha256(), 0
+        for chunk in self.storage.chunks(entry.name):
+            if self.retries.stop.is_set():
+                raise InterruptedError(0, "the stream was closed")
+            if done + len(chunk) <= entry.bytes:
+                _write(handle, chunk, done)
+            digest.update(chunk)
+            done += len(chunk)
+        if done != entry.bytes:
+            wrong = PermanentError if self.storage.knows_ends else OSError
+            raise wrong(0, f"expected {entry.bytes} bytes, found {done}")
+        return digest.hexdigest() == entry.sha256
+
+
+def _own(temporary: Path) -> int | None:
+    """Open a temporary and take its lock, or None while another process or thread has it."""
+    temporary.parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if is_at(handle, temporary):  # otherwise it was renamed or removed before the lock was ours
+            return handle
+    except BlockingIOError:
+        pass
+    os.close(handle)
+    return None
+
+
+def _write(handle: int, chunk: bytes, offset: int) -> None:
+    try:
+        view = memoryview(chunk)
+        while view:
+            written = os.pwrite(handle, view, offset)
+            view, offset = view[written:], offset + written
+    except OSError as error:
+        raise _WriteFailed from error

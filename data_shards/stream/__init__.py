@@ -1,0 +1,1 @@
+"""Streams of batches: order, state, reading, decoding, training and evaluation."""

@@ -1,0 +1,57 @@
+"""Tars named without a manifest: /data/x/{000000..000146}.tar, a URL of them, or pipe: and a command."""
+
+import re
+from pathlib import Path
+
+from data_shards.errors import DataError
+from data_shards.storage.base import SCHEME
+
+TARS = (".tar", ".tar.gz", ".tgz")
+READABLE = ("file", "gs", "http", "https", "pipe")  # the schemes that webdataset reads, of those we allow
+
+
+def names_tars(place: str) -> bool:
+    """Whether `place` names tars rather than a split with its manifest, by its text alone.
+
+    It does when it ends in .tar, or what its braces become does, or as a command without {} for the name of a
+    file.
+    """
+    if place.startswith("pipe:"):
+        return "{}" not in place
+    path = place.partition("?")[0]
+    return path.endswith(TARS) or (path.endswith("}") and ".tar" in path)
+
+
+def expand(place: str) -> list[str]:
+    """The tars that a name with {000..146} means; DataError when one is not allowed or not there."""
+    urls = [re.sub(r"^file:(//)?", "", url) for url in _braces(place)]
+    for url in urls:
+        scheme = SCHEME.match(url)
+        if scheme and (kind := scheme[1].lower()) not in READABLE:
+            use = f"a path or {', '.join(READABLE)}, such as pipe:aws s3 cp s3://bucket/{{000..146}}.tar -"
+            raise DataError(f"{shown(url)}: scheme {kind} is not allowed here; use {use}")
+        if not scheme and not Path(url).is_file():
+            raise DataError(f"{url}: no such tar; check the pattern {place}")
+    return urls
+
+
+def _braces(place: str) -> list[str]:
+    """What the braces become; in a command, where the shell has braces of its own, only with {000..146}."""
+    from braceexpand import braceexpand
+
+    command = place.startswith("pipe:")
+    if command and not re.search(r"\{\d+\.\.\d+\}", place):
+        return [place]
+    try:
+        return list(braceexpand(place, escape=not command))
+    except ValueError as error:
+        raise DataError(f"{shown(place)}: its braces are not in pairs; write {{000..146}}") from error
+
+
+def shown(url: str) -> str:
+    """A place as messages name it: of a command its first word and its tar, without passwords and queries."""
+    if url.startswith("pipe:"):
+        words = [word.strip("';\"") for word in url[5:].split() if "=" not in word]
+        tars = [shown(word) for word in words[1:] if word.endswith(TARS)]
+        return " ".join([f"pipe:{''.join(words[:1])} ...", *tars])
+    return re.sub(r"//[^/@]*@", "//", url.partition("?")[0]) if SCHEME.match(url) else url

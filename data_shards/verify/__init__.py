@@ -1,0 +1,1 @@
+"""Checking shards against their index, and mending what is damaged."""

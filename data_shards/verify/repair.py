@@ -1,0 +1,209 @@
+"""Mend a damaged split: from its source byte for byte, or without one by a new set that lacks what is lost.
+
+Nothing in place is ever replaced by anything but the bytes that the manifest names. What cannot be had back
+is left out of another directory, with a list, another manifest and so another identity.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from data_shards.errors import DataError
+from data_shards.format.check import BadSample, Bytes, Sample, check_bodies, check_samples
+from data_shards.format.files import atomic_file, atomic_write, only_writer, write_errors
+from data_shards.format.index import MANIFEST_NAME, Manifest, ShardEntry, read_index
+from data_shards.format.samples import BadSource, Source
+from data_shards.format.tar import write_samples
+from data_shards.pack.mended import as_packed
+from data_shards.pack.plan import PLAN_NAME, PackOptions, cut, order
+from data_shards.pack.processes import map_in_order
+from data_shards.pack.progress import read_bad, write_bad
+from data_shards.pack.shard import sha256_of, write_shard
+from data_shards.pack.tar_scan import ScanJob, scan_tar
+from data_shards.pack.write import Share
+from data_shards.verify.verify import verify
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Repair:
+    """What was done: indices and shards written again, samples left out of the new set, what remains.
+
+    `remaining` is empty when the directory, or the new set where one was asked for, is sound.
+    """
+
+    reindexed: tuple[str, ...] = ()
+    rewritten: tuple[str, ...] = ()
+    dropped: tuple[BadSource, ...] = ()
+    remaining: tuple[BadSample, ...] = ()
+
+
+def repair(
+    directory: str | Path,
+    *,
+    source: Source | None = None,
+    drop_to: str | Path | None = None,
+    workers: int = 1,
+    progress: Progress | None = None,
+) -> Repair:
+    """Find what is damaged, then bring it back: indices from their tars, shards from `source`.
+
+    With `drop_to`, a new set in that directory: sound shards linked, damaged ones without their bad samples.
+    DataError: another source than the packed one, or one that no longer gives the same bytes.
+    """
+    if source and drop_to:
+        raise DataError("--source brings samples back, --drop-to does without them: give one")
+    out = Path(directory)
+    manifest = Manifest.load(out)
+    bad = verify(out, workers=workers, progress=progress).bad
+    with write_errors(out), only_writer(out):
+        reindexed = tuple(e.index_name for e in _damaged(manifest, bad) if _reindex(out, manifest, e))
+        damaged = _damaged(manifest, [b for b in bad if b.shard not in reindexed])
+        if source and damaged:
+            _from_source(out, manifest, source, damaged, workers)
+    remaining = tuple(b for b in bad if b.shard not in reindexed and not (source and damaged))
+    done = Repair(reindexed, tuple(entry.name for entry in damaged) if source else (), (), remaining)
+    if drop_to and damaged:
+        return replace(done, dropped=_without(out, manifest, damaged, Path(drop_to)), remaining=())
+    return done
+
+
+def _damaged(manifest: Manifest, bad: Iterable[BadSample]) -> list[ShardEntry]:
+    names = {b.shard for b in bad}
+    return [entry for entry in manifest.shards if {entry.name, entry.index_name} & names]
+
+
+def _reindex(out: Path, manifest: Manifest, entry: ShardEntry) -> bool:
+    """Make an index again from its tar, if that is sound and gives the very index of the manifest."""
+    if sha256_of(out / entry.index_name) == entry.index_sha256 or sha256_of(out / entry.name) != entry.sha256:
+        return False
+    scan = scan_tar(
+        ScanJob(out / entry.name, "label", manifest.writer.check if manifest.layout == "indexed" else "none")
+    )
+    index, names = scan.index.copy(), {name: i for i, name in enumerate(manifest.classes)}
+    labels = [label if isinstance(label, int) else names.get(label, 0) for label in scan.labels]
+    index["label"] = [labels[place] for place in index["label"]]
+    if hashlib.sha256(index.tobytes()).hexdigest() != entry.index_sha256:
+        return False
+    atomic_write(out / entry.index_name, index.tobytes())
+    return True
+
+
+def _from_source(
+    out: Path, manifest: Manifest, source: Source, damaged: list[ShardEntry], workers: int
+) -> None:
+    """Write the damaged shards again; each must come out as the manifest has it."""
+    samples = source.splits.get(manifest.split)
+    if samples is None or manifest.layout != "packed" or manifest.parent:
+        raise DataError(f"{out}: was not packed from {source.name}; repair it with --drop-to instead")
+    options, digest = PackOptions.of(manifest.writer), manifest.writer.source_digest
+    bad = read_bad(out) if manifest.bad_sources else []
+    samples, _ = as_packed(samples, bad, manifest.samples + len(bad), digest, options)
+    if samples.digest != digest:
+        text = f"{samples.digest[:12]}, packed was {digest[:12]}"
+        raise DataError(
+            f"{out}: this source is another one, or has changed since (digest {text}); see --directory"
+        )
+    ranks = order(len(samples), options)
+    share = Share(
+        out=out,
+        samples=samples,
+        num_classes=len(manifest.classes),
+        options=options,
+        starts=cut(samples, ranks, options),
+        ranks=ranks,
+        task=(0, 1),
+    )
+    jobs = (replace(share.job(int(Path(entry.name).stem)), expected=entry) for entry in damaged)
+    for _ in map_in_order(write_shard, jobs, workers):
+        pass
+
+
+def _without(out: Path, manifest: Manifest, damaged: list[ShardEntry], new: Path) -> tuple[BadSource, ...]:
+    """Make the set `new` of everything in `out` that is sound: the samples it lacks."""
+    if (new / MANIFEST_NAME).exists() or (new / PLAN_NAME).exists():
+        raise DataError(f"{new}: holds shards already; pass another --drop-to")
+    dropped: list[BadSource] = []
+    entries = []
+    with write_errors(new), only_writer(new):
+        for entry in manifest.shards:
+            found: ShardEntry | None = entry
+            if entry in damaged:
+                found = _sound_part(out, manifest, entry, new, dropped)
+            else:
+                _link(out / entry.name, new / entry.name)
+                _link(out / entry.index_name, new / entry.index_name)
+            entries += [found] if found else []
+        if not entries:
+            raise DataError(f"{out}: not one sound sample is left")
+        before = read_bad(out) if manifest.bad_sources else []
+        write_bad(new, [*before, *dropped])
+        count = sum(entry.samples for entry in entries)
+        changed = replace(manifest, shards=tuple(entries), samples=count, parent=manifest.digest)
+        replace(changed, bad_sources=len(before) + len(dropped)).save(new)
+    return tuple(dropped)
+
+
+def _link(path: Path, new: Path) -> None:
+    """The same file under another name; a copy where the file system has no such thing."""
+    new.unlink(missing_ok=True)
+    try:
+        os.link(path.resolve(), new)
+    except OSError:
+        shutil.copyfile(path, new)
+
+
+def _sound_part(
+    out: Path, manifest: Manifest, entry: ShardEntry, new: Path, dropped: list[BadSource]
+) -> ShardEntry | None:
+    """A damaged shard's sound samples, written to `new`; None when nothing of it can be told apart."""
+    try:
+        index = read_index(out / entry.index_name)
+        if hashlib.sha256(index.data).hexdigest() != entry.index_sha256:
+            raise DataError("its index is damaged too")
+        with open(out / entry.name, "rb") as file:
+            tar = Bytes(file.fileno())
+            if manifest.layout == "packed":
+                checked = list(check_samples(entry.name, tar, index))
+            else:
+                checked = list(check_bodies(entry.name, tar, index))
+    except (OSError, DataError) as error:
+        reason = " ".join(f"{error}; all its {entry.samples} samples are lost".split())
+        dropped.append(BadSource("*", entry.name, -1, reason))
+        return None
+    rows = checked[: len(index)]
+    labels = index["label"].tolist()
+    dropped += [
+        BadSource(bad.key, bad.shard, label, bad.reason)
+        for bad, label in zip(rows, labels, strict=True)
+        if isinstance(bad, BadSample)
+    ]
+    good = [row for row, sample in enumerate(rows) if isinstance(sample, Sample)]
+    if not good:
+        return None
+    if manifest.layout == "indexed":  # its tar is not ours to write
+        _link(out / entry.name, new / entry.name)
+        found = index[good]
+    else:
+        found = _rewrite(new / entry.name, [sample for sample in rows if isinstance(sample, Sample)])
+    atomic_write(new / entry.index_name, found.tobytes())
+    return _entry_of(new, entry.name, len(good))
+
+
+def _rewrite(path: Path, samples: list[Sample]) -> np.ndarray:
+    with atomic_file(path) as handle:
+        return write_samples(handle, ((s.key, s.body, s.label) for s in samples))
+
+
+def _entry_of(new: Path, name: str, samples: int) -> ShardEntry:
+    digests = sha256_of(new / name), sha256_of((new / name).with_suffix(".idx"))
+    assert digests[0]
+    assert digests[1]
+    size = (new / name).stat().st_size
+    return ShardEntry(name=name, bytes=size, samples=samples, sha256=digests[0], index_sha256=digests[1])

@@ -1,0 +1,104 @@
+"""Read a split back, every byte of it, and name what is not as the manifest says."""
+
+import hashlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from data_shards.errors import DataError
+from data_shards.format.check import BadSample, Bytes, Sample, check_bodies, check_samples
+from data_shards.format.index import Manifest, ShardEntry, read_index
+from data_shards.image.pixels import decode_pixels
+from data_shards.pack.processes import map_in_order
+
+PIECE = 2**22  # bytes hashed at a time
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `verify` read, and everything that was wrong; `ok` when nothing was."""
+
+    shards: int
+    samples: int
+    bytes: int
+    bad: tuple[BadSample, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every shard is as the manifest says."""
+        return not self.bad
+
+
+def verify(
+    directory: str | Path,
+    decode: bool = False,
+    workers: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Check sizes, digests, tar structure, labels and every sample's checksum; with `decode`, its pixels.
+
+    `workers` are processes. `progress(done, total)` hears of samples. Of tars made by others the structure
+    and the labels are covered by the digest alone.
+    """
+    manifest, found, done = Manifest.load(directory), [], 0
+    check = partial(verify_shard, Path(directory), decode=decode, layout=manifest.layout)
+    for shard, bad in zip(manifest.shards, map_in_order(check, manifest.shards, workers), strict=True):
+        found += bad
+        done += shard.samples
+        if progress:
+            progress(done, manifest.samples)
+    return Report(len(manifest.shards), manifest.samples, sum(s.bytes for s in manifest.shards), tuple(found))
+
+
+def verify_shard(
+    directory: Path, shard: ShardEntry, decode: bool = False, layout: str = "packed"
+) -> list[BadSample]:
+    """Everything wrong with one shard; a damaged index hides its samples, a damaged tar does not."""
+    try:
+        with open(directory / shard.name, "rb") as file:
+            tar = Bytes(file.fileno())
+            whole = _whole_file_problems(shard, tar)
+            try:
+                index = _index(directory, shard)
+            except DataError as error:
+                return [*whole, BadSample(shard.index_name, "*", f"{error}; samples not checked")]
+            samples = (check_samples if layout == "packed" else check_bodies)(shard.name, tar, index)
+            return whole + list(_bad(shard, samples, decode))
+    except OSError as error:
+        return [BadSample(shard.name, "*", str(error))]
+
+
+def _index(directory: Path, shard: ShardEntry) -> np.ndarray:
+    """The index of a shard; DataError unless it is the manifest's."""
+    index = read_index(directory / shard.index_name)
+    if len(index) != shard.samples or hashlib.sha256(index.data).hexdigest() != shard.index_sha256:
+        raise DataError("SHA-256 differs from the manifest")
+    return index
+
+
+def _whole_file_problems(shard: ShardEntry, tar: Bytes) -> list[BadSample]:
+    if len(tar) != shard.bytes:
+        return [BadSample(shard.name, "*", f"expected {shard.bytes} bytes, found {len(tar)}")]
+    sha256 = hashlib.sha256()
+    try:
+        for start in range(0, len(tar), PIECE):
+            sha256.update(tar[start : start + PIECE])
+    except OSError as error:
+        return [BadSample(shard.name, "*", f"cannot read it: {error.strerror}, near byte {start}")]
+    if sha256.hexdigest() != shard.sha256:
+        return [BadSample(shard.name, "*", "SHA-256 differs from the manifest")]
+    return []
+
+
+def _bad(shard: ShardEntry, samples: Iterator[Sample | BadSample], decode: bool) -> Iterator[BadSample]:
+    for sample in samples:
+        if isinstance(sample, BadSample):
+            yield sample
+        elif decode:
+            try:
+                decode_pixels(sample.body)
+            except DataError as error:
+                yield BadSample(shard.name, sample.key, str(error))
