@@ -41,8 +41,8 @@ from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
 from parallel.zero.engine import Engine
 from parallel.zero.master_weights import Masters
 from swin_moe import ModelConfig, MoEConfig, build_model
-from swin_moe.losses import classification_loss
-from swin_moe.randomness import sample_keys
+from swin_moe.moe.losses import classification_loss
+from swin_moe.random.keyed import sample_keys
 
 Row = dict[str, Any]
 MODES = ("asynchronous", "synchronous")

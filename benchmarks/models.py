@@ -34,13 +34,13 @@ import torch  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
-from swin_moe.attention import CosineAttention  # noqa: E402
-from swin_moe.compile import compile_blocks  # noqa: E402
+from swin_moe.backbone.attention import CosineAttention  # noqa: E402
+from swin_moe.backbone.compile import compile_blocks  # noqa: E402
+from swin_moe.backbone.flops import cost  # noqa: E402
+from swin_moe.backbone.model import build_model  # noqa: E402
+from swin_moe.backbone.position_bias import LogCpbBias  # noqa: E402
+from swin_moe.backbone.windows import WindowGrid  # noqa: E402
 from swin_moe.config import ModelConfig  # noqa: E402
-from swin_moe.flops import cost  # noqa: E402
-from swin_moe.model import build_model  # noqa: E402
-from swin_moe.position_bias import LogCpbBias  # noqa: E402
-from swin_moe.windows import WindowGrid  # noqa: E402
 
 Row = dict[str, Any]
 Work = Callable[[], object]

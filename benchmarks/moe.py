@@ -47,8 +47,8 @@ from parallel.ranks.discover import Ranks, join, leave, prepare_process  # noqa:
 from parallel.ranks.mesh import Mesh, ParallelDims  # noqa: E402
 from parallel.zero.engine import start_deepspeed  # noqa: E402
 from swin_moe.config import ModelError  # noqa: E402
-from swin_moe.dispatch import capacity  # noqa: E402
-from swin_moe.tutel_backend import INSTALL, import_tutel  # noqa: E402
+from swin_moe.moe.backends.tutel import INSTALL, import_tutel  # noqa: E402
+from swin_moe.moe.dispatch import capacity  # noqa: E402
 
 Row = dict[str, Any]
 

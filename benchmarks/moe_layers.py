@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from parallel.experts.placement import ExpertParallel
 from parallel.ranks.mesh import Mesh
 from swin_moe.config import MoEConfig
-from swin_moe.dispatch import capacity
-from swin_moe.moe import MoECall, MoELayer
-from swin_moe.randomness import SiteCounter, fork, sample_keys
-from swin_moe.router import RouterCall
+from swin_moe.moe.dispatch import capacity
+from swin_moe.moe.layer import MoECall, MoELayer
+from swin_moe.moe.routers.registry import RouterCall
+from swin_moe.random.keyed import SiteCounter, fork, sample_keys
 
 DIM, HIDDEN, LENGTH = 384, 1536, 144  # Swin-MoE-S, stage 3 at 192 x 192: 12 x 12 tokens an image
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}

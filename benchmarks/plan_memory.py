@@ -49,7 +49,7 @@ from parallel.ranks.collectives import gather_objects
 from parallel.ranks.discover import Ranks, join, leave, prepare_process
 from parallel.zero.engine import Engine
 from parallel.zero.master_weights import Masters
-from swin_moe.randomness import sample_keys
+from swin_moe.random.keyed import sample_keys
 
 Row = dict[str, Any]
 STEPS, LIMIT_S, MIB = 2, 3000, 2**20

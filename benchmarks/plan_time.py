@@ -68,7 +68,7 @@ class Training:
         from launcher.assembly import engine_options, run_mesh
         from launcher.optim import parameter_groups
         from parallel.zero.engine import Engine
-        from swin_moe.model import build_model
+        from swin_moe.backbone.model import build_model
 
         self.config, parallel = config, config.parallel
         mesh = run_mesh(parallel, [ranks])
@@ -89,8 +89,8 @@ class Training:
         import torch
         import torch.distributed as dist
 
-        from swin_moe.losses import classification_loss
-        from swin_moe.randomness import sample_keys
+        from swin_moe.moe.losses import classification_loss
+        from swin_moe.random.keyed import sample_keys
 
         images = torch.randn(MICRO, 3, *self.config.model.image_sides)
         labels = torch.randint(100, (MICRO,))

@@ -19,7 +19,7 @@ from parallel.experts.placement import ExchangeOptions
 from parallel.ranks.mesh import LayoutError, ParallelDims
 from parallel.zero.optimizers import OptimizerError, import_apex
 from swin_moe.config import ModelError, MoEConfig
-from swin_moe.tutel_backend import import_tutel
+from swin_moe.moe.backends.tutel import import_tutel
 
 MOST_WINDOWS = 2**16 - 1  # blocks of a CUDA grid in its second and third dimension
 

@@ -23,8 +23,8 @@ from launcher.tasks import Task, normalised
 from parallel.ranks.host import send
 from parallel.ranks.mesh import Mesh
 from swin_moe.config import MoEConfig
-from swin_moe.moe import MoECall
-from swin_moe.randomness import sample_keys
+from swin_moe.moe.layer import MoECall
+from swin_moe.random.keyed import sample_keys
 
 ORDER_SEED = 0  # of the validation images where routing groups matter: the same for every run
 

@@ -13,8 +13,8 @@ from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from swin_moe.backbone.flops import Cost, cost
 from swin_moe.config import ModelConfig, ModelError
-from swin_moe.flops import Cost, cost
 from swin_moe.registry import list_models, load_model_config, recipe_files
 from swin_moe.sizes import Size, as_text
 

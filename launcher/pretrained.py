@@ -7,7 +7,7 @@ from launcher.schema import TrainConfig
 from parallel.checkpoint.commit import MANIFEST
 from parallel.ranks.collectives import RanksError, agree
 from parallel.ranks.mesh import Mesh
-from swin_moe.model import SwinTransformer
+from swin_moe.backbone.model import SwinTransformer
 from swin_moe.weights import ClassMap
 from swin_moe.weights.adapt import Head
 from swin_moe.weights.load import Fitted, fit, write

@@ -11,7 +11,7 @@ from launcher.schema import RunConfig
 from launcher.tasks import on_meta
 from parallel.zero.options import check_with_deepspeed
 from swin_moe.config import ModelConfig
-from swin_moe.dispatch import capacity
+from swin_moe.moe.dispatch import capacity
 from swin_moe.sizes import as_text
 
 CHANNELS = 3  # of every image that the data pipeline decodes

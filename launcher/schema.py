@@ -13,7 +13,7 @@ from parallel.experts.placement import ExchangeOptions
 from parallel.ranges import LARGEST, WEEK_S, check_ranges
 from parallel.zero.options import OptimizerName, Precision, ZeroStage, check_deepspeed
 from swin_moe.config import ModelConfig
-from swin_moe.simmim_config import SimMIMConfig
+from swin_moe.heads.simmim_config import SimMIMConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,8 +41,8 @@ from parallel.ranks.host import send
 from parallel.ranks.mesh import Mesh
 from parallel.zero.engine import Engine
 from parallel.zero.master_weights import Masters
-from swin_moe.compile import compile_blocks
-from swin_moe.randomness import sample_keys
+from swin_moe.backbone.compile import compile_blocks
+from swin_moe.random.keyed import sample_keys
 
 
 class Session:

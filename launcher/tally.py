@@ -12,8 +12,8 @@ from torch import Tensor
 
 from parallel.ranks.collectives import sum_over
 from parallel.ranks.host import read, send
-from swin_moe.model import ModelOutput
-from swin_moe.moe import MoEStats
+from swin_moe.backbone.model import ModelOutput
+from swin_moe.moe.layer import MoEStats
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,10 +15,10 @@ from launcher.schema import DataConfig, RunConfig
 from parallel.experts.exchange import ExchangeOptions
 from parallel.ranks.host import send
 from parallel.ranks.mesh import Mesh
-from swin_moe.flops import build_on_meta, construct_on_meta
-from swin_moe.losses import classification_loss, evaluation_sums
-from swin_moe.model import ModelOutput, SwinTransformer, build_model
-from swin_moe.simmim import SimMIM, SimMIMOutput, build_simmim
+from swin_moe.backbone.flops import build_on_meta, construct_on_meta
+from swin_moe.backbone.model import ModelOutput, SwinTransformer, build_model
+from swin_moe.heads.simmim import SimMIM, SimMIMOutput, build_simmim
+from swin_moe.moe.losses import classification_loss, evaluation_sums
 
 Colour = tuple[float, float, float]
 PICTURES = 8  # images of a picture for TensorBoard

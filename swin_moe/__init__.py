@@ -1,7 +1,7 @@
 """Swin Transformers, dense and with experts: models, routers, experts, losses."""
 
+from swin_moe.backbone.model import ModelOutput, SwinTransformer
 from swin_moe.config import ModelConfig, ModelError, MoEConfig
-from swin_moe.model import ModelOutput, SwinTransformer
 from swin_moe.registry import build_model, list_models
 from swin_moe.weights import ClassMap, LoadReport, WeightsError, load_weights, save_weights
 

@@ -13,7 +13,7 @@ from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from parallel.ranks.mesh import Mesh
-from swin_moe import model
+from swin_moe.backbone import model
 from swin_moe.config import ModelConfig, ModelError, MoEConfig, require
 from swin_moe.yaml_files import YamlError, got, merge, read_yaml
 

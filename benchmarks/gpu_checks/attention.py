@@ -17,9 +17,10 @@ from torch.nn.attention import SDPBackend
 
 from gpu_checks.cases import as_in_a_run, attempt, distance, not_numbers, peak_gb
 from gpu_checks.place import Place, Row, row
-from swin_moe import attention, gpu
-from swin_moe.position_bias import TableBias
-from swin_moe.windows import WindowGrid
+from swin_moe import gpu
+from swin_moe.backbone import attention
+from swin_moe.backbone.position_bias import TableBias
+from swin_moe.backbone.windows import WindowGrid
 
 SHAPES = {  # n: (B, S, h), of the first stages of real models, where the windows are shifted; fp64 bounds B
     49: (32, 64, 3),  # Swin-T at 224

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from gpu_checks.cases import as_in_a_run, attempt
 from gpu_checks.place import Place, Row, row
-from swin_moe import hashing, randomness
-from swin_moe.randomness import sample_keys
+from swin_moe.random import hashing
+from swin_moe.random import keyed as randomness
+from swin_moe.random.keyed import sample_keys
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 LEVEL = 1 / 255 / 0.22  # one level of a uint8 picture, normalised
@@ -97,7 +98,7 @@ def both(place: Place, what: str, work: Callable[[torch.device], Tensor]) -> Row
 
 def model_draws(place: Place) -> Iterator[Row]:
     """Draws of swin_moe: keys, uniforms, normals, masks, SimMIM's patches, drop path."""
-    from swin_moe.simmim import draw_masks
+    from swin_moe.heads.simmim import draw_masks
 
     rows, n = (200, 70) if place.rehearsal else (20_000, 1536)
     keys = keys_of(rows)

@@ -338,7 +338,7 @@ def _train(engine: Any, task: Any, one: Any, config: Any, device: torch.device) 
     """As in launcher/session.py."""
     from launcher.tally import Tally
     from parallel.ranks.host import send
-    from swin_moe.randomness import sample_keys
+    from swin_moe.random.keyed import sample_keys
 
     tally = Tally(rank=0, world_size=1)
     keys = send(sample_keys(0, one.positions), device)

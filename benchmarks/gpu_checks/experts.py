@@ -14,8 +14,8 @@ from torch import Tensor
 
 from gpu_checks.cases import as_in_a_run, attempt, distance, not_numbers
 from gpu_checks.place import Place, Row, row
-from swin_moe.expert_products import ACTIVATIONS, ExpertCall, grouped, has_grouped_products, loop
-from swin_moe.randomness import keep_mask, sample_keys
+from swin_moe.moe.grouped_gemm import ACTIVATIONS, ExpertCall, grouped, has_grouped_products, loop
+from swin_moe.random.keyed import keep_mask, sample_keys
 
 EXPERTS = (8, 32, 128, 1)  # L
 WAYS: dict[str, Callable[..., Tensor]] = {"grouped": grouped, "loop": loop}

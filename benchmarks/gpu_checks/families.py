@@ -18,13 +18,13 @@ import swin_moe
 from gpu_checks.cases import as_in_a_run, attempt, distance, not_numbers
 from gpu_checks.place import Place, Row, row
 from parallel.experts.exchange import ExchangeOptions
-from swin_moe import routing
-from swin_moe.losses import classification_loss
-from swin_moe.moe import MoECall
-from swin_moe.randomness import sample_keys
+from swin_moe.heads.simmim import SimMIM, build_simmim
+from swin_moe.heads.simmim_config import SimMIMConfig
+from swin_moe.moe.layer import MoECall
+from swin_moe.moe.losses import classification_loss
+from swin_moe.moe.routers import base as routing
+from swin_moe.random.keyed import sample_keys
 from swin_moe.registry import load_model_config
-from swin_moe.simmim import SimMIM, build_simmim
-from swin_moe.simmim_config import SimMIMConfig
 
 SWIN, SWINV2, SWIN_MLP = (
     "swin_tiny_patch4_window7_224",

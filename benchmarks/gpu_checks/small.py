@@ -10,9 +10,9 @@ from parallel.ranks.mesh import ParallelDims, build_mesh
 from parallel.zero.engine import Engine
 from parallel.zero.options import EngineOptions, Precision, ZeroStage
 from swin_moe import ModelConfig, MoEConfig
-from swin_moe.losses import classification_loss
-from swin_moe.model import build_model
-from swin_moe.randomness import sample_keys
+from swin_moe.backbone.model import build_model
+from swin_moe.moe.losses import classification_loss
+from swin_moe.random.keyed import sample_keys
 
 CLASSES, IMAGE, EXPERTS = 10, 32, 8
 CLIP_NORM, LEARNING_RATE, LABEL_SMOOTHING = 1.0, 1e-3, 0.1

@@ -23,10 +23,10 @@ from gpu_checks.subjects import (
     settings_of,
     timm_model,
 )
-from swin_moe.compile import compile_blocks
+from swin_moe.backbone.compile import compile_blocks
+from swin_moe.backbone.model import build_model
 from swin_moe.config import ModelConfig
-from swin_moe.model import build_model
-from swin_moe.randomness import sample_keys
+from swin_moe.random.keyed import sample_keys
 
 CASES = (  # model, whose, whether in evaluation
     ("Swin-T", "ours", False),

@@ -56,7 +56,7 @@ def _entries() -> dict[str, object]:
     dropping = {"ours dropless": ours, "ours 1.25": capped, "ours 1.25 padded": padded}
     entries |= {f"{name}, dropout 0.1": replace(entry, dropout=0.1) for name, entry in dropping.items()}
     with contextlib.suppress(Exception):
-        from swin_moe.tutel_backend import import_tutel
+        from swin_moe.moe.backends.tutel import import_tutel
 
         import_tutel()
         entries["tutel 1.25"] = Entry(impl="tutel", capacity_factor=1.25)

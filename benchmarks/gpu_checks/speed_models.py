@@ -24,8 +24,8 @@ from gpu_checks.subjects import (
     timm_model,
     weights_gb,
 )
+from swin_moe.backbone.model import build_model
 from swin_moe.config import ModelConfig
-from swin_moe.model import build_model
 
 FIRST = (("Swin-T", 128), ("SwinV2-T", 128), ("Swin-MoE-S", 128), ("Swin-S dense", 128))
 LAST = (("Swin-B", 64), ("SwinV2-B", 64))

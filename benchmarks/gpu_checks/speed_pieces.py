@@ -8,9 +8,9 @@ from torch import Tensor
 
 from gpu_checks.place import Place, Row, close, row
 from gpu_checks.subjects import Work, device_of, free
-from swin_moe import hashing
-from swin_moe.dispatch import _weighted_sum
-from swin_moe.randomness import DropPath, _bound, branch_scales, sample_keys, sink_dropped
+from swin_moe.moe.dispatch import _weighted_sum
+from swin_moe.random import hashing
+from swin_moe.random.keyed import DropPath, _bound, branch_scales, sample_keys, sink_dropped
 
 BF16 = torch.bfloat16
 

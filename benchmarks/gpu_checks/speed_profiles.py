@@ -11,7 +11,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from gpu_checks.place import Place, Row, row
 from gpu_checks.subjects import Training, Work, alone, config_of, free, interleaved, run_config
-from swin_moe.model import build_model
+from swin_moe.backbone.model import build_model
 
 NAMES = ("Swin-T", "SwinV2-T", "Swin-MoE-S")
 TOP = 20

@@ -23,9 +23,9 @@ from launcher.tally import Tally
 from launcher.tasks import task_of
 from parallel.ranks.discover import Ranks, join, leave, prepare_process
 from parallel.ranks.host import send
+from swin_moe.backbone.flops import cost
 from swin_moe.config import ModelConfig
-from swin_moe.flops import cost
-from swin_moe.randomness import DropPath, sample_keys
+from swin_moe.random.keyed import DropPath, sample_keys
 from swin_moe.registry import load_model_config
 
 PEAK_TFLOPS = 989.0  # of an H100 or H200 SXM in bf16, dense: NVIDIA's data sheet

@@ -18,7 +18,7 @@ from launcher.evaluation.ways import grouped, modes
 from launcher.tasks import normalised
 from parallel.ranks.collectives import sum_over
 from parallel.ranks.host import send
-from swin_moe.randomness import sample_keys
+from swin_moe.random.keyed import sample_keys
 
 
 class Features(NamedTuple):

@@ -26,8 +26,8 @@ from data_shards.stream.workers import Batch
 from launcher.config import ConfigError
 from launcher.schema import RunConfig
 from launcher.tasks import Classification
-from swin_moe.losses import evaluation_sums
-from swin_moe.model import ModelOutput
+from swin_moe.backbone.model import ModelOutput
+from swin_moe.moe.losses import evaluation_sums
 from swin_moe.text_files import read_text
 
 FORMAT = "swin-moe labels 1"

@@ -12,8 +12,8 @@ from launcher.evaluation.ways import Way, modes
 from launcher.tasks import normalised
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.host import send
-from swin_moe.flops import cost
-from swin_moe.randomness import sample_keys
+from swin_moe.backbone.flops import cost
+from swin_moe.random.keyed import sample_keys
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from launcher.evaluate import Evaluation
 from launcher.tasks import Task
 from swin_moe.config import MoEConfig
-from swin_moe.moe import MoECall
+from swin_moe.moe.layer import MoECall
 
 
 class Way(NamedTuple):

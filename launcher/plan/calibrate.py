@@ -27,8 +27,8 @@ from launcher.plan.stopwatch import Stopwatch
 from launcher.plan.trace import record
 from launcher.plan.work import describe
 from parallel.zero.options import DTYPES
+from swin_moe.backbone.model import build_model
 from swin_moe.config import ModelConfig
-from swin_moe.model import build_model
 
 SIDES = 16, 32, 64, 128, 256, 512  # of products; the least of (m, n, k)
 ROWS = 2048

@@ -18,11 +18,11 @@ from launcher.plan.slots import Slots, Way, degree_of, slots_of, way_of
 from parallel.experts.exchange import Compute
 from parallel.experts.gather import whole_numel
 from parallel.experts.placement import ExchangeOptions, sliced_of
-from swin_moe.dispatch import Plan
-from swin_moe.moe import MoELayer
-from swin_moe.other_routers import ExpertChoiceRouter
-from swin_moe.router import RouterCall, Routing, SoftRouting
-from swin_moe.routing import best_experts, mean_entropy, serving_order, widen
+from swin_moe.moe.dispatch import Plan
+from swin_moe.moe.layer import MoELayer
+from swin_moe.moe.routers.base import best_experts, mean_entropy, serving_order, widen
+from swin_moe.moe.routers.other import ExpertChoiceRouter
+from swin_moe.moe.routers.registry import RouterCall, Routing, SoftRouting
 
 
 def spread_evenly(model: nn.Module) -> None:

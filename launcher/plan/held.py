@@ -14,10 +14,10 @@ from launcher.optim import freeze, parameter_groups
 from launcher.schema import OptimConfig, RunConfig
 from parallel.experts.placement import ExchangeOptions, ExpertParallel, ExpertSlice, experts_of, sliced_of
 from parallel.ranks.mesh import ParallelDims
+from swin_moe.backbone.model import SwinTransformer
 from swin_moe.config import ModelConfig
-from swin_moe.model import SwinTransformer
-from swin_moe.simmim import SimMIM
-from swin_moe.simmim_config import SimMIMConfig
+from swin_moe.heads.simmim import SimMIM
+from swin_moe.heads.simmim_config import SimMIMConfig
 
 
 @dataclass(frozen=True, kw_only=True)

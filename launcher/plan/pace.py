@@ -41,7 +41,7 @@ class Pace:
         if micro not in self.dense:
             self.dense[micro] = []
             for part in self.work.parts:
-                # routing is fp32 whatever the precision (swin_moe/routing.py)
+                # routing is fp32 whatever the precision (swin_moe/moe/routers/base.py)
                 precision = "fp32" if part.name == "router" else self.precision
                 f, b = (ops_s(ops, self.hardware, precision) * part.number for ops in part.trace.at(micro))
                 self.dense[micro].append((part.stage, part.in_block, (f, b)))

@@ -11,14 +11,14 @@ from torch import Tensor, nn
 
 from launcher.plan.trace import Trace, trace
 from parallel.experts.placement import ExpertParallel, ExpertSlice
-from swin_moe.block import SwinBlock
+from swin_moe.backbone.block import SwinBlock
+from swin_moe.backbone.model import SwinTransformer
 from swin_moe.config import ModelConfig
-from swin_moe.dispatch import Plan, SoftPlan, make_plan
-from swin_moe.experts import ExpertMLP
-from swin_moe.model import SwinTransformer
-from swin_moe.moe import MoELayer
-from swin_moe.routing import RouterCall, SoftRouting
-from swin_moe.simmim_config import SimMIMConfig
+from swin_moe.heads.simmim_config import SimMIMConfig
+from swin_moe.moe.dispatch import Plan, SoftPlan, make_plan
+from swin_moe.moe.experts import ExpertMLP
+from swin_moe.moe.layer import MoELayer
+from swin_moe.moe.routers.base import RouterCall, SoftRouting
 
 BIAS = "position bias"  # once a batch of any size: no part of a model's published FLOPs
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from parallel.experts.placement import ExpertParallel, ExpertSlice
 from swin_moe.config import ModelConfig, MoEConfig
-from swin_moe.dispatch import capacity
+from swin_moe.moe.dispatch import capacity
 
 
 @dataclass(frozen=True, kw_only=True)

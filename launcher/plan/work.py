@@ -16,10 +16,10 @@ from launcher.plan.pieces import BIAS, Experts, Part, decoder, head, patches, st
 from launcher.plan.shapes import on_shapes, placed
 from launcher.plan.trace import Op
 from parallel.experts.placement import experts_of
+from swin_moe.backbone.flops import build_on_meta
 from swin_moe.config import ModelConfig
-from swin_moe.dispatch import capacity
-from swin_moe.flops import build_on_meta
-from swin_moe.simmim_config import SimMIMConfig
+from swin_moe.heads.simmim_config import SimMIMConfig
+from swin_moe.moe.dispatch import capacity
 
 PERSISTENT = 100_000  # elements up to which stage 3 keeps a tensor whole (stage3_param_persistence_threshold)
 
@@ -66,7 +66,7 @@ def describe(
 
 
 def flops_by_part(work: Work) -> dict[tuple[str, str], float]:
-    """Multiply-adds of one image forward, no token dropped, by stage and part; as `swin_moe.flops` counts."""
+    """Multiply-adds of one image forward, no token dropped, by stage and part; as `swin_moe.backbone.flops` counts."""
     found: dict[tuple[str, str], float] = {}
     for part in work.parts:
         if part.name != BIAS:

@@ -12,7 +12,7 @@ from typing import Any
 from launcher.preflight.report import Here, Seen, Verdict, gib
 from launcher.schema import RunConfig
 from parallel.checkpoint.commit import committed
-from swin_moe.flops import build_on_meta, count_parameters
+from swin_moe.backbone.flops import build_on_meta, count_parameters
 
 TOKEN = ".preflight-"
 PATIENCE_S = 3.0  # for a file that another node made to be seen here

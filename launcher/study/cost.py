@@ -9,8 +9,8 @@ from data_shards.stream.patterns import names_tars
 from launcher.check import steps_in
 from launcher.schema import RunConfig
 from launcher.study.resolve import Planned
+from swin_moe.backbone.flops import Cost, cost
 from swin_moe.config import ModelConfig
-from swin_moe.flops import Cost, cost
 
 # of a training step, in forward passes: the gradients of the inputs and those of the weights are one each
 FORWARDS = 3

@@ -13,8 +13,8 @@ from launcher.run_files import RunFiles, read_json
 from launcher.schema import RunConfig
 from launcher.study.cells import Cell, Study, run_directory
 from launcher.study.state import is_trained, state_of
+from swin_moe.backbone.flops import Cost, cost
 from swin_moe.config import ModelConfig
-from swin_moe.flops import Cost, cost
 
 CURVES = ("dropped_fraction", "load_max_over_mean")  # of every MoE layer, over the steps
 REASONS = {

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from swin_moe.backbone.model import SwinTransformer
 from swin_moe.config import ModelConfig
-from swin_moe.model import SwinTransformer
 from swin_moe.sizes import as_text
 from swin_moe.weights import hf, native, official
 from swin_moe.weights.errors import WeightsError

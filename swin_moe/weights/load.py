@@ -14,7 +14,7 @@ from parallel.checkpoint.commit import CheckpointError
 from parallel.experts.names import held_part, parameter_shapes, persistent_buffers
 from parallel.experts.placement import experts_of, global_name
 from parallel.zero.init import whole
-from swin_moe.model import SwinTransformer
+from swin_moe.backbone.model import SwinTransformer
 from swin_moe.weights import hf, moe_shards, native, official
 from swin_moe.weights.adapt import HEAD, Head, adapt_head, check_windows, drop_unneeded, resize_tables
 from swin_moe.weights.errors import WeightsError, some

@@ -96,7 +96,7 @@ def _is(x: Any) -> bool:
 def gpu_paths(monkeypatch: pytest.MonkeyPatch) -> None:
     """Take the paths of a GPU on CPU tensors: its draws, grouped products and attention as one kernel."""
     monkeypatch.setattr(gpu, "on_gpu", lambda x: True)
-    monkeypatch.setattr("swin_moe.experts.has_grouped_products", lambda rows, hidden: len(rows) > 0)
+    monkeypatch.setattr("swin_moe.moe.experts.has_grouped_products", lambda rows, hidden: len(rows) > 0)
     monkeypatch.setattr(F, "scaled_dot_product_attention", _attention)
 
 

@@ -16,8 +16,8 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from parallel.experts.exchange import ExchangeOptions
 from parallel.experts.placement import ExpertParallel
 from parallel.ranks.mesh import ParallelDims, build_mesh
-from swin_moe.moe import MoELayer
-from swin_moe.randomness import SiteCounter, sample_keys
+from swin_moe.moe.layer import MoELayer
+from swin_moe.random.keyed import SiteCounter, sample_keys
 from swin_moe.registry import load_model_config
 from tests.gpu.counting import Count, counted, gpu_paths
 

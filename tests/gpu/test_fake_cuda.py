@@ -16,11 +16,11 @@ from torch.utils._pytree import tree_leaves
 
 import swin_moe
 from parallel.experts.exchange import ExchangeOptions
-from swin_moe.losses import classification_loss, evaluation_sums
-from swin_moe.moe import MoECall
+from swin_moe.heads.simmim import build_simmim
+from swin_moe.heads.simmim_config import SimMIMConfig
+from swin_moe.moe.layer import MoECall
+from swin_moe.moe.losses import classification_loss, evaluation_sums
 from swin_moe.registry import load_model_config
-from swin_moe.simmim import build_simmim
-from swin_moe.simmim_config import SimMIMConfig
 
 MOE_S = "swin_moe_small_patch4_window12_192_8expert_32gpu_22k"
 FAMILIES = [

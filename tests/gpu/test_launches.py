@@ -12,9 +12,9 @@ from torch import Tensor
 import swin_moe
 from parallel.experts.exchange import ExchangeOptions
 from parallel.experts.placement import ExpertParallel
-from swin_moe.losses import classification_loss
-from swin_moe.moe import MoECall, MoELayer
-from swin_moe.randomness import SiteCounter, sample_keys
+from swin_moe.moe.layer import MoECall, MoELayer
+from swin_moe.moe.losses import classification_loss
+from swin_moe.random.keyed import SiteCounter, sample_keys
 from swin_moe.registry import load_model_config
 from tests.gpu.counting import Count, counted, gpu_paths
 

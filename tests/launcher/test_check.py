@@ -10,9 +10,9 @@ from launcher.__main__ import main
 from launcher.check import check, problems
 from launcher.config import ConfigError, load_config
 from launcher.run_rules import slots_error
+from swin_moe.backbone.model import build_model
 from swin_moe.config import ModelConfig, MoEConfig
-from swin_moe.dispatch import capacity
-from swin_moe.model import build_model
+from swin_moe.moe.dispatch import capacity
 from swin_moe.weights import save_weights
 from tests.launcher.fake_slurm import FakeSlurm
 from tests.launcher.running import CONFIG, overrides

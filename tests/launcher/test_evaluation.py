@@ -16,8 +16,8 @@ from launcher.config import load_config
 from launcher.evaluation.labels import FORMAT
 from launcher.tasks import normalised
 from swin_moe import build_model, load_weights
-from swin_moe.moe import MoECall
-from swin_moe.randomness import sample_keys
+from swin_moe.moe.layer import MoECall
+from swin_moe.random.keyed import sample_keys
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, Outcome, command, commands, overrides
 

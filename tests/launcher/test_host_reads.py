@@ -17,7 +17,7 @@ from parallel.ranks.host import send
 from parallel.ranks.mesh import ParallelDims, build_mesh
 from parallel.zero.engine import Engine
 from parallel.zero.options import EngineOptions
-from swin_moe.randomness import sample_keys
+from swin_moe.random.keyed import sample_keys
 from tests.distributed import run_on_ranks
 from tests.parallel.host_reads import HostWaits
 from tests.parallel.training import model_config

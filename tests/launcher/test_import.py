@@ -15,7 +15,7 @@ from parallel.checkpoint.commit import latest, read_manifest
 from parallel.checkpoint.reader import Stored, problems
 from parallel.ranks.mesh import ParallelDims, build_mesh
 from swin_moe import build_model
-from swin_moe.randomness import sample_keys
+from swin_moe.random.keyed import sample_keys
 from tests.distributed import run_on_ranks
 from tests.launcher.official_set import Official, save_one, save_set
 from tests.launcher.running import CONFIG, STEPS_AN_EPOCH, command, overrides, steps

@@ -11,8 +11,8 @@ import torch
 from data_shards.stream.workers import Batch
 from launcher.config import ConfigError, load_config
 from launcher.evaluation.labels import FORMAT, Relabelled, read_labels, right_sums
-from swin_moe.losses import evaluation_sums
-from swin_moe.model import ModelOutput
+from swin_moe.backbone.model import ModelOutput
+from swin_moe.moe.losses import evaluation_sums
 from tests.launcher.running import CONFIG
 
 CPU = torch.device("cpu")

@@ -15,7 +15,7 @@ from launcher.duration import parse_duration
 from launcher.models import PUBLISHED, agrees
 from launcher.schema import RunConfig
 from swin_moe import MoEConfig
-from swin_moe.flops import Cost, build_on_meta, count_parameters
+from swin_moe.backbone.flops import Cost, build_on_meta, count_parameters
 from swin_moe.registry import load_model_config, model_files
 
 FILES = model_files()

@@ -14,8 +14,8 @@ from launcher.check import check
 from launcher.config import ConfigError, load_config
 from launcher.heat_map import CELL, heat_map
 from launcher.tally import LayerTotals, Tally, Totals
-from swin_moe.model import ModelOutput
-from swin_moe.moe import MoEStats
+from swin_moe.backbone.model import ModelOutput
+from swin_moe.moe.layer import MoEStats
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import CONFIG, Outcome, command, only, overrides, steps
 

@@ -10,8 +10,8 @@ from torch import nn
 from launcher.optim import layer_of, parameter_groups
 from launcher.schema import OptimConfig
 from parallel.ranks.mesh import Mesh, ParallelDims
+from swin_moe.backbone.model import SwinTransformer, build_model
 from swin_moe.config import ModelConfig, MoEConfig
-from swin_moe.model import SwinTransformer, build_model
 from swin_moe.registry import load_model_config
 
 

@@ -23,12 +23,12 @@ from launcher.schema import DataConfig, OptimConfig, ParallelConfig, RunConfig, 
 from launcher.tasks import normalised
 from parallel.experts.placement import ExchangeOptions, ExpertParallel, ExpertSlice
 from swin_moe import ModelConfig, MoEConfig
-from swin_moe.losses import classification_loss
-from swin_moe.model import build_model
-from swin_moe.moe import MoELayer
-from swin_moe.randomness import sample_keys
-from swin_moe.simmim import build_simmim
-from swin_moe.simmim_config import SimMIMConfig
+from swin_moe.backbone.model import build_model
+from swin_moe.heads.simmim import build_simmim
+from swin_moe.heads.simmim_config import SimMIMConfig
+from swin_moe.moe.layer import MoELayer
+from swin_moe.moe.losses import classification_loss
+from swin_moe.random.keyed import sample_keys
 
 IMAGES = 4
 # One stage of one block on maps of 4 x 4 tokens: C = 8, one head, hidden 16.

@@ -10,8 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from launcher.plan.shapes import _fused_attention, on_shapes
 from launcher.plan.trace import Op, Trace, trace
 from launcher.plan.tracker import LiveBytes
-from swin_moe.attention import WindowAttention
-from swin_moe.position_bias import TableBias
+from swin_moe.backbone.attention import WindowAttention
+from swin_moe.backbone.position_bias import TableBias
 
 # 2 images of 4 windows of 9 tokens; 8 channels, 2 heads of 4
 IMAGES, WINDOWS, N, C, H = 2, 4, 9, 8, 2
@@ -83,7 +83,7 @@ def test_windows_at_a_time_keep_less() -> None:
 
 def traced(n: int, grad: bool) -> Trace:
     """Attention of one head and 16 channels of each of 5 windows of n tokens an image, bias given."""
-    from swin_moe.attention import _fused
+    from swin_moe.backbone.attention import _fused
 
     bias = torch.nn.Parameter(torch.empty(5, 1, n, n, device="meta"))
     holder = torch.nn.ParameterList([bias])

@@ -1,4 +1,4 @@
-"""What a step asks for: products by hand, whole models as swin_moe/flops.py counts them, traffic."""
+"""What a step asks for: products by hand, whole models as swin_moe/backbone/flops.py counts them, traffic."""
 
 from dataclasses import replace
 from functools import cache
@@ -14,8 +14,8 @@ from launcher.plan.traffic import Collective, traffic
 from launcher.plan.work import Work, describe, expert_ops, expert_rows, flops_by_part
 from launcher.schema import DataConfig, ParallelConfig, RunConfig, TrainConfig
 from parallel.experts.placement import ExchangeOptions
+from swin_moe.backbone.flops import cost
 from swin_moe.config import ModelConfig, MoEConfig
-from swin_moe.flops import cost
 
 # 16 x 16 pixels, patches of 4: maps of 4 x 4 and 2 x 2 tokens, windows of 2 x 2; widths 8 and 16
 MOE = MoEConfig(blocks=((), (0,)), num_experts=4, routing_group_images=2, expert_dropout=0.0)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from launcher.config import load_config
 from parallel.checkpoint.commit import latest
 from parallel.checkpoint.load import load_weights as load_checkpoint
-from swin_moe.model import SwinTransformer, build_model
+from swin_moe.backbone.model import SwinTransformer, build_model
 from swin_moe.weights import save_weights
 from tests.accelerator import on_either_processor
 from tests.distributed import run_on_ranks

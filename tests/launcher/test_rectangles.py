@@ -15,7 +15,7 @@ from launcher.models import ModelRow, line
 from launcher.study.file import load_study_file
 from launcher.study.resolve import resolve
 from swin_moe import build_model, load_weights
-from swin_moe.flops import cost
+from swin_moe.backbone.flops import cost
 from swin_moe.weights.native import config_of
 from swin_moe.yaml_files import parse_yaml
 from tests.distributed import run_on_ranks

@@ -9,7 +9,7 @@ import pytest
 
 from launcher.config import load_config
 from launcher.run_directory import RunDirectory
-from swin_moe.model import build_model
+from swin_moe.backbone.model import build_model
 from swin_moe.weights import save_weights
 from tests.launcher.fake_slurm import FakeSlurm
 from tests.launcher.running import CONFIG, overrides

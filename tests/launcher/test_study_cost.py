@@ -11,7 +11,7 @@ from launcher.study.asked import Asked, asked_of, sweep_errors
 from launcher.study.cells import Cell, Study
 from launcher.study.cost import CellCost, Pace, costs_of, span
 from launcher.study.resolve import Planned
-from swin_moe.flops import Cost, cost
+from swin_moe.backbone.flops import Cost, cost
 from tests.launcher.running import CONFIG, overrides
 
 

@@ -13,7 +13,7 @@ from parallel.experts.names import KINDS, persistent_buffers
 from parallel.experts.placement import ExpertParallel, ExpertSlice, experts_of, sliced_of
 from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
 from swin_moe import SwinTransformer, WeightsError, build_model, load_weights, save_weights
-from swin_moe.initialize import initialize
+from swin_moe.backbone.initialize import initialize
 from tests.distributed import run_on_ranks
 from tests.parallel.exchanging import held_weights, whole_weights
 from tests.parallel.training import EXPERTS, model_config

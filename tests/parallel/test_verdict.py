@@ -100,7 +100,13 @@ def test_a_read_of_the_device_is_a_wait_for_others() -> None:
 
 
 DEVICE_WAITS = (
-    *("torch.cuda", "torch.cuda.streams", "torch.nn.functional", "torch._tensor", "swin_moe.attention"),
+    *(
+        "torch.cuda",
+        "torch.cuda.streams",
+        "torch.nn.functional",
+        "torch._tensor",
+        "swin_moe.backbone.attention",
+    ),
     *("deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runtime.bf16_optimizer", "torch.optim.adamw"),
 )
 OWN_WORK = (

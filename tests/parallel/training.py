@@ -18,10 +18,10 @@ from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
 from parallel.zero.engine import Engine
 from parallel.zero.options import EngineOptions, OptimizerName, Precision, ZeroStage
 from swin_moe import ModelConfig, ModelOutput, MoEConfig, SwinTransformer
+from swin_moe.backbone.model import build_model
 from swin_moe.config import RouterName
-from swin_moe.losses import classification_loss
-from swin_moe.model import build_model
-from swin_moe.randomness import sample_keys
+from swin_moe.moe.losses import classification_loss
+from swin_moe.random.keyed import sample_keys
 
 BATCH, CLASSES, IMAGE, EXPERTS = 16, 10, 32, 8
 CLIP_NORM, LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 1.1, 1e-3, 0.05, 0.1

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from swin_moe.moe import MoELayer
-from swin_moe.randomness import fork
-from swin_moe.router import RouterCall
+from swin_moe.moe.layer import MoELayer
+from swin_moe.moe.routers.registry import RouterCall
+from swin_moe.random.keyed import fork
 
 
 @dataclass

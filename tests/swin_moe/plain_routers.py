@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from swin_moe.config import MoEConfig
-from swin_moe.dispatch import capacity
-from swin_moe.randomness import fork, normal, sample_keys, uniform
-from swin_moe.router import ROUTERS, Router, RouterCall
+from swin_moe.moe.dispatch import capacity
+from swin_moe.moe.routers.registry import ROUTERS, Router, RouterCall
+from swin_moe.random.keyed import fork, normal, sample_keys, uniform
 
 IMAGES, LENGTH, DIM, EXPERTS, GROUPS, SITE = 4, 5, 3, 4, 2, 3
 SIZE = IMAGES * LENGTH // GROUPS  # tokens of a routing group

@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swin_moe import gpu
-from swin_moe.attention import WindowAttention
-from swin_moe.position_bias import LogCpbBias, TableBias, relative_index, relative_offsets
-from swin_moe.windows import WindowGrid
+from swin_moe.backbone.attention import WindowAttention
+from swin_moe.backbone.position_bias import LogCpbBias, TableBias, relative_index, relative_offsets
+from swin_moe.backbone.windows import WindowGrid
 
 DIM, HEADS = 6, 3
 Window = tuple[int, int]

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from swin_moe.moe import MoECall, MoELayer
-from swin_moe.router import Routing
+from swin_moe.moe.layer import MoECall, MoELayer
+from swin_moe.moe.routers.registry import Routing
 from tests.swin_moe.test_moe import EXPERTS, GROUP, IMAGES, LENGTH, keys_of, make_images, make_layer
 
 ROUTERS = ("linear", "sigmoid", "expert_choice", "hash", "random")

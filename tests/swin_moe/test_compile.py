@@ -10,8 +10,8 @@ import torch._dynamo
 from torch import Tensor
 
 from swin_moe import ModelConfig, MoEConfig, build_model
-from swin_moe.compile import compile_blocks
-from swin_moe.randomness import sample_keys
+from swin_moe.backbone.compile import compile_blocks
+from swin_moe.random.keyed import sample_keys
 
 TINY = ModelConfig(image_size=64, num_classes=5, embed_dim=8, num_heads=(1, 2, 4, 8), window_size=4)
 DEEP = replace(TINY, depths=(2, 2, 6, 2), drop_path_rate=0.3, init_std=0.3)

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from swin_moe.dispatch import Plan, SoftPlan, capacity, make_plan
-from swin_moe.randomness import fork, sample_keys
-from swin_moe.routing import SoftRouting, serving_order
+from swin_moe.moe.dispatch import Plan, SoftPlan, capacity, make_plan
+from swin_moe.moe.routers.base import SoftRouting, serving_order
+from swin_moe.random.keyed import fork, sample_keys
 
 
 @pytest.mark.parametrize(

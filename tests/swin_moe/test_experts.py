@@ -10,9 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from parallel.experts.placement import ExpertParallel, ExpertSlice, Sliced
-from swin_moe.expert_products import grouped
-from swin_moe.experts import ExpertMLP
-from swin_moe.randomness import fork, keep_mask, sample_keys
+from swin_moe.moe.experts import ExpertMLP
+from swin_moe.moe.grouped_gemm import grouped
+from swin_moe.random.keyed import fork, keep_mask, sample_keys
 
 C, H, SITE = 4, 6, 7
 COUNTS = [[3, 2, 4], [3, 0, 2], [0, 0, 5], [5, 0, 0], [1, 1, 1], [0, 0, 0]]
@@ -315,8 +315,8 @@ def grouped_products(monkeypatch: pytest.MonkeyPatch) -> list[int]:
         calls.append(len(rows))
         return grouped(call, rows, *rest)
 
-    monkeypatch.setattr("swin_moe.experts.has_grouped_products", lambda rows, hidden: len(rows) > 0)
-    monkeypatch.setattr("swin_moe.experts.grouped", count)
+    monkeypatch.setattr("swin_moe.moe.experts.has_grouped_products", lambda rows, hidden: len(rows) > 0)
+    monkeypatch.setattr("swin_moe.moe.experts.grouped", count)
     return calls
 
 
@@ -388,7 +388,7 @@ def test_garbage_of_experts_without_rows_is_cleared(
     monkeypatch.setattr(F, "grouped_mm", as_on_blackwell)
     y = run(layer, rows, [7, 0, 12])
     assert any(x.isnan().any() for x in gradients(y, layer, rows))  # the fault is there
-    monkeypatch.setattr("swin_moe.expert_products.writes_garbage_for_empty", lambda rows: True)
+    monkeypatch.setattr("swin_moe.moe.grouped_gemm.writes_garbage_for_empty", lambda rows: True)
     y = run(layer, rows, [7, 0, 12])
     assert_equal([y, *gradients(y, layer, rows)], wanted, 0)
 
@@ -402,7 +402,7 @@ def test_grouped_products_of_a_slice(part: ExpertSlice, grouped_products: list[i
     assert grouped_products
     layer, exact = layer.double(), rows.detach().double().requires_grad_()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("swin_moe.experts.has_grouped_products", lambda rows, hidden: False)
+        patch.setattr("swin_moe.moe.experts.has_grouped_products", lambda rows, hidden: False)
         expected = run(layer, exact, [4, 0, 5], part)
     assert_equal(got, [x.float() for x in (expected, *gradients(expected, layer, exact))], 1e-5)
 

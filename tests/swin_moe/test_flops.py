@@ -8,7 +8,13 @@ import torch
 
 import swin_moe
 from swin_moe import ModelConfig, ModelError, MoEConfig, build_model
-from swin_moe.flops import build_on_meta, cost, count_active_parameters, count_flops, count_parameters
+from swin_moe.backbone.flops import (
+    build_on_meta,
+    cost,
+    count_active_parameters,
+    count_flops,
+    count_parameters,
+)
 from swin_moe.registry import list_models, load_model_config
 
 TINY = "swin_tiny_patch4_window7_224"
@@ -108,7 +114,7 @@ def test_build_by_name() -> None:
     model = build_model(TINY, num_classes=3, depths=[1, 1, 1, 1], seed=5)
     config = load_model_config(TINY, num_classes=3, depths=(1, 1, 1, 1))
     assert model.config == config
-    same = swin_moe.model.build_model(config, seed=5).state_dict()
+    same = swin_moe.backbone.model.build_model(config, seed=5).state_dict()
     assert all(torch.equal(tensor, same[name]) for name, tensor in model.state_dict().items())
     assert model(torch.zeros(2, 3, 224, 224)).logits.shape == (2, 3)
     assert TINY in list_models()

@@ -10,7 +10,7 @@ import torch
 import torch._dynamo
 
 from swin_moe import ModelConfig, build_model
-from swin_moe.randomness import sample_keys
+from swin_moe.random.keyed import sample_keys
 
 SWIN = ModelConfig(
     image_size=32, num_classes=5, embed_dim=8, depths=(2, 1), num_heads=(2, 4), window_size=4, drop_rate=0.1

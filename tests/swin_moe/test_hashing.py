@@ -12,8 +12,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from swin_moe import gpu, hashing
-from swin_moe.randomness import fork, keep_mask, normal, sample_keys, sink_dropped, uniform
+from swin_moe import gpu
+from swin_moe.random import hashing
+from swin_moe.random.keyed import fork, keep_mask, normal, sample_keys, sink_dropped, uniform
 
 EDGES = torch.tensor([0, -1, 2**63 - 1, -(2**63), 2**31, 2**32 - 1])
 KEYS = torch.cat([EDGES, sample_keys(5, torch.arange(60))])
@@ -38,7 +39,7 @@ def bits(x: Tensor) -> Tensor:
 
 def compare_kernels() -> None:
     """Run by `test_triton_kernels` in a process of its own."""
-    from swin_moe import triton_hashing
+    from swin_moe.random import triton_hashing
 
     assert torch.equal(triton_hashing.mix(KEYS), hashing._mix(KEYS))
     assert torch.equal(triton_hashing.mix(KEYS.view(2, 3, 11).mT), hashing._mix(KEYS.view(2, 3, 11).mT))
@@ -87,7 +88,7 @@ def test_triton_kernels_compile_without_a_gpu(capability: int) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from swin_moe import triton_hashing
+    from swin_moe.random import triton_hashing
 
     integers = ("rows", "n", "stride", "start", "bound")
     signature = {"x_ptr": "*bf16", "keys_ptr": "*i64", **dict.fromkeys(integers, "i32"), "amount": "fp32"}

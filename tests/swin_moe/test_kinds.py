@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from swin_moe import ModelConfig, MoEConfig, SwinTransformer, build_model
-from swin_moe.attention import CosineAttention, SpatialMLP
-from swin_moe.block import SwinBlock
-from swin_moe.patch import PatchEmbed, PatchMerging
-from swin_moe.position_bias import LogCpbBias
-from swin_moe.randomness import SiteCounter, sample_keys
-from swin_moe.windows import WindowGrid
+from swin_moe.backbone.attention import CosineAttention, SpatialMLP
+from swin_moe.backbone.block import SwinBlock
+from swin_moe.backbone.patch import PatchEmbed, PatchMerging
+from swin_moe.backbone.position_bias import LogCpbBias
+from swin_moe.backbone.windows import WindowGrid
+from swin_moe.random.keyed import SiteCounter, sample_keys
 
 SMALL = ModelConfig(
     image_size=32,

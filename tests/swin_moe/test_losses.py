@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from swin_moe.losses import (
+from swin_moe.moe.losses import (
     classification_loss,
     evaluation_sums,
     importance_load_loss,

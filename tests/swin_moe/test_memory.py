@@ -8,8 +8,8 @@ from torch import Tensor
 
 from parallel.experts.placement import ExpertParallel
 from swin_moe import ModelConfig, MoEConfig, SwinTransformer, build_model
-from swin_moe.initialize import initialize
-from swin_moe.randomness import sample_keys
+from swin_moe.backbone.initialize import initialize
+from swin_moe.random.keyed import sample_keys
 
 # Dropout, drop path, gate noise and capacity on; maps of 8 and 4 tokens, windows of 3.
 SMALL = ModelConfig(

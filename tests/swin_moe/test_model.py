@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from parallel.experts.placement import ExpertParallel, experts_of
 from swin_moe import ModelConfig, MoEConfig, SwinTransformer, build_model
-from swin_moe.initialize import initialize
-from swin_moe.moe import MoELayer
-from swin_moe.randomness import branch_scales, sample_keys
+from swin_moe.backbone.initialize import initialize
+from swin_moe.moe.layer import MoELayer
+from swin_moe.random.keyed import branch_scales, sample_keys
 
 TINY = ModelConfig()
 

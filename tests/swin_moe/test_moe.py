@@ -13,8 +13,8 @@ from torch import Tensor
 
 from parallel.experts.placement import ExpertParallel
 from swin_moe.config import ModelError, MoEConfig
-from swin_moe.moe import MoECall, MoELayer, MoEStats
-from swin_moe.randomness import SiteCounter, sample_keys
+from swin_moe.moe.layer import MoECall, MoELayer, MoEStats
+from swin_moe.random.keyed import SiteCounter, sample_keys
 from tests.swin_moe.plain_moe import Asked, Reference, expert_mlp, reference
 
 IMAGES, LENGTH, DIM, HIDDEN, EXPERTS, GROUP = 6, 5, 4, 6, 4, 2

@@ -7,8 +7,8 @@ import torch
 
 from parallel.experts.placement import ExpertParallel
 from swin_moe.config import ModelError, MoEConfig
-from swin_moe.moe import MoECall, MoELayer
-from swin_moe.randomness import SiteCounter, sample_keys
+from swin_moe.moe.layer import MoECall, MoELayer
+from swin_moe.random.keyed import SiteCounter, sample_keys
 from tests.swin_moe.test_moe import (
     DIM,
     EXPERTS,

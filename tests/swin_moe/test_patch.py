@@ -2,7 +2,7 @@
 
 import torch
 
-from swin_moe.patch import PatchEmbed, PatchMerging
+from swin_moe.backbone.patch import PatchEmbed, PatchMerging
 
 
 def normalised(values: torch.Tensor) -> torch.Tensor:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swin_moe.attention import WindowAttention
-from swin_moe.position_bias import LogCpbBias, PositionBias, TableBias
+from swin_moe.backbone.attention import WindowAttention
+from swin_moe.backbone.position_bias import LogCpbBias, PositionBias, TableBias
 
 
 @pytest.fixture(params=["table", "log_cpb", "sigmoid"])

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from swin_moe.randomness import (
+from swin_moe.random.keyed import (
     Dropout,
     DropPath,
     SiteCounter,

@@ -24,10 +24,10 @@ from swin_moe import (
     load_weights,
     save_weights,
 )
-from swin_moe.position_bias import log_coordinates
-from swin_moe.randomness import sample_keys
+from swin_moe.backbone.position_bias import log_coordinates
+from swin_moe.heads.simmim import SimMIMConfig, build_simmim
+from swin_moe.random.keyed import sample_keys
 from swin_moe.registry import load_model_config
-from swin_moe.simmim import SimMIMConfig, build_simmim
 from swin_moe.weights.official import export
 from swin_moe.weights.translated import learned_window
 from tests.swin_moe.test_parity import compare, ours_and_theirs

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from swin_moe.config import MoEConfig
-from swin_moe.randomness import fork, normal, sample_keys
-from swin_moe.router import ROUTERS, Router, RouterCall, Routing
-from swin_moe.topk_routers import CosineTopKRouter, SigmoidTopKRouter
+from swin_moe.moe.routers.registry import ROUTERS, Router, RouterCall, Routing
+from swin_moe.moe.routers.topk import CosineTopKRouter, SigmoidTopKRouter
+from swin_moe.random.keyed import fork, normal, sample_keys
 
 
 def make_router(weight: list[list[float]], name: str = "linear", **options: object) -> Router:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from swin_moe.dispatch import capacity
-from swin_moe.router import ROUTERS, Router, RouterCall
+from swin_moe.moe.dispatch import capacity
+from swin_moe.moe.routers.registry import ROUTERS, Router, RouterCall
 from tests.swin_moe.plain_routers import (
     DIM,
     EXPERTS,

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from swin_moe import ModelConfig, ModelError, MoEConfig
-from swin_moe.randomness import sample_keys
-from swin_moe.simmim import SimMIM, SimMIMConfig, build_simmim, draw_masks, enlarge, normalize_target
+from swin_moe.heads.simmim import SimMIM, SimMIMConfig, build_simmim, draw_masks, enlarge, normalize_target
+from swin_moe.random.keyed import sample_keys
 
 SMALL = ModelConfig(
     image_size=32, embed_dim=8, depths=(2, 2), num_heads=(2, 4), window_size=4, drop_path_rate=0.0

@@ -20,9 +20,9 @@ from parallel.experts.placement import ExpertParallel
 from parallel.ranks.mesh import ParallelDims, build_mesh
 from swin_moe import ModelConfig, MoEConfig, SwinTransformer, build_model
 from swin_moe.config import ModelError
-from swin_moe.moe import MoECall, MoELayer, MoEStats
-from swin_moe.randomness import SiteCounter, fork, normal, sample_keys
-from swin_moe.tutel_backend import INSTALL
+from swin_moe.moe.backends.tutel import INSTALL
+from swin_moe.moe.layer import MoECall, MoELayer, MoEStats
+from swin_moe.random.keyed import SiteCounter, fork, normal, sample_keys
 from tests.distributed import run_on_ranks
 
 IMAGES, LENGTH, DIM, HIDDEN, EXPERTS = 4, 36, 32, 48, 6

@@ -15,7 +15,7 @@ from swin_moe import (
     load_weights,
     save_weights,
 )
-from swin_moe.simmim import SimMIMConfig, build_simmim
+from swin_moe.heads.simmim import SimMIMConfig, build_simmim
 
 DENSE = ModelConfig(
     image_size=32,

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from swin_moe import ClassMap, WeightsError, build_model, load_weights, save_weights
-from swin_moe.model import SwinTransformer
+from swin_moe.backbone.model import SwinTransformer
 from tests.swin_moe.test_weights_official import CONFIGS, SWIN, SWIN_V2, official, randomised, state
 
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from swin_moe.windows import WindowGrid, partition, reverse
+from swin_moe.backbone.windows import WindowGrid, partition, reverse
 
 Window = tuple[int, int]
 SHAPES = [(4, 4, (2, 2)), (6, 9, (3, 3)), (8, 4, (4, 4)), (5, 5, (5, 5)), (3, 2, (1, 1))]

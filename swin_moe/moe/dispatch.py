@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swin_moe import gpu
-from swin_moe.randomness import fork
+from swin_moe.random.keyed import fork
 
 
 def capacity(factor: float, tokens: int, num_experts: int, top_k: int) -> int:

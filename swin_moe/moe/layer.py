@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from parallel.experts.exchange import ExchangeOptions, ExpertExchange
 from parallel.experts.placement import ExpertParallel
-from swin_moe.backend import BACKENDS, Routed
 from swin_moe.config import MoEConfig, require
-from swin_moe.dispatch import capacity
-from swin_moe.experts import ExpertMLP
-from swin_moe.mlp import MLP
-from swin_moe.randomness import SiteCounter, fork_all
-from swin_moe.router import ROUTERS, RouterCall, Routing, SoftRouting
+from swin_moe.moe.backends.native import BACKENDS, Routed
+from swin_moe.moe.dispatch import capacity
+from swin_moe.moe.experts import ExpertMLP
+from swin_moe.moe.mlp import MLP
+from swin_moe.moe.routers.registry import ROUTERS, RouterCall, Routing, SoftRouting
+from swin_moe.random.keyed import SiteCounter, fork_all
 
 
 @dataclass(frozen=True, kw_only=True)

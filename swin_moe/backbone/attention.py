@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from swin_moe import gpu
-from swin_moe.position_bias import PositionBias
+from swin_moe.backbone.position_bias import PositionBias
 
 SHORTEST = 1e-12  # vectors below are not brought to their length
 MAX_LOGIT_SCALE = math.log(100.0)  # Liu et al. 2022, section 3.2: the temperature is not below 0.01

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from swin_moe import gpu
-from swin_moe.hashing import GOLDEN, mix, shift, sink, words
+from swin_moe.random.hashing import GOLDEN, mix, shift, sink, words
 
 
 def sample_keys(seed: int, positions: Tensor) -> Tensor:

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 
 from swin_moe.config import MoEConfig
-from swin_moe.other_routers import ExpertChoiceRouter, HashRouter, RandomRouter, SoftRouter
-from swin_moe.routing import Router, RouterCall, Routing, SoftRouting
-from swin_moe.topk_routers import CosineTopKRouter, LinearTopKRouter, SigmoidTopKRouter
+from swin_moe.moe.routers.base import Router, RouterCall, Routing, SoftRouting
+from swin_moe.moe.routers.other import ExpertChoiceRouter, HashRouter, RandomRouter, SoftRouter
+from swin_moe.moe.routers.topk import CosineTopKRouter, LinearTopKRouter, SigmoidTopKRouter
 
 __all__ = [
     "ROUTERS",

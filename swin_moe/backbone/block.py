@@ -8,10 +8,10 @@ from functools import lru_cache
 import torch
 from torch import Tensor, nn
 
-from swin_moe.mlp import MLP
-from swin_moe.moe import MoECall, MoELayer, MoEStats
-from swin_moe.randomness import Dropout, DropPath, SiteCounter, add_branch, branch_scales
-from swin_moe.windows import WindowGrid
+from swin_moe.backbone.windows import WindowGrid
+from swin_moe.moe.layer import MoECall, MoELayer, MoEStats
+from swin_moe.moe.mlp import MLP
+from swin_moe.random.keyed import Dropout, DropPath, SiteCounter, add_branch, branch_scales
 
 
 class SwinBlock(nn.Module):

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from swin_moe.hashing import lowest
+from swin_moe.random.hashing import lowest
 
 BLOCK = 1024  # elements of a program
 

@@ -97,19 +97,19 @@ if importlib.util.find_spec("triton"):  # it is imported by the first kernel
 
     @_mix_op.register_kernel("cuda")
     def _(z: Tensor) -> Tensor:
-        from swin_moe import triton_hashing
+        from swin_moe.random import triton_hashing
 
         return triton_hashing.mix(z)
 
     @_words_op.register_kernel("cuda")
     def _(keys: Tensor, n: int, start: int) -> Tensor:
-        from swin_moe import triton_hashing
+        from swin_moe.random import triton_hashing
 
         return triton_hashing.words(keys, n, start)
 
     @_sink_op.register_kernel("cuda")
     def _(x: Tensor, keys: Tensor, bound: int, start: int) -> None:
-        from swin_moe import triton_hashing
+        from swin_moe.random import triton_hashing
 
         if x.dtype == torch.float64:  # the kernel computes in fp32
             _sink(x, keys, bound, start)

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from parallel.experts.placement import ExchangeOptions, ExpertParallel
 from parallel.ranks.mesh import Mesh
+from swin_moe.backbone.model import SwinTransformer, construct, total_loss
 from swin_moe.config import ModelConfig, require
-from swin_moe.model import SwinTransformer, construct, total_loss
-from swin_moe.moe import MoECall, MoEStats
-from swin_moe.randomness import fork, uniform
-from swin_moe.simmim_config import SimMIMConfig
+from swin_moe.heads.simmim_config import SimMIMConfig
+from swin_moe.moe.layer import MoECall, MoEStats
+from swin_moe.random.keyed import fork, uniform
 
 MASK_SITE = -1  # the sites of a model count from 0
 

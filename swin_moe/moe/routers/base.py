@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from swin_moe.config import MoEConfig
-from swin_moe.dispatch import Plan, SoftPlan, make_plan
+from swin_moe.moe.dispatch import Plan, SoftPlan, make_plan
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from swin_moe.config import ModelError, require
-from swin_moe.randomness import fork
-from swin_moe.routing import RouterCall, Routing
+from swin_moe.moe.routers.base import RouterCall, Routing
+from swin_moe.random.keyed import fork
 
 if TYPE_CHECKING:
-    from swin_moe.backend import Done
-    from swin_moe.moe import MoELayer
+    from swin_moe.moe.backends.native import Done
+    from swin_moe.moe.layer import MoELayer
 
 INSTALL = (
     "pip install --no-build-isolation "
@@ -58,7 +58,7 @@ def run_tutel(
     Raises:
         ModelError: Tutel is not installed, or cannot do what the layer or `request` asks.
     """
-    from swin_moe.backend import Done
+    from swin_moe.moe.backends.native import Done
 
     _check(layer, request)
     moe, net = import_tutel()

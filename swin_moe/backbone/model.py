@@ -14,17 +14,17 @@ from parallel.experts.exchange import ExchangeOptions
 from parallel.experts.placement import ExpertParallel, copy_mark
 from parallel.ranks.mesh import Mesh
 from parallel.zero.init import partitioned
-from swin_moe.attention import CosineAttention, SpatialMLP, WindowAttention
-from swin_moe.block import SwinBlock
+from swin_moe.backbone.attention import CosineAttention, SpatialMLP, WindowAttention
+from swin_moe.backbone.block import SwinBlock
+from swin_moe.backbone.initialize import initialize
+from swin_moe.backbone.patch import PatchEmbed, PatchMerging
+from swin_moe.backbone.position_bias import LogCpbBias, PositionBias, TableBias
+from swin_moe.backbone.windows import WindowGrid
 from swin_moe.config import ModelConfig, require
-from swin_moe.initialize import initialize
-from swin_moe.mlp import MLP
-from swin_moe.moe import MoECall, MoELayer, MoEStats
-from swin_moe.patch import PatchEmbed, PatchMerging
-from swin_moe.position_bias import LogCpbBias, PositionBias, TableBias
-from swin_moe.randomness import Dropout, SiteCounter, branch_scales
-from swin_moe.router import SigmoidTopKRouter
-from swin_moe.windows import WindowGrid
+from swin_moe.moe.layer import MoECall, MoELayer, MoEStats
+from swin_moe.moe.mlp import MLP
+from swin_moe.moe.routers.registry import SigmoidTopKRouter
+from swin_moe.random.keyed import Dropout, SiteCounter, branch_scales
 
 M = TypeVar("M", bound=nn.Module)
 PAIR = 2  # blocks, a plain and a shifted one: what repeats in a stage

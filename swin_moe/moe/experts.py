@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from parallel.experts.placement import ExpertParallel, ExpertSlice
-from swin_moe.expert_products import (
+from swin_moe.moe.grouped_gemm import (
     ACTIVATIONS,
     ActivationName,
     ExpertCall,
@@ -17,7 +17,7 @@ from swin_moe.expert_products import (
     has_grouped_products,
     loop,
 )
-from swin_moe.randomness import Dropout
+from swin_moe.random.keyed import Dropout
 
 
 class ExpertMLP(nn.Module):

@@ -9,9 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_moe.config import MoEConfig
-from swin_moe.losses import router_z_loss
-from swin_moe.randomness import fork, sample_keys, uniform
-from swin_moe.routing import (
+from swin_moe.moe.losses import router_z_loss
+from swin_moe.moe.routers.base import (
     Router,
     RouterCall,
     Routing,
@@ -20,6 +19,7 @@ from swin_moe.routing import (
     mean_entropy,
     serving_order,
 )
+from swin_moe.random.keyed import fork, sample_keys, uniform
 
 
 class ExpertChoiceRouter(Router):

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from parallel.experts.placement import ExpertParallel
-from swin_moe.attention import WindowAttention
-from swin_moe.block import SwinBlock
+from swin_moe.backbone.attention import WindowAttention
+from swin_moe.backbone.block import SwinBlock
+from swin_moe.backbone.model import M, SwinTransformer
 from swin_moe.config import ModelConfig
-from swin_moe.model import M, SwinTransformer
-from swin_moe.moe import MoELayer
-from swin_moe.routing import RouterCall
+from swin_moe.moe.layer import MoELayer
+from swin_moe.moe.routers.base import RouterCall
 
 
 class Cost(NamedTuple):

@@ -15,12 +15,12 @@ from torch import Tensor
 from parallel.experts.exchange import ExchangeOptions
 from parallel.experts.placement import ExpertSlice
 from swin_moe.config import require
-from swin_moe.dispatch import Plan
-from swin_moe.randomness import fork
-from swin_moe.router import RouterCall, Routing
+from swin_moe.moe.dispatch import Plan
+from swin_moe.moe.routers.registry import RouterCall, Routing
+from swin_moe.random.keyed import fork
 
 if TYPE_CHECKING:
-    from swin_moe.moe import MoELayer
+    from swin_moe.moe.layer import MoELayer
 
 
 class Done(NamedTuple):
@@ -113,7 +113,7 @@ def reference(routed: Routed) -> Done:
 
 def tutel(routed: Routed) -> Done:
     """Tutel's dispatch, exchange and combine, where it is installed."""
-    from swin_moe.tutel_backend import run_tutel
+    from swin_moe.moe.backends.tutel import run_tutel
 
     return run_tutel(routed.layer, routed.tokens, routed.keys, routed.routing, routed.request)
 

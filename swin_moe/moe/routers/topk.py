@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_moe.config import MoEConfig
-from swin_moe.losses import importance_load_loss, importance_loss, load_balance_loss, router_z_loss
-from swin_moe.randomness import fork, normal
-from swin_moe.routing import (
+from swin_moe.moe.losses import importance_load_loss, importance_loss, load_balance_loss, router_z_loss
+from swin_moe.moe.routers.base import (
     Router,
     RouterCall,
     Routing,
@@ -21,6 +20,7 @@ from swin_moe.routing import (
     normalized,
     serving_order,
 )
+from swin_moe.random.keyed import fork, normal
 
 
 class SoftmaxRouter(Router):

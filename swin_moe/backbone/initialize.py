@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from parallel.experts.names import held_part, whole_shape
 from parallel.experts.placement import experts_of, global_name
 from parallel.zero.init import whole
-from swin_moe.router import CosineTopKRouter
+from swin_moe.moe.routers.registry import CosineTopKRouter
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from swin_moe.randomness import sink_dropped
+from swin_moe.random.keyed import sink_dropped
 
 ActivationName = Literal["gelu", "swiglu"]
 

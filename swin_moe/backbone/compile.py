@@ -7,9 +7,9 @@ import torch
 import torch._dynamo
 from torch import nn
 
-from swin_moe.block import SwinBlock, run_mixer
-from swin_moe.model import PAIR, Stage, run_blocks
-from swin_moe.moe import MoELayer
+from swin_moe.backbone.block import SwinBlock, run_mixer
+from swin_moe.backbone.model import PAIR, Stage, run_blocks
+from swin_moe.moe.layer import MoELayer
 
 GRAPHS_PER_STAGE = 8  # training and evaluation of a few image sizes and batches, of pairs and single blocks
 

@@ -6,7 +6,7 @@ Legend: B images, L tokens an image, C channels.
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swin_moe.randomness import Dropout, SiteCounter
+from swin_moe.random.keyed import Dropout, SiteCounter
 
 
 class MLP(nn.Module):

@@ -1,0 +1,1 @@
+"""The backbones: blocks, attention, windows, position bias, patches."""

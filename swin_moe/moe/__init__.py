@@ -1,0 +1,1 @@
+"""The MoE layer: routing, dispatch, experts, losses."""

@@ -1,0 +1,1 @@
+"""How an MoE layer is computed: by our own exchange, or by Tutel."""

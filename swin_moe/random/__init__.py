@@ -1,0 +1,1 @@
+"""Random draws that depend on (seed, sample, place in the model) alone."""
