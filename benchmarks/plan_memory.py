@@ -5,13 +5,13 @@
     python benchmarks/plan_memory.py --allocator            # and torch's own account, several times as long
 
 Each layout trains two optimizer steps on random images through what a run is made of: `task_of`, `Engine`,
-`Masters`, as launcher/session.py puts them together; no data pipeline. All layouts of a world run one after
+`Masters`, as launcher/training/trainer.py puts them together; no data pipeline. All layouts of a world run one after
 the other in the same ranks, one thread each. Two figures are measured, of the rank that needs most:
 
 - `rss`: growth of the peak resident size (VmHWM) over the resident size just before the model is built, after
   a small model has trained in the process and everything free was given back. So the interpreter, the
   libraries and their first use are in the floor and not in the figure. MALLOC_MMAP_THRESHOLD_ is 64 KiB
-  here: with the launcher's 1 GiB (launcher/local.py) freed memory stays resident for speed, and the
+  here: with the launcher's 1 GiB (launcher/process/local_launcher.py) freed memory stays resident for speed, and the
   figure would be of glibc's heap and not of tensors.
 - `allocator`, if asked for: peak of what torch's CPU allocator handed out, by the memory events of
   torch.profiler in a second training. Buffers that are never written count there (reduction buckets), so it
@@ -39,12 +39,12 @@ import torch
 import torch.distributed as dist
 
 from data_shards.stream.workers import Batch
-from launcher.assembly import engine_options, run_mesh
-from launcher.config import load_config
-from launcher.optim import parameter_groups
-from launcher.plan.memory import predict_memory
-from launcher.schema import RunConfig
-from launcher.tasks import task_of
+from launcher.config.load import load_config
+from launcher.config.schema import RunConfig
+from launcher.plan.memory.estimate import predict_memory
+from launcher.tasks.param_groups import parameter_groups
+from launcher.tasks.tasks import task_of
+from launcher.training.builders import engine_options, run_mesh
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.discover import Ranks, join, leave, prepare_process
 from parallel.zero.engine import Engine
@@ -114,7 +114,7 @@ class Training:
         self.engine.train()
 
     def step(self) -> None:
-        """One optimizer step, as launcher/session.py takes it."""
+        """One optimizer step, as launcher/training/trainer.py takes it."""
         count, sides = self.config.train.micro_batch_size, self.config.model.image_sides
         pixels = np.random.default_rng(0).integers(0, 256, (count, *sides, 3), dtype=np.uint8)
         batch = Batch(

@@ -29,14 +29,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher.config import load_config
-from launcher.plan.hardware import Hardware, Link, load_hardware
-from launcher.plan.links import Group, linear_s
-from launcher.plan.pace import Pace
-from launcher.plan.roofline import ops_s
-from launcher.plan.time import predict_time
-from launcher.plan.work import Work, describe, expert_ops, expert_rows
-from launcher.schema import RunConfig
+from launcher.config.load import load_config
+from launcher.config.schema import RunConfig
+from launcher.plan.base.hardware import Hardware, Link, load_hardware
+from launcher.plan.time.compute_cost import Pace
+from launcher.plan.time.estimate import predict_time
+from launcher.plan.time.links import Group, linear_s
+from launcher.plan.time.roofline import ops_s
+from launcher.plan.time.workload import Work, describe, expert_ops, expert_rows
 from swin_moe.registry import load_model_config, model_files
 
 Row = dict[str, Any]

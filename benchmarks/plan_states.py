@@ -9,9 +9,9 @@ well, which here are in the reduction bucket. Nothing is measured.
 from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs as zero3
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as zero2
 
-from launcher.config import load_config
-from launcher.plan.held import dims_of, held_by_fullest
-from launcher.plan.states import states_of
+from launcher.config.load import load_config
+from launcher.plan.memory.rank_params import dims_of, held_by_fullest
+from launcher.plan.memory.states import states_of
 
 
 def main() -> None:

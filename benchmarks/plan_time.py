@@ -30,13 +30,16 @@ LAYOUTS = {
     4: [(0, 4, 0), (1, 4, 0), (2, 2, 1), (3, 4, 0)],
 }
 CLOSE, ENOUGH = 0.25, 6
-MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31)}  # as launcher/local.py
+MALLOC = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**30),
+    "MALLOC_TRIM_THRESHOLD_": str(2**31),
+}  # as launcher/process/local_launcher.py
 MICRO, LIMIT_S = 8, 3000
 
 
 def config_of(stage: int, ep_size: int, every: int, ranks: int) -> Any:
     """One layout of the run."""
-    from launcher.schema import DataConfig, OptimConfig, ParallelConfig, RunConfig, TrainConfig
+    from launcher.config.schema import DataConfig, OptimConfig, ParallelConfig, RunConfig, TrainConfig
     from swin_moe.config import ModelConfig, MoEConfig
 
     model = ModelConfig(
@@ -65,8 +68,8 @@ class Training:
     """Steps of one layout."""
 
     def __init__(self, config: Any, ranks: int) -> None:
-        from launcher.assembly import engine_options, run_mesh
-        from launcher.optim import parameter_groups
+        from launcher.tasks.param_groups import parameter_groups
+        from launcher.training.builders import engine_options, run_mesh
         from parallel.zero.engine import Engine
         from swin_moe.backbone.model import build_model
 
@@ -108,9 +111,9 @@ def measured(ranks: int, rounds: int, steps: int, clock: str) -> list[Row]:
     """On one rank: calibrations and steps in turns."""
     import torch
 
-    from launcher.plan.calibrate import measure
-    from launcher.plan.pace import Pace, pace_of
-    from launcher.plan.time import predict_time
+    from launcher.plan.time.calibrate import measure
+    from launcher.plan.time.compute_cost import Pace, pace_of
+    from launcher.plan.time.estimate import predict_time
     from parallel.ranks.collectives import gather_objects
 
     device, share = torch.device("cpu"), max(1.0, ranks / (os.cpu_count() or 1))

@@ -24,8 +24,8 @@ def calls(nproc: int, data: str, run_dir: str) -> list[tuple[float, float]]:
     import torch
     import torch.distributed as dist
 
-    import launcher.train
-    from launcher.config import load_config
+    import launcher.training.run
+    from launcher.config.load import load_config
     from parallel.ranks.discover import Ranks
 
     places = [f"data.{split}={data}/{split}" for split in ("train", "val")]
@@ -37,7 +37,7 @@ def calls(nproc: int, data: str, run_dir: str) -> list[tuple[float, float]]:
         dist.barrier()
         began_s, cpu_s = time.perf_counter(), time.process_time()
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            launcher.train.before_training(config, ranks, torch.device("cpu"))
+            launcher.training.run.before_training(config, ranks, torch.device("cpu"))
         found.append((time.perf_counter() - began_s, time.process_time() - cpu_s))
     return found
 

@@ -22,9 +22,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from launcher.check import check
-from launcher.config import load_config
-from launcher.metrics import read_records
+from launcher.config.load import load_config
+from launcher.metrics.log import read_records
+from launcher.validation.rules import check
 
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = ROOT / "configs" / "demo_cpu.yaml"

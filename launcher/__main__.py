@@ -1,7 +1,7 @@
 """The command line: `swin-moe` and `python -m launcher`."""
 
 if __name__ == "__main__":  # before the imports below, which take seconds
-    from launcher.early import hold_requests
+    from launcher.cli.early import hold_requests
 
     hold_requests()
 
@@ -19,26 +19,27 @@ import torch
 from data_shards.stream.base import checked_manifest
 from data_shards.stream.patterns import expand, names_tars
 from data_shards.stream.webdataset import statement
-from launcher import bench, checkpoints, convert, local, models, shards
-from launcher.arguments import add_match_classes, positive
-from launcher.changes import check_changes
-from launcher.check import check, steps_in
-from launcher.classes import class_notes
-from launcher.config import ConfigError, dump_config, load_config
-from launcher.early import release_requests
-from launcher.elastic import replan
+from launcher.cli import bench, checkpoints, convert, models, shards
+from launcher.cli import evaluate as evaluation
+from launcher.cli import plan as plan
+from launcher.cli import preflight as preflight
+from launcher.cli import slurm as slurm
+from launcher.cli import study as study
+from launcher.cli.early import release_requests
+from launcher.config.load import ConfigError, dump_config, load_config
+from launcher.console.arguments import add_match_classes, positive
 from launcher.errors import RunError
-from launcher.evaluation import command as evaluation
 from launcher.exit_codes import ExitCode
-from launcher.layout import full_nodes, layout, print_lines
-from launcher.plan import command as plan
-from launcher.preflight import command as preflight
-from launcher.rank import USER_ERRORS, Guard, as_rank, complain
-from launcher.run_directory import RunDirectory
-from launcher.sessions import Sessions
-from launcher.slurm import command as slurm
-from launcher.study import command as study
-from launcher.versions import version_of
+from launcher.process import local_launcher as local
+from launcher.process.run_rank import USER_ERRORS, Guard, as_rank, complain
+from launcher.rundir.directory import RunDirectory
+from launcher.rundir.sessions import Sessions
+from launcher.rundir.versions import version_of
+from launcher.validation.elastic import replan
+from launcher.validation.label_spaces import class_notes
+from launcher.validation.layout import full_nodes, layout, print_lines
+from launcher.validation.resume_policy import check_changes
+from launcher.validation.rules import check, steps_in
 from parallel.ranks.discover import LaunchError, Ranks, without_local_rank
 
 DESCRIPTION = """\
@@ -64,7 +65,7 @@ examples:
   srun -n 8 swin-moe train CONFIG                              by Slurm, or by DeepSpeed's launcher:
   deepspeed --module launcher train CONFIG                     no --nproc then
 
-Any option of the configuration can be overridden: a.b=value. All options: launcher/schema.py. The run
+Any option of the configuration can be overridden: a.b=value. All options: launcher/config/schema.py. The run
 directory holds config.yaml, metrics.jsonl, summary.json, sessions.jsonl, tensorboard/ and checkpoints/.
 SIGUSR1, SIGTERM and Ctrl-C stop the run after its step, saved (exit status 75); a second SIGTERM or Ctrl-C
 ends it at once. Exit status 2: something that you can correct, said in one line; the others: docs/faults.md.
@@ -146,7 +147,7 @@ def _train(args: argparse.Namespace, arguments: list[str]) -> int:
         return local.run_local(args.nproc, arguments)
 
     def train(ranks: Ranks, device: torch.device, guard: Guard) -> None:
-        from launcher.train import train  # DeepSpeed looks for its device when it is imported
+        from launcher.training.run import train  # DeepSpeed looks for its device when it is imported
 
         train(
             config,

@@ -48,9 +48,9 @@ SLOW_DATA_S = 10.0
 SLOW_RECORD_S = 3.0
 PAUSE_S = 2.0
 PLACES = {  # where a fault may strike: owner and name of a function that has the step
-    "train_step": ("launcher.session", "Session"),
-    "evaluate": ("launcher.session", "Session"),
-    "save": ("launcher.session", "Session"),
+    "train_step": ("launcher.training.trainer", "Session"),
+    "evaluate": ("launcher.training.trainer", "Session"),
+    "save": ("launcher.training.trainer", "Session"),
     "commit": ("parallel.checkpoint.write", None),  # rank 0 alone: the checkpoint is all but named
 }
 
@@ -94,19 +94,19 @@ class Fault:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
         elif self.kind == "nan_loss":
-            import launcher.tasks
+            import launcher.tasks.tasks
 
-            loss = launcher.tasks.classification_loss
-            launcher.tasks.classification_loss = lambda *a, **k: loss(*a, **k) * math.nan  # type: ignore
+            loss = launcher.tasks.tasks.classification_loss
+            launcher.tasks.tasks.classification_loss = lambda *a, **k: loss(*a, **k) * math.nan  # type: ignore
         elif self.kind == "nan_gradient":
             next(session.model.parameters()).register_hook(lambda gradient: gradient * math.nan)
         elif self.kind == "slow_data":
             _delay(session.stream)
         elif self.kind == "slow_record":
-            import launcher.sessions
+            import launcher.rundir.sessions
 
-            append = launcher.sessions.append
-            launcher.sessions.append = lambda *a: (time.sleep(SLOW_RECORD_S), append(*a))  # type: ignore
+            append = launcher.rundir.sessions.append
+            launcher.rundir.sessions.append = lambda *a: (time.sleep(SLOW_RECORD_S), append(*a))  # type: ignore
         elif self.kind == "sleep":
             time.sleep(60)
         elif self.kind == "pause":
@@ -117,12 +117,12 @@ class Fault:
 
 def _delay(stream: Any) -> None:
     """The next batch of a stream comes late, seen from the session."""
-    import launcher.session
+    import launcher.training.trainer
 
-    original = launcher.session.Session.next_batch
+    original = launcher.training.trainer.Session.next_batch
 
     def late(session: Any, batches: Any) -> Any:
-        launcher.session.Session.next_batch = original  # type: ignore[method-assign]
+        launcher.training.trainer.Session.next_batch = original  # type: ignore[method-assign]
 
         def waiting() -> Any:
             time.sleep(SLOW_DATA_S)
@@ -130,7 +130,7 @@ def _delay(stream: Any) -> None:
 
         return original(session, waiting())
 
-    launcher.session.Session.next_batch = late  # type: ignore[method-assign]
+    launcher.training.trainer.Session.next_batch = late  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +219,7 @@ def _main(
         os.dup2(file, descriptor)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     from launcher import __main__
-    from launcher import rank as life
+    from launcher.process import run_rank as life
 
     who = Ranks.that_meet_at(directory / "rendezvous", rank, n)
     warnings.simplefilter("ignore")

@@ -285,9 +285,9 @@ def _prepared(
     """A step, and the tensors of its batch, which are on the host."""
     from data_shards.augment.pipeline import AugmentConfig
     from data_shards.stream.workers import Batch
-    from launcher.optim import parameter_groups
-    from launcher.schema import DataConfig, OptimConfig, RunConfig
-    from launcher.tasks import Classification
+    from launcher.config.schema import DataConfig, OptimConfig, RunConfig
+    from launcher.tasks.param_groups import parameter_groups
+    from launcher.tasks.tasks import Classification
     from parallel.experts.exchange import ExchangeOptions
     from parallel.ranks.mesh import ParallelDims, build_mesh
     from parallel.zero.engine import Engine
@@ -335,8 +335,8 @@ def _model_config(case: Waits, place: Place) -> Any:
 
 
 def _train(engine: Any, task: Any, one: Any, config: Any, device: torch.device) -> None:
-    """As in launcher/session.py."""
-    from launcher.tally import Tally
+    """As in launcher/training/trainer.py."""
+    from launcher.metrics.accumulator import Tally
     from parallel.ranks.host import send
     from swin_moe.random.keyed import sample_keys
 
@@ -366,7 +366,7 @@ class _Stream:
 
 
 def _evaluate(engine: Any, task: Any, one: Any, config: Any, device: torch.device) -> None:
-    from launcher.evaluate import evaluate
+    from launcher.evaluation.loop import evaluate
 
     stream: Any = _Stream((one, replace(one)))
     evaluate(engine.module, stream, task, config.data, device)

@@ -129,8 +129,8 @@ def dropless_steps(kind: str, folder: str) -> None:
 
 def plan(place: Place) -> Iterator[Row]:
     """Steps and memory as the planner predicts them, from the data sheet and calibrated, and as measured."""
-    from launcher.plan.calibrate import measure, write
-    from launcher.plan.hardware import Hardware, load_hardware
+    from launcher.plan.base.hardware import Hardware, load_hardware
+    from launcher.plan.time.calibrate import measure, write
 
     with alone(place) as device:
         profiles: dict[str, Hardware] = {}
@@ -156,7 +156,8 @@ def plan(place: Place) -> Iterator[Row]:
 def _calibrate(place: Place, measure: Any, device: torch.device) -> Any:
     """A profile of this machine; in a rehearsal each figure is measured once."""
     if place.rehearsal:
-        from launcher.plan import calibrate, stopwatch
+        from launcher.plan.base import stopwatch
+        from launcher.plan.time import calibrate
 
         stopwatch.BUDGET_S, stopwatch.LEAST = 0.0, 1
         calibrate.SIDES, calibrate.SIZES, calibrate.ROWS = (16, 32), (2**10, 2**12), 64
@@ -175,9 +176,9 @@ def _of(hardware: Any) -> dict[str, float]:
 
 def _planned(place: Place, device: torch.device, name: str, batch: int, profiles: dict[str, Any]) -> Row:
     """One model: predicted and measured, of an optimizer step at ZeRO stage 1 without augmentation."""
-    from launcher.plan.memory import predict_memory
-    from launcher.plan.pace import Pace, pace_of
-    from launcher.plan.time import FEED, predict_time
+    from launcher.plan.memory.estimate import predict_memory
+    from launcher.plan.time.compute_cost import Pace, pace_of
+    from launcher.plan.time.estimate import FEED, predict_time
 
     config = run_config(config_of(name, place), 4 if place.rehearsal else batch)
     floor = torch.cuda.memory_allocated() if place.on_gpu else 0

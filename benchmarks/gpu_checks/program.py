@@ -350,7 +350,7 @@ def _further(place: Place, sizes: Sizes, run: Path) -> Iterator[Row]:
 def _load(place: Place, run: Path, weights: Path) -> Iterator[Row]:
     """Exported weights as a library loads them, on the device."""
     import swin_moe
-    from launcher.config import load_config
+    from launcher.config.load import load_config
 
     try:
         config = load_config(run / "config.yaml", [])

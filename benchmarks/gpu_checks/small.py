@@ -92,7 +92,7 @@ class Run:
 
     @staticmethod
     def start(case: Case, device: torch.device) -> "Run":
-        """Build model and engine as launcher/session.py does; the process group is there already."""
+        """Build model and engine as launcher/training/trainer.py does; the process group is there already."""
         mesh = build_mesh(ParallelDims(world_size=1))
         model = build_model(model_config(), seed=3, mesh=mesh, sharded=case.stage == 3).to(device)
         options = EngineOptions(

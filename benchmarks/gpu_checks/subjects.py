@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from data_shards.augment.pipeline import AugmentConfig
 from data_shards.stream.workers import Batch
 from gpu_checks.place import Place
-from launcher.schema import DataConfig, OptimConfig, ParallelConfig, RunConfig, TrainConfig
-from launcher.tally import Tally
-from launcher.tasks import task_of
+from launcher.config.schema import DataConfig, OptimConfig, ParallelConfig, RunConfig, TrainConfig
+from launcher.metrics.accumulator import Tally
+from launcher.tasks.tasks import task_of
 from parallel.ranks.discover import Ranks, join, leave, prepare_process
 from parallel.ranks.host import send
 from swin_moe.backbone.flops import cost
@@ -209,9 +209,9 @@ def run_config(model: ModelConfig, batch: int, *, augment: bool = False) -> RunC
 
 
 class Training:
-    """Optimizer steps as launcher/session.py takes them, on random pictures in pinned memory.
+    """Optimizer steps as launcher/training/trainer.py takes them, on random pictures in pinned memory.
 
-    The next step's inputs are made between the backward pass and the update, as launcher/ahead.py has it. A
+    The next step's inputs are made between the backward pass and the update, as launcher/training/ahead.py has it. A
     process group must be there: see `alone`.
 
     Args:
@@ -220,8 +220,8 @@ class Training:
     """
 
     def __init__(self, config: RunConfig, device: torch.device) -> None:
-        from launcher.assembly import engine_options, run_mesh
-        from launcher.optim import parameter_groups
+        from launcher.tasks.param_groups import parameter_groups
+        from launcher.training.builders import engine_options, run_mesh
         from parallel.zero.engine import Engine
         from parallel.zero.master_weights import Masters
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from data_shards.stream.workers import Batch
-from launcher.evaluation.loaded import Loaded
-from launcher.heat_map import CELL, heat_map
+from launcher.evaluation.context import Loaded
+from launcher.metrics.heat_map import CELL, heat_map
 from parallel.ranks.collectives import sum_over
 
 TALLEST = 8192  # pixels of a picture

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from data_shards.stream.workers import Batch
-from launcher.evaluation.loaded import Loaded
-from launcher.tasks import Classification
+from launcher.evaluation.context import Loaded
+from launcher.tasks.tasks import Classification
 from parallel.ranks.collectives import sum_over
 
 

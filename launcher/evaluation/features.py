@@ -12,10 +12,10 @@ from torch import Tensor
 
 from data_shards.errors import DataError
 from launcher.errors import RankError
-from launcher.evaluate import eval_stream
-from launcher.evaluation.loaded import Loaded
-from launcher.evaluation.ways import grouped, modes
-from launcher.tasks import normalised
+from launcher.evaluation.context import Loaded
+from launcher.evaluation.loop import eval_stream
+from launcher.evaluation.modes import grouped, modes
+from launcher.tasks.tasks import normalised
 from parallel.ranks.collectives import sum_over
 from parallel.ranks.host import send
 from swin_moe.random.keyed import sample_keys

@@ -13,9 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_shards.format.rng import Purpose, permutation
-from launcher.evaluate import eval_stream
+from launcher.evaluation.context import Loaded
 from launcher.evaluation.features import Features, pooled_features
-from launcher.evaluation.loaded import Loaded
+from launcher.evaluation.loop import eval_stream
 
 BIAS = 100.0  # of the constant feature: so large that its weight is hardly regularised
 REGULARISER = 2.0**10

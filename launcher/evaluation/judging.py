@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from data_shards.format.classes import label_map, numbered
 from data_shards.format.index import Manifest
 from data_shards.stream.base import checked_manifest
-from launcher.changes import newest_manifest, recorded_classes
-from launcher.classes import Classes, Fit, fit, of_data
-from launcher.config import ConfigError
+from launcher.config.load import ConfigError
+from launcher.config.schema import RunConfig
 from launcher.evaluation.labels import LabelSpace, read_labels
-from launcher.run_directory import RunDirectory
-from launcher.schema import RunConfig
+from launcher.rundir.directory import RunDirectory
+from launcher.validation.label_spaces import Classes, Fit, fit, of_data
+from launcher.validation.resume_policy import newest_manifest, recorded_classes
 
 MOST_CLASSES = 4096  # of a confusion matrix: a table that can still be opened
 OTHER_DATA = (

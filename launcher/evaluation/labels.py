@@ -23,9 +23,9 @@ from torch import Tensor
 
 from data_shards.format.index import Manifest
 from data_shards.stream.workers import Batch
-from launcher.config import ConfigError
-from launcher.schema import RunConfig
-from launcher.tasks import Classification
+from launcher.config.load import ConfigError
+from launcher.config.schema import RunConfig
+from launcher.tasks.tasks import Classification
 from swin_moe.backbone.model import ModelOutput
 from swin_moe.moe.losses import evaluation_sums
 from swin_moe.text_files import read_text

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.evaluate import Evaluation, Observer, eval_stream, evaluate_ways
-from launcher.evaluation.loaded import Loaded
-from launcher.evaluation.ways import Way, grouped, modes
+from launcher.evaluation.context import Loaded
+from launcher.evaluation.loop import Evaluation, Observer, eval_stream, evaluate_ways
+from launcher.evaluation.modes import Way, grouped, modes
 
 
 def evaluate_in(loaded: Loaded, ways: Sequence[Way], observers: Sequence[Observer] = ()) -> list[Evaluation]:

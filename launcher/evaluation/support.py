@@ -10,9 +10,9 @@ import numpy as np
 
 from data_shards.format.classes import listed, quoted
 from data_shards.stream.eval import EvalStream
-from launcher.config import ConfigError
-from launcher.evaluate import reading
-from launcher.schema import RunConfig
+from launcher.config.load import ConfigError
+from launcher.config.schema import RunConfig
+from launcher.evaluation.loop import reading
 
 
 def check_support(args: Namespace, config: RunConfig, mapped_to: Sequence[str] | None) -> None:

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
-from launcher.evaluation.loaded import Loaded
+from launcher.evaluation.context import Loaded
+from launcher.evaluation.modes import combinations
 from launcher.evaluation.standard import evaluate_in
-from launcher.evaluation.ways import combinations
 
 COLUMNS = ("capacity_factor", "top_k", "top1", "top5", "loss", "dropped_fraction", "images_s")
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import torch
 
-from launcher.evaluate import Forward, eval_stream
-from launcher.evaluation.loaded import Loaded
-from launcher.evaluation.ways import Way, modes
-from launcher.tasks import normalised
+from launcher.evaluation.context import Loaded
+from launcher.evaluation.loop import Forward, eval_stream
+from launcher.evaluation.modes import Way, modes
+from launcher.tasks.tasks import normalised
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.host import send
 from swin_moe.backbone.flops import cost

@@ -10,11 +10,11 @@ from typing import Any
 
 import torch
 
-from launcher.check import check
-from launcher.config import ConfigError, dump_config
+from launcher.config.load import ConfigError, dump_config
 from launcher.preflight import data, devices, disk, machine, time
 from launcher.preflight.report import Check, Here, Seen, Verdict
-from launcher.versions import version_of
+from launcher.rundir.versions import version_of
+from launcher.validation.rules import check
 
 PACKAGES = ("torch", "deepspeed", "numpy", "swin-moe")
 

@@ -15,8 +15,8 @@ from data_shards.stream.base import load_manifest
 from data_shards.stream.order import GlobalOrder
 from data_shards.stream.patterns import expand, names_tars, shown
 from data_shards.stream.reader import SampleError, ShardReader
+from launcher.config.schema import RunConfig
 from launcher.preflight.report import Here, Seen, Verdict
-from launcher.schema import RunConfig
 
 SPLITS = ("train", "val")
 

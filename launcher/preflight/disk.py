@@ -9,8 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from launcher.config.schema import RunConfig
 from launcher.preflight.report import Here, Seen, Verdict, gib
-from launcher.schema import RunConfig
 from parallel.checkpoint.commit import committed
 from swin_moe.backbone.flops import build_on_meta, count_parameters
 

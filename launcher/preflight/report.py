@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import torch
 
-from launcher.schema import RunConfig
+from launcher.config.schema import RunConfig
 from parallel.ranks.bandwidth import Place, by_node
 from parallel.ranks.discover import Ranks
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 
-from launcher.config import ConfigError
+from launcher.config.load import ConfigError
+from launcher.config.schema import RunConfig
 from launcher.preflight import links as link_figures
 from launcher.preflight.checks import CHECKS
 from launcher.preflight.disk import token
 from launcher.preflight.report import Here, Report, Seen
-from launcher.schema import RunConfig
 from parallel.ranks.bandwidth import Place, Times, measure, scopes
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.discover import Ranks

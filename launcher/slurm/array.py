@@ -7,9 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from launcher.config import ConfigError, load_config
-from launcher.schema import RunConfig
-from launcher.slurm.places import settled
+from launcher.config.load import ConfigError, load_config
+from launcher.config.schema import RunConfig
+from launcher.slurm.absolute_paths import settled
 from launcher.slurm.script import index_width
 from swin_moe.text_files import read_text
 from swin_moe.yaml_files import parse_yaml

@@ -12,9 +12,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.config import ConfigError
-from launcher.run_directory import RunDirectory
-from launcher.run_files import RunFiles
+from launcher.config.load import ConfigError
+from launcher.rundir.directory import RunDirectory
+from launcher.rundir.paths import RunFiles
 
 
 class SlurmFiles:

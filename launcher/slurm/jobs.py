@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
-from launcher.config import ConfigError
-from launcher.run_directory import RunDirectory
+from launcher.config.load import ConfigError
+from launcher.rundir.directory import RunDirectory
 from launcher.slurm import scheduler, status
 from launcher.slurm.files import SlurmFiles
 from launcher.slurm.quoting import word

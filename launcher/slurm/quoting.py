@@ -10,7 +10,7 @@ import shlex
 import unicodedata
 from collections.abc import Mapping
 
-from launcher.config import ConfigError
+from launcher.config.load import ConfigError
 
 JOB_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 REFUSED = {

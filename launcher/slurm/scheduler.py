@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from launcher.config import ConfigError
+from launcher.config.load import ConfigError
 
 DEADLINE_S = 120.0
 FORMAT = "%F|%i|%T|%M|%N|%r"  # of squeue

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import launcher
-from launcher.config import ConfigError
+from launcher.config.load import ConfigError
 from launcher.slurm.quoting import directive, literal_path, word
 from launcher.slurm.submission import Submission
 

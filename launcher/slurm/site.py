@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from launcher.config import load_section
+from launcher.config.load import load_section
 from launcher.slurm.limits import memory, time_limit
 
 LATEST_SIGNAL_S = 65535  # sbatch(1), --signal

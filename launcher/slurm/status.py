@@ -8,9 +8,9 @@ import time
 from typing import Any
 
 from launcher.exit_codes import ExitCode
-from launcher.history import all_sessions, committed_step
-from launcher.postmortem import examine
-from launcher.run_files import RunFiles, read_json
+from launcher.rundir.history import all_sessions, committed_step
+from launcher.rundir.paths import RunFiles, read_json
+from launcher.rundir.postmortem import examine
 from parallel.checkpoint.commit import path_of
 
 SILENT = 3  # times the interval of the heartbeat

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from launcher.config import ConfigError, load_section
+from launcher.config.load import ConfigError, load_section
 from launcher.slurm.limits import limit_s, written
 from launcher.slurm.quoting import JOB_NAME, check_values, job_name
 from launcher.slurm.site import ContainerConfig, SiteConfig

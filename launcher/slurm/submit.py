@@ -9,18 +9,18 @@ from pathlib import Path
 
 from data_shards.stream.base import checked_manifest
 from data_shards.stream.patterns import names_tars
-from launcher.check import steps_in
-from launcher.config import ConfigError, config_file, dump_config, load_config
-from launcher.run_directory import RunDirectory
-from launcher.schema import RunConfig
+from launcher.config.load import ConfigError, config_file, dump_config, load_config
+from launcher.config.schema import RunConfig
+from launcher.rundir.directory import RunDirectory
 from launcher.slurm import array, scheduler
+from launcher.slurm.absolute_paths import settled
 from launcher.slurm.files import Changes, SlurmFiles, changing
-from launcher.slurm.places import settled
 from launcher.slurm.quoting import word
 from launcher.slurm.script import environment_file, given, render
 from launcher.slurm.site import load_site
 from launcher.slurm.submission import Submission, dump_submission, ordered, read_submission
 from launcher.slurm.validate import check_earlier, layout, node_counts
+from launcher.validation.rules import steps_in
 
 
 @dataclass(frozen=True, kw_only=True)

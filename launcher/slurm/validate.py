@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from launcher.changes import check_changes
-from launcher.check import check
-from launcher.config import ConfigError
-from launcher.elastic import replan
-from launcher.schema import RunConfig
+from launcher.config.load import ConfigError
+from launcher.config.schema import RunConfig
 from launcher.slurm.submission import Submission
+from launcher.validation.elastic import replan
+from launcher.validation.resume_policy import check_changes
+from launcher.validation.rules import check
 
 
 def fitted(config: RunConfig, submission: Submission, nodes: int) -> RunConfig:

@@ -31,7 +31,7 @@ ASYNC = {"land": "all_to_all_single"}  # what a wait in parallel/ranks/collectiv
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a thread is: `all_reduce (launcher/tally.py:99)`."""
+    """Where a thread is: `all_reduce (launcher/metrics/accumulator.py:99)`."""
 
     text: str
     is_collective: bool

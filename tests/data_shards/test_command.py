@@ -7,9 +7,9 @@ import pytest
 
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
-from launcher import shards
-from launcher.progress import duration, line
-from launcher.shards_pack import parse_bytes
+from launcher.cli import shards
+from launcher.cli.shards_pack import parse_bytes
+from launcher.console.progress import duration, line
 
 from .making import contents, make_folder
 

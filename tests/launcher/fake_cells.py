@@ -121,6 +121,6 @@ def study(
     script.write_text(PROGRAM)
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {script} "$@"\n')
     program.chmod(0o755)
-    monkeypatch.setattr("launcher.study.work.sys", type("sys", (), {"executable": str(program)}))
-    monkeypatch.setattr("launcher.study.run.POLL_S", 0.01)
+    monkeypatch.setattr("launcher.study.run.worker.sys", type("sys", (), {"executable": str(program)}))
+    monkeypatch.setattr("launcher.study.run.run.POLL_S", 0.01)
     return FakeStudy(tmp_path, shards, capsys)

@@ -21,8 +21,8 @@ from unittest import mock
 
 import torch.distributed as dist
 
-from launcher.config import ConfigError, load_config
-from launcher.schema import RunConfig
+from launcher.config.load import ConfigError, load_config
+from launcher.config.schema import RunConfig
 from tests.launcher.running import CONFIG, command, overrides, steps
 
 Case = tuple[str, ...]  # overrides
@@ -339,7 +339,7 @@ def _disagreement(line: list[str], run: Path, report: Report) -> str | None:
         if checked.code:
             report.refused += 1
             return None if checked.code == 2 else f"check ended with {checked.code}: {checked.err}"
-        with mock.patch("launcher.session.Session.open_log", _two_steps):
+        with mock.patch("launcher.training.trainer.Session.open_log", _two_steps):
             trained = command("train", *line)
     except BaseException as error:
         return f"{type(error).__name__}: {error}"[:300] + traceback.format_exc(limit=-2)[-400:]
@@ -359,7 +359,7 @@ def _two_steps(session: Any) -> Any:
 
 
 def _open_log() -> Any:
-    from launcher.session import Session
+    from launcher.training.trainer import Session
 
     return Session.open_log
 

@@ -59,7 +59,7 @@ def overrides(shards: Path, run_dir: Path | str, *more: str) -> list[str]:
 def command(*arguments: str, kill: tuple[str, int] | None = None) -> Outcome:
     """Run one command on this rank, which SIGKILL ends where `kill` says, as `_deadly` reads it."""
     from launcher import __main__
-    from launcher import rank as life
+    from launcher.process import run_rank as life
 
     world_size, rank = dist.get_world_size(), dist.get_rank()
     ranks = Ranks(rank=rank, world_size=world_size, local_rank=rank, local_world_size=world_size)
@@ -85,7 +85,7 @@ def _reraise(code: int, error: BaseException) -> int:
 
 def _deadly(place: str, step: int) -> Any:
     """A patch that kills this process after `step` steps: at `train_step`, `evaluate` or `commit`."""
-    from launcher.session import Session
+    from launcher.training.trainer import Session
     from parallel.checkpoint import write
 
     owner: Any = write if place == "commit" else Session

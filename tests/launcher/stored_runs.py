@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.config import dump_config, load_config
+from launcher.config.load import dump_config, load_config
 from parallel.checkpoint.commit import path_of
 from tests.launcher.running import CONFIG
 

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from launcher.config import dump_config, load_config
-from launcher.study.cells import Cell, Study, run_directory, write_study
+from launcher.config.load import dump_config, load_config
+from launcher.study.grid.trials import Cell, Study, run_directory, write_study
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo_cpu.yaml"
 MOE = "model.moe."

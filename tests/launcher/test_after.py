@@ -7,10 +7,10 @@ from unittest import mock
 import pytest
 
 from launcher.exit_codes import ExitCode
-from launcher.history import all_sessions, append
-from launcher.run_files import RunFiles
+from launcher.rundir.history import all_sessions, append
+from launcher.rundir.paths import RunFiles
 from launcher.slurm import after
-from launcher.slurm.after import Circumstances, decide
+from launcher.slurm.epilogue import Circumstances, decide
 from launcher.slurm.status import as_json, describe
 
 GOES_ON = (ExitCode.STOPPED, ExitCode.LOST_RANK, ExitCode.HANG, ExitCode.HARDWARE)
@@ -129,7 +129,7 @@ def test_a_session_that_never_began(run: RunFiles, capsys: pytest.CaptureFixture
 
 def test_a_run_that_cannot_be_written_still_gets_its_decision(run: RunFiles) -> None:
     begun(run)
-    with mock.patch("launcher.postmortem.append", side_effect=OSError(28, "No space left on device")):
+    with mock.patch("launcher.rundir.postmortem.append", side_effect=OSError(28, "No space left on device")):
         assert after.main([str(run.path), "--code", "84"]) == ExitCode.OUT_OF_MEMORY
 
 

@@ -8,8 +8,8 @@ from unittest import mock
 import pytest
 
 from data_shards.errors import DataError
-from launcher.ahead import Ahead
-from launcher.session import Session
+from launcher.training.ahead import Ahead
+from launcher.training.trainer import Session
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import (
     CONFIG,

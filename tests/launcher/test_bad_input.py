@@ -16,7 +16,7 @@ from data_shards.format.index import read_index
 from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
 from launcher.__main__ import main
-from launcher.run_directory import RunDirectory
+from launcher.rundir.directory import RunDirectory
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, Outcome, command, commands, descendants, is_alive, overrides, start
 

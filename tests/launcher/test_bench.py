@@ -10,7 +10,7 @@ from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
 from data_shards.stream.measure import STAGES, StorageRate, StreamRate
 from launcher.__main__ import main
-from launcher.bench import render, report
+from launcher.cli.bench import render, report
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,9 @@ import pytest
 
 from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
-from launcher.changes import KINDS, _section_of, changes, kind_of, newest_manifest
-from launcher.config import dump_config, load_config
-from launcher.schema import RunConfig
+from launcher.config.load import dump_config, load_config
+from launcher.config.schema import RunConfig
+from launcher.validation.resume_policy import KINDS, _section_of, changes, kind_of, newest_manifest
 from swin_moe.yaml_files import parse_yaml
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, Outcome, commands, overrides, records
@@ -31,7 +31,7 @@ def options(section: type = RunConfig, prefix: str = "") -> list[str]:
 
 
 def test_every_option_has_a_class() -> None:
-    """A new option: say in launcher/changes.py what its change means for a run that goes on."""
+    """A new option: say in launcher/validation/resume_policy.py what its change means for a run that goes on."""
     assert [name for name in options() if kind_of(name) is None] == []
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from launcher.__main__ import main
-from launcher.check import check, problems
-from launcher.config import ConfigError, load_config
-from launcher.run_rules import slots_error
+from launcher.config.load import ConfigError, load_config
+from launcher.validation.rules import check, problems
+from launcher.validation.run_rules import slots_error
 from swin_moe.backbone.model import build_model
 from swin_moe.config import ModelConfig, MoEConfig
 from swin_moe.moe.dispatch import capacity
@@ -280,7 +280,9 @@ def test_slurm_submit(
 def test_slurm_submit_does_not_judge_the_processor(
     slurm: FakeSlurm, shards: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launcher.place_rules.check_precision", lambda precision: pytest.fail("judged"))
+    monkeypatch.setattr(
+        "launcher.validation.place_rules.check_precision", lambda precision: pytest.fail("judged")
+    )
     done = slurm.say("submit", CONFIG, *overrides(shards, "run", "train.precision=fp16"), "--dry-run")
     assert done.code == 0
 

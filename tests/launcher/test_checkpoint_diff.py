@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from launcher.config import load_config
+from launcher.config.load import load_config
 from parallel.checkpoint.reader import write
 from swin_moe import build_model, load_weights
 from swin_moe.weights.native import tensors_of

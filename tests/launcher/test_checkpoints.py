@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.run_directory import RunDirectory
+from launcher.rundir.directory import RunDirectory
 from parallel.checkpoint.commit import commit, describe, latest
 from parallel.checkpoint.reader import Stored, write
 from tests.launcher.stored_runs import Say, at, flip, record, tensors

@@ -11,8 +11,8 @@ import pytest
 
 from data_shards.format.index import Manifest
 from launcher.__main__ import main
-from launcher.classes import Classes, Fit, fit, trained_classes
-from launcher.config import ConfigError, load_config
+from launcher.config.load import ConfigError, load_config
+from launcher.validation.label_spaces import Classes, Fit, fit, trained_classes
 from parallel.checkpoint.commit import read_manifest, sealed
 from tests.data_shards.relabelled import relabelled
 from tests.distributed import run_on_ranks

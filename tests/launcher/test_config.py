@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.config import ConfigError, dump_config, load_config
-from launcher.schema import CheckpointConfig, DataConfig, OptimConfig, RunConfig
+from launcher.config.load import ConfigError, dump_config, load_config
+from launcher.config.schema import CheckpointConfig, DataConfig, OptimConfig, RunConfig
 from swin_moe.config import ModelConfig, MoEConfig
 
 CONFIGS = sorted((Path(__file__).parents[2] / "configs").rglob("*.yaml"))

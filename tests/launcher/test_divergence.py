@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.divergence import GradientSearch, SkippedSteps
 from launcher.errors import DivergedError
 from launcher.exit_codes import ExitCode
+from launcher.training.nonfinite import GradientSearch, SkippedSteps
 from tests.faults import Fault, one_line, run
 from tests.launcher.running import steps
 from tests.launcher.short_run import line

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 import pytest
 
-from launcher.duration import Duration, parse_duration, to_steps
+from launcher.config.duration import Duration, parse_duration, to_steps
 
 
 @pytest.mark.parametrize(

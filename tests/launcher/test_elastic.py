@@ -11,10 +11,10 @@ from unittest import mock
 import pytest
 import torch.distributed as dist
 
-from launcher.check import _batch_errors, _layout_errors, check
-from launcher.config import ConfigError, load_config
-from launcher.elastic import replan
-from launcher.schema import RunConfig
+from launcher.config.load import ConfigError, load_config
+from launcher.config.schema import RunConfig
+from launcher.validation.elastic import replan
+from launcher.validation.rules import _batch_errors, _layout_errors, check
 from parallel.ranks.mesh import ParallelDims
 from parallel.ranks.topology import straddling
 from tests.distributed import RankError, run_on_ranks
@@ -201,7 +201,7 @@ def line(shards: Path, run: Path, *more: str, ep_size: int) -> list[str]:
 
 def recorded(samples: Path, *arguments: str, kill: tuple[str, int] | None = None) -> Outcome:
     """Run a command and write down which positions of the stream each step took, on this rank."""
-    from launcher.session import Session
+    from launcher.training.trainer import Session
 
     original = Session.micro_step
 

@@ -3,8 +3,8 @@
 import pytest
 import torch.distributed as dist
 
-from launcher.endings import as_run_error
 from launcher.exit_codes import ExitCode
+from launcher.process.classify_exit import as_run_error
 from parallel.ranks.identity import node_name
 from parallel.watchdog.watch import Codes, Watch
 

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
 from data_shards.stream.train import EvalStream
-from launcher.config import ConfigError
+from launcher.config.load import ConfigError
 from launcher.evaluation.labels import FORMAT
 from launcher.evaluation.support import check_bank, check_neighbours, check_shots
 from parallel.checkpoint.commit import read_manifest, sealed

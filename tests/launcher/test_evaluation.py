@@ -12,9 +12,9 @@ import torch.distributed as dist
 from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
 from data_shards.stream.train import EvalStream
-from launcher.config import load_config
+from launcher.config.load import load_config
 from launcher.evaluation.labels import FORMAT
-from launcher.tasks import normalised
+from launcher.tasks.tasks import normalised
 from swin_moe import build_model, load_weights
 from swin_moe.moe.layer import MoECall
 from swin_moe.random.keyed import sample_keys

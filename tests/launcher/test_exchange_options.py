@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.check import check
-from launcher.config import ConfigError, dump_config, load_config
-from launcher.schema import RunConfig
+from launcher.config.load import ConfigError, dump_config, load_config
+from launcher.config.schema import RunConfig
+from launcher.validation.rules import check
 from parallel.experts.exchange import ExchangeOptions
 
 CONFIG = Path(__file__).parents[2] / "configs" / "demo_cpu.yaml"  # 8 experts on 2 ranks, capacity 1.25

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from launcher.config import ConfigError
-from launcher.optim import freeze
+from launcher.config.load import ConfigError
+from launcher.tasks.param_groups import freeze
 from parallel.checkpoint.reader import Stored
 from swin_moe import ModelConfig, MoEConfig, build_model
 from tests.accelerator import on_either_processor

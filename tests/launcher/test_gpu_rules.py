@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from launcher.check import advice, rule_errors
-from launcher.schema import DataConfig, ParallelConfig, RunConfig, TrainConfig
+from launcher.config.schema import DataConfig, ParallelConfig, RunConfig, TrainConfig
+from launcher.validation.rules import advice, rule_errors
 from swin_moe.config import ModelConfig
 
 SWIN = ModelConfig()  # 224 pixels, windows of 7 x 7 tokens of 4 x 4 pixels: 64 in the first stage

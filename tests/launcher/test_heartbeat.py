@@ -10,9 +10,9 @@ from unittest import mock
 import pytest
 import torch.distributed as dist
 
-from launcher import heartbeat
-from launcher.heartbeat import Heartbeat, interval_s
-from launcher.run_files import RunFiles, read_json
+from launcher.rundir import heartbeat
+from launcher.rundir.heartbeat import Heartbeat, interval_s
+from launcher.rundir.paths import RunFiles, read_json
 from parallel.watchdog.watch import Codes, Watch
 
 

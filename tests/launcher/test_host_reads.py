@@ -9,10 +9,10 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_shards.stream.workers import Batch
-from launcher.optim import parameter_groups
-from launcher.schema import DataConfig, OptimConfig, RunConfig
-from launcher.tally import Tally
-from launcher.tasks import Classification
+from launcher.config.schema import DataConfig, OptimConfig, RunConfig
+from launcher.metrics.accumulator import Tally
+from launcher.tasks.param_groups import parameter_groups
+from launcher.tasks.tasks import Classification
 from parallel.ranks.host import send
 from parallel.ranks.mesh import ParallelDims, build_mesh
 from parallel.zero.engine import Engine
@@ -61,7 +61,7 @@ def waits_of_a_step(stage: int, precision: str, experts: bool) -> dict[tuple[str
 
 
 def step(engine: Engine, task: Classification, one: Batch) -> None:
-    """As in launcher/session.py."""
+    """As in launcher/training/trainer.py."""
     tally = Tally(rank=0, world_size=1)
     keys = send(sample_keys(0, one.positions), DEVICE)
     loss, output = task.loss(engine, task.inputs(one), keys)

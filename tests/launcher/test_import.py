@@ -9,8 +9,8 @@ import torch
 
 from data_shards.stream.base import checked_manifest
 from launcher.__main__ import main
-from launcher.config import load_config
-from launcher.optim import parameter_groups
+from launcher.config.load import load_config
+from launcher.tasks.param_groups import parameter_groups
 from parallel.checkpoint.commit import latest, read_manifest
 from parallel.checkpoint.reader import Stored, problems
 from parallel.ranks.mesh import ParallelDims, build_mesh
@@ -47,7 +47,7 @@ def made(shards: Path, tmp_path: Path, experts: int = 8) -> Official:
 
 def answers(config_line: list[str], path: Path, images: torch.Tensor, ep: int) -> Any:
     """Logits of the checkpoint on these ranks, and where an engine that loaded it saved it again."""
-    from launcher.assembly import engine_options
+    from launcher.training.builders import engine_options
     from parallel.checkpoint import load as checkpoint
     from parallel.zero.engine import Engine
     from parallel.zero.master_weights import Masters

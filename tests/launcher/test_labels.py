@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from data_shards.stream.workers import Batch
-from launcher.config import ConfigError, load_config
+from launcher.config.load import ConfigError, load_config
 from launcher.evaluation.labels import FORMAT, Relabelled, read_labels, right_sums
 from swin_moe.backbone.model import ModelOutput
 from swin_moe.moe.losses import evaluation_sums

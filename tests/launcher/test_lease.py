@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher import lease
-from launcher.lease import LEASE_S, Lease, LeaseError
+from launcher.rundir import run_lock as lease
+from launcher.rundir.run_lock import LEASE_S, Lease, LeaseError
 from parallel.ranks.identity import identity, start_time
 
 OTHER = {"host": "elsewhere", "pid": 1, "start": "1"}

@@ -8,9 +8,9 @@ import sys
 import pytest
 import torch.distributed as dist
 
-from launcher import local
 from launcher.exit_codes import ExitCode
-from launcher.local import _Family
+from launcher.process import local_launcher as local
+from launcher.process.local_launcher import _Family
 from parallel.watchdog.watch import NCCL
 
 

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launcher.heat_map import heat_map
-from launcher.metrics import MetricsLog, read_records
-from launcher.run_directory import RunDirectory
-from launcher.tally import LayerTotals
+from launcher.metrics.accumulator import LayerTotals
+from launcher.metrics.heat_map import heat_map
+from launcher.metrics.log import MetricsLog, read_records
+from launcher.rundir.directory import RunDirectory
 
 LAYERS = {
     "first": LayerTotals(tokens=[6, 2], dropped=2, entropy=0.5, received=[3, 3]),

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher import models
 from launcher.__main__ import main
-from launcher.check import check
-from launcher.config import ConfigError, load_config
-from launcher.duration import parse_duration
-from launcher.models import PUBLISHED, agrees
-from launcher.schema import RunConfig
+from launcher.cli import models
+from launcher.cli.models import PUBLISHED, agrees
+from launcher.config.duration import parse_duration
+from launcher.config.load import ConfigError, load_config
+from launcher.config.schema import RunConfig
+from launcher.validation.rules import check
 from swin_moe import MoEConfig
 from swin_moe.backbone.flops import Cost, build_on_meta, count_parameters
 from swin_moe.registry import load_model_config, model_files

@@ -10,10 +10,10 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from launcher.check import check
-from launcher.config import ConfigError, load_config
-from launcher.heat_map import CELL, heat_map
-from launcher.tally import LayerTotals, Tally, Totals
+from launcher.config.load import ConfigError, load_config
+from launcher.metrics.accumulator import LayerTotals, Tally, Totals
+from launcher.metrics.heat_map import CELL, heat_map
+from launcher.validation.rules import check
 from swin_moe.backbone.model import ModelOutput
 from swin_moe.moe.layer import MoEStats
 from tests.distributed import RankError, run_on_ranks
@@ -171,7 +171,7 @@ def train_line(shards: Path, run_dir: Path, *more: str) -> list[str]:
 
 def train(*line: str) -> tuple[Outcome, Mapping[str, list[int]]]:
     """Run a command on this rank; and the biases that its model ends with."""
-    from launcher.session import Session
+    from launcher.training.trainer import Session
 
     ends: list[dict[str, list[int]]] = []
 
@@ -181,7 +181,7 @@ def train(*line: str) -> tuple[Outcome, Mapping[str, list[int]]]:
             buffers = self.model.named_buffers()
             ends.append({name: value.tolist() for name, value in buffers if name.endswith("bias_steps")})
 
-    with mock.patch("launcher.train.Session", Watched):
+    with mock.patch("launcher.training.run.Session", Watched):
         return command(*line), ends[0]
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from launcher.optim import layer_of, parameter_groups
-from launcher.schema import OptimConfig
+from launcher.config.schema import OptimConfig
+from launcher.tasks.param_groups import layer_of, parameter_groups
 from parallel.ranks.mesh import Mesh, ParallelDims
 from swin_moe.backbone.model import SwinTransformer, build_model
 from swin_moe.config import ModelConfig, MoEConfig

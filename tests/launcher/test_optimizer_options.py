@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from launcher.check import check
-from launcher.config import ConfigError, load_config
-from launcher.optim import parameter_groups
+from launcher.config.load import ConfigError, load_config
+from launcher.config.schema import OptimConfig
 from launcher.preflight.disk import _space
-from launcher.schema import OptimConfig
+from launcher.tasks.param_groups import parameter_groups
+from launcher.validation.rules import check
 from parallel.checkpoint.commit import latest
 from parallel.checkpoint.reader import Stored
 from tests.distributed import run_on_ranks

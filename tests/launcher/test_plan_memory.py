@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from launcher.config import load_config
-from launcher.plan.activations import activations_of
-from launcher.plan.flows import Now, Sizes, flow_of
-from launcher.plan.gathered import Gathered
-from launcher.plan.held import dims_of, held_by_fullest
-from launcher.plan.memory import Memory, predict_memory
-from launcher.plan.slots import slots_by_layer, way_of
-from launcher.plan.states import part_of, states_of
-from launcher.schema import DataConfig, OptimConfig, ParallelConfig, RunConfig, TrainConfig
-from launcher.tasks import normalised
+from launcher.config.load import load_config
+from launcher.config.schema import DataConfig, OptimConfig, ParallelConfig, RunConfig, TrainConfig
+from launcher.plan.base.capacity import slots_by_layer, way_of
+from launcher.plan.memory.activations import activations_of
+from launcher.plan.memory.estimate import Memory, predict_memory
+from launcher.plan.memory.gradient_buckets import Now, Sizes, flow_of
+from launcher.plan.memory.rank_params import dims_of, held_by_fullest
+from launcher.plan.memory.states import part_of, states_of
+from launcher.plan.memory.zero3_prefetch import Gathered
+from launcher.tasks.tasks import normalised
 from parallel.experts.placement import ExchangeOptions, ExpertParallel, ExpertSlice
 from swin_moe import ModelConfig, MoEConfig
 from swin_moe.backbone.model import build_model
@@ -209,7 +209,7 @@ def real_model(config: RunConfig) -> nn.Module:
 
 
 def loss_of(model: nn.Module, config: RunConfig, raw: Tensor) -> tuple[Tensor, Any]:
-    """The loss of a micro-batch as launcher/tasks.py has it."""
+    """The loss of a micro-batch as launcher/tasks/tasks.py has it."""
     images = normalised(raw, config.data, torch.device("cpu"))
     output = model(images, sample_keys(0, torch.arange(IMAGES)))
     if config.task == "simmim":

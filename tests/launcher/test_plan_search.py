@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from launcher.__main__ import main
-from launcher.check import rule_errors
-from launcher.config import load_config
-from launcher.plan.search import Candidate, micro_batches, search
-from launcher.plan.time import predict_time
-from launcher.schema import RunConfig
+from launcher.config.load import load_config
+from launcher.config.schema import RunConfig
+from launcher.plan.search.search import Candidate, micro_batches, search
+from launcher.plan.time.estimate import predict_time
+from launcher.validation.rules import rule_errors
 from tests.distributed import run_on_ranks
 from tests.launcher.test_plan_time import MACHINE, pace
 from tests.launcher.test_plan_work import TINY, run_of
@@ -162,7 +162,8 @@ def calibrated(file: str) -> None:
     import torch
     import torch.distributed as dist
 
-    from launcher.plan import calibrate, stopwatch
+    from launcher.plan.base import stopwatch
+    from launcher.plan.time import calibrate
 
     stopwatch.BUDGET_S, calibrate.SIZES, calibrate.SIDES = 0.0, (2**10, 2**14), (16, 64)
     calibrate.MESSAGES = (2**10, 2**20)

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from launcher.plan.shapes import _fused_attention, on_shapes
-from launcher.plan.trace import Op, Trace, trace
-from launcher.plan.tracker import LiveBytes
+from launcher.plan.base.shapes import _fused_attention, on_shapes
+from launcher.plan.base.trace import Op, Trace, trace
+from launcher.plan.base.tracker import LiveBytes
 from swin_moe.backbone.attention import WindowAttention
 from swin_moe.backbone.position_bias import TableBias
 

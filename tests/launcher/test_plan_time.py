@@ -7,9 +7,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.config import ConfigError
-from launcher.plan.hardware import Hardware, Link, load_hardware, on_curve, profiles
-from launcher.plan.links import (
+from launcher.config.load import ConfigError
+from launcher.plan.base.hardware import Hardware, Link, load_hardware, on_curve, profiles
+from launcher.plan.base.trace import Op
+from launcher.plan.search.simulate import Failures, goodput, parse_range, simulate, young_s
+from launcher.plan.time.compute_cost import Pace
+from launcher.plan.time.estimate import EXCHANGE, FEED, GATHER, OPTIMIZER, REDUCE, predict_time
+from launcher.plan.time.links import (
     Group,
     all_reduce_s,
     crossover_bytes,
@@ -18,11 +22,7 @@ from launcher.plan.links import (
     hierarchical_s,
     linear_s,
 )
-from launcher.plan.pace import Pace
-from launcher.plan.roofline import op_s, ops_s, tile_share
-from launcher.plan.simulate import Failures, goodput, parse_range, simulate, young_s
-from launcher.plan.time import EXCHANGE, FEED, GATHER, OPTIMIZER, REDUCE, predict_time
-from launcher.plan.trace import Op
+from launcher.plan.time.roofline import op_s, ops_s, tile_share
 from parallel.ranks.mesh import ParallelDims
 from tests.launcher.test_plan_work import TINY, run_of, work_of
 
@@ -214,7 +214,7 @@ def test_unknown_profiles(tmp_path: Path) -> None:
 
 
 def test_a_calibrated_curve_round_trips(tmp_path: Path) -> None:
-    from launcher.plan.calibrate import write
+    from launcher.plan.time.calibrate import write
 
     machine = replace(MACHINE, passes={"copy": ((1.0, 2.0), (3.0, 4.0))})
     write(machine, tmp_path / "m.yaml")

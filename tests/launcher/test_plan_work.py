@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch.torch_version import TorchVersion
 
-from launcher.plan.hardware import Device
-from launcher.plan.links import Group
-from launcher.plan.trace import Op, Trace
-from launcher.plan.traffic import Collective, traffic
-from launcher.plan.work import Work, describe, expert_ops, expert_rows, flops_by_part
-from launcher.schema import DataConfig, ParallelConfig, RunConfig, TrainConfig
+from launcher.config.schema import DataConfig, ParallelConfig, RunConfig, TrainConfig
+from launcher.plan.base.hardware import Device
+from launcher.plan.base.trace import Op, Trace
+from launcher.plan.time.links import Group
+from launcher.plan.time.traffic import Collective, traffic
+from launcher.plan.time.workload import Work, describe, expert_ops, expert_rows, flops_by_part
 from parallel.experts.placement import ExchangeOptions
 from swin_moe.backbone.flops import cost
 from swin_moe.config import ModelConfig, MoEConfig

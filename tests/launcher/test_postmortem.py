@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from launcher.exit_codes import ExitCode
-from launcher.history import all_sessions, append
-from launcher.last_words import leave_words, sweep_words, words_left
-from launcher.postmortem import Ending, cause, close_last, examine
-from launcher.run_files import RunFiles, read_json, replace_json
-from launcher.slurm.said import Event, events
+from launcher.rundir.crash_report import leave_words, sweep_words, words_left
+from launcher.rundir.history import all_sessions, append
+from launcher.rundir.paths import RunFiles, read_json, replace_json
+from launcher.rundir.postmortem import Ending, cause, close_last, examine
+from launcher.rundir.srun_log import Event, events
 
 PLACE = "all_to_all_single (parallel/ranks/collectives.py:55)"
 LOST = f"LostRankError: lost rank 1: its process is gone without a word; it was at step 7, in {PLACE}"
@@ -152,7 +152,9 @@ def test_last_words_in_their_order_and_swept(run: RunFiles) -> None:
     leave_words(RunFiles("/proc/nowhere"), 0, 80, "", 0)  # no error
 
 
-@pytest.mark.parametrize("module", ["launcher.slurm.after", "launcher.slurm.status", "launcher.sessions"])
+@pytest.mark.parametrize(
+    "module", ["launcher.slurm.epilogue", "launcher.slurm.status", "launcher.rundir.sessions"]
+)
 def test_without_torch(module: str) -> None:
     """A batch script waits for it."""
     code = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"

@@ -22,14 +22,14 @@ from data_shards.format.index import Manifest, read_index
 from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
 from data_shards.storage.base import LocalFile
-from launcher.config import load_config
+from launcher.config.load import load_config
+from launcher.config.schema import RunConfig
 from launcher.preflight import checks as preflight_checks
 from launcher.preflight import disk as preflight_disk
 from launcher.preflight import machine as preflight_machine
 from launcher.preflight.data import first_sample
 from launcher.preflight.story import preflight
-from launcher.rank import longest_wait
-from launcher.schema import RunConfig
+from launcher.process.run_rank import longest_wait
 from parallel.ranks import bandwidth as links
 from parallel.ranks.discover import Ranks
 from tests.distributed import run_on_ranks, set_timeout

@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import torch
 
-from launcher.config import load_config
+from launcher.config.load import load_config
 from launcher.preflight import devices as preflight_devices
 from launcher.preflight.report import Seen, Verdict
 from launcher.slurm.limits import seconds_of

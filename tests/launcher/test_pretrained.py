@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from launcher.config import load_config
+from launcher.config.load import load_config
 from parallel.checkpoint.commit import latest
 from parallel.checkpoint.load import load_weights as load_checkpoint
 from swin_moe.backbone.model import SwinTransformer, build_model

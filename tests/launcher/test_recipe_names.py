@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from launcher.__main__ import main
-from launcher.config import ConfigError, config_file, load_config
-from launcher.versions import version_of
+from launcher.config.load import ConfigError, config_file, load_config
+from launcher.rundir.versions import version_of
 from swin_moe.registry import list_models, recipe_files
 from tests.launcher.running import overrides
 

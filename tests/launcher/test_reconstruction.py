@@ -6,7 +6,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launcher.config import load_config
+from launcher.config.load import load_config
 from swin_moe import build_model, load_weights
 from tests.accelerator import on_either_processor
 from tests.distributed import run_on_ranks

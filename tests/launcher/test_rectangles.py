@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from launcher.__main__ import main
-from launcher.changes import changes
-from launcher.config import ConfigError, dump_config, load_config
-from launcher.models import ModelRow, line
-from launcher.study.file import load_study_file
-from launcher.study.resolve import resolve
+from launcher.cli.models import ModelRow, line
+from launcher.config.load import ConfigError, dump_config, load_config
+from launcher.study.grid.file import load_study_file
+from launcher.study.grid.resolve import resolve
+from launcher.validation.resume_policy import changes
 from swin_moe import build_model, load_weights
 from swin_moe.backbone.flops import cost
 from swin_moe.weights.native import config_of

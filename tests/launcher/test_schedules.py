@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from launcher.schedules import Schedule
-from launcher.schema import OptimConfig
+from launcher.config.schema import OptimConfig
+from launcher.training.schedules import Schedule
 
 
 def schedule(

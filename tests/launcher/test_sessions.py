@@ -7,10 +7,10 @@ import pytest
 
 from launcher.errors import CrashLoopError
 from launcher.exit_codes import ExitCode
-from launcher.history import all_sessions
-from launcher.last_words import leave_words, words_left
-from launcher.run_directory import RunDirectory
-from launcher.sessions import Sessions
+from launcher.rundir.crash_report import leave_words, words_left
+from launcher.rundir.directory import RunDirectory
+from launcher.rundir.history import all_sessions
+from launcher.rundir.sessions import Sessions
 
 
 @pytest.fixture

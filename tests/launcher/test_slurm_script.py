@@ -47,7 +47,7 @@ def test_every_name_arrives_as_it_is(slurm: FakeSlurm, shards: Path, name: str) 
     at = train.index("-m")
     assert train[at:] == ["-m", "launcher", "train", f"{run}/slurm/config.yaml", "--resume", "auto"]
     [after] = slurm.calls("python")
-    assert after[:4] == ["-m", "launcher.slurm.after", str(run), "--code"]
+    assert after[:4] == ["-m", "launcher.slurm.epilogue", str(run), "--code"]
     assert slurm.environment("srun")["TOKEN"] == name
     assert slurm.calls("sbatch") == [["--parsable", str(script)]]
     assert not list(slurm.home.rglob("pwned"))
@@ -221,7 +221,7 @@ def test_a_container_of_apptainer(slurm: FakeSlurm, shards: Path, gpus: int) -> 
     [train], [after] = slurm.calls("srun"), slurm.calls("apptainer")
     at = train.index("apptainer")
     assert train[at + 1 :][: len(enter) + 2] == [*enter, "launcher", "train"]
-    assert after[: len(enter) + 1] == [*enter, "launcher.slurm.after"]
+    assert after[: len(enter) + 1] == [*enter, "launcher.slurm.epilogue"]
 
 
 def test_a_container_of_pyxis(slurm: FakeSlurm, shards: Path) -> None:
@@ -234,7 +234,7 @@ def test_a_container_of_pyxis(slurm: FakeSlurm, shards: Path) -> None:
     at = train.index(image[0])
     assert train[at : at + 6] == [*image, "python3", "-m", "launcher"]
     at = after.index(image[0])
-    assert after[at : at + 6] == [*image, "python3", "-m", "launcher.slurm.after"]
+    assert after[at : at + 6] == [*image, "python3", "-m", "launcher.slurm.epilogue"]
     assert {"--overlap", "--nodes=1", "--ntasks=1", "--nodelist=n1"} <= set(after)
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config import load_config
-from launcher.run_directory import RunDirectory
+from launcher.config.load import load_config
+from launcher.rundir.directory import RunDirectory
 from swin_moe.backbone.model import build_model
 from swin_moe.weights import save_weights
 from tests.launcher.fake_slurm import FakeSlurm

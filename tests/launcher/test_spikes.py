@@ -12,11 +12,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from launcher.divergence import SkippedSteps
+from launcher.config.schema import TrainConfig
 from launcher.errors import DivergedError
 from launcher.exit_codes import ExitCode
-from launcher.schema import TrainConfig
-from launcher.spikes import SpikeGuard
+from launcher.training.nonfinite import SkippedSteps
+from launcher.training.spikes import SpikeGuard
 from parallel.zero.master_weights import Masters
 from tests.distributed import run_on_ranks
 from tests.launcher.running import EXACT, Outcome, command, only, steps
@@ -190,14 +190,16 @@ def run_line(shards: Path, run: Path, *more: str) -> list[str]:
 
 def spiked_commands(lines: list[list[str]], first: int, last: int) -> list[Outcome]:
     """Commands in which the losses of rank 1 are a thousandfold at some steps."""
-    import launcher.tasks
-    from launcher.session import Session
+    import launcher.tasks.tasks
+    from launcher.training.trainer import Session
 
-    step, loss = Session.train_step, launcher.tasks.classification_loss
+    step, loss = Session.train_step, launcher.tasks.tasks.classification_loss
 
     def stepping(session: Any, batches: Any) -> Any:
         factor = 1000.0 if first <= session.step < last and dist.get_rank() == 1 else 1.0
-        with mock.patch.object(launcher.tasks, "classification_loss", lambda *a, **k: factor * loss(*a, **k)):
+        with mock.patch.object(
+            launcher.tasks.tasks, "classification_loss", lambda *a, **k: factor * loss(*a, **k)
+        ):
             return step(session, batches)
 
     with mock.patch.object(Session, "train_step", stepping):

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from launcher.history import append
-from launcher.run_files import RunFiles, replace_json
+from launcher.rundir.history import append
+from launcher.rundir.paths import RunFiles, replace_json
 from launcher.slurm.status import as_json, describe
 
 PLACE = "all_to_all_single (parallel/ranks/collectives.py:55)"

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from launcher.exit_codes import ExitCode
-from launcher.history import all_sessions
-from launcher.run_files import RunFiles, read_json
-from launcher.stop import SAME_S, StopRequest
+from launcher.process.signals import SAME_S, StopRequest
+from launcher.rundir.history import all_sessions
+from launcher.rundir.paths import RunFiles, read_json
 from tests.faults import Fault, one_line, run
 from tests.launcher.running import descendants, is_alive, start, steps
 from tests.launcher.short_run import DURATION, assert_same, line

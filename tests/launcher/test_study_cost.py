@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config import load_config
-from launcher.study.asked import Asked, asked_of, sweep_errors
-from launcher.study.cells import Cell, Study
-from launcher.study.cost import CellCost, Pace, costs_of, span
-from launcher.study.resolve import Planned
+from launcher.config.load import load_config
+from launcher.study.grid.cost import CellCost, Pace, costs_of, span
+from launcher.study.grid.requested import Asked, asked_of, sweep_errors
+from launcher.study.grid.resolve import Planned
+from launcher.study.grid.trials import Cell, Study
 from swin_moe.backbone.flops import Cost, cost
 from tests.launcher.running import CONFIG, overrides
 
@@ -44,7 +44,7 @@ def test_the_capacity_changes_no_cost_and_is_counted_once(
         counted.append(model)
         return Cost(1, 1, 1)
 
-    monkeypatch.setattr("launcher.study.cost.cost", counting)
+    monkeypatch.setattr("launcher.study.grid.cost.cost", counting)
     cells = [planned(f, {}, shards, f"model.moe.capacity_factor={f}") for f in ("0", "0.5", "1.25")]
     costs_of([*cells, planned("k", {}, shards, "model.moe.top_k=1")])
     assert len(counted) == 2

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.check import problems
-from launcher.study.cost import costs_of
-from launcher.study.file import load_study_file
-from launcher.study.resolve import Plan, resolve
+from launcher.study.grid.cost import costs_of
+from launcher.study.grid.file import load_study_file
+from launcher.study.grid.resolve import Plan, resolve
+from launcher.validation.rules import problems
 
 STUDIES = Path(__file__).parents[2] / "configs" / "studies"
 

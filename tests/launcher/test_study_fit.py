@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from launcher.study.fit import STUDENT_T, fit, offset_law, power_law, t_interval
-from launcher.study.pareto import front
+from launcher.study.report.fit import STUDENT_T, fit, offset_law, power_law, t_interval
+from launcher.study.report.pareto import front
 
 X = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
 

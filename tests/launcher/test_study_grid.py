@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config import ConfigError
-from launcher.study.cells import Study, read_study, write_study
-from launcher.study.file import load_study_file
-from launcher.study.grid import overrides_of, short_names, study_of
+from launcher.config.load import ConfigError
+from launcher.study.grid.file import load_study_file
+from launcher.study.grid.grid import overrides_of, short_names, study_of
+from launcher.study.grid.trials import Study, read_study, write_study
 
 HEAD = "study_dir: s\nconfig: c.yaml\n"
 CAPACITY, TOP_K = "model.moe.capacity_factor", "model.moe.top_k"

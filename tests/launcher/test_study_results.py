@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from launcher.study.cells import run_directory
-from launcher.study.facts import facts
-from launcher.study.findings import LOSS, TOP1, Findings
-from launcher.study.groups import CAPACITY, EXPERTS, PRIORITY, Spread, differences, label, pairs
-from launcher.study.report import read
-from launcher.study.results import Result
-from launcher.study.tables import open_table
+from launcher.study.grid.trials import run_directory
+from launcher.study.report.findings import LOSS, TOP1, Findings
+from launcher.study.report.groups import CAPACITY, EXPERTS, PRIORITY, Spread, differences, label, pairs
+from launcher.study.report.report import read
+from launcher.study.report.results import Result
+from launcher.study.report.summary import facts
+from launcher.study.report.tables import open_table
 from tests.launcher.study_runs import FACTORS, STEPS, cell, grid, loss_of, moe, top1_of, trouble, write_all
 
 

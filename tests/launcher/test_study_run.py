@@ -35,7 +35,7 @@ def test_every_cell_is_trained_and_evaluated_and_not_again(study: FakeStudy) -> 
 
 def test_the_sweep_and_the_threads_of_a_cell(study: FakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr("launcher.study.run.threads_per_rank", lambda ranks: 100 // ranks)
+    monkeypatch.setattr("launcher.study.run.run.threads_per_rank", lambda ranks: 100 // ranks)
     study.write("axes: {model.moe.top_k: [2]}\ninclude: [{model.moe: null}]\nnproc: 2")
     assert study.run("--jobs", "2").code == 0
     calls = [json.loads(line) for line in (study.directory / "calls").read_text().splitlines()]
@@ -130,7 +130,7 @@ def test_a_request_to_stop_saves_the_cell_and_starts_no_other(study: FakeStudy) 
 
 def test_a_second_study_run_is_refused(study: FakeStudy) -> None:
     study.write()
-    code = "import sys; from pathlib import Path; from launcher.lease import Lease\n"
+    code = "import sys; from pathlib import Path; from launcher.rundir.run_lock import Lease\n"
     code += "Lease(Path(sys.argv[1])).take(); print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(study.directory / "lock")]
     pipe = subprocess.PIPE

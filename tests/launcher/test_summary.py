@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.run_directory import RunDirectory
-from launcher.schema import DataConfig, ParallelConfig, RunConfig
-from launcher.summary import render, summarise
+from launcher.config.schema import DataConfig, ParallelConfig, RunConfig
+from launcher.metrics.summary import render, summarise
+from launcher.rundir.directory import RunDirectory
 from swin_moe.config import ModelConfig
 
 CONFIG = RunConfig(
@@ -65,7 +65,7 @@ def test_a_run_shorter_than_an_epoch_counts_whole(run: RunDirectory) -> None:
 def test_the_command_works_where_the_environment_is_not_active(
     run: RunDirectory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("launcher.summary.which", lambda _: None)
+    monkeypatch.setattr("launcher.metrics.summary.which", lambda _: None)
     monkeypatch.setattr("sys.executable", str(run.path / "venv" / "bin" / "python"))
     monkeypatch.chdir(run.path)
     text = render(summarise(run, CONFIG, world_size=4, epoch_steps=3), run)
@@ -73,7 +73,7 @@ def test_the_command_works_where_the_environment_is_not_active(
 
 
 def test_text_of_two_layers(run: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("launcher.summary.which", lambda name: f"/bin/{name}")
+    monkeypatch.setattr("launcher.metrics.summary.which", lambda name: f"/bin/{name}")
     text = render(summarise(run, CONFIG, world_size=4, epoch_steps=3), run)
     # a bar is round(share * 4 experts * 4) of 8 eighths: half is 8, a quarter (even) 4, nothing a blank
     assert (

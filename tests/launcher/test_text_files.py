@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config import ConfigError, load_config
-from launcher.shards import _read_classes
+from launcher.cli.shards import _read_classes
+from launcher.config.load import ConfigError, load_config
 from launcher.slurm.array import read_tasks
 from launcher.slurm.site import load_site
-from launcher.study.file import load_study_file
+from launcher.study.grid.file import load_study_file
 from swin_moe.text_files import TextError, read_text
 from swin_moe.weights import ClassMap
 from swin_moe.yaml_files import YamlError, read_yaml

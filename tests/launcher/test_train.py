@@ -11,8 +11,8 @@ from unittest import mock
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from launcher.config import load_config
-from launcher.schedules import Schedule
+from launcher.config.load import load_config
+from launcher.training.schedules import Schedule
 from tests.distributed import run_on_ranks
 from tests.launcher.running import (
     CONFIG,
@@ -310,7 +310,7 @@ def test_the_exchange_is_the_configured_one(shards: Path, tmp_path: Path) -> Non
 
 def placement_of(*line: str) -> tuple[Any, Any]:
     """The exchange options and the expert slice of the model that a command trains on this rank."""
-    from launcher.session import Session
+    from launcher.training.trainer import Session
 
     with mock.patch.object(Session, "train", autospec=True, side_effect=KeyError) as train:
         with pytest.raises(KeyError):

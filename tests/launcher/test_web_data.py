@@ -13,7 +13,7 @@ import torch
 from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
 from launcher.__main__ import main
-from launcher.config import load_config
+from launcher.config.load import load_config
 from launcher.preflight import data
 from launcher.preflight.report import Here
 from parallel.ranks.discover import Ranks

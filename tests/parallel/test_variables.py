@@ -10,8 +10,8 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from launcher import local
 from launcher.__main__ import main
+from launcher.process import local_launcher as local
 from parallel.ranks import discover as env
 from parallel.ranks.discover import LaunchError, Ranks, choose_accelerator, discover, job_end_s, join
 from parallel.ranks.identity import slurm_job

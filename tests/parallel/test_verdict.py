@@ -110,7 +110,12 @@ DEVICE_WAITS = (
     *("deepspeed.runtime.zero.stage_1_and_2", "deepspeed.runtime.bf16_optimizer", "torch.optim.adamw"),
 )
 OWN_WORK = (
-    *("data_shards.stream.workers", "launcher.session", "torch.serialization", "torch._inductor.compile_fx"),
+    *(
+        "data_shards.stream.workers",
+        "launcher.training.trainer",
+        "torch.serialization",
+        "torch._inductor.compile_fx",
+    ),
     *("torch.distributed_of_another", "threading", "swin_moe_of_another"),
 )
 
@@ -122,7 +127,7 @@ def frame_in(module: str, name: str = "f", line: int = 7) -> Any:
 
 @pytest.mark.parametrize("module", DEVICE_WAITS + OWN_WORK)
 def test_with_nccl_to_stand_in_torchs_code_is_to_wait_for_others(module: str) -> None:
-    stack = [frame_in(module), frame_in("launcher.session", "micro_step", 246)]
+    stack = [frame_in(module), frame_in("launcher.training.trainer", "micro_step", 246)]
     assert _place(stack, waits_for_device=True).is_collective == (module in DEVICE_WAITS)
     assert not _place(stack).is_collective
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from launcher.history import all_sessions
-from launcher.run_files import RunFiles
+from launcher.rundir.history import all_sessions
+from launcher.rundir.paths import RunFiles
 from tests.faults import run
 from tests.launcher.running import CONFIG, only, overrides, steps
 from tests.launcher.short_run import assert_same

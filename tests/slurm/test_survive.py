@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from launcher.exit_codes import ExitCode
-from launcher.history import Session, all_sessions, committed_step
-from launcher.run_files import RunFiles, read_json
+from launcher.rundir.history import Session, all_sessions, committed_step
+from launcher.rundir.paths import RunFiles, read_json
 from launcher.slurm.status import describe
 from tests.faults import end, run
 from tests.launcher.running import CONFIG, overrides, steps
@@ -35,7 +35,7 @@ srun --kill-on-bad-exit=1 --chdir={root} --output={run}/slurm/tasks.txt --open-m
     2>slurm/srun-said.txt
 code=$?
 export PYTHONPATH={root}
-{python} -m launcher.slurm.after {run} --code $code --said slurm/srun-said.txt --requeue-limit 5
+{python} -m launcher.slurm.epilogue {run} --code $code --said slurm/srun-said.txt --requeue-limit 5
 status=$?
 [ $status != 75 ] || {{ scontrol requeue $SLURM_JOB_ID; sleep 600; }}
 exit $status

@@ -117,7 +117,7 @@ def test_a_format_that_cannot_hold_the_model(
 
 def test_the_library_is_imported_without_deepspeed() -> None:
     """It would look for its device, and say so on stderr."""
-    code = "import sys, swin_moe, launcher.convert; sys.exit('deepspeed' in sys.modules)"
+    code = "import sys, swin_moe, launcher.cli.convert; sys.exit('deepspeed' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
 

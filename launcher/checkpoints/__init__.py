@@ -1,0 +1,1 @@
+"""The commands on checkpoints: list, compare, import."""

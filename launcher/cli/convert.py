@@ -1,0 +1,113 @@
+"""`swin-moe convert` and `swin-moe export`: weights from one format to another, and out of a run."""
+
+import argparse
+from pathlib import Path
+
+from launcher.config.load import ConfigError
+from swin_moe import ClassMap, ModelConfig, WeightsError, build_model, load_weights, save_weights
+from swin_moe.registry import load_model_config
+from swin_moe.weights import FORMATS
+from swin_moe.weights.adapt import Head
+from swin_moe.weights.export import check_format
+from swin_moe.weights.native import config_of
+from swin_moe.yaml_files import YamlError, read_yaml
+
+CONVERT_HELP = """\
+examples:
+  swin-moe convert swinv2_tiny_patch4_window8_256.pth out.safetensors --to native \\
+      --config swinv2_tiny_patch4_window8_256
+  swin-moe convert hf-folder out.pth --to official --config swin_tiny_patch4_window7_224
+  swin-moe convert moe.pth out.safetensors --to native --config CONFIG     of moe.pth.rank0, .rank1, ...
+  swin-moe convert in22k.pth out --to hf --config CONFIG --head map22kto1k.txt
+
+IN is recognised by its content: official files and sets of rank files, SimMIM, timm, Hugging Face, ours.
+Every tensor of IN and of the model is used or named. OUT is never overwritten. See docs/weights.md.
+"""
+EXPORT_HELP = """\
+examples:
+  swin-moe export runs/demo out.safetensors
+  swin-moe export runs/demo out.safetensors --ema                     the moving average of the weights
+  swin-moe export runs/swinv2_tiny swinv2-hf --to hf --checkpoint step-00001000
+
+The whole model with its configuration, whatever layout wrote it; verified first. OUT is never overwritten.
+"""
+
+
+def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `convert` and `export` to the launcher's `commands`."""
+    raw = argparse.RawDescriptionHelpFormatter
+    convert = commands.add_parser(
+        "convert", help="weights from one format to another", epilog=CONVERT_HELP, formatter_class=raw
+    )
+    convert.set_defaults(run=_convert)
+    convert.add_argument(
+        "source", type=Path, metavar="IN", help="a file, a folder, a run or a set of rank files"
+    )
+    export = commands.add_parser(
+        "export", help="the weights of a run", epilog=EXPORT_HELP, formatter_class=raw
+    )
+    export.set_defaults(run=run_export)
+    add_export(export)
+    _add_out(convert)
+    convert.add_argument(
+        "--config", metavar="NAME_OR_YAML", help="which model it is; not needed for what this program wrote"
+    )
+    convert.add_argument(
+        "--head",
+        default="strict",
+        metavar="strict | replace | FILE",
+        help="a classifier of another size: refuse it, put a new one in its place, or pick its classes by a "
+        "class map (default: %(default)s)",
+    )
+    convert.add_argument(
+        "--ema", action="store_true", help="the moving average that IN holds (model_ema ...)"
+    )
+
+
+def add_export(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `export`, which is a command of its own and one of `checkpoint`."""
+    parser.add_argument("source", type=Path, metavar="RUN", help="the run directory")
+    _add_out(parser)
+    parser.add_argument("--checkpoint", help="step-NNNNNNNN; default: the newest")
+    parser.add_argument("--ema", action="store_true", help="the moving average (train.ema_decay)")
+
+
+def _add_out(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("out", type=Path, metavar="OUT", help="the file, or for hf the folder, to write")
+    parser.add_argument("--to", choices=FORMATS, default="native", help="default: %(default)s")
+
+
+def _convert(args: argparse.Namespace, _: list[str]) -> int:
+    config = _model_config(args.config) if args.config else config_of(args.source)
+    if config is None:
+        raise WeightsError(f"{args.source} does not say which model it is of; give --config NAME_OR_YAML")
+    head: Head = args.head if args.head in ("strict", "replace") else ClassMap.read(args.head)
+    return _rewrite(config, args.source, args.out, args.to, head, ema=args.ema)
+
+
+def run_export(args: argparse.Namespace, _: list[str]) -> int:
+    """Carry out a parsed `export`: the exit status."""
+    source = args.source / "checkpoints" / args.checkpoint if args.checkpoint else args.source
+    config = config_of(source) if source.is_dir() else None
+    if config is None:
+        raise ConfigError(f"{source} is no run with a checkpoint; weights that are none: swin-moe convert")
+    return _rewrite(config, source, args.out, args.to, "strict", ema=args.ema)
+
+
+def _rewrite(config: ModelConfig, source: Path, out: Path, to: str, head: Head, *, ema: bool = False) -> int:
+    check_format(config, to)
+    model = build_model(config)
+    print(load_weights(model, source, head=head, ema=ema))
+    print(f"wrote {save_weights(model, out, to)} ({to})")
+    return 0
+
+
+def _model_config(name: str) -> ModelConfig:
+    """The model of a named configuration or of a YAML file's `model:` section."""
+    if not (Path(name).suffix in (".yaml", ".yml") or Path(name).is_file()):
+        return load_model_config(name)
+    try:
+        tree, _ = read_yaml(Path(name))
+    except YamlError as error:
+        raise ConfigError(str(error)) from None
+    return load_model_config(ModelConfig(), **(tree.get("model") or {}))

@@ -1,0 +1,238 @@
+"""`swin-moe shards pack | index | verify | repair | split | info`: make shards, and keep them sound."""
+
+import argparse
+from pathlib import Path
+from typing import TypeAlias
+
+from data_shards.errors import DataError
+from data_shards.format.index import MANIFEST_NAME
+from data_shards.pack.indexing import PROMISES, index_tars
+from data_shards.pack.progress import BAD_NAME
+from data_shards.pack.reencode import CHECKS
+from data_shards.pack.split import carve
+from data_shards.verify.info import info
+from data_shards.verify.repair import repair
+from data_shards.verify.verify import verify
+from launcher.cli.shards_pack import PACK_HELP, add_pack, add_source, make_source, run_pack
+from launcher.console.progress import progress_line
+from swin_moe.text_files import read_text
+
+VERIFY_HELP = """\
+examples:
+  swin-moe shards verify data/fashion-mnist              every digest, tar header, label and checksum
+  swin-moe shards verify data/fashion-mnist/val --decode the pixels too
+
+Exit status 1 when anything is wrong; each line names a shard, a key ("*": the whole file) and the reason.
+To mend it: swin-moe shards repair
+"""
+INDEX_HELP = """\
+examples:
+  swin-moe shards index /data/theirs --workers 8                    manifest and indices beside the tars
+  swin-moe shards index /read-only/theirs --out data/theirs/train   elsewhere, with links to the tars
+
+Reads *.tar of DIRECTORY and rewrites none. Each sample is KEY.jpg (.png, .webp ...) with KEY.cls, .json or
+.txt that holds a whole number from 0 or a class name; KEY ends at the first dot. Keys with one part only, or
+undecodable, are left out and listed in bad_sources.tsv. Hidden members are skipped and counted. A tar whose
+structure is damaged is refused, and so is a label that is negative, not whole or not finite.
+"""
+REPAIR_HELP = """\
+examples:
+  swin-moe shards repair data/in1k/train --source imagenet-zip --directory ImageNet-Zip   byte for byte
+  swin-moe shards repair data/in1k/train --drop-to data/in1k-mended/train                 without what is lost
+
+Damaged indices are made again from sound tars in any case. From its source a shard comes back as the manifest
+has it, or not at all. --drop-to leaves DIRECTORY alone: the new set links the sound shards, rewrites the
+damaged ones without their bad samples and lists those in bad_sources.tsv; its manifest is another, so a
+training run does not resume on it. Exit status 1 while damage remains.
+"""
+SPLIT_HELP = """\
+example:
+  swin-moe shards split data/in22k/train --val-per-class 50 --out data/in22k-split --workers 16
+
+Writes OUT/train and OUT/val. Of a class of n samples min(K, n // 2) go to val, drawn by --seed and checksum.
+"""
+INFO_HELP = """\
+examples:
+  swin-moe shards info data/fashion-mnist
+  swin-moe shards info data/in22k/train --classes 100
+"""
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_parser(subparsers: Commands) -> None:
+    """Add `shards` with its commands to the launcher's `subparsers`."""
+    shards = subparsers.add_parser("shards", help="make, verify, repair, split and count shards of images")
+    shards.set_defaults(run=run)
+    names = " | ".join(RUN)
+    commands = shards.add_subparsers(dest="shards_command", required=True, metavar=names)
+    add_pack(_command(commands, "pack", "write a data set as shards", PACK_HELP))
+    _add_index(_command(commands, "index", "manifest and indices for tars made by others", INDEX_HELP))
+    _add_verify(_command(commands, "verify", "read shards back and name every bad sample", VERIFY_HELP))
+    _add_repair(_command(commands, "repair", "bring damaged shards back, or do without them", REPAIR_HELP))
+    _add_split(_command(commands, "split", "carve out a validation split", SPLIT_HELP))
+    count = _command(commands, "info", "count samples, bytes, sizes and classes", INFO_HELP)
+    _add_directory(count)
+    count.add_argument(
+        "--classes", type=int, default=30, help="name so many, the smallest (default %(default)s)"
+    )
+
+
+def _command(commands: Commands, name: str, text: str, epilog: str) -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    return commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=raw)
+
+
+def _add_directory(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", type=Path, help="a split, or the directory that holds the splits")
+
+
+def _add_workers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")
+
+
+def _add_index(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("directory", type=Path, help="the directory of the tars")
+    add("--out", type=Path, help="where indices and manifest go (default: beside the tars)")
+    add("--split", default="train", help="what the manifest calls it (default %(default)s)")
+    add("--classes", type=Path, help="a file with a class name a line, in the order of the labels")
+    add("--label-key", default="label", help="of a .json that is an object (default %(default)s)")
+    add("--check", choices=CHECKS, default="decode", help="as in pack (default %(default)s)")
+    add("--max-bad", type=float, default=0.001, help="as in pack (default %(default)s)")
+    _add_workers(parser)
+
+
+def _add_verify(parser: argparse.ArgumentParser) -> None:
+    _add_directory(parser)
+    parser.add_argument("--decode", action="store_true", help="decode every image as well")
+    _add_workers(parser)
+
+
+def _add_repair(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("split", type=Path, metavar="DIRECTORY", help="a split")
+    parser.add_argument("--drop-to", type=Path, help="make a new split here, without the bad samples")
+    _add_workers(parser)
+    add_source(parser, required=False)
+    parser.add_argument("--seed", type=int, default=0, help="of synthetic images (default %(default)s)")
+
+
+def _add_split(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("directory", type=Path, help="a split")
+    add("--out", type=Path, required=True, help="train and val become directories in it")
+    add("--val-per-class", type=int, required=True, metavar="K", help="samples of each class for validation")
+    add("--seed", type=int, default=0, help="of the draw (default %(default)s)")
+    _add_workers(parser)
+
+
+def run(args: argparse.Namespace, _: list[str] | None = None) -> int:
+    """Carry out a parsed `shards` command: the exit status, 1 when damage was found; or DataError."""
+    return RUN[args.shards_command](args)
+
+
+def splits_in(directory: Path) -> list[Path]:
+    """`directory` itself if it is a split or holds none, otherwise the splits in it."""
+    if (directory / MANIFEST_NAME).is_file():
+        return [directory]
+    return sorted(path.parent for path in directory.glob(f"*/{MANIFEST_NAME}")) or [directory]
+
+
+def _run_index(args: argparse.Namespace) -> int:
+    done = index_tars(
+        args.directory,
+        args.out,
+        split=args.split,
+        classes=_read_classes(args.classes) if args.classes else None,
+        label_key=args.label_key,
+        check=args.check,
+        max_bad=args.max_bad,
+        workers=args.workers,
+        progress=progress_line(str(args.directory), "tars"),
+    )
+    out, manifest = args.out or args.directory, done.manifest
+    what = f"{manifest.samples} samples of {len(manifest.classes)} classes in {len(manifest.shards)} tars"
+    print(f"{out}: {what}, manifest {manifest.digest[:12]}")
+    if done.bad:
+        print(f"{len(done.bad)} keys left out, such as {done.bad[0].key}: {done.bad[0].reason} ({BAD_NAME})")
+    for note in done.notes:
+        print(note)
+    print(f"a tar holds {done.classes_per_tar:.1f} classes on average; shuffled, it would {done.mixed:.1f}")
+    print(PROMISES)
+    return 0
+
+
+def _read_classes(path: Path) -> list[str]:
+    try:
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"--classes {path}: cannot read it ({error})") from error
+
+
+def _run_verify(args: argparse.Namespace) -> int:
+    if args.workers < 1:
+        raise DataError(f"--workers ({args.workers}) must be at least 1")
+    bad = 0
+    for split in splits_in(args.directory):
+        report = verify(split, decode=args.decode, workers=args.workers, progress=progress_line(str(split)))
+        for shard, key, reason in report.bad:
+            print(f"{split / shard}: {key}: {reason}")
+        bad += len(report.bad)
+        verdict = "all sound" if report.ok else f"{len(report.bad)} problems"
+        print(f"{split}: {report.samples} samples in {report.shards} shards, {report.bytes} bytes: {verdict}")
+    return 1 if bad else 0
+
+
+def _run_repair(args: argparse.Namespace) -> int:
+    source = make_source(args) if args.source else None
+    line = progress_line(str(args.split))
+    done = repair(args.split, source=source, drop_to=args.drop_to, workers=args.workers, progress=line)
+    for what, names in (
+        ("made again from its tar", done.reindexed),
+        ("made again from source", done.rewritten),
+    ):
+        for name in names:
+            print(f"{args.split / name}: {what}")
+    for key, shard, label, reason in done.dropped:
+        print(f"{args.split / shard}: {key}: left out (label {label}): {reason}")
+    for shard, key, reason in done.remaining:
+        print(f"{args.split / shard}: {key}: {reason}")
+    if done.remaining:
+        print(f"{len(done.remaining)} problems remain: pass --source (and --directory), or --drop-to NEW")
+    elif not (done.reindexed or done.rewritten or done.dropped):
+        print(f"{args.split}: all sound, nothing to repair")
+    return 1 if done.remaining else 0
+
+
+def _run_split(args: argparse.Namespace) -> int:
+    made = carve(
+        args.directory,
+        args.out,
+        args.val_per_class,
+        seed=args.seed,
+        workers=args.workers,
+        progress=lambda split: progress_line(str(args.out / split)),
+    )
+    for split, manifest in made.items():
+        what = f"{manifest.samples} samples in {len(manifest.shards)} shards"
+        print(f"{args.out / split}: {what}, manifest {manifest.digest[:12]}")
+    return 0
+
+
+def _run_info(args: argparse.Namespace) -> int:
+    for split in splits_in(args.directory):
+        found = info(split)
+        first, *rest = found.lines(args.classes)
+        print(f"{split}: {found.manifest.name}/{found.manifest.split}: {first}")
+        for text in rest:
+            print(f"  {text}")
+    return 0
+
+
+RUN = {
+    "pack": run_pack,
+    "index": _run_index,
+    "verify": _run_verify,
+    "repair": _run_repair,
+    "split": _run_split,
+    "info": _run_info,
+}

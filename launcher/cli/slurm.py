@@ -1,0 +1,127 @@
+"""`swin-moe slurm submit | status | logs | cancel | resume`: runs on a Slurm cluster."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from launcher.console.arguments import positive
+from launcher.slurm.jobs import cancel, show_log, show_status
+from launcher.slurm.submit import resume, submit
+
+SUBMIT_HELP = """\
+examples:
+  swin-moe slurm submit configs/demo_cpu.yaml --nodes 2 --ranks-per-node 2 --time 2:00:00 --dry-run
+  swin-moe slurm submit CONFIG --nodes 4 --gpus-per-node 8 --time 24:00:00 run_dir=runs/a optim.base_lr=1e-3
+  swin-moe slurm submit CONFIG --nodes 2-8 --elastic --gpus-per-node 8      whatever is free of 2 to 8 nodes
+  swin-moe slurm submit CONFIG --nodes 1 --array sweep.txt --array-limit 4  a run for each line of overrides
+
+Everything is checked here first: a configuration, shards or layout that cannot train never reach the queue.
+The script, its environment and the configuration that the job trains go to RUN/slurm. What is the same for
+every job (partition, modules, container) stands in ~/.config/swin-moe/site.yaml or $SWIN_MOE_SITE:
+docs/slurm.md.
+"""
+STATUS_HELP = """\
+examples:
+  swin-moe slurm status runs/a
+  swin-moe slurm status runs/a --json
+"""
+LOGS_HELP = """\
+examples:
+  swin-moe slurm logs runs/a --follow
+  swin-moe slurm logs runs/sweep --task 3 --lines 200
+"""
+CANCEL_HELP = """\
+examples:
+  swin-moe slurm cancel runs/a          a running job finishes its step, saves and is not requeued
+  swin-moe slurm cancel runs/a --now    at once: what was trained since the last checkpoint is lost
+"""
+RESUME_HELP = """\
+examples:
+  swin-moe slurm resume runs/a                          as it was submitted
+  swin-moe slurm resume runs/a --nodes 2 --time 8:00:00
+  swin-moe slurm resume runs/sweep                      of an array, only the tasks that are not finished
+"""
+DRY_RUN = "print the script; write and submit nothing"
+Options: TypeAlias = "argparse.ArgumentParser | argparse._ArgumentGroup"
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_parser(subparsers: Commands) -> None:
+    """Add `slurm` with its commands to the launcher's `subparsers`."""
+    slurm = subparsers.add_parser("slurm", help="submit runs to a Slurm cluster and look after them")
+    slurm.set_defaults(run=run)
+    commands = slurm.add_subparsers(dest="slurm_command", required=True, metavar=" | ".join(RUN))
+    _add_submit(_command(commands, "submit", "check a run and queue it", SUBMIT_HELP))
+    status = _command(commands, "status", "how a job and its run stand", STATUS_HELP)
+    logs = _command(commands, "logs", "what a run prints", LOGS_HELP)
+    stop = _command(commands, "cancel", "stop a run, saved", CANCEL_HELP)
+    again = _command(commands, "resume", "queue a run again", RESUME_HELP)
+    for parser in (status, logs, stop, again):
+        parser.add_argument("run_directory", type=Path, metavar="RUN", help="the run directory")
+    status.add_argument("--json", action="store_true", help="an object, or one a task")
+    logs.add_argument("--follow", action="store_true", help="go on until the job has left the queue")
+    logs.add_argument(
+        "--lines", type=positive, default=50, metavar="N", help="from the end (default %(default)s)"
+    )
+    logs.add_argument("--task", type=int, metavar="I", help="of an array")
+    stop.add_argument("--now", action="store_true", help="do not wait for a save")
+    add_resources(again)
+    again.add_argument("--dry-run", action="store_true", help=DRY_RUN)
+
+
+def run(args: argparse.Namespace, arguments: list[str]) -> int:
+    """Carry out a parsed `slurm` command; ConfigError for what the user can correct."""
+    return RUN[args.slurm_command](args, arguments)
+
+
+def _command(commands: Commands, name: str, text: str, epilog: str) -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    return commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=raw)
+
+
+def _add_submit(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("config", metavar="CONFIG", help="a YAML file, or the name of a recipe")
+    add("overrides", nargs="*", metavar="a.b=value", help="options to override")
+    add("--array", type=Path, metavar="FILE", help="overrides, a task a line or an item of a YAML list")
+    add("--job-name", metavar="NAME", help="default: the name of the run directory")
+    add_resources(parser)
+    add("--dry-run", action="store_true", help=DRY_RUN)
+
+
+def add_resources(parser: Options) -> None:
+    """Options of `submit`, `resume` and `study run --slurm`.
+
+    None is what the site's file, or the last submission, says.
+    """
+    add = parser.add_argument
+    add(
+        "--nodes",
+        metavar="N|N-M",
+        help="nodes, or with --elastic a range, of which those are taken that are free (default: 1)",
+    )
+    add(
+        "--elastic",
+        action="store_const",
+        const=True,
+        help="fit the layout to the ranks that there are; see `train --elastic`",
+    )
+    add("--gpus-per-node", type=int, metavar="N", help="default: the site's, or none")
+    add("--ranks-per-node", type=positive, metavar="N", help="default: one a GPU, or one without GPUs")
+    add("--cpus-per-rank", type=positive, metavar="N")
+    for name in ("mem", "partition", "account", "qos", "time", "constraint", "exclude", "dependency"):
+        add(f"--{name}", metavar=name.upper(), help="as sbatch has it")
+    add("--container", metavar="IMAGE", help="the image in which the ranks run")
+    add("--array-limit", type=positive, metavar="K", help="tasks of an array that run at a time")
+    add("--requeue-limit", type=int, metavar="N", help="back into the queue so often by itself")
+    add("--allow-change", action="store_const", const=True, help="as in train")
+
+
+RUN: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
+    "submit": submit,
+    "status": show_status,
+    "logs": show_log,
+    "cancel": cancel,
+    "resume": resume,
+}

@@ -1,0 +1,89 @@
+"""`swin-moe study run | status | report`: a grid of runs."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeAlias
+
+from launcher.cli.slurm import add_resources
+from launcher.console.arguments import positive
+from launcher.study.run.scheduler import run_study
+from launcher.study.run.status import show_status
+
+RUN_HELP = """\
+examples:
+  swin-moe study run configs/studies/fashion_capacity.yaml --dry-run     the cells, their cost, what is wrong
+  swin-moe study run configs/studies/fashion_capacity.yaml               all cells, one after the other
+  swin-moe study run FILE.yaml --only 'capacity_factor=0.5,*' --jobs 2
+  swin-moe study run FILE.yaml --slurm --nodes 4 --gpus-per-node 8 --time 24:00:00
+
+Every cell is a run directory of its own, STUDY_DIR/cells/NAME: trained, then evaluated. The same command
+again goes on: finished cells are not run again, failed ones are. Exit status: 0 when all is finished, 75 when
+stopped on request, else that of the first cell that failed. FILE.yaml and all options: docs/studies.md.
+"""
+STATUS_HELP = """\
+examples:
+  swin-moe study status runs/fashion_capacity
+  swin-moe study status configs/studies/fashion_capacity.yaml --json
+"""
+REPORT_HELP = """\
+examples:
+  swin-moe study report runs/fashion_capacity
+  swin-moe study report runs/fashion_capacity --out docs/example_study
+
+Writes index.html, which is one file and asks nothing of a network, every chart as PNG, and cells.csv,
+sweep.csv, layers.csv, pareto.csv, published.csv and fits.csv. Cells that are not finished are listed with the
+reason; the others are reported on. docs/studies_report.md says how to read it.
+"""
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_parser(subparsers: Commands) -> None:
+    """Add `study` with its commands to the launcher's `subparsers`."""
+    study = subparsers.add_parser("study", help="train and evaluate a grid of runs, and report on it")
+    commands = study.add_subparsers(dest="study_command", required=True, metavar="run | status | report")
+    run = _command(commands, "run", "train and evaluate what is not finished", RUN_HELP, run_study)
+    _add_run(run)
+    status = _command(commands, "status", "how every cell stands", STATUS_HELP, show_status)
+    status.add_argument("study", type=Path, metavar="STUDY_DIR|FILE.yaml")
+    status.add_argument("--json", action="store_true", help="an object with a list of cells")
+    report = _command(commands, "report", "write it as HTML, CSV and PNG", REPORT_HELP, _report)
+    report.add_argument("study", type=Path, metavar="STUDY_DIR", help="the directory of a study")
+    report.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: STUDY_DIR/report")
+
+
+def _report(args: argparse.Namespace) -> int:
+    from launcher.study.report.report import (
+        run,  # draws with matplotlib, which every start of ranks would import
+    )
+
+    return run(args)
+
+
+def _command(
+    commands: Commands, name: str, text: str, epilog: str, run: Callable[[argparse.Namespace], int]
+) -> argparse.ArgumentParser:
+    raw = argparse.RawDescriptionHelpFormatter
+    parser = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=raw)
+    parser.set_defaults(run=lambda args, _: run(args))
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("file", type=Path, metavar="FILE.yaml", help="a study, such as those in configs/studies/")
+    add("--nproc", type=positive, metavar="N", help="ranks of a cell (default: the file's, or 1)")
+    add("--jobs", type=positive, metavar="J", help="cells at a time (default: the file's, or 1)")
+    add("--only", action="append", metavar="NAME", help="this cell alone, or those of a pattern with *")
+    add("--skip-failed", action="store_true", help="leave out the cells that failed before")
+    add("--reset-crashes", action="store_true", help="as in train: forget the crashes of cells so far")
+    _add_slurm(parser)
+    add("--dry-run", action="store_true", help="check all, tell the cost, and write and start nothing")
+
+
+def _add_slurm(parser: argparse.ArgumentParser) -> None:
+    about = "these options go with --slurm: see swin-moe slurm submit --help"
+    group = parser.add_argument_group("on Slurm", about)
+    group.add_argument("--slurm", action="store_true", help="submit the cells as one job array")
+    group.add_argument("--job-name", metavar="NAME", help="default: the name of the study")
+    add_resources(group)

@@ -1,0 +1,246 @@
+"""RunConfig: every option of a run, with its default, its unit and its meaning.
+
+The dataclasses say what an option is; `launcher/config/load.py` reads YAML into them and reports every error at
+once. No `from __future__ import annotations` here: pydantic resolves the types when it validates.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from data_shards.augment.pipeline import AugmentConfig
+from data_shards.stream.patterns import names_tars
+from parallel.experts.placement import ExchangeOptions
+from parallel.ranges import LARGEST, WEEK_S, check_ranges
+from parallel.zero.options import OptimizerName, Precision, ZeroStage, check_deepspeed
+from swin_moe.config import ModelConfig
+from swin_moe.heads.simmim_config import SimMIMConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Where the images are, and the picture that the model sees."""
+
+    # directory of shards with a manifest.json (`swin-moe shards pack` writes it), or its URL: docs/shards.md;
+    # train may also be tars of others without one, such as /data/x/{000000..000146}.tar
+    train: str
+    val: str
+    match_classes: bool = (
+        False  # map labels of data.val by name to the classes that are trained: docs/shards.md
+    )
+    crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random resized crop, as a share of the image
+    # its width over its height in the source image, as in torchvision; model.image_size does not matter
+    crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
+    flip_probability: float = 0.5
+    # at evaluation an image is scaled until it covers model.image_size / eval_crop and its centre is cut out;
+    # 1.0 resizes the whole image, changing its aspect ratio
+    eval_crop: float = 0.875
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    augment: AugmentConfig | None = None  # on the device, in training; {} is Swin's recipe
+    decode_threads: int = 2  # a rank
+    fetch_threads: int = 0  # a rank, for slow storage; 0 lets the decode threads read
+    bad_samples: Literal["replace", "stop"] = "replace"  # in training, by the next healthy sample
+    retry_s: float = 300.0  # I/O errors are tried again for so long
+    cache: str | None = None  # directory on a node-local disk for whole shards, for example $SLURM_TMPDIR
+    cache_gib: float = 0.0  # the most that all ranks of a node put there
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            "data.",
+            self,
+            crop_scale=(0, 1),
+            crop_ratio=(0.01, 100),
+            decode_threads=(1, 256),
+            fetch_threads=(0, 1024),
+            flip_probability=(0, 1),
+            eval_crop=(0.1, 1),
+            mean=(0, 1),
+            std=(1e-3, 1e3),
+            retry_s=(1, WEEK_S),
+            cache_gib=(0, 2**20),
+        )
+        if names_tars(self.val):
+            raise ValueError(
+                f"data.val ({self.val}) must be shards with a manifest, as evaluation counts every image "
+                "once; `swin-moe shards index` writes it"
+            )
+        if (self.cache is None) != (self.cache_gib == 0):
+            raise ValueError(
+                f"data.cache ({self.cache}) and data.cache_gib ({self.cache_gib}) belong together: set both"
+            )
+        for name in ("crop_scale", "crop_ratio"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high:
+                raise ValueError(f"data.{name} ([{low}, {high}]) must be two numbers, 0 < low <= high")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimizer, its schedule and what bounds a step.
+
+    `base_lr`, `warmup_lr` and `min_lr` are for 512 images: each is multiplied by global_batch_size / 512.
+    Durations are written "20 epochs", "500 steps" or "1000000 images".
+    """
+
+    # fused_adam and fused_lamb are NVIDIA Apex's, where it is installed: docs/engine.md
+    optimizer: OptimizerName = "adamw"
+    momentum: float = 0.9  # of sgd, Nesterov's
+    base_lr: float = 5e-4
+    warmup_lr: float = 5e-7
+    min_lr: float = 5e-6
+    warmup: str = "20 epochs"
+    schedule: Literal["cosine", "linear", "step", "multistep"] = (
+        "cosine"  # see launcher/training/schedules.py
+    )
+    linear_end: float = 0.01  # of the linear schedule: the last learning rate over the peak
+    decay_every: str = "30 epochs"  # of the step schedule
+    decay_at: tuple[str, ...] = ()  # durations from the run's start, of the multistep schedule
+    decay_rate: float = 0.1  # what both multiply the learning rate by
+    freeze: tuple[str, ...] = ()  # names of parameters, such as "layers.0.*"; or experts, moe, backbone
+    weight_decay: float = 0.05
+    layer_decay: float = 1.0  # what a layer's learning rate is of that of the layer after it (fine-tuning)
+    betas: tuple[float, float] = (0.9, 0.999)  # of all but sgd, like eps
+    eps: float = 1e-8
+    clip_norm: float = 5.0  # of the global gradient, every expert counted once; 0 turns clipping off
+    label_smoothing: float = 0.1
+
+    def __post_init__(self) -> None:
+        rate = (0, 1e9)
+        check_ranges(
+            "optim.",
+            self,
+            base_lr=rate,
+            warmup_lr=rate,
+            min_lr=rate,
+            weight_decay=(0, 1000),
+            eps=(1e-30, 1),  # 0 would divide zero by zero where a gradient is zero
+            clip_norm=(0, 1e30),
+        )
+        if (self.schedule == "multistep") != bool(self.decay_at):
+            raise ValueError(
+                f"optim.decay_at ({list(self.decay_at)}) belongs to optim.schedule=multistep (got "
+                f"{self.schedule}): set both"
+            )
+        for name in ("linear_end", "decay_rate", "layer_decay"):
+            if not 0 < (value := getattr(self, name)) <= 1:
+                raise ValueError(f"optim.{name} ({value}) must lie in (0, 1]")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"optim.betas ({list(self.betas)}) must lie in [0, 1)")
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"optim.momentum ({self.momentum}) must lie in [0, 1)")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"optim.label_smoothing ({self.label_smoothing}) must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How long, in what pieces and in what precision."""
+
+    duration: str = "300 epochs"
+    global_batch_size: int = 1024  # images an optimizer step, whatever the number of ranks
+    micro_batch_size: int = 128  # images a rank holds at once; the rest is gradient accumulation
+    eval_batch_size: int = 128  # a rank
+    precision: Precision = "fp32"  # bf16 and fp16 with fp32 masters; fp16 with a dynamic loss scale
+    ema_decay: float = 0.0  # a step, of a moving average of the weights, kept beside them; 0 keeps none
+    eval_every: str | None = None  # a duration; the end of the run is always evaluated
+    eval_first: bool = False  # the start too: what pretrained or upcycled weights are worth before a step
+    max_skipped_steps: int = 10  # in a row, not finite or skipped as a spike; 0 never stops
+    # a gradient norm beyond this multiple of the running norm is a spike; 0 looks for none: docs/faults.md
+    spike_factor: float = 0.0
+    spike_action: Literal["log", "skip"] = "log"  # skip: the step is left out, on every rank
+    moe_load_every: str | None = "50 steps"  # when every expert's load is recorded; the last step always is
+    compile: bool = False  # torch.compile block by block
+    pretrained: str | None = None  # weights to start from, in any format that `swin-moe convert` reads
+    pretrained_head: str = (
+        "strict"  # or "replace" (a fresh head), or a file of 22K classes to keep, one a line
+    )
+    # pretrained is a dense model: each expert starts as a copy of its MLP, with noise of this share of its
+    # weights' deviation (0.0 for none)
+    upcycle_noise: float | None = None
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            "train.",
+            self,
+            global_batch_size=(1, 2**20),
+            micro_batch_size=(1, 2**16),
+            eval_batch_size=(1, 2**16),
+            max_skipped_steps=(0, LARGEST),
+            spike_factor=(0, 1e30),
+        )
+        for name in ("pretrained", "pretrained_head"):
+            if getattr(self, name) == "":
+                raise ValueError(f"train.{name} ('') must name a file; leave it out where there is none")
+        if self.upcycle_noise is not None and not (0 <= self.upcycle_noise <= 10 and self.pretrained):
+            raise ValueError(
+                f"train.upcycle_noise ({self.upcycle_noise}) must lie in [0, 10], and needs "
+                "train.pretrained: the weights of a dense model"
+            )
+        if self.spike_factor != 0 and self.spike_factor <= 1:
+            raise ValueError(
+                f"train.spike_factor ({self.spike_factor}) must be above 1, or 0 to look for none"
+            )
+        if self.spike_action == "skip" and not self.spike_factor:
+            raise ValueError("train.spike_action (skip) needs train.spike_factor (0.0) above 1")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"train.ema_decay ({self.ema_decay}) must lie in [0, 1)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """How a run is laid over its ranks; none of it changes the result."""
+
+    ep_size: int = 1  # ranks that share one set of experts; divides world_size
+    expert_slices: int = 1  # ranks that share the hidden channels of one expert; divides ep_size
+    expert_exchange: ExchangeOptions = field(default_factory=ExchangeOptions)
+    zero_stage: ZeroStage = 1  # what is cut over the ranks: 1 optimizer states, 2 + gradients, 3 + parameters
+    offload_optimizer: bool = False  # optimizer states to host memory, and the update with them; from stage 1
+    collective_timeout_s: float = 600.0  # then a rank that others wait for is named and the run ends
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            "parallel.",
+            self,
+            ep_size=(1, 2**16),
+            expert_slices=(1, 2**16),
+            collective_timeout_s=(5, WEEK_S),
+        )
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("parallel.offload_optimizer needs parallel.zero_stage of 1, 2 or 3 (got 0)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When the run is saved and how many checkpoints stay."""
+
+    every: str | None = "1 epochs"  # a duration; the end of the run is always saved
+    keep_last: int = 2
+    keep_every: str | None = None  # a duration; checkpoints at multiples of it stay for good
+    asynchronous: bool = True  # the step waits for a copy to host memory, a thread writes it
+    crash_budget: int = 5  # so many crashes in a row without a new checkpoint refuse a start; 0 never does
+
+    def __post_init__(self) -> None:
+        check_ranges("checkpoint.", self, keep_last=(1, LARGEST), crash_budget=(0, LARGEST))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: the root of the YAML file."""
+
+    run_dir: str
+    model: ModelConfig
+    data: DataConfig
+    task: Literal["classification", "simmim"] = "classification"
+    simmim: SimMIMConfig = field(default_factory=SimMIMConfig)  # of task=simmim
+    seed: int = 0
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    parallel: ParallelConfig = field(default_factory=ParallelConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    deepspeed: dict[str, Any] = field(
+        default_factory=dict
+    )  # further options of DeepSpeed's own configuration
+
+    def __post_init__(self) -> None:
+        check_ranges("", self, seed=(0, 2**63 - 1))
+        check_deepspeed(self.deepspeed)

@@ -1,0 +1,1 @@
+"""Words and numbers for a person at a terminal."""

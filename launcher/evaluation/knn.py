@@ -1,0 +1,79 @@
+"""k nearest neighbours on frozen features, as DINO evaluates.
+
+Legend: n bank samples, m test samples, C channels, K classes, k neighbours.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from data_shards.format.rng import Purpose, permutation
+from launcher.evaluation.context import Loaded
+from launcher.evaluation.features import pooled_features
+from launcher.evaluation.loop import eval_stream
+from parallel.ranks.collectives import sum_over
+
+TEMPERATURE = 0.07
+CHUNK = 256  # test samples whose similarities are held at once
+
+
+def votes(bank: Tensor, labels: Tensor, test: Tensor, *, neighbours: int, num_classes: int) -> Tensor:
+    """The classes' votes for each test sample (Caron et al. 2021, appendix; Wu et al. 2018, section 3.4).
+
+    Each of the k samples of the bank with the highest cosine s votes for its class with exp(s / 0.07).
+
+    Args:
+        bank: (n, C).
+        labels: (n,).
+        test: (m, C).
+        neighbours: k, cut to n.
+        num_classes: K.
+
+    Returns:
+        (m, K).
+    """
+    cosine = F.normalize(test, dim=1) @ F.normalize(bank, dim=1).mT  # (m, n)
+    best, index = cosine.topk(min(neighbours, len(bank)), dim=1)
+    weights = (best / TEMPERATURE).exp()
+    return weights.new_zeros(len(test), num_classes).scatter_add_(1, labels[index], weights)
+
+
+def nearest(
+    loaded: Loaded,
+    neighbours: int,
+    bank_size: int | None,
+    seed: int,
+    mapped_to: Sequence[str] | None = None,
+) -> None:
+    """Evaluate k-NN with a bank of training images, print it and write knn.json; the ranks share the test.
+
+    Args:
+        loaded: the checkpoint.
+        neighbours: k.
+        bank_size: images in the bank, drawn by `seed`; None is all of the training split.
+        seed: of the draw.
+        mapped_to: the classes of data.train, where labels of data.val are mapped to them by name.
+    """
+    data, mesh = loaded.config.data, loaded.mesh
+    with eval_stream(loaded.config, mesh, grouped=False, place=data.train) as stream:
+        found, num_classes = stream.num_samples, stream.num_classes
+    drawn = np.sort(permutation(found, Purpose.SHOTS, seed)[:bank_size]) if bank_size else None
+    bank = pooled_features(loaded, data.train, drawn)
+    test = pooled_features(loaded, data.val, mapped_to=mapped_to)
+    mine = slice(mesh.rank, None, mesh.dims.world_size)
+    hits = torch.zeros(2, dtype=torch.float64, device=loaded.device)
+    for values, labels in zip(test.values[mine].split(CHUNK), test.labels[mine].split(CHUNK), strict=True):
+        tally = votes(bank.values, bank.labels, values, neighbours=neighbours, num_classes=num_classes)
+        right = tally.topk(min(5, num_classes), dim=1).indices == labels[:, None]
+        hits += torch.stack([right[:, 0].sum(), right.sum()])
+        loaded.beat()
+    top1, top5 = (sum_over(hits) / len(test.labels)).tolist()
+    loaded.say(
+        f"{loaded.name}: {neighbours}-NN top-1 {top1:.2%}, top-5 {top5:.2%} on {len(test.labels)} images, "
+        f"bank of {len(bank.labels)}"
+    )
+    record = {"neighbours": neighbours, "temperature": TEMPERATURE, "bank": len(bank.labels), "seed": seed}
+    loaded.write_json("knn", record | {"top1": top1, "top5": top5, "images": len(test.labels)})

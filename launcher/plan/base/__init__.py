@@ -1,0 +1,1 @@
+"""What the planner knows of a model and of the hardware."""

@@ -1,0 +1,203 @@
+"""What one micro-batch keeps for its backward pass, counted by running the model on tensors without memory.
+
+The model is the real one, on shapes alone (`shapes.py`): attention takes plain products on a CPU and a fused
+kernel on a GPU. So what is counted is what autograd saves, with and without checkpointing; of MoE layers
+under even load (`evenly.py`). See docs/planner.md for what operators allocate inside, which is not seen.
+
+Legend: B images of H x W pixels.
+"""
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from launcher.config.schema import RunConfig
+from launcher.plan.base.hardware import Device
+from launcher.plan.base.shapes import on_shapes, placed
+from launcher.plan.base.tracker import LiveBytes
+from launcher.plan.memory.balanced_moe import spread_evenly
+from launcher.plan.memory.rank_params import fullest_placement, model_on_meta
+from launcher.tasks.param_groups import freeze
+from parallel.experts.placement import ExchangeOptions, experts_of
+from parallel.ranks.mesh import ParallelDims
+from parallel.zero.options import DTYPES
+from swin_moe.backbone.model import SwinTransformer
+from swin_moe.config import ModelConfig
+from swin_moe.heads.simmim import SimMIM, SimMIMOutput
+from swin_moe.heads.simmim_config import SimMIMConfig
+from swin_moe.moe.losses import classification_loss
+from swin_moe.random.keyed import sample_keys
+
+BATCH, PATCHES, HEAD = "input batch", "patch embedding", "head and loss"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moment:
+    """A stretch of a pass: forward through one part, or backward from one gradient to the next."""
+
+    part: str  # of the model
+    peak: int  # bytes of activations and what is computed from them, the new gradient among it
+    elements: int = 0  # of the parameter
+    experts: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Activations:
+    """Bytes of one micro-batch on one rank."""
+
+    saved: tuple[tuple[str, int], ...]  # by part of the model, at the end of the forward pass
+    forward: tuple[Moment, ...]  # part by part
+    backward: tuple[Moment, ...]  # gradient by gradient
+
+    @property
+    def total(self) -> int:
+        """All that is alive when the backward pass begins."""
+        return sum(size for _, size in self.saved)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pass:
+    """What the activations of a pass depend on."""
+
+    model: ModelConfig
+    simmim: SimMIMConfig | None
+    images: int
+    precision: str
+    ep_size: int
+    slices: int
+    exchange: ExchangeOptions
+    smoothing: float
+    mixed: bool  # targets are probabilities
+    frozen: tuple[str, ...]
+    device: Device
+
+
+def activations_of(config: RunConfig, dims: ParallelDims, device: Device) -> Activations:
+    """What one micro-batch of a run keeps, on the rank that computes most; counted once for equal passes."""
+    return _activations(
+        _Pass(
+            model=config.model,
+            simmim=config.simmim if config.task == "simmim" else None,
+            images=config.train.micro_batch_size,
+            precision=config.train.precision,
+            ep_size=dims.ep_size,
+            slices=dims.expert_slices,
+            exchange=config.parallel.expert_exchange,
+            smoothing=config.optim.label_smoothing,
+            mixed=config.data.augment is not None,
+            frozen=config.optim.freeze,
+            device=device,
+        )
+    )
+
+
+@lru_cache(maxsize=512)
+def _activations(asked: _Pass) -> Activations:
+    model = _model(asked)
+    with on_shapes(asked.device):
+        return _Counter(asked, placed(model, asked.device)).run()
+
+
+def _model(asked: _Pass) -> nn.Module:
+    """The model on meta, with the experts of the rank that holds most."""
+    placement = None
+    if asked.model.moe is not None:
+        dims = ParallelDims(world_size=asked.ep_size, ep_size=asked.ep_size, expert_slices=asked.slices)
+        placement = fullest_placement(dims, asked.model.moe.num_experts, asked.exchange)
+    model = model_on_meta(asked.model, asked.simmim, placement)
+    if asked.frozen:
+        freeze(model, asked.frozen)
+    spread_evenly(model)
+    return model.to(DTYPES[asked.precision]).train()
+
+
+class _Counter:
+    """Counts one forward and one backward pass of a model."""
+
+    def __init__(self, asked: _Pass, model: nn.Module) -> None:
+        self.asked, self.model, self.tracker = asked, model, LiveBytes()
+        self.marks: list[tuple[str, int]] = []
+        self.forward: list[Moment] = []
+        self.backward: list[Moment] = []
+        self.parts = {parameter: _part(name) for name, parameter in model.named_parameters()}
+        for tensor in (*model.parameters(), *model.buffers()):
+            self.tracker.ignore(tensor)
+        self._mark_parts()
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.register_post_accumulate_grad_hook(self._take_gradient)
+
+    def run(self) -> Activations:
+        """Both passes."""
+        with self.tracker:
+            loss, output = self._loss()
+            loss = loss + output.aux_loss
+            self._mark("backward")
+            loss.backward()
+        return Activations(saved=self._saved(), forward=tuple(self.forward), backward=tuple(self.backward))
+
+    def _saved(self) -> tuple[tuple[str, int], ...]:
+        """What each part added; the batch, of which the rest goes when the loss is there, comes first."""
+        before = [0, *(live for _, live in self.marks)]
+        grown = {name: live - b for (name, live), b in zip(self.marks, before, strict=False)}
+        grown[BATCH] += grown.pop("backward")
+        return tuple(grown.items())
+
+    def _loss(self) -> tuple[Tensor, Any]:
+        """As launcher/tasks/tasks.py computes it: uint8 images, normalised on the device."""
+        model, images = self.asked.model, self.asked.images
+        shape = images, model.in_chans, *model.image_sides
+        keys = sample_keys(0, torch.empty(images, dtype=torch.int64))
+        x = self._images(shape)
+        self._mark(BATCH)
+        output = self.model(x, keys)
+        loss = output.loss if isinstance(output, SimMIMOutput) else self._cross_entropy(output.logits)
+        self._mark(HEAD)
+        return loss, output
+
+    def _cross_entropy(self, logits: Tensor) -> Tensor:
+        targets = torch.empty_like(logits, dtype=torch.float32)
+        if not self.asked.mixed:
+            targets = torch.empty(len(logits), dtype=torch.int64)
+        return classification_loss(logits, targets, self.asked.smoothing)
+
+    def _images(self, shape: tuple[int, ...]) -> Tensor:
+        raw = torch.empty(shape, dtype=torch.uint8)
+        if self.asked.device == "cpu":  # they are on the host already: see memory.py
+            self.tracker.ignore(raw)
+        mean = torch.empty(1, shape[1], 1, 1)
+        return (raw.float() - mean) / mean
+
+    def _mark_parts(self) -> None:
+        backbone = self.model.encoder if isinstance(self.model, SimMIM) else self.model
+        assert isinstance(backbone, SwinTransformer)
+        parts: dict[str, nn.Module] = {PATCHES: backbone.patch_embed}
+        parts |= {f"stage {i}": stage for i, stage in enumerate(backbone.layers)}
+        for name, module in parts.items():
+            module.register_forward_hook(lambda *_, name=name: self._mark(name))
+
+    def _mark(self, name: str) -> None:
+        self.marks.append((name, self.tracker.live))
+        self.forward.append(Moment(part=name, peak=self.tracker.reset_peak()))
+
+    def _take_gradient(self, parameter: nn.Parameter) -> None:
+        parameter.grad = None  # what becomes of it is the engine's: see flows.py
+        self.backward.append(
+            Moment(
+                part=self.parts[parameter],
+                peak=self.tracker.reset_peak(),
+                elements=parameter.numel(),
+                experts=experts_of(parameter) is not None,
+            )
+        )
+
+
+def _part(name: str) -> str:
+    """The part of the model that a parameter belongs to."""
+    name, *rest = name.removeprefix("encoder.").split(".")
+    if name == "layers":
+        return f"stage {rest[0]}"
+    return PATCHES if name in ("patch_embed", "mask_token") else HEAD

@@ -1,0 +1,136 @@
+"""What one rank holds of a model: the parameters of each optimizer group, counted on the meta device.
+
+The rank is the one that holds most: of uneven experts the most, of uneven slices the largest.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import nn
+
+from launcher.config.schema import OptimConfig, RunConfig
+from launcher.tasks.param_groups import freeze, parameter_groups
+from parallel.experts.placement import ExchangeOptions, ExpertParallel, ExpertSlice, experts_of, sliced_of
+from parallel.ranks.mesh import ParallelDims
+from swin_moe.backbone.model import SwinTransformer
+from swin_moe.config import ModelConfig
+from swin_moe.heads.simmim import SimMIM
+from swin_moe.heads.simmim_config import SimMIMConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """The trained parameters of one optimizer group, as DeepSpeed sees it: dense or experts, never both."""
+
+    name: str
+    experts: bool
+    sizes: tuple[int, ...]  # elements of each parameter
+
+    @property
+    def elements(self) -> int:
+        """Elements of all parameters."""
+        return sum(self.sizes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Held:
+    """The parameters and buffers of one rank."""
+
+    groups: tuple[Group, ...]
+    frozen: tuple[int, int]  # elements of dense and of expert parameters that are not trained
+    buffer_elements: int  # of masks and coordinates, which take the precision of the model
+    index_bytes: int  # of other buffers
+    uneven: bool  # whether other ranks hold fewer parameters
+
+    @property
+    def all_elements(self) -> tuple[int, int]:
+        """Elements of dense parameters and of experts, trained or not."""
+        return self.elements(experts=False), self.elements(experts=True)
+
+    def elements(self, *, experts: bool) -> int:
+        """Trained and frozen elements, dense or of experts."""
+        trained = sum(group.elements for group in self.groups if group.experts == experts)
+        return trained + self.frozen[int(experts)]
+
+
+def dims_of(config: RunConfig, nodes: Sequence[int]) -> ParallelDims:
+    """The layout of a run over ranks on nodes such as [8, 8]."""
+    parallel = config.parallel
+    return ParallelDims(world_size=sum(nodes), ep_size=parallel.ep_size, expert_slices=parallel.expert_slices)
+
+
+def fullest_placement(
+    dims: ParallelDims, num_experts: int, options: ExchangeOptions | None = None
+) -> ExpertParallel:
+    """The experts of a rank that holds the most of them; no process group is needed.
+
+    The last slice is never smaller than another: slices are cut at i * size // slices.
+    """
+    slices = dims.expert_slices
+    ranks = range(slices - 1, dims.ep_size, slices)
+    local = max((dims.local_experts(rank, num_experts) for rank in ranks), key=len)
+    return ExpertParallel(
+        num_experts=num_experts,
+        local_experts=local,
+        part=ExpertSlice(slices - 1, slices, slices),
+        ep_size=dims.ep_size,
+        options=options or ExchangeOptions(),
+    )
+
+
+def held_by_fullest(config: RunConfig, dims: ParallelDims) -> Held:
+    """What the rank that holds most holds; counted once for each model and placement."""
+    simmim = config.simmim if config.task == "simmim" else None
+    return _held(config.model, simmim, config.optim, dims.ep_size, dims.expert_slices)
+
+
+def model_on_meta(
+    model: ModelConfig, simmim: SimMIMConfig | None, placement: ExpertParallel | None
+) -> nn.Module:
+    """The model that a run trains, of shapes alone."""
+    with torch.device("meta"):
+        made = SwinTransformer(model, placement) if simmim is None else SimMIM(model, simmim, placement)
+    return made.to("meta")  # masks and indices are constants made on the CPU
+
+
+@lru_cache(maxsize=256)
+def _held(
+    model: ModelConfig, simmim: SimMIMConfig | None, optim: OptimConfig, ep_size: int, slices: int
+) -> Held:
+    dims = ParallelDims(world_size=ep_size, ep_size=ep_size, expert_slices=slices)
+    placement = None if model.moe is None else fullest_placement(dims, model.moe.num_experts)
+    made = model_on_meta(model, simmim, placement)
+    freeze(made, optim.freeze)
+    buffers = list(made.buffers())
+    return Held(
+        groups=tuple(_groups(made, optim)),
+        frozen=(_frozen(made, experts=False), _frozen(made, experts=True)),
+        buffer_elements=sum(buffer.numel() for buffer in buffers if buffer.is_floating_point()),
+        index_bytes=sum(buffer.nbytes for buffer in buffers if not buffer.is_floating_point()),
+        uneven=model.moe is not None and _is_uneven(made, dims, model.moe.num_experts),
+    )
+
+
+def _is_uneven(model: nn.Module, dims: ParallelDims, num_experts: int) -> bool:
+    """Whether ranks hold different numbers of experts, or slices of different sizes."""
+    counts = {len(dims.local_experts(rank, num_experts)) for rank in range(dims.ep_size)}
+    sliced = (sliced_of(p) for p in model.parameters() if experts_of(p) is not None)
+    return len(counts) > 1 or any(cut is not None and cut.size % dims.expert_slices for cut in sliced)
+
+
+def _groups(model: nn.Module, optim: OptimConfig) -> list[Group]:
+    """The groups of launcher/tasks/param_groups.py, dense and expert parameters apart as DeepSpeed splits them."""
+    found = []
+    for experts in (False, True):
+        for group in parameter_groups(model, optim):
+            sizes = tuple(p.numel() for p in group["params"] if (experts_of(p) is not None) == experts)
+            if sizes:
+                found.append(Group(name=group["name"], experts=experts, sizes=sizes))
+    return found
+
+
+def _frozen(model: nn.Module, *, experts: bool) -> int:
+    held = (p for p in model.parameters() if not p.requires_grad and (experts_of(p) is not None) == experts)
+    return sum(parameter.numel() for parameter in held)

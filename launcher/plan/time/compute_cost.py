@@ -1,0 +1,76 @@
+"""Seconds of a model's pieces on a hardware, remembered, because most layouts of a search share them."""
+
+from dataclasses import dataclass, field
+
+from launcher.config.schema import RunConfig
+from launcher.plan.base.hardware import Hardware
+from launcher.plan.base.trace import Op
+from launcher.plan.time.roofline import ops_s
+from launcher.plan.time.traffic import accumulation, experts_held, gather_degree
+from launcher.plan.time.workload import Experts, Work, describe, expert_ops, expert_rows
+from parallel.ranks.mesh import ParallelDims
+
+EXPERTS = "experts"  # the end of the name of what the experts of a stage take
+Both = tuple[float, float]  # seconds forward and backward
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """The work of one model on one hardware, in one precision."""
+
+    work: Work
+    hardware: Hardware
+    precision: str
+    dense: dict[int, list[tuple[str, bool, Both]]] = field(default_factory=dict)  # by micro-batch
+    experts: dict[tuple[str, float, float, int], Both] = field(default_factory=dict)
+
+    def compute_s(self, config: RunConfig, dims: ParallelDims) -> dict[str, float]:
+        """Seconds of a step's computing by stage, and of the experts of each."""
+        steps, again = accumulation(config, dims), 2 if config.model.checkpoint_every else 1
+        found: dict[str, float] = {}
+        for stage, in_block, (forward, backward) in self._dense(config.train.micro_batch_size):
+            once = forward * (again if in_block else 1) + backward
+            found[stage] = found.get(stage, 0.0) + once * steps
+        for experts in self.work.experts:
+            forward, backward = self._experts(config, dims, experts)
+            found[f"{experts.stage} {EXPERTS}"] = (forward * again + backward) * experts.layers * steps
+        return found
+
+    def _dense(self, micro: int) -> list[tuple[str, bool, Both]]:
+        """Stage, whether it is in a block, and the seconds of all such parts of a micro-batch."""
+        if micro not in self.dense:
+            self.dense[micro] = []
+            for part in self.work.parts:
+                # routing is fp32 whatever the precision (swin_moe/moe/routers/base.py)
+                precision = "fp32" if part.name == "router" else self.precision
+                f, b = (ops_s(ops, self.hardware, precision) * part.number for ops in part.trace.at(micro))
+                self.dense[micro].append((part.stage, part.in_block, (f, b)))
+        return self.dense[micro]
+
+    def _experts(self, config: RunConfig, dims: ParallelDims, experts: Experts) -> Both:
+        """One MoE layer's experts at the rank that holds most, and putting rows in order for them."""
+        moe, degree = config.model.moe, gather_degree(config, dims, experts)
+        assert moe is not None
+        padded, micro = config.parallel.expert_exchange.padded, config.train.micro_batch_size
+        slices = max(1, dims.expert_slices // degree)
+        sent = expert_rows(config.model, experts.length, images=micro, padded=padded) * slices
+        held = experts_held(config, dims)
+        uneven = held * (dims.ep_size // dims.expert_slices) / moe.num_experts
+        count = held * max(1, degree // dims.expert_slices)
+        travels = dims.ep_size > degree
+        key = (experts.stage, sent * uneven, count, slices if travels else -slices)
+        if key not in self.experts:
+            forward, backward = expert_ops(experts, rows=key[1], count=count, slices=slices)
+            if travels:  # into the order of the experts and back: read and written twice
+                order = Op("copy", elements=4 * sent * experts.dim, launches=2)
+                forward, backward = [*forward, order], [*backward, order]
+            f, b = (ops_s(ops, self.hardware, self.precision) for ops in (forward, backward))
+            self.experts[key] = f, b
+        return self.experts[key]
+
+
+def pace_of(config: RunConfig, hardware: Hardware) -> Pace:
+    """Of a run's model in its task."""
+    simmim = config.simmim if config.task == "simmim" else None
+    work = describe(config.model, simmim, device=hardware.device)
+    return Pace(work=work, hardware=hardware, precision=config.train.precision)

@@ -1,0 +1,218 @@
+"""The pieces of a model, each traced by itself: patches, blocks by kind, one expert a stage, head or decoder.
+
+Legend: B images, L tokens of an image in a stage, C channels.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from launcher.plan.base.trace import Trace, trace
+from parallel.experts.placement import ExpertParallel, ExpertSlice
+from swin_moe.backbone.block import SwinBlock
+from swin_moe.backbone.model import SwinTransformer
+from swin_moe.config import ModelConfig
+from swin_moe.heads.simmim_config import SimMIMConfig
+from swin_moe.moe.dispatch import Plan, SoftPlan, make_plan
+from swin_moe.moe.experts import ExpertMLP
+from swin_moe.moe.layer import MoELayer
+from swin_moe.moe.routers.base import RouterCall, SoftRouting
+
+BIAS = "position bias"  # once a batch of any size: no part of a model's published FLOPs
+
+
+class Part(NamedTuple):
+    """A piece of the model, as often as it is there."""
+
+    stage: str
+    name: str
+    trace: Trace  # by images
+    number: int  # of such pieces
+    in_block: bool  # what activation checkpointing computes twice
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experts:
+    """The experts of all MoE layers of a stage."""
+
+    stage: str
+    layers: int
+    length: int  # tokens of an image
+    dim: int
+    hidden: int
+    parameters: int  # of one whole expert
+    one: Trace  # an expert's work, by rows
+
+
+def patches(swin: SwinTransformer) -> Part:
+    """Patch embedding."""
+    shape = swin.config.in_chans, *swin.config.image_sides
+    found = trace(swin.patch_embed, lambda b: swin.patch_embed(torch.empty(b, *shape)))
+    return Part("patches", "patches", found, 1, False)
+
+
+def stage_parts(swin: SwinTransformer, number: int) -> list[Part]:
+    """Merging, and the blocks: equal ones are traced once."""
+    stage, name = swin.layers[number], f"stage {number}"
+    parts = []
+    if stage.merge is not None:
+        merge = stage.merge
+        assert isinstance(merge, nn.Module)
+        parts.append(
+            Part(name, "merging", trace(merge, lambda b: merge(_map(swin, number - 1, b))), 1, False)
+        )
+    kinds: dict[tuple[object, ...], list[SwinBlock]] = {}
+    for block in stage.blocks:  # type: ignore[union-attr]
+        assert isinstance(block, SwinBlock)
+        key = (
+            isinstance(block.mlp, MoELayer),
+            block.mask is None,
+            block.grid.shifted,
+            block.main_norm is None,
+            block.drop_path1.rate > 0,
+        )
+        kinds.setdefault(key, []).append(block)
+    for blocks in kinds.values():
+        found = _block(swin, number, blocks[0])
+        parts += [Part(name, kind, of, len(blocks), True) for kind, of in found.items()]
+    return parts
+
+
+def _block(swin: SwinTransformer, number: int, block: SwinBlock) -> dict[str, Trace]:
+    """The pieces of a block by name; experts come by themselves."""
+    found: dict[str, Trace] = {}
+    mlp, mixer = block.mlp, block.attention
+    length = swin.config.stage_tokens(number)
+    shape = length, swin.config.stage_dim(number)
+
+    def tokens(batch: int) -> tuple[Tensor, Tensor]:
+        keys = torch.empty(batch, dtype=torch.int64)
+        return torch.empty(batch, *shape, requires_grad=True), keys
+
+    if isinstance(mlp, MoELayer):
+        found["router"] = trace(mlp, lambda b: _routed(mlp, *tokens(b)))
+        if mlp.shared is not None:
+            shared = mlp.shared
+            found["shared expert"] = trace(shared, lambda b: shared(*tokens(b))[0])
+    else:
+        found["mlp"] = trace(mlp, lambda b: mlp(*tokens(b))[0])
+    if hasattr(mixer, "position_bias"):
+        bias = mixer.position_bias
+        assert isinstance(bias, nn.Module)
+        if swin.training:  # evaluation keeps it
+            found[BIAS] = trace(bias, lambda b: bias())
+        mixer.position_bias = _Given(bias())
+    block.mlp = _Same()  # type: ignore[assignment]
+    found["attention"] = trace(
+        block, lambda b: block(_map(swin, number, b), torch.empty(b, dtype=torch.int64))[0]
+    )
+    return found
+
+
+def _routed(layer: MoELayer, x: Tensor, keys: Tensor) -> Tensor:
+    """All of an MoE layer but its experts and the exchange: each image is a routing group here."""
+    images, length, channels = x.shape
+    moe, tokens = layer.config, x.reshape(-1, channels)
+    request = RouterCall(groups=images, length=length, top_k=moe.top_k, factor=moe.capacity_factor, slots=1)
+    # `route`: fp32 it is here, and autocast, which the router turns off, knows no meta device
+    routing = layer.router.route(tokens, keys[:, None].expand(-1, length).reshape(-1), request)
+    if isinstance(routing, SoftRouting):
+        plan: Plan | SoftPlan = routing.plan(groups=images, slots=1, padded=False)
+    else:
+        choices = routing.expert_index.shape[1]
+        made = make_plan(
+            routing.gates,
+            routing.expert_index,
+            routing.order,
+            slots=1,
+            num_experts=moe.num_experts,
+            padded=True,
+        )
+        order = torch.empty(len(tokens) * choices, dtype=torch.int64)
+        plan = replace(made, order=order, row=order.view(-1, choices), static_count=None, complete=True)
+    y = plan.combine(plan.dispatch(tokens))
+    return y.sum() + sum(routing.losses.values(), y.new_zeros(()))
+
+
+def stage_experts(swin: SwinTransformer, number: int) -> Experts | None:
+    """One expert of a stage, traced by its rows."""
+    model = swin.config
+    assert isinstance(model, ModelConfig)
+    if model.moe is None or not (layers := len(set(model.moe.blocks[number]))):
+        return None
+    dim = model.stage_dim(number)
+    hidden = int(dim * model.mlp_ratio)
+    one = ExpertMLP(
+        dim,
+        hidden,
+        ExpertParallel.on_one_rank(1),
+        activation=model.moe.expert_activation,
+        dropout=model.moe.expert_dropout,
+        fc2_bias=model.mlp_fc2_bias,
+        recompute=model.moe.recompute_activation,
+        site=0,
+    ).train(swin.training)
+
+    def run(rows: int) -> Tensor:
+        x, keys = torch.empty(rows, dim, requires_grad=True), torch.empty(rows, dtype=torch.int64)
+        return one(one.weights(), x, [rows], keys, ExpertSlice())
+
+    return Experts(
+        stage=f"stage {number}",
+        layers=layers,
+        length=model.stage_tokens(number),
+        dim=dim,
+        hidden=hidden,
+        parameters=sum(p.numel() for p in one.parameters()),
+        one=trace(one, run),
+    )
+
+
+def head(swin: SwinTransformer) -> Part:
+    """The last norm and the classifier."""
+    last = len(swin.config.depths) - 1
+
+    def run(batch: int) -> Tensor:
+        return swin.head(swin.norm(_map(swin, last, batch)).mean(dim=(1, 2)))
+
+    return Part("head", "head", trace(nn.ModuleList([swin.norm, swin.head]), run), 1, False)
+
+
+def decoder(swin: SwinTransformer, simmim: SimMIMConfig) -> Part:
+    """SimMIM's: a linear layer to the pixels of a token of the last map."""
+    last, model = len(swin.config.depths) - 1, swin.config
+    pixels = model.in_chans * (model.patch_size * 2**last) ** 2
+    layer = nn.Conv2d(model.stage_dim(last), pixels, kernel_size=1)
+
+    def run(batch: int) -> Tensor:
+        return layer(swin.norm(_map(swin, last, batch)).permute(0, 3, 1, 2))
+
+    return Part("head", "decoder", trace(nn.ModuleList([swin.norm, layer]), run), 1, False)
+
+
+def _map(swin: SwinTransformer, number: int, batch: int) -> Tensor:
+    """The map of a stage: (B, H, W, C)."""
+    shape = *swin.config.stage_resolution(number), swin.config.stage_dim(number)
+    return torch.empty(batch, *shape, requires_grad=True)
+
+
+class _Given(nn.Module):
+    """A position bias that was computed before."""
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.empty_like(bias))
+
+    def forward(self) -> Tensor:
+        """The bias (h, n, n)."""
+        return self.bias
+
+
+class _Same(nn.Module):
+    """In the place of an MLP that is traced by itself."""
+
+    def forward(self, x: Tensor, keys: Tensor, call: object = None) -> tuple[Tensor, None]:
+        """What it gets."""
+        return x, None

@@ -1,0 +1,186 @@
+"""What the ranks of a layout send each other in one step: every collective with its group and its bytes.
+
+Legend: R rows of a rank in one MoE layer, C channels, ep ranks of an expert group, g gather degree.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Literal, NamedTuple
+
+from launcher.config.schema import RunConfig
+from launcher.plan.time.links import Group, Groups, groups_of, split_bytes
+from launcher.plan.time.roofline import WIDTHS
+from launcher.plan.time.workload import Experts, Work, expert_rows
+from parallel.ranks.mesh import ParallelDims
+from parallel.zero.options import default_bucket
+
+KEY_BYTES = 8  # a row's key travels with it where experts drop out
+Kind = Literal["all_to_all", "all_reduce", "gather"]
+
+
+class Collective(NamedTuple):
+    """One collective, as often as a step has it."""
+
+    name: str
+    kind: Kind
+    group: Group
+    size: float  # bytes: of a rank's message, or of what is gathered; its own part included
+    times: float = 1.0
+    pieces: float = 1.0  # in which each of them is done
+    hideable: float = 0.0  # the share that can run beside computing
+
+    @property
+    def sent_bytes(self) -> float:
+        """What a rank sends in a step, by a ring or directly."""
+        share = (self.group.size - 1) / self.group.size
+        return self.times * self.size * share * (2 if self.kind == "all_reduce" else 1)
+
+    @property
+    def crossing_bytes(self) -> float:
+        """Of an all-to-all, what leaves the node."""
+        return self.times * split_bytes(self.group, self.size)[1] if self.kind == "all_to_all" else 0.0
+
+
+def dims_of(config: RunConfig, nodes: Sequence[int]) -> ParallelDims:
+    """The layout of a run.
+
+    Raises:
+        LayoutError: it does not divide.
+    """
+    parallel = config.parallel
+    return ParallelDims(world_size=sum(nodes), ep_size=parallel.ep_size, expert_slices=parallel.expert_slices)
+
+
+def accumulation(config: RunConfig, dims: ParallelDims) -> int:
+    """Micro-batches of a step."""
+    return max(1, config.train.global_batch_size // (config.train.micro_batch_size * dims.world_size))
+
+
+def experts_held(config: RunConfig, dims: ParallelDims) -> int:
+    """Experts of the rank that holds most, or slices of so many."""
+    assert config.model.moe is not None
+    ranges = (dims.local_experts(rank, config.model.moe.num_experts) for rank in range(dims.ep_size))
+    return max(len(held) for held in ranges)
+
+
+def gather_degree(config: RunConfig, dims: ParallelDims, experts: Experts) -> int:
+    """Over how many ranks weights come together; `auto` as parallel/experts/exchange.py chooses."""
+    strategy = config.parallel.expert_exchange.strategy
+    ranks, slices = dims.ep_size, dims.expert_slices
+    if not isinstance(strategy, str):
+        return strategy
+    if strategy != "auto":
+        return {"ep": 1, "dp": ranks}[strategy]
+    rows = expert_rows(config.model, experts.length, images=config.train.micro_batch_size)
+    row = 2 * experts.dim * _wire_bytes(config) + _key_bytes(config)
+    assert config.model.moe is not None
+    weights = config.model.moe.num_experts * experts.parameters * WIDTHS[config.train.precision].gradient
+
+    def moved(degree: int) -> float:
+        travelling = rows * max(1, slices // degree) * row * (1 - degree / ranks)
+        return weights * (degree - 1) / ranks + travelling
+
+    return min(sorted({1, slices, ranks}), key=moved)
+
+
+def traffic(
+    config: RunConfig, nodes: Sequence[int], work: Work, *, overlaps: bool = True
+) -> list[Collective]:
+    """All collectives of a step; `overlaps`: whether reductions may run beside the backward pass, on GPUs."""
+    dims = dims_of(config, nodes)
+    if dims.world_size == 1:
+        return []
+    bucket = bucket_of(config, overlaps=overlaps)
+    found = list(_zero(config, dims, groups_of(dims, nodes, 1), work, bucket))
+    for experts in work.experts:
+        found += _exchange(config, dims, nodes, experts)
+    return [c for c in found if c.group.size > 1 and c.size > 0]
+
+
+def _exchange(
+    config: RunConfig, dims: ParallelDims, nodes: Sequence[int], experts: Experts
+) -> Iterator[Collective]:
+    """Of the MoE layers of a stage: rows out and back, forward and backward, and gathered weights."""
+    degree = gather_degree(config, dims, experts)
+    groups, options = groups_of(dims, nodes, degree), config.parallel.expert_exchange
+    layers = experts.layers * accumulation(config, dims)
+    forwards = 2 if config.model.checkpoint_every else 1
+    rows = expert_rows(
+        config.model, experts.length, images=config.train.micro_batch_size, padded=options.padded
+    )
+    rows *= max(1, dims.expert_slices // degree)
+    size, hidden = rows * experts.dim * _wire_bytes(config), (options.overlap - 1) / options.overlap
+    travel = Collective("", "all_to_all", groups.exchange, size, pieces=options.overlap, hideable=hidden)
+    yield travel._replace(name="rows forward", times=2 * layers * forwards)
+    yield travel._replace(name="rows backward", times=2 * layers)
+    if key_bytes := _key_bytes(config):
+        yield travel._replace(name="keys of rows", size=rows * key_bytes, times=layers * forwards)
+    if not options.padded:
+        counts = 8.0 * config.model.moe.num_experts * max(1, dims.expert_slices // degree)  # type: ignore[union-attr]
+        yield Collective("counts of rows", "all_to_all", groups.exchange, counts, layers * forwards)
+    own = experts.parameters * experts_held(config, dims) / dims.expert_slices
+    weights = degree * own * WIDTHS[config.train.precision].gradient
+    yield Collective("weights of experts", "all_to_all", groups.gather, weights, layers * (forwards + 1))
+
+
+def _zero(
+    config: RunConfig, dims: ParallelDims, groups: Groups, work: Work, bucket: float
+) -> Iterator[Collective]:
+    """Of dense parameters over all ranks, and of experts over their copies (docs/engine.md).
+
+    DeepSpeed 0.19.8 reduces stages 1 and 2 by an all-reduce of whole buckets, of which each rank keeps its
+    part (stage_1_and_2.py: allreduce_and_scatter), in the precision of the model.
+    """
+    stage, width = config.parallel.zero_stage, WIDTHS[config.train.precision].gradient
+    steps = accumulation(config, dims)
+    for name, group, count in (
+        ("dense", groups.world, float(work.dense_parameters)),
+        ("expert", groups.copies, expert_parameters(config, dims, work)),
+    ):
+        size, hidden = count * width, _hideable(config, count, bucket)
+        reduced = steps if stage >= 2 else 1
+        kind: Kind = "gather" if stage == 3 else "all_reduce"
+        pieces = max(1.0, count / bucket)
+        yield Collective(f"{name} gradients", kind, group, size, reduced, pieces, hidden)
+        if stage in (1, 2):
+            yield Collective(f"{name} parameters", "gather", group, size)
+        if stage == 3:
+            passes = steps * (3 if config.model.checkpoint_every else 2)
+            tensors = work.dense_tensors if name == "dense" else sum(e.layers for e in work.experts)
+            yield Collective(f"{name} parameters", "gather", group, size, passes, max(1, tensors), 1.0)
+
+
+def expert_parameters(config: RunConfig, dims: ParallelDims, work: Work) -> float:
+    """Elements of the experts that a rank holds."""
+    if not work.experts:
+        return 0.0
+    held = experts_held(config, dims) / dims.expert_slices
+    return sum(experts.layers * experts.parameters * held for experts in work.experts)
+
+
+def _hideable(config: RunConfig, count: float, bucket: float) -> float:
+    """The share of a reduction that starts before the backward pass ends: all full buckets but the last.
+
+    DeepSpeed's optimizer of stage 1 in bf16 reduces when the pass has ended, and so does stage 0.
+    """
+    parallel = config.parallel
+    is_bf16_optimizer = config.train.precision == "bf16" and not parallel.offload_optimizer
+    if parallel.zero_stage == 0 or (parallel.zero_stage == 1 and is_bf16_optimizer):
+        return 0.0
+    return max(0.0, (count // bucket) * bucket / count) if count else 0.0
+
+
+def bucket_of(config: RunConfig, *, overlaps: bool) -> float:
+    """Elements of a reduction bucket."""
+    zero = config.deepspeed.get("zero_optimization", {})
+    return float(zero.get("reduce_bucket_size", default_bucket(overlaps=overlaps)))
+
+
+def _wire_bytes(config: RunConfig) -> float:
+    """Of an element of a row on its way."""
+    wire = config.parallel.expert_exchange.wire_dtype
+    return min(WIDTHS[config.train.precision].row, 2.0 if wire == "bf16" else 4.0)
+
+
+def _key_bytes(config: RunConfig) -> int:
+    moe = config.model.moe
+    return KEY_BYTES if moe is not None and moe.expert_dropout > 0 else 0

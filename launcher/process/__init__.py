@@ -1,0 +1,1 @@
+"""The life and the end of one rank, the local launcher, and signals."""

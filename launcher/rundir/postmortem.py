@@ -1,0 +1,192 @@
+"""How a session ended, by what its ranks, its heartbeat and srun left: one code and one reason; no torch.
+
+The rule of it all is `cause`: the first that did not only suffer from another. A rank that lost its
+connection to another or waited for it in vain is a witness, and so is a task that srun killed because another
+failed.
+"""
+
+import re
+import signal
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from launcher.exit_codes import ExitCode
+from launcher.rundir.crash_report import words_left
+from launcher.rundir.history import all_sessions, append
+from launcher.rundir.paths import RunFiles, read_json
+from launcher.rundir.srun_log import Event, events
+
+CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS)
+MEMORY_ADVICE = "lower train.micro_batch_size, or raise parallel.zero_stage"
+BY = "post-mortem"  # of a record in sessions.jsonl
+ABORTED = "was aborted (SIGABRT), as NCCL's watchdog does with a rank whose peer is gone"
+WITHOUT_A_WORD = "killed without a word"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ending:
+    """How a process, or the session of a run, ended."""
+
+    code: int
+    reason: str = ""
+
+    @property
+    def only_suffered(self) -> bool:
+        """Whether another is to blame."""
+        return self.code in (ExitCode.LOST_RANK, ExitCode.HANG)
+
+
+def cause(endings: Sequence[Ending]) -> Ending | None:
+    """The first ending that did not only suffer from another; else the first failure that has a reason."""
+    failed = [ending for ending in endings if ending.code]
+    caused = [ending for ending in failed if not ending.only_suffered]
+    told = [ending for ending in failed if ending.reason]
+    return next(iter([*caused, *told, *failed, *endings]), None)
+
+
+def examine(run: RunFiles, status: int | None = None, said: str = "") -> Ending:
+    """How the last session ended; reads, and writes nothing.
+
+    Args:
+        run: its files.
+        status: with which the launcher of its ranks ended, where that is known.
+        said: srun's standard error.
+    """
+    session = next(reversed(all_sessions(run)), {})
+    progress = read_json(run.progress)
+    progress = progress if progress.get("pid") == session.get("pid") else {}
+    return _judge(words_left(run), session, progress, status, events(said))
+
+
+def examine_start(status: int, said: str) -> Ending:
+    """How ranks ended that never began a session."""
+    return _judge([], {}, {}, status, events(said))
+
+
+def close_last(run: RunFiles, status: int | None = None, said: str = "") -> Ending | None:
+    """Write the end of the last session where it could not, or knew less; None where there was none."""
+    session = next(reversed(all_sessions(run)), None)
+    if session is None:
+        return None
+    if session.get("by") == BY:  # it knew more than is there now
+        return Ending(code=session["code"], reason=session["reason"])
+    ending = examine(run, status, said)
+    if (session.get("code"), session.get("reason")) != (ending.code, ending.reason):
+        append(run, {"event": "end", "code": ending.code, "reason": ending.reason, "by": BY})
+    return ending
+
+
+def _judge(
+    words: list[dict[str, Any]],
+    session: dict[str, Any],
+    progress: dict[str, Any],
+    status: int | None,
+    scene: list[Event],
+) -> Ending:
+    own = [Ending(code=session["code"], reason=session.get("reason", ""))] if "code" in session else []
+    if own and own[0].code == ExitCode.FINISHED:
+        return own[0]
+    spoken = [Ending(code=word["code"], reason=word.get("reason", "")) for word in words] + own
+    above = [event for event in scene if _explains(event, spoken, progress)]
+    below = [_of_event(event, progress) for event in scene if event not in above]
+    found = cause([*(_of_event(event, progress) for event in above), *spoken, *below])
+    if found is None:
+        return _by_status(status, progress)
+    is_vague = found in spoken and found.code == ExitCode.LOST_RANK and "lost rank" not in found.reason
+    if is_vague and scene and scene[0].kind == "signal":
+        return _of_event(scene[0], progress)  # srun learnt first which rank is gone
+    return replace(found, reason=_named(found.reason, scene, progress)) if found.only_suffered else found
+
+
+def _explains(event: Event, spoken: Iterable[Ending], progress: dict[str, Any]) -> bool:
+    """Whether an event says more than the ranks that only suffered from it."""
+    lost = [f"lost rank {rank}" for rank in _ranks_on(event.node, progress)]
+    is_named = any(each in ending.reason for each in lost for ending in spoken)
+    return event.kind in ("limit", "preempted") or (event.kind == "node" and not is_named)
+
+
+def _of_event(event: Event, progress: dict[str, Any]) -> Ending:
+    """What a line of srun's means."""
+    who = _who(event)
+    last = _last_heard(event.tasks, event.node, progress)
+    if event.kind == "limit":
+        return Ending(code=ExitCode.LOST_RANK, reason=f"the time limit came before the run had saved{last}")
+    if event.kind == "preempted":
+        return Ending(code=ExitCode.LOST_RANK, reason=f"preempted before the run had saved{last}")
+    if event.kind == "node":
+        ranks = _ranks_on(event.node, progress)
+        what = f"lost rank {', '.join(map(str, ranks))} " if ranks else ""
+        return Ending(code=ExitCode.LOST_RANK, reason=f"{what}(node {event.node}): the node failed{last}")
+    if event.kind == "memory":
+        reason = f"{who}the machine is out of memory, and the kernel killed it{last}; {MEMORY_ADVICE}"
+        return Ending(code=ExitCode.OUT_OF_MEMORY, reason=reason)
+    if event.kind == "launch":
+        return Ending(code=ExitCode.LOST_RANK, reason=f"the ranks did not start: {event.line}")
+    if event.kind == "exit":
+        return Ending(code=event.number, reason=f"{who}ended with status {event.number}, see the log{last}")
+    name = _signal_name(event.number)
+    if event.number == signal.SIGABRT and progress.get("nccl"):
+        return Ending(code=ExitCode.LOST_RANK, reason=f"{who}{ABORTED}{last}")
+    if event.number in CRASHES:
+        return Ending(code=ExitCode.BUG, reason=f"{who}crashed in native code ({name}){last}")
+    return Ending(code=ExitCode.LOST_RANK, reason=f"lost {who.removesuffix(' ')}: killed by {name}{last}")
+
+
+def _by_status(status: int | None, progress: dict[str, Any]) -> Ending:
+    """Nobody said anything."""
+    last = _last_heard((), "", progress)
+    if status is None or status in (128 + signal.SIGKILL, 128 + signal.SIGTERM):
+        return Ending(code=ExitCode.LOST_RANK, reason=WITHOUT_A_WORD + last)
+    if status == ExitCode.FINISHED:
+        return Ending(code=ExitCode.FINISHED, reason="finished")
+    return Ending(code=status, reason=f"status {status}, see the log{last}")
+
+
+def _named(reason: str, scene: Iterable[Event], progress: dict[str, Any]) -> str:
+    """What a witness said, with the node of the first rank that it names, and by which signal that died."""
+    match = re.search(r"rank (\d+)(?! \(node)", reason)
+    if match is None or "(node " in reason:
+        return reason
+    rank = int(match[1])
+    death = next((event for event in scene if event.kind == "signal" and rank in event.tasks), None)
+    node = death.node if death else _of_rank(rank, progress).get("node", "")
+    is_down = any(event.kind == "node" and event.node == node for event in scene)
+    if (death or is_down) and "lost rank" in reason:
+        how = f"killed by {_signal_name(death.number)}" if death else "the node failed"
+        reason = re.sub(r"its process is gone without a word|nothing heard of it for \d+ s", how, reason)
+        reason = reason.replace("it was at step", "last heard of at step")
+    if " step " not in reason:
+        reason += _last_heard((rank,), "", progress)
+    return reason[: match.end()] + (f" (node {node})" if node else "") + reason[match.end() :]
+
+
+def _who(event: Event) -> str:
+    if not event.tasks:
+        return ""
+    ranks = f"rank{'s' if len(event.tasks) > 1 else ''} {', '.join(map(str, event.tasks))}"
+    return f"{ranks} (node {event.node}) "
+
+
+def _last_heard(tasks: Sequence[int], node: str, progress: dict[str, Any]) -> str:
+    """`; last heard of at step 7, in all_reduce (launcher/metrics/accumulator.py:99)`: of those ranks, else of the run."""
+    ranks = tasks or _ranks_on(node, progress) or [0]
+    last = _of_rank(ranks[0], progress) or progress
+    if "step" not in last:
+        return ""
+    return f"; last heard of at step {last['step']}" + (f", in {last['place']}" if last.get("place") else "")
+
+
+def _of_rank(rank: int, progress: dict[str, Any]) -> dict[str, Any]:
+    return next((each for each in progress.get("ranks", ()) if each["rank"] == rank), {})
+
+
+def _ranks_on(node: str, progress: dict[str, Any]) -> list[int]:
+    return [each["rank"] for each in progress.get("ranks", ()) if node and each.get("node") == node]
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

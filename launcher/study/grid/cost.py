@@ -1,0 +1,119 @@
+"""What a grid costs: steps, images and multiply-adds before it starts, and hours once a cell has finished."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from data_shards.errors import DataError
+from data_shards.stream.base import checked_manifest
+from data_shards.stream.patterns import names_tars
+from launcher.config.schema import RunConfig
+from launcher.study.grid.resolve import Planned
+from launcher.validation.rules import steps_in
+from swin_moe.backbone.flops import Cost, cost
+from swin_moe.config import ModelConfig
+
+# of a training step, in forward passes: the gradients of the inputs and those of the weights are one each
+FORWARDS = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellCost:
+    """What one cell costs; steps, images and flops are None where nobody has counted an epoch's images."""
+
+    model: Cost
+    steps: int | None
+    images: int | None
+
+    @property
+    def flops(self) -> int | None:
+        """Multiply-adds of all training steps, if no token is dropped: three times the forward pass."""
+        return None if self.images is None else FORWARDS * self.model.flops * self.images
+
+
+def costs_of(cells: Iterable[Planned], epoch_images: int | None = None) -> dict[str, CellCost]:
+    """The cost of every cell by its name; a model that several cells share is counted once.
+
+    Args:
+        cells: resolved.
+        epoch_images: of data.train where that is not here.
+    """
+    models: dict[ModelConfig, Cost] = {}
+    samples: dict[str, int | None] = {}
+    found = {}
+    for planned in cells:
+        config, place = planned.config, planned.config.data.train
+        if (model := _counted_alike(config.model)) not in models:
+            models[model] = cost(model)
+        if place not in samples:
+            samples[place] = _samples(place, epoch_images)
+        steps = _steps(config, samples[place])
+        images = None if steps is None else steps * config.train.global_batch_size
+        found[planned.cell.name] = CellCost(model=models[model], steps=steps, images=images)
+    return found
+
+
+def _counted_alike(model: ModelConfig) -> ModelConfig:
+    """The same size and work, whatever its capacity and its order of service."""
+    if model.moe is None:
+        return model
+    moe = replace(model.moe, capacity_factor=1.0, eval_capacity_factor=1.0, batch_prioritized=False)
+    return replace(model, moe=moe)
+
+
+def _samples(place: str, epoch_images: int | None) -> int | None:
+    if names_tars(place):
+        return epoch_images
+    try:
+        return checked_manifest(place).samples
+    except DataError:
+        return epoch_images
+
+
+def _steps(config: RunConfig, samples: int | None) -> int | None:
+    try:
+        return steps_in(config.train.duration, config, samples)
+    except ValueError:  # epochs of unknown size
+        return None
+
+
+@dataclass
+class Pace:
+    """How long cells take, learnt from the finished ones: seconds of all their sessions and evaluations.
+
+    A cell takes as long as those of the same axes with other seeds; without any, as its multiply-adds say.
+    """
+
+    costs: Mapping[str, CellCost]
+    finished: dict[str, float] = field(default_factory=dict)  # seconds by name
+
+    def expected_s(self, planned: Planned, cells: Iterable[Planned]) -> float | None:
+        """Seconds that a cell will take; None while there is nothing to tell by."""
+        alike = [
+            self.finished[other.cell.name]
+            for other in cells
+            if other.cell.name in self.finished and other.cell.axes == planned.cell.axes
+        ]
+        if alike:
+            return sum(alike) / len(alike)
+        known = [(self.costs[name].flops, seconds) for name, seconds in self.finished.items()]
+        work = sum(flops for flops, _ in known if flops)
+        own = self.costs[planned.cell.name].flops
+        return sum(seconds for _, seconds in known) * own / work if work and own else None
+
+    def left_s(
+        self, todo: Sequence[tuple[Planned, float]], cells: Sequence[Planned], jobs: int
+    ) -> float | None:
+        """Seconds until the cells to do are done, `jobs` at a time; each with the seconds it has had."""
+        expected = [(self.expected_s(planned, cells), spent_s) for planned, spent_s in todo]
+        if any(seconds is None for seconds, _ in expected):
+            return None
+        return sum(max(0.0, (seconds or 0.0) - spent_s) for seconds, spent_s in expected) / jobs
+
+
+def span(seconds: float) -> str:
+    """`45 s`, `12 min`, `3.5 h`, `2.1 days`."""
+    if seconds < 120:
+        return f"{max(0.0, seconds):.0f} s"
+    if seconds < 7200:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"

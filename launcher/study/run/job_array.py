@@ -1,0 +1,100 @@
+"""A study on Slurm: its cells as the tasks of one job array, each of which trains and then evaluates.
+
+The array lives in STUDY/cells, where `swin-moe slurm status | logs | cancel` find it: cells/000, 001 ... are
+links to the directories of the cells. RUN/slurm/evaluate tells the batch script what follows the training.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from launcher.config.load import ConfigError, dump_config
+from launcher.slurm import array, scheduler
+from launcher.slurm.absolute_paths import settled
+from launcher.slurm.files import SlurmFiles
+from launcher.slurm.quoting import job_name
+from launcher.slurm.site import load_site
+from launcher.slurm.submission import Submission, ordered, read_submission
+from launcher.slurm.submit import Prepared, jobs_alive, post, prepare, refuse_while_queued
+from launcher.study.grid.resolve import Plan, Planned
+from launcher.study.grid.state import note_submitted
+
+
+def submission_of(args: argparse.Namespace, name: str) -> Submission:
+    """What the command line and the site's file ask for; ConfigError for a value that cannot be."""
+    below = Submission(
+        config=os.path.abspath(args.file), directory=os.getcwd(), job_name=job_name(name), site=load_site()
+    )
+    return ordered({**vars(args), "config": None}, below)
+
+
+def check_options(args: argparse.Namespace) -> None:
+    """Raise ConfigError for options that are only for Slurm, or only for cells that run here."""
+    base = Submission(config="", directory="")
+    for_slurm = [name for name, value in vars(args).items() if ordered({name: value}, base) != base]
+    here = [name for name in ("nproc", "jobs") if getattr(args, name) is not None]
+    for name in here if args.slurm else for_slurm:
+        option = f"--{name.replace('_', '-')} ({getattr(args, name)})"
+        fix = "leave it out, --nodes and --ranks-per-node say it" if args.slurm else "add --slurm"
+        raise ConfigError(f"{option} is {'not for' if args.slurm else 'for'} --slurm: {fix}")
+
+
+def prepared(plan: Plan, chosen: Sequence[Planned], submission: Submission) -> Prepared:
+    """The array of all cells, of which the chosen ones run; nothing is written.
+
+    Raises:
+        ConfigError: with the errors of all cells.
+    """
+    cells = SlurmFiles(Path(os.path.abspath(plan.directory)) / "cells")
+    by_name = {planned.cell.name: planned for planned in plan.cells}
+    names = _numbered(cells.run)
+    names += [name for name in by_name if name not in names]
+    submission = replace(submission, tasks=tuple((name,) for name in names))
+    configs = [settled(by_name.get(name, plan.cells[0]).config) for name in names]
+    indices = sorted(names.index(planned.cell.name) for planned in chosen)
+    return prepare(submission, cells.run, configs, indices)
+
+
+def submit(plan: Plan, chosen: Sequence[Planned], array_of: Prepared) -> int:
+    """Number the cells, write what follows the training, and submit; ConfigError while a job is queued."""
+    files = SlurmFiles(array_of.run)
+    refuse_while_queued(files)
+    names = [task[0] for task in array_of.submission.tasks]
+    for link, name in zip(array.directories(files.run, len(names)), names, strict=True):
+        (files.run / name).mkdir(parents=True, exist_ok=True)
+        link.unlink(missing_ok=True)
+        link.symlink_to(name)
+    for planned in plan.cells:
+        of_cell = SlurmFiles(files.run / planned.cell.name)
+        of_cell.directory.mkdir(exist_ok=True)
+        of_cell.config.write_text(dump_config(settled(planned.config)))  # `slurm resume` reads every one
+        words = "".join(f"{word}\n" for word in planned.asked.arguments)
+        (of_cell.directory / "evaluate").write_text(words)
+    code = post(array_of)
+    for planned in chosen:
+        note_submitted(planned.run)
+    return code
+
+
+def in_queue(directory: Path) -> set[str]:
+    """The names of the cells that Slurm still knows; none where there is no Slurm."""
+    files = SlurmFiles(Path(os.path.abspath(directory)) / "cells")
+    if not files.jobs.exists() or not scheduler.has_slurm():
+        return set()
+    names = [task[0] for task in read_submission(files.submission).tasks]
+    try:
+        alive = {job.name for job in jobs_alive(files)}
+    except ConfigError as error:  # the study can be described without Slurm
+        sys.stderr.write(f"{error}\n")
+        return set()
+    numbers = {task: f"{one.job}_{task}" for one in files.submitted() for task in one.tasks}
+    return {names[task] for task, name in numbers.items() if name in alive and task < len(names)}
+
+
+def _numbered(cells: Path) -> list[str]:
+    """The cells that have a number already, in its order, so that they keep it."""
+    links = [path for path in cells.glob("[0-9]*") if path.is_symlink() and path.is_dir()]
+    return [os.readlink(path) for path in sorted(links, key=lambda path: int(path.name))]

@@ -1,0 +1,143 @@
+"""The story of `swin-moe study run` on this machine: cell after cell, whatever becomes of one of them."""
+
+import os
+import signal
+import sys
+import time
+from collections import deque
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from launcher.exit_codes import ExitCode
+from launcher.process.signals import StopRequest
+from launcher.rundir.history import committed_step
+from launcher.study.grid.cost import Pace, span
+from launcher.study.grid.resolve import Plan, Planned
+from launcher.study.grid.state import State, seconds_of, state_of
+from launcher.study.run.status import failures, summary
+from launcher.study.run.worker import Work
+from parallel.ranks.discover import threads_per_rank
+
+POLL_S = 0.1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """How the cells are run."""
+
+    nproc: int
+    jobs: int
+    train: tuple[str, ...] = ()  # further options of `swin-moe train`
+
+
+@dataclass
+class Runner:
+    """The cells that wait, that are under way and that are done.
+
+    Args:
+        plan: the study.
+        todo: the cells to run.
+        pace: what is known of how long cells take.
+        options: see there.
+    """
+
+    plan: Plan
+    todo: tuple[Planned, ...]
+    pace: Pace
+    options: Options
+    waiting: deque[Planned] = field(default_factory=deque)
+    under_way: list[Work] = field(default_factory=list)
+    codes: dict[str, int] = field(default_factory=dict)  # of the cells that did not finish, in order
+
+    def run(self) -> int:
+        """Run all cells; the exit status: that of the first that failed, 75 where the study was stopped."""
+        self.waiting.extend(self.todo)
+        with StopRequest(self._pass_on, self._at_once) as stop:
+            while self.under_way or (self.waiting and not stop.is_there):
+                while self.waiting and len(self.under_way) < self.options.jobs and not stop.is_there:
+                    self._start(self.waiting.popleft(), stop)
+                self._look()
+                time.sleep(POLL_S)
+        return self._close(stop.is_there)
+
+    def _start(self, planned: Planned, stop: StopRequest) -> None:
+        before = state_of(planned.run, planned.asked)
+        work = Work(planned, self.options.nproc, self._environment(), self.options.train)
+        self.under_way.append(work)
+        if stop.signal:  # before this one was there to be told
+            work.ask_to_stop(stop.signal)
+        steps = self.pace.costs[planned.cell.name].steps
+        what = "is evaluated" if before.name == "trained" else f"trains {steps or '?'} steps"
+        step = committed_step(planned.run)
+        at = f" from step {step}" if step and before.name != "trained" else ""
+        self._say(planned, f"{what}{at}; {self._left()}")
+
+    def _look(self) -> None:
+        """What has ended?"""
+        for work in list(self.under_way):
+            if (code := work.poll()) is None:
+                continue
+            self.under_way.remove(work)
+            planned = work.planned
+            state = state_of(planned.run, planned.asked)
+            if state.name == "finished":
+                self.pace.finished[planned.cell.name] = seconds_of(planned.run, planned.asked)
+            else:
+                self.codes[planned.cell.name] = code or ExitCode.BUG
+            self._say(planned, f"{described(state, time.monotonic() - work.began_s)}; {self._left()}")
+
+    def _left(self) -> str:
+        """How much is left, and for how long."""
+        todo = [(planned, 0.0) for planned in self.waiting]
+        todo += [(work.planned, time.monotonic() - work.began_s) for work in self.under_way]
+        seconds = self.pace.left_s(todo, self.plan.cells, self.options.jobs)
+        return f"{len(todo)} to go" + (f", about {span(seconds)}" if seconds and todo else "")
+
+    def _say(self, planned: Planned, text: str) -> None:
+        number = self.plan.cells.index(planned) + 1
+        print(f"[{number}/{len(self.plan.cells)}] {planned.cell.name}: {text}", flush=True)
+
+    def _environment(self) -> dict[str, str]:
+        """Ranks x threads of all cells at a time within the cores."""
+        threads = threads_per_rank(self.options.nproc * self.options.jobs)
+        return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
+
+    def _pass_on(self, number: signal.Signals) -> None:
+        sys.stderr.write(
+            f"{number.name}: cells under way stop after this step, saved; Ctrl-C or SIGTERM again ends them "
+            "at once, unsaved\n"
+        )
+        for work in list(self.under_way):
+            work.ask_to_stop(number)
+
+    def _at_once(self, number: signal.Signals) -> None:
+        for work in list(self.under_way):
+            work.kill()
+        os._exit(128 + number)
+
+    def _close(self, is_stopped: bool) -> int:
+        """The last words, and the exit status."""
+        states = {planned.cell.name: state_of(planned.run, planned.asked) for planned in self.plan.cells}
+        print(closing(self.plan.directory, states))
+        if is_stopped:
+            return ExitCode.STOPPED
+        return next((code for code in self.codes.values() if code != ExitCode.STOPPED), 0) or (
+            ExitCode.STOPPED if self.codes else ExitCode.FINISHED
+        )
+
+
+def described(state: State, seconds: float) -> str:
+    """How a cell ended, in one line."""
+    if state.name != "finished":
+        return f"{state.name} after {span(seconds)}: {state.reason or 'not done'}"
+    figures = [f"top-1 {state.top1:.2%}"] if state.top1 is not None else []
+    figures += [f"loss {state.loss:.4f}"] if state.loss is not None else []
+    figures += [f"{state.images_s:.0f} images/s"] if state.images_s is not None else []
+    return f"finished in {span(seconds)}: {', '.join(figures)}"
+
+
+def closing(directory: Path, states: dict[str, State]) -> str:
+    """How many cells are where, and why some failed."""
+    is_done = all(state.name == "finished" for state in states.values())
+    again = [] if is_done else ["the same command runs again what is not finished"]
+    return "\n".join([f"{directory}: {summary(states)}", *failures(states), *again])

@@ -1,0 +1,95 @@
+"""`swin-moe study status`: every cell and how it stands."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from launcher.config.load import ConfigError, load_config
+from launcher.rundir.paths import RunFiles
+from launcher.study.grid.cost import span
+from launcher.study.grid.file import load_study_file
+from launcher.study.grid.requested import asked_of
+from launcher.study.grid.state import State, state_of
+from launcher.study.grid.trials import Cell, Study, StudyError, read_study, run_directory
+from launcher.study.run.job_array import in_queue
+
+TITLES = ("cell", "state", "step", "images/s", "left", "top-1", "loss", "reason")
+
+
+def show_status(args: argparse.Namespace) -> int:
+    """Print the table, or with --json an object; ConfigError where there is no study."""
+    directory = study_directory(args.study)
+    try:
+        study = read_study(directory)
+    except StudyError as error:
+        raise ConfigError(str(error)) from None
+    states = {cell.name: cell_state(directory, study, cell) for cell in study.cells}
+    for name in in_queue(directory):
+        if name in states and states[name].name not in ("running", "evaluating", "finished"):
+            states[name] = replace(states[name], name="queued", reason="")
+    if args.json:
+        print(json.dumps(as_json(directory, study, states), indent=1))
+    else:
+        print("\n".join([*table(states), summary(states)]))
+    return 0
+
+
+def study_directory(place: Path) -> Path:
+    """The directory of a study that is named by its directory or by its file."""
+    return place if place.is_dir() else Path(load_study_file(place).study_dir)
+
+
+def cell_state(directory: Path, study: Study, cell: Cell) -> State:
+    """The state of a cell, by the configuration with which its run began."""
+    run = RunFiles(run_directory(directory, cell))
+    asked = asked_of(load_config(run.config), study) if run.config.exists() else None
+    return state_of(run, asked)
+
+
+def as_json(directory: Path, study: Study, states: dict[str, State]) -> dict[str, object]:
+    """What the table tells, as plain values; null for what is not known."""
+    cells = [
+        {
+            **asdict(cell),
+            "run": str(run_directory(directory, cell)),
+            "state": (state := states[cell.name]).name,
+        }
+        | {name: value for name, value in asdict(state).items() if name != "name"}
+        for cell in study.cells
+    ]
+    return {"study": study.name, "directory": str(directory), "cells": cells}
+
+
+def table(states: dict[str, State]) -> list[str]:
+    """A line a cell."""
+    rows = [TITLES, *(_row(name, state) for name, state in states.items())]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(TITLES))]
+    return [
+        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    ]
+
+
+def summary(states: dict[str, State]) -> str:
+    """How many cells are in which state."""
+    counts: dict[str, int] = {}
+    for state in states.values():
+        counts[state.name] = counts.get(state.name, 0) + 1
+    return f"{len(states)} cells: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+
+
+def failures(states: dict[str, State]) -> Sequence[str]:
+    """A line for each cell that failed, with the reason."""
+    return [f"  {name}: {state.reason}" for name, state in states.items() if state.name == "failed"]
+
+
+def _row(name: str, state: State) -> tuple[str, ...]:
+    step = (
+        "" if state.step is None else str(state.step) + (f"/{state.total_steps}" if state.total_steps else "")
+    )
+    speed = "" if state.images_s is None else f"{state.images_s:.0f}"
+    left = span(state.eta_s) if state.eta_s is not None else ""
+    top1 = "" if state.top1 is None else f"{state.top1:.2%}"
+    loss = "" if state.loss is None else f"{state.loss:.4f}"
+    return name, state.name, step, speed, left, top1, loss, state.reason

@@ -1,0 +1,130 @@
+"""Which parameters are trained, which of them decay, and each one's share of the learning rate."""
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from launcher.config.load import ConfigError
+from launcher.config.schema import OptimConfig
+from parallel.experts.names import shape_of
+
+ALIGNED = 8  # elements: 16 bytes in half precision
+NO_DECAY = (
+    "bias",
+    "relative_position_bias_table",
+    "cpb_mlp",
+    "logit_scale",
+    "absolute_pos_embed",
+    "cosine_projector",
+    "sim_matrix",
+    "router.phi",
+)
+
+FROZEN = {  # words of optim.freeze
+    "experts": ["*.mlp.experts.*"],
+    "moe": ["*.mlp.experts.*", "*.mlp.router.*", "*.mlp.shared.*"],
+    "backbone": ["*"],  # but for the head
+}
+HEADS = ("head.", "decoder.", "mask_token")
+
+
+def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """The model's parameters by weight decay and, with layer decay, by layer.
+
+    No weight decay for norms and other 1-D parameters of a layer, biases (the experts' too, which are 2-D
+    here) and position biases: the rule of the Swin family. `lr_scale` of a group multiplies every learning
+    rate.
+    """
+    depths = [len(stage.blocks) for stage in getattr(getattr(model, "encoder", model), "layers", ())]
+    groups: dict[str, dict[str, Any]] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        plain = len(shape_of(parameter)) == 1 or any(part in name for part in NO_DECAY)
+        label, scale = "no_decay" if plain else "decay", 1.0
+        if config.layer_decay < 1:
+            layer = layer_of(name, depths)
+            label, scale = f"{label}_{layer}", config.layer_decay ** (sum(depths) + 1 - layer)
+        group = {
+            "name": label,
+            "params": [],
+            "weight_decay": 0.0 if plain else config.weight_decay,
+            "lr_scale": scale,
+            "betas": config.betas,
+            "eps": config.eps,
+            **_of_sgd(config),
+        }
+        groups.setdefault(label, group)["params"].append(parameter)
+    return [{**group, "params": _aligned(group["params"])} for _, group in sorted(groups.items())]
+
+
+def _aligned(parameters: Sequence[nn.Parameter]) -> list[nn.Parameter]:
+    """The parameters whose sizes are multiples of `ALIGNED` first, each kind in its order.
+
+    DeepSpeed lays a group out in one flat buffer. Behind a small odd one, such as a table of 507, every
+    pointer would be unaligned, for which torch's layer norm has no vectors and cuBLAS slower kernels.
+    """
+    return sorted(parameters, key=lambda parameter: shape_of(parameter).numel() % ALIGNED != 0)
+
+
+def _of_sgd(config: OptimConfig) -> dict[str, Any]:
+    """Nesterov's momentum, as the reference of the Swin family has it; without any, there is none."""
+    if config.optimizer != "sgd":
+        return {}
+    return {"momentum": config.momentum, "nesterov": config.momentum > 0}
+
+
+def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+    """Take parameters out of training: those whose names a pattern matches, or that a word stands for.
+
+    Args:
+        model: whose parameters are then without gradients.
+        patterns: such as "layers.0.*"; or a word of `FROZEN`.
+
+    Returns:
+        The names of what is frozen.
+
+    Raises:
+        ConfigError: a pattern matches nothing, or nothing is left to train.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    found: set[str] = set()
+    for pattern in patterns:
+        matching = {
+            name
+            for name in names
+            if any(fnmatchcase(name.removeprefix("encoder."), one) for one in FROZEN.get(pattern, [pattern]))
+        }
+        if pattern == "backbone":
+            matching -= {name for name in matching if name.startswith(HEADS)}
+        if not matching:
+            near = get_close_matches(pattern, [*FROZEN, *names], 1)
+            hint = (
+                f"did you mean {near[0]}?"
+                if near
+                else f"there are {', '.join(FROZEN)}, and patterns of names"
+            )
+            raise ConfigError(f"optim.freeze ({pattern}) matches no parameter of the model; {hint}")
+        found |= matching
+    if len(found) == len(names):
+        raise ConfigError(f"optim.freeze ({list(patterns)}) leaves nothing to train")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name not in found)
+    return sorted(found)
+
+
+def layer_of(name: str, depths: Sequence[int]) -> int:
+    """The layer of a parameter, for layer decay: 0 the patches, then each block, then norm and head.
+
+    A merging counts with the block before it (Bao et al. 2022, BEiT; Xie et al. 2022, section 4).
+    """
+    part, *rest = name.removeprefix("encoder.").split(".")
+    if part in ("patch_embed", "mask_token"):
+        return 0
+    if part != "layers":
+        return sum(depths) + 1
+    before = sum(depths[: int(rest[0])])
+    return before if rest[1] == "merge" else before + int(rest[2]) + 1

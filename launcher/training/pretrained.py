@@ -1,0 +1,52 @@
+"""Weights that a run starts from."""
+
+from pathlib import Path
+
+from launcher.config.load import ConfigError
+from launcher.config.schema import TrainConfig
+from parallel.checkpoint.commit import MANIFEST
+from parallel.ranks.collectives import RanksError, agree
+from parallel.ranks.mesh import Mesh
+from swin_moe.backbone.model import SwinTransformer
+from swin_moe.weights import ClassMap
+from swin_moe.weights.adapt import Head
+from swin_moe.weights.load import Fitted, fit, write
+
+
+def start_from(train: TrainConfig, model: SwinTransformer, mesh: Mesh) -> None:
+    """Load pretrained weights into the model of every rank, and say what became of each tensor.
+
+    Raises:
+        ConfigError: they cannot be read or do not fit, on all ranks alike.
+    """
+    found: list[Fitted] = []
+    try:
+        agree(lambda: found.append(fitted(train, model)), (ConfigError,))
+    except RanksError as error:
+        raise ConfigError(str(error)) from error
+    report = write(model, found[0])
+    if mesh.is_first:
+        print(report)
+
+
+def fitted(train: TrainConfig, model: SwinTransformer) -> Fitted:
+    """The weights that `train.pretrained` names, fitted to a model and not yet written into it.
+
+    Args:
+        train: with `pretrained` set.
+        model: whose shapes alone count; it may be on the meta device.
+
+    Raises:
+        ConfigError: they cannot be read or do not fit.
+    """
+    path, head = str(train.pretrained), train.pretrained_head
+    heads: dict[str, Head] = {"strict": "strict", "replace": "replace"}
+    try:
+        if (Path(path) / MANIFEST).exists() or (Path(path) / "checkpoints").exists():
+            raise ConfigError(
+                f"{path} is a run; make a file of it first: swin-moe convert {path} FILE --to native"
+            )
+        known = heads.get(head) or ClassMap.read(head)
+        return fit(model, path, head=known, upcycle_noise=train.upcycle_noise)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"train.pretrained: {error}") from error

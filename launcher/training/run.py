@@ -1,0 +1,121 @@
+"""The whole story of a training run.
+
+Every rank runs it. What fails before the first step fails on all ranks together, with one message.
+"""
+
+import sys
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+
+from launcher.config.load import ConfigError, dump_config
+from launcher.config.schema import RunConfig
+from launcher.errors import CrashLoopError
+from launcher.evaluation.loop import eval_stream
+from launcher.metrics.summary import render, summarise
+from launcher.preflight.story import before_training
+from launcher.process.run_rank import Guard
+from launcher.rundir.directory import RunDirectory
+from launcher.rundir.heartbeat import Heartbeat
+from launcher.rundir.sessions import Sessions
+from launcher.training.builders import run_mesh, train_stream
+from launcher.training.trainer import Session
+from launcher.validation.elastic import adapt
+from launcher.validation.label_spaces import class_notes, evaluated_classes
+from launcher.validation.layout import layout, print_lines
+from launcher.validation.resume_policy import check_changes
+from launcher.validation.rules import advice, check, steps_in
+from parallel.checkpoint.commit import CheckpointError
+from parallel.ranks.collectives import RanksError, agree
+from parallel.ranks.discover import Ranks
+from parallel.ranks.topology import node_sizes
+from parallel.zero.extensions import OFFLOADED, ExtensionError, prepare_extensions
+
+Resume = Literal["auto", "never"]
+
+
+def train(
+    config: RunConfig,
+    ranks: Ranks,
+    device: torch.device,
+    guard: Guard,
+    resume: Resume,
+    *,
+    allow_change: bool = False,
+    reset_crashes: bool = False,
+    elastic: bool = False,
+) -> None:
+    """Train, evaluate, save and summarise one run; the process group is there, and every rank calls it.
+
+    Raises:
+        ConfigError, DataError, CheckpointError, LayoutError: nothing has been trained, and nothing of an
+            earlier run lost.
+        RunError: how the run ended otherwise, with its exit status.
+    """
+    run, nodes = RunDirectory(config.run_dir), node_sizes(ranks)
+    if elastic:
+        config = adapt(config, run, nodes, say=ranks.rank == 0)
+    open_run(config, run, nodes, guard, resume, reset_crashes)
+    changed = check_changes(config, run.checkpoints, allow=allow_change)
+    before_training(config, ranks, device)
+    mesh = run_mesh(config.parallel, nodes)
+    if mesh.is_first:
+        print_lines([*layout(config, nodes), *class_notes(config)])
+        sys.stderr.writelines(f"{line}\n" for line in advice(config, device.type))
+    if changed and mesh.is_first:
+        print("\n  ".join(["going on with another configuration, as --allow-change says:", *changed]))
+    with (
+        train_stream(config, run, mesh) as stream,
+        eval_stream(config, mesh, classes=evaluated_classes(config, stream.classes)) as val,
+    ):
+        session = Session(config, run, mesh, device, stream, val, guard)
+        session.resume()
+        if mesh.is_first:  # now that the checkpoint, if any, is known to be of this run
+            run.config.write_text(dump_config(config))
+        session.train()
+    if mesh.is_first:
+        report(config, run, ranks.world_size, stream.num_samples)
+
+
+def report(config: RunConfig, run: RunDirectory, world_size: int, num_samples: int | None) -> None:
+    """Write and print the summary of a finished run whose epoch has `num_samples` images, where known."""
+    epoch_steps = steps_in("1 epochs", config, num_samples) if num_samples else None
+    summary = summarise(run, config, world_size=world_size, epoch_steps=epoch_steps)
+    print(render(summary, run, *([] if num_samples else ["all of training"])))
+
+
+def open_run(
+    config: RunConfig,
+    run: RunDirectory,
+    nodes: Sequence[int],
+    guard: Guard,
+    resume: Resume,
+    reset_crashes: bool,
+) -> None:
+    """Check everything, take the run directory and note that a session begins."""
+    world_size = sum(nodes)
+
+    def prepare() -> CrashLoopError | None:
+        check(config, world_size, nodes, here=True)
+        if config.parallel.offload_optimizer:
+            prepare_extensions(OFFLOADED)
+        if torch.distributed.get_rank() != 0:
+            return None
+        run.lock(resume=resume == "auto")
+        guard.sessions = Sessions(run)  # which lets go of the lock at the end, whatever that is
+        try:
+            guard.sessions.check(config.checkpoint.crash_budget, reset=reset_crashes)
+        except CrashLoopError as error:
+            return error
+        guard.sessions.begin(world_size, reset=reset_crashes, budget=config.checkpoint.crash_budget)
+        guard.heartbeat = Heartbeat(run, guard.watch)
+        return None
+
+    try:
+        crashes = agree(prepare, (ConfigError, CheckpointError, ExtensionError, OSError))
+    except RanksError as error:
+        raise ConfigError(str(error)) from error
+    if crashes[0] is not None:
+        raise crashes[0]
+    guard.run = run  # swept of last words by now

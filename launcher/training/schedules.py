@@ -1,0 +1,68 @@
+"""The learning rate of every optimizer step: a linear warm-up, then one of four shapes.
+
+    cosine     half a cosine from the peak to min_lr, over the steps after the warm-up (Loshchilov 2017)
+    linear     a straight line from the peak to `linear_end` of it, over the steps after the warm-up
+    step       x decay_rate every `decay_every`, counted from the run's first step
+    multistep  x decay_rate at each duration of `decay_at`, counted from the run's first step
+
+As in the Swin family's recipes, the warm-up comes before the first two and hides the beginning of the others.
+"""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable
+
+from launcher.config.schema import OptimConfig
+
+LR_BATCH = 512  # images that the learning rates of a configuration are for
+
+
+class Schedule:
+    """Learning rate by optimizer step.
+
+    Args:
+        config: learning rates for 512 images; each is scaled by global_batch_size / 512.
+        global_batch_size: images an optimizer step.
+        total_steps: of the run.
+        steps: the optimizer steps of a duration.
+    """
+
+    def __init__(
+        self,
+        config: OptimConfig,
+        *,
+        global_batch_size: int,
+        total_steps: int,
+        steps: Callable[[str], int],
+    ) -> None:
+        scale = global_batch_size / LR_BATCH
+        self.peak, self.start, self.end = (
+            scale * lr for lr in (config.base_lr, config.warmup_lr, config.min_lr)
+        )
+        self.warmup_steps, self.total_steps = steps(config.warmup), total_steps
+        self._linear_end, self._decay_rate = config.linear_end, config.decay_rate
+        self._decay_every = steps(config.decay_every) if config.schedule == "step" else 1
+        self._decay_at = sorted(steps(duration) for duration in config.decay_at)
+        self._shape: Callable[[int], float] = getattr(self, f"_{config.schedule}")
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of step number `step`, counted from 0."""
+        if step < self.warmup_steps:
+            return self.start + (self.peak - self.start) * step / self.warmup_steps
+        return self._shape(step)
+
+    def _progress(self, step: int) -> float:
+        """How much of what follows the warm-up is done: 0 to 1."""
+        return min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))
+
+    def _cosine(self, step: int) -> float:
+        return self.end + (self.peak - self.end) * (1 + math.cos(math.pi * self._progress(step))) / 2
+
+    def _linear(self, step: int) -> float:
+        return self.peak * (1 - (1 - self._linear_end) * self._progress(step))
+
+    def _step(self, step: int) -> float:
+        return self.peak * self._decay_rate ** (step // self._decay_every)
+
+    def _multistep(self, step: int) -> float:
+        return self.peak * self._decay_rate ** bisect_right(self._decay_at, step)

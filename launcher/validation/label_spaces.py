@@ -1,0 +1,184 @@
+"""Label spaces: the class names of data sets and runs are compared wherever two of them meet.
+
+A model's output i stands for class i of the data that it was trained on. It judges the images of another data
+set only where that has the same names in the same order, or where labels are mapped by name
+(`data.match_classes`). Where one side has no names, labels are compared by number, and a note says so.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from data_shards.errors import DataError
+from data_shards.format.classes import differences, is_numbered, label_map, numbered, shown
+from data_shards.format.index import Manifest
+from data_shards.stream.base import checked_manifest
+from data_shards.stream.patterns import names_tars
+from data_shards.stream.patterns import shown as shown_place
+from launcher.config.load import ConfigError
+from launcher.config.schema import RunConfig
+
+MATCH = "--match-classes (data.match_classes=true) maps labels by name"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classes:
+    """The class names of a data set or a run, in the order of its labels.
+
+    `of` is what messages call it. `unnamed` says why nobody knows the names, which are then numbers.
+    """
+
+    of: str
+    names: tuple[str, ...]
+    unnamed: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fit:
+    """How the labels of one data set become those of another, or of a run.
+
+    `mapped_to` are the class names to which labels are mapped by name, None where they stay as they are.
+    `note` is what a person must know of it, or "".
+    """
+
+    mapped_to: tuple[str, ...] | None = None
+    note: str = ""
+
+
+def of_data(option: str, place: str, manifest: Manifest) -> Classes:
+    """The classes of a data set that has a manifest."""
+    return Classes(of=f"{option} ({shown_place(place)})", names=manifest.classes)
+
+
+def of_tars(option: str, place: str, count: int) -> Classes:
+    """The classes of tars without a manifest, of which a model tells `count` apart."""
+    unnamed = "tars without a manifest have numbers alone"
+    return Classes(of=f"{option} ({shown_place(place)})", names=numbered(count), unnamed=unnamed)
+
+
+def fit(found: Classes, wanted: Classes, *, match: bool, otherwise: str) -> Fit:
+    """How labels of `found` become those of `wanted`.
+
+    Args:
+        found: of the images.
+        wanted: of what judges them.
+        match: map labels by name where the lists differ.
+        otherwise: what to do about classes that `wanted` does not have.
+
+    Raises:
+        ConfigError: they do not become those of `wanted`, in one line with the first differences.
+    """
+    unnamed = found.unnamed or wanted.unnamed
+    if found.names == wanted.names and not unnamed:
+        return Fit()
+    if match:
+        return _mapped(found, wanted, otherwise)
+    unnamed = unnamed or _numbers(found, wanted)
+    if unnamed and len(found.names) == len(wanted.names):
+        sides = f"the class names of {found.of} and of {wanted.of}"
+        return Fit(note=f"{sides} could not be compared ({unnamed}): label i is taken for label i")
+    raise ConfigError(_misfit(found, wanted, unnamed, otherwise))
+
+
+def _numbers(found: Classes, wanted: Classes) -> str:
+    """That one of two sides has numbers for names, and the other has names."""
+    numbers = [side.of for side in (found, wanted) if is_numbered(side.names)]
+    return f"{numbers[0]} has numbers for names" if len(numbers) == 1 else ""
+
+
+def _mapped(found: Classes, wanted: Classes, otherwise: str) -> Fit:
+    what = f"the labels of {found.of} cannot be mapped by name to those of {wanted.of}"
+    if unnamed := found.unnamed or wanted.unnamed:
+        raise ConfigError(f"{what}: {unnamed}; leave out --match-classes (data.match_classes)")
+    try:
+        label_map(found.names, wanted.names)
+    except DataError as error:
+        raise ConfigError(f"{what}: {error}; {otherwise}") from None
+    here = set(found.names)
+    missing = [name for name in wanted.names if name not in here]
+    without = f"; it lacks {len(missing)} of these classes: {shown(missing)}" if missing else ""
+    to = f"the {len(wanted.names)} classes of {wanted.of}"
+    return Fit(mapped_to=wanted.names, note=f"the labels of {found.of} are mapped by name to {to}{without}")
+
+
+def _misfit(found: Classes, wanted: Classes, unnamed: str, otherwise: str) -> str:
+    must = f"the classes of {found.of} must be those of {wanted.of}"
+    if unnamed:
+        counts = f"{len(found.names)} classes instead of {len(wanted.names)}"
+        return f"{must}: {counts} ({unnamed}); take data with as many classes"
+    is_subset = set(found.names) <= set(wanted.names)
+    return f"{must}: {differences(found.names, wanted.names)}; {MATCH if is_subset else otherwise}"
+
+
+def training_fit(config: RunConfig, train: Manifest | None, val: Manifest) -> Fit:
+    """How the labels of data.val become those that a run is trained on.
+
+    Args:
+        config: of the run.
+        train: of data.train; None where that is tars without one.
+        val: of data.val.
+
+    Raises:
+        ConfigError: see `fit`.
+    """
+    if config.task != "classification":
+        return Fit()
+    data = config.data
+    wanted = (
+        of_tars("data.train", data.train, config.model.num_classes)
+        if train is None
+        else of_data("data.train", data.train, train)
+    )
+    found = of_data("data.val", data.val, val)
+    return fit(found, wanted, match=data.match_classes, otherwise="pack both splits with the same classes")
+
+
+def class_errors(config: RunConfig, train: Manifest | None, val: Manifest | None) -> list[str]:
+    """What is wrong with the classes of a run's data, a line each; None is a set that cannot be read."""
+    if config.task != "classification":
+        return []
+    data = config.data
+    of_train = _count_errors(config, "data.train", data.train, train) if train else []
+    of_val = _count_errors(config, "data.val", data.val, val) if val else []
+    if val is None or (train is None and (of_val or not names_tars(data.train))):
+        return [*of_train, *of_val]
+    try:
+        mapped_to = training_fit(config, train, val).mapped_to
+    except ConfigError as error:
+        return [*of_train, str(error)]
+    return of_train if mapped_to else [*of_train, *of_val]
+
+
+def _count_errors(config: RunConfig, option: str, place: str, manifest: Manifest) -> list[str]:
+    if len(manifest.classes) == config.model.num_classes:
+        return []
+    return [
+        f"model.num_classes ({config.model.num_classes}) must be the classes of {option} "
+        f"({len(manifest.classes)} in {shown_place(place)})"
+    ]
+
+
+def class_notes(config: RunConfig) -> list[str]:
+    """What a person must know of the classes of a run that `class_errors` accepts, a line each."""
+    if config.task != "classification":
+        return []
+    place = config.data.train
+    train = None if names_tars(place) else checked_manifest(place)
+    note = training_fit(config, train, checked_manifest(config.data.val)).note
+    return [note] if note else []
+
+
+def evaluated_classes(config: RunConfig, train: Sequence[str] | None) -> Sequence[str] | None:
+    """The class names to which labels of data.val are mapped in training; None where they stay."""
+    return train if config.task == "classification" and config.data.match_classes else None
+
+
+def trained_classes(config: RunConfig, train: Sequence[str] | None, val: Sequence[str]) -> list[str] | None:
+    """The class names that a run records; None for a task without classes.
+
+    Args:
+        config: of the run.
+        train: the class names of data.train; None for tars without a manifest, whose label i stands for
+            class i of data.val.
+        val: the class names of data.val.
+    """
+    return list(train or val) if config.task == "classification" else None

@@ -1,0 +1,84 @@
+"""Rules about places and devices: directories to write into, weights to start from, the processor."""
+
+import os
+import tempfile
+from pathlib import Path
+
+from launcher.config.load import ConfigError
+from launcher.config.schema import RunConfig
+from launcher.rundir.directory import RunDirectory
+from launcher.tasks.tasks import backbone_on_meta
+from launcher.training.pretrained import fitted
+from parallel.checkpoint.commit import committed
+from parallel.zero.options import check_precision
+
+
+def place_errors(config: RunConfig) -> list[str]:
+    """What is wrong with the places that all nodes of a run share: its run directory and its weights."""
+    errors = []
+    if not config.run_dir.strip():
+        errors.append(f"run_dir ({config.run_dir!r}) must name a directory")
+    elif reason := _unwritable(RunDirectory(config.run_dir).checkpoints):
+        errors.append(f"run_dir ({config.run_dir}) cannot be written: {reason}; choose another run_dir")
+    return errors + _weights_errors(config)
+
+
+def machine_errors(config: RunConfig) -> list[str]:
+    """What this machine cannot do for a run whose ranks are on it."""
+    errors = []
+    try:
+        check_precision(config.train.precision)
+    except ValueError as error:
+        errors.append(str(error))
+    return errors + _cache_errors(config)
+
+
+def _unwritable(directory: Path) -> str | None:
+    """Why a directory cannot be made and written, in the words of the system; nothing is left behind."""
+    try:
+        with tempfile.TemporaryFile(dir=_nearest(directory.absolute())):
+            return None
+    except (OSError, ValueError) as error:
+        return getattr(error, "strerror", None) or str(error)
+
+
+def _nearest(path: Path) -> Path:
+    """The path, or what of it is there."""
+    for place in (path, *path.parents):
+        try:
+            os.stat(place)
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        return place
+    return path
+
+
+def _weights_errors(config: RunConfig) -> list[str]:
+    """Whether the weights to start from are there and fit; a run that goes on does not read them."""
+    if config.train.pretrained is None or has_begun(config):
+        return []
+    try:
+        fitted(config.train, backbone_on_meta(config))
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
+
+def has_begun(config: RunConfig) -> bool:
+    """Whether the run has a checkpoint to go on from."""
+    try:
+        return bool(committed(RunDirectory(config.run_dir).checkpoints))
+    except (OSError, ValueError):  # a run directory that cannot be, of which there is another line
+        return False
+
+
+def _cache_errors(config: RunConfig) -> list[str]:
+    cache = config.data.cache
+    if cache is None:
+        return []
+    place = os.path.expandvars(cache)
+    if "$" in place:
+        return [f"data.cache ({cache}): a variable in it is not set; set it or name a directory"]
+    if reason := _unwritable(Path(place)):
+        return [f"data.cache ({cache}) cannot be written: {reason}; name a directory on a node-local disk"]
+    return []

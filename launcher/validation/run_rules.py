@@ -1,0 +1,165 @@
+"""Rules across the sections of a run that hold on any number of ranks and need no file: each an equation."""
+
+import math
+from collections.abc import Iterator
+
+from data_shards.stream.patterns import names_tars
+from launcher.config.duration import parse_duration, to_steps
+from launcher.config.load import ConfigError
+from launcher.config.schema import RunConfig
+from launcher.tasks.param_groups import freeze
+from launcher.tasks.tasks import on_meta
+from parallel.zero.options import check_with_deepspeed
+from swin_moe.config import ModelConfig
+from swin_moe.moe.dispatch import capacity
+from swin_moe.sizes import as_text
+
+CHANNELS = 3  # of every image that the data pipeline decodes
+
+
+def run_errors(config: RunConfig, num_samples: int | None = None) -> list[str]:
+    """What is wrong with a run whatever its ranks, a line each.
+
+    Args:
+        config: valid option by option.
+        num_samples: images an epoch; None where that is not known.
+    """
+    errors = [*_task_errors(config), *_capacity_errors(config.model), *_freeze_errors(config)]
+    errors += _duration_errors(config) or [*_rate_errors(config), *_length_errors(config, num_samples)]
+    try:
+        check_with_deepspeed(config.deepspeed)
+    except ValueError as error:
+        errors.append(str(error))
+    return errors
+
+
+def slots_error(model: ModelConfig, option: str, factor: float) -> str | None:
+    """Why a capacity factor cannot be: it leaves an expert of some stage no slot in a routing group.
+
+    Args:
+        model: with experts or without.
+        option: what the factor is called, such as "model.moe.capacity_factor".
+        factor: see `capacity`; 0 is dropless.
+    """
+    moe = model.moe
+    if moe is None or moe.router == "soft" or factor == 0:
+        return None
+    for stage in (stage for stage, blocks in enumerate(moe.blocks) if blocks):
+        tokens = moe.routing_group_images * math.prod(model.stage_resolution(stage))
+        share = -(-tokens // moe.num_experts)
+        if capacity(factor, tokens, moe.num_experts, moe.top_k) < 1:
+            return (
+                f"{option} ({factor}) leaves an expert of stage {stage} no slot: top_k ({moe.top_k}) x "
+                f"int({abs(factor)} x ceil({tokens} tokens of model.moe.routing_group_images "
+                f"({moe.routing_group_images}) / model.moe.num_experts ({moe.num_experts}) = {share})) = 0; "
+                f"set it to at least {1 / share:.3g}, or 0 for dropless"
+            )
+    return None
+
+
+def _task_errors(config: RunConfig) -> list[str]:
+    model, errors = config.model, []
+    if model.in_chans != CHANNELS:
+        errors.append(
+            f"model.in_chans ({model.in_chans}) must be {CHANNELS}: the images of data.train are RGB, and "
+            "gray ones get three equal channels"
+        )
+    if config.task != "simmim":
+        return errors
+    if config.data.augment is not None:
+        errors.append("data.augment is for task=classification: leave it out (null) for task=simmim")
+    side = config.simmim.mask_patch_size
+    if side % model.patch_size:
+        errors.append(f"model.patch_size ({model.patch_size}) must divide simmim.mask_patch_size ({side})")
+    if side > min(model.image_sides):
+        errors.append(
+            f"simmim.mask_patch_size ({side}) must be at most model.image_size ({as_text(model.image_size)})"
+        )
+    return errors
+
+
+def _capacity_errors(model: ModelConfig) -> list[str]:
+    if model.moe is None:
+        return []
+    factors = {name: getattr(model.moe, name) for name in ("capacity_factor", "eval_capacity_factor")}
+    found = (slots_error(model, f"model.moe.{name}", factor) for name, factor in factors.items())
+    return [error for error in found if error]
+
+
+def _freeze_errors(config: RunConfig) -> list[str]:
+    """What `optim.freeze` names must be there, and something must be left to train."""
+    if not config.optim.freeze:
+        return []
+    try:
+        freeze(on_meta(config), config.optim.freeze)
+    except ConfigError as error:
+        return [str(error)]
+    return []
+
+
+def _rate_errors(config: RunConfig) -> Iterator[str]:
+    """A warm-up rises to the peak, and the cosine falls from it."""
+    optim = config.optim
+    bounded = {"warmup_lr": parse_duration(optim.warmup).amount > 0, "min_lr": optim.schedule == "cosine"}
+    for name, counts in bounded.items():
+        if counts and (value := getattr(optim, name)) > optim.base_lr:
+            yield f"optim.{name} ({value}) must be at most optim.base_lr ({optim.base_lr})"
+
+
+def _durations(config: RunConfig) -> dict[str, str]:
+    """Every duration of a run that counts, by its option."""
+    durations = {
+        "train.duration": config.train.duration,
+        "train.eval_every": config.train.eval_every,
+        "train.moe_load_every": config.train.moe_load_every,
+        "optim.warmup": config.optim.warmup,
+        "optim.decay_every": config.optim.decay_every if config.optim.schedule == "step" else None,
+        "checkpoint.every": config.checkpoint.every,
+        "checkpoint.keep_every": config.checkpoint.keep_every,
+        **{f"optim.decay_at[{i}]": text for i, text in enumerate(config.optim.decay_at)},
+    }
+    return {option: text for option, text in durations.items() if text is not None}
+
+
+def _duration_errors(config: RunConfig) -> list[str]:
+    errors = []
+    num_samples = None if names_tars(config.data.train) else 1
+    for option, text in _durations(config).items():
+        try:
+            to_steps(text, global_batch_size=1, num_samples=num_samples)
+        except ValueError as error:
+            errors.append(f"{option}: {error}")
+            continue
+        if option != "optim.warmup" and parse_duration(text).amount == 0:
+            errors.append(f"{option} ({text}) must be more than nothing")
+    return errors
+
+
+def _length_errors(config: RunConfig, num_samples: int | None) -> Iterator[str]:
+    """The warm-up and every decay must lie inside of the run; all durations are well formed."""
+    total = config.train.duration
+    for option, text in _durations(config).items():
+        is_decay = option.startswith("optim.decay_at")
+        if option != "optim.warmup" and not is_decay:
+            continue
+        lengths = _comparable(text, total, config, num_samples)
+        if lengths is None or lengths[0] < lengths[1] or (not is_decay and lengths[0] == lengths[1]):
+            continue
+        bound = "below" if is_decay else "at most"
+        yield (
+            f"{option} ({text}) must be {bound} train.duration ({total}): {lengths[0]} and {lengths[1]} steps"
+        )
+
+
+def _comparable(
+    first: str, second: str, config: RunConfig, num_samples: int | None
+) -> tuple[int, int] | None:
+    """Two durations in steps; None where one is in epochs whose size is not known."""
+    in_epochs = [parse_duration(text).unit == "epoch" for text in (first, second)]
+    if num_samples is None and any(in_epochs) and not all(in_epochs):
+        return None
+    batch = config.train.global_batch_size
+    one, other = (
+        to_steps(text, global_batch_size=batch, num_samples=num_samples or batch) for text in (first, second)
+    )
+    return one, other
