@@ -5,15 +5,15 @@
     python benchmarks/checkpoint.py --out DIR                    # on the file system of DIR
 
 A Swin-MoE of 45 M parameters, 8 experts in 2 layers, trains on two gloo ranks of this machine
-(expert-parallel over both, ZeRO stage 1, one thread each) and is saved through `parallel.checkpoint.async_saver.Saver`, once
-before going on and once beside training, in turn. `copy` is the same files copied by one process in pieces
-of 16 MiB with fsync at the end of each, on the same file system, between the saves; the checkpoint was
-written just before, so that the copy finds it in memory. Rates are bytes of the checkpoint over wall seconds,
-a save's from its beginning to the commit, a write's from the copy in host memory; the figures are of the best
-of interleaved rounds. A stall is what `Saver` made a step wait, in steps; `slowed` is what the steps beside a
-save take longer, all of them together. Loading verifies and reads; it stands beside reading the same files
-once, and the copy. Memory is the largest peak resident size of a rank, measured before anything is loaded.
-"""
+(expert-parallel over both, ZeRO stage 1, one thread each) and is saved through
+`parallel.checkpoint.async_saver.Saver`, once before going on and once beside training, in turn. `copy` is
+the same files copied by one process in pieces of 16 MiB with fsync at the end of each, on the same file
+system, between the saves; the checkpoint was written just before, so that the copy finds it in memory.
+Rates are bytes of the checkpoint over wall seconds, a save's from its beginning to the commit, a write's
+from the copy in host memory; the figures are of the best of interleaved rounds. A stall is what `Saver`
+made a step wait, in steps; `slowed` is what the steps beside a save take longer, all of them together.
+Loading verifies and reads; it stands beside reading the same files once, and the copy. Memory is the
+largest peak resident size of a rank, measured before anything is loaded."""
 
 import argparse
 import contextlib

@@ -5,13 +5,14 @@
     python benchmarks/plan_memory.py --allocator            # and torch's own account, several times as long
 
 Each layout trains two optimizer steps on random images through what a run is made of: `task_of`, `Engine`,
-`Masters`, as launcher/training/trainer.py puts them together; no data pipeline. All layouts of a world run one after
-the other in the same ranks, one thread each. Two figures are measured, of the rank that needs most:
+`Masters`, as launcher/training/trainer.py puts them together; no data pipeline. All layouts of a world run
+one after the other in the same ranks, one thread each. Two figures are measured, of the rank that needs
+most:
 
 - `rss`: growth of the peak resident size (VmHWM) over the resident size just before the model is built, after
   a small model has trained in the process and everything free was given back. So the interpreter, the
   libraries and their first use are in the floor and not in the figure. MALLOC_MMAP_THRESHOLD_ is 64 KiB
-  here: with the launcher's 1 GiB (launcher/process/local_launcher.py) freed memory stays resident for speed, and the
+  here: with the launcher's 1 GiB (process/local_launcher.py) freed memory stays resident for speed, and the
   figure would be of glibc's heap and not of tensors.
 - `allocator`, if asked for: peak of what torch's CPU allocator handed out, by the memory events of
   torch.profiler in a second training. Buffers that are never written count there (reduction buckets), so it

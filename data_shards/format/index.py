@@ -66,7 +66,7 @@ class Writer:
 class Manifest:
     """One split of a data set; `digest` is its identity.
 
-    `layout` is "packed" for tars as data_shards/format/tar.py lays them out and "indexed" for those made by others.
+    `layout` is "packed" for tars as tar.py lays them out and "indexed" for those made by others.
     `bad_sources` samples were left out, and bad_sources.tsv lists them; `parent` is the digest of the
     manifest that `repair` or `split` made this one from.
     """

@@ -1,8 +1,8 @@
 """Images through Pillow, as RGB of 8 bits: every format but the anymaps, and the JPEGs that are left to it.
 
 Only the first frame or page is decoded. Transparency is dropped, CMYK converted and a palette applied, as by
-Pillow's convert("RGB"); pixels of more bits are scaled (`data_shards.image.depth`). Every function may raise any
-exception on a damaged file: see `data_shards.image.formats.decoder`.
+Pillow's convert("RGB"); pixels of more bits are scaled (depth.py). Every function may raise any
+exception on a damaged file: see `formats.decoder`.
 """
 
 import io

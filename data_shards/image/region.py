@@ -48,5 +48,5 @@ def decode(body: bytes, crop: Crop, factor: int) -> np.ndarray | None:
 def describe() -> str:
     """What decodes a crop here, in a line, and what would make it faster."""
     if decode_in_c is None:
-        return f"whole JPEGs, since data_shards/region.c was not built: {REMEDY}"
-    return "of baseline JPEGs the crop alone, by data_shards/region.c"
+        return f"whole JPEGs, since data_shards/image/region.c was not built: {REMEDY}"
+    return "of baseline JPEGs the crop alone, by data_shards/image/region.c"

@@ -1,7 +1,7 @@
 """The first act of the program: requests to stop wait, rather than end it, while it is being imported.
 
 SIGUSR1 or SIGTERM in the seconds that torch and DeepSpeed take to load would end a rank at once, and with it
-the job. Blocked, they wait until the program listens (`launcher/process/signals.py`). Nothing heavy is imported here.
+the job. Blocked, they wait until the program listens (`process/signals.py`). Nothing heavy is imported here.
 """
 
 import signal

@@ -1,6 +1,6 @@
 """RunConfig: every option of a run, with its default, its unit and its meaning.
 
-The dataclasses say what an option is; `launcher/config/load.py` reads YAML into them and reports every error at
+The dataclasses say what an option is; `load.py` reads YAML into them and reports every error at
 once. No `from __future__ import annotations` here: pydantic resolves the types when it validates.
 """
 

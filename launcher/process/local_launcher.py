@@ -3,8 +3,8 @@
 Not torch's elastic agent: that answers SIGTERM by ending its ranks, and returns the status of the rank that
 happened to end first, while here a request to stop is passed on and waited for, and the status is that of the
 rank that caused the end. The ranks meet at a store in this process, at a port that the system picks, so two
-runs on one machine do not collide; it also carries the ranks' heartbeats (parallel/watchdog/watch.py), and outlives
-every rank.
+runs on one machine do not collide; it also carries the ranks' heartbeats (parallel/watchdog/watch.py), and
+outlives every rank.
 """
 
 import ctypes

@@ -169,7 +169,7 @@ def _who(event: Event) -> str:
 
 
 def _last_heard(tasks: Sequence[int], node: str, progress: dict[str, Any]) -> str:
-    """`; last heard of at step 7, in all_reduce (launcher/metrics/accumulator.py:99)`: of those ranks, else of the run."""
+    """`; last heard of at step 7, in all_reduce (accumulator.py:99)`: of those ranks, else of the run."""
     ranks = tasks or _ranks_on(node, progress) or [0]
     last = _of_rank(ranks[0], progress) or progress
     if "step" not in last:

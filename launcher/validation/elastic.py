@@ -73,7 +73,7 @@ def replan(
 
 
 def _parallel(config: RunConfig, world_size: int, per_node: int | None) -> ParallelConfig:
-    """The layout of experts; a rule that holds on no number of ranks is left to launcher/validation/rules.py."""
+    """The layout of experts; a rule that holds on no number of ranks is left to rules.py."""
     asked, moe = config.parallel, config.model.moe
     if moe is None or asked.ep_size % asked.expert_slices:
         return asked

@@ -1,4 +1,4 @@
-"""The ranks as each launcher says them: torchrun, MPI and Slurm; for parallel/ranks/discover.py, without torch."""
+"""The ranks as each launcher says them: torchrun, MPI and Slurm; for discover.py, without torch."""
 
 import socket
 import zlib

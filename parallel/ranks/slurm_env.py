@@ -1,4 +1,4 @@
-"""What Slurm's variables say of a step's nodes and tasks, for parallel/ranks/discover.py; recorded on Slurm 22.05."""
+"""What Slurm's variables say of a step's nodes and tasks, for discover.py; recorded on Slurm 22.05."""
 
 import re
 import shutil

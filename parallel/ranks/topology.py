@@ -1,7 +1,7 @@
 """What a layout means for the machines: who shares experts, and which links carry what.
 
 Pure functions of `ParallelDims` and `nodes`, the number of ranks on each node, such as [8, 8, 8, 4]; but for
-`node_sizes`, which asks the ranks. Ranks are numbered node after node, as parallel/ranks/mesh.py: by_node needs it.
+`node_sizes`, which asks the ranks. Ranks are numbered node after node, as mesh.py: by_node needs it.
 """
 
 from collections.abc import Callable, Sequence

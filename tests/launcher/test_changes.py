@@ -31,7 +31,7 @@ def options(section: type = RunConfig, prefix: str = "") -> list[str]:
 
 
 def test_every_option_has_a_class() -> None:
-    """A new option: say in launcher/validation/resume_policy.py what its change means for a run that goes on."""
+    """A new option: say in resume_policy.py what its change means for a run that goes on."""
     assert [name for name in options() if kind_of(name) is None] == []
 
 

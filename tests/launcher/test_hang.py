@@ -32,7 +32,8 @@ def test_a_rank_that_is_in_no_collective_is_named_and_ends_too(shards: Path, tmp
     assert [rank.code for rank in ended] == [ExitCode.HANG] * 4
     text = one_line(ended, "HangError")
     assert re.search(
-        r"rank 2 is at step 4, for \d+ s in train \(launcher/training/trainer.py:\d+\); ranks 0, 1, 3 wait for it in ",
+        r"rank 2 is at step 4, for \d+ s in train \(launcher/training/trainer.py:\d+\); "
+        r"ranks 0, 1, 3 wait for it in ",
         text,
     )
 

@@ -1,6 +1,6 @@
 """Where images come from before they are shards. A new source is one function and one entry in SOURCES.
 
-A source gives, for every split, a list of samples (data_shards/format/samples.py) that can be indexed in any order,
+A source gives, for every split, a list of samples (format/samples.py) that can be indexed in any order,
 so that any worker can make any shard. H, W = height and width in pixels.
 """
 

@@ -29,7 +29,7 @@ class Slots:
 
 @dataclass(frozen=True, kw_only=True)
 class Way:
-    """How the rows of a layer and its experts come together at one gather degree (parallel/experts/exchange.py)."""
+    """How the rows of a layer and its experts come together at one gather degree of the exchange."""
 
     degree: int  # neighbouring ranks that bring their weights together
     local: int  # experts that this rank then computes

@@ -198,7 +198,7 @@ class _Travel(torch.autograd.Function):
 
 
 class _Bring(torch.autograd.Function):
-    """The weights of neighbouring ranks as those of one, and gradients carried back (parallel/experts/gather.py)."""
+    """The weights of neighbouring ranks as those of one, and gradients carried back."""
 
     @staticmethod
     def forward(ctx: Any, way: Way, *weights: Tensor) -> tuple[Tensor, ...]:

@@ -121,7 +121,7 @@ def _is_uneven(model: nn.Module, dims: ParallelDims, num_experts: int) -> bool:
 
 
 def _groups(model: nn.Module, optim: OptimConfig) -> list[Group]:
-    """The groups of launcher/tasks/param_groups.py, dense and expert parameters apart as DeepSpeed splits them."""
+    """The groups of tasks/param_groups.py, dense and expert parameters apart as DeepSpeed splits them."""
     found = []
     for experts in (False, True):
         for group in parameter_groups(model, optim):

@@ -75,7 +75,7 @@ def describe(
 
 
 def flops_by_part(work: Work) -> dict[tuple[str, str], float]:
-    """Multiply-adds of one image forward, no token dropped, by stage and part; as `swin_moe.backbone.flops` counts."""
+    """Multiply-adds of one image forward, no token dropped, by stage and part; as flops.py counts."""
     found: dict[tuple[str, str], float] = {}
     for part in work.parts:
         if part.name != BIAS:
