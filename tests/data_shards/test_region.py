@@ -20,7 +20,7 @@ from data_shards.image.geometry import Crop, TrainTransform
 from data_shards.image.pixels import decode_pixels, decode_region
 
 built = pytest.mark.skipif(
-    region.decode_in_c is None, reason=f"data_shards/region.c was not built: {region.REMEDY}"
+    region.decode_in_c is None, reason=f"data_shards/image/region.c was not built: {region.REMEDY}"
 )
 SAMPLINGS = ("444", "422", "420", "440", "411", "Gray")
 
