@@ -117,9 +117,9 @@ def test_a_pipe_waits_for_room_and_then_says_why(big: Path, tmp_path: Path) -> N
 WORKER = """
 import sys, random, time
 from pathlib import Path
-from data_shards.cache import ShardCache
+from data_shards.storage.cache import ShardCache
 from data_shards.index import Manifest
-from data_shards.retry import Retries
+from data_shards.storage.retry import Retries
 from data_shards.storage import LocalStorage
 from data_shards.telemetry import Telemetry
 

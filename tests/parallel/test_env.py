@@ -445,7 +445,7 @@ def test_a_process_alone_joins_without_a_port_and_leaves_as_often_as_it_likes() 
 
 PREPARE = """
 import os, torch
-from parallel.env import Ranks, prepare_process
+from parallel.ranks.discover import Ranks, prepare_process
 device = prepare_process(Ranks(rank=3, world_size=4, local_rank=3, local_world_size=1))
 print(device, os.environ["LOCAL_RANK"], os.environ["DS_ACCELERATOR"], torch.get_num_threads())
 """

@@ -22,7 +22,7 @@ CLOCKS = (
 )  # all else is the same to the last bit
 DISCOVER = """
 import dataclasses, json
-from parallel.env import discover
+from parallel.ranks.discover import discover
 print(json.dumps(dataclasses.asdict(discover())))
 """
 
