@@ -118,10 +118,10 @@ WORKER = """
 import sys, random, time
 from pathlib import Path
 from data_shards.storage.cache import ShardCache
-from data_shards.index import Manifest
+from data_shards.format.index import Manifest
 from data_shards.storage.retry import Retries
-from data_shards.storage import LocalStorage
-from data_shards.telemetry import Telemetry
+from data_shards.storage.base import LocalStorage
+from data_shards.storage.telemetry import Telemetry
 
 class Slow(LocalStorage):
     def chunks(self, name):
