@@ -9,7 +9,7 @@ import pytest
 from launcher.exit_codes import ExitCode
 from launcher.rundir.history import all_sessions, append
 from launcher.rundir.paths import RunFiles
-from launcher.slurm import after
+from launcher.slurm import epilogue
 from launcher.slurm.epilogue import Circumstances, decide
 from launcher.slurm.status import as_json, describe
 
@@ -68,7 +68,7 @@ def begun(run: RunFiles, restarts: int = 1) -> None:
 
 def ends(run: RunFiles, code: int, said: str = "") -> int:
     (run.slurm / "said").write_text(said)
-    return after.main([str(run.path), "--code", str(code), "--said", str(run.slurm / "said")])
+    return epilogue.main([str(run.path), "--code", str(code), "--said", str(run.slurm / "said")])
 
 
 def test_a_lost_rank_is_requeued_until_the_budget_is_used_up(
@@ -130,7 +130,7 @@ def test_a_session_that_never_began(run: RunFiles, capsys: pytest.CaptureFixture
 def test_a_run_that_cannot_be_written_still_gets_its_decision(run: RunFiles) -> None:
     begun(run)
     with mock.patch("launcher.rundir.postmortem.append", side_effect=OSError(28, "No space left on device")):
-        assert after.main([str(run.path), "--code", "84"]) == ExitCode.OUT_OF_MEMORY
+        assert epilogue.main([str(run.path), "--code", "84"]) == ExitCode.OUT_OF_MEMORY
 
 
 def test_not_in_a_job(run: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -149,7 +149,7 @@ def test_garbled_variables_of_the_job(
 ) -> None:
     """The requeues so far cannot be counted, so that the limit could not end them."""
     monkeypatch.setenv("SLURM_RESTART_COUNT", "one")
-    assert after.main([str(run.path), "--code", str(code)]) == status
+    assert epilogue.main([str(run.path), "--code", str(code)]) == status
     said = capsys.readouterr().out
     assert said.startswith("not requeued: the launcher set no usable SLURM_RESTART_COUNT (got 'one')")
     assert said.count("\n") == 1
