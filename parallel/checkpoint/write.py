@@ -218,6 +218,11 @@ class _HashedFile(io.BufferedWriter):
             self._begin_writing()
         return memoryview(data).nbytes
 
+    def flush(self) -> None:
+        """Flush it, if it is open: torch's wrapper does so once more when it is collected after an error."""
+        if not self.closed:
+            super().flush()
+
     def _begin_writing(self) -> None:
         """Let the disk begin with what it was given, so that it works while the next piece is hashed.
 
