@@ -5,10 +5,10 @@ from typing import Any
 
 import torch.distributed as dist
 
+from launcher.config.time_limits import seconds_of
 from launcher.preflight.report import Here, Seen, Verdict
 from launcher.process.run_rank import longest_wait
 from launcher.rundir.squeue import squeue
-from launcher.slurm.limits import seconds_of
 from parallel.ranks.discover import job_end_s, nccl_settings
 from parallel.ranks.identity import slurm_job
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from launcher.config.load import load_section
-from launcher.slurm.limits import memory, time_limit
+from launcher.config.time_limits import memory, time_limit
 
 LATEST_SIGNAL_S = 65535  # sbatch(1), --signal
 DEFAULT = Path(".config", "swin-moe", "site.yaml")  # of the home directory

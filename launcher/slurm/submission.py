@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.load import ConfigError, load_section
-from launcher.slurm.limits import limit_s, written
+from launcher.config.time_limits import limit_s, written
 from launcher.slurm.quoting import JOB_NAME, check_values, job_name
 from launcher.slurm.site import ContainerConfig, SiteConfig
 

@@ -24,11 +24,11 @@ from launcher.process.run_rank import Guard
 from launcher.rundir.directory import RunDirectory
 from launcher.rundir.versions import version_of
 from launcher.tasks.param_groups import freeze, parameter_groups
+from launcher.tasks.pretrained import start_from
 from launcher.tasks.tasks import task_of
 from launcher.training.ahead import Ahead
 from launcher.training.builders import engine_options
 from launcher.training.nonfinite import GradientSearch, SkippedSteps
-from launcher.training.pretrained import start_from
 from launcher.training.schedules import Schedule
 from launcher.training.spikes import SpikeGuard
 from launcher.validation.label_spaces import trained_classes

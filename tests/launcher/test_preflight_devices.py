@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from launcher.config.load import load_config
+from launcher.config.time_limits import seconds_of
 from launcher.preflight import devices as preflight_devices
 from launcher.preflight.report import Seen, Verdict
-from launcher.slurm.limits import seconds_of
 from parallel.ranks import devices
 from parallel.ranks.bandwidth import Place
 from parallel.ranks.devices import DeviceError, Gpu, as_json, gpus, node_gpus, own_device

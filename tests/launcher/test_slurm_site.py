@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config.load import ConfigError
-from launcher.slurm.limits import limit_s
+from launcher.config.time_limits import limit_s
 from launcher.slurm.site import ContainerConfig, SiteConfig, load_site
 from launcher.slurm.submission import Submission, dump_submission, ordered, read_submission
 
