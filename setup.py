@@ -67,5 +67,5 @@ setup(
             "playwright>=1.50",  # drives Debian's Chromium, which shows the report of a study
         ],
     },
-    entry_points={"console_scripts": ["swin-moe = launcher.cli.early:main"]},
+    entry_points={"console_scripts": ["swin-moe = launcher.__main__:main"]},
 )

@@ -218,7 +218,7 @@ def _main(
         file = os.open(directory / f"{name}-{rank}", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
         os.dup2(file, descriptor)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
-    from launcher import __main__
+    from launcher.cli import program
     from launcher.process import run_rank as life
 
     who = Ranks.that_meet_at(directory / "rendezvous", rank, n)
@@ -227,7 +227,7 @@ def _main(
         patches.enter_context(mock.patch.object(life, "discover", return_value=who))
         for fault in faults:
             fault.arm(patches)
-        code = __main__.main(line)
+        code = program.main(line)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

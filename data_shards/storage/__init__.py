@@ -1,1 +1,41 @@
-"""Where shards lie: local files, object stores, commands; retries and the cache."""
+"""Where the files of a split lie: a directory, an object store, or what a command prints.
+
+/data/x/train   file:/data/x/train         LocalStorage: reads anywhere in a file
+s3://b/x/train  gs://b/x  https://host/x   RemoteStorage: fsspec, ranged reads; the extra [remote]
+pipe:aws s3 cp s3://b/x/train/{} -         PipeStorage: what the command prints for the file named {}
+"""
+
+import re
+from pathlib import Path
+
+from data_shards.errors import DataError
+from data_shards.storage.base import REMOTE, LocalStorage, Storage
+from data_shards.storage.pipe import PipeStorage
+from data_shards.storage.remote import RemoteStorage
+
+SCHEMES = ("file", *REMOTE, "pipe")
+SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")
+
+
+def storage_for(place: str | Path | Storage, deadline_s: float = 300.0) -> Storage:
+    """The storage at a path or URL.
+
+    Args:
+        place: a path, a URL of an allowed scheme, or a storage, which is returned.
+        deadline_s: seconds after which a command of `pipe:` is ended.
+
+    Raises:
+        DataError: the scheme is not allowed.
+    """
+    if isinstance(place, Storage):
+        return place
+    scheme = SCHEME.match(str(place))
+    if isinstance(place, Path) or not scheme:
+        return LocalStorage(Path(place))
+    if (kind := scheme[1].lower()) not in SCHEMES:
+        raise DataError(f"{place}: scheme {kind} is not allowed; use a path or one of {', '.join(SCHEMES)}")
+    if kind == "pipe":
+        return PipeStorage(str(place)[5:], deadline_s)
+    if kind == "file":
+        return LocalStorage(Path(re.sub(r"^file:(//)?", "", str(place))))
+    return RemoteStorage(str(place))

@@ -1,15 +1,10 @@
-"""Where the files of a split lie: a directory, an object store, or what a command prints.
-
-    /data/x/train   file:/data/x/train         LocalStorage: reads anywhere in a file
-    s3://b/x/train  gs://b/x  https://host/x   RemoteStorage: fsspec, ranged reads; the extra [remote]
-    pipe:aws s3 cp s3://b/x/train/{} -         PipeStorage: what the command prints for the file named {}
+"""The interface of a storage, and the storage that is a directory.
 
 Every failure is an OSError, and `data_shards.storage.retry` decides what becomes of it.
 """
 
 import errno
 import os
-import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import suppress
@@ -20,10 +15,8 @@ from data_shards.errors import DataError
 from data_shards.format.tar import BLOCK
 
 REMOTE = ("s3", "gs", "gcs", "http", "https")
-SCHEMES = ("file", *REMOTE, "pipe")
 SMALL = 16 << 10  # bytes
 CHUNK = 4 << 20  # bytes of a whole-file read at a time
-SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")
 
 
 class PermanentError(OSError):
@@ -120,26 +113,6 @@ class LocalStorage(Storage):
     def open(self, name: str) -> Handle:
         """A file to read anywhere in."""
         return LocalFile(self.directory / name)
-
-
-def storage_for(place: str | Path | Storage, deadline_s: float = 300.0) -> Storage:
-    """The storage at a path or URL; DataError for a scheme that is not allowed."""
-    if isinstance(place, Storage):
-        return place
-    scheme = SCHEME.match(str(place))
-    if isinstance(place, Path) or not scheme:
-        return LocalStorage(Path(place))
-    if (kind := scheme[1].lower()) not in SCHEMES:
-        raise DataError(f"{place}: scheme {kind} is not allowed; use a path or one of {', '.join(SCHEMES)}")
-    if kind == "pipe":
-        from data_shards.storage.pipe import PipeStorage
-
-        return PipeStorage(str(place)[5:], deadline_s)
-    if kind == "file":
-        return LocalStorage(Path(re.sub(r"^file:(//)?", "", str(place))))
-    from data_shards.storage.remote import RemoteStorage
-
-    return RemoteStorage(str(place))
 
 
 def check_access(storage: Storage, *, cached: bool) -> None:

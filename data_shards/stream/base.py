@@ -13,7 +13,8 @@ import torch
 
 from data_shards.errors import DataError
 from data_shards.format.index import MANIFEST_NAME, Manifest, check_shards
-from data_shards.storage.base import LocalStorage, Storage, check_access, check_file_name, storage_for
+from data_shards.storage import storage_for
+from data_shards.storage.base import LocalStorage, Storage, check_access, check_file_name
 from data_shards.storage.cache import ShardCache
 from data_shards.storage.retry import Retries
 from data_shards.storage.telemetry import Telemetry

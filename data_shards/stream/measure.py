@@ -18,7 +18,8 @@ from data_shards.errors import DataError
 from data_shards.image.decode import decode_crop, resize
 from data_shards.image.geometry import TrainTransform, draw_flip
 from data_shards.image.sides import ImageSize
-from data_shards.storage.base import LocalStorage, storage_for
+from data_shards.storage import storage_for
+from data_shards.storage.base import LocalStorage
 from data_shards.stream.reader import ShardReader
 from data_shards.stream.train import TrainStream
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from data_shards.errors import DataError
-from data_shards.storage.base import SCHEME
+from data_shards.storage import SCHEME
 
 TARS = (".tar", ".tar.gz", ".tgz")
 READABLE = ("file", "gs", "http", "https", "pipe")  # the schemes that webdataset reads, of those we allow

@@ -18,7 +18,8 @@ import xxhash
 from data_shards.errors import DataError
 from data_shards.format.index import RECORD, Manifest, ShardEntry
 from data_shards.format.tar import BLOCK, CHECKSUM, parse_header
-from data_shards.storage.base import Handle, LocalStorage, Storage, check_access, storage_for
+from data_shards.storage import storage_for
+from data_shards.storage.base import Handle, LocalStorage, Storage, check_access
 from data_shards.storage.cache import CachedFile, ShardCache
 from data_shards.storage.retry import Retries
 from data_shards.storage.telemetry import Telemetry

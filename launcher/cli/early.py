@@ -17,11 +17,3 @@ def hold_requests() -> None:
 def release_requests() -> None:
     """Requests do again what they do by default; one that waited does it now."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, EARLY)
-
-
-def main() -> int:
-    """The console script `swin-moe`."""
-    hold_requests()
-    from launcher.__main__ import main as program
-
-    return program()

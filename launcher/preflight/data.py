@@ -8,7 +8,8 @@ import numpy as np
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
 from data_shards.image.decode import decode_eval
-from data_shards.storage.base import check_access, storage_for
+from data_shards.storage import storage_for
+from data_shards.storage.base import check_access
 from data_shards.storage.retry import PERMANENT, Retries
 from data_shards.storage.telemetry import Telemetry
 from data_shards.stream.base import load_manifest

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.storage.base import LocalStorage, storage_for
+from data_shards.storage import storage_for
+from data_shards.storage.base import LocalStorage
 from data_shards.storage.pipe import PipeStorage
 from data_shards.storage.remote import RemoteStorage
 from data_shards.storage.retry import Retries

@@ -6,7 +6,7 @@ import pytest
 
 from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
-from launcher.__main__ import main
+from launcher.cli.program import main
 from parallel.checkpoint.reader import write
 from tests.faults import run
 from tests.launcher.fake_slurm import FakeSlurm

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from launcher.__main__ import main
+from launcher.cli.program import main
 from tests.launcher.running import CONFIG, TINY
 
 # As `python -u -m launcher train CONFIG ...` or `eval RUN ...`. A file `fail-train` (WORD|STATUS|REASON) or

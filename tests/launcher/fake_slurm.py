@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from launcher.__main__ import main
+from launcher.cli.program import main
 
 RECORD = """\
 #!/bin/bash

@@ -58,7 +58,7 @@ def overrides(shards: Path, run_dir: Path | str, *more: str) -> list[str]:
 
 def command(*arguments: str, kill: tuple[str, int] | None = None) -> Outcome:
     """Run one command on this rank, which SIGKILL ends where `kill` says, as `_deadly` reads it."""
-    from launcher import __main__
+    from launcher.cli import program
     from launcher.process import run_rank as life
 
     world_size, rank = dist.get_world_size(), dist.get_rank()
@@ -69,7 +69,7 @@ def command(*arguments: str, kill: tuple[str, int] | None = None) -> Outcome:
         contextlib.redirect_stdout(io.StringIO()) as out,
         contextlib.redirect_stderr(io.StringIO()) as err,
     ):
-        code = __main__.main(list(arguments))
+        code = program.main(list(arguments))
     return Outcome(code=code, out=out.getvalue(), err=err.getvalue())
 
 

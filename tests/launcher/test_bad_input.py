@@ -15,7 +15,7 @@ import pytest
 from data_shards.format.index import read_index
 from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
-from launcher.__main__ import main
+from launcher.cli.program import main
 from launcher.rundir.directory import RunDirectory
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, Outcome, command, commands, descendants, is_alive, overrides, start

@@ -9,8 +9,8 @@ from data_shards.image import region
 from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
 from data_shards.stream.measure import STAGES, StorageRate, StreamRate
-from launcher.__main__ import main
 from launcher.cli.bench import render, report
+from launcher.cli.program import main
 
 
 @pytest.fixture(scope="module")

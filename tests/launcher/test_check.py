@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from launcher.__main__ import main
+from launcher.cli.program import main
 from launcher.config.load import ConfigError, load_config
 from launcher.validation.rules import check, problems
 from launcher.validation.run_rules import slots_error

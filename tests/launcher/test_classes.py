@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from data_shards.format.index import Manifest
-from launcher.__main__ import main
+from launcher.cli.program import main
 from launcher.config.load import ConfigError, load_config
 from launcher.validation.label_spaces import Classes, Fit, fit, trained_classes
 from parallel.checkpoint.commit import read_manifest, sealed

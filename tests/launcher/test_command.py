@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.__main__ import main
+from launcher.cli.program import main
 from tests.launcher.running import CONFIG, overrides
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher.__main__ import main
+from launcher.cli.program import main
 from parallel.checkpoint.commit import latest
 from swin_moe import ModelConfig, build_model, load_weights, save_weights
 from swin_moe.registry import load_model_config

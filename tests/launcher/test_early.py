@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import launcher.__main__
+import launcher.cli.program
 from launcher.exit_codes import ExitCode
 from tests.launcher.running import descendants, start, steps
 from tests.launcher.short_run import line
@@ -40,7 +40,7 @@ def test_before_the_imports_and_until_a_command_that_is_no_rank_runs(
 
 
 def test_a_library_that_is_imported_blocks_nothing() -> None:
-    assert launcher.__main__
+    assert launcher.cli.program
     assert not {signal.SIGUSR1, signal.SIGTERM} & signal.pthread_sigmask(signal.SIG_BLOCK, [])
 
 

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
-from launcher.__main__ import main
+from launcher.cli.program import main
 from launcher.exit_codes import ExitCode
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import CONFIG, EXACT, Outcome, command, evaluations, only, overrides, start, steps

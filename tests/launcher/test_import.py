@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from data_shards.stream.base import checked_manifest
-from launcher.__main__ import main
+from launcher.cli.program import main
 from launcher.config.load import load_config
 from launcher.tasks.param_groups import parameter_groups
 from parallel.checkpoint.commit import latest, read_manifest

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from launcher.__main__ import main
 from launcher.cli import models
 from launcher.cli.models import PUBLISHED, agrees
+from launcher.cli.program import main
 from launcher.config.duration import parse_duration
 from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import RunConfig

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.__main__ import main
+from launcher.cli.program import main
 from launcher.config.load import load_config
 from launcher.config.schema import RunConfig
 from launcher.plan.search.search import Candidate, micro_batches, search

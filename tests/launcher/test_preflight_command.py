@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 import torch.distributed as dist
 
-from launcher.__main__ import main
+from launcher.cli.program import main
 from launcher.preflight import checks as preflight_checks
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, Outcome, command, overrides, start

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from launcher.__main__ import main
+from launcher.cli.program import main
 from launcher.config.load import ConfigError, config_file, load_config
 from launcher.rundir.versions import version_of
 from swin_moe.registry import list_models, recipe_files

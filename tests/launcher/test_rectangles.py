@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from launcher.__main__ import main
 from launcher.cli.models import ModelRow, line
+from launcher.cli.program import main
 from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.study.grid.file import load_study_file
 from launcher.study.grid.resolve import resolve

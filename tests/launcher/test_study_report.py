@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.__main__ import main
+from launcher.cli.program import main
 from launcher.study.grid.trials import Study, write_study
 from launcher.study.report.drawing import for_page
 from tests.launcher.study_runs import cell, moe, study, trouble, write_all, write_cell

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.__main__ import main
+from launcher.cli.program import main
 from tests.launcher.fake_cells import FakeStudy, study
 from tests.launcher.running import CONFIG, TINY
 

@@ -12,7 +12,7 @@ import torch
 
 from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
-from launcher.__main__ import main
+from launcher.cli.program import main
 from launcher.config.load import load_config
 from launcher.preflight import data
 from launcher.preflight.report import Here

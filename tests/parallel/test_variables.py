@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 
-from launcher.__main__ import main
+from launcher.cli.program import main
 from launcher.process import local_launcher as local
 from parallel.ranks import discover as env
 from parallel.ranks.discover import LaunchError, Ranks, choose_accelerator, discover, job_end_s, join

@@ -17,7 +17,7 @@ import pytest
 
 from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
-from launcher.__main__ import main
+from launcher.cli.program import main
 
 SITE = "environment: {GLOO_SOCKET_IFNAME: lo}\ncpus_per_rank: 1\nmem: 2G\n"  # of `swin-moe slurm` in tests
 ROOT = Path(__file__).parents[2]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from launcher.__main__ import main
+from launcher.cli.program import main
 from tests.launcher.running import TINY
 from tests.slurm.conftest import ROOT, Cluster, Said, Say, wait_until_gone
 from tests.slurm.test_submit import damage
