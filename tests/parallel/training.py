@@ -25,7 +25,7 @@ from swin_moe.random.keyed import sample_keys
 
 BATCH, CLASSES, IMAGE, EXPERTS = 16, 10, 32, 8
 CLIP_NORM, LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 1.1, 1e-3, 0.05, 0.1
-STEPS, MOMENTUM = 10, 0.9
+STEPS, MOMENTUM = 5, 0.9
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
