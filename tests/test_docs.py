@@ -47,3 +47,12 @@ def test_the_table_of_folders_names_every_module() -> None:
     packages = (ROOT / name for name in ("launcher", "swin_moe", "parallel", "data_shards"))
     files = (file.relative_to(ROOT) for package in packages for file in package.rglob("*.py"))
     assert listed == {str(file.with_suffix("")) for file in files if file.name != "__init__.py"}
+
+
+@pytest.mark.parametrize("package", ["launcher", "swin_moe", "parallel", "data_shards"])
+def test_modules_in_the_readme_of_a_package_exist(package: str) -> None:
+    names = re.findall(r"`([\w/]+\.py)`", (ROOT / package / "README.md").read_text())
+    files = [*(ROOT / package).rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    paths = {f"/{file.relative_to(ROOT)}" for file in files}
+    assert names
+    assert [name for name in names if not any(path.endswith(f"/{name}") for path in paths)] == []
