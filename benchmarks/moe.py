@@ -45,7 +45,7 @@ from moe_ranks import on_ranks  # noqa: E402
 
 from parallel.ranks.discover import Ranks, join, leave, prepare_process  # noqa: E402
 from parallel.ranks.mesh import Mesh, ParallelDims  # noqa: E402
-from parallel.zero.engine import start_deepspeed  # noqa: E402
+from parallel.zero.start import start_deepspeed  # noqa: E402
 from swin_moe.config import ModelError  # noqa: E402
 from swin_moe.moe.backends.tutel import INSTALL, import_tutel  # noqa: E402
 from swin_moe.moe.dispatch import capacity  # noqa: E402

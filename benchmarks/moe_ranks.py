@@ -25,7 +25,7 @@ from moe_layers import Case, Entry, Work, peak_bytes, works_of
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.discover import Ranks, join, leave, prepare_process
 from parallel.ranks.mesh import ParallelDims, build_mesh
-from parallel.zero.engine import start_deepspeed
+from parallel.zero.start import start_deepspeed
 
 Row = dict[str, Any]
 LIMIT_S = 3600

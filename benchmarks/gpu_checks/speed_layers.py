@@ -20,7 +20,7 @@ def layers(place: Place) -> Iterator[Row]:
 
     with alone(place) as device:
         try:
-            from parallel.zero.engine import start_deepspeed
+            from parallel.zero.start import start_deepspeed
 
             start_deepspeed()
         except Exception as error:  # the entries of DeepSpeed say so, too

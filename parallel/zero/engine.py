@@ -19,14 +19,12 @@ Gradients need no scaling by hand: every stage divides by the size of the whole 
 
 import contextlib
 import io
-import logging
 import math
 from collections.abc import Callable
 from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from deepspeed.moe.utils import split_params_into_different_moe_groups_for_optimizer
 from deepspeed.utils import safe_get_full_grad
 from torch import Tensor, nn
@@ -44,6 +42,7 @@ from parallel.zero.norm import read_norm_once
 from parallel.zero.optimizers import Gate, build_optimizer, forget
 from parallel.zero.options import DTYPES, EngineOptions, deepspeed_config
 from parallel.zero.segments import pieces_of
+from parallel.zero.start import start_deepspeed
 
 
 class Engine:
@@ -200,18 +199,3 @@ class Engine:
 
 def _on_host(norm: Tensor | float) -> float:
     return float(read(norm)) if isinstance(norm, Tensor) else float(norm)
-
-
-def start_deepspeed() -> None:
-    """Attach DeepSpeed to the process group that is there, without its shared-memory operator."""
-    logger = logging.getLogger("DeepSpeed")
-    logger.setLevel(logging.WARNING)
-    logger.addFilter(_is_news)
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if not deepspeed.comm.is_initialized():
-        deepspeed.init_distributed(dist_backend=dist.get_backend(), auto_mpi_discovery=False, verbose=False)
-
-
-def _is_news(record: logging.LogRecord) -> bool:
-    """Whether a line of DeepSpeed's tells anybody anything: the optimizers that it has not tried, we have."""
-    return "with an untested optimizer" not in record.getMessage()

@@ -27,7 +27,7 @@ def partitioned(make: Callable[[], M], mesh: Mesh) -> M:
     """
     import deepspeed
 
-    from parallel.zero.engine import start_deepspeed  # imports DeepSpeed too
+    from parallel.zero.start import start_deepspeed  # imports DeepSpeed too
 
     start_deepspeed()
     dtype = torch.get_default_dtype()
