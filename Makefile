@@ -40,7 +40,7 @@ gpu-wheels: $(STAMP) ## the wheels that a bare GPU image with torch lacks, into 
 	PIP_PYTHON=$(BIN)/python benchmarks/gpu_wheels.sh gpu_wheels $(GPU_PYTHON)
 
 gpu-rehearsal: $(STAMP) ## what the first minutes on a GPU run, on this CPU in its smallest sizes
-	out=$$(mktemp -d) && OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gpu_run.py --device cpu --budget 600 --jobs 2 \
+	out=$$(mktemp -d) && OMP_NUM_THREADS=1 $(BIN)/python benchmarks/gpu_run.py --device cpu --budget 1500 --jobs 2 \
 	  --out $$out; status=$$?; rm -rf $$out; exit $$status
 
 browser: ## Chromium for the test of a study's report, where root may install it

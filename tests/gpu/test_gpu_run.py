@@ -44,7 +44,7 @@ def last(place):
     yield {"what": "alone", "ok": True}
 
 if __name__ == "__main__":
-    names = [("good", 60), ("wrong", 60), ("raises", 60), ("dies", 60), ("hangs", 25)]
+    names = [("good", 60), ("wrong", 60), ("raises", 60), ("dies", 60), ("hangs", 6)]
     parts = [gpu_run.Part("toy", name, seconds) for name, seconds in names]
     gpu_run.PARTS = (*parts, gpu_run.Part("toy", "last", 60, timed=True))
     sys.exit(gpu_run.main())
