@@ -225,7 +225,7 @@ def test_evaluation_ends_at_a_bad_sample_unless_told_otherwise(damaged: Path, tm
 
 WRITER = """
 import sys
-from data_shards.index import Manifest
+from data_shards.format.index import Manifest
 from data_shards.stream.quarantine import Quarantine
 from data_shards.stream.reader import SampleError
 split, path, rank = sys.argv[1], sys.argv[2], int(sys.argv[3])

@@ -62,7 +62,11 @@ class Count(TorchDispatchMode):
     def note_read(self, what: str) -> None:
         """Count a read where the project's innermost line is."""
         own = [frame for frame in traceback.extract_stack() if frame.filename.startswith(str(ROOT))]
-        own = [frame for frame in own if "/tests/" not in frame.filename and ".venv" not in frame.filename]
+        own = [
+            frame
+            for frame in own
+            if "/tests/" not in frame.filename and "site-packages" not in frame.filename
+        ]
         at = f"{Path(own[-1].filename).relative_to(ROOT)}:{own[-1].name}" if own else "?"
         self.reads[what, at] += 1
 

@@ -48,6 +48,7 @@ class HostWaits:
     def note(self, name: str) -> None:
         """A wait."""
         frames = [f for f in traceback.extract_stack() if Path(f.filename).is_relative_to(ROOT)]
+        frames = [f for f in frames if "site-packages" not in f.filename]  # of a .venv in the checkout
         ours = [f for f in frames if Path(f.filename).name not in ("host_reads.py", "host.py")][-1]
         self.found[name, f"{Path(ours.filename).relative_to(ROOT)}:{ours.name}"] += 1
 
