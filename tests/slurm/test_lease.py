@@ -15,7 +15,7 @@ TAKE = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from launcher.lease import Lease
+from launcher.rundir.run_lock import Lease
 Lease(Path(sys.argv[1])).take()
 """
 RECORD = '{"host": "elsewhere", "pid": 1, "start": "1", "job": {"id": "%s", "restarts": %d}}'
