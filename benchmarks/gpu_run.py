@@ -15,6 +15,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,7 +24,6 @@ import traceback
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 PATIENCE = 4  # times the deadlines of a GPU, in a rehearsal on a CPU that others may use too
@@ -77,6 +77,7 @@ class Running:
     part: Part
     process: subprocess.Popen[bytes]
     deadline: float
+    folder: Path  # of its own files
     began: float = field(default_factory=time.monotonic)
 
     def stop(self) -> None:
@@ -84,6 +85,7 @@ class Running:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 class Results:
@@ -117,20 +119,21 @@ def run_check(part: Part, args: argparse.Namespace) -> int:
     results = Results(args.out)
     began = time.monotonic()
     ending: dict[str, Any] = {"status": "done"}
-    with TemporaryDirectory(prefix="gpu-run-") as folder:
-        place = Place(torch.device(args.device), Path(folder), rehearsal=args.device == "cpu")
-        try:
-            for row in getattr(import_module(part.module), part.function)(place):
-                results.add(part.name, row)
-                print(json.dumps(row, default=str), flush=True)
-        except Exception as error:
-            traceback.print_exc()
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            ending = {
-                "status": "failed",
-                "error": f"{type(error).__name__}: {error}"[:600],
-                "at": f"{Path(where.filename).name}:{where.lineno}",
-            }
+    folder = scratch(part, args)
+    folder.mkdir(parents=True, exist_ok=True)
+    place = Place(torch.device(args.device), folder, rehearsal=args.device == "cpu")
+    try:
+        for row in getattr(import_module(part.module), part.function)(place):
+            results.add(part.name, row)
+            print(json.dumps(row, default=str), flush=True)
+    except Exception as error:
+        traceback.print_exc()
+        where = traceback.extract_tb(error.__traceback__)[-1]
+        ending = {
+            "status": "failed",
+            "error": f"{type(error).__name__}: {error}"[:600],
+            "at": f"{Path(where.filename).name}:{where.lineno}",
+        }
     results.add(part.name, {**ending, "seconds": round(time.monotonic() - began, 1)})
     return ending["status"] != "done"
 
@@ -149,7 +152,12 @@ def start(part: Part, args: argparse.Namespace, seconds: float) -> Running:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
     own = part.seconds * (1 if args.device == "cuda" else PATIENCE)
-    return Running(part, process, time.monotonic() + min(own, seconds))
+    return Running(part, process, time.monotonic() + min(own, seconds), scratch(part, args))
+
+
+def scratch(part: Part, args: argparse.Namespace) -> Path:
+    """The folder for what a check writes; its parent removes it, also where the check was killed."""
+    return Path(args.out) / f"{part.name}.scratch"
 
 
 def run_all(parts: list[Part], args: argparse.Namespace, results: Results) -> None:

@@ -110,6 +110,7 @@ def test_what_a_check_started_ends_with_it(ran: tuple[Path, subprocess.Completed
     folder, _ = ran
     (child,) = (row["pid"] for row in rows(folder, "hangs") if "pid" in row)
     state = Path(f"/proc/{child}/stat")
+    assert not list((folder / "out").glob("*.scratch"))
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
