@@ -243,13 +243,36 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         known = ", ".join(part.name for part in PARTS)
         parser.error(f"--only: no check is called {', '.join(sorted(unknown))}; there are {known}")
     args.out = args.out.resolve()
+    if not args.check and (mistake := mistake_in(args)):
+        parser.error(mistake)
     return args
+
+
+def mistake_in(args: argparse.Namespace) -> str:
+    """What would fail or be lost later; "" for nothing. It makes the folder OUT."""
+    import torch  # with gpu_checks.page seconds, which `--help` need not wait for
+    from gpu_checks.page import page_problem
+
+    if args.budget is not None and args.budget < 0:
+        return f"--budget ({args.budget:g}) must be at least 0 seconds"
+    if args.budget is not None and args.device == "cuda" and not torch.cuda.is_available():
+        return "--device cuda: torch finds no GPU here; --device cpu is the rehearsal"
+    if args.page is not None and (problem := page_problem(args.page)):
+        return f"--page: {problem}"
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        return f"--out: {error}"
+    if args.budget is None and not Results(args.out).rows():
+        return (
+            f"--page: {args.out} holds no results, and the page keeps those that it has; say --budget SECONDS"
+        )
+    return ""
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the checks, or one of them, or write the page."""
     args = parse(argv)
-    args.out.mkdir(parents=True, exist_ok=True)
     results = Results(args.out)
     if args.check:
         return run_check(next(part for part in PARTS if part.name == args.check), args)

@@ -3,7 +3,7 @@
 #   benchmarks/gpu_wheels.sh OUT [3.12]
 # On the GPU machine, without a network: pip install --no-index --no-deps --target SITE OUT/*.whl
 set -euo pipefail
-out=$1 python=${2:-3.12} here=$(cd "$(dirname "$0")/.." && pwd)
+out=${1:?is missing: benchmarks/gpu_wheels.sh OUT [3.12]} python=${2:-3.12} here=$(cd "$(dirname "$0")/.." && pwd)
 pip=("${PIP_PYTHON:-python3}" -m pip)
 lacking=(hjson pydantic pydantic_core annotated-types typing_inspection webdataset braceexpand simplejpeg)
 mkdir -p "$out"

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
-from gpu_checks.cases import as_in_a_run, attempt, distance, not_numbers, peak_gb
+from gpu_checks.cases import as_in_a_run, attempt, distance, not_numbers
 from gpu_checks.place import Place, Row, row
 from swin_moe import gpu
 from swin_moe.backbone import attention
@@ -155,7 +155,7 @@ def measure(place: Place, inputs: Inputs, kind: str, prefix: str = "") -> Row:
             "kernel_cudnn_on": choice(inputs, kind, cudnn=True),
             **errors,
             **times_of(place, inputs, kind),
-            "peak_gb": peak_gb(place, lambda: inputs.run(kind)),
+            "peak_gb": place.peak_gb(lambda: inputs.run(kind)),
         }
         return row(what, ok=ok, **numbers)
 

@@ -1,6 +1,6 @@
 """What the checks that compare numbers share: a case that raises costs no other; distances; settings."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -16,6 +16,14 @@ def attempt(what: str, work: Callable[[], Row], ok: bool | None = False) -> Row:
         return row(what, ok=ok, raised=f"{type(error).__name__}: {error}"[:300])
 
 
+def guarded(what: str, rows: Iterator[Row]) -> Iterator[Row]:
+    """The rows; an error ends these alone, and is a row of its own."""
+    try:
+        yield from rows
+    except Exception as error:
+        yield row(what, ok=False, error=f"{type(error).__name__}: {error}"[:400])
+
+
 def distance(got: Tensor, wanted: Tensor) -> float:
     """The relative error |got - wanted| / |wanted|, in fp64 where `wanted` is; NaN where a number is none."""
     exact = wanted.detach().double()
@@ -26,19 +34,6 @@ def distance(got: Tensor, wanted: Tensor) -> float:
 def not_numbers(tensors: Sequence[Tensor]) -> int:
     """How many elements are NaN or infinite."""
     return sum(int((~x.isfinite()).sum()) for x in tensors)
-
-
-def peak_gb(place: Place, work: Callable[[], object]) -> float:
-    """GB of device memory that `work` takes at most, besides what is there before; 0 on a CPU."""
-    if not place.on_gpu:
-        work()
-        return 0.0
-    place.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    work()
-    place.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 1e9
 
 
 def as_in_a_run(place: Place) -> None:

@@ -12,16 +12,21 @@ VERDICT = {True: "yes", False: "**no**", None: ""}
 
 
 def write_page(page: Path, rows: list[Row]) -> None:
-    """Put the results between the two marks of `page`; the rest of it stays as it is.
-
-    Raises:
-        ValueError: if the page lacks the marks.
-    """
+    """Put the results between the two marks of `page`; the rest of it stays as it is."""
     text = page.read_text()
-    if BEGIN not in text or END not in text:
-        raise ValueError(f"{page}: the lines {BEGIN} and {END} say where the results go; add them")
     before, after = text.split(BEGIN)[0], text.split(END)[1]
     page.write_text(f"{before}{BEGIN}\n{results(rows)}\n{END}{after}")
+
+
+def page_problem(page: Path) -> str:
+    """Why results cannot be put into a page; "" where they can."""
+    try:
+        text = page.read_text()
+    except OSError as error:
+        return str(error)
+    if BEGIN in text and END in text:
+        return ""
+    return f"{page}: the lines {BEGIN} and {END} say where the results go; add them"
 
 
 def results(rows: list[Row]) -> str:

@@ -53,6 +53,18 @@ class Place:
         spans = sorted(a.elapsed_time(b) for a, b in zip(events, events[1:], strict=False))
         return spans[len(spans) // 2]
 
+    def peak_gb(self, work: Callable[[], object]) -> float:
+        """GB of device memory that `work` takes at most, besides what is there before; 0 on a CPU."""
+        if not self.on_gpu:
+            work()
+            return 0.0
+        self.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        work()
+        self.synchronize()
+        return (torch.cuda.max_memory_allocated() - before) / 1e9
+
     def poison(self, gigabytes: float = 4.0) -> None:
         """Fill the allocator's free memory with NaN, so that a read of memory nothing wrote shows.
 

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from parallel.experts.names import shape_of
 from parallel.ranks.mesh import ParallelDims, build_mesh
 from parallel.zero.engine import Engine
 from parallel.zero.options import EngineOptions, Precision, ZeroStage
@@ -74,11 +75,6 @@ def groups(model: nn.Module) -> list[dict[str, Any]]:
         {"name": f"decay {decays}", "params": found[decays], "weight_decay": 0.05 * decays, "eps": EPS}
         for decays in (True, False)
     ]
-
-
-def shape_of(parameter: Any) -> torch.Size:
-    """Also of a parameter that stage 3 has cut."""
-    return getattr(parameter, "ds_shape", parameter.shape)
 
 
 @dataclass(kw_only=True)

@@ -19,7 +19,6 @@ from gpu_checks.subjects import (
     device_of,
     free,
     interleaved,
-    peak_gb,
     settings_of,
     timm_model,
 )
@@ -97,7 +96,7 @@ def _training(place: Place, device: torch.device, name: str, who: str) -> Iterat
     else:
         figures["error"] = str(found)
     for how, own in (("eager", model), ("compiled", other)):
-        figures[f"{how}_peak_gb"] = peak_gb(place, partial(step, own))
+        figures[f"{how}_peak_gb"] = place.peak_gb(partial(step, own))
     if who == "ours":  # timm draws its own random numbers
         losses = [float(_loss(own, images, labels, extra).detach()) for own in (model, other)]
         figures |= {"loss": losses[0], "loss_error": abs(losses[1] - losses[0]) / abs(losses[0])}

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 
 from gpu_checks.place import Place, Row, row
-from gpu_checks.subjects import Work, alone, free, interleaved, peak_gb
+from gpu_checks.subjects import Work, alone, free, interleaved
 
 SIZES = ((8, 1), (8, 2), (32, 1), (32, 2))  # experts, choices
 TOKENS, SMALL = 18432, 288
@@ -89,7 +89,7 @@ def _case(place: Place, case: object) -> Iterator[Row]:
         ratio = result / dense if isinstance(dense, float) else None
         figures = {"ms": result, "tflops": case.flops / result / 1e9, "ratio_to_dense": ratio}
         reads = _host_reads(works[name]) if place.on_gpu else None
-        yield row(what, who=name, **size, **figures, peak_gb=peak_gb(place, works[name]), host_reads=reads)
+        yield row(what, who=name, **size, **figures, peak_gb=place.peak_gb(works[name]), host_reads=reads)
 
 
 def _host_reads(work: Work) -> int | None:

@@ -6,6 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from gpu_checks.cases import guarded
 from gpu_checks.place import Place, Row, row
 from gpu_checks.subjects import (
     PEAK_TFLOPS,
@@ -17,7 +18,6 @@ from gpu_checks.subjects import (
     free,
     gemm_tflops,
     interleaved,
-    peak_gb,
     run_config,
     settings_of,
     speeds,
@@ -38,20 +38,14 @@ def models(place: Place) -> Iterator[Row]:
         gemm, copied = gemm_tflops(place, device), copy_tb_s(place, device)
         yield row("ceilings", gemm_tflops=gemm, copy_tb_s=copied, peak_tflops=PEAK_TFLOPS)
         for name, batch in FIRST:
-            yield from _guarded(name, _models(place, device, name, batch, gemm))
+            yield from guarded(name, _models(place, device, name, batch, gemm))
+            free()
         for name in ENGINES:
-            yield from _guarded(f"{name} engine", _engine(place, device, name, gemm))
+            yield from guarded(f"{name} engine", _engine(place, device, name, gemm))
+            free()
         for name, batch in LAST:
-            yield from _guarded(name, _models(place, device, name, batch, gemm))
-
-
-def _guarded(name: str, rows: Iterator[Row]) -> Iterator[Row]:
-    """The rows; an error ends these alone."""
-    try:
-        yield from rows
-    except Exception as error:
-        yield row(name, ok=False, error=f"{type(error).__name__}: {error}"[:400])
-    free()
+            yield from guarded(name, _models(place, device, name, batch, gemm))
+            free()
 
 
 def contestants(
@@ -99,7 +93,7 @@ def _models(place: Place, device: torch.device, name: str, batch: int, gemm: flo
             if isinstance(found, str):
                 yield row(what, ok=False if who == "ours" else None, error=found)
                 continue
-            peak = weights_gb(built[who]) + peak_gb(place, works[who])
+            peak = weights_gb(built[who]) + place.peak_gb(works[who])
             figures = speeds(config, batch, found, passes, gemm)
             yield row(what, who=who, model=name, task=task, batch=batch, **figures, peak_gb=peak)
     settings_of("ours", place)
@@ -118,7 +112,7 @@ def _engine(place: Place, device: torch.device, name: str, gemm: float) -> Itera
         if isinstance(found, str):
             yield row(what, ok=False, error=found)
             continue
-        peak = peak_gb(place, training.step)
+        peak = place.peak_gb(training.step)
         loss = training.step()
         yield row(
             what,

@@ -4,15 +4,16 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Iterator
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gpu_checks.cases import guarded
 from gpu_checks.commands import ON_CPU, ROOT, SMI_S, Ended, begin, compute_apps, launch
 from gpu_checks.place import Place, Row, close, row
+from launcher.rundir.versions import version_of
 
 COMMAND_S = 100
 DEMO = ROOT / "configs" / "demo_cpu.yaml"
@@ -52,14 +53,7 @@ def versions() -> dict[str, str]:
     nccl = torch.cuda.nccl.version() if torch.cuda.is_available() else "none"
     found = {"python": platform.python_version(), "torch": torch.__version__}
     found |= {"cuda": str(torch.version.cuda), "cudnn": str(cudnn), "nccl": str(nccl)}
-    return found | {name: _version(name) for name in PACKAGES}
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "missing"
+    return found | {name: version_of(name) for name in PACKAGES}
 
 
 def _card(place: Place) -> Row:
@@ -139,8 +133,9 @@ def engine(place: Place) -> Iterator[Row]:
     )
     try:
         yield from _steps(device)
-        yield from _guarded("allocator", place, _allocator)
-        yield from _guarded("contexts", place, _contexts)
+        if place.on_gpu:  # looked at by names that another torch may not have
+            yield from guarded("allocator", _allocator())
+            yield from guarded("contexts", _contexts())
     finally:
         leave()
 
@@ -178,16 +173,6 @@ def _steps(device: torch.device) -> Iterator[Row]:
     yield row("two steps", ok=bool(finite), losses=losses, grad_norm=run.engine.grad_norm)
     total = float(sum_over(torch.ones(3, device=device)).sum())
     yield row("sum and gathering of objects", ok=(total, gather_objects(7)) == (3.0, [7]), total=total)
-
-
-def _guarded(what: str, place: Place, look: Callable[[], Iterator[Row]]) -> Iterator[Row]:
-    """What looks at a GPU by names that another torch may not have: its failure is a row of its own."""
-    if not place.on_gpu:
-        return
-    try:
-        yield from look()
-    except Exception as error:
-        yield row(what, ok=False, error=f"{type(error).__name__}: {error}"[:300])
 
 
 def _allocator() -> Iterator[Row]:

@@ -147,19 +147,6 @@ def interleaved(
     return found | {name: median(times) * 1e3 for name, times in seconds.items()}
 
 
-def peak_gb(place: Place, work: Work) -> float:
-    """GB that a piece of work allocates at most, beyond what is there before it; 0 on a CPU."""
-    if not place.on_gpu:
-        work()
-        return 0.0
-    place.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    work()
-    place.synchronize()
-    return (torch.cuda.max_memory_allocated() - before) / 1e9
-
-
 def weights_gb(model: nn.Module) -> float:
     """GB of parameters and buffers."""
     return sum(x.numel() * x.element_size() for x in [*model.parameters(), *model.buffers()]) / 1e9

@@ -169,6 +169,8 @@ def _check_tensors(path: Path, module: nn.Module, num_experts: int, manifest: di
 
 def _read(path: Path, module: nn.Module, kinds: Sequence[str], write: Write) -> None:
     """Read every parameter of this rank, a bounded number of bytes at a time, and hand it to `write`."""
+    reader = PlainReader(path)
+    reader.read_metadata()  # before torch does, of which 2.11 hides why it is refused
     batch: dict[nn.Parameter, dict[str, Tensor]] = {}
     wanted: dict[str, Tensor] = {}
     parameters = list(module.named_parameters())
@@ -178,25 +180,18 @@ def _read(path: Path, module: nn.Module, kinds: Sequence[str], write: Write) -> 
             wanted |= by_global_name(kind, name, parameter, tensor)
         size = sum(tensor.nbytes for tensor in wanted.values())
         if size >= READ_AT_ONCE or parameter is parameters[-1][1]:
-            _load(wanted, path)
+            dcp.load(wanted, storage_reader=reader, no_dist=True)
             for target, values in batch.items():
                 write(target, {kind: held(target, value).contiguous() for kind, value in values.items()})
             batch, wanted = {}, {}
-    _read_buffers(path, module)
-
-
-def _load(wanted: dict[str, Tensor], path: Path) -> None:
-    """Fill the tensors from a checkpoint. Its metadata is read first: torch 2.11 hides why it is refused."""
-    reader = PlainReader(path)
-    reader.read_metadata()
-    dcp.load(wanted, storage_reader=reader, no_dist=True)
+    _read_buffers(reader, module)
 
 
 @torch.no_grad()
-def _read_buffers(path: Path, module: nn.Module) -> None:
+def _read_buffers(reader: PlainReader, module: nn.Module) -> None:
     buffers = persistent_buffers(module)
     wanted = {f"{BUFFER}/{name}": as_stored(buffer).cpu().clone() for name, buffer in buffers.items()}
     if wanted:
-        _load(wanted, path)
+        dcp.load(wanted, storage_reader=reader, no_dist=True)
     for name, buffer in buffers.items():
         buffer.copy_(wanted[f"{BUFFER}/{name}"])

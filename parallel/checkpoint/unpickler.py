@@ -38,7 +38,16 @@ class PlainReader(dcp.FileSystemReader):
         CheckpointError: the metadata is missing or damaged, or names what no checkpoint needs.
     """
 
+    _metadata: Metadata | None = None  # read once, for all loads from one checkpoint
+
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        if self._metadata is None:
+            self._metadata = self._read()
+        assert self._metadata.storage_meta is not None
+        self._metadata.storage_meta.load_id = self.load_id
+        return self._metadata
+
+    def _read(self) -> Metadata:
         try:
             with (Path(self.path) / ".metadata").open("rb") as file:
                 metadata = _PlainUnpickler(file).load()
@@ -49,7 +58,6 @@ class PlainReader(dcp.FileSystemReader):
         if not isinstance(metadata, Metadata):
             raise CheckpointError(f".metadata is damaged: it holds {type(metadata).__name__}, no description")
         metadata.storage_meta = metadata.storage_meta or StorageMeta()
-        metadata.storage_meta.load_id = self.load_id
         return metadata
 
 

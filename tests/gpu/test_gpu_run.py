@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 TOY = """
@@ -139,3 +140,22 @@ def test_a_page_without_marks_and_unknown_names_are_refused(tmp_path: Path) -> N
     unknown = run(tmp_path, "--budget", "1", "--only", "nothing")
     assert "no check is called nothing; there are toy.good, toy.wrong" in unknown.stderr
     assert "--budget SECONDS" in run(tmp_path).stderr
+
+
+def test_mistakes_are_said_in_one_line_before_anything_runs(tmp_path: Path) -> None:
+    (tmp_path / "page.md").write_text(MARKS)
+    (tmp_path / "file").touch()
+    mistakes = {
+        ("--budget", "-5"): "--budget (-5) must be at least 0 seconds",
+        ("--budget", "5", "--out", str(tmp_path / "file" / "out")): "--out: ",
+        ("--budget", "5", "--page", str(tmp_path / "none.md")): "--page: ",
+        ("--page", str(tmp_path / "page.md")): "holds no results",
+        ("--budget", "5", "--device", "cuda"): "torch finds no GPU here; --device cpu is the rehearsal",
+    }
+    for options, words in mistakes.items():
+        if "cuda" in options and torch.cuda.is_available():
+            continue
+        ended = run(tmp_path, *options)
+        assert ended.returncode == 2
+        assert words in ended.stderr.splitlines()[-1]
+    assert (tmp_path / "page.md").read_text() == MARKS
