@@ -18,6 +18,7 @@ import torch
 
 from parallel.checkpoint.commit import path_of
 from tests.distributed import run_on_ranks
+from tests.launcher.packed import pack_synthetic
 from tests.launcher.running import CONFIG, command, records
 
 FOLDER = Path(__file__).parent / "data" / "recorded"
@@ -107,13 +108,8 @@ def train(name: str, run_dir: Path, *more: str) -> None:
 
 
 def _record() -> None:
-    from data_shards.pack.sources.registry import synthetic
-    from data_shards.pack.write import pack
-
     shutil.rmtree(FOLDER, ignore_errors=True)
-    source = synthetic(32, 8, num_classes=10, image_size=16)
-    for split in ("train", "val"):
-        pack(source, split, SHARDS / split, samples_per_shard=16)
+    pack_synthetic(SHARDS, 32, 8, image_size=16, samples_per_shard=16)
     losses: dict[str, Any] = {}
     for name in CASES:
         with tempfile.TemporaryDirectory() as folder:

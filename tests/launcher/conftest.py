@@ -4,12 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.pack.sources.registry import synthetic
-from data_shards.pack.write import pack
 from launcher.cli.program import main
 from parallel.checkpoint.reader import write
 from tests.faults import run
 from tests.launcher.fake_slurm import FakeSlurm
+from tests.launcher.packed import pack_synthetic
 from tests.launcher.short_run import line
 from tests.launcher.stored_runs import Say, record, tensors
 from tests.launcher.study_runs import write_troubled
@@ -18,11 +17,7 @@ from tests.launcher.study_runs import write_troubled
 @pytest.fixture(scope="session")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """256 images to train on in four shards, and 64 in one; only read."""
-    out = tmp_path_factory.mktemp("shards")
-    source = synthetic(256, 64, num_classes=10, image_size=32)
-    for split in ("train", "val"):
-        pack(source, split, out / split, samples_per_shard=64)
-    return out
+    return pack_synthetic(tmp_path_factory.mktemp("shards"), 256, 64, image_size=32, samples_per_shard=64)
 
 
 @pytest.fixture(scope="session")

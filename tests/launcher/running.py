@@ -22,7 +22,7 @@ import torch
 import torch.distributed as dist
 
 from parallel.ranks.discover import Ranks
-from tests.distributed import set_timeout
+from tests.distributed import run_on_ranks, set_timeout
 
 CONFIG = Path(__file__).parents[2] / "configs" / "debug.yaml"
 STEPS_AN_EPOCH = 16  # 256 images, 16 a step
@@ -97,6 +97,13 @@ def _deadly(place: str, step: int) -> Any:
         return original(*arguments)
 
     return mock.patch.object(owner, place, deadly)
+
+
+def run_alone(*line: str) -> Outcome:
+    """Run one command on one rank, and see that it succeeds."""
+    (outcome,) = run_on_ranks(command, 1, *line)
+    assert outcome.code == 0, outcome.err
+    return outcome
 
 
 def commands(lines: Sequence[Sequence[str]]) -> list[Outcome]:

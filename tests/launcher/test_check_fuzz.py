@@ -6,8 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.pack.sources.registry import synthetic
-from data_shards.pack.write import pack
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.fuzz import (
     COMBINATIONS,
@@ -23,6 +21,7 @@ from tests.launcher.fuzz import (
     try_cases,
     values_of,
 )
+from tests.launcher.packed import pack_synthetic
 
 BATCH = 80  # cases of a process
 
@@ -30,11 +29,7 @@ BATCH = 80  # cases of a process
 @pytest.fixture(scope="module")
 def few(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """32 images to train on and 8 to evaluate; only read."""
-    out = tmp_path_factory.mktemp("few")
-    source = synthetic(32, 8, num_classes=10, image_size=32)
-    for split in ("train", "val"):
-        pack(source, split, out / split, samples_per_shard=64)
-    return out
+    return pack_synthetic(tmp_path_factory.mktemp("few"), 32, 8, image_size=32, samples_per_shard=64)
 
 
 def tried(shards: Path, work: Path, cases: Sequence[Case], ranks: int = 1) -> Report:

@@ -16,7 +16,17 @@ from launcher.validation.label_spaces import Classes, Fit, fit, trained_classes
 from parallel.checkpoint.commit import read_manifest, sealed
 from tests.data_shards.relabelled import relabelled
 from tests.distributed import run_on_ranks
-from tests.launcher.running import CONFIG, EXACT, EXACT_EVAL, command, evaluations, only, overrides, steps
+from tests.launcher.running import (
+    CONFIG,
+    EXACT,
+    EXACT_EVAL,
+    command,
+    evaluations,
+    only,
+    overrides,
+    run_alone,
+    steps,
+)
 
 FRUIT = ("apple", "banana", "cherry")
 GRATINGS = tuple(f"grating-{label}" for label in range(10))
@@ -197,8 +207,7 @@ def line(shards: Path, run: Path, *more: str) -> list[str]:
 def plain(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two steps, evaluated after each; only read."""
     run = tmp_path_factory.mktemp("plain") / "run"
-    (outcome,) = run_on_ranks(command, 1, *line(shards, run))
-    assert outcome.code == 0, outcome.err
+    run_alone(*line(shards, run))
     return run
 
 
@@ -210,8 +219,7 @@ def test_a_mapped_validation_split_is_evaluated_as_the_same_images(
     plain: Path, shards: Path, splits: dict[str, Path], tmp_path: Path
 ) -> None:
     more = (f"data.val={splits['turned']}", "data.match_classes=true")
-    (outcome,) = run_on_ranks(command, 1, *line(shards, tmp_path / "run", *more))
-    assert outcome.code == 0, outcome.err
+    outcome = run_alone(*line(shards, tmp_path / "run", *more))
     assert f"the labels of data.val ({splits['turned']}) are mapped by name" in outcome.out
     for read, names in ((steps, EXACT), (evaluations, EXACT_EVAL)):
         found, wanted = ([only(record, names) for record in read(run)] for run in (tmp_path / "run", plain))
@@ -271,8 +279,7 @@ def without_names(run: Path, out: Path) -> Path:
 def test_an_older_run_goes_on(plain: Path, shards: Path, tmp_path: Path) -> None:
     run = without_names(plain, tmp_path / "run")
     options = ("train.duration=3 steps", "train.eval_every=3 steps", "--allow-change")
-    (outcome,) = run_on_ranks(command, 1, *line(shards, run, *options))
-    assert outcome.code == 0, outcome.err
+    run_alone(*line(shards, run, *options))
     assert read_manifest(run / "checkpoints" / "step-00000003")["classes"] == list(GRATINGS)
 
 
@@ -282,8 +289,7 @@ def test_tars_are_taken_for_the_classes_of_the_validation_split(
     """Their numbers mean what data.val says, so that a resume on another data.val is another run."""
     run, tars = tmp_path / "run", TARS.format(shards=shards)
     durations = ("checkpoint.every=1 steps", "optim.warmup=1 steps")
-    (outcome,) = run_on_ranks(command, 1, *line(shards, run, tars, *durations))
-    assert outcome.code == 0, outcome.err
+    outcome = run_alone(*line(shards, run, tars, *durations))
     assert "could not be compared (tars without a manifest have numbers alone)" in outcome.out
     assert manifest_of(run)["classes"] == list(GRATINGS)
     more = ("train.duration=3 steps", f"data.val={splits['renamed']}")

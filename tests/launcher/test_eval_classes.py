@@ -11,8 +11,6 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from data_shards.pack.sources.registry import synthetic
-from data_shards.pack.write import pack
 from data_shards.stream.train import EvalStream
 from launcher.config.load import ConfigError
 from launcher.evaluation.labels import FORMAT
@@ -20,7 +18,8 @@ from launcher.evaluation.support import check_bank, check_neighbours, check_shot
 from parallel.checkpoint.commit import read_manifest, sealed
 from tests.data_shards.relabelled import relabelled
 from tests.distributed import run_on_ranks
-from tests.launcher.running import CONFIG, command, commands, overrides
+from tests.launcher.packed import pack_synthetic
+from tests.launcher.running import CONFIG, command, commands, overrides, run_alone
 
 CHECKPOINT = "step-00000012"
 CLASSES = tuple(f"grating-{label}" for label in range(6))
@@ -32,9 +31,7 @@ FEWER = ("grating-3", "grating-1", "grating-5")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """96 and 41 images of 6 classes, and the same with other lists of classes; only read."""
     out = tmp_path_factory.mktemp("data")
-    source = synthetic(96, 41, num_classes=6, image_size=16)
-    for split in ("train", "val"):
-        pack(source, split, out / split, samples_per_shard=32)
+    pack_synthetic(out, 96, 41, num_classes=6, image_size=16, samples_per_shard=32)
     others: dict[str, tuple[Sequence[str], dict[str, str], dict[str, int]]] = {
         "turned": (TURNED, {}, {}),
         "fewer": (FEWER, {}, {}),
@@ -54,8 +51,7 @@ def trained(data: Path, path: Path, *more: str) -> Path:
     options = ("model.num_classes=6", "model.init_std=0.1", "optim.base_lr=5e-2", "data.augment=null")
     duration = ("train.duration=12 steps", "optim.warmup=4 steps", "train.eval_every=null")
     line = ["train", str(CONFIG), *overrides(data, path, *options, *duration, *more)]
-    (outcome,) = run_on_ranks(command, 1, *line)
-    assert outcome.code == 0, outcome.err
+    run_alone(*line)
     return path
 
 

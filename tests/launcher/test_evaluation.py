@@ -19,7 +19,7 @@ from swin_moe import build_model, load_weights
 from swin_moe.moe.layer import MoECall
 from swin_moe.random.keyed import sample_keys
 from tests.distributed import run_on_ranks
-from tests.launcher.running import CONFIG, Outcome, command, commands, overrides
+from tests.launcher.running import CONFIG, Outcome, command, commands, overrides, run_alone
 
 STEPS, IMAGES, GROUP = 16, 61, 4  # 61 images: no batch size and no group divides them
 LAYER = "layers.1.blocks.1"
@@ -42,8 +42,7 @@ def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     options = ("model.patch_size=2", "model.window_size=4", "model.init_std=0.1", "optim.base_lr=5e-2")
     more = (f"train.duration={STEPS} steps", "data.augment=null", "optim.warmup=4 steps")
     line = ["train", str(CONFIG), *overrides(shards, path, *options, *more)]
-    (outcome,) = run_on_ranks(command, 1, *line)
-    assert outcome.code == 0, outcome.err
+    run_alone(*line)
     return path
 
 

@@ -12,7 +12,7 @@ from parallel.checkpoint.reader import Stored
 from swin_moe import ModelConfig, MoEConfig, build_model
 from tests.accelerator import on_either_processor
 from tests.distributed import run_on_ranks
-from tests.launcher.running import CONFIG, command, only, overrides, steps
+from tests.launcher.running import CONFIG, command, only, overrides, run_alone, steps
 
 FIGURES = ("step", "loss", "aux_loss", "grad_norm", "dropped_fraction")
 STEPS = 4
@@ -44,8 +44,7 @@ def alone(
     """One rank, stage 0, with something frozen."""
     path = tmp_path_factory.mktemp("frozen") / "run"
     options = [f"optim.freeze=['{request.param}']", "parallel.zero_stage=0"]
-    (outcome,) = run_on_ranks(command, 1, *line(shards, path, *options))
-    assert outcome.code == 0, outcome.err
+    run_alone(*line(shards, path, *options))
     return request.param, path
 
 

@@ -12,7 +12,7 @@ from tests.accelerator import on_either_processor
 from tests.distributed import run_on_ranks
 from tests.faults import Fault, one_line
 from tests.faults import run as run_ranks
-from tests.launcher.running import CONFIG, command, evaluations, only, overrides, steps
+from tests.launcher.running import CONFIG, command, evaluations, only, overrides, run_alone, steps
 
 STEPS = 8
 SIMMIM = (
@@ -37,8 +37,7 @@ def line(shards: Path, run_dir: Path, *more: str) -> list[str]:
 def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One rank."""
     path = tmp_path_factory.mktemp("simmim") / "run"
-    (outcome,) = run_on_ranks(command, 1, *line(shards, path))
-    assert outcome.code == 0, outcome.err
+    outcome = run_alone(*line(shards, path))
     assert "reconstruction   loss" in outcome.out
     return path
 

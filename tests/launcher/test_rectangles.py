@@ -19,7 +19,7 @@ from swin_moe.backbone.flops import cost
 from swin_moe.weights.native import config_of
 from swin_moe.yaml_files import parse_yaml
 from tests.distributed import run_on_ranks
-from tests.launcher.running import CONFIG, EXACT, command, commands, evaluations, overrides, steps
+from tests.launcher.running import CONFIG, EXACT, command, commands, evaluations, overrides, run_alone, steps
 
 SIZE = "model.image_size=[32, 64]"  # maps of 8 x 16 and 4 x 8 tokens; the side of 4 is one window
 STEPS = 4
@@ -41,8 +41,7 @@ def train_line(shards: Path, run_dir: Path, *more: str) -> list[str]:
 def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on one rank; only read."""
     path = tmp_path_factory.mktemp("wide") / "run"
-    (outcome,) = run_on_ranks(command, 1, *train_line(shards, path))
-    assert outcome.code == 0, outcome.err
+    run_alone(*train_line(shards, path))
     return path
 
 

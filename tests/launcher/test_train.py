@@ -23,6 +23,7 @@ from tests.launcher.running import (
     evaluations,
     overrides,
     records,
+    run_alone,
     steps,
 )
 
@@ -65,8 +66,7 @@ def train_line(shards: Path, run_dir: Path, *more: str) -> list[str]:
 def run(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
     """One rank, fp32; only read."""
     path = tmp_path_factory.mktemp("train") / "run"
-    (outcome,) = run_on_ranks(command, 1, *train_line(shards, path))
-    assert outcome.code == 0, outcome.err
+    outcome = run_alone(*train_line(shards, path))
     return Run(path, outcome)
 
 
