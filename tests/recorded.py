@@ -2,12 +2,13 @@
 
     python -m tests.recorded   # write them again, which only a change of the arithmetic on purpose asks for
 
-A refactor must read these files and give these losses: bit for bit on a processor of the same instruction
-sets under the same torch, and to three digits on any other. Initial weights are drawn by torch, whose draws
+A refactor must read these files and give these losses: bit for bit on the same kind of processor under the
+same torch, and to three digits on any other. Initial weights are drawn by torch, whose draws
 of a truncated normal changed after 2.11: a run from its start is compared under the torch that recorded it.
 """
 
 import json
+import os
 import shutil
 import sys
 import tempfile
@@ -72,6 +73,7 @@ CASES: dict[str, tuple[str, ...]] = {  # two ranks each; the model of configs/de
         "train.ema_decay=0.9",
     ),
 }
+KIND = ("vendor_id", "cpu family", "model", "stepping", "cache size")  # lines of /proc/cpuinfo
 KEPT = ("simmim_stage1", *(name for name in CASES if "moe" in name))  # with a checkpoint
 FIGURES = ("step", "loss", "aux_loss", "lr", "grad_norm", "dropped_fraction", "eval_loss", "eval_top1")
 
@@ -87,12 +89,15 @@ def release() -> str:
     return torch.__version__.split("+")[0]
 
 
-def instruction_sets() -> list[str]:
-    """What decides which kernels torch and its libraries take."""
-    flags = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("flags"))
-    chosen = [flag for flag in flags.split() if flag.startswith(("avx", "amx", "fma"))]
-    vendor = next(line for line in Path("/proc/cpuinfo").read_text().splitlines() if "vendor_id" in line)
-    return [vendor.split()[-1], *sorted(chosen)]
+def processor() -> list[str]:
+    """What decides which kernels torch and its libraries take, and how they cut their work."""
+    told = [name for name in ("ATEN_CPU_CAPABILITY", "ONEDNN_MAX_CPU_ISA", "MKL_CBWR") if name in os.environ]
+    first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
+    lines = dict(line.split(":", 1) for line in first.splitlines() if ":" in line)
+    values = {name.strip(): value.split() for name, value in lines.items()}
+    kind = [" ".join(values.get(name, [])) for name in KIND]
+    sets = sorted(flag for flag in values.get("flags", []) if flag.startswith(("avx", "amx", "fma")))
+    return [*kind, torch.backends.cpu.get_cpu_capability(), *sets, *told]
 
 
 def train(name: str, run_dir: Path, *more: str) -> None:
@@ -124,9 +129,7 @@ def _record() -> None:
             (run / "checkpoints" / "latest").write_text(saved.name + "\n")
             shutil.rmtree(run / "tensorboard")
             shutil.copytree(run, RUNS / name)
-    LOSSES.write_text(
-        json.dumps({"torch": release(), "on": instruction_sets(), "losses": losses}, indent=1) + "\n"
-    )
+    LOSSES.write_text(json.dumps({"torch": release(), "on": processor(), "losses": losses}, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from data_shards.verify.verify import verify
-from tests.recorded import CASES, KEPT, LOSSES, RUNS, SAVED, SHARDS, figures, instruction_sets, release, train
+from tests.recorded import CASES, KEPT, LOSSES, RUNS, SAVED, SHARDS, figures, processor, release, train
 
 RECORDED = json.loads(LOSSES.read_text())
 IS_THE_SAME_TORCH = RECORDED["torch"] == release()
-IS_THE_SAME_MACHINE = IS_THE_SAME_TORCH and RECORDED["on"] == instruction_sets()
+IS_THE_SAME_MACHINE = IS_THE_SAME_TORCH and RECORDED["on"] == processor()
 
 
 def assert_same(found: list[dict[str, Any]], wanted: list[dict[str, Any]], digits: float) -> None:

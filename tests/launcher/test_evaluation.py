@@ -9,8 +9,6 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from data_shards.pack.sources.registry import synthetic
-from data_shards.pack.write import pack
 from data_shards.stream.train import EvalStream
 from launcher.config.load import load_config
 from launcher.evaluation.labels import FORMAT
@@ -19,6 +17,7 @@ from swin_moe import build_model, load_weights
 from swin_moe.moe.layer import MoECall
 from swin_moe.random.keyed import sample_keys
 from tests.distributed import run_on_ranks
+from tests.launcher.packed import pack_synthetic
 from tests.launcher.running import CONFIG, Outcome, command, commands, overrides, run_alone
 
 STEPS, IMAGES, GROUP = 16, 61, 4  # 61 images: no batch size and no group divides them
@@ -28,11 +27,7 @@ FIGURES = ("top1", "top5", "loss", "dropped_fraction")
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("odd")
-    source = synthetic(128, IMAGES, num_classes=10, image_size=32)
-    for split in ("train", "val"):
-        pack(source, split, out / split, samples_per_shard=32)
-    return out
+    return pack_synthetic(tmp_path_factory.mktemp("odd"), 128, IMAGES, image_size=32, samples_per_shard=32)
 
 
 @pytest.fixture(scope="module")
