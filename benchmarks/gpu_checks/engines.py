@@ -223,10 +223,10 @@ class Waits:
     evaluates: bool = False
 
 
-# outside of the MoE layers as tests/launcher/test_host_reads.py counts them: the norm and the sums; without
-# experts DeepSpeed also asks whether the norm is valid, and whether to clip. In the MoE layers of one rank
-# none, as tests/gpu/test_launches.py has it. An evaluation sends the seconds of each of its two batches, and
-# reads the sums once.
+# outside of the MoE layers as tests/launcher/training/test_host_reads.py counts them: the norm and the sums;
+# without experts DeepSpeed also asks whether the norm is valid, and whether to clip. In the MoE layers of one
+# rank none, as tests/gpu/test_launches.py has it. An evaluation sends the seconds of each of its two batches,
+# and reads the sums once.
 WAITS = (
     Waits(what="dense", experts=False, expected=4),
     Waits(what="experts, dropless", experts=True, expected=2),

@@ -4,8 +4,9 @@
     training   changes what the next steps compute: needs `--allow-change`, and is said
     free       changes no result, but for the rounding of sums: layout, intervals, threads, places
 
-An entry stands for an option, or for all below it that have no entry of their own. `tests/launcher/
-test_changes.py` walks over every option, so that a new one must be given its class here.
+An entry stands for an option, or for all below it that have no entry of their own.
+`tests/launcher/validation/test_changes.py` walks over every option, so that a new one must be given its
+class here.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

@@ -28,10 +28,9 @@ from data_shards.image.geometry import TrainTransform, dct_factor, draw_crop, dr
 from data_shards.stream.eval import EvalStream
 from data_shards.stream.train import TrainStream
 from data_shards.stream.webdataset import WebDatasetStream
-
-from .conftest import SAMPLES
-from .test_decode import assert_close, jpeg, smooth
-from .tiny import bodies_of
+from tests.data_shards.conftest import SAMPLES
+from tests.data_shards.image.test_decode import assert_close, jpeg, smooth
+from tests.data_shards.tiny import bodies_of
 
 SIDES = HEIGHT, WIDTH = 24, 40
 RATIOS = (3 / 4, 4 / 3)

@@ -11,7 +11,7 @@ from tests.launcher.fake_slurm import FakeSlurm
 from tests.launcher.packed import pack_synthetic
 from tests.launcher.short_run import line
 from tests.launcher.stored_runs import Say, record, tensors
-from tests.launcher.study_runs import write_troubled
+from tests.launcher.study.study_runs import write_troubled
 
 
 @pytest.fixture(scope="session")

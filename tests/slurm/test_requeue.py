@@ -127,7 +127,7 @@ def test_elastic_four_nodes_to_two_in_mid_epoch(
     for found, wanted in pairs[: at + 20]:
         assert only(found, CLOSE) == pytest.approx(only(wanted, CLOSE), rel=1e-4)
         worst = max(worst, abs(found["loss"] / wanted["loss"] - 1))
-    # the very same samples (tests/launcher/test_elastic.py looks at them one by one) drop the same tokens
+    # the same samples (tests/launcher/validation/test_elastic.py compares them) drop the same tokens
     drops = [[record["dropped_fraction"] for record in steps(each)[: at + 20]] for each in (path, reference)]
     assert drops[0] == pytest.approx(drops[1], abs=2 / 512)
     with capsys.disabled():

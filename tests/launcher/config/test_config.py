@@ -1,0 +1,410 @@
+"""The loader: values, overrides, round trip, and the exact text of what it says when a file is wrong."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from launcher.config.load import ConfigError, dump_config, load_config
+from launcher.config.schema import CheckpointConfig, DataConfig, OptimConfig, RunConfig
+from swin_moe.config import ModelConfig, MoEConfig
+
+CONFIGS = sorted((Path(__file__).parents[3] / "configs").rglob("*.yaml"))
+CONFIGS = [path for path in CONFIGS if not {"base", "hardware", "studies"} & set(path.parts)]
+BASE = "run_dir: runs/a\nmodel: {}\ndata: {train: t, val: v}\n"
+BASE_CONFIG = RunConfig(run_dir="runs/a", model=ModelConfig(), data=DataConfig(train="t", val="v"))
+MOE = "model.moe={blocks: [[], [], [5], []], num_experts: 4}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The current folder, so that errors name files as short as a person would."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def load(text: str, *overrides: str) -> RunConfig:
+    Path("base.yaml").write_text(text, encoding="utf-8")
+    return load_config("base.yaml", overrides)
+
+
+def error_of(text: str, *overrides: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(text, *overrides)
+    return str(caught.value)
+
+
+def lines_of(*overrides: str) -> list[str]:
+    """The lines below the headline, for BASE with overrides."""
+    headline, *lines = error_of(BASE, *overrides).split("\n  ")
+    assert headline == "base.yaml is not a valid RunConfig:"
+    return lines
+
+
+pytestmark = pytest.mark.usefixtures("folder")
+
+
+def test_defaults_are_those_of_the_schema() -> None:
+    assert load(BASE) == BASE_CONFIG
+
+
+def test_every_error_at_once() -> None:
+    text = """\
+model: {embed_dim: 96.0, depths: [2, 2, x, 2], moe: {num_expert: 8, top_k: true}}
+data: {train: 3, std: 0.5}
+optim: {base_lr: fast, wamup: 5 epochs}
+train: {precision: fp8}
+parallel: {zero_stage: 1.0}
+checkpoint:
+xyzzy: 1
+"""
+    assert (
+        error_of(text)
+        == """\
+base.yaml is not a valid RunConfig:
+  model.moe.num_expert: no such option; did you mean model.moe.num_experts?
+  optim.wamup: no such option; did you mean optim.warmup?
+  parallel.zero_stage: Input should be one of 0, 1, 2, 3 (got 1.0)
+  xyzzy: no such option; known here: """
+        + ", ".join(RunConfig.__dataclass_fields__)
+        + """
+  run_dir: required, but not given
+  model.embed_dim: Input should be a valid integer (got 96.0)
+  model.depths[2]: Input should be a valid integer, unable to parse string as an integer (got 'x')
+  model.moe.blocks: required, but not given
+  model.moe.num_experts: required, but not given
+  model.moe.top_k: Input should be a valid integer (got True)
+  data.train: Input should be a valid string (got 3)
+  data.val: required, but not given
+  data.std: Input should be a valid list (got 0.5)
+  optim.base_lr: Input should be a valid number, unable to parse string as a number (got 'fast')
+  train.precision: Input should be 'fp32', 'bf16' or 'fp16' (got 'fp8')
+  checkpoint: Input should be a mapping of options (got None)"""
+    )
+
+
+def test_a_rule_of_a_section_keeps_its_own_words() -> None:
+    assert lines_of(MOE, "model.moe.top_k=5", "seed=x", "data.vall=w") == [
+        "data.vall: no such option; did you mean data.val?",
+        "model.moe.top_k (5) must lie in 1..model.moe.num_experts (4)",
+        "seed: Input should be a valid integer, unable to parse string as an integer (got 'x')",
+    ]
+    assert lines_of("model.num_heads=[3, 6, 12, 25]") == [
+        "model.num_heads[3] (25) must divide the width of stage 3 (768)"  # 96 * 2^3 = 768
+    ]
+
+
+def test_a_missing_section_says_what_it_needs() -> None:
+    assert error_of("run_dir: a") == (
+        "base.yaml is not a valid RunConfig:\n"
+        "  model: required, but not given\n"
+        "  data: required, but not given; it needs data.train, data.val"
+    )
+
+
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("seed=true", "seed: Input should be a valid integer (got True)"),
+        ("seed='8'", "seed: Input should be a valid integer (got '8')"),
+        ("seed=2.0", "seed: Input should be a valid integer (got 2.0)"),
+        (
+            "seed=2.5",
+            "seed: Input should be a valid integer, got a number with a fractional part (got 2.5)",
+        ),
+        ("seed=1e3", "seed: Input should be a valid integer (got 1000.0)"),
+        ("seed=010", "seed: Input should be a valid integer (got '010')"),
+        ("model.qkv_bias=1", "model.qkv_bias: Input should be a valid boolean (got 1)"),
+        ("model.qkv_bias=yes", "model.qkv_bias: Input should be a valid boolean (got 'yes')"),
+        ("model.mlp_ratio=true", "model.mlp_ratio: Input should be a valid number (got True)"),
+        ("model.mlp_ratio=.nan", "unable to parse string as a number (got '.nan')"),
+        ("model.mlp_ratio=1e400", "model.mlp_ratio: Input should be a valid number (got 'Infinity')"),
+        ("model.depths=2266", "model.depths: Input should be a valid list (got 2266)"),
+        ("model.depths=abcd", "model.depths: Input should be a valid list (got 'abcd')"),
+        ("data.crop_scale=[1]", "data.crop_scale[1]: too short (got [1])"),
+        ("parallel.zero_stage=true", "parallel.zero_stage: Input should be one of 0, 1, 2, 3 (got True)"),
+        ("train.eval_every=1", "train.eval_every: Input should be a valid string (got 1)"),
+        ("ep_size=2", "ep_size: no such option; did you mean parallel.ep_size?"),
+        ("model.depths[0]=2", "model.depths[0]: no such option; did you mean model.depths?"),
+        ("seed.x=2", "override 'seed.x=2': seed holds no options (got 7)"),
+        ("seed", "override 'seed' is not of the form seed=VALUE (null for none)"),
+        ("seed=", "override 'seed=' is not of the form seed=VALUE (null for none)"),
+        ("model..moe=1", "override 'model..moe=1' is not of the form section.option=VALUE (null for none)"),
+        (
+            "model.depths=[1",
+            "override 'model.depths=[1': line 1, column 3: while parsing a flow sequence, "
+            "expected ',' or ']', but got '<stream end>'",
+        ),
+    ],
+)
+def test_no_value_is_bent_to_fit(override: str, reason: str) -> None:
+    (line,) = lines_of("seed=7", override)
+    assert line.endswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (
+            ("deepspeed.train_batch_size=8", "deepspeed.zero_optimization.stage=2"),
+            "deepspeed.train_batch_size is decided by train.global_batch_size; leave it out; "
+            "deepspeed.zero_optimization.stage is decided by parallel.zero_stage; leave it out",
+        ),
+        (
+            ("deepspeed.comms_loger={enabled: true}",),
+            "deepspeed.comms_loger: no such option; did you mean deepspeed.comms_logger?",
+        ),
+        (
+            ("deepspeed.zero_optimization=3",),
+            "deepspeed.zero_optimization (3) must be a section of options",
+        ),
+        (
+            ("parallel.offload_optimizer=true", "parallel.zero_stage=0"),
+            "parallel.offload_optimizer needs parallel.zero_stage of 1, 2 or 3 (got 0)",
+        ),
+        (("train.ema_decay=1.0",), "train.ema_decay (1.0) must lie in [0, 1)"),
+    ],
+)
+def test_what_the_engine_cannot_be_told(overrides: tuple[str, ...], reason: str) -> None:
+    (line,) = lines_of(*overrides)
+    assert line.endswith(reason)
+
+
+def test_further_options_reach_deepspeed_and_come_back_from_the_dump() -> None:
+    options = ("deepspeed.zero_optimization.sub_group_size=5e8", "deepspeed.wall_clock_breakdown=true")
+    config = load(BASE, *options)
+    assert config.deepspeed == {"zero_optimization": {"sub_group_size": 5e8}, "wall_clock_breakdown": True}
+    assert load(dump_config(config)) == config
+
+
+def test_numbers_lists_and_texts_that_pyyaml_misreads() -> None:
+    config = load(
+        "run_dir: 2026-01-02\nmodel: {mlp_ratio: 4, depths: [1, 1], num_heads: [3, 3]}\n"
+        "data: {train: 1:30, val: no}\nseed: 1_000\n"
+        "optim: {base_lr: 1e-3, eps: 1E-08, min_lr: .5e-6, clip_norm: 1_000.5}\n"
+    )
+    assert config == RunConfig(
+        run_dir="2026-01-02",
+        model=ModelConfig(mlp_ratio=4.0, depths=(1, 1), num_heads=(3, 3)),
+        data=DataConfig(train="1:30", val="no"),
+        optim=OptimConfig(base_lr=0.001, eps=1e-8, min_lr=5e-7, clip_norm=1000.5),
+        seed=1000,
+    )
+    assert type(config.model.mlp_ratio) is float
+
+
+def test_overrides_make_sections_replace_values_and_the_last_wins() -> None:
+    config = load(BASE, MOE, "model.moe.top_k=2", "seed=1", "seed=2", "checkpoint.every=null", "data.val=a=b")
+    expected = replace(
+        BASE_CONFIG,
+        seed=2,
+        model=ModelConfig(moe=MoEConfig(blocks=((), (), (5,), ()), num_experts=4, top_k=2)),
+        checkpoint=CheckpointConfig(every=None),
+        data=DataConfig(train="t", val="a=b"),
+    )
+    assert config == expected
+    assert load(BASE, MOE, "model.moe=null") == BASE_CONFIG
+    through_null = load(BASE, "model.moe=null", "model.moe.num_experts=4", "model.moe.blocks=[[],[],[5],[]]")
+    assert through_null == load(BASE, MOE)
+
+
+def test_an_override_leaves_what_an_alias_shares() -> None:
+    # one mapping under two names: changing one must not change the other
+    text = "run_dir: r\nmodel: &m {}\ndata: {train: t, val: v}\ntrain: *m\n"
+    config = load(text, "train.precision=bf16")
+    assert (config.model, config.train.precision) == (ModelConfig(), "bf16")
+
+
+def test_merge_keys_are_no_duplicates() -> None:
+    text = BASE.replace("{}", "{<<: {embed_dim: 48, window_size: 14}, embed_dim: 192}")
+    assert load(text).model == ModelConfig(embed_dim=192, window_size=14)
+
+
+# Bases.
+
+
+def write(files: dict[str, str]) -> None:
+    for name, text in files.items():
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(text)
+
+
+def test_later_files_win_option_by_option() -> None:
+    """From the far end: size.yaml, recipe.yaml upon it, then v2.yaml beside that, then the file itself."""
+    write(
+        {
+            "shared/size.yaml": "model: {embed_dim: 48, depths: [1, 1], num_heads: [3, 3], window_size: 8}\n"
+            "seed: 1\n",
+            "shared/recipe.yaml": "base: size.yaml\ndata: {train: t, val: v}\nseed: 2\noptim: {eps: 1e-6}",
+            "v2.yaml": "model: {position_bias: log_cpb, window_size: 4}\noptim: {weight_decay: 0.1}",
+        }
+    )
+    config = load("base: [shared/recipe.yaml, v2.yaml]\nrun_dir: r\nmodel: {num_heads: [6, 6]}\n", "seed=3")
+    assert config == RunConfig(
+        run_dir="r",
+        model=ModelConfig(
+            embed_dim=48, depths=(1, 1), num_heads=(6, 6), window_size=4, position_bias="log_cpb"
+        ),
+        data=DataConfig(train="t", val="v"),
+        optim=OptimConfig(eps=1e-6, weight_decay=0.1),
+        seed=3,
+    )
+    assert "base" not in yaml.safe_load(dump_config(config))
+    assert load(dump_config(config)) == config
+
+
+def test_null_takes_the_place_of_a_section_and_a_section_that_of_null() -> None:
+    write({"moe.yaml": BASE.replace("{}", "{moe: {blocks: [[], [], [5], []], num_experts: 4}}")})
+    assert load("base: moe.yaml\nmodel: {moe: null}\n") == BASE_CONFIG
+    write({"dense.yaml": "base: moe.yaml\nmodel: {moe: null}\ncheckpoint: {every: null}\n"})
+    again = load("base: dense.yaml\nmodel: {moe: {blocks: [[0], [], [], []], num_experts: 2}}\n")
+    assert again.model.moe == MoEConfig(blocks=((0,), (), (), ()), num_experts=2)
+    assert again.checkpoint.every is None
+
+
+def test_one_file_may_be_the_base_of_two() -> None:
+    write({"a.yaml": BASE, "b.yaml": "base: a.yaml\nseed: 4\n", "c.yaml": "base: a.yaml\n"})
+    assert load("base: [b.yaml, c.yaml]\n").seed == 4
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({"base.yaml": "base: base.yaml"}, "base goes round in a circle: base.yaml -> base.yaml"),
+        (
+            {"base.yaml": "base: a/b.yaml", "a/b.yaml": "base: c.yaml", "a/c.yaml": "base: ../base.yaml"},
+            "base goes round in a circle: base.yaml -> a/b.yaml -> a/c.yaml -> base.yaml",
+        ),
+        (
+            {"base.yaml": "base: shared/smal.yaml", "shared/small.yaml": ""},
+            "cannot read shared/smal.yaml, which base.yaml names as its base: No such file or directory; "
+            "did you mean shared/small.yaml?",
+        ),
+        (
+            {"base.yaml": "base: a.yaml", "a.yaml": "- 1"},
+            "a.yaml must hold a mapping of options (got [1])",
+        ),
+        (
+            {"base.yaml": "base: a.yaml", "a.yaml": "seed: [1"},
+            "a.yaml is not valid YAML: line 1, column 9: while parsing a flow sequence, "
+            "expected ',' or ']', but got '<stream end>'",
+        ),
+        (
+            {"base.yaml": "base: {a: 1}"},
+            "base.yaml: base must be the name of a file, or a list of names (got {'a': 1})",
+        ),
+        (
+            {"base.yaml": "base: null"},
+            "base.yaml: base must be the name of a file, or a list of names (got None)",
+        ),
+    ],
+)
+def test_bases_that_cannot_be(files: dict[str, str], message: str) -> None:
+    write(files)
+    with pytest.raises(ConfigError) as caught:
+        load_config("base.yaml")
+    assert str(caught.value) == message
+
+
+def test_an_error_names_the_file_in_which_the_option_stands() -> None:
+    """Overrides and the file itself need no name."""
+    write(
+        {
+            "a/sizes.yaml": "model: {embed_dm: 48, num_heads: [5, 6, 12, 24]}\n"
+            "train: {micro_batch_size: x}\n",
+            "a/recipe.yaml": "base: sizes.yaml\nseed: s\noptim: {eps: q}\ndata: {train: 1}\n",
+        }
+    )
+    text = "base: a/recipe.yaml\nrun_dir: r\ndata: {val: 2}\nparallel: {ep_size: y}\n"
+    integer = "Input should be a valid integer, unable to parse string as an integer (got"
+    assert error_of(text, "seed=z").splitlines()[1:] == [
+        "  model.embed_dm: no such option; did you mean model.embed_dim? [a/sizes.yaml]",
+        "  model.num_heads[0] (5) must divide the width of stage 0 (96) [a/sizes.yaml]",
+        "  data.train: Input should be a valid string (got 1) [a/recipe.yaml]",
+        "  data.val: Input should be a valid string (got 2)",
+        f"  seed: {integer} 'z')",
+        f"  optim.eps: {integer.replace('integer', 'number').replace('an n', 'a n')} 'q') [a/recipe.yaml]",
+        f"  train.micro_batch_size: {integer} 'x') [a/sizes.yaml]",
+        f"  parallel.ep_size: {integer} 'y')",
+    ]
+
+
+EMPTY = "base.yaml is empty; a RunConfig needs at least run_dir, model, data, data.train, data.val"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", EMPTY),
+        ("# nothing\n", EMPTY),
+        ("[1, 2]", "base.yaml must hold a mapping of options (got [1, 2])"),
+        (
+            "model: {depths: [2],\n  depths: [1]}",
+            "base.yaml is not valid YAML: line 2, column 3: the key 'depths' stands twice, first in line 1",
+        ),
+        (
+            "seed: 1\nmodel: [1\ndata: 2",
+            "base.yaml is not valid YAML: line 3, column 5: while parsing a flow sequence, "
+            "expected ',' or ']', but got ':'",
+        ),
+        ("seed: &a [*a]", "base.yaml is not valid YAML: Circular reference detected"),
+    ],
+)
+def test_files_that_hold_no_configuration(text: str, message: str) -> None:
+    assert error_of(text) == message
+
+
+def test_a_dotted_key_in_yaml_is_told_apart_from_an_override() -> None:
+    assert (
+        "  model.embed_dim: no such option; dotted names are for overrides, in YAML write nested mappings"
+        in (error_of("model.embed_dim: 96").splitlines())
+    )
+
+
+def test_files_that_cannot_be_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "runs").mkdir()
+    (folder / "runs" / "swin_moe_b.yaml").write_text(BASE)
+
+    def message(path: str) -> str:
+        with pytest.raises(ConfigError) as caught:
+            load_config(path)
+        return str(caught.value)
+
+    nearest = "runs/swin_moe_b.yaml"
+    assert message("runs/swin_moe_s.yaml") == (
+        f"cannot read runs/swin_moe_s.yaml: No such file or directory; did you mean {nearest}?"
+    )
+    assert message("nowhere/a.yaml") == "cannot read nowhere/a.yaml: No such file or directory"
+    assert message("runs") == "cannot read runs: Is a directory; it holds swin_moe_b.yaml"
+
+    def refuse(path: Path) -> bytes:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)  # root reads any file, so chmod would prove nothing
+    assert message(nearest) == f"cannot read {nearest}: Permission denied"
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_configuration_round_trips(path: Path) -> None:
+    config = load_config(path)
+    dumped = dump_config(config)
+    assert load(dumped) == config
+    assert yaml.safe_load(dumped) == json.loads(json.dumps(asdict(config)))  # and in every YAML 1.1 reader
+
+
+@pytest.mark.parametrize(
+    "text", ["1e3", "yes", "null", "~", "010", "2026-01-02", "1:30", "a: b", "é #1", " x\n", ""]
+)
+def test_a_dumped_text_stays_a_text_in_every_yaml(text: str) -> None:
+    config = replace(BASE_CONFIG, run_dir=text)
+    dumped = dump_config(config)
+    assert load(dumped) == config
+    assert yaml.safe_load(dumped)["run_dir"] == text
+
+
+def test_dump_writes_defaults_and_short_lists() -> None:
+    lines = dump_config(load(BASE, MOE)).splitlines()
+    for line in ("  depths: [2, 2, 6, 2]", "    blocks: [[], [], [5], []]", "  eps: 1.0e-08", "seed: 0"):
+        assert line in lines

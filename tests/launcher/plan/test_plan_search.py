@@ -1,0 +1,181 @@
+"""The search against a plain enumeration, the command's text and its errors, and calibration on two ranks."""
+
+import itertools
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from launcher.cli.program import main
+from launcher.config.load import load_config
+from launcher.config.schema import RunConfig
+from launcher.plan.search.search import Candidate, micro_batches, search
+from launcher.plan.time.estimate import predict_time
+from launcher.validation.rules import rule_errors
+from tests.distributed import run_on_ranks
+from tests.launcher.plan.test_plan_time import MACHINE, pace
+from tests.launcher.plan.test_plan_work import TINY, run_of
+
+CONFIG = str(Path(__file__).parents[3] / "configs" / "demo_cpu.yaml")
+
+
+def key_of(config: RunConfig) -> tuple[object, ...]:
+    parallel = config.parallel
+    return (
+        parallel.ep_size,
+        parallel.expert_slices,
+        parallel.zero_stage,
+        parallel.offload_optimizer,
+        config.train.micro_batch_size,
+        config.model.checkpoint_every,
+    )
+
+
+@pytest.fixture(scope="module")
+def found() -> list[Candidate]:
+    return search(run_of(micro=4, ranks=4), [2, 2], MACHINE, pace())
+
+
+def test_search_is_the_enumeration(found: list[Candidate]) -> None:
+    # 4 images a rank, routing groups of 2: micro-batches of 2 and 4; 4 experts on 4 ranks
+    config = run_of(micro=4, ranks=4)
+    assert micro_batches(config, 4) == [2, 4]
+    valid = {}
+    for ep, slices, stage, offload, micro, every in itertools.product(
+        (1, 2, 4), (1, 2, 4), range(4), (False, True), (2, 4), (0, 1)
+    ):
+        if ep % slices or (offload and not stage):
+            continue
+        one = replace(
+            config,
+            model=replace(config.model, checkpoint_every=every),
+            train=replace(config.train, micro_batch_size=micro),
+            parallel=replace(
+                config.parallel, ep_size=ep, expert_slices=slices, zero_stage=stage, offload_optimizer=offload
+            ),
+        )
+        valid[key_of(one)] = one
+    assert {key_of(c.config) for c in found} == set(valid)
+    best = max(valid.values(), key=lambda one: predict_time(one, [2, 2], MACHINE, pace()).images_s)
+    assert found[0].time is not None
+    assert found[0].time.images_s == pytest.approx(predict_time(best, [2, 2], MACHINE, pace()).images_s)
+    speeds = [c.time.images_s for c in found if c.time]
+    assert speeds == sorted(speeds, reverse=True)
+    assert all(not rule_errors(c.config, 4) for c in found if not c.reason)
+
+
+def test_what_does_not_fit_comes_after_with_what_it_lacks(found: list[Candidate]) -> None:
+    config = run_of(micro=4, ranks=4)
+    needs = sorted({c.memory.peak_bytes for c in found if c.memory})
+    small = replace(MACHINE, memory_gib=needs[len(needs) // 2] / 2**30)
+    found = search(config, [2, 2], small, pace(small))  # activations are remembered
+    fits = [not c.reason for c in found]
+    assert any(fits)
+    assert not all(fits)
+    assert fits == sorted(fits, reverse=True)
+    short = [c.memory.peak_bytes for c in found if c.reason and c.memory]
+    assert short == sorted(short)
+    assert all(size > small.memory_bytes for size in short)
+    assert found[-1].reason.startswith("needs ")
+
+
+def test_layouts_that_break_a_rule_are_said_once() -> None:
+    two = replace(TINY, moe=replace(TINY.moe, num_experts=2))
+    found = search(run_of(two, micro=4, ranks=4), [4], MACHINE, pace())
+    (broken,) = [c for c in found if c.time is None]
+    assert (broken.config.parallel.ep_size, broken.config.parallel.expert_slices) == (4, 1)
+    assert broken.reason.endswith("parallel.expert_slices=2 would do")
+    assert found[-1] is broken
+
+
+def test_overrides_give_the_layout_again(found: list[Candidate]) -> None:
+    config = load_config(CONFIG, found[0].overrides)
+    assert key_of(config) == key_of(found[0].config)
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "plan.json"
+    options = ["--nodes", "1", "--gpus-per-node", "2", "--gpu", "a100-40", "--price-per-gpu-hour", "3"]
+    assert main(["plan", CONFIG, *options, "--json", str(file), "train.precision=bf16"]) == 0
+    said = capsys.readouterr().out
+    for part in (
+        "on 1 x 2 A100 SXM 40 GB, bf16",
+        "GiB spare",
+        "all-to-all",
+        "a million images",
+        "change first",
+    ):
+        assert part in said
+    found = json.loads(file.read_text())
+    assert found["memory"]["fits"]
+    assert found["time"]["step_s"] == pytest.approx(sum(found["time"]["items_s"].values()))
+    cost = 3 * 2 * 1e6 / found["time"]["images_s"] / 3600
+    assert found["cost_per_million_images"] == pytest.approx(cost)
+
+
+def test_simulation_draws_charts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        "--gpu",
+        "a100-40",
+        "--simulate",
+        "1..4",
+        "--out",
+        str(tmp_path),
+        "--json",
+        str(tmp_path / "p"),
+    ]
+    assert main(["plan", CONFIG, *options]) == 0
+    assert "the all-to-all overtakes computing" in capsys.readouterr().out
+    assert (tmp_path / "weak_scaling.png").read_bytes()[1:4] == b"PNG"
+    assert "<svg" in (tmp_path / "weak_scaling.svg").read_text()
+    assert [p["ranks"] for p in json.loads((tmp_path / "p").read_text())["points"]] == [1, 2, 4]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([CONFIG], "plan needs CONFIG and --gpu NAME|FILE"),
+        ([CONFIG, "--gpu", "a100"], "--gpu (a100) is neither a profile nor a YAML file; did you mean a100-"),
+        ([CONFIG, "--gpu", "no.yaml"], "cannot read no.yaml"),
+        ([CONFIG, "--gpu", "h200", "--simulate", "4"], "--simulate (4) must be FIRST..LAST"),
+        (
+            [CONFIG, "--gpu", "h200", "--gpus-per-node", "3"],
+            "parallel.ep_size (2) must divide the number of ranks",
+        ),
+        (["--calibrate", "x.txt"], "--calibrate (x.txt) must be a file that ends in .yaml"),
+        (["--calibrate", "no/x.yaml"], "there is no directory no"),
+        ([CONFIG, "--gpu", "h200", "--json", "no/x.json"], "--json (no/x.json): there is no directory no"),
+        (
+            [CONFIG, "--gpu", "h200", "--simulate", "4..8", "--out", "/dev/null/x"],
+            "--out (/dev/null/x) cannot be written: Not a directory",
+        ),
+    ],
+)
+def test_errors(options: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", *options]) == 2
+    assert said in capsys.readouterr().err
+
+
+def calibrated(file: str) -> None:
+    """On a rank: a short calibration, written by the first."""
+    import torch
+    import torch.distributed as dist
+
+    from launcher.plan.base import stopwatch
+    from launcher.plan.time import calibrate
+
+    stopwatch.BUDGET_S, calibrate.SIZES, calibrate.SIDES = 0.0, (2**10, 2**14), (16, 64)
+    calibrate.MESSAGES = (2**10, 2**20)
+    hardware = calibrate.measure(torch.device("cpu"))
+    if dist.get_rank() == 0:
+        calibrate.write(hardware, Path(file))
+
+
+def test_two_ranks_write_a_profile_that_a_plan_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = str(tmp_path / "here.yaml")
+    run_on_ranks(calibrated, 2, file)
+    assert main(["plan", CONFIG, "--gpu", file]) == 0
+    assert "this machine, 2 ranks" in capsys.readouterr().out

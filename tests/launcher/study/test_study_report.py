@@ -1,0 +1,127 @@
+"""`swin-moe study report`: its files, studies of hardly anything, and what the user can correct."""
+
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from launcher.cli.program import main
+from launcher.study.grid.trials import Study, write_study
+from launcher.study.report.drawing import for_page
+from tests.launcher.study.study_runs import cell, moe, study, trouble, write_all, write_cell
+
+VOID = {"meta", "link", "br", "img"}
+
+
+class Checked(HTMLParser):
+    """Elements that close in the order in which they were opened, ids, and what is linked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.ids: list[str] = []
+        self.targets: list[str] = []
+        self.text = ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._see(dict(attrs))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._see(dict(attrs))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+
+    def _see(self, attrs: dict[str, str | None]) -> None:
+        self.ids += [attrs["id"] or ""] if "id" in attrs else []
+        self.targets += [attrs[name] or "" for name in ("href", "src", "xlink:href") if name in attrs]
+
+
+def checked(page: Path) -> Checked:
+    parser = Checked()
+    parser.feed(page.read_text())
+    assert not parser.open
+    return parser
+
+
+def test_page_is_whole_small_and_alone(reported: Path) -> None:
+    out = reported / "report"
+    page, text = checked(out / "index.html"), (out / "index.html").read_text()
+    assert len(text) < 1_500_000
+    assert len(page.ids) == len(set(page.ids))
+    inside = {target[1:] for target in page.targets if target.startswith("#")}
+    assert inside <= set(page.ids)
+    for target in (t for t in page.targets if not t.startswith("#") and t != "data:,"):
+        assert (out / target).is_file(), target
+    assert not re.search(r"""(src|href)=["']?(https?:)?//""", text)
+    assert not re.search(r"<script|@import|@font-face|url\((?!#)", text)
+
+
+def test_names_are_texts(reported: Path) -> None:
+    page, text = checked(reported / "report" / "index.html"), (reported / "report" / "index.html").read_text()
+    assert "grid <i>&</i> trouble" in page.text
+    assert trouble()["failed"].name in page.text
+    assert "the loss is <nan> & stays so" in page.text
+    assert "<i>" not in text
+    assert "<nan>" not in text
+
+
+def test_report_of_one_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_all(tmp_path / "one", [cell(moe(8) | {"optim.base_lr": 0.01}, 0, "only")])
+    assert main(["study", "report", str(root), "--out", str(tmp_path / "out")]) == 0
+    assert "1 of 1 cells finished" in capsys.readouterr().out
+    page = checked(tmp_path / "out" / "index.html")
+    assert "no spread is known" in page.text
+    assert "no two cells differ in model.moe.capacity_factor alone" in page.text
+    assert "all cells have the same, so there is no chart" in page.text
+    assert not (root / "report").exists()
+
+
+def test_report_before_anything_is_finished(tmp_path: Path) -> None:
+    root = tmp_path / "study"
+    write_study(root, study([cell(moe(8), 0), cell(moe(4), 0)]))
+    assert main(["study", "report", str(root)]) == 0
+    page = checked(root / "report" / "index.html")
+    assert "No cell has finished its training" in page.text
+    assert "2 of 2 cells are not finished" in page.text
+
+
+def test_report_of_what_is_not_classified(tmp_path: Path) -> None:
+    """Without top1, as SimMIM has none, the loss is what everything is judged by."""
+    root, cells = tmp_path / "study", [cell({"model.moe": None}, seed) for seed in (0, 1)]
+    write_study(root, study(cells))
+    for each in cells:
+        run = write_cell(root, each)
+        for path in (run / "summary.json", *run.glob("eval/*/*.json")):
+            path.write_text(re.sub(r'"top[15]": [\d.]+, ', "", path.read_text()))
+    assert main(["study", "report", str(root)]) == 0
+    assert "Best loss: " in checked(root / "report" / "index.html").text
+
+
+def test_user_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["study", "report", str(tmp_path / "none")]) == 2
+    assert "study.json: No such file or directory" in capsys.readouterr().err
+    write_study(tmp_path / "empty", Study(name="empty", axes={}, cells=()))
+    assert main(["study", "report", str(tmp_path / "empty")]) == 2
+    assert "has no cells" in capsys.readouterr().err
+    root = write_all(tmp_path / "study", [cell({"model.moe": None})])
+    (tmp_path / "file").write_text("")
+    assert main(["study", "report", str(root), "--out", str(tmp_path / "file" / "x")]) == 2
+    assert f"--out ({tmp_path / 'file' / 'x'}) cannot be written" in capsys.readouterr().err
+
+
+def test_ids_and_colours_of_a_picture() -> None:
+    svg = (
+        '<?xml version="1.0"?>\n<svg width="10pt" height="20pt" viewBox="0 0 10 20"><!-- a --><metadata>\n'
+        '</metadata><path id="m1" style="fill: #1b1e23"/><use xlink:href="#m1" clip-path="url(#p2)"/></svg>'
+    )
+    assert for_page(svg, "chart") == (
+        '<svg viewBox="0 0 10 20"><path id="chart-m1" style="fill: var(--ink)"/>'
+        '<use xlink:href="#chart-m1" clip-path="url(#chart-p2)"/></svg>'
+    )

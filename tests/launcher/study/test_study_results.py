@@ -1,0 +1,149 @@
+"""What is read of a study's cells, whatever became of them, and the figures and sentences made of it."""
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from launcher.study.grid.trials import run_directory
+from launcher.study.report.findings import LOSS, TOP1, Findings
+from launcher.study.report.groups import CAPACITY, EXPERTS, PRIORITY, Spread, differences, label, pairs
+from launcher.study.report.report import read
+from launcher.study.report.results import Result
+from launcher.study.report.summary import facts
+from launcher.study.report.tables import open_table
+from tests.launcher.study.study_runs import (
+    FACTORS,
+    STEPS,
+    cell,
+    grid,
+    loss_of,
+    moe,
+    top1_of,
+    trouble,
+    write_all,
+)
+
+
+@pytest.fixture(scope="module")
+def findings(reported: Path) -> Findings:
+    return read(reported)
+
+
+def table(reported: Path, name: str) -> list[dict[str, str]]:
+    with (reported / "report" / name).open() as file:
+        return list(csv.DictReader(file))
+
+
+def of(findings: Findings, name: str) -> Result:
+    return next(result for result in findings.results if result.cell == trouble()[name])
+
+
+def test_states_and_reasons(findings: Findings) -> None:
+    assert sum(result.state == "finished" for result in findings.results) == len(grid())
+    said = {name: (of(findings, name).state, of(findings, name).reason) for name in trouble()}
+    assert said["failed"] == ("failed", f"the loss is <nan> & stays so (at step 7 of {STEPS})")
+    assert said["stopped"] == ("stopped", f"asked to stop (at step 60 of {STEPS})")
+    assert said["waiting"] == ("waiting", "it has not been started")
+    assert said["killed"][0] == "failed"
+    assert "killed without a word" in said["killed"][1]
+    assert said["not evaluated"] == ("not evaluated", "its checkpoint is not evaluated")
+    assert said["broken"][0] == "failed"
+    assert "summary.json lacks loss, images_s, dropped_fraction" in said["broken"][1]
+    assert {row[0] for row in open_table(findings).rows} == {each.name for each in trouble().values()}
+
+
+def test_groups_are_means_and_spreads_over_seeds(findings: Findings) -> None:
+    # seeds add 0, 0.004 and -0.004 to the loss: mean 0, standard deviation 0.004
+    group = next(g for g in findings.groups if g.label == "E=16 f=1.25 BPR")
+    assert group.spread(LOSS.of) == Spread(mean=pytest.approx(16**-0.1), sd=pytest.approx(0.004), n=3)
+    assert group.spread(TOP1.of).sd == pytest.approx(0.12, abs=1e-4)  # 100 x 0.3 x 0.004
+    dense = findings.dense[0].spread(LOSS.of)
+    assert (dense.mean, dense.n) == (pytest.approx(1.0), 3)
+    at_short = next(g for g in findings.groups if g.label == "E=8 f=0.5 BPR")
+    assert at_short.spread(LOSS.of).n == 4  # the one that is not evaluated is trained all the same
+    assert len(at_short.ways()[0.5, 1]) == 3
+
+
+def test_sizes_are_those_of_the_model(findings: Findings) -> None:
+    """By hand: the experts of two blocks (C = 24 and 48, hidden 4 C, no second bias), a router's row each."""
+    by_experts = {g.settings[EXPERTS]: g.any.cost for g in findings.experts if EXPERTS in g.settings}
+    one = sum(c * 4 * c + 4 * c + 4 * c * c for c in (24, 48))
+    router = 24 + 48
+    four, eight = by_experts[4], by_experts[8]
+    assert four is not None
+    assert eight is not None
+    assert eight.parameters - four.parameters == 4 * (one + router)
+    assert eight.active_parameters - four.active_parameters == 4 * router
+    result = findings.dense[0].any
+    assert result.images == STEPS * 128
+    assert result.cost is not None
+    assert result.train_flops == 3 * result.cost.flops * STEPS * 128
+
+
+def test_pairs_differ_in_one_option_alone(findings: Findings) -> None:
+    found = pairs(findings.experts, PRIORITY, False, True)
+    assert len(found) == 3  # at three capacities
+    assert all(a.settings[CAPACITY] == b.settings[CAPACITY] for a, b in found)
+    # without priority a shortage costs half as much again: 0.08 x 0.75 and 0.08 x 0.25, by 0.5, and nothing
+    changes = differences(found, LOSS.of)
+    assert sorted(changes) == pytest.approx(sorted([-0.03] * 3 + [-0.01] * 3 + [0.0] * 3))
+
+
+def test_sentences_have_the_numbers(findings: Findings) -> None:
+    told = " ".join(facts(findings))
+    # accuracy is 90 - 30 x loss: f from 0.5 to 1.25 gains 1.8 with priority and 2.7 without, three seeds each
+    assert f"{CAPACITY} from 0.5 to 1.25 in training: +2.25 ± 0.49 points, over 6 pairs" in told
+    best, dense = 90 - 30 * 32**-0.1, 60.0
+    assert f"Best top-1 accuracy: E=32 f=1.25 BPR with {best:.2f} ± 0.12 %" in told
+    assert f"by {best - dense:+.2f} ± 0.00 points" in told
+
+
+def test_what_the_seeds_do_not_tell_apart_is_said(tmp_path: Path) -> None:
+    cells = [cell(moe(8, 1.25, priority=p), s) for p, s in ((True, 0), (True, 1), (False, 2), (False, 0))]
+    told = facts(read(write_all(tmp_path / "s", cells)))
+    assert "a difference within the spread of the seeds" in told[0]
+    one = facts(read(write_all(tmp_path / "t", cells[:1])))
+    assert "it is the only configuration" in one[0]
+
+
+def test_tables_equal_what_was_measured(reported: Path, findings: Findings) -> None:
+    cells = {row["cell"]: row for row in table(reported, "cells.csv")}
+    assert len(cells) == len(findings.results)
+    swept = table(reported, "sweep.csv")
+    for each in grid():
+        run = run_directory(reported, each)
+        summary = json.loads((run / "summary.json").read_text())
+        for name in ("top1", "top5", "loss", "images_s", "dropped_fraction"):
+            assert float(cells[each.name][name]) == summary[name]
+        if path := next(run.glob("eval/*/sweep.json"), None):
+            rows = [row for row in swept if row["cell"] == each.name]
+            for row, wanted in zip(rows, json.loads(path.read_text())["rows"], strict=True):
+                assert all(float(row[name]) == wanted[name] for name in ("capacity_factor", "top1", "loss"))
+    assert cells[trouble()["waiting"].name]["reason"] == "it has not been started"
+
+
+def test_table_of_the_front_and_of_fits(reported: Path) -> None:
+    rows = [row for row in table(reported, "pareto.csv") if row["front_images"]]
+    fastest = max(table(reported, "pareto.csv"), key=lambda row: float(row["images_s"]))
+    assert [row["configuration"] for row in rows if row["front_images"] == "1"] == [fastest["configuration"]]
+    fits = table(reported, "fits.csv")
+    law = next(row for row in fits if row["loss_in"] == "number of experts" and row["form"] == "a x^-b")
+    assert (float(law["b"]), law["supported"], law["sizes"]) == (pytest.approx(0.1, abs=1e-3), "True", "5")
+    assert float(law["b_low"]) < 0.1 < float(law["b_high"])
+    work = next(row for row in fits if row["loss_in"] == "FLOPs of training")
+    assert (work["b"], work["supported"]) == ("", "False")
+    assert "too few sizes (1)" in work["warnings"]
+
+
+def test_formula_of_the_synthetic_runs() -> None:
+    assert loss_of(cell(moe(8, 0.5))) == pytest.approx(8**-0.1 + 0.08 * 0.75)
+    assert top1_of(1.0) == 0.6
+    assert 0.0 in FACTORS
+
+
+def test_labels() -> None:
+    assert label({EXPERTS: 8, CAPACITY: 0.0, PRIORITY: False}) == "E=8 dropless no BPR"
+    assert label({CAPACITY: -1.5, "model.moe.router": "cosine"}) == "f≤1.5 cosine"
+    assert label({"model.moe": None, "optim.base_lr": 0.001}) == "dense base_lr=0.001"
