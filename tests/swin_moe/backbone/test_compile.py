@@ -9,13 +9,15 @@ import torch
 import torch._dynamo
 from torch import Tensor
 
-from swin_moe import ModelConfig, MoEConfig, build_model
+from swin_moe import ModelConfig, build_model
 from swin_moe.backbone.compile import compile_blocks
 from swin_moe.random.keyed import sample_keys
+from tests.models import V2, images_of, small_moe, small_swin
 
-TINY = ModelConfig(image_size=64, num_classes=5, embed_dim=8, num_heads=(1, 2, 4, 8), window_size=4)
-DEEP = replace(TINY, depths=(2, 2, 6, 2), drop_path_rate=0.3, init_std=0.3)
-MOE = MoEConfig(num_experts=2, blocks=((), (), (1, 3, 5), ()), routing_group_images=2, expert_dropout=0.1)
+DEEP = small_swin(
+    image_size=64, depths=(2, 2, 6, 2), num_heads=(1, 2, 4, 8), drop_path_rate=0.3, init_std=0.3
+)
+MOE = small_moe(blocks=((), (), (1, 3, 5), ()), num_experts=2, expert_dropout=0.1)
 
 
 @pytest.fixture
@@ -45,7 +47,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
         (replace(DEEP, drop_rate=0.1), 4),  # each dropout has a site of its own
         (replace(DEEP, depths=(2, 2, 18, 2)), 4),
         (replace(DEEP, depths=(1, 2, 5, 3)), 7),  # a pair and a single block of depths 5 and 3
-        (replace(DEEP, attention="cosine", position_bias="log_cpb", norm="post"), 4),
+        (replace(DEEP, **V2), 4),
         (replace(DEEP, attention="mlp"), 4),
         (replace(DEEP, checkpoint_every=2), 4),
         (replace(DEEP, moe=MOE), 5),  # 3 pairs, a dense block, and the attention of blocks with experts
@@ -60,7 +62,7 @@ def test_blocks_of_a_stage_share_graphs(
     compile_blocks(model)
     assert [name for name, _ in model.named_parameters()] == [name for name, _ in plain.named_parameters()]
     for step in range(2):
-        images, keys = torch.randn(2, 3, 64, 64), sample_keys(step, torch.arange(2))
+        images, keys = images_of(config, seed=step), sample_keys(step, torch.arange(2))
         found, expected = (m(images, keys) for m in (model, plain))
         torch.testing.assert_close(found.logits, expected.logits)
         for m, out in ((model, found), (plain, expected)):

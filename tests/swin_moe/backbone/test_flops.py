@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import swin_moe
-from swin_moe import ModelConfig, ModelError, MoEConfig, build_model
+from swin_moe import ModelConfig, ModelError, build_model
 from swin_moe.backbone.flops import (
     build_on_meta,
     cost,
@@ -16,17 +16,10 @@ from swin_moe.backbone.flops import (
     count_parameters,
 )
 from swin_moe.registry import list_models, load_model_config
+from tests.models import small_moe, small_swin
 
 TINY = "swin_tiny_patch4_window7_224"
-TOY = ModelConfig(
-    image_size=32,
-    embed_dim=8,
-    depths=(2, 2),
-    num_heads=(2, 4),
-    window_size=4,
-    num_classes=5,
-    moe=MoEConfig(blocks=((), (1,)), num_experts=4, top_k=1),
-)
+TOY = small_swin(moe=small_moe(blocks=((), (1,)), routing_group_images=8))
 DENSE = replace(TOY, moe=None)
 
 

@@ -9,18 +9,17 @@ import pytest
 import torch
 import torch._dynamo
 
-from swin_moe import ModelConfig, build_model
+from swin_moe import build_model
 from swin_moe.random.keyed import sample_keys
+from tests.models import V2, images_of, randn, small_swin
 
-SWIN = ModelConfig(
-    image_size=32, num_classes=5, embed_dim=8, depths=(2, 1), num_heads=(2, 4), window_size=4, drop_rate=0.1
-)
-V2 = replace(SWIN, attention="cosine", position_bias="log_cpb", norm="post", main_norm_every=2)
+SWIN = small_swin(depths=(2, 1), drop_rate=0.1)
+SWIN_V2 = replace(SWIN, **V2, main_norm_every=2)
 KINDS = {
     "swin": SWIN,
-    "v2": V2,
+    "v2": SWIN_V2,
     "mlp": replace(SWIN, attention="mlp"),
-    "checkpointed": replace(V2, checkpoint_every=1),
+    "checkpointed": replace(SWIN_V2, checkpoint_every=1),
 }
 
 
@@ -43,7 +42,7 @@ def forget_graphs() -> None:
 def test_no_graph_break(kind: str, training: bool, side: int) -> None:
     """37 pixels make maps of 10 and 5 tokens, padded, whose masks are not the prepared ones."""
     model = build_model(KINDS[kind]).train(training)
-    images = torch.randn(2, 3, side, side)
+    images = randn(2, 3, side, side)
     with torch.set_grad_enabled(training):
         found = torch._dynamo.explain(model)(images)  # which draws its keys
     assert found.graph_break_count == 0, found.break_reasons
@@ -62,7 +61,7 @@ def test_the_graph_computes_the_same(kind: str) -> None:
         return graph
 
     compiled = torch.compile(model, fullgraph=True, backend=count)
-    images, keys = torch.randn(2, 3, 32, 32), sample_keys(0, torch.arange(2))
+    images, keys = images_of(SWIN), sample_keys(0, torch.arange(2))
     for step in range(3):
         model.train()
         torch.testing.assert_close(compiled(images, keys).logits, model(images, keys).logits)

@@ -10,47 +10,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swin_moe import ModelConfig, MoEConfig, SwinTransformer, build_model
+from swin_moe import ModelConfig, SwinTransformer, build_model
 from swin_moe.backbone.attention import CosineAttention, SpatialMLP
 from swin_moe.backbone.block import SwinBlock
 from swin_moe.backbone.patch import PatchEmbed, PatchMerging
 from swin_moe.backbone.position_bias import LogCpbBias
 from swin_moe.backbone.windows import WindowGrid
 from swin_moe.random.keyed import SiteCounter, sample_keys
+from tests.models import V2, randn, randomize, small_moe, small_swin
 
-SMALL = ModelConfig(
-    image_size=32,
-    num_classes=5,
-    embed_dim=8,
-    depths=(2, 2),
-    num_heads=(2, 4),
-    window_size=3,
-    drop_path_rate=0.2,
-)
+SMALL = small_swin(window_size=3, drop_path_rate=0.2)
+EXPERTS = small_moe(top_k=2, routing_group_images=1)
 KINDS = {
     "swin": SMALL,
-    "v2": replace(SMALL, attention="cosine", position_bias="log_cpb", norm="post", main_norm_every=2),
+    "v2": replace(SMALL, **V2, main_norm_every=2),
     "mlp": replace(SMALL, attention="mlp"),
-    "moe": replace(
-        SMALL,
-        position_bias="log_cpb",
-        drop_rate=0.1,
-        moe=MoEConfig(blocks=((1,), (0,)), num_experts=4, top_k=2, routing_group_images=1),
-    ),
+    "moe": replace(SMALL, position_bias="log_cpb", drop_rate=0.1, moe=EXPERTS),
 }
 
 
-@torch.no_grad()
-def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Every parameter random, the norms around 1."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-        parameter.copy_(1 + 0.3 * noise if "norm" in name and name.endswith("weight") else 0.5 * noise)
-
-
 def double(shape: tuple[int, ...], seed: int = 1) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return randn(*shape, seed=seed, dtype=torch.float64)
 
 
 # Swin-MLP.
@@ -73,7 +53,7 @@ def spatial_mlp(layer: SpatialMLP, window: Tensor, heads: int) -> Tensor:
 def test_spatial_mlp_equals_plain_loops(height: int, width: int, shifted: bool) -> None:
     """Window 2, two heads; shifted: window - shift = 1 zero before and the rest after a side above 2."""
     layer = SpatialMLP(4, 2, (2, 2)).double()
-    randomise(layer)
+    randomize(layer)
     assert layer.spatial_mlp.weight.shape == (2 * 4, 4, 1)
     block = SwinBlock(
         4,
@@ -121,7 +101,7 @@ def test_log_cpb_equals_plain_arithmetic(
     """sign(x) log2(1 + 8 |x| / (w' - 1)) / log2(8), two layers with a ReLU, 16 * sigmoid; w' is the
     pretrained window where there is one."""
     bias = LogCpbBias(window, 2, sigmoid=sigmoid, pretrained_window=pretrained, hidden=7).double()
-    randomise(bias)
+    randomize(bias)
     first, last = bias.cpb_mlp[0], bias.cpb_mlp[2]
     got = bias()
     tall, wide = (max(side - 1, 1) for side in pretrained or window)
@@ -147,7 +127,7 @@ def test_cosine_attention_equals_plain_loops(qkv_bias: bool) -> None:
     c, heads, window = 6, 2, (2, 2)
     layer = CosineAttention(c, heads, LogCpbBias(window, heads, sigmoid=True, hidden=5), qkv_bias=qkv_bias)
     layer.double()
-    randomise(layer)
+    randomize(layer)
     with torch.no_grad():
         layer.logit_scale.copy_(torch.tensor([math.log(7.0), 5.5]).view(2, 1, 1))  # log 100 = 4.6
     mask = WindowGrid(window=window, shifted=True).mask(4, 4)
@@ -190,7 +170,7 @@ def test_cosine_attention_equals_plain_loops(qkv_bias: bool) -> None:
 def test_post_norm_and_main_norm_by_hand() -> None:
     """SwinV2: x + norm1(mixer(x)), then + norm2(mlp(x)), then the norm of the main branch."""
     model = build_model(replace(KINDS["v2"], window_size=8, drop_path_rate=0.0)).double()
-    randomise(model)
+    randomize(model)
     block, plain = model.layers[0].blocks[1], model.layers[0].blocks[0]
     assert block.main_norm is not None
     assert plain.main_norm is None
@@ -227,7 +207,7 @@ def test_real_tokens_do_not_see_the_padding(
 ) -> None:
     """Whatever the padding holds, and with it left out altogether: attention over the real tokens alone."""
     model = build_model(replace(KINDS[kind], image_size=image_size)).double()
-    randomise(model)
+    randomize(model)
     x = double((2, height, width, 8)).requires_grad_()
     for block in model.layers[0].blocks:
         got = block._mix(x)
@@ -285,7 +265,7 @@ def attention_by_coordinates(block: SwinBlock, x: Tensor) -> Tensor:
 def test_patches_of_odd_images() -> None:
     """5 x 7 pixels, patch 4: 2 x 2 patches, the missing pixels zero."""
     layer = PatchEmbed(4, 3, 6)
-    images = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
+    images = randn(2, 3, 5, 7)
     whole = torch.zeros(2, 3, 8, 8)
     whole[:, :, :5, :7] = images
     assert layer(images).shape == (2, 2, 2, 6)
@@ -296,7 +276,7 @@ def test_patches_of_odd_images() -> None:
 @pytest.mark.parametrize(("height", "width"), [(3, 5), (4, 3), (1, 1), (2, 4)])
 def test_merging_of_odd_maps_equals_plain_loops(height: int, width: int, post_norm: bool) -> None:
     layer = PatchMerging(2, post_norm=post_norm).double()
-    randomise(layer)
+    randomize(layer)
     x = double((2, height, width, 2))
     y = layer(x)
     assert y.shape == (2, (height + 1) // 2, (width + 1) // 2, 4)
@@ -326,7 +306,7 @@ def test_merging_of_odd_maps_equals_plain_loops(height: int, width: int, post_no
 def test_forward_features_are_the_stages_maps(kind: str, height: int, width: int) -> None:
     """Of any size, larger or smaller than the windows; the logits follow from the last map."""
     model = build_model(KINDS[kind]).double().eval()
-    randomise(model)
+    randomize(model)
     maps: list[Tensor] = []
     for stage in model.layers:
         stage.register_forward_hook(lambda _module, _inputs, output: maps.append(output[0]))
@@ -357,7 +337,7 @@ def test_forward_features_have_four_strides() -> None:
 def test_a_large_map_is_the_same_image_by_image(kind: str) -> None:
     """Two images at once and one by one, where windows of both stand in one batch and the mask repeats."""
     model = build_model(KINDS[kind]).double().eval()
-    randomise(model)
+    randomize(model)
     images, keys = double((2, 3, 45, 30)), sample_keys(0, torch.arange(2))
     both = model(images, keys).logits
     alone = torch.cat([model(images[i : i + 1], keys[i : i + 1]).logits for i in range(2)])

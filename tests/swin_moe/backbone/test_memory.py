@@ -7,30 +7,21 @@ import torch
 from torch import Tensor
 
 from parallel.experts.placement import ExpertParallel
-from swin_moe import ModelConfig, MoEConfig, SwinTransformer, build_model
+from swin_moe import ModelConfig, SwinTransformer, build_model
 from swin_moe.backbone.initialize import initialize
 from swin_moe.random.keyed import sample_keys
+from tests.models import V2, add_noise, images_of, randn, small_moe, small_swin
 
 # Dropout, drop path, gate noise and capacity on; maps of 8 and 4 tokens, windows of 3.
-SMALL = ModelConfig(
-    image_size=32,
-    num_classes=5,
-    embed_dim=8,
-    depths=(3, 2),
-    num_heads=(2, 4),
-    window_size=3,
-    drop_rate=0.1,
-    drop_path_rate=0.3,
-    init_std=0.3,
-)
-V2 = replace(SMALL, attention="cosine", position_bias="log_cpb", norm="post", main_norm_every=2)
-EXPERTS = MoEConfig(blocks=((1,), (0,)), num_experts=4, top_k=2, capacity_factor=1.0, routing_group_images=2)
+SMALL = small_swin(depths=(3, 2), window_size=3, drop_rate=0.1, drop_path_rate=0.3, init_std=0.3)
+SMALL_V2 = replace(SMALL, **V2, main_norm_every=2)
+EXPERTS = small_moe(top_k=2, capacity_factor=1.0)
 KINDS = {
     "swin": SMALL,
-    "v2": V2,
+    "v2": SMALL_V2,
     "mlp": replace(SMALL, attention="mlp"),
     "moe": replace(SMALL, position_bias="log_cpb", moe=EXPERTS),
-    "v2-moe": replace(V2, moe=EXPERTS),
+    "v2-moe": replace(SMALL_V2, moe=EXPERTS),
 }
 GIANT = ModelConfig(
     image_size=192,
@@ -38,22 +29,15 @@ GIANT = ModelConfig(
     depths=(2, 2, 42, 4),
     num_heads=(16, 32, 64, 128),
     window_size=12,
-    attention="cosine",
-    position_bias="log_cpb",
-    norm="post",
     main_norm_every=6,
+    **V2,
 )
 
 
 def train_once(config: ModelConfig) -> tuple[Tensor, list[Tensor]]:
     """Logits and gradients of one step in double, from weights of the configuration without the savings."""
-    model = build_model(config).double()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():  # SwinV2 starts with its branches at zero
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    images = torch.randn(2, 3, 32, 32, generator=generator, dtype=torch.float64)
-    output = model(images, sample_keys(0, torch.arange(2)))
+    model = add_noise(build_model(config).double(), 0.1)
+    output = model(images_of(config, dtype=torch.float64), sample_keys(0, torch.arange(2)))
     loss = output.logits.square().sum() + 10 * output.aux_loss
     return output.logits, list(torch.autograd.grad(loss, list(model.parameters())))
 
@@ -122,7 +106,7 @@ def test_a_narrow_giant_learns_in_bf16_with_checkpointing() -> None:
         checkpoint_every=1,
     )
     model = build_model(config).to(torch.bfloat16)
-    images = torch.randn(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    images = randn(4, 3, 64, 64)
     labels, keys = torch.arange(4), sample_keys(0, torch.arange(4))
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     losses = []

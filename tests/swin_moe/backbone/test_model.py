@@ -10,25 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from parallel.experts.placement import ExpertParallel, experts_of
-from swin_moe import ModelConfig, MoEConfig, SwinTransformer, build_model
+from swin_moe import ModelConfig, SwinTransformer, build_model
 from swin_moe.backbone.initialize import initialize
 from swin_moe.moe.layer import MoELayer
 from swin_moe.random.keyed import branch_scales, sample_keys
+from tests.models import add_noise, randn, small_moe, small_swin
 
 TINY = ModelConfig()
 
 # Two stages of 4 x 4 and 2 x 2 tokens, window 2: the first stage has a shifted block, and both an MoE.
-TOY = ModelConfig(
+TOY = small_swin(
     image_size=16,
-    num_classes=5,
-    embed_dim=8,
-    depths=(2, 2),
-    num_heads=(2, 4),
     window_size=2,
     position_bias="log_cpb",
     drop_path_rate=0.2,
     drop_rate=0.1,
-    moe=MoEConfig(blocks=((1,), (0,)), num_experts=4, top_k=2, capacity_factor=1.0, routing_group_images=2),
+    moe=small_moe(top_k=2, capacity_factor=1.0),
 )
 
 
@@ -61,8 +58,7 @@ def test_every_random_place_has_its_own_site() -> None:
 
 
 def images_and_keys(images: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    pixels = torch.randn(images, 3, 16, 16, generator=generator, dtype=torch.float64)
+    pixels = randn(images, 3, 16, 16, dtype=torch.float64)
     return pixels.to(dtype), sample_keys(0, torch.arange(images))
 
 
@@ -237,14 +233,10 @@ def test_gradients_equal_central_differences(training: bool) -> None:
     Fresh biases of 0 put the offset (0, 0) of the log-CPB network on the kink of its ReLU, so weights move
     off their initial values first.
     """
-    model = build_model(replace(TOY, init_std=0.3)).double().train(training)
+    model = add_noise(build_model(replace(TOY, init_std=0.3)).double().train(training), 0.1)
     images, keys = images_and_keys(dtype=torch.float64)
     parameters = list(model.parameters())
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    direction = [torch.randn(p.shape, generator=generator, dtype=torch.float64) for p in parameters]
+    direction = [randn(*p.shape, seed=1 + i, dtype=torch.float64) for i, p in enumerate(parameters)]
 
     def loss() -> Tensor:
         output = model(images, keys)
@@ -313,7 +305,7 @@ def test_attention_reaches_the_windows_of_the_shift_and_no_further(shift: int) -
     config = replace(TOY, moe=None, init_std=0.5)
     block = build_model(config).layers[0].blocks[shift].eval()
     assert block.grid.shift(4, 0) == block.grid.shift(4, 1) == shift
-    x, keys = torch.randn(1, 4, 4, 8, generator=torch.Generator().manual_seed(0)), torch.zeros(1).long()
+    x, keys = randn(1, 4, 4, 8), torch.zeros(1).long()
     windows = {
         0: {(1, 1): [(0, 0), (0, 1), (1, 0), (1, 1)], (3, 0): [(2, 0), (2, 1), (3, 0), (3, 1)]},
         1: {(1, 1): [(1, 1), (1, 2), (2, 1), (2, 2)], (0, 2): [(0, 1), (0, 2)], (3, 0): [(3, 0)]},
@@ -329,7 +321,7 @@ def test_block_is_two_residual_branches() -> None:
     """y = x + keep1 * attention(norm1(x)); y + keep2 * mlp(norm2(y)) (Liu et al., eq. 3)."""
     config = replace(TOY, moe=None, init_std=0.5, drop_path_rate=0.5, drop_rate=0.0)
     block = build_model(config).double().layers[1].blocks[1]  # 2 x 2 tokens: the window, not shifted
-    x = torch.randn(64, 2, 2, 16, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = randn(64, 2, 2, 16, dtype=torch.float64)
     keys = sample_keys(0, torch.arange(64))
     keep1, keep2 = branch_scales(block.drop_paths, keys, torch.float64)[:, :, None, None, None]
     assert {(a, b) for a, b in zip(keep1.view(-1).tolist(), keep2.view(-1).tolist(), strict=True)} == {

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from swin_moe import SwinTransformer, build_model, load_weights, save_weights
 from swin_moe.registry import load_model_config
 from swin_moe.weights.official import translate
+from tests.models import randn, randomize_by_fan_in
 
 timm = pytest.importorskip("timm", reason="pip install timm")
 TOLERANCE = 1e-5  # of logits and features, as a share of the largest entry where that is above 1
@@ -73,24 +74,8 @@ CASES = {
 }
 
 
-@torch.no_grad()
-def randomise(model: nn.Module, seed: int = 0) -> None:
-    """Every tensor random: matrices that keep the size of what they map, norms around 1."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if name.endswith("logit_scale"):
-            parameter.copy_(math.log(10) + 0.3 * noise)
-        elif "norm" in name and name.endswith("weight"):
-            parameter.copy_(1 + 0.3 * noise)
-        elif parameter.dim() == 1 or name.endswith("relative_position_bias_table"):
-            parameter.copy_(0.3 * noise)
-        else:
-            parameter.copy_(noise / math.sqrt(parameter[0].numel()))
-
-
 def images(size: int) -> Tensor:
-    return torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(1))
+    return randn(2, 3, size, size, seed=1)
 
 
 @torch.no_grad()
@@ -121,7 +106,7 @@ def assert_equal(ours: SwinTransformer, theirs: nn.Module, size: int) -> None:
 def test_timms_weights_in_our_model(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     theirs, ours = case.make_theirs(), case.make_ours()
-    randomise(theirs)
+    randomize_by_fan_in(theirs)
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
     assert load_weights(ours, tmp_path / "timm.pth").format == "timm"
     assert_equal(ours, theirs, case.size)
@@ -131,7 +116,7 @@ def test_timms_weights_in_our_model(name: str, tmp_path: Path) -> None:
 def test_our_weights_in_timms_model(name: str, tmp_path: Path) -> None:
     case = CASES[name]
     theirs, ours = case.make_theirs(), case.make_ours()
-    randomise(ours)
+    randomize_by_fan_in(ours)
     save_weights(ours, tmp_path / "ours.pth", "timm")
     theirs.load_state_dict(torch.load(tmp_path / "ours.pth"), strict=True)
     assert_equal(ours, theirs, case.size)
@@ -168,7 +153,7 @@ def test_a_resized_window(name: str, tmp_path: Path) -> None:
     before, size, window = RESIZED[name]
     after = replace(before, size=size, window=window)
     source, theirs, ours = before.make_theirs(), after.make_theirs(), after.make_ours()
-    randomise(source)
+    randomize_by_fan_in(source)
     torch.save(source.state_dict(), tmp_path / "timm.pth")
     theirs.load_state_dict(resized(source.state_dict(), theirs.state_dict()), strict=True)
     load_weights(ours, tmp_path / "timm.pth")
@@ -181,7 +166,7 @@ def test_a_model_that_timm_has_resized(name: str, tmp_path: Path) -> None:
     """By set_input_size: tables of the new window are taken as they are."""
     before, size, window = RESIZED[name]
     theirs, ours = before.make_theirs(), replace(before, size=size, window=window).make_ours()
-    randomise(theirs)
+    randomize_by_fan_in(theirs)
     theirs.set_input_size(img_size=(size, size), window_size=(window, window))
     torch.save(theirs.state_dict(), tmp_path / "timm.pth")
     assert load_weights(ours, tmp_path / "timm.pth").changes == []
@@ -193,11 +178,11 @@ def test_gradients(name: str, tmp_path: Path) -> None:
     """To 1e-4 of the largest entry of each; our gradients are put under timm's names by the converter."""
     case = CASES[name]
     theirs, ours = case.make_theirs(), case.make_ours()
-    randomise(ours)
+    randomize_by_fan_in(ours)
     save_weights(ours, tmp_path / "weights.pth", "timm")
     theirs.load_state_dict(torch.load(tmp_path / "weights.pth"), strict=True)
     x = images(case.size)
-    cotangent = torch.randn(2, case.options["num_classes"], generator=torch.Generator().manual_seed(2))
+    cotangent = randn(2, case.options["num_classes"], seed=2)
     (theirs(x) * cotangent).sum().backward()
     (ours(x).logits * cotangent).sum().backward()
     with torch.no_grad():

@@ -4,7 +4,6 @@ timm has windows axis by axis as we have, but lets padding take part in attentio
 of their windows here. Padded maps are held by plain loops in test_kinds.py.
 """
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,12 +11,11 @@ import pytest
 import torch
 from timm.models.swin_transformer import SwinTransformer as TimmSwin
 from timm.models.swin_transformer_v2 import SwinTransformerV2 as TimmSwinV2
-from torch import Tensor, nn
+from torch import nn
 
 from swin_moe import (
     ModelConfig,
     ModelError,
-    MoEConfig,
     SwinTransformer,
     WeightsError,
     build_model,
@@ -30,31 +28,18 @@ from swin_moe.random.keyed import sample_keys
 from swin_moe.registry import load_model_config
 from swin_moe.weights.official import export
 from swin_moe.weights.translated import learned_window
-from tests.swin_moe.backbone.test_parity import compare, ours_and_theirs
+from tests.models import V2, images_of, randn, randomize_by_fan_in, small_moe, small_swin
+from tests.swin_moe.backbone.transformers_models import compare, ours_and_theirs
+from tests.swin_moe.weights.official_files import assert_same, cubic
 
-V1 = ModelConfig(
-    image_size=(32, 64), num_classes=5, embed_dim=8, depths=(2, 2), num_heads=(2, 4), window_size=4
-)
-V2 = replace(V1, attention="cosine", position_bias="log_cpb", norm="post")
-MOE = MoEConfig(blocks=((1,), (1,)), num_experts=4, top_k=2, routing_group_images=2)
-
-
-@torch.no_grad()
-def randomised(config: ModelConfig) -> SwinTransformer:
-    """Matrices that keep the size of what they map, so that every part matters."""
-    model, generator = build_model(config).eval(), torch.Generator().manual_seed(0)
-    for name, parameter in model.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if "norm" in name and name.endswith("weight"):
-            parameter.copy_(1 + 0.3 * noise)
-        elif not name.endswith("logit_scale"):
-            is_matrix = parameter.dim() > 1 and "table" not in name
-            parameter.copy_(noise / math.sqrt(parameter[0].numel()) if is_matrix else 0.3 * noise)
-    return model
+SWIN = small_swin(image_size=(32, 64))
+SWIN_V2 = replace(SWIN, **V2)
+MOE = small_moe(blocks=((1,), (1,)), top_k=2)
 
 
-def images_of(config: ModelConfig, count: int = 2) -> Tensor:
-    return torch.randn(count, 3, *config.image_sides, generator=torch.Generator().manual_seed(1))
+def randomized(config: ModelConfig) -> SwinTransformer:
+    """Weights with which every part matters."""
+    return randomize_by_fan_in(build_model(config).eval())
 
 
 def timm_of(config: ModelConfig) -> nn.Module:
@@ -75,17 +60,17 @@ def timm_of(config: ModelConfig) -> nn.Module:
 
 
 RECTANGLES = {
-    "wide": V1,  # maps of 8 x 16 and 4 x 8: the first side of the second is one window, not shifted
-    "tall": replace(V1, image_size=(64, 32)),
-    "wide windows": replace(V1, image_size=(16, 64)),  # 4 x 16 and 2 x 8: windows of 2 x 4
-    "tall windows": replace(V1, image_size=(64, 8), depths=(2, 1)),  # 16 x 2 and 8 x 1
+    "wide": SWIN,  # maps of 8 x 16 and 4 x 8: the first side of the second is one window, not shifted
+    "tall": replace(SWIN, image_size=(64, 32)),
+    "wide windows": replace(SWIN, image_size=(16, 64)),  # 4 x 16 and 2 x 8: windows of 2 x 4
+    "tall windows": replace(SWIN, image_size=(64, 8), depths=(2, 1)),  # 16 x 2 and 8 x 1
     "merging pads": replace(
-        V1, image_size=(12, 40), window_size=5
+        SWIN, image_size=(12, 40), window_size=5
     ),  # 3 x 10 and 2 x 5: windows of 3 x 5, 2 x 5
-    "one window": replace(V1, image_size=(12, 24), window_size=8),  # 3 x 6 and 2 x 3
-    "v2 wide": V2,
-    "v2 tall windows": replace(V2, image_size=(64, 16)),
-    "v2 pretrained": replace(V2, image_size=(16, 64), pretrained_window_sizes=(3, (3, 6))),
+    "one window": replace(SWIN, image_size=(12, 24), window_size=8),  # 3 x 6 and 2 x 3
+    "v2 wide": SWIN_V2,
+    "v2 tall windows": replace(SWIN_V2, image_size=(64, 16)),
+    "v2 pretrained": replace(SWIN_V2, image_size=(16, 64), pretrained_window_sizes=(3, (3, 6))),
 }
 
 
@@ -93,7 +78,7 @@ RECTANGLES = {
 def test_timm_gives_the_same_logits_and_gradients(name: str, tmp_path: Path) -> None:
     """Through the exported file, in fp64: only the log-spaced offsets are fp32, in both."""
     config = RECTANGLES[name]
-    ours, theirs = randomised(config), timm_of(config)
+    ours, theirs = randomized(config), timm_of(config)
     written = save_weights(ours, tmp_path / "x.pth", "timm")
     theirs.load_state_dict(torch.load(written, weights_only=True), strict=True)
     ours.double(), theirs.double()
@@ -101,7 +86,7 @@ def test_timm_gives_the_same_logits_and_gradients(name: str, tmp_path: Path) -> 
     got, expected = ours(x).logits, theirs(other)
     assert expected.std(0).mean() > 0.05  # the images matter
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-6)
-    cotangent = torch.randn(got.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    cotangent = randn(*got.shape, seed=2, dtype=torch.float64)
     got.backward(cotangent)
     expected.backward(cotangent)
     torch.testing.assert_close(x.grad, other.grad, rtol=1e-4, atol=1e-6)
@@ -112,7 +97,7 @@ def test_timm_gives_the_same_logits_and_gradients(name: str, tmp_path: Path) -> 
         assert error < 1e-4, place
 
 
-@pytest.mark.parametrize("config", [V1, V2], ids=["swin", "v2"])
+@pytest.mark.parametrize("config", [SWIN, SWIN_V2], ids=["swin", "v2"])
 def test_transformers_gives_the_same_logits_and_gradients(config: ModelConfig) -> None:
     """Where both sides of every map exceed the window, and it divides them."""
     config = replace(config, image_size=(48, 96), window_size=3, embed_dim=12, num_heads=(2, 3))
@@ -121,14 +106,14 @@ def test_transformers_gives_the_same_logits_and_gradients(config: ModelConfig) -
 
 def test_images_the_other_way_round_are_other_images() -> None:
     """Windows of 2 x 4 for maps of 2 x 8: the same pixels, turned, have others."""
-    config = replace(V1, image_size=(16, 64))
-    model, x = randomised(config), images_of(config)
+    config = replace(SWIN, image_size=(16, 64))
+    model, x = randomized(config), images_of(config)
     assert not torch.allclose(model(x).logits, model(x.transpose(2, 3)).logits, atol=1e-3)
 
 
-@pytest.mark.parametrize("options", [{}, {"attention": "cosine", "position_bias": "log_cpb", "norm": "post"}])
+@pytest.mark.parametrize("options", [{}, V2])
 def test_a_square_written_as_two_numbers_is_the_square(options: dict[str, str]) -> None:
-    one, two = (replace(V1, image_size=size, moe=MOE, **options) for size in (32, (32, 32)))
+    one, two = (replace(SWIN, image_size=size, moe=MOE, **options) for size in (32, (32, 32)))
     models = [build_model(config, seed=3).train() for config in (one, two)]
     x, keys = images_of(one, 4), sample_keys(0, torch.arange(4))
     first, second = (model(x, keys) for model in models)
@@ -140,7 +125,7 @@ def test_a_square_written_as_two_numbers_is_the_square(options: dict[str, str]) 
 
 def test_stages_by_hand() -> None:
     """40 x 100 pixels, patches of 4: 10 x 25 tokens, then 5 x 13 and 3 x 7, each merging rounding up."""
-    config = replace(V1, image_size=(40, 100), depths=(1, 1, 1), num_heads=(1, 1, 1), window_size=6)
+    config = replace(SWIN, image_size=(40, 100), depths=(1, 1, 1), num_heads=(1, 1, 1), window_size=6)
     assert [config.stage_resolution(i) for i in range(3)] == [(10, 25), (5, 13), (3, 7)]
     assert [config.stage_tokens(i) for i in range(3)] == [250, 65, 21]
     assert [config.stage_window(i) for i in range(3)] == [(6, 6), (5, 6), (3, 6)]
@@ -157,15 +142,15 @@ def test_a_size_of_another_length_is_refused(size: tuple[int, ...]) -> None:
     with pytest.raises(
         ModelError, match=r"model.image_size \(\[.*\]\) must be one number, of a square, or two"
     ):
-        replace(V1, image_size=size)
+        replace(SWIN, image_size=size)
     with pytest.raises(ModelError, match=r"model.pretrained_window_sizes\[1\] \(\[.*\]\) must be one number"):
-        replace(V1, pretrained_window_sizes=(4, size))
+        replace(SWIN, pretrained_window_sizes=(4, size))
 
 
 @pytest.mark.parametrize("size", [(0, 32), (32, 0), (-1, 4)])
 def test_a_side_below_one_is_refused(size: tuple[int, int]) -> None:
     with pytest.raises(ModelError, match=r"model.image_size \(\[.*\]\) must be at least 1"):
-        replace(V1, image_size=size)
+        replace(SWIN, image_size=size)
 
 
 def test_a_named_model_of_another_shape() -> None:
@@ -183,8 +168,8 @@ def test_the_hidden_pixels_of_simmim() -> None:
 
     The last row has 8 pixels, and so has the last column.
     """
-    model = build_simmim(replace(V1, image_size=(24, 40)), SimMIMConfig(mask_patch_size=16), seed=1)
-    x = torch.randn(8, 3, 24, 40, generator=torch.Generator().manual_seed(0))
+    model = build_simmim(replace(SWIN, image_size=(24, 40)), SimMIMConfig(mask_patch_size=16), seed=1)
+    x = randn(8, 3, 24, 40)
     output = model(x, sample_keys(0, torch.arange(8)))
     assert output.mask.shape == (8, 24, 40)
     assert output.prediction.shape == (8, 3, 24, 40)
@@ -204,15 +189,10 @@ def test_the_hidden_pixels_of_simmim() -> None:
 # Weights.
 
 
-def assert_same(model: SwinTransformer, source: SwinTransformer) -> None:
-    for name, tensor in source.state_dict().items():
-        assert torch.equal(model.state_dict()[name], tensor), name
-
-
 @pytest.mark.parametrize("form", ["native", "timm"])
 @pytest.mark.parametrize("name", ["wide", "tall windows", "v2 wide", "v2 pretrained"])
 def test_there_and_back(name: str, form: str, tmp_path: Path) -> None:
-    source, model = randomised(RECTANGLES[name]), build_model(RECTANGLES[name])
+    source, model = randomized(RECTANGLES[name]), build_model(RECTANGLES[name])
     report = load_weights(model, save_weights(source, tmp_path / "x", form))
     assert_same(model, source)
     assert report.changes == []
@@ -225,12 +205,12 @@ def test_there_and_back(name: str, form: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["native", "official"])
 def test_a_table_of_the_other_way_round_is_resized(form: str, tmp_path: Path) -> None:
     """Windows of 2 x 4 and of 4 x 2 have tables of 3 * 7 rows both: the file says which they are."""
-    wide, tall = (replace(V1, image_size=size, depths=(2, 1)) for size in ((8, 16), (16, 8)))
+    wide, tall = (replace(SWIN, image_size=size, depths=(2, 1)) for size in ((8, 16), (16, 8)))
     wide, tall = (
         replace(wide, window_size=8),
         replace(tall, window_size=8),
     )  # maps of one window: 2 x 4, 1 x 2
-    source, model = randomised(wide), build_model(tall)
+    source, model = randomized(wide), build_model(tall)
     if form == "official":  # whose own program has no such windows; written by a program that has
         weights = save_weights(source, tmp_path / "timm.pth", "timm")
         tensors = torch.load(weights, weights_only=True)
@@ -254,40 +234,28 @@ def test_a_table_of_the_other_way_round_is_resized(form: str, tmp_path: Path) ->
             torch.testing.assert_close(new[:, head].view(7, 3), expected)
 
 
-def cubic(old: int, new: int) -> Tensor:
-    """Keys' cubic with a = -3/4 at the centres of `new` pixels over `old` ones: (new, old)."""
-    a, matrix = -0.75, torch.zeros(new, old)
-    for i in range(new):
-        at = (i + 0.5) * old / new - 0.5
-        for j in range(math.floor(at) - 1, math.floor(at) + 3):
-            d = abs(at - j)
-            near, far = (a + 2) * d**3 - (a + 3) * d**2 + 1, a * (d**3 - 5 * d**2 + 8 * d - 4)
-            matrix[i, min(max(j, 0), old - 1)] += near if d <= 1 else far
-    return matrix
-
-
 @pytest.mark.parametrize("form", ["native", "official", "timm", "hf"])
 def test_a_square_s_weights_in_a_rectangle(form: str, tmp_path: Path) -> None:
     """Maps of 8 and 4 with windows of 4; then of 4 x 16 and 2 x 8, whose second windows are of 2 x 4."""
-    source = randomised(replace(V1, image_size=32))
+    source = randomized(replace(SWIN, image_size=32))
     written = save_weights(source, tmp_path / "x.pth", form)
-    model = build_model(replace(V1, image_size=(16, 64)))
+    model = build_model(replace(SWIN, image_size=(16, 64)))
     report = load_weights(model, written)
     assert report.changes == ["position bias: window 4 resized to 2x4, bicubic (2 tables)"]
     old, new = (m.layers[1].blocks[1].attention.position_bias.table().detach() for m in (source, model))
     for head in range(old.shape[1]):
         expected = cubic(7, 3) @ old[:, head].view(7, 7)
         torch.testing.assert_close(new[:, head].view(3, 7), expected)
-    same = build_model(replace(V1, image_size=(32, 64)))  # windows of 4 everywhere: nothing changes
+    same = build_model(replace(SWIN, image_size=(32, 64)))  # windows of 4 everywhere: nothing changes
     assert load_weights(same, written).changes == []
     assert_same(same, source)
 
 
 @pytest.mark.parametrize("form", ["native", "official", "hf"])
 def test_a_square_s_log_cpb_in_a_rectangle(form: str, tmp_path: Path) -> None:
-    source = randomised(replace(V2, image_size=32))
+    source = randomized(replace(SWIN_V2, image_size=32))
     written = save_weights(source, tmp_path / "x.pth", form)
-    rectangle = replace(V2, image_size=(16, 64))
+    rectangle = replace(SWIN_V2, image_size=(16, 64))
     expected = (
         r"windows of \[4, 4\], the model's are \[4, \[2, 4\]\]: set model.pretrained_window_sizes=\[4, 4\]"
     )
@@ -300,16 +268,18 @@ def test_a_square_s_log_cpb_in_a_rectangle(form: str, tmp_path: Path) -> None:
 
 def test_a_rectangle_s_log_cpb_in_a_square(tmp_path: Path) -> None:
     """Windows of 2 x 4 were learned with; a side of one token has learned nothing, and asks for nothing."""
-    source = randomised(replace(V2, image_size=(16, 64)))
+    source = randomized(replace(SWIN_V2, image_size=(16, 64)))
     written = save_weights(source, tmp_path / "x", "native")
     with pytest.raises(WeightsError, match=r"set model.pretrained_window_sizes=\[4, \[2, 4\]\] \(got None\)"):
-        load_weights(build_model(replace(V2, image_size=32)), written)
-    load_weights(build_model(replace(V2, image_size=32, pretrained_window_sizes=(4, (2, 4)))), written)
+        load_weights(build_model(replace(SWIN_V2, image_size=32)), written)
+    square = replace(SWIN_V2, image_size=32, pretrained_window_sizes=(4, (2, 4)))
+    load_weights(build_model(square), written)
     with pytest.raises(WeightsError, match=r"=\[4, \[2, 4\]\] \(got \[4, \[4, 2\]\]\)"):
-        load_weights(build_model(replace(V2, image_size=32, pretrained_window_sizes=(4, (4, 2)))), written)
-    flat = randomised(replace(V2, image_size=(8, 64)))  # maps of 2 x 16 and 1 x 8: windows of 2 x 4 and 1 x 4
+        load_weights(build_model(replace(square, pretrained_window_sizes=(4, (4, 2)))), written)
+    # maps of 2 x 16 and 1 x 8: windows of 2 x 4 and 1 x 4
+    flat = randomized(replace(SWIN_V2, image_size=(8, 64)))
     written = save_weights(flat, tmp_path / "flat", "native")
-    load_weights(build_model(replace(V2, image_size=(8, 32))), written)
+    load_weights(build_model(replace(SWIN_V2, image_size=(8, 32))), written)
 
 
 @pytest.mark.parametrize(
@@ -346,12 +316,12 @@ def test_what_a_format_cannot_hold_is_refused(name: str, form: str, tmp_path: Pa
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("config", [V1, V2], ids=["swin", "v2"])
+@pytest.mark.parametrize("config", [SWIN, SWIN_V2], ids=["swin", "v2"])
 @pytest.mark.parametrize("form", ["official", "hf"])
 def test_rectangles_that_official_and_hf_hold(config: ModelConfig, form: str, tmp_path: Path) -> None:
     """Both sides of both maps exceed the window: 12 x 24 and 6 x 12, windows of 3."""
     config = replace(config, image_size=(48, 96), window_size=3)
-    source, model = randomised(config), build_model(config)
+    source, model = randomized(config), build_model(config)
     assert load_weights(model, save_weights(source, tmp_path / "x", form)).changes == []
     assert_same(model, source)
     if form == "hf":

@@ -8,33 +8,27 @@ import pytest
 import torch
 from torch import Tensor
 
-from swin_moe import ModelConfig, ModelError, MoEConfig
+from swin_moe import ModelError
 from swin_moe.heads.simmim import SimMIM, SimMIMConfig, build_simmim, draw_masks, enlarge, normalize_target
 from swin_moe.random.keyed import sample_keys
+from tests.models import V2, add_noise, randn, small_moe, small_swin
 
-SMALL = ModelConfig(
-    image_size=32, embed_dim=8, depths=(2, 2), num_heads=(2, 4), window_size=4, drop_path_rate=0.0
-)
+SMALL = small_swin(drop_path_rate=0.0)
+EXPERTS = small_moe(blocks=((), (1,)), num_experts=2, routing_group_images=1)
 KINDS = {
     "swin": SMALL,
-    "v2": replace(SMALL, attention="cosine", position_bias="log_cpb", norm="post", drop_path_rate=0.1),
-    "moe": replace(SMALL, moe=MoEConfig(blocks=((), (1,)), num_experts=2, routing_group_images=1)),
+    "v2": replace(SMALL, **V2, drop_path_rate=0.1),
+    "moe": replace(SMALL, moe=EXPERTS),
 }
 HIDING = SimMIMConfig(mask_patch_size=8)
 
 
 def make(kind: str, config: SimMIMConfig = HIDING) -> SimMIM:
-    model = build_simmim(KINDS[kind], config).double()
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
-    return model
+    return add_noise(build_simmim(KINDS[kind], config).double(), 0.2)
 
 
 def images_of(count: int, height: int = 32, width: int = 32) -> Tensor:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(count, 3, height, width, generator=generator, dtype=torch.float64)
+    return randn(count, 3, height, width, seed=1, dtype=torch.float64)
 
 
 KEYS = sample_keys(5, torch.arange(2000))

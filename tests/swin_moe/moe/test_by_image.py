@@ -5,7 +5,7 @@ import torch
 
 from swin_moe.moe.layer import MoECall, MoELayer
 from swin_moe.moe.routers.registry import Routing
-from tests.swin_moe.moe.test_moe import EXPERTS, GROUP, IMAGES, LENGTH, keys_of, make_images, make_layer
+from tests.swin_moe.moe.layers import EXPERTS, GROUP, IMAGES, LENGTH, keys_of, make_images, make_layer
 
 ROUTERS = ("linear", "sigmoid", "expert_choice", "hash", "random")
 CALL = MoECall(capacity_factor=0.5, by_image=True)

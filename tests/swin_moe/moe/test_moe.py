@@ -11,76 +11,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel.experts.placement import ExpertParallel
 from swin_moe.config import ModelError, MoEConfig
 from swin_moe.moe.layer import MoECall, MoELayer, MoEStats
-from swin_moe.random.keyed import SiteCounter, sample_keys
+from swin_moe.random.keyed import sample_keys
+from tests.models import moe_layer
+from tests.swin_moe.moe.layers import (
+    GROUP,
+    IMAGES,
+    LENGTH,
+    TOP_K_ROUTERS,
+    compare,
+    gradients,
+    keys_of,
+    make_images,
+    make_layer,
+)
 from tests.swin_moe.moe.plain_moe import Asked, Reference, expert_mlp, reference
-
-IMAGES, LENGTH, DIM, HIDDEN, EXPERTS, GROUP = 6, 5, 4, 6, 4, 2
-TOP_K_ROUTERS = ("linear", "cosine", "sigmoid")
-
-
-def make_layer(*, dtype: torch.dtype = torch.float64, fc2_bias: bool = True, **options: object) -> MoELayer:
-    """Three routing groups of 2 images, 10 tokens each; weights large enough to route decisively."""
-    quiet = {"gate_noise": 0.0, "expert_dropout": 0.0, "routing_group_images": GROUP, "num_experts": EXPERTS}
-    if options.get("router", "linear") in TOP_K_ROUTERS:
-        quiet["balance_loss"] = "gshard"
-    config = MoEConfig(blocks=(), **(quiet | options))
-    placement = ExpertParallel.on_one_rank(config.num_experts)
-    layer = MoELayer(DIM, HIDDEN, config, placement, fc2_bias=fc2_bias, sites=SiteCounter())
-    generator = torch.Generator().manual_seed(5)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(0.5 * torch.randn(parameter.shape, generator=generator))
-        if config.router == "sigmoid":  # in units of .001: enough to change choices
-            layer.router.bias_steps.copy_(torch.tensor([300, -200, 100, 0]).repeat(4)[: config.num_experts])
-    return layer.to(dtype)
-
-
-def make_images(dtype: torch.dtype = torch.float64, images: int = IMAGES, seed: int = 7) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(images, LENGTH, DIM, generator=generator).to(dtype).requires_grad_()
-
-
-def keys_of(images: int = IMAGES) -> Tensor:
-    return sample_keys(1, torch.arange(images))
-
-
-def gradients(y: Tensor, loss: Tensor | float, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-    """Of a random weighting of the outputs plus 3 times the loss."""
-    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(y.dtype)
-    total = (y * cotangent).sum() + 3.0 * loss
-    if not total.requires_grad:  # everything was dropped
-        return tuple(torch.zeros_like(tensor) for tensor in inputs)
-    return torch.autograd.grad(total, inputs, allow_unused=True, materialize_grads=True)
-
-
-def compare(
-    layer: MoELayer,
-    x: Tensor,
-    *,
-    factor: float,
-    group_images: int,
-    tolerance: float,
-    call: MoECall | None = None,
-) -> Reference:
-    """Outputs, loss, counts and all gradients of the layer and of the loops."""
-    y, stats = layer(x, keys_of(len(x)), call)
-    top_k = layer.config.top_k if call is None or call.top_k is None else call.top_k
-    asked = Asked(factor=factor, group_images=group_images, top_k=top_k)
-    expected = reference(x, layer, keys_of(len(x)), asked)
-    torch.testing.assert_close(y, expected.y, rtol=tolerance, atol=tolerance)
-    wanted_loss = torch.as_tensor(expected.loss, dtype=stats.loss.dtype)
-    torch.testing.assert_close(stats.loss, wanted_loss, rtol=tolerance, atol=tolerance)
-    assert stats.load.tolist() == expected.load
-    assert stats.dropped.item() == expected.dropped
-    inputs = [x, *layer.parameters()]
-    names = ["x", *(name for name, _ in layer.named_parameters())]
-    got, wanted = gradients(y, stats.loss, inputs), gradients(expected.y, expected.loss, inputs)
-    for name, a, b in zip(names, got, wanted, strict=True):
-        torch.testing.assert_close(a, b, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
-    return expected
 
 
 def cases() -> list[dict[str, object]]:
@@ -326,8 +272,7 @@ def dropout_factors(top_k: int) -> Tensor:
         expert_dropout=0.5,
         routing_group_images=1,
     )
-    placement = ExpertParallel.on_one_rank(top_k)
-    layer = MoELayer(8, 8, config, placement, fc2_bias=False, sites=SiteCounter()).double()
+    layer = moe_layer(config, dim=8, hidden=8, fc2_bias=False).double()
     with torch.no_grad():
         layer.router.weight.zero_()
         layer.experts.fc1_weight.zero_()

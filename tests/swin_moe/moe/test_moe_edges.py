@@ -5,11 +5,11 @@ import math
 import pytest
 import torch
 
-from parallel.experts.placement import ExpertParallel
 from swin_moe.config import ModelError, MoEConfig
-from swin_moe.moe.layer import MoECall, MoELayer
-from swin_moe.random.keyed import SiteCounter, sample_keys
-from tests.swin_moe.moe.test_moe import (
+from swin_moe.moe.layer import MoECall
+from swin_moe.random.keyed import sample_keys
+from tests.models import moe_layer
+from tests.swin_moe.moe.layers import (
     DIM,
     EXPERTS,
     GROUP,
@@ -118,8 +118,7 @@ def test_fp32_at_the_widths_of_swin_moe(router: str) -> None:
         eval_capacity_factor=1.0,
         expert_dropout=0.0,
     )
-    placement = ExpertParallel.on_one_rank(8)
-    layer = MoELayer(384, 1536, config, placement, fc2_bias=False, sites=SiteCounter())
+    layer = moe_layer(config, dim=384, hidden=1536, fc2_bias=False)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in layer.parameters():

@@ -6,54 +6,29 @@ from pathlib import Path
 import pytest
 import torch
 
-from swin_moe import (
-    ModelConfig,
-    MoEConfig,
-    SwinTransformer,
-    WeightsError,
-    build_model,
-    load_weights,
-    save_weights,
-)
+from swin_moe import ModelConfig, SwinTransformer, WeightsError, build_model, load_weights, save_weights
 from swin_moe.heads.simmim import SimMIMConfig, build_simmim
+from tests.models import V2, add_noise, images_of, small_moe, small_swin
 
-DENSE = ModelConfig(
-    image_size=32,
-    embed_dim=16,
-    depths=(2, 2),
-    num_heads=(2, 4),
-    window_size=4,
-    num_classes=5,
-    drop_path_rate=0.0,
-)
+DENSE = small_swin(embed_dim=16, drop_path_rate=0.0)
 KINDS = {
     "swin": DENSE,
-    "v2": replace(DENSE, attention="cosine", position_bias="log_cpb", norm="post"),
+    "v2": replace(DENSE, **V2),
     "no fc2 bias": replace(DENSE, mlp_fc2_bias=False),
 }
-MOE = MoEConfig(
-    blocks=((1,), (0, 1)),
-    num_experts=4,
-    top_k=2,
-    normalize_gates=True,
-    capacity_factor=0.0,
-    routing_group_images=1,
+MOE = small_moe(
+    blocks=((1,), (0, 1)), top_k=2, normalize_gates=True, capacity_factor=0.0, routing_group_images=1
 )
 
 
 def filled(config: ModelConfig) -> SwinTransformer:
     """A model whose every tensor matters: biases and SwinV2's branch norms start at zero."""
-    model = build_model(config)
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
-    return model.eval()
+    return add_noise(build_model(config), 0.1).eval()
 
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    return images_of(DENSE, 3)
 
 
 @pytest.mark.parametrize("kind", KINDS)

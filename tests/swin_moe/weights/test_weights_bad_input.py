@@ -16,7 +16,7 @@ from torch import nn
 
 from swin_moe import ClassMap, WeightsError, build_model, load_weights, save_weights
 from swin_moe.backbone.model import SwinTransformer
-from tests.swin_moe.weights.test_weights_official import CONFIGS, SWIN, SWIN_V2, official, randomised, state
+from tests.swin_moe.weights.official_files import CONFIGS, SWIN, SWIN_V2, official, randomized, state
 
 
 class Evil:
@@ -42,7 +42,7 @@ def refused(path: Path, message: str) -> None:
 
 def saved(tmp_path: Path, **changes: torch.Tensor | None) -> Path:
     """An official file with some tensors replaced, added or, where None, left out."""
-    tensors = official(randomised(SWIN), "swin") | changes
+    tensors = official(randomized(SWIN), "swin") | changes
     path = tmp_path / "x.pth"
     torch.save({"model": {n: t for n, t in tensors.items() if t is not None}}, path)
     return path
@@ -54,7 +54,7 @@ def test_a_checkpoint_of_another_model(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_another_swin(tmp_path: Path) -> None:
-    torch.save({"model": official(randomised(SWIN_V2), "swinv2")}, tmp_path / "x.pth")
+    torch.save({"model": official(randomized(SWIN_V2), "swinv2")}, tmp_path / "x.pth")
     refused(
         tmp_path / "x.pth",
         r"6 tensors of the model are missing \(layers.0.blocks.0.attention.qkv.bias, .*"
@@ -80,7 +80,7 @@ def test_a_truncated_file(kind: str, share: float, tmp_path: Path) -> None:
     if kind == "safetensors":
         save_weights(build_model(SWIN), path, "native")
     else:
-        tensors = official(randomised(SWIN), "swin")
+        tensors = official(randomized(SWIN), "swin")
         torch.save({"model": tensors}, path, _use_new_zipfile_serialization=kind == "zip")
     path.write_bytes(path.read_bytes()[: int(path.stat().st_size * share)])
     refused(path, "damaged|refused|empty")  # the name of a function, cut short, is the name of another one
@@ -90,7 +90,7 @@ def test_a_truncated_file(kind: str, share: float, tmp_path: Path) -> None:
 @pytest.mark.parametrize("archive", [True, False])
 def test_code_in_a_pickle_is_not_run(archive: bool, where: str, tmp_path: Path) -> None:
     evil, path = Evil(tmp_path / "ran"), tmp_path / "x.pth"
-    content = {"model": official(randomised(SWIN), "swin")}
+    content = {"model": official(randomized(SWIN), "swin")}
     content = {"beside": content | {"config": evil}, "as a tensor": {"model": {"a": evil}}, "alone": evil}[
         where
     ]
@@ -121,7 +121,7 @@ def test_the_yacs_config_of_an_official_training_run_is_plain_data(
     monkeypatch.setitem(sys.modules, "yacs", types.ModuleType("yacs"))
     config = node(MODEL=node(NAME="swin"))
     config.__dict__["__immutable__"] = True
-    source, model = randomised(SWIN), build_model(SWIN)
+    source, model = randomized(SWIN), build_model(SWIN)
     torch.save({"model": official(source, "swin"), "config": config, "epoch": 1}, tmp_path / "x.pth")
     monkeypatch.delitem(sys.modules, "yacs.config")
     report = load_weights(model, tmp_path / "x.pth")
@@ -231,7 +231,7 @@ def test_paths_that_are_no_checkpoints(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_weights_that_are_not_finite(kind: str, tmp_path: Path) -> None:
-    model = randomised(CONFIGS[kind])
+    model = randomized(CONFIGS[kind])
     names = ["patch_embed.proj.weight", "layers.1.blocks.0.norm1.bias"]
     with torch.no_grad():
         model.get_parameter(names[0]).view(-1)[:2] = float("nan")
@@ -254,7 +254,7 @@ def test_weights_that_are_not_finite(kind: str, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_weights_that_are_not_finite_in_any_precision(dtype: torch.dtype, tmp_path: Path) -> None:
-    tensors = {name: tensor.to(dtype) for name, tensor in official(randomised(SWIN), "swin").items()}
+    tensors = {name: tensor.to(dtype) for name, tensor in official(randomized(SWIN), "swin").items()}
     path = tmp_path / "x.pth"
     torch.save(tensors, path)
     load_weights(build_model(SWIN), path)

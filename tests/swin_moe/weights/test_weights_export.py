@@ -13,7 +13,7 @@ from safetensors import safe_open
 from parallel.experts.placement import ExpertParallel
 from swin_moe import ModelConfig, SwinTransformer, WeightsError, build_model, load_weights, save_weights
 from swin_moe.weights.native import config_of
-from tests.swin_moe.weights.test_weights_official import (
+from tests.swin_moe.weights.official_files import (
     CONFIGS,
     SWIN,
     SWIN_MLP,
@@ -21,7 +21,7 @@ from tests.swin_moe.weights.test_weights_official import (
     SWIN_V2,
     assert_same,
     official,
-    randomised,
+    randomized,
     state,
 )
 
@@ -46,7 +46,7 @@ def test_there_and_back(config: ModelConfig, form: str, name: str, tmp_path: Pat
     if form == "hf":
         config = replace(config, image_size=32, window_size=4)
         config = replace(config, depths=(2, 2))
-    source, model = randomised(config), build_model(config)
+    source, model = randomized(config), build_model(config)
     written = save_weights(source, tmp_path / name, form)
     report = load_weights(model, written)
     assert_same(model, source)
@@ -63,7 +63,7 @@ def test_there_and_back(config: ModelConfig, form: str, name: str, tmp_path: Pat
 @pytest.mark.parametrize("kind", CONFIGS)
 def test_official_files_have_the_official_names_and_values(kind: str, tmp_path: Path) -> None:
     """By the table written by hand; the masks, which depend on the image alone, are left out."""
-    source = randomised(CONFIGS[kind])
+    source = randomized(CONFIGS[kind])
     save_weights(source, tmp_path / "x.pth", "official")
     written = torch.load(tmp_path / "x.pth", weights_only=True)["model"]
     expected = official(source, kind)
@@ -77,7 +77,7 @@ def test_official_files_have_the_official_names_and_values(kind: str, tmp_path: 
 
 
 def test_timm_files_merge_at_the_start_of_a_stage(tmp_path: Path) -> None:
-    source = randomised(SWIN)
+    source = randomized(SWIN)
     save_weights(source, tmp_path / "x.pth", "timm")
     written = torch.load(tmp_path / "x.pth", weights_only=True)
     assert torch.equal(
@@ -88,7 +88,7 @@ def test_timm_files_merge_at_the_start_of_a_stage(tmp_path: Path) -> None:
 
 
 def test_native_files_have_a_tensor_an_expert_and_the_config(tmp_path: Path) -> None:
-    source = randomised(SWIN_MOE)
+    source = randomized(SWIN_MOE)
     save_weights(source, tmp_path / "x.safetensors", "native")
     with safe_open(tmp_path / "x.safetensors", "pt") as file:
         tensor = file.get_tensor("layers.1.blocks.0.mlp.experts.3.fc1_weight")

@@ -14,14 +14,7 @@ import torch
 from torch import nn
 
 from swin_moe import ModelConfig, WeightsError, build_model, load_weights, save_weights
-from tests.swin_moe.weights.test_weights_official import (
-    SWIN,
-    SWIN_MLP,
-    SWIN_MOE,
-    SWIN_V2,
-    assert_same,
-    randomised,
-)
+from tests.swin_moe.weights.official_files import SWIN, SWIN_MLP, SWIN_MOE, SWIN_V2, assert_same, randomized
 
 transformers = pytest.importorskip("transformers", reason="pip install transformers")
 
@@ -102,7 +95,7 @@ def test_a_body_without_classifier(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("config", [V1, V2], ids=["swin", "swinv2"])
 def test_our_folder_in_theirs_and_back(config: ModelConfig, parts: str, tmp_path: Path) -> None:
     """And saved by them, in several files with an index too, it is ours again bit by bit."""
-    source = randomised(config)
+    source = randomized(config)
     save_weights(source, tmp_path / "ours", "hf")
     kind = (
         transformers.SwinForImageClassification if config is V1 else transformers.Swinv2ForImageClassification
@@ -125,7 +118,7 @@ def test_our_folder_in_theirs_and_back(config: ModelConfig, parts: str, tmp_path
 
 def test_their_pretrained_windows_are_taken_from_their_config(tmp_path: Path) -> None:
     config = replace(V2, pretrained_window_sizes=(3, 2))
-    save_weights(randomised(config), tmp_path / "hf", "hf")
+    save_weights(randomized(config), tmp_path / "hf", "hf")
     with pytest.raises(WeightsError, match=r"pretrained_window_sizes=\[3, 2\] \(got None\)"):
         load_weights(build_model(V2), tmp_path / "hf")
     load_weights(build_model(config), tmp_path / "hf")
@@ -133,7 +126,7 @@ def test_their_pretrained_windows_are_taken_from_their_config(tmp_path: Path) ->
     images = torch.randn(1, 3, 32, 32)
     model = transformers.Swinv2ForImageClassification.from_pretrained(tmp_path / "hf").eval()
     with torch.no_grad():
-        expected = randomised(config)(images).logits
+        expected = randomized(config)(images).logits
         torch.testing.assert_close(model(images).logits, expected, rtol=1e-5, atol=1e-5)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from parallel.experts.placement import ExpertParallel
 from swin_moe import SwinTransformer, WeightsError, build_model, load_weights
-from tests.swin_moe.weights.test_weights_official import SWIN_MOE, assert_same, official, randomised, state
+from tests.swin_moe.weights.official_files import SWIN_MOE, assert_same, official, randomized, state
 
 RANKS = 4
 WITH_BIAS = replace(SWIN_MOE, mlp_fc2_bias=True)  # Tutel's tensors are the same, and their values not zero
@@ -17,7 +17,7 @@ WITH_BIAS = replace(SWIN_MOE, mlp_fc2_bias=True)  # Tutel's tensors are the same
 
 def with_experts(num_experts: int, *, fc2_bias: bool) -> SwinTransformer:
     moe = replace(SWIN_MOE.moe, num_experts=num_experts)
-    return randomised(replace(SWIN_MOE, moe=moe, mlp_fc2_bias=fc2_bias))
+    return randomized(replace(SWIN_MOE, moe=moe, mlp_fc2_bias=fc2_bias))
 
 
 def whole(model: SwinTransformer) -> dict[str, Tensor]:
@@ -99,7 +99,7 @@ def test_four_ranks_into_one_and_into_two(
 def test_slices_of_a_bias_that_ranks_do_not_divide(tmp_path: Path) -> None:
     """3 ranks with a third of one expert each: C is 8 and 16, so a rank's part of the fc2 bias is 3 and 6."""
     moe = replace(SWIN_MOE.moe, num_experts=1)
-    source = randomised(replace(WITH_BIAS, moe=moe))
+    source = randomized(replace(WITH_BIAS, moe=moe))
     tensors = whole(source)
     for rank in range(3):
         part = dict(tensors)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from swin_moe import WeightsError, build_model, load_weights
 from swin_moe.weights.names import without_prefixes
-from tests.swin_moe.weights.test_weights_official import SWIN, assert_same, official, randomised, state
+from tests.swin_moe.weights.official_files import SWIN, assert_same, official, randomized, state
 
 PREFIXES = (
     "module.",
@@ -27,7 +27,7 @@ PREFIXES = (
 
 
 def weights(seed: int = 1) -> dict[str, Tensor]:
-    return official(randomised(SWIN, seed), "swin")
+    return official(randomized(SWIN, seed), "swin")
 
 
 def under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -46,7 +46,7 @@ def test_a_prefix_is_removed_and_said(prefix: str, wrapper: str | None, tmp_path
     path = saved(tmp_path / "x.pth", {wrapper: content, "epoch": 1} if wrapper else content)
     model = build_model(SWIN)
     report = load_weights(model, path)
-    assert_same(model, randomised(SWIN))
+    assert_same(model, randomized(SWIN))
     rest = prefix.replace("_orig_mod.", "")
     assert report.notices == ([f"the prefix {rest} of the names was removed"] if rest else [])
 
@@ -55,7 +55,7 @@ def test_a_prefix_in_a_safetensors_file(tmp_path: Path) -> None:
     save_file({name: tensor.clone() for name, tensor in under("model.", weights()).items()}, tmp_path / "x")
     model = build_model(SWIN)
     assert "the prefix model. of the names was removed" in str(load_weights(model, tmp_path / "x"))
-    assert_same(model, randomised(SWIN))
+    assert_same(model, randomized(SWIN))
 
 
 def test_parts_that_were_compiled_one_by_one(tmp_path: Path) -> None:
@@ -64,7 +64,7 @@ def test_parts_that_were_compiled_one_by_one(tmp_path: Path) -> None:
     }
     model = build_model(SWIN)
     load_weights(model, saved(tmp_path / "x.pth", tensors))
-    assert_same(model, randomised(SWIN))
+    assert_same(model, randomized(SWIN))
 
 
 def test_what_stands_beside_a_backbone_is_left_out_by_name(tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_what_stands_beside_a_backbone_is_left_out_by_name(tmp_path: Path) -> No
         load_weights(build_model(SWIN), path)
     model = build_model(SWIN)
     report = load_weights(model, path, head="replace")
-    assert torch.equal(model.norm.weight, randomised(SWIN).norm.weight)
+    assert torch.equal(model.norm.weight, randomized(SWIN).norm.weight)
     assert {name: report.dropped[name] for name in others} == dict.fromkeys(others, "outside of backbone.*")
 
 
@@ -87,7 +87,7 @@ def test_a_classifier_beside_a_backbone_stays(classifier: str, tmp_path: Path) -
     }
     model = build_model(SWIN)
     load_weights(model, saved(tmp_path / "x.pth", tensors))
-    assert_same(model, randomised(SWIN))
+    assert_same(model, randomized(SWIN))
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "model._orig_mod."])
@@ -135,8 +135,8 @@ def test_of_a_model_and_its_average_it_is_said_which_was_taken(
     taken = f"{said}{model} was taken; for the moving average: convert --ema"
     assert taken in load_weights(first, path).notices
     assert f"{said}{average} was taken" in load_weights(second, path, ema=True).notices
-    assert_same(first, randomised(SWIN, 1))
-    assert_same(second, randomised(SWIN, 2))
+    assert_same(first, randomized(SWIN, 1))
+    assert_same(second, randomized(SWIN, 2))
 
 
 def test_an_average_alone(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_an_average_alone(tmp_path: Path) -> None:
         assert report.notices == [
             "the weights are the moving average state_dict_ema: the file holds no others"
         ]
-        assert_same(model, randomised(SWIN, 2))
+        assert_same(model, randomized(SWIN, 2))
 
 
 @pytest.mark.parametrize(("plain", "average"), [("model.", "model_ema."), ("", "ema.")])
@@ -156,7 +156,7 @@ def test_both_in_one_state_dict(plain: str, average: str, tmp_path: Path) -> Non
     for ema, seed in ((False, 1), (True, 2)):
         model = build_model(SWIN)
         report = load_weights(model, path, ema=ema)
-        assert_same(model, randomised(SWIN, seed))
+        assert_same(model, randomized(SWIN, seed))
         other = (average if seed == 1 else plain) + "norm.weight"
         assert other in report.dropped
 
@@ -174,4 +174,4 @@ def test_a_configuration_named_model_is_no_model(tmp_path: Path) -> None:
     path = saved(tmp_path / "x.pth", {"model": {"name": "swin"}, "state_dict": weights()})
     model = build_model(SWIN)
     load_weights(model, path)
-    assert_same(model, randomised(SWIN))
+    assert_same(model, randomized(SWIN))

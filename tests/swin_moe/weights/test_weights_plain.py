@@ -22,7 +22,7 @@ import torch
 
 from swin_moe import WeightsError, build_model, load_weights
 from swin_moe.weights.files import read_file
-from tests.swin_moe.weights.test_weights_official import SWIN, assert_same, official, randomised
+from tests.swin_moe.weights.official_files import SWIN, assert_same, official, randomized
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, 6, tzinfo=datetime.UTC)
 UUID = uuid.UUID(int=7)
@@ -84,7 +84,7 @@ ARRAYS = {
 
 
 def written(path: Path, legacy: bool, /, **beside: Any) -> Path:
-    content = {"model": official(randomised(SWIN), "swin"), **beside}
+    content = {"model": official(randomized(SWIN), "swin"), **beside}
     torch.save(content, path, _use_new_zipfile_serialization=not legacy)
     return path
 
@@ -99,7 +99,7 @@ def test_plain_data_is_read_as_it_was(legacy: bool, tmp_path: Path) -> None:
             assert (type(value), value) == (type(expected), expected) or value == expected, name
     model = build_model(SWIN)
     report = load_weights(model, path)
-    assert_same(model, randomised(SWIN))
+    assert_same(model, randomized(SWIN))
     assert set(report.beside) == {*saved, "all"}
 
 
@@ -176,7 +176,7 @@ DANGEROUS: dict[str, tuple[Any, str]] = {
     "loader of NumPy": (Calls(np.load, "x"), "numpy.load"),
     "generator of NumPy": (np.random.RandomState(1), "numpy.random._pickle.__randomstate_ctor"),
     "module": (torch.nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
-    "class": (Calls, "tests.swin_moe.weights.test_weights_plain.Calls"),
+    "class": (Calls, "tests.swin_moe.test_weights_plain.Calls"),
 }
 
 
@@ -187,7 +187,7 @@ def test_anything_else_is_refused_by_name(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     value, name = DANGEROUS[kind]
-    content: dict[str, Any] = {"model": official(randomised(SWIN), "swin"), "beside": value}
+    content: dict[str, Any] = {"model": official(randomized(SWIN), "swin"), "beside": value}
     try:
         torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=not legacy)
     except TypeError:  # a module cannot be pickled

@@ -18,12 +18,13 @@ from torch import Tensor, nn
 
 from parallel.experts.placement import ExpertParallel
 from parallel.ranks.mesh import ParallelDims, build_mesh
-from swin_moe import ModelConfig, MoEConfig, SwinTransformer, build_model
+from swin_moe import MoEConfig, SwinTransformer, build_model
 from swin_moe.config import ModelError
 from swin_moe.moe.backends.tutel import INSTALL
 from swin_moe.moe.layer import MoECall, MoELayer, MoEStats
-from swin_moe.random.keyed import SiteCounter, fork, normal, sample_keys
+from swin_moe.random.keyed import fork, normal, sample_keys
 from tests.distributed import run_on_ranks
+from tests.models import images_of, moe_layer, randn, small_moe, small_swin
 
 IMAGES, LENGTH, DIM, HIDDEN, EXPERTS = 4, 36, 32, 48, 6
 TOLERANCE = 1e-5
@@ -44,10 +45,9 @@ def make_layer(placement: ExpertParallel | None = None, **options: Any) -> MoELa
     """Swin-MoE's options, all images in one routing group; weights that route decisively and unevenly."""
     common = {"num_experts": EXPERTS, "routing_group_images": IMAGES, "expert_dropout": 0.0}
     config = MoEConfig(blocks=(), **(common | {"eval_capacity_factor": 1.25} | options))
-    placement = placement or ExpertParallel.on_one_rank(config.num_experts)
-    layer = MoELayer(DIM, HIDDEN, config, placement, fc2_bias=True, sites=SiteCounter())
+    layer = moe_layer(config, dim=DIM, hidden=HIDDEN, placement=placement)
     generator = torch.Generator().manual_seed(5)
-    experts = list(placement.local_experts)
+    experts = list(layer.placement.local_experts)
     with torch.no_grad():
         for name, parameter in layer.named_parameters():
             shape = parameter.shape
@@ -59,8 +59,7 @@ def make_layer(placement: ExpertParallel | None = None, **options: Any) -> MoELa
 
 
 def make_images(seed: int = 7, images: int = IMAGES) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randn(images, LENGTH, DIM, generator=generator).requires_grad_()
+    return randn(images, LENGTH, DIM, seed=seed).requires_grad_()
 
 
 def keys_of(images: int = IMAGES) -> Tensor:
@@ -150,7 +149,7 @@ def run(layer: nn.Module, x: Tensor, keys: Tensor, call: MoECall | None = None) 
     layer.zero_grad()
     x.grad = None
     y, stats = layer(x, keys, call)
-    cotangent = torch.randn(y.shape, generator=torch.Generator().manual_seed(3))
+    cotangent = randn(*y.shape, seed=3)
     ((y * cotangent).sum() + 30.0 * stats.loss).backward()
     own = {name: p.grad for name, p in layer.named_parameters() if p.grad is not None}
     gradients = layer.gradients() if isinstance(layer, Genuine) else own
@@ -218,28 +217,23 @@ def test_evaluation_equals_tutels() -> None:
 
 def swin_moe(**options: Any) -> SwinTransformer:
     """Two stages with an MoE each, drop path and dropout on, and weights large enough to matter."""
-    moe: dict[str, Any] = {"blocks": ((1,), (1,)), "num_experts": 4, "routing_group_images": IMAGES}
-    moe |= {"expert_dropout": 0.0, "compat": "tutel"} | options
-    config = ModelConfig(
-        image_size=32,
+    moe: dict[str, Any] = {"blocks": ((1,), (1,)), "routing_group_images": IMAGES, "expert_dropout": 0.0}
+    config = small_swin(
         num_classes=7,
         embed_dim=16,
-        depths=(2, 2),
-        num_heads=(2, 4),
-        window_size=4,
         position_bias="log_cpb",
         mlp_fc2_bias=False,
         drop_path_rate=0.2,
         drop_rate=0.1,
         init_std=0.2,
-        moe=MoEConfig(**moe),
+        moe=small_moe(**moe, compat="tutel", **options),
     )
     return build_model(config, seed=3)
 
 
 def model_step(model: SwinTransformer) -> Gradients:
     """Logits, loss and every gradient by our names."""
-    images = torch.randn(IMAGES, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    images = images_of(model.config, IMAGES)
     output = model.train()(images, keys_of())
     loss = F.cross_entropy(output.logits, torch.arange(IMAGES)) + sum(s.loss for s in output.moe.values())
     assert any(stats.dropped > 0 for stats in output.moe.values())
