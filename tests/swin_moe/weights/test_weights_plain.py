@@ -176,7 +176,7 @@ DANGEROUS: dict[str, tuple[Any, str]] = {
     "loader of NumPy": (Calls(np.load, "x"), "numpy.load"),
     "generator of NumPy": (np.random.RandomState(1), "numpy.random._pickle.__randomstate_ctor"),
     "module": (torch.nn.Linear(1, 1), "torch.nn.modules.linear.Linear"),
-    "class": (Calls, "tests.swin_moe.test_weights_plain.Calls"),
+    "class": (Calls, "tests.swin_moe.weights.test_weights_plain.Calls"),
 }
 
 
