@@ -1,15 +1,21 @@
-"""What the documentation and docstrings name is there."""
+"""The files, links and names in the documentation and in docstrings exist."""
 
+import ast
 import re
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("launcher", "swin_moe", "parallel", "data_shards")
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+READMES = [ROOT / package / "README.md" for package in PACKAGES]
 FOLDERS = "launcher|swin_moe|parallel|data_shards|tests|benchmarks|slurm|configs"
 PLACEHOLDERS = ("CONFIG.", "x.")  # stand for any name
+LINK = re.compile(r"\[((?:[^\]`]|`[^`]*`)*)\]\(([^)\s]*)\)")  # text, target
+LINE_NUMBER = re.compile(r"\.(?:py|c):\d+")
 PATH = re.compile(rf"(?<![\w/.-])(?:{FOLDERS})/[\w/-]+\.(?:py|yaml|sh|c|sbatch)\b")
 
 
@@ -56,3 +62,76 @@ def test_modules_in_the_readme_of_a_package_exist(package: str) -> None:
     paths = {f"/{file.relative_to(ROOT)}" for file in files}
     assert names
     assert [name for name in names if not any(path.endswith(f"/{name}") for path in paths)] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, *READMES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_of_a_page_resolve(page: Path) -> None:
+    assert [target for _, target in links(page) if not resolves(page, target)] == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, *READMES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_a_page_has_no_line_numbers(page: Path) -> None:
+    """Line numbers of source files become wrong with the next edit."""
+    assert LINE_NUMBER.findall(page.read_text()) == []
+
+
+@pytest.mark.parametrize("page", [*PAGES, *READMES], ids=lambda page: str(page.relative_to(ROOT)))
+def test_names_that_link_to_a_source_file_are_defined_there(page: Path) -> None:
+    """[`Name.method`](../package/module.py) is a class, function, method or constant of that module."""
+    named = [(text, target) for text, target in links(page) if target.endswith(".py")]
+    code = [(re.sub(r"[`()]", "", text), (page.parent / target).resolve()) for text, target in named]
+    assert [
+        name for name, file in code if "/" not in name and ".py" not in name and not defines(file, name)
+    ] == []
+
+
+def test_names_are_looked_up_in_their_module() -> None:
+    assert defines(Path(__file__), "test_names_are_looked_up_in_their_module")
+    assert defines(Path(__file__), "PAGES")
+    assert not defines(Path(__file__), "PAGES.nothing")
+
+
+def links(page: Path) -> list[tuple[str, str]]:
+    """The links and pictures of a page outside of code blocks: (text, target)."""
+    text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^ {4}(?! *[-|]).*$", "", text, flags=re.MULTILINE)
+    return [link for link in LINK.findall(text) if not link[1].startswith("http")]
+
+
+def resolves(page: Path, target: str) -> bool:
+    """Whether a file exists, and a heading in it where the target names one."""
+    path, _, anchor = target.partition("#")
+    file = (page.parent / path).resolve() if path else page
+    return file.exists() and (not anchor or anchor in headings(file))
+
+
+@cache
+def headings(page: Path) -> list[str]:
+    """The anchors that GitHub makes from the headings of a page."""
+    titles = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles]
+
+
+def defines(file: Path, name: str) -> bool:
+    """Whether a module defines a dotted name: a class, a function, a method, a constant or a field."""
+    body: list[ast.stmt] = list(parsed(file).body)
+    for part in name.split("."):
+        matches = [node for node in body if part in names_of(node)]
+        if not matches:
+            return False
+        body = [child for node in matches for child in getattr(node, "body", [])]
+    return True
+
+
+@cache
+def parsed(file: Path) -> ast.Module:
+    """The syntax tree of a module."""
+    return ast.parse(file.read_text())
+
+
+def names_of(node: ast.stmt) -> list[str]:
+    """The names that a statement defines."""
+    if isinstance(node, ast.ClassDef | ast.FunctionDef):
+        return [node.name]
+    targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+    return [target.id for target in targets if isinstance(target, ast.Name)]
