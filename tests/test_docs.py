@@ -5,8 +5,12 @@ import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+
+from launcher.tasks.tasks import TASKS
+from swin_moe.moe.routers.registry import ROUTERS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("launcher", "swin_moe", "parallel", "data_shards")
@@ -78,17 +82,28 @@ def test_a_page_has_no_line_numbers(page: Path) -> None:
 @pytest.mark.parametrize("page", [*PAGES, *READMES], ids=lambda page: str(page.relative_to(ROOT)))
 def test_names_that_link_to_a_source_file_are_defined_there(page: Path) -> None:
     """[`Name.method`](../package/module.py) is a class, function, method or constant of that module."""
-    named = [(text, target) for text, target in links(page) if target.endswith(".py")]
-    code = [(re.sub(r"[`()]", "", text), (page.parent / target).resolve()) for text, target in named]
-    assert [
-        name for name, file in code if "/" not in name and ".py" not in name and not defines(file, name)
-    ] == []
+    names = [(text, target) for text, target in links(page) if re.fullmatch(r"`[\w.]+`", text)]
+    modules = [(text.strip("`"), page.parent / target) for text, target in names if target.endswith(".py")]
+    unknown = [name for name, file in modules if not name.endswith(".py") and not defines(file, name)]
+    assert unknown == []
 
 
 def test_names_are_looked_up_in_their_module() -> None:
     assert defines(Path(__file__), "test_names_are_looked_up_in_their_module")
     assert defines(Path(__file__), "PAGES")
     assert not defines(Path(__file__), "PAGES.nothing")
+
+
+EXAMPLES = re.findall(
+    r"^```python\n(.*?)^```$", (ROOT / "docs/extending.md").read_text(), re.MULTILINE | re.DOTALL
+)
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
+def test_examples_of_extending_run(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with patch.dict(ROUTERS), patch.dict(TASKS):  # an example may add an entry
+        exec(compile(example, "an example of extending.md", "exec"), {"__name__": "example"})
 
 
 def links(page: Path) -> list[tuple[str, str]]:
