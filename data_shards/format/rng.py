@@ -1,15 +1,10 @@
-"""Counter-based random numbers: every draw is a pure function of named integers, never of a generator's past.
-
-SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014, figure 16)
-is written out here because NumPy promises no stable stream across its versions and a resumed run needs one.
-"""
+"""Counter-based random numbers: every draw is a pure function of named integers and has no state."""
 
 from enum import IntEnum
 
 import numpy as np
 
-GAMMA = 0x9E3779B97F4A7C15
-MASK = 2**64 - 1
+from parallel.counter_rng import GAMMA, MASK, mix64_array, splitmix64
 
 
 class Purpose(IntEnum):
@@ -29,14 +24,6 @@ class Purpose(IntEnum):
     SHOTS = 12
 
 
-def splitmix64(state: int) -> int:
-    """The output of SplitMix64 that follows `state`, an unsigned 64-bit integer."""
-    z = (state + GAMMA) & MASK
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & MASK
-    return z ^ (z >> 31)
-
-
 def fold(*words: int) -> int:
     """One 64-bit key out of several integers; their order matters."""
     key = 0
@@ -52,10 +39,7 @@ def uniform(key: int, counter: int) -> float:
 
 def hashes(key: int, count: int) -> np.ndarray:
     """The first `count` 64-bit draws of `key`: (count,) uint64, as `splitmix64` gives one by one."""
-    z = np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GAMMA) + np.uint64(key)
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    return mix64_array(np.arange(1, count + 1, dtype=np.uint64) * np.uint64(GAMMA) + np.uint64(key))
 
 
 def permutation(count: int, *words: int) -> np.ndarray:

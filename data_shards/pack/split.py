@@ -15,6 +15,7 @@ from data_shards.format.rng import fold
 from data_shards.format.samples import Source
 from data_shards.pack.sources.packed import packed_samples
 from data_shards.pack.write import pack
+from parallel.counter_rng import mix64_array
 
 SPLIT_KEY = int.from_bytes(b"split")
 
@@ -34,11 +35,8 @@ def chosen(labels: np.ndarray, checksums: np.ndarray, val_per_class: int, seed: 
 
 
 def _draws(checksums: np.ndarray, seed: int) -> np.ndarray:
-    """(N,) uint64: SplitMix64's finalizer over checksum and seed."""
-    z = checksums ^ np.uint64(fold(SPLIT_KEY, seed))
-    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    """(N,) uint64: the mix of checksum and seed."""
+    return mix64_array(checksums ^ np.uint64(fold(SPLIT_KEY, seed)))
 
 
 def carve(

@@ -1,4 +1,4 @@
-"""The two hashes behind all keyed draws: in torch's operators, and as one kernel each on a GPU.
+"""The hashes behind all keyed draws: in torch's operators, and as one kernel each on a GPU.
 
 int64 and int32 products wrap on every device alike, so both ways give the same bits. On a GPU a hash is an
 operator of its own (`torch.ops.swin_moe`), which fake and meta tensors know too; it runs a Triton kernel
@@ -12,13 +12,12 @@ import importlib.util
 import torch
 from torch import Tensor
 
+from parallel.counter_rng import mix64_tensor, shift_right
 from swin_moe import gpu
-
-GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15, the increment of splitmix64 (Steele et al. 2014)
 
 
 def mix(z: Tensor) -> Tensor:
-    """The finaliser of splitmix64 on int64, elementwise."""
+    """`mix64_tensor` of parallel/counter_rng.py: int64 of any shape."""
     return torch.ops.swin_moe.mix(z) if _as_kernel(z) else _mix(z)
 
 
@@ -45,12 +44,6 @@ def sink(x: Tensor, keys: Tensor, bound: int, start: int) -> None:
         _sink(piece, k, bound, start)
 
 
-def shift(z: Tensor, bits: int) -> Tensor:
-    """Logical right shift: torch's >> on signed integers is arithmetic."""
-    width = 32 if z.dtype == torch.int32 else 64
-    return (z >> bits).bitwise_and_((1 << (width - bits)) - 1)
-
-
 def lowest(dtype: torch.dtype) -> float:
     """What `sink` adds: half of the lowest number of a dtype."""
     return torch.finfo(dtype).min / 2
@@ -62,21 +55,19 @@ def _as_kernel(x: Tensor) -> bool:
 
 
 def _mix(z: Tensor) -> Tensor:
-    z = (z ^ shift(z, 30)) * -4658895280553007687  # 0xBF58476D1CE4E5B9
-    z = (z ^ shift(z, 27)) * -7723592293110705685  # 0x94D049BB133111EB
-    return z ^ shift(z, 31)
+    return mix64_tensor(z)
 
 
 def _words(keys: Tensor, n: int, start: int) -> Tensor:
-    low, high = keys.to(torch.int32), shift(keys, 32).to(torch.int32)  # .to keeps the low 32 bits
+    low, high = keys.to(torch.int32), shift_right(keys, 32).to(torch.int32)  # .to keeps the low 32 bits
     column = torch.arange(start, start + n, device=keys.device, dtype=torch.int32)
     h = column * -1640531527 + low[:, None]  # (N, n)
-    h ^= shift(h, 16)
+    h ^= shift_right(h, 16)
     h *= -2048144789
     h ^= high[:, None]
-    h ^= shift(h, 13)
+    h ^= shift_right(h, 13)
     h *= -1028477387
-    h ^= shift(h, 16)
+    h ^= shift_right(h, 16)
     return h
 
 

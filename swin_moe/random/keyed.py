@@ -15,8 +15,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from parallel.counter_rng import GAMMA, SIGNED_GAMMA, shift_right, signed
 from swin_moe import gpu
-from swin_moe.random.hashing import GOLDEN, mix, shift, sink, words
+from swin_moe.random.hashing import mix, sink, words
 
 
 def sample_keys(seed: int, positions: Tensor) -> Tensor:
@@ -29,27 +30,27 @@ def sample_keys(seed: int, positions: Tensor) -> Tensor:
     Returns:
         (B,) int64.
     """
-    return mix(mix(torch.full_like(positions, seed) + GOLDEN) + positions * GOLDEN)
+    return mix(mix(torch.full_like(positions, seed) + SIGNED_GAMMA) + positions * SIGNED_GAMMA)
 
 
 def fork(keys: Tensor, number: int | Tensor) -> Tensor:
     """Keys of a sub-stream: of a site (an int) or of each token of a sample (a tensor that broadcasts)."""
-    return mix(keys + (_offset(number) if isinstance(number, int) else (number + 1) * GOLDEN))
+    return mix(keys + (_offset(number) if isinstance(number, int) else (number + 1) * SIGNED_GAMMA))
 
 
 def _offset(number: int) -> int:
     """What `fork` adds to the keys: Python's integers do not wrap by themselves."""
-    return ((number + 1) * GOLDEN + 2**63) % 2**64 - 2**63
+    return signed((number + 1) * GAMMA)
 
 
 def fork_all(keys: Tensor, n: int) -> Tensor:
     """Keys of the sub-streams 0 .. n - 1 of each key: (N,) -> (N, n)."""
-    return mix(keys[:, None] + torch.arange(1, n + 1, device=keys.device) * GOLDEN)
+    return mix(keys[:, None] + torch.arange(1, n + 1, device=keys.device) * SIGNED_GAMMA)
 
 
 def uniform(keys: Tensor, n: int) -> Tensor:
     """Uniform draws in (0, 1), both ends excluded: (N,) keys -> (N, n) float32 of 23 bits."""
-    bits = shift(fork_all(keys, n), 41)
+    bits = shift_right(fork_all(keys, n), 41)
     return (bits.float() + 0.5) * 2.0**-23
 
 
@@ -156,7 +157,7 @@ def branch_scales(drop_paths: Sequence[DropPath], keys: Tensor, dtype: torch.dty
     if not any(drop_path.training and drop_path.rate > 0.0 for drop_path in drop_paths):
         return None
     offset, lowest, share = torch.stack([x.constants for x in drop_paths]).t()[..., None].unbind(0)  # (D, 1)
-    bits = shift(mix(mix(keys + offset) + GOLDEN), 41)  # (D, B)
+    bits = shift_right(mix(mix(keys + offset) + SIGNED_GAMMA), 41)  # (D, B)
     wide = torch.promote_types(dtype, torch.float32)
     return ((bits >= lowest).to(wide) / share.contiguous().view(torch.float64).to(wide)).to(dtype)
 

@@ -10,13 +10,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from parallel.counter_rng import SIGNED_FIRST, SIGNED_SECOND
 from swin_moe.random.hashing import lowest
 
 BLOCK = 1024  # elements of a program
+FIRST, SECOND = tl.constexpr(SIGNED_FIRST), tl.constexpr(SIGNED_SECOND)
 
 
 def mix(z: Tensor) -> Tensor:
-    """The finaliser of splitmix64 on int64, elementwise."""
+    """`mix64_tensor` of parallel/counter_rng.py: int64 of any shape."""
     z = z.contiguous()
     out = torch.empty_like(z)
     if z.numel():
@@ -60,8 +62,8 @@ def _shift(z, bits: tl.constexpr):  # type: ignore[no-untyped-def]
 def _mix_kernel(z_ptr, out_ptr, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     z = tl.load(z_ptr + at, mask=at < size, other=0)
-    z = (z ^ _shift(z, 30)) * -4658895280553007687
-    z = (z ^ _shift(z, 27)) * -7723592293110705685
+    z = (z ^ _shift(z, 30)) * FIRST
+    z = (z ^ _shift(z, 27)) * SECOND
     tl.store(out_ptr + at, z ^ _shift(z, 31), mask=at < size)
 
 

@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.format.rng import Purpose, fold, hashes, splitmix64
+from data_shards.format.rng import Purpose, fold, hashes
 from data_shards.format.samples import ArraySamples, Samples, Source
 from data_shards.pack.sources.fashion_mnist import find_files, read_idx
 from data_shards.pack.sources.folders import image_folder
 from data_shards.pack.sources.imagenet import imagenet22k, imagenet_zip
 from data_shards.pack.sources.packed import packed_source
+from parallel.counter_rng import splitmix64
 
 __all__ = ["SOURCES", "ArraySamples", "Samples", "Source", "fashion_mnist", "synthetic"]
 
