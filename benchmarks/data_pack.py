@@ -22,10 +22,10 @@ import numpy as np
 import simplejpeg
 import webdataset
 
-from data_shards.format.files import atomic_file, atomic_write
 from data_shards.format.tar import write_samples
 from data_shards.pack.sources.folders import image_folder
 from data_shards.pack.write import pack
+from parallel.durable import atomic_file, atomic_write
 
 MEAN_BYTES, IMAGES, SAMPLES = 97_500, 128, 4000  # as ImageNet's; enough pictures that none stays in a cache
 

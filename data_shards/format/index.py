@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.format.files import atomic_write
+from parallel.durable import atomic_write
 
 SCHEMA = 1
 MANIFEST_NAME = "manifest.json"

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.format.files import atomic_write, only_writer, write_errors
+from data_shards.format.files import only_writer, write_errors
 from data_shards.format.image_names import HIDDEN, Skipped, is_hidden
 from data_shards.format.index import MANIFEST_NAME, SCHEMA, Manifest, ShardEntry, Writer
 from data_shards.format.labels import Label
@@ -25,6 +25,7 @@ from data_shards.pack.shard import sha256_of
 from data_shards.pack.sources.file_samples import empty_classes
 from data_shards.pack.tar_scan import Scan, ScanJob, scan_tar
 from data_shards.pack.unusable_tars import left_out, no_samples, no_tars
+from parallel.durable import atomic_write
 
 MAX_CLASSES = 100_000  # beyond it the labels are captions
 SOURCE = "tars made by others, indexed"

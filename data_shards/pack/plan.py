@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.format.files import atomic_write
 from data_shards.format.index import (
     MANIFEST_NAME,
     SCHEMA,
@@ -27,6 +26,7 @@ from data_shards.format.rng import Purpose, permutation
 from data_shards.format.samples import Samples, Source
 from data_shards.format.tar import BLOCK, END_OF_ARCHIVE
 from data_shards.pack.reencode import Recipe
+from parallel.durable import atomic_write
 
 WRITER_VERSION = 1
 PLAN_NAME = "pack.json"

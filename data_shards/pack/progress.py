@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.errors import DataError
-from data_shards.format.files import atomic_write, sweep_temporaries
 from data_shards.format.index import MANIFEST_NAME, Manifest, ShardEntry, check_shards, read_json
 from data_shards.format.samples import BadSource
 from data_shards.pack.plan import PLAN_NAME
 from data_shards.pack.shard import ShardRecord
+from parallel.durable import atomic_write, sweep_temporaries
 
 BAD_NAME = "bad_sources.tsv"
 BAD_HEADER = "key\tsource\tlabel\treason\n"

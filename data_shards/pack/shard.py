@@ -14,11 +14,12 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.format.files import atomic_file, atomic_write, write_errors
+from data_shards.format.files import write_errors
 from data_shards.format.index import RECORD, ShardEntry
 from data_shards.format.samples import BadSource, BadSourceError, Samples
 from data_shards.format.tar import write_samples
 from data_shards.pack.reencode import Recipe, prepare
+from parallel.durable import atomic_file, atomic_write
 
 
 @dataclass(frozen=True, kw_only=True)

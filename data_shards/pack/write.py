@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.format.files import BusyError, only_writer, sweep_temporaries, write_errors
+from data_shards.format.files import BusyError, only_writer, write_errors
 from data_shards.format.index import MANIFEST_NAME, Manifest, read_json
 from data_shards.format.samples import BadSource, Samples, Source
 from data_shards.pack.mended import go_on
@@ -35,6 +35,7 @@ from data_shards.pack.progress import (
     write_bad,
 )
 from data_shards.pack.shard import ShardJob, ShardRecord, make_shard
+from parallel.durable import sweep_temporaries
 
 Progress = Callable[[int, int], None]  # samples done and in all, first with those that were there before
 

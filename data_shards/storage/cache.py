@@ -5,7 +5,6 @@ NAME is whole or absent. One that differs from the manifest's digest twice is ke
 sound samples are still sound, and each is checked by itself. Cap and locks: `data_shards.storage.eviction`.
 """
 
-import fcntl
 import hashlib
 import os
 import time
@@ -17,8 +16,9 @@ from pathlib import Path
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest, ShardEntry
 from data_shards.storage.base import LocalFile, PermanentError, Storage
-from data_shards.storage.eviction import NEVER, Room, is_at
+from data_shards.storage.eviction import NEVER, Room
 from data_shards.storage.retry import FIRST_S, LONGEST_S, Retries
+from parallel.durable import is_at, lock_file
 
 SLACK = 1 << 20  # bytes of the cap left for lock and announcement files
 Notice = Callable[[str, str], None]  # shard, what was seen
@@ -44,7 +44,7 @@ class CachedFile(LocalFile):
     def __init__(self, path: Path) -> None:
         super().__init__(path)
         self.damaged = path.suffix == ".damaged"
-        fcntl.flock(self.descriptor, fcntl.LOCK_SH)
+        lock_file(self.descriptor, shared=True)
         if os.fstat(self.descriptor).st_nlink == 0:  # evicted between opening and locking
             raise FileNotFoundError(path)
 
@@ -194,12 +194,8 @@ def _own(temporary: Path) -> int | None:
     """Open a temporary and take its lock, or None while another process or thread has it."""
     temporary.parent.mkdir(parents=True, exist_ok=True)
     handle = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if is_at(handle, temporary):  # otherwise it was renamed or removed before the lock was ours
-            return handle
-    except BlockingIOError:
-        pass
+    if lock_file(handle, wait=False) and is_at(handle, temporary):  # else it was renamed before that
+        return handle
     os.close(handle)
     return None
 

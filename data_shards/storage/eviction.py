@@ -8,7 +8,6 @@
 Locks die with their process, so a file whose lock can be taken has no owner left.
 """
 
-import fcntl
 import json
 import os
 import secrets
@@ -17,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_shards.errors import DataError
+from parallel.durable import is_at, lock_file
 
 NEVER = 1 << 62  # the next use of a shard that nobody has announced
 
@@ -47,7 +47,7 @@ class Room:
         """Hold the directory's lock; short, so nobody waits long."""
         handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX)
+            lock_file(handle)
             yield
         finally:
             os.close(handle)
@@ -66,7 +66,7 @@ class Room:
         with suppress(OSError), self.locked():
             if self._handle < 0:
                 self._handle = os.open(self._user, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-                fcntl.flock(self._handle, fcntl.LOCK_EX)
+                lock_file(self._handle)
             os.ftruncate(self._handle, 0)
             os.pwrite(self._handle, body, 0)
 
@@ -127,19 +127,9 @@ def remove_unheld(path: Path) -> bool:
     except FileNotFoundError:
         return True
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if is_at(handle, path):  # otherwise another file has this name by now
+        if lock_file(handle, wait=False) and is_at(handle, path):  # else another file has this name by now
             path.unlink(missing_ok=True)
             return True
         return False
-    except BlockingIOError:
-        return False
     finally:
         os.close(handle)
-
-
-def is_at(handle: int, path: Path) -> bool:
-    """Whether the open file is (still) the one called `path`."""
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(handle), path.stat())
-    return False

@@ -6,7 +6,6 @@ bytes are, and every reader finds that out for itself. So which sample stands at
 who found a bad one first, and a mended one is read again.
 """
 
-import fcntl
 import json
 import os
 import socket
@@ -22,6 +21,7 @@ from typing import Any
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
 from data_shards.stream.reader import SampleError
+from parallel.durable import lock_file
 
 LEAST, SHARE = 10, 1e-5  # more bad samples than max(LEAST, SHARE * N) abort the run
 WINDOW, WINDOW_MOST = 10_000, 10  # and so do more than 0.1 % of any 10,000 positions
@@ -140,7 +140,7 @@ class Quarantine:
             handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
             try:
                 with suppress(OSError):  # a file system without locks: appending whole lines must do
-                    fcntl.flock(handle, fcntl.LOCK_EX)
+                    lock_file(handle)
                 body = os.pread(handle, os.fstat(handle).st_size, 0)
                 self._take(body)
                 if sample and position is not None and self._first.get(sample, position + 1) <= position:

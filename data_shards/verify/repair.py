@@ -15,7 +15,7 @@ import numpy as np
 
 from data_shards.errors import DataError
 from data_shards.format.check import BadSample, Bytes, Sample, check_bodies, check_samples
-from data_shards.format.files import atomic_file, atomic_write, only_writer, write_errors
+from data_shards.format.files import only_writer, write_errors
 from data_shards.format.index import MANIFEST_NAME, Manifest, ShardEntry, read_index
 from data_shards.format.samples import BadSource, Source
 from data_shards.format.tar import write_samples
@@ -27,6 +27,7 @@ from data_shards.pack.shard import sha256_of, write_shard
 from data_shards.pack.tar_scan import ScanJob, scan_tar
 from data_shards.pack.write import Share
 from data_shards.verify.verify import verify
+from parallel.durable import atomic_file, atomic_write
 
 Progress = Callable[[int, int], None]
 

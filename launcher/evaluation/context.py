@@ -18,6 +18,7 @@ from launcher.rundir.directory import RunDirectory
 from launcher.tasks.tasks import Task, task_of
 from parallel.checkpoint.latest import Found, newest
 from parallel.checkpoint.load import load_weights, read_verified
+from parallel.durable import atomic_write
 from parallel.experts.names import EMA, MASTER
 from parallel.ranks.collectives import RanksError, agree
 from parallel.ranks.discover import Ranks
@@ -57,9 +58,8 @@ class Loaded:
         if self.mesh.is_first:
             of = {"checkpoint": self.found.path.name, "step": self.found.manifest["step"]}
             of["precision"] = self.config.train.precision
-            path = self.directory / f"{name}.json"
-            path.with_suffix(".tmp").write_text(json.dumps({**of, **record}, indent=1) + "\n")
-            path.with_suffix(".tmp").replace(path)  # a reader finds the old one or the new one
+            text = json.dumps({**of, **record}, indent=1) + "\n"
+            atomic_write(self.directory / f"{name}.json", text, sync="none")
 
     def write_csv(self, name: str, header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> None:
         """Write NAME.csv, on rank 0."""

@@ -13,6 +13,7 @@ from launcher.metrics.accumulator import LayerTotals
 from launcher.metrics.heat_map import heat_map
 from launcher.rundir.directory import RunDirectory
 from parallel.checkpoint.async_saver import Outcome
+from parallel.durable import atomic_write
 
 TROUBLE = (
     "bad_samples",
@@ -49,9 +50,7 @@ class MetricsLog:
 
     def __init__(self, run: RunDirectory, *, start_step: int, total_steps: int) -> None:
         kept = read_records(run.metrics, up_to_step=start_step) if start_step else []
-        fresh = run.metrics.with_suffix(".tmp")
-        fresh.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        fresh.replace(run.metrics)
+        atomic_write(run.metrics, "".join(json.dumps(record) + "\n" for record in kept), sync="none")
         self._file = run.metrics.open("a")
         self._board = SummaryWriter(str(run.tensorboard), purge_step=start_step + 1)
         self._earlier_s = kept[-1]["elapsed_s"] if kept else 0.0

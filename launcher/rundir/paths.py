@@ -1,9 +1,10 @@
 """Where the files of a run lie, and small JSON files that are there as a whole or not at all; no torch."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
+
+from parallel.durable import atomic_write
 
 
 class RunFiles:
@@ -33,13 +34,7 @@ def replace_json(path: Path, record: dict[str, Any]) -> None:
     Raises:
         OSError: it cannot be written; the old one stands.
     """
-    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    try:
-        fresh.write_text(json.dumps(record) + "\n")
-        os.replace(fresh, path)
-    except OSError:
-        fresh.unlink(missing_ok=True)
-        raise
+    atomic_write(path, json.dumps(record) + "\n", sync="none")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -6,7 +6,6 @@ process and its start time, Slurm job and how often that was requeued, and as th
 file, which its holder touches.
 """
 
-import fcntl
 import json
 import os
 import sys
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from launcher.rundir.squeue import squeue
+from parallel.durable import is_at, lock_file
 from parallel.ranks.identity import identity, is_gone, slurm_job
 
 TOUCH_S = 20.0
@@ -40,15 +40,15 @@ class Lease:
             LeaseError: a living process holds it; OSError: it cannot be written.
         """
         file = self.path.open("a+")
-        locked = _flock(file)
+        locked = lock_file(file, wait=False)
         owner = _read(file)
         if why := _dead(owner, self.path) if owner else None:
             sys.stderr.write(f"taking over {self.path} of {_name(owner)}: {why}\n")
         elif not locked or (owner and not _is_me(owner)):
             file.close()
             raise LeaseError(_name(owner))
-        if not locked or not _is_at(file, self.path):
-            if _is_at(file, self.path):  # the file system keeps a lock for a machine that is gone
+        if not locked or not is_at(file, self.path):
+            if is_at(file, self.path):  # the file system keeps a lock for a machine that is gone
                 os.replace(self.path, self.path.with_suffix(".stale"))
             file.close()
             return self.take()
@@ -69,19 +69,6 @@ class Lease:
     def _touch(self, descriptor: int) -> None:
         while not self._released.wait(TOUCH_S):
             os.utime(descriptor)
-
-
-def _flock(file: IO[str]) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _is_at(file: IO[str], path: Path) -> bool:
-    """Whether the open file still is the one at the path."""
-    return path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat())
 
 
 def _is_me(owner: dict[str, Any]) -> bool:

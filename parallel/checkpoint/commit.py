@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from parallel.durable import atomic_write, sweep_temporaries, sync_directory
+
 FORMAT = 2
 UNSEALED = 1  # the format before manifests had a checksum of their own; still read
 MANIFEST = "manifest.json"
@@ -52,6 +54,7 @@ def open_partial(partial: Path) -> None:
     """
     for stale in partial.parent.glob("step-*.tmp"):
         shutil.rmtree(stale)
+    sweep_temporaries(partial.parent, lambda name: name == POINTER)
     partial.mkdir(parents=True)
 
 
@@ -62,12 +65,12 @@ def describe(paths: list[Path]) -> dict[str, dict[str, Any]]:
 
 def commit(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
     """Manifest, rename, pointer: each durable before the next."""
-    _write_durably(partial / MANIFEST, json.dumps(sealed(manifest), indent=1))
+    atomic_write(partial / MANIFEST, json.dumps(sealed(manifest), indent=1), sync="directory")
     replaced = final.with_suffix(".replaced.tmp")
     if final.exists():  # the run went back before this step and came here again
         os.rename(final, replaced)
     os.rename(partial, final)
-    _sync_directory(final.parent)
+    sync_directory(final.parent)
     point_to(final)
     if replaced.exists():
         shutil.rmtree(replaced)
@@ -75,10 +78,7 @@ def commit(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
 
 def point_to(path: Path) -> None:
     """Make a committed checkpoint the one to go on from, durably."""
-    fresh = path.parent / f"{POINTER}.tmp"
-    _write_durably(fresh, path.name + "\n")
-    os.replace(fresh, path.parent / POINTER)
-    _sync_directory(path.parent)
+    atomic_write(path.parent / POINTER, path.name + "\n", sync="directory")
 
 
 def kept(steps: Iterable[int], current: int, keep_last: int, keep_every: int | None) -> set[int]:
@@ -206,22 +206,6 @@ def _is_count(value: Any) -> bool:
 def _seal(plain: dict[str, Any]) -> str:
     canonical = json.dumps(plain, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(canonical.encode()).hexdigest()
-
-
-def _write_durably(path: Path, text: str) -> None:
-    with path.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    _sync_directory(path.parent)
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sha256(path: Path) -> str:

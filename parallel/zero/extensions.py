@@ -6,7 +6,6 @@ collective, in a cache of its own for these versions, under a `flock` that dies 
 locks.
 """
 
-import fcntl
 import os
 import platform
 import signal
@@ -18,6 +17,8 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import IO
+
+from parallel.durable import lock_file
 
 OFFLOADED = ("CPUAdamBuilder",)  # what an optimizer in host memory needs
 LOAD_S = 30.0  # more than loading what is built takes
@@ -70,16 +71,13 @@ def prepare_extensions(names: Sequence[str], cache_dir: Path | None = None, dead
 
 def _wait_for(builder: IO[str], end_s: float, names: Sequence[str], deadline_s: float) -> None:
     """Take the lock of whoever builds, or wait for it."""
-    while True:
-        try:
-            return fcntl.flock(builder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end_s:
-                raise ExtensionError(
-                    f"another process has been building {', '.join(names)} for {deadline_s:.0f} s "
-                    f"({builder.name}); end it, or build elsewhere: {CACHE}"
-                ) from None
-            time.sleep(0.1)
+    while not lock_file(builder, wait=False):
+        if time.monotonic() > end_s:
+            raise ExtensionError(
+                f"another process has been building {', '.join(names)} for {deadline_s:.0f} s "
+                f"({builder.name}); end it, or build elsewhere: {CACHE}"
+            )
+        time.sleep(0.1)
 
 
 def _sweep(lock: Path, young_s: float) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import DataError
+from parallel.durable import atomic_write
 
 PACKAGE = "dataset-fashion-mnist"
 PACKAGE_DIRECTORY = Path("/usr/share/datasets/fashion-mnist")
@@ -111,9 +112,7 @@ def _download_one(url: str, path: Path, md5: str) -> None:
     found = hashlib.md5(body, usedforsecurity=False).hexdigest()
     if found != md5:
         raise DataError(f"{url}: MD5 is {found}, published is {md5}; a proxy may have answered. {_ways()}")
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
-    temporary.write_bytes(body)
-    os.replace(temporary, path)
+    atomic_write(path, body, sync="none")
 
 
 def read_idx(path: Path) -> np.ndarray:

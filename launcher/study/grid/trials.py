@@ -10,6 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from parallel.durable import atomic_write
+
 FORMAT = "swin-moe study 1"
 
 
@@ -44,9 +46,8 @@ class Study:
 def write_study(directory: Path, study: Study) -> None:
     """Write STUDY/study.json, whole or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
-    temporary = directory / "study.json.tmp"
-    temporary.write_text(json.dumps({"format": FORMAT, **asdict(study)}, indent=1) + "\n")
-    temporary.replace(directory / "study.json")
+    text = json.dumps({"format": FORMAT, **asdict(study)}, indent=1) + "\n"
+    atomic_write(directory / "study.json", text, sync="none")
 
 
 def read_study(directory: Path) -> Study:

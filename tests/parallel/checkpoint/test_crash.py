@@ -6,6 +6,7 @@ save comes to do, the kills go through all of it.
 
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -37,7 +38,7 @@ def before_each_change(directory: Path, act: Callable[[str], None]) -> None:
             "os.rmdir",
         )  # rmtree's are relative
         if inside and (event in CHANGES or writes):
-            act(f"{event} {Path(path).name}")
+            act(f"{event} {Path(path).name.replace(f'.{socket.gethostname()}.{os.getpid()}', '')}")
 
     def counted(descriptor: int) -> None:
         act("fsync")
@@ -111,21 +112,21 @@ def test_a_kill_before_any_change_leaves_a_whole_checkpoint(tmp_path: Path, asyn
         "open .metadata.tmp",
         "fsync",
         "os.rename .metadata.tmp",
-        "open manifest.json",
+        "open .manifest.json.tmp",
         "fsync",
+        "os.rename .manifest.json.tmp",
         "fsync",  # the directory
         "os.rename step-00000003.tmp",
         "fsync",
-        "open latest.tmp",
+        "open .latest.tmp",
         "fsync",
-        "fsync",
-        "os.rename latest.tmp",
+        "os.rename .latest.tmp",
         "fsync",
         "os.rename step-00000001",  # pruning begins
         *[f"os.remove {name}" for name in names_of_files(changes)],
         "os.rmdir step-00000001.pruned.tmp",
     ]
-    before = [change for change, *_ in changes].index("os.rename latest.tmp") + 1
+    before = [change for change, *_ in changes].index("os.rename .latest.tmp") + 1
     assert [(pointed, step) for _, pointed, step in changes] == [(2, 2)] * before + [(3, 3)] * (
         len(changes) - before
     )

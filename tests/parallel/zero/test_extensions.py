@@ -1,6 +1,5 @@
 """Operators are built once, by one process, within a deadline, whatever a killed build left behind."""
 
-import fcntl
 import os
 import sys
 import time
@@ -8,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from parallel.durable import lock_file
 from parallel.zero import extensions
 from parallel.zero.extensions import CACHE, ExtensionError, prepare_extensions
 from tests.faults import stale_lock
@@ -57,7 +57,7 @@ def test_a_build_that_fails_or_takes_too_long(tmp_path: Path, monkeypatch: pytes
 
 def test_another_process_that_builds_is_waited_for(tmp_path: Path) -> None:
     with (tmp_path / "builder").open("a") as other:
-        fcntl.flock(other, fcntl.LOCK_EX)
+        assert lock_file(other)
         with pytest.raises(ExtensionError, match="another process has been building X for 0 s"):
             prepare_extensions(["X"], tmp_path, 0.3)
 
