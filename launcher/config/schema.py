@@ -11,6 +11,7 @@ from data_shards.augment.pipeline import AugmentConfig
 from data_shards.stream.patterns import names_tars
 from parallel.experts.placement import ExchangeOptions
 from parallel.ranges import LARGEST, WEEK_S, check_ranges
+from parallel.ranks.mesh import ParallelDims
 from parallel.zero.options import OptimizerName, Precision, ZeroStage, check_deepspeed
 from swin_moe.config import ModelConfig
 from swin_moe.heads.simmim_config import SimMIMConfig
@@ -207,6 +208,14 @@ class ParallelConfig:
         )
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("parallel.offload_optimizer needs parallel.zero_stage of 1, 2 or 3 (got 0)")
+
+    def dims(self, world_size: int) -> ParallelDims:
+        """The layout of so many ranks.
+
+        Raises:
+            LayoutError: it does not divide.
+        """
+        return ParallelDims(world_size=world_size, ep_size=self.ep_size, expert_slices=self.expert_slices)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,17 +10,16 @@ from data_shards.stream.webdataset import WebDatasetStream
 from launcher.config.schema import ParallelConfig, RunConfig
 from launcher.evaluation.loop import reading
 from launcher.rundir.directory import RunDirectory
-from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
+from parallel.ranks.mesh import Mesh, build_mesh
 from parallel.zero.options import EngineOptions
 
 
 def run_mesh(parallel: ParallelConfig, nodes: Sequence[int]) -> Mesh:
     """The layout of a run over so many ranks on each node, with every group that its exchange may use."""
-    dims = ParallelDims(world_size=sum(nodes), ep_size=parallel.ep_size, expert_slices=parallel.expert_slices)
     strategy = parallel.expert_exchange.strategy
     degrees = [strategy] if isinstance(strategy, int) else []
     per_node = nodes[0] if len(set(nodes)) == 1 else None
-    return build_mesh(dims, ranks_per_node=per_node, gather_degrees=degrees)
+    return build_mesh(parallel.dims(sum(nodes)), ranks_per_node=per_node, gather_degrees=degrees)
 
 
 def train_stream(config: RunConfig, run: RunDirectory, mesh: Mesh) -> TrainStream | WebDatasetStream:

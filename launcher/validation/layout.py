@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from launcher.config.schema import RunConfig
-from parallel.ranks.mesh import ParallelDims
 from parallel.ranks.topology import describe
 
 
@@ -12,9 +11,8 @@ def layout(config: RunConfig, nodes: Sequence[int]) -> list[str]:
     if (world_size := sum(nodes)) == 1:
         return []
     parallel, strategy = config.parallel, config.parallel.expert_exchange.strategy
-    dims = ParallelDims(world_size=world_size, ep_size=parallel.ep_size, expert_slices=parallel.expert_slices)
     degree = {"dp": parallel.ep_size}.get(strategy, 1) if isinstance(strategy, str) else strategy
-    return describe(dims, nodes, experts=config.model.moe is not None, degree=degree)
+    return describe(parallel.dims(world_size), nodes, experts=config.model.moe is not None, degree=degree)
 
 
 def full_nodes(world_size: int, ranks_per_node: int | None) -> list[int]:

@@ -1,14 +1,15 @@
-"""Who computes what at one gather degree, and through which groups rows reach them: pure arithmetic.
+"""Which rows travel to which rank at one gather degree, and through which groups: pure arithmetic.
 
 Legend: E experts, R ranks of the expert group, n slices of an expert, g gather degree, X = R / g ranks of the
 exchange group, Q ranks of it in a node on each of A nodes.
 
-A *place* is a rank's number in its exchange group. A *cell* is the rows that one rank sends to one place for
-one expert; cells are counted, cut into pieces and put in order on the host. A *chunk* is all cells between
-two ranks, and a *stage* is where rows are between two all-to-alls:
+A *peer* is a rank's number in its exchange group. A *cell* is the rows that one rank sends to one peer for
+one expert; cells are counted, divided into chunks and put in order on the host. A *split* is all cells
+between two ranks, as in `input_split_sizes` of torch's all-to-all. A *hop* is one all-to-all, and a *stage*
+is where rows are before, between and after hops:
 
-    flat          home: X chunks, one a place       ->       X chunks, one a source, at the experts
-    hierarchical  home: (q, a) -> inside the node: (q, a), leaves as (a, q) -> across: (a, q), at the experts
+    flat          sender: X splits, one a peer -> X splits, one a source, at the experts
+    hierarchical  sender: (q, a) -> in the node: (q, a), sent as (a, q) -> other nodes: (a, q), at the experts
 """
 
 from collections.abc import Sequence
@@ -21,132 +22,136 @@ from parallel.experts.placement import ExpertParallel, ExpertSlice
 from parallel.ranks.mesh import ExchangeGroups, LayoutError, Mesh
 
 
-class Leg(NamedTuple):
-    """One all-to-all of a journey."""
+class Hop(NamedTuple):
+    """One all-to-all on the way from a rank to the experts."""
 
     group: dist.ProcessGroup
-    chunks: list[int]  # rows of each chunk as it arrived at this stage
-    order: list[int]  # in which the chunks leave
+    splits: list[int]  # rows of each split as it arrived at this stage
+    order: list[int]  # in which the splits are sent
     send: list[int]  # rows for each rank of the group
     receive: list[int]  # rows from each rank of the group
 
 
 @dataclass(frozen=True, kw_only=True)
-class Route:
-    """One gather degree seen from one rank."""
+class CommPlan:
+    """The communication of one layer at one gather degree, as one rank takes part in it."""
 
-    leaving: list[tuple[int, int]]  # (expert, place) of each cell in the order in which they leave
-    part: ExpertSlice  # what this rank computes of its experts
+    send_order: list[tuple[int, int]]  # (expert, peer) of each cell, as this rank sends them
+    part: ExpertSlice  # of each of its experts, what this rank computes
     num_local: int  # experts that this rank computes
-    widths: list[list[int]]  # by stage, cells in each chunk
-    links: list[tuple[dist.ProcessGroup, int]]  # by leg, the group and its ranks; none where nothing travels
-    gather_group: dist.ProcessGroup | None  # over which weights come together
-    gathered: list[tuple[range, ExpertSlice]]  # what each of its ranks holds
+    split_cells: list[list[int]]  # by stage, the number of cells of each split
+    hop_groups: list[
+        tuple[dist.ProcessGroup, int]
+    ]  # by hop, the group and its size; none where no row travels
+    gather_group: dist.ProcessGroup | None  # over which weights are gathered
+    gather_parts: list[tuple[range, ExpertSlice]]  # the experts and slice that each of its ranks holds
 
-    def legs(self, cells: Sequence[Sequence[int]]) -> list[Leg]:
-        """The all-to-alls of rows: cells is, by stage, the rows of each cell."""
-        stages = [_fold(rows, widths) for rows, widths in zip(cells, self.widths, strict=True)]
-        legs = []
-        for number, (group, peers) in enumerate(self.links):
-            chunks, arriving = stages[number], stages[number + 1]
-            order = list(range(len(chunks))) if number == 0 else transposed(self.links[number - 1][1], peers)
-            send = _fold([chunks[i] for i in order], [len(chunks) // peers] * peers)
-            receive = _fold(arriving, [len(arriving) // peers] * peers)
-            legs.append(Leg(group, chunks, order, send, receive))
-        return legs
+    def hops(self, cells: Sequence[Sequence[int]]) -> list[Hop]:
+        """The all-to-alls of rows: `cells` has, by stage, the rows of each cell."""
+        stages = [_sums(rows, counts) for rows, counts in zip(cells, self.split_cells, strict=True)]
+        hops = []
+        for number, (group, peers) in enumerate(self.hop_groups):
+            splits, arriving = stages[number], stages[number + 1]
+            order = list(range(len(splits)))
+            if number > 0:
+                order = transposed(self.hop_groups[number - 1][1], peers)
+            send = _sums([splits[i] for i in order], [len(splits) // peers] * peers)
+            receive = _sums(arriving, [len(arriving) // peers] * peers)
+            hops.append(Hop(group, splits, order, send, receive))
+        return hops
 
 
 def transposed(rows: int, columns: int) -> list[int]:
-    """The order that takes things numbered (row, column) to (column, row)."""
+    """The order that takes items numbered (row, column) to (column, row)."""
     return [row * columns + column for column in range(columns) for row in range(rows)]
 
 
-def _fold(values: Sequence[int], widths: Sequence[int]) -> list[int]:
-    """Sums of consecutive values, `widths` of them at a time."""
+def _sums(values: Sequence[int], counts: Sequence[int]) -> list[int]:
+    """Sums of consecutive values, of which each takes the next `counts`."""
     remaining = iter(values)
-    return [sum(next(remaining) for _ in range(width)) for width in widths]
+    return [sum(next(remaining) for _ in range(count)) for count in counts]
 
 
-def make_route(placement: ExpertParallel, degree: int, *, hierarchical: bool) -> Route:
-    """The route of a placement at a gather degree.
+def make_comm_plan(placement: ExpertParallel, degree: int, *, hierarchical: bool) -> CommPlan:
+    """Plan the communication of a placement at a gather degree.
 
     Raises:
         LayoutError: the degree or the hierarchy does not fit the mesh.
     """
     mesh = placement.mesh
     if mesh is None:
-        return _at_home(placement, placement.part, None, [(placement.local_experts, placement.part)])
+        return _without_hops(placement.part, None, [(placement.local_experts, placement.part)])
     groups = _groups(mesh, degree, hierarchical)
     held = [_held(mesh, rank, placement.num_experts) for rank in mesh.dims.ep_ranks(mesh.rank)]
     first = mesh.ep_rank - mesh.ep_rank % degree
-    gathered = held[first : first + degree]
-    part = _joined([part for _, part in gathered])
+    gather_parts = held[first : first + degree]
+    part = _joined([part for _, part in gather_parts])
     if groups.exchange is None:
-        return _at_home(placement, part, groups.gather, gathered)
-    # by place, the experts that it computes: those of all weights that come together there
+        return _without_hops(part, groups.gather, gather_parts)
+    # by peer, the experts that it computes: those of all ranks whose weights it gathers
     experts = [
         range(held[rank][0].start, held[rank + degree - 1][0].stop) for rank in range(0, len(held), degree)
     ]
-    here, local = mesh.ep_rank // degree, experts[mesh.ep_rank // degree]
+    own_peer = mesh.ep_rank // degree
+    local = experts[own_peer]
     nodes = None
     if hierarchical and groups.in_node is not None:
         nodes = len(experts) // groups.ranks_in_node
     order = list(range(len(experts))) if nodes is None else transposed(nodes, groups.ranks_in_node)
-    widths = [[len(experts[place]) for place in order], [len(local)] * len(experts)]
-    links = [(groups.exchange, len(experts))]
+    split_cells = [[len(experts[peer]) for peer in order], [len(local)] * len(experts)]
+    hop_groups = [(groups.exchange, len(experts))]
     if nodes is not None:
         assert groups.in_node is not None
-        assert groups.across is not None
+        assert groups.between_nodes is not None
         q = groups.ranks_in_node
-        through_here = [len(experts[node * q + here % q]) for node in range(nodes)]
-        widths.insert(1, through_here * q)
-        links = [(groups.in_node, q), (groups.across, nodes)]
-    return Route(
-        leaving=[(expert, place) for place in order for expert in experts[place]],
+        through_this_rank = [len(experts[node * q + own_peer % q]) for node in range(nodes)]
+        split_cells.insert(1, through_this_rank * q)
+        hop_groups = [(groups.in_node, q), (groups.between_nodes, nodes)]
+    return CommPlan(
+        send_order=[(expert, peer) for peer in order for expert in experts[peer]],
         part=part,
         num_local=len(local),
-        widths=widths,
-        links=links,
+        split_cells=split_cells,
+        hop_groups=hop_groups,
         gather_group=groups.gather,
-        gathered=gathered,
+        gather_parts=gather_parts,
     )
 
 
-def _at_home(
-    placement: ExpertParallel,
+def _without_hops(
     part: ExpertSlice,
     gather_group: dist.ProcessGroup | None,
-    gathered: list[tuple[range, ExpertSlice]],
-) -> Route:
-    """No row travels: every expert is here, or its weights come here."""
-    count = gathered[-1][0].stop - gathered[0][0].start
-    return Route(
-        leaving=[(expert, 0) for expert in range(count)],
+    gather_parts: list[tuple[range, ExpertSlice]],
+) -> CommPlan:
+    """The plan where no row travels: this rank holds every expert, or gathers its weights."""
+    count = gather_parts[-1][0].stop - gather_parts[0][0].start
+    return CommPlan(
+        send_order=[(expert, 0) for expert in range(count)],
         part=part,
         num_local=count,
-        widths=[[count]],
-        links=[],
+        split_cells=[[count]],
+        hop_groups=[],
         gather_group=gather_group,
-        gathered=gathered,
+        gather_parts=gather_parts,
     )
 
 
 def _held(mesh: Mesh, rank: int, num_experts: int) -> tuple[range, ExpertSlice]:
     """The experts of a rank, and its slice of them."""
     slices = mesh.dims.expert_slices
-    here = rank % slices
-    return mesh.dims.local_experts(rank, num_experts), ExpertSlice(here, here + 1, slices)
+    number = rank % slices
+    return mesh.dims.local_experts(rank, num_experts), ExpertSlice(number, number + 1, slices)
 
 
 def _joined(parts: list[ExpertSlice]) -> ExpertSlice:
-    """Neighbouring slices of one expert, or of several whole ones, as one."""
+    """Neighbouring slices of one expert, or all slices of several experts, as one slice."""
     first, last = parts[0], parts[-1]
-    whole = first.first == 0 and last.last == last.of
-    return ExpertSlice() if whole else ExpertSlice(first.first, last.last, first.of)
+    is_complete = first.first == 0 and last.last == last.of
+    return ExpertSlice() if is_complete else ExpertSlice(first.first, last.last, first.of)
 
 
 def _groups(mesh: Mesh, degree: int, hierarchical: bool) -> ExchangeGroups:
-    """The mesh's groups for a degree, if they are as asked."""
+    """The mesh's groups for a degree, checked against the options."""
     mesh.dims.check_gather_degree(degree)
     if degree not in mesh.exchange_groups:
         raise LayoutError(

@@ -1,12 +1,19 @@
-"""Rows meet their experts: rows travel to the weights, weights to the rows, or both half-way.
+"""The expert exchange: rows travel to the experts' ranks, weights to the rows' ranks, or both half-way.
 
-Legend: N rows (one a token and choice), M rows received, E experts, L local experts, C channels, R ranks of
-the expert group, n slices of an expert, g gather degree.
+A call reads in this order:
+1. `ExpertExchange.count`: ranks tell each other how many rows will come (`RowCounts`);
+2. `ExpertExchange.run`: weights are gathered where the plan says so (gather.py);
+3. `ChunkedExchange.run` (pipeline.py): rows go out, are computed and come back in overlapping chunks;
+4. `AsyncAllToAll` (ranks/collectives.py): each hop of a chunk is issued, and waited for later.
+Which rows take which hops is a `CommPlan` (comm_plan.py).
 
-At gather degree g (Hwang et al. 2023, "Tutel", section 3.1), g neighbouring ranks bring their weights
-together, and a row goes to one rank of each set of g that then holds some of its expert: n / g of them where
-g < n, whose outputs are parts of a sum. g = 1 moves rows alone, g = R weights alone. All give the same
-numbers from the same parameters, so that a call may choose.
+At gather degree g (Hwang et al. 2023, "Tutel", section 3.1), g neighbouring ranks gather their weights, and a
+row goes to one rank of each set of g that then holds some of its expert: n / g of them where g < n, whose
+outputs are parts of a sum. g = 1 moves rows alone, g = R weights alone. All give the same numbers from the
+same parameters, so that a call may choose.
+
+Legend: N rows (one a token and choice), E experts, C channels, R ranks of the expert group, n slices of an
+expert, g gather degree.
 """
 
 from collections.abc import Sequence
@@ -15,21 +22,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from parallel.experts.comm_plan import Route, make_route
-from parallel.experts.gather import gather_weights, whole_numel
-from parallel.experts.pipeline import Call, Compute, reorder
+from parallel.experts.comm_plan import CommPlan, make_comm_plan
+from parallel.experts.gather import expert_numel, gather_expert_weights
+from parallel.experts.gather_degree import bytes_of_row, candidate_degrees, cheapest_degree
+from parallel.experts.pipeline import ChunkedExchange, Compute, reorder
 from parallel.experts.placement import ExchangeOptions, ExpertParallel
 from parallel.ranks.collectives import all_to_all
 from parallel.ranks.host import read
 
-__all__ = ["Compute", "Counted", "ExchangeOptions", "ExpertExchange"]
-
 
 @dataclass(frozen=True, kw_only=True)
-class Counted:
-    """One call whose rows are counted: their way, and how many there are where the host knows it."""
+class RowCounts:
+    """How many rows one call sends where; what `ExpertExchange.run` needs of `count`."""
 
-    route: Route
+    plan: CommPlan
     options: ExchangeOptions
     counts: Tensor  # (E,) int64, rows of each expert
     cells: list[list[int]] | None  # by stage, rows of each cell; None where no row travels
@@ -39,8 +45,8 @@ class Counted:
         """N, or None where the host does not know it."""
         if self.cells is None:
             return None
-        experts = (expert for expert, _ in self.route.leaving)
-        return sum(dict(zip(experts, self.cells[0], strict=True)).values())  # an expert may be at many places
+        experts = (expert for expert, _ in self.plan.send_order)
+        return sum(dict(zip(experts, self.cells[0], strict=True)).values())  # an expert may be at many peers
 
 
 class ExpertExchange:
@@ -55,9 +61,10 @@ class ExpertExchange:
 
     def __init__(self, placement: ExpertParallel) -> None:
         self.placement = placement
-        self._routes: dict[tuple[int, bool], Route] = {}
-        for degree in self._candidates(placement.options):
-            self._route(degree, placement.options)
+        self._plans: dict[tuple[int, bool], CommPlan] = {}
+        options, slices = placement.options, placement.part.of
+        for degree in candidate_degrees(options.strategy, ep_size=placement.ep_size, expert_slices=slices):
+            self._plan(degree, options)
 
     def count(
         self,
@@ -69,7 +76,7 @@ class ExpertExchange:
         rows_bound: int = 0,
         static_count: int | None = None,
         options: ExchangeOptions | None = None,
-    ) -> Counted:
+    ) -> RowCounts:
         """Tell all ranks how many rows will come.
 
         Waits for the device once, for the counts; not at all where no row travels or if `static_count` is
@@ -88,56 +95,49 @@ class ExpertExchange:
             LayoutError: the options do not fit the mesh.
         """
         options = options or self.placement.options
-        route = self._route(self._choose(options, weights, like, keyed, rows_bound), options)
+        plan = self._plan(self._choose_degree(options, weights, like, keyed, rows_bound), options)
         cells = None
-        if route.links:
-            cells = _cells(route, counts) if static_count is None else _static_cells(route, static_count)
-        return Counted(route=route, options=options, counts=counts, cells=cells)
+        if plan.hop_groups:
+            cells = _static_cells(plan, static_count) if static_count is not None else _cells(plan, counts)
+        return RowCounts(plan=plan, options=options, counts=counts, cells=cells)
 
     def run(
         self,
         compute: Compute,
         weights: Sequence[nn.Parameter],
         rows: Tensor,
-        counted: Counted,
+        row_counts: RowCounts,
         *,
         keys: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Let every row be computed by its expert, differentiably in rows and weights.
 
         Args:
-            compute: the experts; the weights and the part of each expert are what this call brought together.
+            compute: the experts; it gets the gathered weights and the slice of each expert that they are.
             weights: marked parameters of this rank.
             rows: (N, C), sorted by expert. Where no row travels there may be more, which only pad.
-            counted: by `count`, with the same weights.
+            row_counts: from `count`, with the same weights.
             keys: (N,) that travel with the rows, exactly.
 
         Returns:
             (N, C) in the order of `rows`; and how many rows this rank computed, without those that only pad:
             scalar int64.
         """
-        route, cells = counted.route, counted.cells
-        whole = gather_weights(weights, route.gathered, route.gather_group)
+        plan, cells = row_counts.plan, row_counts.cells
+        gathered = gather_expert_weights(weights, plan.gather_parts, plan.gather_group)
         if cells is None:
-            return compute(whole, rows, counted.counts, keys, route.part), counted.counts.sum()
+            out = compute(gathered, rows, row_counts.counts, keys, plan.part)
+            return out, row_counts.counts.sum()
         received = torch.full((), sum(cells[-1]), dtype=torch.int64, device=rows.device)
-        return Call(route, cells, counted.options, compute, whole).run(rows, keys), received
+        return ChunkedExchange(plan, cells, row_counts.options, compute, gathered).run(rows, keys), received
 
-    def _candidates(self, options: ExchangeOptions) -> list[int]:
-        """The gather degrees that a strategy may take."""
-        ranks, part = self.placement.ep_size, self.placement.part
-        if self.placement.mesh is None:
-            return [1]
-        by_name = {"ep": [1], "dp": [ranks], "auto": sorted({1, part.of, ranks})}
-        return by_name[options.strategy] if isinstance(options.strategy, str) else [options.strategy]
+    def _plan(self, degree: int, options: ExchangeOptions) -> CommPlan:
+        key = degree, options.hierarchical
+        if key not in self._plans:
+            self._plans[key] = make_comm_plan(self.placement, degree, hierarchical=options.hierarchical)
+        return self._plans[key]
 
-    def _route(self, degree: int, options: ExchangeOptions) -> Route:
-        asked = degree, options.hierarchical
-        if asked not in self._routes:
-            self._routes[asked] = make_route(self.placement, degree, hierarchical=options.hierarchical)
-        return self._routes[asked]
-
-    def _choose(
+    def _choose_degree(
         self,
         options: ExchangeOptions,
         weights: Sequence[nn.Parameter],
@@ -145,49 +145,43 @@ class ExpertExchange:
         keyed: bool,
         rows_bound: int,
     ) -> int:
-        """The gather degree that moves the fewest bytes, by what all ranks know alike.
-
-        A rank receives (g - 1) / R of all weights, and as many rows as it sends: rows_bound, n / g times
-        where an expert stays sliced, of which one in X = R / g stays; there and back. Backward doubles both.
-        """
-        ranks, slices = self.placement.ep_size, self.placement.part.of
-        width = 2 if options.wire_dtype == "bf16" and like.dtype == torch.float32 else like.element_size()
-        row = 2 * like.shape[-1] * width + (8 if keyed else 0)
-        experts = sum(whole_numel(weight) * weight.element_size() for weight in weights)
-
-        def moved(degree: int) -> float:
-            copies, stay = max(1, slices // degree), degree / ranks
-            weight_bytes = self.placement.num_experts * experts * (degree - 1) / ranks
-            return weight_bytes + rows_bound * copies * row * (1 - stay)
-
-        return min(self._candidates(options), key=moved)
+        """The gather degree that moves the fewest bytes, by what all ranks know alike."""
+        expert_bytes = sum(expert_numel(weight) * weight.element_size() for weight in weights)
+        return cheapest_degree(
+            options.strategy,
+            ep_size=self.placement.ep_size,
+            expert_slices=self.placement.part.of,
+            weight_bytes=self.placement.num_experts * expert_bytes,
+            row_bytes=bytes_of_row(
+                options, channels=like.shape[-1], element_size=like.element_size(), keyed=keyed
+            ),
+            rows=rows_bound,
+        )
 
 
-def _cells(route: Route, counts: Tensor) -> list[list[int]]:
-    """By stage, the rows of each cell: every rank tells the places, and those in between, what will come.
+def _cells(plan: CommPlan, counts: Tensor) -> list[list[int]]:
+    """By stage, the rows of each cell: every rank sends its counts the way that its rows will take.
 
     Args:
+        plan: of the rows.
         counts: (E,).
     """
-    stages = [_in_order(counts, [expert for expert, _ in route.leaving])]
-    for leg in route.legs([[1] * sum(widths) for widths in route.widths]):
-        leaving = reorder(stages[-1], leg.chunks, leg.order)
-        stages.append(all_to_all(leaving, leg.send, leg.receive, leg.group))
-    found = read(torch.cat(stages)).tolist()
-    ends = [0]
-    for stage in stages:
-        ends.append(ends[-1] + len(stage))
-    return [found[start:stop] for start, stop in zip(ends, ends[1:], strict=False)]
+    stages = [_in_order(counts, [expert for expert, _ in plan.send_order])]
+    for hop in plan.hops([[1] * sum(cells) for cells in plan.split_cells]):
+        sent = reorder(stages[-1], hop.splits, hop.order)
+        stages.append(all_to_all(sent, hop.send, hop.receive, hop.group))
+    values = iter(read(torch.cat(stages)).tolist())
+    return [[next(values) for _ in range(len(stage))] for stage in stages]
 
 
 def _in_order(counts: Tensor, experts: list[int]) -> Tensor:
-    """counts[experts] by whole runs of neighbours, which needs no index on the device."""
+    """counts[experts] by runs of neighbours, which needs no index on the device."""
     starts = [i for i, expert in enumerate(experts) if i == 0 or expert != experts[i - 1] + 1]
     runs = zip(starts, [*starts[1:], len(experts)], strict=True)
     pieces = [counts[experts[start] : experts[start] + stop - start] for start, stop in runs]
     return pieces[0] if len(pieces) == 1 else torch.cat(pieces)
 
 
-def _static_cells(route: Route, count: int) -> list[list[int]]:
-    """The same, where every cell is known to have `count` rows."""
-    return [[count] * sum(widths) for widths in route.widths]
+def _static_cells(plan: CommPlan, count: int) -> list[list[int]]:
+    """By stage, the rows of each cell, where every cell is known to have `count` rows."""
+    return [[count] * sum(cells) for cells in plan.split_cells]

@@ -1,4 +1,4 @@
-"""Collectives that gradients flow through; a group of None is one process, where each is the identity."""
+"""Collectives that gradients flow through; for a group of None, one process, each is the identity."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
@@ -14,12 +14,12 @@ class RanksError(ValueError):
     """Something failed on one or more ranks; it is raised on all of them, with the same message."""
 
 
-class Flight:
-    """One all-to-all, and in backward its mirror, that may be under way while others compute.
+class AsyncAllToAll:
+    """A differentiable all-to-all that runs beside computation.
 
-    `start` sends and returns at once; `finish` waits. Their backwards are each other's: the gradient leaves
-    where the rows landed, and is waited for where they started. Autograd runs backward what was made last
-    first, so that whatever lay between the two overlaps with the gradient's way too.
+    `issue` sends and returns at once; `wait` returns the rows that arrived. In the backward pass `wait`
+    issues the all-to-all of the gradients in the other direction, and `issue` waits for it. Autograd runs the
+    backward of the latest operation first, so that what ran between the two overlaps with the gradients too.
 
     Args:
         send: rows for each rank of the group.
@@ -28,61 +28,63 @@ class Flight:
     """
 
     def __init__(self, send: Sequence[int], receive: Sequence[int], group: dist.ProcessGroup) -> None:
-        self._send, self._receive, self._group = list(send), list(receive), group
-        self._under_way: tuple[Tensor, Tensor, dist.Work | None] | None = None
+        self._send_splits, self._receive_splits, self._group = list(send), list(receive), group
+        self._in_flight: tuple[Tensor, Tensor, dist.Work] | None = None
 
-    def start(self, rows: Tensor) -> Tensor:
-        """(sum(send), ...) sorted by destination -> a ticket for `finish`, an empty tensor."""
-        return _Start.apply(rows, self)
+    def issue(self, rows: Tensor) -> Tensor:
+        """Send (sum(send), ...), sorted by destination; returns a handle for `wait`, an empty tensor."""
+        return _Issue.apply(rows, self)
 
-    def finish(self, ticket: Tensor) -> Tensor:
-        """What `start` returned -> (sum(receive), ...), sorted by source rank."""
-        return _Finish.apply(ticket, self)
+    def wait(self, handle: Tensor) -> Tensor:
+        """Wait for the rows that `issue` returned the handle of: (sum(receive), ...), sorted by source."""
+        return _Wait.apply(handle, self)
 
-    def launch(self, rows: Tensor, *, mirrored: bool) -> Tensor:
-        """Send, against the direction if `mirrored`; returns an empty tensor."""
-        send, receive = (self._receive, self._send) if mirrored else (self._send, self._receive)
+    def send(self, rows: Tensor, *, reverse: bool) -> Tensor:
+        """Start the all-to-all, from receivers to senders if `reverse`; returns an empty tensor."""
+        send, receive = self._send_splits, self._receive_splits
+        if reverse:
+            send, receive = receive, send
         # gloo accepts a non-contiguous output and silently fills it wrongly: the output is always made fresh
-        arriving, leaving = rows.new_empty(sum(receive), *rows.shape[1:]), rows.contiguous()
-        work = dist.all_to_all_single(arriving, leaving, receive, send, group=self._group, async_op=True)
-        self._under_way = arriving, leaving, work  # both alive until they are where they go
+        output, source = rows.new_empty(sum(receive), *rows.shape[1:]), rows.contiguous()
+        work = dist.all_to_all_single(output, source, receive, send, group=self._group, async_op=True)
+        assert work is not None  # this rank is in the group
+        self._in_flight = output, source, work  # keeps both tensors alive until `receive`
         return rows.new_empty(0)
 
-    def land(self) -> Tensor:
-        """Wait for what was launched, and return it."""
-        assert self._under_way is not None
-        (arriving, _, work), self._under_way = self._under_way, None
-        assert work is not None  # this rank is in the group
+    def receive(self) -> Tensor:
+        """Wait for the all-to-all that `send` started, and return its rows."""
+        assert self._in_flight is not None
+        (output, _, work), self._in_flight = self._in_flight, None
         work.wait()
-        return arriving
+        return output
 
 
-class _Start(torch.autograd.Function):
+class _Issue(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, flight: Flight) -> Tensor:
-        ctx.flight = flight
-        return flight.launch(rows, mirrored=False)
+    def forward(ctx: Any, rows: Tensor, exchange: AsyncAllToAll) -> Tensor:
+        ctx.exchange = exchange
+        return exchange.send(rows, reverse=False)
 
     @staticmethod
-    def backward(ctx: Any, ticket: Tensor) -> tuple[Tensor, None]:
-        return ctx.flight.land(), None
+    def backward(ctx: Any, handle: Tensor) -> tuple[Tensor, None]:
+        return ctx.exchange.receive(), None
 
 
-class _Finish(torch.autograd.Function):
+class _Wait(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, ticket: Tensor, flight: Flight) -> Tensor:
-        ctx.flight = flight
-        return flight.land()
+    def forward(ctx: Any, handle: Tensor, exchange: AsyncAllToAll) -> Tensor:
+        ctx.exchange = exchange
+        return exchange.receive()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.flight.launch(grad, mirrored=True), None
+        return ctx.exchange.send(grad, reverse=True), None
 
 
 def all_to_all(
     rows: Tensor, send: Sequence[int], receive: Sequence[int], group: dist.ProcessGroup | None
 ) -> Tensor:
-    """Send consecutive pieces of `rows` to the ranks of `group` and receive theirs, differentiably.
+    """Send consecutive splits of `rows` to the ranks of `group` and receive theirs, differentiably.
 
     Args:
         rows: (sum(send), ...), sorted by destination rank.
@@ -94,8 +96,8 @@ def all_to_all(
     """
     if group is None:
         return rows
-    flight = Flight(send, receive, group)
-    return flight.finish(flight.start(rows))
+    exchange = AsyncAllToAll(send, receive, group)
+    return exchange.wait(exchange.issue(rows))
 
 
 def new_group(ranks: Sequence[int] | None = None, **options: Any) -> dist.ProcessGroup:
@@ -107,7 +109,7 @@ def new_group(ranks: Sequence[int] | None = None, **options: Any) -> dist.Proces
 
 
 def sum_over(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Sum a tensor in place over the ranks of `group`, or of the whole world, and return it."""
+    """Sum a tensor in place over the ranks of `group`, or of the world, and return it."""
     if dist.is_initialized() and dist.get_world_size(group) > 1:
         dist.all_reduce(values, group=group)
     return values
@@ -121,31 +123,31 @@ def agree(
     """Run a local action on every rank and return every rank's result; if one rank fails, all raise.
 
     Args:
-        action: local; it may not wait for other ranks.
-        errors: what counts as a failure of this rank; anything else is a bug and passes through.
+        action: runs on this rank alone and must not wait for other ranks.
+        errors: exceptions that count as a failure of this rank; any other is a bug and propagates.
         group: of all ranks; None is the default group.
 
     Raises:
-        RanksError: with every distinct reason and the ranks it is of.
+        RanksError: with every distinct reason and the ranks that gave it.
     """
     try:
-        outcome: tuple[bool, Any] = (True, action())
+        result: tuple[bool, Any] = (True, action())
     except errors as error:
-        outcome = (False, str(error))
-    outcomes = gather_objects(outcome, group)
+        result = (False, str(error))
+    results = gather_objects(result, group)
     reasons: dict[str, list[int]] = {}
-    for rank, (succeeded, value) in enumerate(outcomes):
+    for rank, (succeeded, value) in enumerate(results):
         if not succeeded:
             reasons.setdefault(value, []).append(rank)
     if not reasons:
-        return [value for _, value in outcomes]
-    if list(reasons.values()) == [list(range(len(outcomes)))]:
+        return [value for _, value in results]
+    if list(reasons.values()) == [list(range(len(results)))]:
         raise RanksError(next(iter(reasons)))
     raise RanksError("; ".join(f"rank {', '.join(map(str, of))}: {text}" for text, of in reasons.items()))
 
 
 def gather_objects(value: Any, group: dist.ProcessGroup | None = None) -> list[Any]:
-    """One small object from every rank of `group`, or of the whole world, in rank order, on every rank."""
+    """Return one small object of every rank of `group`, or of the world, in rank order, on every rank."""
     if not dist.is_initialized() or dist.get_world_size(group) == 1:
         return [value]
     values: list[Any] = [None] * dist.get_world_size(group)

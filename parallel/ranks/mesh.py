@@ -118,14 +118,14 @@ def by_node(ranks: Sequence[int], ranks_per_node: int) -> list[list[int]]:
 class ExchangeGroups:
     """Groups of this rank for one gather degree; a group of one rank is None.
 
-    `in_node` and `across` are the two stages of a hierarchical exchange; None where the exchange group lies
-    on one node, has one rank a node, or does not divide over its nodes.
+    `in_node` and `between_nodes` are the groups of the two hops of a hierarchical exchange; None where the
+    exchange group lies on one node, has one rank a node, or does not divide over its nodes.
     """
 
     gather: dist.ProcessGroup | None = None
     exchange: dist.ProcessGroup | None = None
     in_node: dist.ProcessGroup | None = None
-    across: dist.ProcessGroup | None = None
+    between_nodes: dist.ProcessGroup | None = None
     ranks_in_node: int = 1
 
 
@@ -213,7 +213,7 @@ def _exchange_groups(
         gather=gather,
         exchange=exchange,
         in_node=stages[0],
-        across=stages[1],
+        between_nodes=stages[1],
         ranks_in_node=len(in_node(rank)),
     )
 

@@ -26,7 +26,9 @@ DEVICE = (
     *("torch.cuda", "torch.nn", "torch._tensor", "torch.autograd", "torch.functional", "torch.optim"),
     *("torch._ops", "torch.utils.checkpoint", "deepspeed.runtime", "deepspeed.utils", "swin_moe"),
 )
-ASYNC = {"land": "all_to_all_single"}  # what a wait in parallel/ranks/collectives.py is for, by its function
+ASYNC = {
+    "receive": "all_to_all_single"
+}  # what a wait in parallel/ranks/collectives.py is for, by its function
 
 
 @dataclass(frozen=True, kw_only=True)

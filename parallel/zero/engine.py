@@ -82,13 +82,13 @@ class Engine:
             param_groups = [group for group in param_groups if group["params"]]
         cast_parts(model, DTYPES[options.precision])
         sizes = set(gather_objects(sum(shape_of(p).numel() for p in self._parameters)))
-        bucket = max(sizes) if len(sizes) > 1 else None
+        uneven = max(sizes) if len(sizes) > 1 else None
         optimizer = build_optimizer([{**group, "lr": 0.0} for group in param_groups], options)
         with contextlib.redirect_stdout(io.StringIO()):  # its bf16 optimizer prints the memory of each group
             self.deepspeed, *_ = deepspeed.initialize(
                 model=model,
                 optimizer=optimizer,
-                config=deepspeed_config(options, mesh.dims.world_size, bucket),
+                config=deepspeed_config(options, mesh.dims.world_size, uneven),
                 dist_init_required=False,
             )
         forget(optimizer)  # the empty step

@@ -163,34 +163,45 @@ def check_precision(precision: Precision) -> None:
         )
 
 
-def default_bucket(*, overlaps: bool) -> int:
-    """Elements of a reduction bucket where the user does not say.
+def bucket_elements(
+    deepspeed: Mapping[str, Any], *, overlaps: bool, uneven_elements: int | None = None
+) -> int:
+    """Elements of a bucket of gradients, which is reduced when it is full.
 
-    DeepSpeed's default holds any Swin whole, so that nothing would be reduced beside the backward pass, and
-    takes two buckets of memory for it.
+    DeepSpeed's default holds any Swin completely, so that nothing would be reduced beside the backward pass,
+    and takes two buckets of memory for it.
+
+    Args:
+        deepspeed: the user's options, which may set `zero_optimization.reduce_bucket_size`.
+        overlaps: whether reductions run beside the backward pass, as on GPUs.
+        uneven_elements: the most parameters that a rank holds, where ranks hold different numbers of them:
+            they would reduce dense gradients in different pieces, so one bucket takes all.
     """
-    return OVERLAPPING_BUCKET if overlaps else DEEPSPEEDS_BUCKET
+    if uneven_elements is not None:
+        return uneven_elements
+    default = OVERLAPPING_BUCKET if overlaps else DEEPSPEEDS_BUCKET
+    return int(_section(deepspeed).get("reduce_bucket_size", default))
 
 
-def deepspeed_config(options: EngineOptions, world_size: int, reduce_bucket: int | None) -> dict[str, Any]:
+def deepspeed_config(options: EngineOptions, world_size: int, uneven_elements: int | None) -> dict[str, Any]:
     """The dictionary for `deepspeed.initialize`.
 
     Args:
         options: of the engine.
         world_size: ranks.
-        reduce_bucket: elements of a bucket of gradients, where it is not to be DeepSpeed's or the user's.
+        uneven_elements: see `bucket_elements`.
     """
     stage, precision, overlaps = options.zero_stage, options.precision, torch.cuda.is_available()
     zero: dict[str, Any] = {
         "overlap_comm": overlaps,
-        "reduce_bucket_size": default_bucket(overlaps=overlaps),
         **_section(options.deepspeed),
+        "reduce_bucket_size": bucket_elements(
+            options.deepspeed, overlaps=overlaps, uneven_elements=uneven_elements
+        ),
         "stage": stage,
         "reduce_scatter": True,  # the only path DeepSpeed tests beside experts
         "contiguous_gradients": True,  # required beside experts at stage 2
     }
-    if reduce_bucket is not None:
-        zero["reduce_bucket_size"] = reduce_bucket
     if options.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu", "pin_memory": overlaps}
     config: dict[str, Any] = {

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from launcher.plan.base.capacity import Slots, Way, degree_of, slots_of, way_of
 from parallel.experts.exchange import Compute
-from parallel.experts.gather import whole_numel
+from parallel.experts.gather import expert_numel
 from parallel.experts.placement import ExchangeOptions, sliced_of
 from swin_moe.moe.dispatch import Plan
 from swin_moe.moe.layer import MoELayer
@@ -95,14 +95,14 @@ def _expert_choice(router: ExpertChoiceRouter, tokens: Tensor, call: RouterCall)
 
 
 class _Counted(NamedTuple):
-    """Takes the place of Counted."""
+    """Takes the place of RowCounts."""
 
     way: Way
     rows: int
 
 
 class _Exchange:
-    """Takes the place of ExpertExchange: the copies that a journey makes, and nothing sent."""
+    """Takes the place of ExpertExchange: the copies that its hops make, and nothing sent."""
 
     def __init__(self, layer: MoELayer) -> None:
         self.placement, self.options = layer.placement, layer.placement.options
@@ -149,7 +149,7 @@ class _Exchange:
         width = 2 if self.options.wire_dtype == "bf16" else like.element_size()
         degree = degree_of(
             self.placement,
-            expert_bytes=sum(whole_numel(weight) * weight.element_size() for weight in weights),
+            expert_bytes=sum(expert_numel(weight) * weight.element_size() for weight in weights),
             row_bytes=2 * like.shape[1] * width + (8 if keyed else 0),
             rows=rows_bound,
         )

@@ -12,7 +12,7 @@ from launcher.plan.memory.rank_params import Held, dims_of, held_by_fullest
 from launcher.plan.memory.states import States, element_bytes, gradient_bytes, part_of, states_of, touched_by
 from launcher.plan.memory.zero3_prefetch import Gathered
 from parallel.ranks.mesh import ParallelDims
-from parallel.zero.options import default_bucket
+from parallel.zero.options import bucket_elements
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,8 +162,7 @@ def sizes_of(
     parts = [[part_of(g, ranks[i], stage) for g in groups] for i, groups in enumerate(by_kind)]
     whole = [sum(group.elements for group in groups) for groups in by_kind]
     touched = [sum(touched_by(g, ranks[i]) for g in groups) for i, groups in enumerate(by_kind)]
-    uneven, default = held.uneven and stage > 0, default_bucket(overlaps=overlaps)
-    bucket = sum(held.all_elements) if uneven else int(section.get("reduce_bucket_size", default))
+    uneven = sum(held.all_elements) if held.uneven and stage > 0 else None
     return Sizes(
         width=element_bytes(config),
         kept=gradient_bytes(config),
@@ -173,7 +172,7 @@ def sizes_of(
         ranks=ranks,
         largest=max(size for group in held.groups for size in group.sizes),
         group_parts=tuple(size for kind in parts for size in kind),
-        bucket=bucket,
+        bucket=bucket_elements(config.deepspeed, overlaps=overlaps, uneven_elements=uneven),
         passes=max(1, config.train.global_batch_size // (config.train.micro_batch_size * dims.world_size)),
         overlaps=overlaps,
         reserved=reserved,

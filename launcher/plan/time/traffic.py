@@ -11,7 +11,7 @@ from launcher.plan.time.links import Group, Groups, groups_of, split_bytes
 from launcher.plan.time.roofline import WIDTHS
 from launcher.plan.time.workload import Experts, Work, expert_rows
 from parallel.ranks.mesh import ParallelDims
-from parallel.zero.options import default_bucket
+from parallel.zero.options import bucket_elements
 
 KEY_BYTES = 8  # a row's key travels with it where experts drop out
 Kind = Literal["all_to_all", "all_reduce", "gather"]
@@ -171,8 +171,7 @@ def _hideable(config: RunConfig, count: float, bucket: float) -> float:
 
 def bucket_of(config: RunConfig, *, overlaps: bool) -> float:
     """Elements of a reduction bucket."""
-    zero = config.deepspeed.get("zero_optimization", {})
-    return float(zero.get("reduce_bucket_size", default_bucket(overlaps=overlaps)))
+    return float(bucket_elements(config.deepspeed, overlaps=overlaps))
 
 
 def _wire_bytes(config: RunConfig) -> float:

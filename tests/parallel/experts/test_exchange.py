@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 from parallel.experts.exchange import ExchangeOptions, ExpertExchange
 from parallel.experts.placement import ExpertParallel
-from parallel.ranks.collectives import Flight
+from parallel.ranks.collectives import AsyncAllToAll
 from parallel.ranks.mesh import LayoutError
 from tests.distributed import run_on_ranks
 from tests.parallel.experts.exchanging import (
@@ -119,17 +119,17 @@ def test_bf16_rounds_fp32_rows_on_the_wire_and_nothing_else() -> None:
 
 
 def log_of_events(layout: Layout, options: ExchangeOptions) -> tuple[list[str], list[str]]:
-    """The launches, landings and computations of forward, and of backward."""
+    """What is sent, received and computed in forward, and in backward."""
     events: list[str] = []
-    launch, land = Flight.launch, Flight.land
+    send, receive = AsyncAllToAll.send, AsyncAllToAll.receive
 
-    def logged_launch(self: Flight, rows: torch.Tensor, *, mirrored: bool) -> torch.Tensor:
-        events.append("go")
-        return launch(self, rows, mirrored=mirrored)
+    def logged_send(self: AsyncAllToAll, rows: torch.Tensor, *, reverse: bool) -> torch.Tensor:
+        events.append("send")
+        return send(self, rows, reverse=reverse)
 
-    def logged_land(self: Flight) -> torch.Tensor:
-        events.append("land")
-        return land(self)
+    def logged_receive(self: AsyncAllToAll) -> torch.Tensor:
+        events.append("receive")
+        return receive(self)
 
     def logged_compute(weights, rows, counts, keys, part):  # type: ignore[no-untyped-def]
         events.append("compute")
@@ -140,7 +140,10 @@ def log_of_events(layout: Layout, options: ExchangeOptions) -> tuple[list[str], 
     exchange = ExpertExchange(layout.placement())
     static = torch.full((layout.experts,), 4)
     rows = rows_of(dist.get_rank(), 4 * layout.experts, torch.float64).requires_grad_()
-    with replaced(Flight, "launch", logged_launch), replaced(Flight, "land", logged_land):
+    with (
+        replaced(AsyncAllToAll, "send", logged_send),
+        replaced(AsyncAllToAll, "receive", logged_receive),
+    ):
         out = call(
             exchange, layout, options, compute=logged_compute, rows=rows, counts=static, static_count=4
         )
@@ -150,14 +153,15 @@ def log_of_events(layout: Layout, options: ExchangeOptions) -> tuple[list[str], 
     return forward, events
 
 
-def test_one_piece_travels_while_another_is_computed() -> None:
+def test_one_chunk_is_in_flight_while_another_is_computed() -> None:
     alone, both = ExchangeOptions(), ExchangeOptions(overlap=2)
     for forward, backward in run_on_ranks(log_of_events, 2, PAIR, alone):
         # out and back; no counts travel, since they are known
-        assert forward == backward == ["go", "land", "compute", "go", "land"]
+        assert forward == backward == ["send", "receive", "compute", "send", "receive"]
     for forward, backward in run_on_ranks(log_of_events, 2, PAIR, both):
-        # piece 1 leaves before piece 0 is computed; piece 0 goes home while piece 1 is computed
-        assert forward == ["go", "go", *("land", "compute", "go"), *("land", "compute", "go"), "land", "land"]
+        # chunk 1 is sent before chunk 0 is computed; chunk 0 comes back while chunk 1 is computed
+        middle = ["receive", "compute", "send"]
+        assert forward == ["send", "send", *middle, *middle, "receive", "receive"]
         assert backward == forward
 
 
@@ -245,13 +249,13 @@ def groups_used(layouts: list[Layout]) -> list[list[list[int]]]:
     found = []
     for layout in layouts:
         exchange, used = ExpertExchange(layout.placement()), []
-        init = Flight.__init__
+        init = AsyncAllToAll.__init__
 
         def logged(self, send, receive, group, used=used, init=init):  # type: ignore[no-untyped-def]
             used.append(dist.get_process_group_ranks(group))
             init(self, send, receive, group)
 
-        with replaced(Flight, "__init__", logged):
+        with replaced(AsyncAllToAll, "__init__", logged):
             call(exchange, layout, ExchangeOptions(hierarchical=True))
         found.append(used)
     return found

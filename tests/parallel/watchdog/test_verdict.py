@@ -11,7 +11,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel.ranks.collectives import Flight, sum_over
+from parallel.ranks.collectives import AsyncAllToAll, sum_over
 from parallel.ranks.host import read
 from parallel.watchdog.diagnosis import judge
 from parallel.watchdog.stack import Place, Whereabouts, _place, stack_of
@@ -82,9 +82,9 @@ def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.is_collective
     assert found.text.startswith("all_reduce (parallel/ranks/collectives.py:")
 
-    flight = Flight([1], [1], None)  # type: ignore[arg-type]
-    flight._under_way = torch.zeros(1), torch.zeros(1), SimpleNamespace(wait=held.acquire)  # type: ignore
-    found = place_in(flight.land)
+    exchange = AsyncAllToAll([1], [1], None)  # type: ignore[arg-type]
+    exchange._in_flight = torch.zeros(1), torch.zeros(1), SimpleNamespace(wait=held.acquire)  # type: ignore
+    found = place_in(exchange.receive)
     assert found.is_collective
     assert found.text.startswith("all_to_all_single (parallel/ranks/collectives.py:")
 
