@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_shards.format.index import Manifest
-from tests.data_shards.tiny import bodies_of, write_split
+from tests.data_shards.tiny_splits import bodies_of, write_split
 
 
 def relabelled(

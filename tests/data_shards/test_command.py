@@ -10,7 +10,7 @@ from data_shards.format.index import Manifest
 from launcher.cli import shards
 from launcher.cli.shards_pack import parse_bytes
 from launcher.console.progress import duration, line
-from tests.data_shards.making import contents, make_folder
+from tests.data_shards.image_folders import contents, make_folder
 
 
 def command(*words: str | Path) -> int:

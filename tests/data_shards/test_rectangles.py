@@ -29,8 +29,8 @@ from data_shards.stream.eval import EvalStream
 from data_shards.stream.train import TrainStream
 from data_shards.stream.webdataset import WebDatasetStream
 from tests.data_shards.conftest import SAMPLES
-from tests.data_shards.image.test_decode import assert_close, jpeg, smooth
-from tests.data_shards.tiny import bodies_of
+from tests.data_shards.image.smooth_images import assert_same_image, encode_jpeg, smooth_image
+from tests.data_shards.tiny_splits import bodies_of
 
 SIDES = HEIGHT, WIDTH = 24, 40
 RATIOS = (3 / 4, 4 / 3)
@@ -42,7 +42,7 @@ RATIOS = (3 / 4, 4 / 3)
 @pytest.mark.parametrize("sides", [(24, 40), (40, 24), (8, 60)])
 def test_train_picture_is_torchvisions_resized_crop(sides: tuple[int, int]) -> None:
     """RandomResizedCrop(size=(h, w)) cuts a crop whose ratio does not look at h / w, and stretches it."""
-    body, transform = jpeg(smooth(120, 200)), TrainTransform(image_size=sides)
+    body, transform = encode_jpeg(smooth_image(120, 200)), TrainTransform(image_size=sides)
     image = Image.open(io.BytesIO(body))
     for position in range(12):
         crop, flip = draw_crop(120, 200, (3, position), transform), draw_flip((3, position), transform)
@@ -52,7 +52,7 @@ def test_train_picture_is_torchvisions_resized_crop(sides: tuple[int, int]) -> N
         expected = tv.hflip(expected) if flip else expected
         ours = decode_train(body, (3, position), transform)
         assert ours.shape == (3, *sides)
-        assert_close(ours, np.asarray(expected).transpose(2, 0, 1))
+        assert_same_image(ours, np.asarray(expected).transpose(2, 0, 1))
 
 
 def test_crops_are_distributed_as_torchvisions() -> None:
@@ -84,7 +84,7 @@ def test_both_sides_must_have_pixels_to_spare(height: int, width: int, factor: i
     assert (crop.height, crop.width) == (height, width)
     assert dct_factor(crop, SIDES) == factor
     if height < 1000:
-        assert decode_crop(jpeg(smooth(height, width)), (0, 0), transform).shape == (
+        assert decode_crop(encode_jpeg(smooth_image(height, width)), (0, 0), transform).shape == (
             height // factor,
             width // factor,
             3,
@@ -98,7 +98,7 @@ def test_eval_picture_is_timms(source: tuple[int, int], sides: tuple[int, int], 
 
     The sizes are such that both round alike; torchvision's centre of an odd rest may lie one pixel further.
     """
-    body = jpeg(smooth(*source))
+    body = encode_jpeg(smooth_image(*source))
     covered = [math.floor(side / ratio) for side in sides]
     scaled = ResizeKeepRatio(covered, interpolation="bicubic")(Image.open(io.BytesIO(body)))
     height, width = covering(source, sides, ratio)
@@ -107,7 +107,7 @@ def test_eval_picture_is_timms(source: tuple[int, int], sides: tuple[int, int], 
     ours = decode_eval(body, sides, ratio)
     top, left = (height - sides[0]) // 2, (width - sides[1]) // 2
     cut = np.asarray(scaled)[top : top + sides[0], left : left + sides[1]]
-    assert_close(ours, cut.transpose(2, 0, 1))
+    assert_same_image(ours, cut.transpose(2, 0, 1))
     if (height - sides[0]) % 2 == 0 and (width - sides[1]) % 2 == 0:
         assert np.array_equal(cut, np.asarray(tv.center_crop(scaled, list(sides))))
 
@@ -122,9 +122,9 @@ def test_the_covering_size_by_hand() -> None:
 
 
 def test_eval_without_a_crop_stretches() -> None:
-    body = jpeg(smooth(60, 90))
+    body = encode_jpeg(smooth_image(60, 90))
     expected = Image.open(io.BytesIO(body)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
-    assert_close(decode_eval(body, SIDES), np.asarray(expected).transpose(2, 0, 1))
+    assert_same_image(decode_eval(body, SIDES), np.asarray(expected).transpose(2, 0, 1))
 
 
 @pytest.mark.parametrize("size", [(0, 8), (8, 0), (-1, 3)])
@@ -328,6 +328,8 @@ def test_slim_pictures_are_augmented(sides: tuple[int, int]) -> None:
 
 
 def test_gray_pictures_have_three_channels() -> None:
-    body = simplejpeg.encode_jpeg(smooth(28, 50, 1), quality=95, colorspace="GRAY", colorsubsampling="Gray")
+    body = simplejpeg.encode_jpeg(
+        smooth_image(28, 50, 1), quality=95, colorspace="GRAY", colorsubsampling="Gray"
+    )
     assert decode_eval(body, SIDES, 0.875).shape == (3, *SIDES)
     assert decode_train(body, (0, 0), TrainTransform(image_size=SIDES)).shape == (3, *SIDES)

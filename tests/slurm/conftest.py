@@ -140,3 +140,10 @@ def wait_until_gone(cluster: Cluster, deadline_s: float = 150) -> None:
     while cluster.run("squeue", "--noheader"):
         assert time.monotonic() < end, cluster.run("squeue")
         time.sleep(0.3)
+
+
+def damage(tar: Path) -> None:
+    """The same size, other bytes."""
+    content = bytearray(tar.read_bytes())
+    content[2000::3] = bytes(len(content[2000::3]))
+    tar.write_bytes(content)

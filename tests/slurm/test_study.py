@@ -9,8 +9,7 @@ import pytest
 
 from launcher.cli.program import main
 from tests.launcher.running import TINY
-from tests.slurm.conftest import ROOT, Cluster, Said, Say, wait_until_gone
-from tests.slurm.test_submit import damage
+from tests.slurm.conftest import ROOT, Cluster, Said, Say, damage, wait_until_gone
 
 pytestmark = pytest.mark.slurm
 

@@ -9,7 +9,7 @@ import pytest
 
 from launcher.metrics.log import read_records
 from tests.launcher.running import TINY
-from tests.slurm.conftest import ROOT, Cluster, Say, wait_until_gone
+from tests.slurm.conftest import ROOT, Cluster, Say, damage, wait_until_gone
 
 pytestmark = pytest.mark.slurm
 
@@ -105,13 +105,6 @@ def trained_at(run: Path) -> list[int]:
     """When each task of six last trained, in nanoseconds; 0 for never."""
     paths = [run / f"{i:03d}" / "metrics.jsonl" for i in range(6)]
     return [path.stat().st_mtime_ns if path.exists() else 0 for path in paths]
-
-
-def damage(tar: Path) -> None:
-    """The same size, other bytes."""
-    content = bytearray(tar.read_bytes())
-    content[2000::3] = bytes(len(content[2000::3]))
-    tar.write_bytes(content)
 
 
 def test_cancel_saves_and_resume_goes_on(cluster: Cluster, shards: Path, say: Say, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
 from data_shards.stream.train import EvalStream, TrainStream
 from tests.data_shards.relabelled import relabelled
-from tests.data_shards.tiny import QUICK, TRANSFORM, bodies_of, tiny_stream, write_split
+from tests.data_shards.tiny_splits import QUICK, TRANSFORM, bodies_of, tiny_stream, write_split
 
 FRUIT = ("apple", "banana", "cherry")
 

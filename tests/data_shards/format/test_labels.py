@@ -8,8 +8,8 @@ import pytest
 from data_shards.errors import DataError
 from data_shards.format.labels import WrongLabelError, json_label, label_text, parse_label
 from data_shards.pack.indexing import index_tars
-from tests.data_shards.making import bodies_by_index, jpeg
-from tests.data_shards.pack.test_index_tars import flat, make_tar
+from tests.data_shards.image_folders import bodies_by_index, jpeg
+from tests.data_shards.tars import flatten, make_tar
 
 WRONG = ["-1", "-1.0", "3.5", "nan", "NaN", "-nan", "inf", "-Infinity", "1e-3", "1e999"]
 
@@ -71,7 +71,7 @@ def test_what_is_no_label_is_a_bad_sample(body: bytes) -> None:
 @pytest.mark.parametrize("text", ["-1", "nan", "3.5"])
 def test_an_index_names_the_member(tmp_path: Path, suffix: str, text: str) -> None:
     body = json.dumps({"label": text}) if suffix == "json" else text
-    make_tar(tmp_path / "a.tar", flat([[("k0.jpg", jpeg(0)), (f"k0.{suffix}", body.encode())]]))
+    make_tar(tmp_path / "a.tar", flatten([[("k0.jpg", jpeg(0)), (f"k0.{suffix}", body.encode())]]))
     with pytest.raises(
         DataError, match=rf"a.tar: k0.{suffix}: label {text} must be a whole number"
     ) as caught:
@@ -83,7 +83,7 @@ def test_an_index_names_the_member(tmp_path: Path, suffix: str, text: str) -> No
 def test_every_spelling_gives_the_same_index(tmp_path: Path, spelling: str) -> None:
     for place, text in (("plain", "{}"), ("other", spelling)):
         members = [[(f"{n}.jpg", jpeg(n)), (f"{n}.cls", text.format(n % 11).encode())] for n in range(12)]
-        make_tar(tmp_path / place / "0.tar", flat(members))
+        make_tar(tmp_path / place / "0.tar", flatten(members))
         assert index_tars(tmp_path / place).manifest.classes == tuple(map(str, range(11)))
     found = bodies_by_index(tmp_path / "plain")
     assert bodies_by_index(tmp_path / "other") == found

@@ -14,9 +14,9 @@ from data_shards.pack.sources.folders import image_folder
 from data_shards.pack.write import pack
 from data_shards.stream.train import EvalStream
 from data_shards.verify.verify import verify
-from tests.data_shards.image.pictures import saved, saved_array
-from tests.data_shards.making import jpeg
-from tests.data_shards.tiny import expected, seen, tiny_stream, write_split
+from tests.data_shards.image.image_files import saved, saved_array
+from tests.data_shards.image_folders import jpeg
+from tests.data_shards.tiny_splits import expected, seen, tiny_stream, write_split
 
 
 def damaged_avif() -> bytes:

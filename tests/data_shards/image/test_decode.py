@@ -11,19 +11,9 @@ from data_shards.errors import DataError
 from data_shards.image.decode import decode_eval, decode_train, resize
 from data_shards.image.geometry import Crop, TrainTransform, dct_factor, draw_crop, draw_flip
 from data_shards.image.pixels import decode_pixels, image_size
+from tests.data_shards.image.smooth_images import assert_same_image, encode_jpeg, smooth_image
 
 PLAIN = {"scale": (1.0, 1.0), "ratio": (1.0, 1.0), "flip_prob": 0.0}
-
-
-def smooth(height: int, width: int, channels: int = 3) -> np.ndarray:
-    """A picture with structure at many scales: (H, W, C) uint8."""
-    y, x = np.mgrid[0:height, 0:width]
-    waves = [127 + 60 * np.sin(x / (5 + c)) + 60 * np.cos(y / (9 - c)) for c in range(channels)]
-    return np.stack(waves, axis=-1).astype(np.uint8)
-
-
-def jpeg(pixels: np.ndarray) -> bytes:
-    return simplejpeg.encode_jpeg(pixels, quality=95)
 
 
 def by_pil(body: bytes, box: tuple[int, int, int, int], size: tuple[int, int]) -> np.ndarray:
@@ -31,22 +21,16 @@ def by_pil(body: bytes, box: tuple[int, int, int, int], size: tuple[int, int]) -
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
-def assert_close(ours: np.ndarray, theirs: np.ndarray) -> None:
-    """Within two gray levels everywhere and 50 dB: rounding, not another picture."""
-    difference = ours.astype(int) - theirs.astype(int)
-    assert ours.shape == theirs.shape
-    assert np.abs(difference).max() <= 2
-    assert 10 * np.log10(255**2 / max(np.mean(difference**2), 1e-9)) > 50
-
-
 def test_train_picture_is_pils_crop_and_resize() -> None:
-    body, transform = jpeg(smooth(120, 200)), TrainTransform(image_size=48)
+    body, transform = encode_jpeg(smooth_image(120, 200)), TrainTransform(image_size=48)
     flips = set()
     for position in range(20):
         crop, flip = draw_crop(120, 200, (3, position), transform), draw_flip((3, position), transform)
         box = crop.left, crop.top, crop.left + crop.width, crop.top + crop.height
         expected = by_pil(body, box, (48, 48))
-        assert_close(decode_train(body, (3, position), transform), expected[:, :, ::-1] if flip else expected)
+        assert_same_image(
+            decode_train(body, (3, position), transform), expected[:, :, ::-1] if flip else expected
+        )
         flips.add(flip)
     assert flips == {True, False}
 
@@ -89,9 +73,9 @@ def test_decoding_smaller_is_the_same_picture_at_44_db(subsampling: str) -> None
 @pytest.mark.parametrize(("height", "width"), [(64, 48), (61, 47), (5, 9)])
 def test_smaller_pictures_have_sides_rounded_up_in_every_format(height: int, width: int, factor: int) -> None:
     png = io.BytesIO()
-    Image.fromarray(smooth(height, width)).save(png, "PNG")
-    full = smooth(height, width).astype(float)
-    for body in (jpeg(smooth(height, width)), png.getvalue()):
+    Image.fromarray(smooth_image(height, width)).save(png, "PNG")
+    full = smooth_image(height, width).astype(float)
+    for body in (encode_jpeg(smooth_image(height, width)), png.getvalue()):
         pixels = decode_pixels(body, factor)
         assert pixels.shape == (-(-height // factor), -(-width // factor), 3)
         whole = full[: height // factor * factor, : width // factor * factor]
@@ -130,35 +114,37 @@ def test_fallback_is_the_central_crop() -> None:
 
 
 def test_without_augmentation_it_is_the_plain_resize() -> None:
-    body = jpeg(smooth(40, 40))
+    body = encode_jpeg(smooth_image(40, 40))
     same = decode_train(body, (0, 0), TrainTransform(image_size=40, **PLAIN))
     np.testing.assert_array_equal(same, decode_pixels(body).transpose(2, 0, 1))
     smaller = decode_train(body, (0, 0), TrainTransform(image_size=24, **PLAIN))
     np.testing.assert_array_equal(smaller, decode_eval(body, 24))
-    assert_close(smaller, by_pil(body, (0, 0, 40, 40), (24, 24)))
+    assert_same_image(smaller, by_pil(body, (0, 0, 40, 40), (24, 24)))
 
 
 def test_gray_becomes_three_equal_channels() -> None:
-    body = simplejpeg.encode_jpeg(smooth(28, 28, 1), quality=95, colorspace="GRAY", colorsubsampling="Gray")
+    body = simplejpeg.encode_jpeg(
+        smooth_image(28, 28, 1), quality=95, colorspace="GRAY", colorsubsampling="Gray"
+    )
     picture = decode_eval(body, 32)
     assert picture.shape == (3, 32, 32)
     np.testing.assert_array_equal(picture[0], picture[1])
     np.testing.assert_array_equal(picture[0], picture[2])
-    assert_close(picture, by_pil(body, (0, 0, 28, 28), (32, 32)))
+    assert_same_image(picture, by_pil(body, (0, 0, 28, 28), (32, 32)))
 
 
 def test_eval_resizes_the_short_side_and_cuts_the_centre() -> None:
-    body = jpeg(smooth(60, 90))
+    body = encode_jpeg(smooth_image(60, 90))
     # 28 / 0.875 = 32: 60 x 90 becomes 32 x 48, and the centre 28 x 28 starts at row 2 and column 10.
     expected = by_pil(body, (0, 0, 90, 60), (48, 32))[:, 2:30, 10:38]
-    assert_close(decode_eval(body, 28, crop_ratio=0.875), expected)
+    assert_same_image(decode_eval(body, 28, crop_ratio=0.875), expected)
     with pytest.raises(DataError, match=r"crop_ratio \(1.5\)"):
         decode_eval(body, 28, crop_ratio=1.5)
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("PNG", "L"), ("JPEG", "CMYK"), ("BMP", "RGB")])
 def test_pil_reads_what_libjpeg_turbo_does_not(kind: str, mode: str) -> None:
-    image, file = Image.fromarray(smooth(30, 40)).convert(mode), io.BytesIO()
+    image, file = Image.fromarray(smooth_image(30, 40)).convert(mode), io.BytesIO()
     image.save(file, kind)
     expected = np.asarray(Image.open(io.BytesIO(file.getvalue())).convert("RGB"))
     assert image_size(file.getvalue()) == (30, 40)
@@ -168,7 +154,7 @@ def test_pil_reads_what_libjpeg_turbo_does_not(kind: str, mode: str) -> None:
 @pytest.mark.parametrize("cut", [0, 10, 400])
 def test_undecodable_is_a_data_error(cut: int) -> None:
     with pytest.raises(DataError, match="undecodable image"):
-        decode_eval(jpeg(smooth(60, 60))[:cut], 8)
+        decode_eval(encode_jpeg(smooth_image(60, 60))[:cut], 8)
 
 
 def test_resize_of_one_pixel_is_flat() -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from data_shards.errors import DataError
 from data_shards.image.pixels import decode_pixels, image_size
-from tests.data_shards.image.pictures import DEEP, GRAY, RGB, H, W, anymap, png, saved_array, tiff
+from tests.data_shards.image.image_files import DEEP, GRAY, RGB, H, W, anymap, png, saved_array, tiff
 
 ALPHA = np.full((H, W, 1), 40_000, np.uint16)
 

@@ -14,7 +14,7 @@ from data_shards.image import formats, pillow
 from data_shards.image.decode import decode_eval
 from data_shards.image.pixels import decode_pixels, image_size
 from data_shards.pack.reencode import CHECKS, Recipe, prepare
-from tests.data_shards.image.pictures import (
+from tests.data_shards.image.image_files import (
     MODES,
     RGB,
     H,

@@ -9,7 +9,7 @@ from PIL import Image
 
 from data_shards.errors import DataError
 from data_shards.image.pixels import decode_pixels, image_size
-from tests.data_shards.image.pictures import DEEP, GRAY, RGB, H, W, chunk, png, saved
+from tests.data_shards.image.image_files import DEEP, GRAY, RGB, H, W, chunk, png, saved
 
 PALETTE = bytes(range(0, 240, 5)) * 16
 FORMS = [(0, d) for d in (1, 2, 4, 8)] + [(2, 8)] + [(3, d) for d in (1, 2, 4, 8)] + [(4, 8), (6, 8)]

@@ -12,7 +12,7 @@ from data_shards.pack.sources.folders import image_folder
 from data_shards.pack.sources.registry import Source
 from data_shards.pack.write import pack, pack_task
 from data_shards.verify.verify import verify
-from tests.data_shards.making import contents, make_folder
+from tests.data_shards.image_folders import by_key, contents, make_folder
 
 COUNT, PER_SHARD = 60, 7
 BROKEN = {3: "cut", 17: "empty", 20: "text", 33: "missing", 59: "cut"}
@@ -30,15 +30,6 @@ def folders(tmp_path: Path) -> tuple[Source, Source]:
         if how == "missing":
             path.unlink()
     return image_folder(tmp_path / "sound"), source
-
-
-def by_key(directory: Path) -> dict[str, bytes]:
-    """Image and label of every sample by its key."""
-    import webdataset
-
-    tars = [str(directory / entry.name) for entry in Manifest.load(directory).shards]
-    read = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False)
-    return {sample["__key__"]: sample["jpg"] + sample["cls"] for sample in read}
 
 
 def test_they_are_listed_and_every_other_sample_is_where_it_was(

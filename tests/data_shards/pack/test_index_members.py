@@ -16,8 +16,8 @@ from data_shards.pack.sources.folders import image_folder
 from data_shards.pack.sources.packed import packed_source
 from data_shards.pack.write import pack
 from data_shards.verify.verify import verify
-from tests.data_shards.making import bodies_by_index, jpeg
-from tests.data_shards.pack.test_index_tars import Member, flat, make_tar, pairs
+from tests.data_shards.image_folders import bodies_by_index, jpeg
+from tests.data_shards.tars import Member, flatten, image_label_pairs, make_tar
 
 
 def add_links(path: Path, links: list[tuple[str, bytes, str]]) -> None:
@@ -59,7 +59,7 @@ def test_hard_links_stand_for_their_targets(tmp_path: Path, prefix: str) -> None
 def test_links_that_cannot_be_followed_are_listed(
     tmp_path: Path, kind: bytes, target: str, reason: str
 ) -> None:
-    make_tar(tmp_path / "a.tar", [*flat(pairs(range(4))), ("x.cls", b"1")])
+    make_tar(tmp_path / "a.tar", [*flatten(image_label_pairs(range(4))), ("x.cls", b"1")])
     add_links(tmp_path / "a.tar", [("x.jpg", kind, target)])
     done = index_tars(tmp_path)
     assert [(bad.key, bad.reason) for bad in done.bad] == [("x", reason)]
@@ -68,7 +68,7 @@ def test_links_that_cannot_be_followed_are_listed(
 
 @pytest.mark.parametrize("suffix", [*IMAGE_SUFFIXES, "WEBP", "Jpg", "TIF"])
 def test_every_suffix_of_an_image_is_indexed(tmp_path: Path, suffix: str) -> None:
-    make_tar(tmp_path / "a.tar", flat(pairs(range(5), suffix)))
+    make_tar(tmp_path / "a.tar", flatten(image_label_pairs(range(5), suffix)))
     index_tars(tmp_path)
     assert bodies_by_index(tmp_path) == [(jpeg(n), n % 3) for n in range(5)]
 
@@ -91,7 +91,7 @@ def test_a_tar_that_pack_wrote_is_indexed_without_its_manifest(tmp_path: Path) -
     ["._k0.jpg", "._k0.cls", "a/._k0.jpg", "__MACOSX/k0.jpg", ".ipynb_checkpoints/k0.jpg", "@eaDir/k0.jpg"],
 )
 def test_hidden_members_are_skipped_and_counted(tmp_path: Path, name: str) -> None:
-    make_tar(tmp_path / "a.tar", [(name, b"\0\5\x16\7"), *flat(pairs(range(4)))])
+    make_tar(tmp_path / "a.tar", [(name, b"\0\5\x16\7"), *flatten(image_label_pairs(range(4)))])
     (tmp_path / "._a.tar").write_bytes(b"\0\5\x16\7")
     done = index_tars(tmp_path)
     assert bodies_by_index(tmp_path) == [(jpeg(n), n % 3) for n in range(4)]
@@ -117,7 +117,7 @@ def test_hidden_members_are_skipped_and_counted(tmp_path: Path, name: str) -> No
     ],
 )
 def test_what_is_no_tar_is_called_what_it_is(tmp_path: Path, body: bytes, message: str) -> None:
-    make_tar(tmp_path / "a.tar", flat(pairs(range(2))))
+    make_tar(tmp_path / "a.tar", flatten(image_label_pairs(range(2))))
     (tmp_path / "b.tar").write_bytes(body)
     with pytest.raises(DataError, match=f"b.tar: {message}") as caught:
         index_tars(tmp_path)
@@ -158,8 +158,8 @@ def test_the_halves_of_a_key_in_two_tars(tmp_path: Path) -> None:
 
 
 def test_a_directory_without_a_tar_says_what_is_there(tmp_path: Path) -> None:
-    make_tar(tmp_path / "train" / "a.TAR", flat(pairs(range(4))))
-    make_tar(tmp_path / "val" / "a.tar", flat(pairs(range(4))))
+    make_tar(tmp_path / "train" / "a.TAR", flatten(image_label_pairs(range(4))))
+    make_tar(tmp_path / "val" / "a.tar", flatten(image_label_pairs(range(4))))
     assert index_tars(tmp_path / "train").manifest.samples == 4
     with pytest.raises(DataError, match=r"holds no \*.tar; name .*/val as the directory"):
         index_tars(tmp_path)
@@ -174,5 +174,7 @@ def test_a_directory_without_a_tar_says_what_is_there(tmp_path: Path) -> None:
 
 
 def test_labels_that_no_sample_has_are_said(tmp_path: Path) -> None:
-    make_tar(tmp_path / "a.tar", flat([[(f"{n}.jpg", jpeg(n)), (f"{n}.cls", b"%d" % n)] for n in (1, 2, 4)]))
+    make_tar(
+        tmp_path / "a.tar", flatten([[(f"{n}.jpg", jpeg(n)), (f"{n}.cls", b"%d" % n)] for n in (1, 2, 4)])
+    )
     assert index_tars(tmp_path).notes == ("train: 2 of 5 classes have no images: 0, 3",)

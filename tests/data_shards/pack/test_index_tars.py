@@ -1,6 +1,5 @@
 """Tars made by others: indexed as they are, whatever their members' order, padding and names."""
 
-import io
 import json
 import os
 import tarfile
@@ -19,32 +18,18 @@ from data_shards.pack.sources.packed import packed_source
 from data_shards.pack.tar_scan import split_name
 from data_shards.pack.write import pack
 from data_shards.verify.verify import verify
-from tests.data_shards.making import bodies_by_index, contents, jpeg, samples_in
-
-Member = tuple[str, bytes]
-
-
-def make_tar(path: Path, members: list[Member], kind: int = tarfile.USTAR_FORMAT, padding: int = 0) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w", format=kind) as tar:
-        for name, body in members:
-            info = tarfile.TarInfo(name)
-            info.size, info.mtime, info.uname = len(body), 1_600_000_000, "somebody"
-            tar.addfile(info, io.BytesIO(body))
-    path.write_bytes(path.read_bytes() + bytes(padding))
-
-
-def pairs(numbers: range, suffix: str = "jpg", classes: int = 3) -> list[list[Member]]:
-    return [[(f"k{n}.{suffix}", jpeg(n)), (f"k{n}.cls", b"%d" % (n % classes))] for n in numbers]
-
-
-def flat(groups: list[list[Member]]) -> list[Member]:
-    return [member for group in groups for member in group]
+from tests.data_shards.image_folders import bodies_by_index, contents, jpeg, samples_in
+from tests.data_shards.tars import flatten, image_label_pairs, make_tar
 
 
 def test_indices_point_at_what_the_webdataset_library_reads(tmp_path: Path) -> None:
     for i, kind in enumerate((tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)):
-        make_tar(tmp_path / f"{i}.tar", flat(pairs(range(10 * i, 10 * i + 10))), kind, padding=10240 * i)
+        make_tar(
+            tmp_path / f"{i}.tar",
+            flatten(image_label_pairs(range(10 * i, 10 * i + 10))),
+            kind,
+            padding=10240 * i,
+        )
     before = contents(tmp_path)
     done = index_tars(tmp_path)
     after = contents(tmp_path)
@@ -89,7 +74,7 @@ def test_keys_are_the_librarys(name: str) -> None:
 def test_names_as_labels_and_a_list_of_classes(tmp_path: Path) -> None:
     labels = ["dog", "cat", "dog", "eel"]
     members = [[(f"k{n}.jpg", jpeg(n)), (f"k{n}.txt", name.encode())] for n, name in enumerate(labels)]
-    make_tar(tmp_path / "a.tar", flat(members))
+    make_tar(tmp_path / "a.tar", flatten(members))
     assert index_tars(tmp_path).manifest.classes == ("cat", "dog", "eel")
     assert [label for _, label in bodies_by_index(tmp_path)] == [1, 0, 1, 2]
     index_tars(tmp_path, classes=["eel", "ox", "cat", "dog"])
@@ -101,7 +86,7 @@ def test_names_as_labels_and_a_list_of_classes(tmp_path: Path) -> None:
 def test_json_labels(tmp_path: Path) -> None:
     values = [b"3", b'"1"', b'{"y": 2}', b'{"label": 5}', b'{"y": 4.0}', b"[", b'{"y": true}']
     make_tar(
-        tmp_path / "a.tar", flat([[(f"{n}.jpg", jpeg(n)), (f"{n}.json", v)] for n, v in enumerate(values)])
+        tmp_path / "a.tar", flatten([[(f"{n}.jpg", jpeg(n)), (f"{n}.json", v)] for n, v in enumerate(values)])
     )
     done = index_tars(tmp_path, label_key="y")
     assert [label for _, label in bodies_by_index(tmp_path)] == [3, 1, 2, 4]
@@ -110,7 +95,7 @@ def test_json_labels(tmp_path: Path) -> None:
 
 
 def test_incomplete_and_undecodable_keys_are_listed(tmp_path: Path) -> None:
-    members = flat(pairs(range(4)))
+    members = flatten(image_label_pairs(range(4)))
     others = [
         ("x.jpg", jpeg(9)),
         ("y.cls", b"1"),
@@ -136,7 +121,7 @@ def test_incomplete_and_undecodable_keys_are_listed(tmp_path: Path) -> None:
     "damage", ["first header", "header", "cut in a body", "cut at a header", "data behind"]
 )
 def test_a_damaged_structure_is_refused_by_its_place(tmp_path: Path, damage: str) -> None:
-    make_tar(tmp_path / "a.tar", flat(pairs(range(6))))
+    make_tar(tmp_path / "a.tar", flatten(image_label_pairs(range(6))))
     raw = bytearray((tmp_path / "a.tar").read_bytes())
     with tarfile.open(tmp_path / "a.tar") as tar:
         member = tar.getmembers()[4]
@@ -155,10 +140,12 @@ def test_a_damaged_structure_is_refused_by_its_place(tmp_path: Path, damage: str
 
 
 def test_one_key_twice_or_labels_of_two_kinds(tmp_path: Path) -> None:
-    make_tar(tmp_path / "a.tar", flat(pairs(range(2))) + [("k0.jpeg", jpeg(5))])
+    make_tar(tmp_path / "a.tar", flatten(image_label_pairs(range(2))) + [("k0.jpeg", jpeg(5))])
     with pytest.raises(DataError, match="key k0 has two"):
         index_tars(tmp_path)
-    make_tar(tmp_path / "a.tar", [*flat(pairs(range(2))), ("x.jpg", jpeg(1)), ("x.txt", b"dog")])
+    make_tar(
+        tmp_path / "a.tar", [*flatten(image_label_pairs(range(2))), ("x.jpg", jpeg(1)), ("x.txt", b"dog")]
+    )
     with pytest.raises(DataError, match=r"all names: a.tar: k0.cls is 0, a.tar: x.txt is 'dog'"):
         index_tars(tmp_path)
     make_tar(tmp_path / "a.tar", [("x.jpg", jpeg(1)), ("x.cls", b"99999999")])
@@ -168,7 +155,7 @@ def test_one_key_twice_or_labels_of_two_kinds(tmp_path: Path) -> None:
 
 def test_elsewhere_with_links_for_a_directory_that_cannot_be_written(tmp_path: Path) -> None:
     for i in range(3):
-        make_tar(tmp_path / "in" / f"{i}.tar", flat(pairs(range(5 * i, 5 * i + 5))))
+        make_tar(tmp_path / "in" / f"{i}.tar", flatten(image_label_pairs(range(5 * i, 5 * i + 5))))
     os.chmod(tmp_path / "in", 0o555)
     before = sorted(contents(tmp_path / "in"))
     one = index_tars(tmp_path / "in", tmp_path / "1", split="val")
@@ -186,14 +173,14 @@ def test_places_that_are_refused(shards: Path, tmp_path: Path) -> None:
         index_tars(tmp_path)
     with pytest.raises(DataError, match="was written by `shards pack`"):
         index_tars(shards)
-    make_tar(tmp_path / "a.tar", flat(pairs(range(2))))
+    make_tar(tmp_path / "a.tar", flatten(image_label_pairs(range(2))))
     (tmp_path / "a.idx").write_text("v1.2 2\njpg 512 1000")
     with pytest.raises(DataError, match="another program's"):
         index_tars(tmp_path)
 
 
 def test_a_flipped_bit_is_named_later(tmp_path: Path) -> None:
-    make_tar(tmp_path / "a.tar", flat(pairs(range(6))))
+    make_tar(tmp_path / "a.tar", flatten(image_label_pairs(range(6))))
     index_tars(tmp_path)
     raw = bytearray((tmp_path / "a.tar").read_bytes())
     with tarfile.open(tmp_path / "a.tar") as tar:
@@ -208,7 +195,8 @@ def test_a_flipped_bit_is_named_later(tmp_path: Path) -> None:
 def test_mixing_is_measured(tmp_path: Path) -> None:
     for i in range(3):  # sorted by class
         make_tar(
-            tmp_path / f"{i}.tar", flat([[(f"{n}.jpg", jpeg(n)), (f"{n}.cls", b"%d" % i)] for n in range(4)])
+            tmp_path / f"{i}.tar",
+            flatten([[(f"{n}.jpg", jpeg(n)), (f"{n}.cls", b"%d" % i)] for n in range(4)]),
         )
     done = index_tars(tmp_path)
     # Of three classes of a third each, four shuffled samples hold 3 * (1 - (2/3)^4) = 2.407 on average.
@@ -217,7 +205,7 @@ def test_mixing_is_measured(tmp_path: Path) -> None:
 
 def test_packed_anew_they_are_shuffled_and_ours(tmp_path: Path) -> None:
     for i in range(3):
-        make_tar(tmp_path / "in" / f"{i}.tar", flat(pairs(range(10 * i, 10 * i + 10))))
+        make_tar(tmp_path / "in" / f"{i}.tar", flatten(image_label_pairs(range(10 * i, 10 * i + 10))))
     index_tars(tmp_path / "in")
     source = packed_source(tmp_path / "in")
     for workers in (1, 2):

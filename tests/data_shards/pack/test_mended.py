@@ -15,8 +15,7 @@ from data_shards.pack.sources.folders import image_folder
 from data_shards.pack.sources.imagenet import MAP_22K, imagenet22k
 from data_shards.pack.write import pack, pack_task
 from data_shards.verify.repair import repair
-from tests.data_shards.making import contents, jpeg, make_folder
-from tests.data_shards.pack.test_bad_sources import by_key
+from tests.data_shards.image_folders import by_key, contents, jpeg, make_folder
 
 COUNT, PER_SHARD = 60, 7
 BAD = range(0, 60, 5)  # 12 of 60, more than the 10 that are always allowed

@@ -16,7 +16,7 @@ from data_shards.pack.reencode import Recipe, is_progressive, prepare, to_baseli
 from data_shards.pack.sources.folders import image_folder
 from data_shards.pack.write import pack
 from data_shards.verify.verify import verify
-from tests.data_shards.making import contents, jpeg, make_folder, samples_in
+from tests.data_shards.image_folders import contents, jpeg, make_folder, samples_in
 
 needs_jpegtran = pytest.mark.skipif(
     not shutil.which("jpegtran"), reason="apt-get install libjpeg-turbo-progs"

@@ -10,7 +10,7 @@ from data_shards.pack.sources.folders import image_folder
 from data_shards.pack.split import carve, chosen
 from data_shards.pack.write import pack
 from data_shards.verify.verify import verify
-from tests.data_shards.making import contents, jpeg, make_folder, samples_in
+from tests.data_shards.image_folders import contents, jpeg, make_folder, samples_in
 
 
 def test_no_class_gives_more_than_half(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from data_shards.pack.sources.folders import image_folder
 from data_shards.pack.sources.registry import Source, synthetic
 from data_shards.pack.write import merge, pack, pack_task
 from tests.data_shards.conftest import PER_SHARD, SAMPLES
-from tests.data_shards.making import contents, make_folder
+from tests.data_shards.image_folders import contents, make_folder
 
 OPTIONS = {"samples_per_shard": PER_SHARD, "seed": 7}
 

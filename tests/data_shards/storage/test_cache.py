@@ -22,7 +22,7 @@ from data_shards.stream.base import Reading
 from data_shards.stream.order import GlobalOrder
 from data_shards.stream.shard_prefetcher import upcoming
 from data_shards.stream.train import EvalStream
-from tests.data_shards.tiny import seen, tiny_stream, write_split
+from tests.data_shards.tiny_splits import seen, tiny_stream, write_split
 
 SHARDS, BODY = 12, 400_000  # 12 shards of about 0.4 MB
 CAP = 2_200_000  # room for five of them

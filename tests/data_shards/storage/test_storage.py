@@ -19,7 +19,7 @@ from data_shards.storage.remote import RemoteStorage
 from data_shards.storage.retry import Retries
 from data_shards.storage.telemetry import Telemetry
 from data_shards.stream.base import Reading
-from tests.data_shards.tiny import Seen, seen, tiny_stream
+from tests.data_shards.tiny_splits import Seen, seen, tiny_stream
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from data_shards.errors import DataError
 from data_shards.storage.base import PermanentError
 from data_shards.storage.remote import RemoteStorage
 from data_shards.stream.base import Reading, checked_manifest
-from tests.data_shards.tiny import Seen, seen, tiny_stream
+from tests.data_shards.tiny_splits import Seen, seen, tiny_stream
 from tests.web import Patient
 
 pytest.importorskip("aiohttp", reason="pip install 'swin-moe[remote]'")

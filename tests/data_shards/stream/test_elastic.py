@@ -16,7 +16,7 @@ from data_shards.storage.telemetry import COUNTERS
 from data_shards.stream.base import Reading
 from data_shards.stream.order import GlobalOrder
 from data_shards.stream.workers import Batch, BatchPlan, Ring
-from tests.data_shards.tiny import bodies_of, seen, tiny_stream, write_split
+from tests.data_shards.tiny_splits import bodies_of, seen, tiny_stream, write_split
 
 PHASES = ((8, 64), (3, 48), (5, 320))  # ranks, global batch
 

@@ -15,7 +15,7 @@ from data_shards.format.index import read_index
 from data_shards.format.tar import BLOCK
 from data_shards.stream.base import Reading
 from tests.data_shards.conftest import PER_SHARD, SAMPLES
-from tests.data_shards.tiny import (
+from tests.data_shards.tiny_splits import (
     FaultyStorage,
     Seen,
     bodies_of,

@@ -12,9 +12,9 @@ from data_shards.image.decode import decode_train
 from data_shards.stream.patterns import expand, names_tars, shown
 from data_shards.stream.webdataset import WebDatasetStream
 from tests.data_shards.conftest import SAMPLES
-from tests.data_shards.making import jpeg
-from tests.data_shards.pack.test_index_tars import make_tar
-from tests.data_shards.tiny import TRANSFORM, bodies_of
+from tests.data_shards.image_folders import jpeg
+from tests.data_shards.tars import make_tar
+from tests.data_shards.tiny_splits import TRANSFORM, bodies_of
 
 
 def foreign(place: str, rank: int = 0, ranks: int = 1, **options: object) -> WebDatasetStream:

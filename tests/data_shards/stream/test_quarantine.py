@@ -16,7 +16,7 @@ from data_shards.stream.quarantine import Quarantine
 from data_shards.stream.reader import SampleError
 from data_shards.stream.train import EvalStream
 from tests.data_shards.conftest import PER_SHARD, SAMPLES
-from tests.data_shards.tiny import Seen, bodies_of, expected, seen, tiny_stream
+from tests.data_shards.tiny_splits import Seen, bodies_of, expected, seen, tiny_stream
 
 BAD = {7, 31, 77}
 

@@ -22,7 +22,7 @@ from data_shards.stream.reader import ShardReader
 from data_shards.stream.train import EvalStream, TrainStream
 from data_shards.stream.workers import Batch
 from tests.data_shards.conftest import PER_SHARD, SAMPLES
-from tests.data_shards.tiny import write_split
+from tests.data_shards.tiny_splits import write_split
 
 TRANSFORM = TrainTransform(image_size=12)
 FIELDS = ("images", "labels", "positions", "weights")

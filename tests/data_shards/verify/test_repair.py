@@ -17,8 +17,8 @@ from data_shards.pack.write import pack
 from data_shards.verify.repair import repair
 from data_shards.verify.verify import verify
 from tests.data_shards.conftest import SAMPLES
-from tests.data_shards.making import contents, make_folder, samples_in
-from tests.data_shards.pack.test_index_tars import flat, make_tar, pairs
+from tests.data_shards.image_folders import contents, make_folder, samples_in
+from tests.data_shards.tars import flatten, image_label_pairs, make_tar
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_dropping_makes_a_new_set_and_leaves_the_old_one(shards: Path, copy: Pat
 
 def test_tars_made_by_others_are_not_written(tmp_path: Path) -> None:
     for i in range(2):
-        make_tar(tmp_path / "in" / f"{i}.tar", flat(pairs(range(6 * i, 6 * i + 6))))
+        make_tar(tmp_path / "in" / f"{i}.tar", flatten(image_label_pairs(range(6 * i, 6 * i + 6))))
     index_tars(tmp_path / "in")
     sound = contents(tmp_path / "in")
     (tmp_path / "in" / "1.idx").unlink()

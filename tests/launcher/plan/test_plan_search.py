@@ -14,8 +14,8 @@ from launcher.plan.search.search import Candidate, micro_batches, search
 from launcher.plan.time.estimate import predict_time
 from launcher.validation.rules import rule_errors
 from tests.distributed import run_on_ranks
-from tests.launcher.plan.test_plan_time import MACHINE, pace
-from tests.launcher.plan.test_plan_work import TINY, run_of
+from tests.launcher.plan.machines import MACHINE, pace
+from tests.launcher.plan.tiny_runs import TINY, run_of
 
 CONFIG = str(Path(__file__).parents[3] / "configs" / "demo_cpu.yaml")
 

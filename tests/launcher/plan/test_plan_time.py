@@ -8,10 +8,9 @@ import pytest
 import yaml
 
 from launcher.config.load import ConfigError
-from launcher.plan.base.hardware import Hardware, Link, load_hardware, on_curve, profiles
+from launcher.plan.base.hardware import load_hardware, on_curve, profiles
 from launcher.plan.base.trace import Op
 from launcher.plan.search.simulate import Failures, goodput, parse_range, simulate, young_s
-from launcher.plan.time.compute_cost import Pace
 from launcher.plan.time.estimate import EXCHANGE, FEED, GATHER, OPTIMIZER, REDUCE, predict_time
 from launcher.plan.time.links import (
     Group,
@@ -24,23 +23,9 @@ from launcher.plan.time.links import (
 )
 from launcher.plan.time.roofline import op_s, ops_s, tile_share
 from parallel.ranks.mesh import ParallelDims
-from tests.launcher.plan.test_plan_work import TINY, run_of, work_of
+from tests.launcher.plan.machines import MACHINE, pace
+from tests.launcher.plan.tiny_runs import TINY, run_of, work_of
 
-# 10 GFLOP/s, 1 GB/s, 1 us an operation, 10 us a collective; 2 ranks a node
-MACHINE = Hardware(
-    name="a machine",
-    device="cpu",
-    peak_tflops={"fp32": 0.01, "bf16": 0.02},
-    product_efficiency=0.5,
-    memory_gib=1.0,
-    memory_gb_s=2.0,
-    memory_efficiency=0.5,
-    ranks_per_node=2,
-    in_node=Link(gb_s=4.0, all_to_all_gb_s=2.0, step_us=1.0, message_us=3.0),
-    between=Link(gb_s=1.0, all_to_all_gb_s=0.5, step_us=5.0, message_us=20.0),
-    launch_us=1.0,
-    start_us=10.0,
-)
 PRODUCT = Op("product", 1, 100, 100, 100, elements=30_000)  # 2 MFLOP at 5 GFLOP/s: 400 us; 120 kB: 120 us
 PASS = Op("copy", elements=1_000_000)  # 4 MB at 1 GB/s: 4 ms
 
@@ -108,10 +93,6 @@ def test_groups_of_a_layout() -> None:
     assert groups.exchange == Group(8, 4)
     assert groups.copies == Group(2, 1)  # ranks 0 and 8
     assert groups_of(ParallelDims(world_size=16, ep_size=8), [4] * 4, 4).exchange == Group(2, 1)
-
-
-def pace(machine: Hardware = MACHINE) -> Pace:
-    return Pace(work=work_of(TINY), hardware=machine, precision="fp32")
 
 
 def test_a_step_is_the_sum_of_its_items() -> None:

@@ -13,84 +13,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.distributed.checkpoint as dcp
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.accelerator import on_either_processor
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import (
-    CONFIG,
     EXACT,
-    EXACT_EVAL,
     command,
     descendants,
     evaluations,
     is_alive,
     only,
-    overrides,
     start,
     steps,
 )
+from tests.launcher.training.resumed_runs import STEPS, assert_same_run, engine, train_line
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # to read a checkpoint here
-
-STEPS = 40
-# saved before going on, so that it is known what a kill finds; see test_crash.py for the other way
-LAYOUT = (
-    "parallel.ep_size=2",
-    "checkpoint.keep_last=9",
-    "checkpoint.asynchronous=false",
-    "train.ema_decay=0.9",
-)
-SCHEDULE = (f"train.duration={STEPS} steps", "train.eval_every=14 steps", "checkpoint.every=7 steps")
-
-
-def train_line(shards: Path, run_dir: Path, *more: str) -> list[str]:
-    return ["train", str(CONFIG), "--resume", "auto", *overrides(shards, run_dir, *LAYOUT, *SCHEDULE, *more)]
-
-
-def engine(stage: int, precision: str) -> tuple[str, str]:
-    return f"parallel.zero_stage={stage}", f"train.precision={precision}"
-
-
-@pytest.fixture(scope="session")
-def uninterrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The directory of an uninterrupted run at a ZeRO stage and precision; each is made once."""
-    made: dict[tuple[int, str], Path] = {}
-
-    def run(stage: int, precision: str = "fp32") -> Path:
-        if (stage, precision) not in made:
-            path = tmp_path_factory.mktemp("uninterrupted") / "run"
-            line = train_line(shards, path, *engine(stage, precision))
-            assert [outcome.code for outcome in run_on_ranks(command, 2, *line)] == [0, 0]
-            made[stage, precision] = path
-        return made[stage, precision]
-
-    return run
-
-
-def tensors(run_dir: Path) -> dict[str, torch.Tensor]:
-    """Every master weight, moment and average of a run's last checkpoint, by name."""
-    path = run_dir / "checkpoints" / f"step-{STEPS:08d}"
-    shapes = json.loads((path / "manifest.json").read_text())["tensors"]
-    values = {name: torch.full(shape, torch.nan) for name, shape in shapes.items()}
-    dcp.load(values, storage_reader=dcp.FileSystemReader(path), no_dist=True)
-    return values
-
-
-def assert_same_run(run_dir: Path, reference: Path) -> None:
-    """Every step exactly once, with the very same figures, evaluations and final state."""
-    assert [record["step"] for record in steps(run_dir)] == list(range(1, STEPS + 1))
-    for found, wanted in zip(steps(run_dir), steps(reference), strict=True):
-        assert only(found, EXACT) == only(wanted, EXACT)
-    assert [only(record, EXACT_EVAL) for record in evaluations(run_dir)] == [
-        only(record, EXACT_EVAL) for record in evaluations(reference)
-    ]
-    found, wanted = tensors(run_dir), tensors(reference)
-    assert found.keys() == wanted.keys()
-    assert any(name.startswith("ema/") and "experts.7" in name for name in wanted)
-    assert [name for name in wanted if not torch.equal(found[name], wanted[name])] == []
 
 
 def assert_same_steps_in_tensorboard(run_dir: Path) -> None:

@@ -16,9 +16,8 @@ from parallel.checkpoint import commit, write
 from parallel.checkpoint.commit import CheckpointError, committed, latest, read_manifest, verify
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import command, commands, records
-from tests.launcher.training.test_resume import assert_same_run, train_line, uninterrupted
+from tests.launcher.training.resumed_runs import assert_same_run, train_line
 
-__all__ = ["uninterrupted"]  # a fixture
 ASYNCHRONOUS = ("checkpoint.asynchronous=true", "checkpoint.keep_last=2")
 FAILED = 14  # the step whose save finds no room
 

@@ -15,7 +15,7 @@ from launcher.process import local_launcher as local
 from parallel.ranks import discover as env
 from parallel.ranks.discover import LaunchError, Ranks, choose_accelerator, discover, job_end_s, join
 from parallel.ranks.identity import slurm_job
-from tests.parallel.ranks.test_env import (
+from tests.parallel.ranks.environments import (
     BATCH,
     MPIRUN_IN_SALLOC,
     PMI2,

@@ -10,7 +10,7 @@ from data_shards.errors import DataError
 from data_shards.format.names import Names
 from data_shards.format.samples import BadSourceError
 from data_shards.pack.sources.folders import image_folder
-from tests.data_shards.making import jpeg, make_folder
+from tests.data_shards.image_folders import jpeg, make_folder
 
 PATHS = ["a/b/1.jpg", "2.jpg", "a/3.jpg", "ä/ö/ü.jpg", "a/b/4", "a/\udcff.jpg"]
 

@@ -12,7 +12,7 @@ from data_shards.errors import DataError
 from data_shards.format.samples import BadSourceError
 from data_shards.pack.sources.imagenet import MAP_22K, _json_items, imagenet22k, imagenet_zip
 from data_shards.pack.write import pack
-from tests.data_shards.making import contents, jpeg, samples_in
+from tests.data_shards.image_folders import contents, jpeg, samples_in
 
 NAMES = [f"n{i % 4:08d}/n{i % 4:08d}_{i}.JPEG" for i in range(30)]
 

@@ -10,7 +10,7 @@ from data_shards.errors import DataError
 from data_shards.format.image_names import is_hidden, is_image
 from data_shards.format.samples import BadSourceError, Source
 from data_shards.pack.sources.folders import image_folder
-from tests.data_shards.making import make_folder
+from tests.data_shards.image_folders import make_folder
 
 
 @pytest.fixture

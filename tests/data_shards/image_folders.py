@@ -46,3 +46,12 @@ def bodies_by_index(directory: Path) -> list[tuple[bytes, int]]:
         index = read_index(directory / entry.index_name)
         found += [(tar[o : o + s], label) for o, s, label, _ in index.tolist()]
     return found
+
+
+def by_key(directory: Path) -> dict[str, bytes]:
+    """Image and label of every sample by its key."""
+    import webdataset
+
+    tars = [str(directory / entry.name) for entry in Manifest.load(directory).shards]
+    read = webdataset.WebDataset(tars, shardshuffle=False, empty_check=False)
+    return {sample["__key__"]: sample["jpg"] + sample["cls"] for sample in read}
