@@ -4,7 +4,7 @@
     python benchmarks/plan_memory.py --world 1 --json plan_memory.json
     python benchmarks/plan_memory.py --allocator            # and torch's own account, several times as long
 
-Each layout trains two optimizer steps on random images through what a run is made of: `task_of`, `Engine`,
+Each layout trains two optimizer steps on random images through what a run is made of: `build_task`, `Engine`,
 `Masters`, as launcher/training/trainer.py puts them together; no data pipeline. All layouts of a world run
 one after the other in the same ranks, one thread each. Two figures are measured, of the rank that needs
 most:
@@ -44,7 +44,7 @@ from launcher.config.load import load_config
 from launcher.config.schema import RunConfig
 from launcher.plan.memory.estimate import predict_memory
 from launcher.tasks.param_groups import parameter_groups
-from launcher.tasks.tasks import task_of
+from launcher.tasks.registry import build_task
 from launcher.training.builders import engine_options, run_mesh
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.discover import Ranks, join, leave, prepare_process
@@ -106,7 +106,7 @@ class Training:
     def __init__(self, config: RunConfig, world: int) -> None:
         device = torch.device("cpu")
         self.config, self.mesh = config, run_mesh(config.parallel, [world])
-        self.task = task_of(config, device)
+        self.task = build_task(config, device)
         sharded = config.parallel.zero_stage == 3
         model = self.task.build(self.mesh, sharded=sharded, exchange=config.parallel.expert_exchange)
         groups = parameter_groups(model, config.optim)

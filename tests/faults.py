@@ -1,6 +1,6 @@
 """Faults on purpose: a command on forked ranks, one or more of which something befalls at a stated place.
 
-    ended = run(2, line, Fault("SIGKILL", rank=1, at="train_step", step=7))
+    ended = run(2, line, Fault("SIGKILL", rank=1, at="step", step=7))
     assert [rank.code for rank in ended] == [80, -9]
 
 Every rank is a process of its own with its own exit status and output, joined through a file; nothing is
@@ -47,41 +47,37 @@ Kind = Literal[
 SLOW_DATA_S = 10.0
 SLOW_RECORD_S = 3.0
 PAUSE_S = 2.0
-PLACES = {  # where a fault may strike: owner and name of a function that has the step
-    "train_step": ("launcher.training.trainer", "Session"),
-    "evaluate": ("launcher.training.trainer", "Session"),
-    "save": ("launcher.training.trainer", "Session"),
-    "commit": ("parallel.checkpoint.write", None),  # rank 0 alone: the checkpoint is all but named
-}
+Place = Literal["step", "evaluate", "save", "commit"]  # events of the trainer; `commit` is on rank 0 alone
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens to one rank (None: to all), and when: before the function `at`, after `step` steps."""
+    """What happens to one rank (None: to all), and when: before `at`, after `step` steps."""
 
     kind: Kind
     rank: int | None = 0
-    at: str = "train_step"
+    at: Place = "step"
     step: int = 3
 
-    def arm(self, patches: ExitStack) -> None:
-        """Lie in wait."""
-        import importlib
+    def hook(self, event: str, trainer: Any) -> None:
+        """Strike before an event of the trainer."""
+        if (event, trainer.step) == (self.at, self.step):
+            self.strike(trainer)
 
-        module, owner_name = PLACES[self.at]
-        owner: Any = importlib.import_module(module)
-        owner = getattr(owner, owner_name) if owner_name else owner
-        original = getattr(owner, self.at)
+    def patch_commit(self) -> Any:
+        """A patch that strikes before a checkpoint is committed."""
+        from parallel.checkpoint import write
+
+        original = write.commit
 
         def struck(*arguments: Any) -> Any:
-            step = arguments[2]["step"] if self.at == "commit" else arguments[0].step
-            if step == self.step:
-                self.strike(arguments[0])
+            if arguments[2]["step"] == self.step:
+                self.strike(None)
             return original(*arguments)
 
-        patches.enter_context(mock.patch.object(owner, self.at, struck))
+        return mock.patch.object(write, "commit", struck)
 
-    def strike(self, session: Any) -> None:
+    def strike(self, trainer: Any) -> None:
         """Let it happen in this process."""
         if self.kind.startswith("SIG"):
             os.kill(os.getpid(), signal.Signals[self.kind])
@@ -94,14 +90,11 @@ class Fault:
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
             resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
         elif self.kind == "nan_loss":
-            import launcher.tasks.tasks
-
-            loss = launcher.tasks.tasks.classification_loss
-            launcher.tasks.tasks.classification_loss = lambda *a, **k: loss(*a, **k) * math.nan  # type: ignore
+            trainer.task = ScaledLoss(trainer.task, math.nan)
         elif self.kind == "nan_gradient":
-            next(session.model.parameters()).register_hook(lambda gradient: gradient * math.nan)
+            next(trainer.model.parameters()).register_hook(lambda gradient: gradient * math.nan)
         elif self.kind == "slow_data":
-            _delay(session.stream)
+            trainer.batches = Late(trainer.batches)
         elif self.kind == "slow_record":
             import launcher.rundir.sessions
 
@@ -115,22 +108,37 @@ class Fault:
             raise LookupError("a bug on purpose")
 
 
-def _delay(stream: Any) -> None:
-    """The next batch of a stream comes late, seen from the session."""
-    import launcher.training.trainer
+class Wrapped:
+    """Something with the attributes of another object."""
 
-    original = launcher.training.trainer.Session.next_batch
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
 
-    def late(session: Any, batches: Any) -> Any:
-        launcher.training.trainer.Session.next_batch = original  # type: ignore[method-assign]
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
-        def waiting() -> Any:
-            time.sleep(SLOW_DATA_S)
-            yield next(batches)
 
-        return original(session, waiting())
+class ScaledLoss(Wrapped):
+    """A task whose loss is multiplied by a factor."""
 
-    launcher.training.trainer.Session.next_batch = late  # type: ignore[method-assign]
+    def __init__(self, inner: Any, factor: float) -> None:
+        super().__init__(inner)
+        self.factor = factor
+
+    def loss(self, *arguments: Any) -> tuple[Any, Any]:
+        loss, output = self.inner.loss(*arguments)
+        return loss * self.factor, output
+
+
+class Late(Wrapped):
+    """Batches, the first of which comes late."""
+
+    delay_s = SLOW_DATA_S
+
+    def __next__(self) -> Any:
+        time.sleep(self.delay_s)
+        self.delay_s = 0.0
+        return next(self.inner)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,15 +227,19 @@ def _main(
         os.dup2(file, descriptor)
     sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
     from launcher.cli import program
-    from launcher.process import run_rank as life
+    from launcher.process.run_rank import Runtime
 
     who = Ranks.that_meet_at(directory / "rendezvous", rank, n)
     warnings.simplefilter("ignore")
     with ExitStack() as patches:
-        patches.enter_context(mock.patch.object(life, "discover", return_value=who))
         for fault in faults:
-            fault.arm(patches)
-        code = program.main(line)
+            if fault.at == "commit":
+                patches.enter_context(fault.patch_commit())
+        hooks = [fault.hook for fault in faults if fault.at != "commit"]
+        runtime = Runtime(
+            discover=lambda: who, hook=lambda event, trainer: [one(event, trainer) for one in hooks].clear()
+        )
+        code = program.main(line, runtime)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -9,7 +9,7 @@ from unittest.mock import patch
 
 import pytest
 
-from launcher.tasks.tasks import TASKS
+from launcher.tasks.registry import TASKS
 from swin_moe.moe.routers.registry import ROUTERS
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -286,8 +286,8 @@ def _prepared(
     from data_shards.augment.pipeline import AugmentConfig
     from data_shards.stream.workers import Batch
     from launcher.config.schema import DataConfig, OptimConfig, RunConfig
+    from launcher.tasks.classification.task import ClassificationTask
     from launcher.tasks.param_groups import parameter_groups
-    from launcher.tasks.tasks import Classification
     from parallel.experts.exchange import ExchangeOptions
     from parallel.ranks.mesh import ParallelDims, build_mesh
     from parallel.zero.engine import Engine
@@ -296,7 +296,7 @@ def _prepared(
     data = DataConfig(train="x", val="x", augment=AugmentConfig() if case.augment else None)
     model_config = _model_config(case, place)
     config = RunConfig(run_dir="x", model=model_config, data=data)
-    mesh, task = build_mesh(ParallelDims(world_size=1)), Classification(config, device)
+    mesh, task = build_mesh(ParallelDims(world_size=1)), ClassificationTask(config, device)
     exchange = ExchangeOptions(padded=case.padded)
     model = task.build(mesh, sharded=False, exchange=exchange).to(device)
     images = 4 if place.rehearsal else 16
@@ -336,11 +336,11 @@ def _model_config(case: Waits, place: Place) -> Any:
 
 def _train(engine: Any, task: Any, one: Any, config: Any, device: torch.device) -> None:
     """As in launcher/training/trainer.py."""
-    from launcher.metrics.accumulator import Tally
+    from launcher.metrics.accumulator import MetricAccumulator
     from parallel.ranks.host import send
     from swin_moe.random.keyed import sample_keys
 
-    tally = Tally(rank=0, world_size=1)
+    tally = MetricAccumulator(rank=0, world_size=1)
     keys = send(sample_keys(0, one.positions), device)
     loss, output = task.loss(engine, task.inputs(one), keys)
     loss = loss + output.aux_loss

@@ -19,8 +19,8 @@ from data_shards.augment.pipeline import AugmentConfig
 from data_shards.stream.workers import Batch
 from gpu_checks.place import Place
 from launcher.config.schema import DataConfig, OptimConfig, ParallelConfig, RunConfig, TrainConfig
-from launcher.metrics.accumulator import Tally
-from launcher.tasks.tasks import task_of
+from launcher.metrics.accumulator import MetricAccumulator
+from launcher.tasks.registry import build_task
 from parallel.ranks.discover import Ranks, join, leave, prepare_process
 from parallel.ranks.host import send
 from swin_moe.backbone.flops import cost
@@ -214,7 +214,7 @@ class Training:
 
         self.config, self.device = config, device
         self.mesh, parallel = run_mesh(config.parallel, [1]), config.parallel
-        self.task = task_of(config, device)
+        self.task = build_task(config, device)
         model = self.task.build(self.mesh, sharded=False, exchange=parallel.expert_exchange).to(device)
         self.backbone = self.task.backbone(model)
         groups = parameter_groups(model, config.optim)
@@ -240,7 +240,7 @@ class Training:
     def augment(self, on: bool) -> None:
         """Augment on the device from the next step on, or not."""
         data = replace(self.config.data, augment=AugmentConfig() if on else None)
-        self.task = task_of(replace(self.config, data=data), self.device)
+        self.task = build_task(replace(self.config, data=data), self.device)
         self._ahead = None
 
     def drop_paths(self, on: bool) -> None:
@@ -256,7 +256,7 @@ class Training:
     def step(self) -> float:
         """One optimizer step: its loss."""
         inputs, keys = self._ahead or self._inputs()
-        tally = Tally(rank=0, world_size=1)
+        tally = MetricAccumulator(rank=0, world_size=1)
         loss, output = self.task.loss(self.engine, inputs, keys)
         loss = loss + output.aux_loss
         self.engine.backward(loss)

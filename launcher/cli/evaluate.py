@@ -15,7 +15,7 @@ from launcher.console.arguments import add_match_classes, positive
 from launcher.evaluation.judging import Judging, judging
 from launcher.evaluation.support import check_support
 from launcher.process import local_launcher as local
-from launcher.process.run_rank import Guard, as_rank
+from launcher.process.run_rank import RankContext, run_rank
 from launcher.rundir.directory import RunDirectory
 from launcher.validation.run_rules import slots_error
 from parallel.ranks.discover import Ranks
@@ -93,10 +93,10 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
     if local.is_parent(args.nproc):
         return local.run_local(args.nproc, arguments)
 
-    def work(ranks: Ranks, device: torch.device, guard: Guard) -> None:
-        evaluate(args, config, directory, judged, ranks, device, guard)
+    def work(ranks: Ranks, device: torch.device, context: RankContext) -> None:
+        evaluate(args, config, directory, judged, ranks, device, context)
 
-    return as_rank(config, work)
+    return run_rank(config, work, args.runtime)
 
 
 def check_options(args: argparse.Namespace, config: RunConfig) -> None:
@@ -152,7 +152,7 @@ def evaluate(
     judged: Judging,
     ranks: Ranks,
     device: torch.device,
-    guard: Guard,
+    context: RankContext,
 ) -> None:
     """Load the checkpoint once and do all that is asked; every rank calls it."""
     # these know DeepSpeed, which looks for its device when it is imported
@@ -164,13 +164,13 @@ def evaluate(
 
     if args.few_shot or args.knn:
         check_support(args, config, judged.support.mapped_to)
-    beat = guard.watch.beat
+    beat = context.watch.beat
     loaded = load(config, directory, args.checkpoint, ranks, device, beat, averaged=args.ema)
     loaded = replace(loaded, mapped_to=judged.model.mapped_to)
     if ranks.rank == 0:
         sys.stderr.writelines(f"{note}\n" for note in judged.notes)
     if is_standard(args):
-        loaded = standard(args, loaded, judged)
+        standard(args, loaded, judged)
     if args.sweep_capacity or args.sweep_top_k:
         sweep(loaded, args.sweep_capacity or [], args.sweep_top_k or [])
     if args.few_shot:
@@ -182,24 +182,23 @@ def evaluate(
         measure(loaded, args.capacity_factor, warm_up=WARM_UP, repeats=args.passes)
 
 
-def standard(args: argparse.Namespace, loaded: Any, judged: Judging) -> Any:
-    """Evaluate and look on; returns `loaded` with the task that judges, for a sweep after it."""
+def standard(args: argparse.Namespace, loaded: Any, judged: Judging) -> None:
+    """Evaluate in the label space of `judged`, which holds for a sweep too, and write the tables."""
     from launcher.evaluation.affinity import Affinity
     from launcher.evaluation.confusion import Confusion
-    from launcher.evaluation.labels import Relabelled
+    from launcher.evaluation.labels import RelabelledMetric
     from launcher.evaluation.standard import evaluate_modes
 
-    config, device = loaded.config, loaded.device
+    device = loaded.device
     if judged.labels is not None:
-        loaded = replace(loaded, task=Relabelled(config, device, judged.labels))
-    confusion = [Confusion(loaded.task, len(judged.names), device)] if args.confusion else []
+        loaded.task.metric = RelabelledMetric(device, judged.labels)
+    confusion = [Confusion(loaded.task.metric, len(judged.names), device)] if args.confusion else []
     affinity = [Affinity(len(judged.classes), device)] if args.affinity else []
     evaluate_modes(loaded, args.capacity_factor, [*confusion, *affinity])
     for seen in confusion:
         seen.write(loaded, judged.names)
     for known in affinity:
         known.write(loaded, judged.classes)
-    return loaded
 
 
 def _flag(name: str) -> str:

@@ -15,7 +15,7 @@ from launcher.console.arguments import positive
 from launcher.plan.base.hardware import Hardware, load_hardware
 from launcher.plan.search.simulate import MTBF_GPU_H, Failures, parse_range
 from launcher.process import local_launcher as local
-from launcher.process.run_rank import Guard, as_rank
+from launcher.process.run_rank import RankContext, run_rank
 from launcher.validation.rules import problems
 from launcher.validation.run_rules import run_errors
 from parallel.ranks.discover import Ranks
@@ -159,7 +159,7 @@ def _calibrate(args: argparse.Namespace, arguments: list[str]) -> int:
     if local.is_parent(args.nproc):
         return local.run_local(args.nproc, arguments)
 
-    def work(ranks: Ranks, device: torch.device, guard: Guard) -> None:
+    def work(ranks: Ranks, device: torch.device, context: RankContext) -> None:
         from launcher.plan.time.calibrate import measure, write
 
         hardware = measure(device, _say if ranks.rank == 0 else lambda _: None)
@@ -167,7 +167,7 @@ def _calibrate(args: argparse.Namespace, arguments: list[str]) -> int:
             write(hardware, args.calibrate)
             print(f"{args.calibrate}: a profile of {hardware.name}; use it with --gpu {args.calibrate}")
 
-    return as_rank(no_run(), work)
+    return run_rank(no_run(), work, args.runtime)
 
 
 def _check_directory(option: str, file: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import DataConfig, RunConfig
 from launcher.process import local_launcher as local
-from launcher.process.run_rank import Guard, as_rank
+from launcher.process.run_rank import RankContext, run_rank
 from parallel.ranks.discover import Ranks
 from swin_moe.config import ModelConfig
 
@@ -52,10 +52,10 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
     if local.is_parent(args.nproc):
         return local.run_local(args.nproc, arguments)
 
-    def work(ranks: Ranks, device: torch.device, guard: Guard) -> None:
+    def work(ranks: Ranks, device: torch.device, context: RankContext) -> None:
         _report(args, config, ranks, device)
 
-    return as_rank(config or no_run(), work)
+    return run_rank(config or no_run(), work, args.runtime)
 
 
 def no_run() -> RunConfig:

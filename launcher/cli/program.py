@@ -22,7 +22,7 @@ from launcher.console.arguments import add_match_classes, positive
 from launcher.errors import RunError
 from launcher.exit_codes import ExitCode
 from launcher.process import local_launcher as local
-from launcher.process.run_rank import USER_ERRORS, Guard, as_rank, complain
+from launcher.process.run_rank import USER_ERRORS, RankContext, Runtime, complain, run_rank
 from launcher.rundir.directory import RunDirectory
 from launcher.rundir.sessions import Sessions
 from launcher.rundir.versions import version_of
@@ -63,11 +63,17 @@ ends it at once. Exit status 2: something that you can correct, said in one line
 """
 
 
-def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status."""
+def main(arguments: list[str] | None = None, runtime: Runtime | None = None) -> int:
+    """Run one command; returns the exit status.
+
+    Args:
+        arguments: of the command line; None is this process's.
+        runtime: how this process becomes a rank, where the command has ranks.
+    """
     arguments = without_local_rank(sys.argv[1:] if arguments is None else arguments)
     try:
         args = _parse(arguments)
+        args.runtime = runtime
         if args.run not in RANKS:
             release_requests()
         code = int(args.run(args, arguments))
@@ -137,21 +143,21 @@ def _train(args: argparse.Namespace, arguments: list[str]) -> int:
             run.unlock()  # rank 0 will hold it
         return local.run_local(args.nproc, arguments)
 
-    def train(ranks: Ranks, device: torch.device, guard: Guard) -> None:
+    def train(ranks: Ranks, device: torch.device, context: RankContext) -> None:
         from launcher.training.run import train  # DeepSpeed looks for its device when it is imported
 
         train(
             config,
             ranks,
             device,
-            guard,
+            context,
             args.resume,
             allow_change=args.allow_change,
             reset_crashes=args.reset_crashes,
             elastic=args.elastic,
         )
 
-    return as_rank(config, train)
+    return run_rank(config, train, args.runtime)
 
 
 # commands of ranks, which listen as soon as they are ranks, and of their parent

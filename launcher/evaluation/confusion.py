@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_shards.stream.workers import Batch
 from launcher.evaluation.context import Loaded
-from launcher.tasks.tasks import Classification
+from launcher.tasks.classification.metric import ClassificationMetric
 from parallel.ranks.collectives import sum_over
 
 
@@ -19,18 +19,18 @@ class Confusion:
     """Counts pairs of classes while a model is evaluated.
 
     Args:
-        task: whose scores decide.
+        metric: whose scores decide.
         num_classes: K.
         device: of the counts.
     """
 
-    def __init__(self, task: Classification, num_classes: int, device: torch.device) -> None:
-        self._task, self._classes, self._device = task, num_classes, device
+    def __init__(self, metric: ClassificationMetric, num_classes: int, device: torch.device) -> None:
+        self._metric, self._classes, self._device = metric, num_classes, device
         self._pairs = torch.zeros(num_classes**2, dtype=torch.int64, device=device)
 
     def see(self, output: Any, batch: Batch) -> None:
         """Count one batch; padding does not."""
-        best = self._task.scores(output).argmax(1)
+        best = self._metric.scores(output).argmax(1)
         pairs = batch.labels.to(self._device) * self._classes + best
         self._pairs.scatter_add_(0, pairs, batch.weights.to(self._device, torch.int64))
 

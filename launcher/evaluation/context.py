@@ -15,7 +15,8 @@ from torch import nn
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.rundir.directory import RunDirectory
-from launcher.tasks.tasks import Task, task_of
+from launcher.tasks.base import Task
+from launcher.tasks.registry import build_task
 from parallel.checkpoint.latest import Found, newest
 from parallel.checkpoint.load import load_weights, read_verified
 from parallel.durable import atomic_write
@@ -101,7 +102,7 @@ def load(
     mesh = build_mesh(dims, ranks_per_node=ranks.local_world_size)
     # what was chosen for the layout of training may not fit this one
     exchange = replace(config.parallel.expert_exchange, strategy="ep", hierarchical=False)
-    task = task_of(config, device)
+    task = build_task(config, device)
     model = task.build(mesh, sharded=False, exchange=exchange).to(device)
     kind = EMA if averaged else MASTER
     load_weights(found.path, model, moe.num_experts if moe else 0, found.manifest, kind=kind)

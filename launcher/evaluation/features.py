@@ -15,7 +15,7 @@ from launcher.errors import RankError
 from launcher.evaluation.context import Loaded
 from launcher.evaluation.loop import eval_stream
 from launcher.evaluation.modes import grouped, modes
-from launcher.tasks.tasks import normalised
+from launcher.tasks.base import normalize_images
 from parallel.ranks.collectives import sum_over
 from parallel.ranks.host import send
 from swin_moe.random.keyed import sample_keys
@@ -57,7 +57,7 @@ def pooled_features(
         values = torch.zeros(stream.num_samples, backbone.norm.normalized_shape[0], device=device)
         try:
             for i, batch in enumerate(stream):
-                images = normalised(batch.images, config.data, device)
+                images = normalize_images(batch.images, config.data, device)
                 keys = send(sample_keys(0, batch.positions), device)
                 features, _ = backbone.forward_pooled(images, keys, ways[0].call)
                 first = (i * stream.dp_size + stream.dp_rank) * stream.batch_size

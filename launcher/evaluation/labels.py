@@ -24,8 +24,7 @@ from torch import Tensor
 from data_shards.format.index import Manifest
 from data_shards.stream.workers import Batch
 from launcher.config.load import ConfigError
-from launcher.config.schema import RunConfig
-from launcher.tasks.tasks import Classification
+from launcher.tasks.classification.metric import ClassificationMetric
 from swin_moe.backbone.model import ModelOutput
 from swin_moe.moe.losses import evaluation_sums
 from swin_moe.text_files import read_text
@@ -143,16 +142,20 @@ def _is_class(value: Any, num_classes: int | None) -> bool:
     return type(value) is int and value >= 0 and (num_classes is None or value < num_classes)
 
 
-class Relabelled(Classification):
-    """Classification judged in another label space.
+class RelabelledMetric(ClassificationMetric):
+    """Accuracy and cross-entropy in another label space.
 
     A class of the data set has the summed probability of its model classes, of those that have one: their
     logits' logsumexp. Where several classes are right, any of them is a hit, and the loss is that of their
     summed probability.
+
+    Args:
+        device: of the model's output.
+        space: the other label space.
     """
 
-    def __init__(self, config: RunConfig, device: torch.device, space: LabelSpace) -> None:
-        super().__init__(config, device)
+    def __init__(self, device: torch.device, space: LabelSpace) -> None:
+        super().__init__(device)
         self.num_classes = space.num_classes
         self._map: tuple[Tensor, Tensor] | None = None
         self._right: Tensor | None = None
@@ -176,7 +179,7 @@ class Relabelled(Classification):
         return summed.log() + peak
 
     def sums(self, output: ModelOutput, batch: Batch) -> Tensor:
-        """(4,): as Classification's, over the images that have a right class."""
+        """(4,): as ClassificationMetric's, over the images that have a right class."""
         scores, weights = self.scores(output), batch.weights.to(self.device)
         if self._right is None:
             return evaluation_sums(scores, batch.labels.to(self.device), weights)

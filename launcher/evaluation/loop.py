@@ -18,8 +18,8 @@ from data_shards.stream.train import EvalStream
 from data_shards.stream.workers import Batch
 from launcher.config.schema import DataConfig, RunConfig
 from launcher.errors import RankError
-from launcher.metrics.accumulator import Tally
-from launcher.tasks.tasks import Task, normalised
+from launcher.metrics.accumulator import MetricAccumulator
+from launcher.tasks.base import Task, normalize_images
 from parallel.ranks.host import send
 from parallel.ranks.mesh import Mesh
 from swin_moe.config import MoEConfig
@@ -81,8 +81,8 @@ def reading(data: DataConfig) -> Reading:
 class Evaluation(NamedTuple):
     """The result of an evaluation, see `evaluate`."""
 
-    figures: dict[str, Any]
-    picture: Tensor | None
+    metrics: dict[str, Any]
+    image: Tensor | None
 
 
 class Observer(Protocol):
@@ -103,9 +103,9 @@ def evaluate(
     """Evaluate a model on all ranks together, at its evaluation capacity, with a `beat` after every batch.
 
     Returns:
-        figures: those of the task, images_s of the forward passes on all ranks, dropped_fraction, and
-        expert_load: each expert's share of the choices by MoE layer, neither with a padding image; and a
-        picture of the first images of rank 0, if the task makes any.
+        The task's metrics, images_s of the forward passes on all ranks, dropped_fraction and expert_load
+        (each expert's fraction of the choices by MoE layer), without padding images; and an image of the
+        first batch of rank 0, if the task makes one.
     """
     return evaluate_ways(module, stream, task, data, device, [MoECall()], beat)[0]
 
@@ -122,23 +122,23 @@ def evaluate_ways(
     observers: Sequence[Observer] = (),
 ) -> list[Evaluation]:
     """The same in several ways, the `observers` looking on at the first."""
-    was_training, picture = module.training, None
+    was_training, image = module.training, None
     module.eval()
     ways = [_Way(call, module, stream, task, device) for call in calls]
     try:
         for i, batch in enumerate(stream):
-            images = normalised(batch.images, data, device)
+            images = normalize_images(batch.images, data, device)
             keys = send(sample_keys(0, batch.positions), device)
             outputs = [way.take(images, keys, batch, timed=i > 0 or len(stream) == 1) for way in ways]
             if i == 0 and stream.dp_rank == 0:
-                picture = task.picture(module, images, outputs[0])
+                image = task.visualize(module, images, outputs[0])
             for observer in observers:
                 observer.see(outputs[0], batch)
             beat()
     except DataError as error:
         raise RankError(f"rank {stream.dp_rank}, evaluation: {error}") from error
     module.train(was_training)
-    return [Evaluation(way.figures(), None if i else picture) for i, way in enumerate(ways)]
+    return [Evaluation(way.metrics(), None if i else image) for i, way in enumerate(ways)]
 
 
 class _Way:
@@ -149,7 +149,7 @@ class _Way:
     ) -> None:
         self._forward = Forward(module, device, call)
         self._task, self._device, self._world_size = task, device, stream.dp_size
-        self._tally = Tally(rank=stream.dp_rank, world_size=stream.dp_size)
+        self._tally = MetricAccumulator(rank=stream.dp_rank, world_size=stream.dp_size)
 
     def take(self, images: Tensor, keys: Tensor, batch: Batch, *, timed: bool) -> Any:
         """One batch: the model's output. The first one is not `timed`, as it also warms up."""
@@ -157,14 +157,16 @@ class _Way:
         clock = torch.tensor([elapsed_s, len(images)], dtype=torch.float64, device=self._device) * timed
         weights = send(batch.weights, self._device)
         counted = {name: stats.of_images(weights) for name, stats in output.moe.items()}
-        self._tally.add(torch.cat([self._task.sums(output, batch), clock]), output._replace(moe=counted))
+        self._tally.add(
+            torch.cat([self._task.metric.sums(output, batch), clock]), output._replace(moe=counted)
+        )
         return output
 
-    def figures(self) -> dict[str, Any]:
+    def metrics(self) -> dict[str, Any]:
         """The result, summed over all ranks, which call it together."""
         totals = self._tally.reduce()
         *sums, elapsed_s, images = totals.sums
-        return self._task.figures(sums) | {
+        return self._task.metric.compute(sums) | {
             "images_s": images * self._world_size / elapsed_s,  # the ranks work at the same time
             "dropped_fraction": totals.dropped_fraction,
             "expert_load": {layer: found.shares for layer, found in totals.layers.items()},

@@ -5,7 +5,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from launcher.evaluation.loop import Evaluation
-from launcher.tasks.tasks import Task
+from launcher.tasks.base import Task
 from swin_moe.config import MoEConfig
 from swin_moe.moe.layer import MoECall
 
@@ -21,14 +21,14 @@ class Way(NamedTuple):
     def line(self, task: Task, figures: dict[str, Any]) -> str:
         """The result for a person."""
         return (
-            f"{task.line(figures)}, {figures['images_s']:.0f} images/s, "
+            f"{task.metric.line(figures)}, {figures['images_s']:.0f} images/s, "
             f"{figures['dropped_fraction']:.2%} of the tokens' choices dropped"
         )
 
     def record(self, found: Evaluation) -> dict[str, Any]:
         """The result for a file."""
         asked = {"way": self.name, "capacity_factor": self.capacity_factor, "top_k": self.top_k}
-        return asked | found.figures
+        return asked | found.metrics
 
 
 def modes(moe: MoEConfig | None, factor: float | None = None) -> list[Way]:

@@ -33,7 +33,7 @@ def evaluate_modes(
     if ways[0].name != "exact":
         heads[0] += f", {ways[0].name}"
     for head, way, one in zip(heads, ways, found, strict=True):
-        loaded.say(f"{head}: {way.line(loaded.task, one.figures)}")
+        loaded.say(f"{head}: {way.line(loaded.task, one.metrics)}")
     records = [way.record(one) for way, one in zip(ways, found, strict=True)]
     loaded.write_json("evaluation", {"ranks": loaded.mesh.dims.world_size, "modes": records})
-    return found[0].figures
+    return found[0].metrics

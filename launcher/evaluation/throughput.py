@@ -9,7 +9,7 @@ import torch
 from launcher.evaluation.context import Loaded
 from launcher.evaluation.loop import Forward, eval_stream
 from launcher.evaluation.modes import Way, modes
-from launcher.tasks.tasks import normalised
+from launcher.tasks.base import normalize_images
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.host import send
 from swin_moe.backbone.flops import cost
@@ -32,7 +32,7 @@ def measure(loaded: Loaded, factor: float | None, *, warm_up: int, repeats: int)
     config, ways = loaded.config, modes(loaded.config.model.moe, factor)
     with eval_stream(config, loaded.mesh, grouped=config.model.moe is not None) as stream:
         batch = next(iter(stream))
-        images = normalised(batch.images, config.data, loaded.device)
+        images = normalize_images(batch.images, config.data, loaded.device)
     keys = send(sample_keys(0, batch.positions), loaded.device)
     flops, rows = 2 * cost(config.model).flops, []  # a multiply-add is two
     for way in ways:

@@ -59,7 +59,7 @@ class Totals:
         return _ratio(sum(layer.dropped for layer in layers), sum(sum(layer.tokens) for layer in layers))
 
 
-class Tally:
+class MetricAccumulator:
     """Adds up forward passes on the device; one all-reduce and one wait for the device when it is read.
 
     It is one fp64 vector, exact for counts up to 2^53: 1 for the pass, the caller's sums, and of every layer

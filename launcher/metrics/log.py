@@ -99,9 +99,9 @@ class MetricsLog:
         self._write(step, values, prefix.removesuffix("_"), prefix)
         self._say(f"step {step}: {line}")
 
-    def picture(self, step: int, picture: Tensor) -> None:
-        """Show a picture (3, height, width) of the evaluation after `step` in TensorBoard."""
-        self._board.add_image("eval/pictures", picture, step)
+    def image(self, step: int, image: Tensor) -> None:
+        """Show an image (3, height, width) of the evaluation after `step` in TensorBoard."""
+        self._board.add_image("eval/pictures", image, step)
 
     def save(self, outcome: Outcome) -> None:
         """Record how a save ended, and say so if it did not end well."""

@@ -1,4 +1,4 @@
-"""One rank's life: join the others, work, and leave so that everyone knows why."""
+"""The life of one rank: join the others, work, and leave with an exit status that says why."""
 
 import os
 import sys
@@ -6,8 +6,9 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -42,58 +43,89 @@ USER_ERRORS = (ConfigError, DataError, CheckpointError, LayoutError, ModelError)
 SHARED = (Stopped, BadDataError, DivergedError, FinalSaveError, CrashLoopError)  # raised on all ranks alike
 
 
+def abandon(code: int, error: BaseException) -> int:
+    """End this process at once, without leaving the process group."""
+    os._exit(code)
+
+
+def no_hook(event: str, trainer: Any) -> None:
+    """Do nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """How a process becomes a rank and how it ends. Tests give other functions."""
+
+    discover: Callable[[], Ranks] = discover
+    join: Callable[[Ranks, torch.device, timedelta], None] = join
+    leave: Callable[[], None] = leave
+    abandon: Callable[[int, BaseException], int] = abandon
+    hook: Callable[[str, Any], None] = no_hook  # of the trainer: see training/trainer.py
+
+
 @dataclass(kw_only=True)
-class Guard:
-    """What stands beside a rank while it works."""
+class RankContext:
+    """What the work of a rank needs beside its configuration."""
 
     stop: StopRequest
     watch: Watch
+    runtime: Runtime = field(default_factory=Runtime)
     run: RunFiles | None = None  # of a training run, once its session has begun
     sessions: Sessions | None = None  # of a training run, on rank 0
     heartbeat: Heartbeat | None = None  # likewise
 
-    def note(self, **figures: float) -> None:
-        """Figures for progress.json."""
+    def note(self, **values: float) -> None:
+        """Add values to progress.json."""
         if self.heartbeat is not None:
-            self.heartbeat.note(**figures)
+            self.heartbeat.note(**values)
 
 
-Work = Callable[[Ranks, torch.device, Guard], None]
+Work = Callable[[Ranks, torch.device, RankContext], None]
 
 
-def as_rank(config: RunConfig, work: Work) -> int:
-    """Join the other ranks, work, and leave them; returns the exit status, or ends the process.
+def run_rank(config: RunConfig, work: Work, runtime: Runtime | None = None) -> int:
+    """Join the other ranks, work, and leave them.
 
-    An error that all ranks share is said once, by rank 0. One that this rank has alone ends the process at
-    once, for the others wait in a collective that no good-bye would reach.
+    Rank 0 prints an error that all ranks raise. An error of this rank alone ends the process at once, because
+    the others wait in a collective.
+
+    Args:
+        config: of the run.
+        work: what this rank does.
+        runtime: how it joins and leaves.
+
+    Returns:
+        The exit status, unless the process ends here.
     """
     local.die_with_agent()
     warnings.filterwarnings("ignore", module=r"torch\.distributed")  # of calls that DeepSpeed makes
+    runtime = runtime or Runtime()
     with StopRequest() as stop:
-        ranks = discover()
+        ranks = runtime.discover()
         device = prepare_process(ranks)
         if device.type == "cuda":
             gpu.dump_collectives_to(config.run_dir, os.environ)
         try:
-            join(ranks, device, longest_wait(config))
+            runtime.join(ranks, device, longest_wait(config))
         except dist.DistError as error:
             complain(
                 LostRankError(f"rank {ranks.rank} of {ranks.world_size} did not meet the others: {error}")
             )
             return ExitCode.LOST_RANK
-        guard = Guard(stop=stop, watch=open_watch(ranks, config.parallel.collective_timeout_s))
-        guard.watch.at_end = lambda code, line: _record_alone(guard, code, line)
+        watch = open_watch(ranks, config.parallel.collective_timeout_s)
+        context = RankContext(stop=stop, watch=watch, runtime=runtime)
+        context.watch.at_end = lambda code, line: _record_alone(context, code, line)
         try:
-            work(ranks, device, guard)
+            work(ranks, device, context)
         except USER_ERRORS as error:
-            return _leave_with(error, ExitCode.USER_ERROR, guard)
+            return _leave_with(error, ExitCode.USER_ERROR, context)
         except SHARED as error:
-            return _leave_with(error, error.code, guard)
+            return _leave_with(error, error.code, context)
         except BaseException as error:
-            return _end(error, config, guard)
-        guard.watch.close()
-        _record(guard, ExitCode.FINISHED, "finished")
-    leave()
+            return _end(error, config, context)
+        context.watch.close()
+        _record(context, ExitCode.FINISHED, "finished")
+    runtime.leave()
     return ExitCode.FINISHED
 
 
@@ -129,52 +161,47 @@ def complain(error: BaseException) -> None:
     sys.stderr.flush()
 
 
-def abandon(code: int, error: BaseException) -> int:
-    """End this process without a good-bye to the others."""
-    os._exit(code)
-
-
-def _leave_with(error: BaseException, code: ExitCode, guard: Guard) -> int:
+def _leave_with(error: BaseException, code: ExitCode, context: RankContext) -> int:
     """All ranks end with the same error: rank 0 says it, and writes it down before any of them is gone."""
-    guard.watch.close()
-    _record(guard, code, f"{type(error).__name__}: {error}")
-    if guard.watch.rank == 0:
+    context.watch.close()
+    _record(context, code, f"{type(error).__name__}: {error}")
+    if context.watch.rank == 0:
         complain(error)
-    guard.watch.go_after_first()
-    leave()
+    context.watch.go_after_first()
+    context.runtime.leave()
     return code
 
 
-def _end(error: BaseException, config: RunConfig, guard: Guard) -> int:
+def _end(error: BaseException, config: RunConfig, context: RankContext) -> int:
     """This rank ends alone, and leaves its last words for the others."""
-    found = as_run_error(error, guard.watch, config.train.micro_batch_size, config.parallel.zero_stage)
+    found = as_run_error(error, context.watch, config.train.micro_batch_size, config.parallel.zero_stage)
     code = found.code if found else ExitCode.BUG
     if found is None:
         traceback.print_exception(error)
     elif str(found):
         complain(found)
-    line = f"{type(found or error).__name__}: {in_one_line(found or error) or guard.watch.verdict}"
-    guard.watch.close()
-    _record_alone(guard, code, line)
+    line = f"{type(found or error).__name__}: {in_one_line(found or error) or context.watch.verdict}"
+    context.watch.close()
+    _record_alone(context, code, line)
     if not code.is_of_another_rank:
-        guard.watch.say_farewell(line)
-    if guard.watch.hosts_store and guard.watch.world_size > 1:
+        context.watch.say_farewell(line)
+    if context.watch.hosts_store and context.watch.world_size > 1:
         time.sleep(1.0)  # for the others to read it
     sys.stderr.flush()
-    return abandon(code, error)
+    return context.runtime.abandon(code, error)
 
 
-def _record_alone(guard: Guard, code: int, line: str) -> None:
+def _record_alone(context: RankContext, code: int, line: str) -> None:
     """The last words first: the launcher may kill this process as soon as another has ended."""
-    if guard.run is not None:
-        leave_words(guard.run, guard.watch.rank, code, line, guard.watch.step)
-    _record(guard, code, line)
+    if context.run is not None:
+        leave_words(context.run, context.watch.rank, code, line, context.watch.step)
+    _record(context, code, line)
 
 
-def _record(guard: Guard, code: int, line: str) -> None:
-    if guard.heartbeat is not None and code == ExitCode.USER_ERROR:
-        guard.heartbeat.undo()
-    elif guard.heartbeat is not None:
-        guard.heartbeat.end(code, line)
-    if guard.sessions is not None:
-        guard.sessions.end(code, line, guard.watch.step)
+def _record(context: RankContext, code: int, line: str) -> None:
+    if context.heartbeat is not None and code == ExitCode.USER_ERROR:
+        context.heartbeat.undo()
+    elif context.heartbeat is not None:
+        context.heartbeat.end(code, line)
+    if context.sessions is not None:
+        context.sessions.end(code, line, context.watch.step)

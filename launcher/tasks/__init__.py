@@ -1,1 +1,1 @@
-"""The kinds of training."""
+"""The kinds of training: one folder each, found by the registry."""

@@ -1,21 +1,44 @@
-"""The parts of a run as its configuration says them: layout, streams, augmentation, engine."""
+"""Building the parts of a run from its configuration: mesh, training stream, trainer."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
+import torch
+
 from data_shards.image.geometry import TrainTransform
+from data_shards.stream.eval import EvalStream
 from data_shards.stream.patterns import names_tars
 from data_shards.stream.train import TrainStream
 from data_shards.stream.webdataset import WebDatasetStream
 from launcher.config.schema import ParallelConfig, RunConfig
 from launcher.evaluation.loop import reading
+from launcher.process.run_rank import RankContext
 from launcher.rundir.directory import RunDirectory
+from launcher.tasks.param_groups import freeze, parameter_groups
+from launcher.tasks.pretrained import start_from
+from launcher.tasks.registry import build_task
+from launcher.training.nonfinite import GradientSearch, SkippedSteps
+from launcher.training.schedules import Schedule
+from launcher.training.spikes import SpikeGuard
+from launcher.training.trainer import Trainer
+from launcher.validation.rules import steps_in
+from parallel.checkpoint.async_saver import Saver
+from parallel.checkpoint.commit import committed
 from parallel.ranks.mesh import Mesh, build_mesh
+from parallel.zero.engine import Engine
+from parallel.zero.master_weights import Masters
 from parallel.zero.options import EngineOptions
+from swin_moe.backbone.compile import compile_blocks
 
 
 def run_mesh(parallel: ParallelConfig, nodes: Sequence[int]) -> Mesh:
-    """The layout of a run over so many ranks on each node, with every group that its exchange may use."""
+    """Build the mesh of a run with every process group that its expert exchange may use.
+
+    Args:
+        parallel: the layout.
+        nodes: the number of ranks on each node.
+    """
     strategy = parallel.expert_exchange.strategy
     degrees = [strategy] if isinstance(strategy, int) else []
     per_node = nodes[0] if len(set(nodes)) == 1 else None
@@ -23,7 +46,7 @@ def run_mesh(parallel: ParallelConfig, nodes: Sequence[int]) -> Mesh:
 
 
 def train_stream(config: RunConfig, run: RunDirectory, mesh: Mesh) -> TrainStream | WebDatasetStream:
-    """This rank's part of the training split, or of tars without a manifest."""
+    """Open this rank's part of the training split, or of tars without a manifest."""
     data = config.data
     options: dict[str, Any] = {
         "seed": config.seed,
@@ -46,7 +69,7 @@ def train_stream(config: RunConfig, run: RunDirectory, mesh: Mesh) -> TrainStrea
 
 
 def engine_options(config: RunConfig, grad_accum_steps: int) -> EngineOptions:
-    """How the engine is to work."""
+    """The engine's options, from those of the run."""
     return EngineOptions(
         zero_stage=config.parallel.zero_stage,
         precision=config.train.precision,
@@ -56,4 +79,80 @@ def engine_options(config: RunConfig, grad_accum_steps: int) -> EngineOptions:
         grad_accum_steps=grad_accum_steps,
         deepspeed=config.deepspeed,
         optimizer=config.optim.optimizer,
+    )
+
+
+def build_trainer(
+    config: RunConfig,
+    run: RunDirectory,
+    mesh: Mesh,
+    device: torch.device,
+    stream: TrainStream | WebDatasetStream,
+    val: EvalStream,
+    context: RankContext,
+) -> Trainer:
+    """Build everything that training needs: model, initial weights, engine, master weights, saver, schedule.
+
+    Args:
+        config: of the run.
+        run: its directory.
+        mesh: of `run_mesh`.
+        device: of this rank.
+        stream: of `train_stream`.
+        val: the validation split.
+        context: of this rank.
+
+    Raises:
+        ConfigError: pretrained weights do not fit, or `optim.freeze` matches nothing; on all ranks.
+    """
+    train, keep, parallel = config.train, config.checkpoint, config.parallel
+    task = build_task(config, device)
+    exchange = parallel.expert_exchange
+    model = task.build(mesh, sharded=parallel.zero_stage == 3, exchange=exchange).to(device)
+    if train.pretrained and not committed(run.checkpoints):
+        start_from(train, task.backbone(model), mesh)
+    frozen = freeze(model, config.optim.freeze)
+    if frozen and mesh.is_first:
+        print(f"frozen: {len(frozen)} of {len(list(model.parameters()))} tensors")
+    if train.compile:
+        compile_blocks(model)
+    spikes = SpikeGuard(train.spike_factor, train.spike_action)
+    engine = Engine(
+        model,
+        parameter_groups(model, config.optim),
+        mesh,
+        engine_options(config, stream.grad_accum_steps),
+        spikes.accepts if spikes.is_on else None,
+    )
+    steps = partial(steps_in, config=config, num_samples=stream.num_samples)
+    total_steps = steps(train.duration)
+    return Trainer(
+        config=config,
+        run=run,
+        mesh=mesh,
+        device=device,
+        context=context,
+        stream=stream,
+        val=val,
+        task=task,
+        model=model,
+        engine=engine,
+        masters=Masters(engine.deepspeed, train.ema_decay),
+        saver=Saver(
+            run.checkpoints,
+            mesh,
+            asynchronous=keep.asynchronous,
+            keep_last=keep.keep_last,
+            keep_every=steps(keep.keep_every) if keep.keep_every else None,
+        ),
+        schedule=Schedule(
+            config.optim, global_batch_size=train.global_batch_size, total_steps=total_steps, steps=steps
+        ),
+        spikes=spikes,
+        skipped=SkippedSteps(train.max_skipped_steps),
+        gradient_search=GradientSearch(model),
+        steps=steps,
+        total_steps=total_steps,
+        prefetch_inputs=device.type == "cuda",
+        hook=context.runtime.hook,
     )

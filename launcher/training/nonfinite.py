@@ -11,8 +11,9 @@ from launcher.errors import DivergedError
 class SkippedSteps:
     """Counts the steps whose loss or gradient was not finite, and those skipped as spikes.
 
-    What it is told is the same on every rank, so that every rank stops at the same step. The loss of each
-    rank is known; a gradient that is not finite at a finite loss is sought from the next step on, by hooks.
+    The arguments of `count` are the same on every rank, so that every rank stops at the same step. The loss
+    of each rank is known. A gradient that is not finite at a finite loss is searched for from the next step
+    on, by hooks (`GradientSearch`).
 
     Args:
         limit: so many in a row end the run; 0 for no limit.
@@ -23,37 +24,46 @@ class SkippedSteps:
         self.limit, self.total = limit, total
         self._in_a_row, self._first, self._spiked = 0, "", False
 
-    def count(self, step: int, skipped: bool, ranks: Sequence[int], found: str = "", spike: str = "") -> None:
-        """Take note of a step.
+    def count(
+        self,
+        step: int,
+        skipped: bool,
+        *,
+        loss_ranks: Sequence[int] = (),
+        gradient_ranks: Sequence[int] = (),
+        spike: str = "",
+    ) -> None:
+        """Count one step.
 
         Args:
-            step: the step just made.
-            skipped: whether its gradient was not finite, or a spike, and so the weights stayed.
-            ranks: whose loss was not finite.
-            found: where a gradient was, if that is known.
-            spike: what the spike was, if it was one.
+            step: the last step.
+            skipped: whether the weights stayed, because the gradient was not finite or was a spike.
+            loss_ranks: ranks whose loss was not finite.
+            gradient_ranks: ranks whose gradient was not finite, where that is known.
+            spike: a description of the spike, if the step was one.
 
         Raises:
-            DivergedError: it was one too many.
+            DivergedError: this step reaches the limit.
         """
-        if not skipped and not ranks:
+        if not skipped and not loss_ranks:
             self._in_a_row, self._first, self._spiked = 0, "", False
             return
         self._spiked |= skipped and bool(spike)
         if self._in_a_row == 0:
             where = spike if skipped and spike else "the gradient, at finite losses"
-            if ranks:
-                where = f"the loss of rank {', '.join(map(str, ranks))}"
+            if loss_ranks:
+                where = f"the loss of rank {', '.join(map(str, loss_ranks))}"
             self._first = f"first at step {step}: {where}"
-        elif "the gradient, at" in self._first and found not in self._first:
-            self._first += found
+        elif gradient_ranks and "the gradient, at" in self._first:
+            gradient = f", and then in the gradient of rank {', '.join(map(str, gradient_ranks))}"
+            self._first += "" if gradient in self._first else gradient
         self._in_a_row += 1
         self.total += 1
         if self.limit and self._in_a_row >= self.limit:
-            raise DivergedError(self._told(step))
+            raise DivergedError(self._message(step))
 
-    def _told(self, step: int) -> str:
-        """One line for the end of the run after `step`."""
+    def _message(self, step: int) -> str:
+        """The message of DivergedError."""
         what = "were skipped" if self._spiked else "were not finite"
         further = ", raise train.spike_factor" if self._spiked else ""
         return (

@@ -1,6 +1,6 @@
-"""The whole story of a training run.
+"""A training run from start to end.
 
-Every rank runs it. What fails before the first step fails on all ranks together, with one message.
+Every rank calls `train`. What fails before the first step fails on all ranks together, with one message.
 """
 
 import sys
@@ -15,12 +15,11 @@ from launcher.errors import CrashLoopError
 from launcher.evaluation.loop import eval_stream
 from launcher.metrics.summary import render, summarise
 from launcher.preflight.story import before_training
-from launcher.process.run_rank import Guard
+from launcher.process.run_rank import RankContext
 from launcher.rundir.directory import RunDirectory
 from launcher.rundir.heartbeat import Heartbeat
 from launcher.rundir.sessions import Sessions
-from launcher.training.builders import run_mesh, train_stream
-from launcher.training.trainer import Session
+from launcher.training.builders import build_trainer, run_mesh, train_stream
 from launcher.validation.elastic import adapt
 from launcher.validation.label_spaces import class_notes, evaluated_classes
 from launcher.validation.layout import layout, print_lines
@@ -39,7 +38,7 @@ def train(
     config: RunConfig,
     ranks: Ranks,
     device: torch.device,
-    guard: Guard,
+    context: RankContext,
     resume: Resume,
     *,
     allow_change: bool = False,
@@ -56,7 +55,7 @@ def train(
     run, nodes = RunDirectory(config.run_dir), node_sizes(ranks)
     if elastic:
         config = adapt(config, run, nodes, say=ranks.rank == 0)
-    open_run(config, run, nodes, guard, resume, reset_crashes)
+    open_run(config, run, nodes, context, resume, reset_crashes)
     changed = check_changes(config, run.checkpoints, allow=allow_change)
     before_training(config, ranks, device)
     mesh = run_mesh(config.parallel, nodes)
@@ -69,11 +68,11 @@ def train(
         train_stream(config, run, mesh) as stream,
         eval_stream(config, mesh, classes=evaluated_classes(config, stream.classes)) as val,
     ):
-        session = Session(config, run, mesh, device, stream, val, guard)
-        session.resume()
+        trainer = build_trainer(config, run, mesh, device, stream, val, context)
+        trainer.resume()
         if mesh.is_first:  # now that the checkpoint, if any, is known to be of this run
             run.config.write_text(dump_config(config))
-        session.train()
+        trainer.train()
     if mesh.is_first:
         report(config, run, ranks.world_size, stream.num_samples)
 
@@ -89,7 +88,7 @@ def open_run(
     config: RunConfig,
     run: RunDirectory,
     nodes: Sequence[int],
-    guard: Guard,
+    context: RankContext,
     resume: Resume,
     reset_crashes: bool,
 ) -> None:
@@ -103,13 +102,13 @@ def open_run(
         if torch.distributed.get_rank() != 0:
             return None
         run.lock(resume=resume == "auto")
-        guard.sessions = Sessions(run)  # which lets go of the lock at the end, whatever that is
+        context.sessions = Sessions(run)  # which lets go of the lock at the end, whatever that is
         try:
-            guard.sessions.check(config.checkpoint.crash_budget, reset=reset_crashes)
+            context.sessions.check(config.checkpoint.crash_budget, reset=reset_crashes)
         except CrashLoopError as error:
             return error
-        guard.sessions.begin(world_size, reset=reset_crashes, budget=config.checkpoint.crash_budget)
-        guard.heartbeat = Heartbeat(run, guard.watch)
+        context.sessions.begin(world_size, reset=reset_crashes, budget=config.checkpoint.crash_budget)
+        context.heartbeat = Heartbeat(run, context.watch)
         return None
 
     try:
@@ -118,4 +117,4 @@ def open_run(
         raise ConfigError(str(error)) from error
     if crashes[0] is not None:
         raise crashes[0]
-    guard.run = run  # swept of last words by now
+    context.run = run  # its crash reports of earlier sessions are removed by now

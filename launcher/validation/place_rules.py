@@ -8,7 +8,7 @@ from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.rundir.directory import RunDirectory
 from launcher.tasks.pretrained import fitted
-from launcher.tasks.tasks import backbone_on_meta
+from launcher.tasks.registry import backbone_on_meta
 from parallel.checkpoint.commit import committed
 from parallel.zero.options import check_precision
 

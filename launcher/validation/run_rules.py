@@ -8,7 +8,7 @@ from launcher.config.duration import parse_duration, to_steps
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.tasks.param_groups import freeze
-from launcher.tasks.tasks import on_meta
+from launcher.tasks.registry import model_on_meta
 from parallel.zero.options import check_with_deepspeed
 from swin_moe.config import ModelConfig
 from swin_moe.moe.dispatch import capacity
@@ -91,7 +91,7 @@ def _freeze_errors(config: RunConfig) -> list[str]:
     if not config.optim.freeze:
         return []
     try:
-        freeze(on_meta(config), config.optim.freeze)
+        freeze(model_on_meta(config), config.optim.freeze)
     except ConfigError as error:
         return [str(error)]
     return []

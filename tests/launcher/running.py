@@ -1,7 +1,7 @@
 """Commands of the launcher on ranks that `run_on_ranks` forks: a run costs tenths of a second, not a start.
 
-The ranks have met already, so `discover`, `join` and `leave` of the command line are told so; all below them
-is what `swin-moe` runs. What needs processes of its own (agent, signals, exit) calls `start`.
+The ranks have met already, so the commands get a `Runtime` that neither joins nor leaves; all below it is
+what `swin-moe` runs. What needs processes of its own (agent, signals, exit) calls `start`.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -56,20 +56,35 @@ def overrides(shards: Path, run_dir: Path | str, *more: str) -> list[str]:
     return [*TINY, f"data.train={shards}/train", f"data.val={shards}/val", f"run_dir={run_dir}", *more]
 
 
-def command(*arguments: str, kill: tuple[str, int] | None = None) -> Outcome:
-    """Run one command on this rank, which SIGKILL ends where `kill` says, as `_deadly` reads it."""
+def command(
+    *arguments: str, kill: tuple[str, int] | None = None, hook: Callable[[str, Any], None] | None = None
+) -> Outcome:
+    """Run one command on this rank.
+
+    Args:
+        arguments: of `swin-moe`.
+        kill: a place (an event of the trainer, or `commit`) and a step, at which SIGKILL ends this process.
+        hook: of the trainer.
+    """
     from launcher.cli import program
-    from launcher.process import run_rank as life
+    from launcher.process.run_rank import Runtime, no_hook
 
     world_size, rank = dist.get_world_size(), dist.get_rank()
     ranks = Ranks(rank=rank, world_size=world_size, local_rank=rank, local_world_size=world_size)
+    hooks = [hook or no_hook, *([_deadly(*kill)] if kill and kill[0] != "commit" else [])]
+    runtime = Runtime(
+        discover=lambda: ranks,
+        join=_joined,
+        leave=lambda: None,
+        abandon=_reraise,
+        hook=lambda event, trainer: [one(event, trainer) for one in hooks].clear(),
+    )
     with (
-        mock.patch.multiple(life, discover=lambda: ranks, join=_joined, leave=mock.DEFAULT, abandon=_reraise),
-        _deadly(*kill) if kill else contextlib.nullcontext(),
+        _deadly_commit(kill[1]) if kill and kill[0] == "commit" else contextlib.nullcontext(),
         contextlib.redirect_stdout(io.StringIO()) as out,
         contextlib.redirect_stderr(io.StringIO()) as err,
     ):
-        code = program.main(list(arguments))
+        code = program.main(list(arguments), runtime)
     return Outcome(code=code, out=out.getvalue(), err=err.getvalue())
 
 
@@ -83,20 +98,28 @@ def _reraise(code: int, error: BaseException) -> int:
     raise error
 
 
-def _deadly(place: str, step: int) -> Any:
-    """A patch that kills this process after `step` steps: at `train_step`, `evaluate` or `commit`."""
-    from launcher.training.trainer import Session
+def _deadly(place: str, step: int) -> Callable[[str, Any], None]:
+    """A hook that kills this process before an event of the trainer, after `step` steps."""
+
+    def hook(event: str, trainer: Any) -> None:
+        if (event, trainer.step) == (place, step):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return hook
+
+
+def _deadly_commit(step: int) -> Any:
+    """A patch that kills this process before the checkpoint of a step is committed."""
     from parallel.checkpoint import write
 
-    owner: Any = write if place == "commit" else Session
-    original = getattr(owner, place)
+    original = write.commit
 
     def deadly(*arguments: Any) -> Any:
-        if step == (arguments[2]["step"] if place == "commit" else arguments[0].step):
+        if arguments[2]["step"] == step:
             os.kill(os.getpid(), signal.SIGKILL)
         return original(*arguments)
 
-    return mock.patch.object(owner, place, deadly)
+    return mock.patch.object(write, "commit", deadly)
 
 
 def run_alone(*line: str) -> Outcome:

@@ -147,7 +147,7 @@ class _Counter:
         return tuple(grown.items())
 
     def _loss(self) -> tuple[Tensor, Any]:
-        """As launcher/tasks/tasks.py computes it: uint8 images, normalised on the device."""
+        """As launcher/tasks/base.py computes it: uint8 images, normalised on the device."""
         model, images = self.asked.model, self.asked.images
         shape = images, model.in_chans, *model.image_sides
         keys = sample_keys(0, torch.empty(images, dtype=torch.int64))

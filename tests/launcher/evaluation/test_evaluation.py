@@ -12,7 +12,7 @@ import torch.distributed as dist
 from data_shards.stream.train import EvalStream
 from launcher.config.load import load_config
 from launcher.evaluation.labels import FORMAT
-from launcher.tasks.tasks import normalised
+from launcher.tasks.base import normalize_images
 from swin_moe import build_model, load_weights
 from swin_moe.moe.layer import MoECall
 from swin_moe.random.keyed import sample_keys
@@ -141,7 +141,7 @@ def test_exact_is_one_image_at_a_time(run: Path, shards: Path) -> None:
     config = load_config(run / "config.yaml")
     with EvalStream(shards / "val", batch_size=IMAGES, dp_rank=0, dp_size=1, image_size=16) as stream:
         (batch,) = stream
-        logits = logits_of(run, normalised(batch.images, config.data, torch.device("cpu")))
+        logits = logits_of(run, normalize_images(batch.images, config.data, torch.device("cpu")))
     evaluated(run, 1, "--confusion")
     exact = read(run, "evaluation")["modes"][0]
     losses = [float(row.logsumexp(0) - row[label]) for row, label in zip(logits, batch.labels, strict=True)]

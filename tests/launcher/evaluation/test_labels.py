@@ -9,19 +9,18 @@ import pytest
 import torch
 
 from data_shards.stream.workers import Batch
-from launcher.config.load import ConfigError, load_config
-from launcher.evaluation.labels import FORMAT, Relabelled, read_labels, right_sums
+from launcher.config.load import ConfigError
+from launcher.evaluation.labels import FORMAT, RelabelledMetric, read_labels, right_sums
 from swin_moe.backbone.model import ModelOutput
 from swin_moe.moe.losses import evaluation_sums
-from tests.launcher.running import CONFIG
 
 CPU = torch.device("cpu")
 
 
-def space_of(tmp_path: Path, num_classes: int = 4, **said: Any) -> Relabelled:
+def space_of(tmp_path: Path, num_classes: int = 4, **said: Any) -> RelabelledMetric:
     path = tmp_path / "labels.json"
     path.write_text(json.dumps({"format": FORMAT, **said}))
-    return Relabelled(load_config(CONFIG), CPU, read_labels(path, num_classes))
+    return RelabelledMetric(CPU, read_labels(path, num_classes))
 
 
 def batch(labels: list[int], positions: list[int], weights: list[float]) -> Batch:

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from launcher.config.load import ConfigError, load_config
-from launcher.metrics.accumulator import LayerTotals, Tally, Totals
+from launcher.metrics.accumulator import LayerTotals, MetricAccumulator, Totals
 from launcher.metrics.heat_map import CELL, heat_map
 from launcher.validation.rules import check
 from swin_moe.backbone.model import ModelOutput
@@ -40,7 +40,7 @@ def output(**layers: MoEStats) -> ModelOutput:
 
 
 def test_two_passes_by_hand() -> None:
-    tally = Tally(rank=0, world_size=1)
+    tally = MetricAccumulator(rank=0, world_size=1)
     first = stats([3, 1, 0, 0], dropped=1, entropy=0.5, received=3)
     tally.add(torch.tensor([1.0, 2.0]), output(a=first, b=stats([0, 0, 2, 2], received=4)))
     second = stats([1, 1, 1, 1], entropy=1.0, received=4)
@@ -77,7 +77,7 @@ def test_a_layer_that_saw_nothing_has_figures() -> None:
 
 
 def test_a_dense_model() -> None:
-    tally = Tally(rank=0, world_size=1)
+    tally = MetricAccumulator(rank=0, world_size=1)
     tally.add(torch.tensor([1.0]), output())
     assert tally.reduce() == Totals(
         passes=1, counts={}, sums=[1.0], layers={}, loads={}, raised={"nonfinite": []}
@@ -86,14 +86,14 @@ def test_a_dense_model() -> None:
 
 
 def test_counts_are_exact_beyond_single_precision() -> None:
-    tally = Tally(rank=0, world_size=1)
+    tally = MetricAccumulator(rank=0, world_size=1)
     tally.add(torch.tensor([0.0]), output(a=stats([2**24, 2**24 + 1])))
     tally.add(torch.tensor([0.0]), output(a=stats([1, 0])))
     assert tally.reduce().layers["a"].tokens == [2**24 + 1, 2**24 + 1]
 
 
 def test_adding_reads_nothing_from_the_device() -> None:
-    tally = Tally(rank=1, world_size=2)
+    tally = MetricAccumulator(rank=1, world_size=2)
     given = (value for value in stats([1, 2]) if value is not None)
     layer = MoEStats(*(value.to("meta") for value in given))  # meta: reading a value raises
     tally.add(torch.zeros(2, device="meta"), ModelOutput(logits=torch.zeros(1), moe={"a": layer}))
@@ -104,7 +104,7 @@ def test_adding_reads_nothing_from_the_device() -> None:
 def tally_on_ranks() -> tuple[int, int, Totals]:
     """Rank r adds r + 1 passes with r tokens for expert 0, one for expert 1, and 2 r rows received."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
-    tally = Tally(rank=rank, world_size=world_size)
+    tally = MetricAccumulator(rank=rank, world_size=world_size)
     with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as reductions:
         for _ in range(rank + 1):
             layer = stats([rank, 1, 0], dropped=rank, entropy=float(rank), received=2 * rank)
@@ -171,18 +171,14 @@ def train_line(shards: Path, run_dir: Path, *more: str) -> list[str]:
 
 def train(*line: str) -> tuple[Outcome, Mapping[str, list[int]]]:
     """Run a command on this rank; and the biases that its model ends with."""
-    from launcher.training.trainer import Session
-
     ends: list[dict[str, list[int]]] = []
 
-    class Watched(Session):
-        def train(self) -> None:
-            super().train()
-            buffers = self.model.named_buffers()
+    def hook(event: str, trainer: Any) -> None:
+        if event == "end":
+            buffers = trainer.model.named_buffers()
             ends.append({name: value.tolist() for name, value in buffers if name.endswith("bias_steps")})
 
-    with mock.patch("launcher.training.run.Session", Watched):
-        return command(*line), ends[0]
+    return command(*line, hook=hook), ends[0]
 
 
 def balanced(run: Path) -> list[int]:
@@ -227,7 +223,7 @@ def test_two_ranks_move_it_alike(
 
 def killed(line: list[str]) -> Any:
     """Run a command that dies before its seventh step."""
-    return command(*line, kill=("train_step", 6))
+    return command(*line, kill=("step", 6))
 
 
 def test_resume_restores_it_bit_for_bit(

@@ -20,7 +20,7 @@ from launcher.plan.memory.gradient_buckets import Now, Sizes, flow_of
 from launcher.plan.memory.rank_params import dims_of, held_by_fullest
 from launcher.plan.memory.states import part_of, states_of
 from launcher.plan.memory.zero3_prefetch import Gathered
-from launcher.tasks.tasks import normalised
+from launcher.tasks.base import normalize_images
 from parallel.experts.placement import ExchangeOptions, ExpertParallel, ExpertSlice
 from swin_moe import ModelConfig, MoEConfig
 from swin_moe.backbone.model import build_model
@@ -209,8 +209,8 @@ def real_model(config: RunConfig) -> nn.Module:
 
 
 def loss_of(model: nn.Module, config: RunConfig, raw: Tensor) -> tuple[Tensor, Any]:
-    """The loss of a micro-batch as launcher/tasks/tasks.py has it."""
-    images = normalised(raw, config.data, torch.device("cpu"))
+    """The loss of a micro-batch as launcher/tasks/classification/task.py has it."""
+    images = normalize_images(raw, config.data, torch.device("cpu"))
     output = model(images, sample_keys(0, torch.arange(IMAGES)))
     if config.task == "simmim":
         return output.loss + output.aux_loss, output

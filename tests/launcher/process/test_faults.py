@@ -21,11 +21,11 @@ def assert_goes_on(shards: Path, path: Path, reference: Path) -> None:
     assert_same(path, reference)
 
 
-@pytest.mark.parametrize("at", ["train_step", pytest.param("evaluate", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("at", ["step", pytest.param("evaluate", marks=pytest.mark.slow)])
 def test_a_killed_rank_is_named_and_the_others_end(
     shards: Path, tmp_path: Path, reference: Path, at: str
 ) -> None:
-    step = {"train_step": 6, "evaluate": 10}[at]
+    step = {"step": 6, "evaluate": 10}[at]
     ended = run(2, line(shards, tmp_path / "run"), Fault("SIGKILL", rank=1, at=at, step=step))
     assert [rank.code for rank in ended] == [ExitCode.LOST_RANK, -signal.SIGKILL]
     assert ended[0].after_s - ended[1].after_s < 15

@@ -9,7 +9,6 @@ import pytest
 
 from data_shards.errors import DataError
 from launcher.training.ahead import Ahead
-from launcher.training.trainer import Session
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import (
     CONFIG,
@@ -35,14 +34,11 @@ def line(shards: Path, run: Path, *more: str) -> list[str]:
 def looking(arguments: list[str], kill: tuple[str, int] | None = None) -> Outcome:
     """Run as on a GPU, where the next batch is taken before a step ends."""
 
-    def looks_ahead(session: Session) -> bool:
-        return session.engine.ends_step and session.step + 1 < session.total_steps
+    def hook(event: str, trainer: Any) -> None:
+        trainer.prefetch_inputs = True
 
-    with (
-        mock.patch.object(Session, "looks_ahead", looks_ahead),
-        mock.patch.object(Ahead, "look", autospec=True, side_effect=Ahead.look) as looks,
-    ):
-        outcome = command(*arguments, kill=kill)
+    with mock.patch.object(Ahead, "look", autospec=True, side_effect=Ahead.look) as looks:
+        outcome = command(*arguments, kill=kill, hook=hook)
     assert looks.call_count > 0
     return outcome
 
@@ -54,7 +50,7 @@ def test_a_run_that_looks_ahead_is_the_same_bit_for_bit(shards: Path, tmp_path: 
     plain, ahead = tmp_path / "plain", tmp_path / "ahead"
     assert run_on_ranks(command, 1, *line(shards, plain, size))[0].code == 0
     with pytest.raises(RankError):
-        run_on_ranks(looking, 1, line(shards, ahead, size), ("train_step", KILLED + 1))
+        run_on_ranks(looking, 1, line(shards, ahead, size), ("step", KILLED + 1))
     assert run_on_ranks(looking, 1, line(shards, ahead, size))[0].code == 0
     last = {record["step"]: record for record in steps(ahead)}
     assert [only(record, EXACT) for record in steps(plain)] == [

@@ -44,19 +44,19 @@ def test_a_run_that_diverges_stops_and_keeps_its_checkpoint(
 def test_only_steps_in_a_row_end_a_run() -> None:
     skipped = SkippedSteps(2, total=7)
     for step, bad in enumerate([True, False, True, False], 1):
-        skipped.count(step, bad, [])
+        skipped.count(step, bad)
     assert skipped.total == 9
-    skipped.count(5, False, [3])  # an infinite loss whose gradient is finite counts too
+    skipped.count(5, False, loss_ranks=[3])  # an infinite loss whose gradient is finite counts too
     with pytest.raises(
         DivergedError, match="2 steps in a row up to step 6 .* first at step 5: the loss of rank 3"
     ):
-        skipped.count(6, True, [0])
+        skipped.count(6, True, loss_ranks=[0])
 
 
 def test_no_limit() -> None:
     skipped = SkippedSteps(0)
     for step in range(50):
-        skipped.count(step, True, [])
+        skipped.count(step, True)
     assert skipped.total == 50
 
 

@@ -83,7 +83,7 @@ def test_killed_and_resumed_counts_on_in_a_new_order(
 ) -> None:
     run = tmp_path / "run"
     with pytest.raises(RankError, match="died with exit code -9"):
-        run_on_ranks(partial(command, kill=("train_step", 3)), 2, *line(shards, run))
+        run_on_ranks(partial(command, kill=("step", 3)), 2, *line(shards, run))
     resumed = trained(*line(shards, run))
     assert "a resumed run begins a new order" in resumed[0].err
     assert [record["step"] for record in steps(run)] == [1, 2, 3, 4, 5, 6]

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from data_shards.stream.workers import Batch
 from launcher.config.schema import DataConfig, OptimConfig, RunConfig
-from launcher.metrics.accumulator import Tally
+from launcher.metrics.accumulator import MetricAccumulator
+from launcher.tasks.classification.task import ClassificationTask
 from launcher.tasks.param_groups import parameter_groups
-from launcher.tasks.tasks import Classification
 from parallel.ranks.host import send
 from parallel.ranks.mesh import ParallelDims, build_mesh
 from parallel.zero.engine import Engine
@@ -39,7 +39,7 @@ def waits_of_a_step(stage: int, precision: str, experts: bool) -> dict[tuple[str
     mesh = build_mesh(ParallelDims(world_size=dist.get_world_size()))
     model_options = model_config() if experts else replace(model_config(), moe=None)
     config = RunConfig(run_dir="x", model=model_options, data=DataConfig(train="x", val="x"))
-    task = Classification(config, DEVICE)
+    task = ClassificationTask(config, DEVICE)
     model = task.build(mesh, sharded=False, exchange=config.parallel.expert_exchange)
     options: Any = {"zero_stage": stage, "precision": precision, "clip_norm": 5.0}
     engine = Engine(
@@ -60,9 +60,9 @@ def waits_of_a_step(stage: int, precision: str, experts: bool) -> dict[tuple[str
     }
 
 
-def step(engine: Engine, task: Classification, one: Batch) -> None:
+def step(engine: Engine, task: ClassificationTask, one: Batch) -> None:
     """As in launcher/training/trainer.py."""
-    tally = Tally(rank=0, world_size=1)
+    tally = MetricAccumulator(rank=0, world_size=1)
     keys = send(sample_keys(0, one.positions), DEVICE)
     loss, output = task.loss(engine, task.inputs(one), keys)
     loss = loss + output.aux_loss

@@ -51,14 +51,14 @@ def test_the_reference_run_has_every_source_of_randomness_and_drops_tokens(unint
 @pytest.mark.parametrize(
     ("stage", "precision", "kill", "resumed_at"),
     [
-        (1, "fp32", ("train_step", 12), 7),  # in mid-epoch; goes on over the boundaries 16 and 32
+        (1, "fp32", ("step", 12), 7),  # in mid-epoch; goes on over the boundaries 16 and 32
         # inside a save: step-00000035.tmp stays behind
         pytest.param(1, "fp32", ("commit", 35), 28, marks=pytest.mark.slow),
-        pytest.param(0, "fp32", ("train_step", 3), 0, marks=pytest.mark.slow),  # before any checkpoint
-        pytest.param(3, "bf16", ("train_step", 12), 7, marks=pytest.mark.slow),
+        pytest.param(0, "fp32", ("step", 3), 0, marks=pytest.mark.slow),  # before any checkpoint
+        pytest.param(3, "bf16", ("step", 12), 7, marks=pytest.mark.slow),
         *(
             # just before the boundary at 16, killed just after it
-            pytest.param(stage, precision, ("train_step", 18), 14, marks=pytest.mark.slow)
+            pytest.param(stage, precision, ("step", 18), 14, marks=pytest.mark.slow)
             for precision in ("fp32", "bf16")
             for stage in (0, 1, 2, 3)
         ),
@@ -66,7 +66,7 @@ def test_the_reference_run_has_every_source_of_randomness_and_drops_tokens(unint
             pytest.param(
                 stage,
                 "fp16",
-                ("train_step", 18),
+                ("step", 18),
                 14,
                 marks=[pytest.mark.slow, pytest.mark.fp16_instructions(True)],
             )
@@ -105,7 +105,7 @@ def test_resumed_exactly_at_an_epoch_boundary(shards: Path, tmp_path: Path, unin
     run = tmp_path / "run"
     line = train_line(shards, run, "checkpoint.every=1 epochs")
     with pytest.raises(RankError, match="died with exit code -9"):
-        run_on_ranks(partial(command, kill=("train_step", 17)), 2, *line)
+        run_on_ranks(partial(command, kill=("step", 17)), 2, *line)
     assert (run / "checkpoints" / "latest").read_text() == "step-00000016\n"
     assert [outcome.code for outcome in run_on_ranks(command, 2, *line)] == [0, 0]
     assert_same_run(run, uninterrupted(1))

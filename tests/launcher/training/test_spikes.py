@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from launcher.training.nonfinite import SkippedSteps
 from launcher.training.spikes import SpikeGuard
 from parallel.zero.master_weights import Masters
 from tests.distributed import run_on_ranks
+from tests.faults import ScaledLoss
 from tests.launcher.running import EXACT, Outcome, command, only, steps
 from tests.launcher.short_run import line
 from tests.parallel.resuming import state_of
@@ -72,14 +72,14 @@ def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> No
 
 def test_skipped_spikes_in_a_row_end_the_run() -> None:
     skipped = SkippedSteps(2)
-    skipped.count(1, False, [], spike="a norm")  # logged only
-    skipped.count(2, True, [], spike="a norm of 9")
+    skipped.count(1, False, spike="a norm")  # logged only
+    skipped.count(2, True, spike="a norm of 9")
     with pytest.raises(
         DivergedError,
         match=r"2 steps in a row up to step 3 were skipped, first at step 2: a norm of 9; the last "
         r"checkpoint stands. .* raise train.spike_factor or look",
     ):
-        skipped.count(3, True, [], spike="a norm of 8")
+        skipped.count(3, True, spike="a norm of 8")
 
 
 # --- at every stage
@@ -190,20 +190,14 @@ def run_line(shards: Path, run: Path, *more: str) -> list[str]:
 
 def spiked_commands(lines: list[list[str]], first: int, last: int) -> list[Outcome]:
     """Commands in which the losses of rank 1 are a thousandfold at some steps."""
-    import launcher.tasks.tasks
-    from launcher.training.trainer import Session
 
-    step, loss = Session.train_step, launcher.tasks.tasks.classification_loss
+    def hook(event: str, trainer: Any) -> None:
+        if event == "start":
+            trainer.task = ScaledLoss(trainer.task, 1.0)
+        elif event == "step":
+            trainer.task.factor = 1000.0 if first <= trainer.step < last and dist.get_rank() == 1 else 1.0
 
-    def stepping(session: Any, batches: Any) -> Any:
-        factor = 1000.0 if first <= session.step < last and dist.get_rank() == 1 else 1.0
-        with mock.patch.object(
-            launcher.tasks.tasks, "classification_loss", lambda *a, **k: factor * loss(*a, **k)
-        ):
-            return step(session, batches)
-
-    with mock.patch.object(Session, "train_step", stepping):
-        return [command(*line) for line in lines]
+    return [command(*line, hook=hook) for line in lines]
 
 
 def test_a_run_counts_a_spike_says_it_and_knows_the_norm_after_a_resume(shards: Path, tmp_path: Path) -> None:

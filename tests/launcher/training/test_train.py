@@ -6,7 +6,6 @@ import re
 from dataclasses import astuple
 from pathlib import Path
 from typing import Any, NamedTuple
-from unittest import mock
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -310,13 +309,15 @@ def test_the_exchange_is_the_configured_one(shards: Path, tmp_path: Path) -> Non
 
 def placement_of(*line: str) -> tuple[Any, Any]:
     """The exchange options and the expert slice of the model that a command trains on this rank."""
-    from launcher.training.trainer import Session
+    placements = []
 
-    with mock.patch.object(Session, "train", autospec=True, side_effect=KeyError) as train:
-        with pytest.raises(KeyError):
-            command(*line)
-        placement = train.call_args.args[0].model.get_submodule(f"{LAYER}.mlp").placement
-    return astuple(placement.options), astuple(placement.part)
+    def hook(event: str, trainer: Any) -> None:
+        placements.append(trainer.model.get_submodule(f"{LAYER}.mlp").placement)
+        raise KeyError(event)
+
+    with pytest.raises(KeyError, match="start"):
+        command(*line, hook=hook)
+    return astuple(placements[0].options), astuple(placements[0].part)
 
 
 def test_a_dense_model_and_a_final_partial_epoch(shards: Path, tmp_path: Path) -> None:

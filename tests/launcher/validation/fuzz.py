@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
-from unittest import mock
 
 import torch.distributed as dist
 
@@ -341,8 +340,7 @@ def _disagreement(line: list[str], run: Path, report: Report) -> str | None:
         if checked.code:
             report.refused += 1
             return None if checked.code == 2 else f"check ended with {checked.code}: {checked.err}"
-        with mock.patch("launcher.training.trainer.Session.open_log", _two_steps):
-            trained = command("train", *line)
+        trained = command("train", *line, hook=_two_steps)
     except BaseException as error:
         return f"{type(error).__name__}: {error}"[:300] + traceback.format_exc(limit=-2)[-400:]
     report.trained += 1
@@ -354,16 +352,7 @@ def _disagreement(line: list[str], run: Path, report: Report) -> str | None:
     return None
 
 
-def _two_steps(session: Any) -> Any:
-    """`Session.open_log` of a run that is cut to two steps, its schedule left as it is."""
-    session.total_steps = min(session.total_steps, STEPS)
-    return OPEN_LOG(session)
-
-
-def _open_log() -> Any:
-    from launcher.training.trainer import Session
-
-    return Session.open_log
-
-
-OPEN_LOG = _open_log()
+def _two_steps(event: str, trainer: Any) -> None:
+    """Cut a run to two steps and leave its schedule as it is."""
+    if event == "start":
+        trainer.total_steps = min(trainer.total_steps, STEPS)

@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import pytest
 import torch.distributed as dist
@@ -18,6 +17,7 @@ from launcher.validation.rules import _batch_errors, _layout_errors, check
 from parallel.ranks.mesh import ParallelDims
 from parallel.ranks.topology import straddling
 from tests.distributed import RankError, run_on_ranks
+from tests.faults import Wrapped
 from tests.launcher.running import CONFIG, Outcome, command, only, overrides, start, steps
 
 GLOBAL = 24  # over 4 ranks 6 each, over 3 ranks 8, over 2 ranks 12; 256 images an epoch: 10 2/3 steps
@@ -201,17 +201,27 @@ def line(shards: Path, run: Path, *more: str, ep_size: int) -> list[str]:
 
 def recorded(samples: Path, *arguments: str, kill: tuple[str, int] | None = None) -> Outcome:
     """Run a command and write down which positions of the stream each step took, on this rank."""
-    from launcher.training.trainer import Session
 
-    original = Session.micro_step
+    def hook(event: str, trainer: Any) -> None:
+        if event == "start":
+            trainer.batches = Recorded(trainer, samples)
 
-    def micro_step(session: Session, batch: Any, lr: float, tally: Any) -> None:
-        with (samples / f"{dist.get_world_size()}-{dist.get_rank()}").open("a") as file:
-            file.write(json.dumps([session.step + 1, batch.positions.tolist(), batch.labels.tolist()]) + "\n")
-        original(session, batch, lr, tally)
+    return command(*arguments, kill=kill, hook=hook)
 
-    with mock.patch.object(Session, "micro_step", micro_step):
-        return command(*arguments, kill=kill)
+
+class Recorded(Wrapped):
+    """Batches of a trainer that are written down as they are taken."""
+
+    def __init__(self, trainer: Any, samples: Path) -> None:
+        super().__init__(trainer.batches)
+        self.trainer, self.samples = trainer, samples
+
+    def __next__(self) -> Any:
+        batch = next(self.inner)
+        with (self.samples / f"{dist.get_world_size()}-{dist.get_rank()}").open("a") as file:
+            record = [self.trainer.step + 1, batch.positions.tolist(), batch.labels.tolist()]
+            file.write(json.dumps(record) + "\n")
+        return batch
 
 
 def samples_of(directory: Path, world_size: int) -> dict[int, list[tuple[int, int]]]:
@@ -274,7 +284,7 @@ def test_a_killed_run_goes_on_over_other_ranks_with_the_very_same_samples(
     (reference, samples), run = uninterrupted(before), tmp_path / "run"
     train = line(shards, run, ep_size=before)
     with pytest.raises(RankError, match="died with exit code -9"):
-        run_on_ranks(partial(recorded, kill=("train_step", KILLED)), before, tmp_path, *train)
+        run_on_ranks(partial(recorded, kill=("step", KILLED)), before, tmp_path, *train)
     for path in tmp_path.glob(f"{before}-*"):
         path.unlink()
     outcomes = run_on_ranks(recorded, now, tmp_path, *train, "--elastic")

@@ -127,7 +127,7 @@ def frame_in(module: str, name: str = "f", line: int = 7) -> Any:
 
 @pytest.mark.parametrize("module", DEVICE_WAITS + OWN_WORK)
 def test_with_nccl_to_stand_in_torchs_code_is_to_wait_for_others(module: str) -> None:
-    stack = [frame_in(module), frame_in("launcher.training.trainer", "micro_step", 246)]
+    stack = [frame_in(module), frame_in("launcher.training.trainer", "train_step", 246)]
     assert _place(stack, waits_for_device=True).is_collective == (module in DEVICE_WAITS)
     assert not _place(stack).is_collective
 

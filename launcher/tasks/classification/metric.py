@@ -1,0 +1,49 @@
+"""Top-1 and top-5 accuracy, and cross-entropy.
+
+Legend: B images, K classes.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data_shards.stream.workers import Batch
+from parallel.ranks.host import send
+from swin_moe.backbone.model import ModelOutput
+from swin_moe.moe.losses import evaluation_sums
+
+
+class ClassificationMetric:
+    """Accuracy and cross-entropy over the images of a split.
+
+    Args:
+        device: of the model's output.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def scores(self, output: ModelOutput) -> Tensor:
+        """The scores of the classes: (B, K) logits."""
+        return output.logits
+
+    def sums(self, output: ModelOutput, batch: Batch) -> Tensor:
+        """(4,): weighted cross-entropy, top-1 hits, top-5 hits, images."""
+        labels, weights = send(batch.labels, self.device), send(batch.weights, self.device)
+        return evaluation_sums(self.scores(output), labels, weights)
+
+    def compute(self, sums: list[float]) -> dict[str, Any]:
+        """top1 and top5 (fractions), loss (cross-entropy without label smoothing), images."""
+        loss, hits, hits5, images = sums
+        return {
+            "top1": hits / images,
+            "top5": hits5 / images,
+            "loss": loss / images,
+            "images": int(images),
+        }
+
+    def line(self, values: dict[str, Any]) -> str:
+        """Top-1, top-5 and loss as text."""
+        hits = f"top-1 {values['top1']:.2%}, top-5 {values['top5']:.2%}"
+        return f"{hits}, loss {values['loss']:.4f} on {values['images']} images"
