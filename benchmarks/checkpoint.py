@@ -6,11 +6,11 @@
 
 A Swin-MoE of 45 M parameters, 8 experts in 2 layers, trains on two gloo ranks of this machine
 (expert-parallel over both, ZeRO stage 1, one thread each) and is saved through
-`parallel.checkpoint.async_saver.Saver`, once before going on and once beside training, in turn. `copy` is
-the same files copied by one process in pieces of 16 MiB with fsync at the end of each, on the same file
-system, between the saves; the checkpoint was written just before, so that the copy finds it in memory.
+`parallel.checkpoint.async_saver.CheckpointSaver`, once before going on and once beside training, in turn.
+`copy` is the same files copied by one process in pieces of 16 MiB with fsync at the end of each, on the same
+file system, between the saves; the checkpoint was written just before, so that the copy finds it in memory.
 Rates are bytes of the checkpoint over wall seconds, a save's from its beginning to the commit, a write's
-from the copy in host memory; the figures are of the best of interleaved rounds. A stall is what `Saver`
+from the copy in host memory; the figures are of the best of interleaved rounds. A stall is what the saver
 made a step wait, in steps; `slowed` is what the steps beside a save take longer, all of them together.
 Loading verifies and reads; it stands beside reading the same files once, and the copy. Memory is the
 largest peak resident size of a rank, measured before anything is loaded."""
@@ -32,14 +32,14 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from parallel.checkpoint import load as checkpoint
-from parallel.checkpoint.async_saver import Saver
+from parallel.checkpoint.async_saver import CheckpointSaver
 from parallel.checkpoint.commit import latest, path_of
+from parallel.checkpoint.load import load_checkpoint
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.discover import Ranks, join, leave, prepare_process
 from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
 from parallel.zero.engine import Engine
-from parallel.zero.master_weights import Masters
+from parallel.zero.master_weights import MasterWeights
 from swin_moe import ModelConfig, MoEConfig, build_model
 from swin_moe.moe.losses import classification_loss
 from swin_moe.random.keyed import sample_keys
@@ -76,7 +76,7 @@ class Training:
             grad_accum_steps=1,
         )
         self.engine.train()
-        self.masters = Masters(self.engine.deepspeed)
+        self.masters = MasterWeights(self.engine.deepspeed)
 
     def take(self) -> float:
         """One step; its wall seconds."""
@@ -161,7 +161,7 @@ def measure(directory: Path, rounds: int, images: int) -> Row:
             times["read"].append(read_once(saved))
         dist.barrier()
         began_s = time.perf_counter()
-        checkpoint.load(saved, training.masters, 8)
+        load_checkpoint(saved, training.masters, 8)
         dist.barrier()
         times["load"].append(time.perf_counter() - began_s)
         if number == 0:
@@ -173,12 +173,12 @@ def measure(directory: Path, rounds: int, images: int) -> Row:
     return own
 
 
-def saver_of(name: str, directory: Path, mesh: Mesh) -> Saver:
+def saver_of(name: str, directory: Path, mesh: Mesh) -> CheckpointSaver:
     """The same code, with or without waiting."""
-    return Saver(directory, mesh, asynchronous=name == "asynchronous", keep_last=1)
+    return CheckpointSaver(directory, mesh, asynchronous=name == "asynchronous", keep_last=1)
 
 
-def save(training: Training, saver: Saver, name: str, times: dict[str, list[float]]) -> None:
+def save(training: Training, saver: CheckpointSaver, name: str, times: dict[str, list[float]]) -> None:
     """One save, and the steps beside it."""
     os.sync()
     dist.barrier()

@@ -26,7 +26,9 @@ from typing import Any
 
 from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
-from parallel.checkpoint.commit import latest, read_manifest, verify
+from parallel.checkpoint.commit import latest
+from parallel.checkpoint.manifest import read_manifest
+from parallel.checkpoint.verify import verify_files
 from tests.faults import Ended, run
 from tests.launcher.running import CONFIG, overrides, steps
 from tests.launcher.short_run import assert_same
@@ -147,7 +149,7 @@ class Killing:
             self.redone += made
             return
         manifest = read_manifest(path)
-        verify(path, manifest["files"])
+        verify_files(path, manifest["files"])
         self.pointers.add((self.runs, path.name))
         self.redone += made - manifest["step"]
 

@@ -5,9 +5,8 @@
     python benchmarks/plan_memory.py --allocator            # and torch's own account, several times as long
 
 Each layout trains two optimizer steps on random images through what a run is made of: `build_task`, `Engine`,
-`Masters`, as launcher/training/trainer.py puts them together; no data pipeline. All layouts of a world run
-one after the other in the same ranks, one thread each. Two figures are measured, of the rank that needs
-most:
+`MasterWeights`, as in launcher/training/trainer.py; no data pipeline. All layouts of a world run one after
+the other in the same ranks, one thread each. Two figures are measured, of the rank that needs most:
 
 - `rss`: growth of the peak resident size (VmHWM) over the resident size just before the model is built, after
   a small model has trained in the process and everything free was given back. So the interpreter, the
@@ -49,7 +48,7 @@ from launcher.training.builders import engine_options, run_mesh
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.discover import Ranks, join, leave, prepare_process
 from parallel.zero.engine import Engine
-from parallel.zero.master_weights import Masters
+from parallel.zero.master_weights import MasterWeights
 from swin_moe.random.keyed import sample_keys
 
 Row = dict[str, Any]
@@ -111,7 +110,7 @@ class Training:
         model = self.task.build(self.mesh, sharded=sharded, exchange=config.parallel.expert_exchange)
         groups = parameter_groups(model, config.optim)
         self.engine = Engine(model, groups, self.mesh, engine_options(config, 1))
-        self.masters = Masters(self.engine.deepspeed, config.train.ema_decay)
+        self.masters = MasterWeights(self.engine.deepspeed, config.train.ema_decay)
         self.engine.train()
 
     def step(self) -> None:
@@ -127,7 +126,7 @@ class Training:
         loss, output = self.task.loss(self.engine, self.task.inputs(batch), sample_keys(0, batch.positions))
         self.engine.backward(loss + output.aux_loss)
         self.engine.step(1e-4)
-        self.masters.average()
+        self.masters.update_ema()
 
 
 def train(config: RunConfig, world: int) -> None:

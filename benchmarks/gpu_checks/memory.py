@@ -30,20 +30,22 @@ def staging(place: Place) -> Iterator[Row]:
 
 def _staging(place: Place, device: torch.device) -> Iterator[Row]:
     """Three takes of what a Swin-MoE-S of 32 experts saves; the first one pins the memory."""
-    from parallel.checkpoint.staging import Stage
+    from parallel.checkpoint.staging import StagingBuffers
 
     config = run_config(config_of("Swin-MoE-S 32 experts", place), 4 if place.rehearsal else 128)
     training = Training(config, device)
-    stage = Stage()
+    buffers = StagingBuffers()
     for number in (1, 2, 3):
         place.synchronize()
         began = time.perf_counter()
-        taken = stage.take(training.masters, training.mesh)
+        taken = buffers.copy(training.masters, training.mesh)
         seconds = time.perf_counter() - began
         gb = sum(x.numel() * x.element_size() for x in taken.values()) / 1e9
         pinned = all(x.is_pinned() for x in taken.values()) if place.on_gpu else None
         figures = {"seconds": seconds, "gb": gb, "gb_s": gb / seconds, "tensors": len(taken)}
-        yield row(f"Stage.take {number}", ok=pinned, **figures, reserved_gb=stage._slabs.reserved / 1e9)
+        yield row(
+            f"StagingBuffers.copy {number}", ok=pinned, **figures, reserved_gb=buffers._slabs.reserved / 1e9
+        )
     whole = {n: p for n, p in training.masters.module.named_parameters() if f"master/{n}" in taken}
     name = max(whole, key=lambda n: whole[n].numel())
     master = training.masters.read(whole[name])["master"].cpu()

@@ -26,11 +26,11 @@ def read(text: str) -> Case:
 
 def outcome(case: Case, device: torch.device, steps: int) -> dict[str, Any]:
     """Losses and masters of some steps, then of a step that a gradient spoils, and of the one after it."""
-    from parallel.zero.master_weights import Masters
+    from parallel.zero.master_weights import MasterWeights
 
     began = time.monotonic()
     run = Run.start(case, device)
-    masters = Masters(run.engine.deepspeed)
+    masters = MasterWeights(run.engine.deepspeed)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     losses, norms, skips = [], [], []

@@ -210,7 +210,7 @@ class Training:
         from launcher.tasks.param_groups import parameter_groups
         from launcher.training.builders import engine_options, run_mesh
         from parallel.zero.engine import Engine
-        from parallel.zero.master_weights import Masters
+        from parallel.zero.master_weights import MasterWeights
 
         self.config, self.device = config, device
         self.mesh, parallel = run_mesh(config.parallel, [1]), config.parallel
@@ -219,7 +219,7 @@ class Training:
         self.backbone = self.task.backbone(model)
         groups = parameter_groups(model, config.optim)
         self.engine = Engine(model, groups, self.mesh, engine_options(config, 1))
-        self.masters = Masters(self.engine.deepspeed, config.train.ema_decay)
+        self.masters = MasterWeights(self.engine.deepspeed, config.train.ema_decay)
         self.engine.train()
         self._rates = {module: module.rate for module in model.modules() if isinstance(module, DropPath)}
         self._batch = self._pictures()
@@ -264,7 +264,7 @@ class Training:
         self.engine.step(1e-4)
         tally.add(torch.stack([loss, output.aux_loss]), output)
         totals = tally.reduce({}, {"stop": False})
-        self.masters.average()
+        self.masters.update_ema()
         self.backbone.balance(totals.loads)
         return totals.sums[0]
 

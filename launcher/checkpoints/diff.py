@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from launcher.validation.resume_policy import Change, changes, configuration, shown
-from parallel.checkpoint.commit import CheckpointError
-from parallel.checkpoint.reader import Stored
+from parallel.checkpoint.manifest import CheckpointError
+from parallel.checkpoint.reader import CheckpointReader
 
 AT_ONCE = 2**20  # elements compared, so that the comparison needs little beside the tensors
 
@@ -65,8 +65,8 @@ class Comparison:
 
 
 def compare(
-    a: Stored,
-    b: Stored,
+    a: CheckpointReader,
+    b: CheckpointReader,
     *,
     rtol: float = 0.0,
     atol: float = 0.0,

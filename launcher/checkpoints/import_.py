@@ -22,7 +22,7 @@ from launcher.rundir.directory import RunDirectory
 from launcher.rundir.versions import version_of
 from launcher.validation.label_spaces import trained_classes
 from launcher.validation.rules import check, steps_in
-from parallel.checkpoint.reader import write
+from parallel.checkpoint.write import write_tensors
 from parallel.experts.names import BUFFER, MASTER, MOMENTS, parameter_shapes
 from swin_moe import SwinTransformer, WeightsError, build_model, load_weights
 from swin_moe.weights import native
@@ -81,7 +81,9 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
     target = RunDirectory(config.run_dir)
     target.lock(resume=False)
     try:
-        path = write(target.checkpoints, step, tensors, record(config, train, step, state, args.source))
+        path = write_tensors(
+            target.checkpoints, step, tensors, record(config, train, step, state, args.source)
+        )
         target.config.write_text(dump_config(config))
     finally:
         target.unlock()

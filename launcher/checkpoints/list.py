@@ -8,16 +8,9 @@ from typing import Any
 
 from launcher.config.load import ConfigError
 from launcher.validation.resume_policy import configuration
-from parallel.checkpoint.commit import (
-    MANIFEST,
-    CheckpointError,
-    committed,
-    latest,
-    path_of,
-    read_manifest,
-    step_of,
-)
-from parallel.checkpoint.reader import problems
+from parallel.checkpoint.commit import committed, latest, path_of, step_of
+from parallel.checkpoint.manifest import MANIFEST, CheckpointError, read_manifest
+from parallel.checkpoint.verify import problems
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 LAYOUT = ("world_size", "ep_size", "expert_slices", "zero_stage")

@@ -16,16 +16,10 @@ from launcher.config.load import ConfigError
 from launcher.console.arguments import positive
 from launcher.console.progress import progress_line
 from launcher.rundir.directory import RunDirectory
-from parallel.checkpoint.commit import (
-    MANIFEST,
-    CheckpointError,
-    committed,
-    kept,
-    latest,
-    read_manifest,
-    step_of,
-)
-from parallel.checkpoint.reader import Stored, problems
+from parallel.checkpoint.commit import committed, latest, step_of, steps_to_keep
+from parallel.checkpoint.manifest import MANIFEST, CheckpointError, read_manifest
+from parallel.checkpoint.reader import CheckpointReader
+from parallel.checkpoint.verify import problems
 
 LS_HELP = """\
 examples:
@@ -151,7 +145,7 @@ def _run_diff(args: argparse.Namespace, _: list[str]) -> int:
         paths = [checkpoint_of(place) for place in places]
     else:
         raise ConfigError(f"checkpoint diff takes A B or RUN STEP STEP, not {len(places)} arguments")
-    a, b = map(Stored, paths)
+    a, b = map(CheckpointReader, paths)
     for name, one in (("A", a), ("B", b)):
         print(f"{name}  {one.path} (step {one.manifest['step']}; {layout(one.manifest)})")
     progress = progress_line("diff", "tensors") if _bytes(a.manifest) > LONG else None
@@ -188,7 +182,7 @@ def doomed(directory: Path, keep_last: int, keep_every: int | None) -> list[Path
     paths, newest = committed(directory), latest(directory)
     sound = [path for path in paths if not problems(path, deep=False)]
     current = step_of(newest or paths[-1]) if paths else 0
-    staying = kept(map(step_of, sound), current, keep_last, keep_every)
+    staying = steps_to_keep(map(step_of, sound), current, keep_last, keep_every)
     return [path for path in paths if step_of(path) not in staying] + sorted(directory.glob("step-*.tmp"))
 
 

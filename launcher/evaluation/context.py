@@ -17,8 +17,9 @@ from launcher.config.schema import RunConfig
 from launcher.rundir.directory import RunDirectory
 from launcher.tasks.base import Task
 from launcher.tasks.registry import build_task
-from parallel.checkpoint.latest import Found, newest
-from parallel.checkpoint.load import load_weights, read_verified
+from parallel.checkpoint.latest import IntactCheckpoint, latest_intact
+from parallel.checkpoint.load import load_weights
+from parallel.checkpoint.verify import read_verified
 from parallel.durable import atomic_write
 from parallel.experts.names import EMA, MASTER
 from parallel.ranks.collectives import RanksError, agree
@@ -33,7 +34,7 @@ class Loaded:
 
     config: RunConfig
     run: RunDirectory
-    found: Found
+    found: IntactCheckpoint
     mesh: Mesh
     device: torch.device
     task: Task
@@ -142,13 +143,15 @@ def make(directory: Path, *, first: bool) -> None:
         raise ConfigError(f"{directory}, for the results, cannot be made: {error}") from error
 
 
-def chosen(run: RunDirectory, name: str | None) -> Found:
+def chosen(run: RunDirectory, name: str | None) -> IntactCheckpoint:
     """The checkpoint of a name, or the newest that is whole; every rank calls it together."""
     if name is None:
-        found = newest(run.checkpoints)
+        found = latest_intact(run.checkpoints)
     else:
         path = run.checkpoints / name
-        found = Found(path=path, manifest=read_verified(path), notices=[]) if path.is_dir() else None
+        found = (
+            IntactCheckpoint(path=path, manifest=read_verified(path), notices=[]) if path.is_dir() else None
+        )
     if found is None:
         raise ConfigError(f"{run.path} has no checkpoint {name or 'yet'}; they lie in {run.checkpoints}")
     return found

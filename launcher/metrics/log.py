@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 from launcher.metrics.accumulator import LayerTotals
 from launcher.metrics.heat_map import heat_map
 from launcher.rundir.directory import RunDirectory
-from parallel.checkpoint.async_saver import Outcome
+from parallel.checkpoint.async_saver import SaveResult
 from parallel.durable import atomic_write
 
 TROUBLE = (
@@ -103,7 +103,7 @@ class MetricsLog:
         """Show an image (3, height, width) of the evaluation after `step` in TensorBoard."""
         self._board.add_image("eval/pictures", image, step)
 
-    def save(self, outcome: Outcome) -> None:
+    def save(self, outcome: SaveResult) -> None:
         """Record how a save ended, and say so if it did not end well."""
         self._failed_saves += outcome.error is not None
         values = {name: getattr(outcome, name) for name in ("error", "bytes", "copy_s", "stall_s")}

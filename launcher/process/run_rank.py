@@ -32,7 +32,7 @@ from launcher.rundir.crash_report import leave_words
 from launcher.rundir.heartbeat import Heartbeat, interval_s
 from launcher.rundir.paths import RunFiles
 from launcher.rundir.sessions import Sessions
-from parallel.checkpoint.commit import CheckpointError
+from parallel.checkpoint.manifest import CheckpointError
 from parallel.ranks import gpu
 from parallel.ranks.discover import Ranks, discover, join, leave, prepare_process
 from parallel.ranks.mesh import LayoutError

@@ -10,7 +10,8 @@ from typing import Any
 
 from launcher.exit_codes import ExitCode
 from launcher.rundir.paths import RunFiles
-from parallel.checkpoint.commit import CheckpointError, committed, latest, step_of
+from parallel.checkpoint.commit import committed, latest, step_of
+from parallel.checkpoint.manifest import CheckpointError
 
 NO_CRASH = (ExitCode.FINISHED, ExitCode.USER_ERROR, ExitCode.STOPPED)
 Session = dict[str, Any]  # "from_step", "ranks", "pid", "job"; "code", "reason" where its end is known

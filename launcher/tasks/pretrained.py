@@ -4,7 +4,7 @@ from pathlib import Path
 
 from launcher.config.load import ConfigError
 from launcher.config.schema import TrainConfig
-from parallel.checkpoint.commit import MANIFEST
+from parallel.checkpoint.manifest import MANIFEST
 from parallel.ranks.collectives import RanksError, agree
 from parallel.ranks.mesh import Mesh
 from swin_moe.backbone.model import SwinTransformer

@@ -23,11 +23,11 @@ from launcher.training.schedules import Schedule
 from launcher.training.spikes import SpikeGuard
 from launcher.training.trainer import Trainer
 from launcher.validation.rules import steps_in
-from parallel.checkpoint.async_saver import Saver
+from parallel.checkpoint.async_saver import CheckpointSaver
 from parallel.checkpoint.commit import committed
 from parallel.ranks.mesh import Mesh, build_mesh
 from parallel.zero.engine import Engine
-from parallel.zero.master_weights import Masters
+from parallel.zero.master_weights import MasterWeights
 from parallel.zero.options import EngineOptions
 from swin_moe.backbone.compile import compile_blocks
 
@@ -137,8 +137,8 @@ def build_trainer(
         task=task,
         model=model,
         engine=engine,
-        masters=Masters(engine.deepspeed, train.ema_decay),
-        saver=Saver(
+        masters=MasterWeights(engine.deepspeed, train.ema_decay),
+        saver=CheckpointSaver(
             run.checkpoints,
             mesh,
             asynchronous=keep.asynchronous,

@@ -25,7 +25,7 @@ from launcher.validation.label_spaces import class_notes, evaluated_classes
 from launcher.validation.layout import layout, print_lines
 from launcher.validation.resume_policy import check_changes
 from launcher.validation.rules import advice, check, steps_in
-from parallel.checkpoint.commit import CheckpointError
+from parallel.checkpoint.manifest import CheckpointError
 from parallel.ranks.collectives import RanksError, agree
 from parallel.ranks.discover import Ranks
 from parallel.ranks.topology import node_sizes

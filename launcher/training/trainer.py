@@ -33,13 +33,13 @@ from launcher.training.nonfinite import GradientSearch, SkippedSteps
 from launcher.training.schedules import Schedule
 from launcher.training.spikes import SpikeGuard
 from launcher.validation.label_spaces import trained_classes
-from parallel.checkpoint.async_saver import Outcome, Saver
-from parallel.checkpoint.latest import newest
-from parallel.checkpoint.load import load, missing_kinds
+from parallel.checkpoint.async_saver import CheckpointSaver, SaveResult
+from parallel.checkpoint.latest import latest_intact
+from parallel.checkpoint.load import load_checkpoint, missing_kinds
 from parallel.ranks.host import send
 from parallel.ranks.mesh import Mesh
 from parallel.zero.engine import Engine
-from parallel.zero.master_weights import Masters
+from parallel.zero.master_weights import MasterWeights
 from swin_moe.random.keyed import sample_keys
 
 Event = Literal["start", "step", "evaluate", "save", "end"]
@@ -60,8 +60,8 @@ class Trainer:
     task: Task
     model: nn.Module
     engine: Engine
-    masters: Masters
-    saver: Saver
+    masters: MasterWeights
+    saver: CheckpointSaver
     schedule: Schedule
     spikes: SpikeGuard
     skipped: SkippedSteps
@@ -73,7 +73,7 @@ class Trainer:
 
     step: int = 0  # optimizer steps done
     saved_step: int = 0
-    last_save: Outcome | None = None
+    last_save: SaveResult | None = None
     evaluation_is_due: bool = False  # of the current step
     batches: Ahead = field(init=False)
     log: MetricsLog | None = field(init=False, default=None)  # on rank 0
@@ -154,7 +154,7 @@ class Trainer:
 
         # Average the weights and move the routers' biases, unless the update was skipped.
         if not self.engine.skipped:
-            self.masters.average()
+            self.masters.update_ema()
             self.backbone.balance(totals.loads)
 
         # Record.
@@ -253,7 +253,7 @@ class Trainer:
         with self.watch.phase("evaluation"):
             result, averaged = self.evaluate_weights(), None
         if self.config.train.ema_decay:
-            with self.watch.phase("evaluation"), self.masters.averaged():
+            with self.watch.phase("evaluation"), self.masters.ema_applied():
                 averaged = self.evaluate_weights()
         self.evaluation_is_due = False
         if self.log is None:
@@ -273,7 +273,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue from the newest complete checkpoint, if there is one."""
-        checkpoint = newest(self.run.checkpoints)
+        checkpoint = latest_intact(self.run.checkpoints)
         if checkpoint is None:
             return
         path, manifest = checkpoint.path, checkpoint.manifest
@@ -285,7 +285,7 @@ class Trainer:
         self.skipped.total = state.get("skipped_steps", 0)
         self.evaluation_is_due = state.get("evaluation_is_owed", False)
         self.spikes.load_state_dict(state.get("spikes", self.spikes.state_dict()))
-        load(path, self.masters, num_experts, manifest)
+        load_checkpoint(path, self.masters, num_experts, manifest)
         missing = missing_kinds(self.masters, manifest)
         if missing and self.mesh.is_first:
             sys.stderr.write(f"{path} holds no {', '.join(missing)}: started anew\n")

@@ -19,7 +19,8 @@ from data_shards.stream.base import checked_manifest
 from data_shards.stream.patterns import names_tars
 from launcher.config.load import ConfigError, dump_config
 from launcher.config.schema import RunConfig
-from parallel.checkpoint.commit import MANIFEST, CheckpointError, committed, latest, read_manifest
+from parallel.checkpoint.commit import committed, latest
+from parallel.checkpoint.manifest import MANIFEST, CheckpointError, read_manifest
 from parallel.ranks.collectives import RanksError, agree
 from swin_moe.sizes import sides
 from swin_moe.yaml_files import YamlError, parse_yaml

@@ -1,7 +1,7 @@
 """Saving beside training: a step waits for the copy to host memory, a thread writes and commits.
 
     main thread    step 40 | copy | step 41 | step 42 | ...
-    saver's thread               | write, agree, commit, prune |  -> Outcome, told at the next `poll`
+    saver's thread               | write, agree, commit, prune |  -> SaveResult, told at the next `poll`
 
 The thread's collectives run in a group of their own, so that they never mix with those of training. At most
 one save is under way. A save that fails is an outcome like any other, the same on every rank: the run goes
@@ -19,18 +19,19 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor
 
-from parallel.checkpoint.commit import CheckpointError, prune
-from parallel.checkpoint.staging import Stage
+from parallel.checkpoint.commit import prune
+from parallel.checkpoint.manifest import CheckpointError
+from parallel.checkpoint.staging import StagingBuffers
 from parallel.checkpoint.write import write
 from parallel.ranks.collectives import new_group
 from parallel.ranks.mesh import Mesh
-from parallel.zero.master_weights import Masters
+from parallel.zero.master_weights import MasterWeights
 
 PATIENCE = timedelta(minutes=30)  # for the slowest rank's file; a rank that dies is noticed at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
+class SaveResult:
     """How one save ended, the same on all ranks."""
 
     step: int
@@ -44,7 +45,7 @@ class Outcome:
     save_s: float = 0.0  # from its beginning to the commit
 
 
-class Saver:
+class CheckpointSaver:
     """Writes the checkpoints of one run, one at a time; all ranks make and call it together.
 
     Args:
@@ -69,16 +70,16 @@ class Saver:
         self._keep_last, self._keep_every = keep_last, keep_every
         several = dist.is_initialized() and dist.get_world_size() > 1
         self._group = new_group(backend="gloo", timeout=PATIENCE) if several else None
-        self._stage = Stage()
+        self._buffers = StagingBuffers()
         self._save: _Save | None = None
-        self._untold: list[Outcome] = []
+        self._untold: list[SaveResult] = []
 
     @property
     def writing(self) -> bool:
         """Whether a save is being written at this moment."""
         return self._save is not None and self._save.is_alive()
 
-    def start(self, step: int, masters: Masters, record: dict[str, Any]) -> None:
+    def start(self, step: int, masters: MasterWeights, record: dict[str, Any]) -> None:
         """Save the state as it is now; first waits for the save before it, should it still be under way.
 
         Args:
@@ -88,7 +89,7 @@ class Saver:
         """
         self._settle()
         began_s = time.monotonic()
-        tensors = self._stage.take(masters, self.mesh)
+        tensors = self._buffers.copy(masters, self.mesh)
         snapshot = json.loads(
             json.dumps({"adam_steps": masters.adam_steps, **record})
         )  # training goes on and may change what it refers to
@@ -96,14 +97,14 @@ class Saver:
         if not self._asynchronous:
             self._settle()
 
-    def poll(self) -> list[Outcome]:
+    def poll(self) -> list[SaveResult]:
         """The saves that ended since the last time; never waits, so ranks may learn it at different steps."""
         if self._save is not None and not self._save.is_alive():
             self._settle()
         untold, self._untold = self._untold, []
         return untold
 
-    def finish(self) -> list[Outcome]:
+    def finish(self) -> list[SaveResult]:
         """Wait for the save that is under way, if any, then as `poll`."""
         self._settle()
         return self.poll()
@@ -131,7 +132,12 @@ class _Save(threading.Thread):
     """One save. It always starts at once, and whatever goes wrong in it comes out of `outcome`."""
 
     def __init__(
-        self, saver: Saver, step: int, tensors: dict[str, Tensor], record: dict[str, Any], began_s: float
+        self,
+        saver: CheckpointSaver,
+        step: int,
+        tensors: dict[str, Tensor],
+        record: dict[str, Any],
+        began_s: float,
     ) -> None:
         super().__init__(name=f"save-{step}", daemon=True)
         self._step, self._began_s = step, began_s
@@ -148,7 +154,7 @@ class _Save(threading.Thread):
             self._bug = error
         self._fields["save_s"] = time.monotonic() - self._began_s
 
-    def outcome(self) -> Outcome:
+    def outcome(self) -> SaveResult:
         """Wait for the end.
 
         Raises:
@@ -159,4 +165,4 @@ class _Save(threading.Thread):
         stall_s = self._copy_s + time.monotonic() - waited_s
         if self._bug is not None:
             raise self._bug
-        return Outcome(step=self._step, copy_s=self._copy_s, stall_s=stall_s, **self._fields)
+        return SaveResult(step=self._step, copy_s=self._copy_s, stall_s=stall_s, **self._fields)

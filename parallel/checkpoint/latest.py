@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from parallel.checkpoint.commit import CheckpointError, committed, latest, step_of
-from parallel.checkpoint.load import read_verified
-from parallel.checkpoint.write import together
+from parallel.checkpoint.commit import committed, latest, step_of
+from parallel.checkpoint.manifest import CheckpointError
+from parallel.checkpoint.verify import read_verified
+from parallel.checkpoint.write import on_all_ranks
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class IntactCheckpoint:
     """A checkpoint whose files are whole, and what was passed over or noticed on the way to it."""
 
     path: Path
@@ -21,7 +22,7 @@ class Found:
     notices: list[str]  # a line each, for a person
 
 
-def newest(directory: Path) -> Found | None:
+def latest_intact(directory: Path) -> IntactCheckpoint | None:
     """The newest checkpoint that is whole, or None where there never was one; every rank calls it together.
 
     After the one that `latest` names come those of earlier steps. Where `latest` is missing or damaged, all
@@ -30,7 +31,7 @@ def newest(directory: Path) -> Found | None:
     Raises:
         CheckpointError: none is whole; the message gives the reason for each.
     """
-    ((candidates, notices), *_) = together(lambda: _candidates(directory), f"look into {directory}")
+    ((candidates, notices), *_) = on_all_ranks(lambda: _candidates(directory), f"look into {directory}")
     passed_over: list[str] = []
     for path in candidates:
         try:
@@ -39,7 +40,7 @@ def newest(directory: Path) -> Found | None:
             passed_over.append(f"{path.name} is damaged: {_reason(error, path)}")
             continue
         passed = [f"{text}; it stays where it is, {path.name} takes its place" for text in passed_over]
-        return Found(path=path, manifest=manifest, notices=[*notices, *passed])
+        return IntactCheckpoint(path=path, manifest=manifest, notices=[*notices, *passed])
     if not candidates and not notices:
         return None
     raise CheckpointError(

@@ -15,33 +15,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
-from parallel.checkpoint.commit import CheckpointError, path_of, read_manifest, verify
-from parallel.checkpoint.staging import Stage
-from parallel.checkpoint.unpickler import PlainReader
-from parallel.checkpoint.write import together, write
+from parallel.checkpoint.manifest import CheckpointError
+from parallel.checkpoint.unpickler import SafeReader
+from parallel.checkpoint.verify import read_verified
+from parallel.checkpoint.write import on_all_ranks
 from parallel.experts.names import (
+    ALL_KINDS,
     BUFFER,
     EMA,
     KINDS,
-    KNOWN,
     MASTER,
-    as_stored,
     by_global_name,
-    held,
+    own_slice,
     parameter_shapes,
     persistent_buffers,
-    whole_shape,
+    to_stored_dtype,
+    unsliced_shape,
 )
-from parallel.ranks.mesh import Mesh
-from parallel.zero.master_weights import Masters
+from parallel.zero.master_weights import MasterWeights
 
 Write = Callable[[nn.Parameter, dict[str, Tensor]], None]
 
-METADATA = ".metadata"
 READ_AT_ONCE = 256 * 2**20  # bytes of tensors in memory beside the model while loading
 
 
@@ -54,28 +51,8 @@ def global_shapes(module: nn.Module, num_experts: int, kinds: Sequence[str] = KI
     }
 
 
-def save(directory: Path, step: int, masters: Masters, mesh: Mesh, record: dict[str, Any]) -> Path:
-    """Write and commit one checkpoint; every rank calls it together.
-
-    Args:
-        directory: of all checkpoints of the run.
-        step: optimizer steps taken.
-        masters: what to save.
-        mesh: the layout.
-        record: JSON-able, kept in the manifest beside ours: the run's state, configuration and versions.
-
-    Returns:
-        The committed directory.
-
-    Raises:
-        CheckpointError: a rank could not write; nothing was committed, and the checkpoints before stand.
-    """
-    write(directory, step, Stage().take(masters, mesh), mesh, {"adam_steps": masters.adam_steps, **record})
-    return path_of(directory, step)
-
-
-def load(
-    path: Path, masters: Masters, num_experts: int, manifest: dict[str, Any] | None = None
+def load_checkpoint(
+    path: Path, masters: MasterWeights, num_experts: int, manifest: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """Verify a checkpoint and load it, whatever layout wrote it; every rank calls it together.
 
@@ -94,14 +71,14 @@ def load(
     manifest = manifest or read_verified(path)
     _check_tensors(path, masters.module, num_experts, manifest)
     kinds = [kind for kind in masters.kinds if kind in kinds_of(manifest)]
-    together(lambda: _read(path, masters.module, kinds, masters.write), f"read {path}")
+    on_all_ranks(lambda: _read(path, masters.module, kinds, masters.write), f"read {path}")
     anew = set(missing_kinds(masters, manifest)) - {EMA}
     masters.set_step(0 if anew else manifest.get("adam_steps", manifest["step"]))
     return manifest
 
 
-def missing_kinds(masters: Masters, manifest: dict[str, Any]) -> list[str]:
-    """What these masters have of each parameter and a checkpoint does not: `load` starts it anew.
+def missing_kinds(masters: MasterWeights, manifest: dict[str, Any]) -> list[str]:
+    """What these masters have of each parameter and a checkpoint does not: `load_checkpoint` starts it anew.
 
     It is of another optimizer, or its run kept no moving average.
     """
@@ -116,7 +93,7 @@ def load_weights(
     *,
     kind: str = MASTER,
 ) -> dict[str, Any]:
-    """Verify a checkpoint and load its weights alone into a model without an engine, as `load`.
+    """Verify a checkpoint and load its weights alone into a model without an engine, as `load_checkpoint`.
 
     `kind` is the masters', or their moving average's.
     """
@@ -128,29 +105,14 @@ def load_weights(
     if kind not in kinds_of(manifest):
         raise CheckpointError(f"{path} holds no moving average: train.ema_decay was 0")
     _check_tensors(path, module, num_experts, manifest)
-    together(lambda: _read(path, module, (kind,), put), f"read {path}")
+    on_all_ranks(lambda: _read(path, module, (kind,), put), f"read {path}")
     return manifest
 
 
 def kinds_of(manifest: dict[str, Any]) -> Sequence[str]:
     """What a checkpoint holds of each parameter: which states depends on its run's optimizer and average."""
     found = {name.partition("/")[0] for name in manifest["tensors"]}
-    return [kind for kind in KNOWN if kind in found or kind == MASTER]
-
-
-def read_verified(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files are whole, of which every rank verifies a share.
-
-    Raises:
-        CheckpointError: it is no checkpoint, or a file is damaged.
-    """
-    (manifest, *_) = together(lambda: read_manifest(path), f"read {path}")
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    share = dict(sorted(manifest["files"].items())[rank::world])
-    together(lambda: verify(path, share), f"verify {path}")
-    if METADATA not in manifest["files"] or "tensors" not in manifest:
-        raise CheckpointError(f"{path} is not a checkpoint: its manifest describes no tensors")
-    return manifest
+    return [kind for kind in ALL_KINDS if kind in found or kind == MASTER]
 
 
 def _check_tensors(path: Path, module: nn.Module, num_experts: int, manifest: dict[str, Any]) -> None:
@@ -169,28 +131,28 @@ def _check_tensors(path: Path, module: nn.Module, num_experts: int, manifest: di
 
 def _read(path: Path, module: nn.Module, kinds: Sequence[str], write: Write) -> None:
     """Read every parameter of this rank, a bounded number of bytes at a time, and hand it to `write`."""
-    reader = PlainReader(path)
+    reader = SafeReader(path)
     reader.read_metadata()  # before torch does, of which 2.11 hides why it is refused
     batch: dict[nn.Parameter, dict[str, Tensor]] = {}
     wanted: dict[str, Tensor] = {}
     parameters = list(module.named_parameters())
     for name, parameter in parameters:
-        batch[parameter] = {kind: torch.empty(whole_shape(parameter)) for kind in kinds}
+        batch[parameter] = {kind: torch.empty(unsliced_shape(parameter)) for kind in kinds}
         for kind, tensor in batch[parameter].items():
             wanted |= by_global_name(kind, name, parameter, tensor)
         size = sum(tensor.nbytes for tensor in wanted.values())
         if size >= READ_AT_ONCE or parameter is parameters[-1][1]:
             dcp.load(wanted, storage_reader=reader, no_dist=True)
             for target, values in batch.items():
-                write(target, {kind: held(target, value).contiguous() for kind, value in values.items()})
+                write(target, {kind: own_slice(target, value).contiguous() for kind, value in values.items()})
             batch, wanted = {}, {}
     _read_buffers(reader, module)
 
 
 @torch.no_grad()
-def _read_buffers(reader: PlainReader, module: nn.Module) -> None:
+def _read_buffers(reader: SafeReader, module: nn.Module) -> None:
     buffers = persistent_buffers(module)
-    wanted = {f"{BUFFER}/{name}": as_stored(buffer).cpu().clone() for name, buffer in buffers.items()}
+    wanted = {f"{BUFFER}/{name}": to_stored_dtype(buffer).cpu().clone() for name, buffer in buffers.items()}
     if wanted:
         dcp.load(wanted, storage_reader=reader, no_dist=True)
     for name, buffer in buffers.items():

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
-from parallel.experts.names import BUFFER, as_stored, by_global_name, persistent_buffers, whole_shape
+from parallel.experts.names import BUFFER, by_global_name, persistent_buffers, to_stored_dtype, unsliced_shape
 from parallel.experts.placement import ExpertSlice, experts_of, sliced_of
 from parallel.ranks.collectives import all_to_all, gather_objects
 from parallel.ranks.mesh import Mesh
-from parallel.zero.master_weights import Masters
+from parallel.zero.master_weights import MasterWeights
 
 ALIGNMENT = 64  # bytes, of a tensor in a slab
 SLAB = 2**26  # bytes; a power of two, to which torch rounds each pinned allocation
@@ -47,7 +47,7 @@ class Slabs:
         return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
 
 
-class Stage:
+class StagingBuffers:
     """Host memory for one rank's share of a checkpoint, pinned beside a GPU, and used again by every save."""
 
     def __init__(self) -> None:
@@ -55,12 +55,12 @@ class Stage:
         self._slabs = Slabs()
 
     @torch.no_grad()
-    def take(self, masters: Masters, mesh: Mesh) -> dict[str, Tensor]:
+    def copy(self, masters: MasterWeights, mesh: Mesh) -> dict[str, Tensor]:
         """Copy this rank's share, by global name; every rank calls it together.
 
         The tensors are good until the next call.
         """
-        taken = {name: self._copy(name, tensor) for name, tensor in owned(masters, mesh)}
+        taken = {name: self._copy(name, tensor) for name, tensor in owned_tensors(masters, mesh)}
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # the copies to pinned memory are under way until here
         self._memory = taken
@@ -74,7 +74,7 @@ class Stage:
         return memory.copy_(tensor, non_blocking=True)
 
 
-def owned(masters: Masters, mesh: Mesh) -> Iterator[tuple[str, Tensor]]:
+def owned_tensors(masters: MasterWeights, mesh: Mesh) -> Iterator[tuple[str, Tensor]]:
     """This rank's share of all tensors by global name: each parameter is written by one of its holders.
 
     A partition of ZeRO's that holds all of a parameter is read by its rank alone. Any other parameter is read
@@ -88,11 +88,11 @@ def owned(masters: Masters, mesh: Mesh) -> Iterator[tuple[str, Tensor]]:
         experts = experts_of(parameter)
         holders = burden[experts is not None]
         owner = min(ready[name] or range(len(holders)), key=holders.__getitem__)
-        holders[owner] += math.prod(whole_shape(parameter))
+        holders[owner] += math.prod(unsliced_shape(parameter))
         place = mesh.rank if experts is None else mesh.rank // mesh.dims.ep_size * slices + mesh.rank % slices
         if ready[name] and place != owner:
             continue
-        values = masters.read_here(parameter) if ready[name] else masters.read(parameter)
+        values = masters.read_local(parameter) if ready[name] else masters.read(parameter)
         assert values is not None
         for kind, tensor in values.items():
             if sliced_of(parameter) is not None and place // slices == owner // slices:
@@ -101,13 +101,13 @@ def owned(masters: Masters, mesh: Mesh) -> Iterator[tuple[str, Tensor]]:
                 yield from by_global_name(kind, name, parameter, tensor).items()
     if mesh.is_first:
         for name, buffer in persistent_buffers(masters.module).items():
-            yield f"{BUFFER}/{name}", as_stored(buffer)
+            yield f"{BUFFER}/{name}", to_stored_dtype(buffer)
 
 
-def _ready_places(masters: Masters, mesh: Mesh) -> dict[str, list[int]]:
+def _ready_places(masters: MasterWeights, mesh: Mesh) -> dict[str, list[int]]:
     """For each parameter of this rank the places among its holders that need no other to read it."""
     named = dict(masters.module.named_parameters())
-    here = [masters.read_here(parameter) is not None for parameter in named.values()]
+    here = [masters.read_local(parameter) is not None for parameter in named.values()]
     ep_size, told = mesh.dims.ep_size, gather_objects(here)
     places: dict[str, list[int]] = {}
     for number, (name, parameter) in enumerate(named.items()):

@@ -7,9 +7,9 @@ from typing import Any
 import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, StorageMeta
 
-from parallel.checkpoint.commit import CheckpointError
+from parallel.checkpoint.manifest import CheckpointError
 
-PLAIN_TYPES = {  # all that a .metadata of ours names, and all that one may name
+SAFE_GLOBALS = {  # all that a .metadata of ours names, and all that one may name
     "torch.distributed.checkpoint.metadata": {
         "ChunkStorageMetadata",
         "Metadata",
@@ -31,7 +31,7 @@ DAMAGE = (  # what damaged bytes make an unpickler or torch.load raise
 )
 
 
-class PlainReader(dcp.FileSystemReader):
+class SafeReader(dcp.FileSystemReader):
     """Reads checkpoints without unpickling freely: the metadata may name plain data types only.
 
     Raises:
@@ -50,7 +50,7 @@ class PlainReader(dcp.FileSystemReader):
     def _read(self) -> Metadata:
         try:
             with (Path(self.path) / ".metadata").open("rb") as file:
-                metadata = _PlainUnpickler(file).load()
+                metadata = SafeUnpickler(file).load()
         except CheckpointError:
             raise
         except DAMAGE as error:
@@ -61,13 +61,13 @@ class PlainReader(dcp.FileSystemReader):
         return metadata
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class SafeUnpickler(pickle.Unpickler):
     """Refuses every global that a description of fp32 and int64 tensors does not need."""
 
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) == ("builtins", "getattr"):
             return _memory_format
-        if name not in PLAIN_TYPES.get(module, ()):
+        if name not in SAFE_GLOBALS.get(module, ()):
             raise _refused(f"{module}.{name}")
         return super().find_class(module.removesuffix("._local"), name)
 

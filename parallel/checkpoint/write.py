@@ -10,7 +10,8 @@ import hashlib
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -25,7 +26,8 @@ from torch.distributed.checkpoint.filesystem import FileSystem, _StoragePrefix
 from torch.distributed.checkpoint.planner import SavePlan
 from torch.distributed.checkpoint.storage import WriteResult
 
-from parallel.checkpoint.commit import CheckpointError, commit, open_partial, path_of
+from parallel.checkpoint.commit import commit, open_partial, path_of
+from parallel.checkpoint.manifest import CheckpointError, describe
 from parallel.ranks.collectives import RanksError, agree, gather_objects
 from parallel.ranks.mesh import Mesh
 
@@ -36,7 +38,7 @@ BUFFERED, AT_ONCE = 2**20, 16 * 2**20  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class WrittenFiles:
     """What one rank wrote."""
 
     plan: SavePlan
@@ -79,7 +81,7 @@ def write(
             open_partial(partial)
             _check_room(partial, needed)
 
-    def finish(parts: list[Part]) -> int:
+    def finish(parts: list[WrittenFiles]) -> int:
         if not mesh.is_first:
             return 0
         files = {name: entry for part in parts for name, entry in part.files.items()}
@@ -89,9 +91,9 @@ def write(
         return sum(entry["bytes"] for entry in files.values())
 
     try:
-        together(prepare, f"prepare {partial}", group)
-        parts = together(lambda: _write_part(partial, tensors, mesh.rank), f"write {partial}", group)
-        return together(lambda: finish(parts), f"commit {final}", group)[0]
+        on_all_ranks(prepare, f"prepare {partial}", group)
+        parts = on_all_ranks(lambda: _write_part(partial, tensors, mesh.rank), f"write {partial}", group)
+        return on_all_ranks(lambda: finish(parts), f"commit {final}", group)[0]
     except CheckpointError:
         if mesh.is_first:
             shutil.rmtree(partial, ignore_errors=True)
@@ -99,7 +101,40 @@ def write(
         raise
 
 
-def together(action: Callable[[], T], what: str, group: dist.ProcessGroup | None = None) -> list[T]:
+def write_tensors(
+    directory: Path, step: int, tensors: Mapping[str, Tensor], record: Mapping[str, Any]
+) -> Path:
+    """Write and commit a checkpoint of tensors in one process, without an engine.
+
+    Args:
+        directory: of all checkpoints of a run.
+        step: optimizer steps taken.
+        tensors: fp32 or int64, by the names of a checkpoint.
+        record: JSON-able, kept in the manifest: the run's state, configuration and versions.
+    """
+    final = directory / f"step-{step:08d}"
+    partial = final.with_suffix(".tmp")
+    try:
+        open_partial(partial)
+        with warnings.catch_warnings():  # that it takes this for the only process, which it is
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+            dcp.save(dict(tensors), storage_writer=dcp.FileSystemWriter(partial), no_dist=True)
+        manifest = {
+            "step": step,
+            "files": describe([*sorted(partial.glob("*.distcp")), partial / ".metadata"]),
+            "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
+            "world_size": 1,
+            "ep_size": 1,
+            "expert_slices": 1,
+            **record,
+        }
+        commit(partial, final, manifest)
+    except (OSError, RuntimeError, dcp.api.CheckpointException) as error:
+        raise CheckpointError(f"could not write {final}: {error}") from error
+    return final
+
+
+def on_all_ranks(action: Callable[[], T], what: str, group: dist.ProcessGroup | None = None) -> list[T]:
     """Run a part of saving or loading on every rank; if it fails on one, all raise."""
     try:
         return agree(action, (OSError, ValueError, RuntimeError, CheckpointException), group)
@@ -122,7 +157,7 @@ def _check_room(partial: Path, needed: int) -> None:
         )
 
 
-def _write_part(partial: Path, tensors: dict[str, Tensor], rank: int) -> Part:
+def _write_part(partial: Path, tensors: dict[str, Tensor], rank: int) -> WrittenFiles:
     """Write this rank's tensors durably into a file of its own."""
     planner, storage = DefaultSavePlanner(), _storage(partial)
     planner.set_up_planner(dict(tensors), is_coordinator=rank == 0)
@@ -130,7 +165,7 @@ def _write_part(partial: Path, tensors: dict[str, Tensor], rank: int) -> Part:
     with _first_error(storage), _without_crc32():
         results = storage.write_data(plan, planner).wait()
     shapes = {name: list(tensor.shape) for name, tensor in tensors.items()}
-    return Part(plan=plan, results=results, files=storage.fs.written, shapes=shapes)
+    return WrittenFiles(plan=plan, results=results, files=storage.fs.written, shapes=shapes)
 
 
 def _write_metadata(

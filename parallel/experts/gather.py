@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.experts.names import whole_shape
+from parallel.experts.names import unsliced_shape
 from parallel.experts.placement import ExpertSlice, sliced_of
 from parallel.ranks.collectives import all_to_all
 
@@ -45,7 +45,7 @@ def gather_expert_weights(
 
 def expert_numel(weight: nn.Parameter) -> int:
     """Elements of a marked parameter for one complete expert."""
-    return math.prod(whole_shape(weight)[1:])
+    return math.prod(unsliced_shape(weight)[1:])
 
 
 def _shape(weight: nn.Parameter, experts: range, part: ExpertSlice) -> list[int]:

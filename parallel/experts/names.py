@@ -12,7 +12,7 @@ MASTER, EMA, BUFFER = "master", "ema", "buffer"  # kinds: weights, their average
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW and LAMB
 MOMENTUM = "momentum_buffer"  # of SGD
 KINDS = (MASTER, *MOMENTS)  # of every parameter, under AdamW
-KNOWN = (*KINDS, MOMENTUM, EMA)  # of parameters, under any optimizer
+ALL_KINDS = (*KINDS, MOMENTUM, EMA)  # of parameters, under any optimizer
 
 
 def shape_of(parameter: Tensor) -> torch.Size:
@@ -20,7 +20,7 @@ def shape_of(parameter: Tensor) -> torch.Size:
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def whole_shape(parameter: Tensor) -> list[int]:
+def unsliced_shape(parameter: Tensor) -> list[int]:
     """The shape of a parameter, (L, ...) for a marked one, were its experts not sliced."""
     shape, sliced = list(shape_of(parameter)), sliced_of(parameter)
     if sliced is not None:
@@ -28,15 +28,15 @@ def whole_shape(parameter: Tensor) -> list[int]:
     return shape
 
 
-def held(parameter: Tensor, whole: Tensor) -> Tensor:
+def own_slice(parameter: Tensor, whole: Tensor) -> Tensor:
     """What a parameter, (L, ...) for a marked one, holds of the same with whole experts: a view."""
     sliced = sliced_of(parameter)
     return whole if sliced is None else sliced.take(whole)
 
 
-def held_part(parameter: Tensor, whole: Tensor) -> Tensor:
+def own_slice_of_expert(parameter: Tensor, whole: Tensor) -> Tensor:
     """What a marked parameter holds of one whole expert's tensor: a view."""
-    return held(parameter, whole[None])[0]
+    return own_slice(parameter, whole[None])[0]
 
 
 def parameter_shapes(module: nn.Module, num_experts: int) -> dict[str, list[int]]:
@@ -46,7 +46,7 @@ def parameter_shapes(module: nn.Module, num_experts: int) -> dict[str, list[int]
         if experts_of(parameter) is None:
             shapes[name] = list(shape_of(parameter))
         else:
-            whole = whole_shape(parameter)[1:]
+            whole = unsliced_shape(parameter)[1:]
             shapes |= {global_name(name, expert): whole for expert in range(num_experts)}
     return shapes
 
@@ -66,6 +66,6 @@ def by_global_name(kind: str, name: str, parameter: nn.Parameter, tensor: Tensor
     return {f"{kind}/{global_name(name, expert)}": piece for expert, piece in pieces}
 
 
-def as_stored(buffer: Tensor) -> Tensor:
+def to_stored_dtype(buffer: Tensor) -> Tensor:
     """Whole numbers as int64, all else as fp32: the only types of a checkpoint."""
     return buffer.float() if buffer.is_floating_point() else buffer.long()

@@ -75,7 +75,9 @@ class ExpertParallel:
     part: ExpertSlice = ExpertSlice()  # of the hidden channels of each local expert
     ep_size: int = 1
     group: dist.ProcessGroup | None = None
-    holders: dist.ProcessGroup | None = None  # ranks with the same experts, over which ZeRO 3 cuts them
+    expert_dp_group: dist.ProcessGroup | None = (
+        None  # ranks with the same experts, over which ZeRO 3 cuts them
+    )
     mesh: Mesh | None = None  # None where nothing travels
     options: ExchangeOptions = ExchangeOptions()  # of calls that bring none of their own
 
@@ -99,7 +101,7 @@ class ExpertParallel:
             part=ExpertSlice(here, here + 1, slices),
             ep_size=dims.ep_size,
             group=mesh.ep_group if dims.ep_size > 1 else None,
-            holders=mesh.expert_dp_group,
+            expert_dp_group=mesh.expert_dp_group,
             mesh=mesh if dims.ep_size > 1 else None,
             options=options,
         )
@@ -123,8 +125,8 @@ class ExpertParallel:
         assert sliced_dim is not None or self.part.of == 1, "each slice of an expert must own what it holds"
         parameter.allreduce = False  # type: ignore[attr-defined]
         parameter.group_name = f"ep_size_{self.ep_size}"  # type: ignore[attr-defined]
-        if self.holders is not None:
-            parameter.ds_zero_partition_process_group = self.holders  # type: ignore[attr-defined]
+        if self.expert_dp_group is not None:
+            parameter.ds_zero_partition_process_group = self.expert_dp_group  # type: ignore[attr-defined]
         parameter.experts = self.local_experts  # type: ignore[attr-defined]
         parameter.sliced = None  # type: ignore[attr-defined]
         if sliced_dim is not None and full_size is not None:

@@ -35,13 +35,13 @@ from parallel.ranks.collectives import gather_objects, sum_over
 from parallel.ranks.host import read, send
 from parallel.ranks.mesh import Mesh
 from parallel.zero.experts import declare_experts
-from parallel.zero.init import cast_parts
+from parallel.zero.init import cast_partitions
 from parallel.zero.lamb import Lamb
 from parallel.zero.loss_scale import LossScale
 from parallel.zero.norm import read_norm_once
-from parallel.zero.optimizers import Gate, build_optimizer, forget
+from parallel.zero.optimizers import StepGate, build_optimizer, reset_state
 from parallel.zero.options import DTYPES, EngineOptions, deepspeed_config
-from parallel.zero.segments import pieces_of
+from parallel.zero.segments import segments_of
 from parallel.zero.start import start_deepspeed
 
 
@@ -80,7 +80,7 @@ class Engine:
         if declare_experts(model, mesh, options.zero_stage):
             param_groups = split_params_into_different_moe_groups_for_optimizer(param_groups)
             param_groups = [group for group in param_groups if group["params"]]
-        cast_parts(model, DTYPES[options.precision])
+        cast_partitions(model, DTYPES[options.precision])
         sizes = set(gather_objects(sum(shape_of(p).numel() for p in self._parameters)))
         uneven = max(sizes) if len(sizes) > 1 else None
         optimizer = build_optimizer([{**group, "lr": 0.0} for group in param_groups], options)
@@ -91,10 +91,10 @@ class Engine:
                 config=deepspeed_config(options, mesh.dims.world_size, uneven),
                 dist_init_required=False,
             )
-        forget(optimizer)  # the empty step
+        reset_state(optimizer)  # the empty step
         if isinstance(optimizer, Lamb):
-            optimizer.pieces = pieces_of(self.deepspeed, mesh)
-        self._gate = Gate(optimizer, self._may_pass)
+            optimizer.pieces = segments_of(self.deepspeed, mesh)
+        self._gate = StepGate(optimizer, self._should_step)
 
     def __call__(self, *args: Any) -> Any:
         """Run the model's forward."""
@@ -180,7 +180,7 @@ class Engine:
             for _, gradient in gradients:
                 gradient.mul_((bound / (norm + 1e-6)).clamp(max=1.0))
 
-    def _may_pass(self) -> bool:
+    def _should_step(self) -> bool:
         """Whether the optimizer may take this step: decided at the first of its parts, alike on all ranks."""
         if self._verdict is None:
             if self.options.zero_stage:

@@ -59,7 +59,7 @@ def _check_dtype(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 @torch.no_grad()
-def cast_parts(module: nn.Module, dtype: torch.dtype) -> None:
+def cast_partitions(module: nn.Module, dtype: torch.dtype) -> None:
     """Round partitioned parameters to the dtype of the computation; any other module stays as it is.
 
     DeepSpeed 0.19.8 rounds the parameters of a module itself, but not those that zero.Init made: it takes
@@ -72,7 +72,7 @@ def cast_parts(module: nn.Module, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)  # empty, but gathered in its dtype
 
 
-def whole(parameter: nn.Parameter) -> AbstractContextManager[Any]:
+def gathered(parameter: nn.Parameter) -> AbstractContextManager[Any]:
     """Within it, every holder has the whole of a parameter, partitioned or not, and may write it.
 
     All holders write the same; at the end the values of the first of them are kept.

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.zero.segments import Pieces
+from parallel.zero.segments import Segments
 
 
 class Lamb(torch.optim.Optimizer):
@@ -40,7 +40,7 @@ class Lamb(torch.optim.Optimizer):
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0}
         )
-        self.pieces: dict[Tensor, Pieces] = {}  # of a parameter that is not one whole tensor
+        self.pieces: dict[Tensor, Segments] = {}  # of a parameter that is not one whole tensor
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -67,7 +67,7 @@ class Lamb(torch.optim.Optimizer):
 
     def _trusted(self, parameter: Tensor, update: Tensor) -> Tensor:
         """The update by the trust ratio of each tensor."""
-        pieces = self.pieces.get(parameter) or Pieces([parameter.numel()], [0], 1)
+        pieces = self.pieces.get(parameter) or Segments([parameter.numel()], [0], 1)
         flat = update.reshape(-1)
         length, change = pieces.norms(parameter.reshape(-1), flat)
         ratio = torch.where((length > 0) & (change > 0), length / change, 1.0)

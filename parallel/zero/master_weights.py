@@ -22,11 +22,11 @@ from deepspeed.utils import (
 from torch import Tensor, nn
 
 from parallel.experts.names import EMA, MASTER
-from parallel.zero.init import whole
+from parallel.zero.init import gathered
 from parallel.zero.optimizers import fresh_state, moments_of, set_steps, steps_of
 
 
-class Masters:
+class MasterWeights:
     """Reads and writes what an engine's optimizer knows of each parameter.
 
     Every rank that holds a parameter calls `read` of it together; `write` is local.
@@ -66,7 +66,7 @@ class Masters:
             return safe_get_full_fp32_param(parameter)
         return safe_get_full_optimizer_state(parameter, kind)
 
-    def read_here(self, parameter: nn.Parameter) -> dict[str, Tensor] | None:
+    def read_local(self, parameter: nn.Parameter) -> dict[str, Tensor] | None:
         """What `read` gives, as views, where this rank's partition holds all of it; asks no other rank."""
         mapping = getattr(parameter, "_hp_mapping", None)
         if mapping is None or self._stage not in (1, 2):
@@ -99,14 +99,14 @@ class Masters:
         parameter.copy_(values[MASTER])
 
     @torch.no_grad()
-    def average(self) -> None:
+    def update_ema(self) -> None:
         """After a step that was taken: move the average towards the masters."""
         if self._ema_decay:
             for master in self._flat_masters():
                 self._basic.state[master][EMA].lerp_(master, 1.0 - self._ema_decay)
 
     @contextmanager
-    def averaged(self) -> Iterator[None]:
+    def ema_applied(self) -> Iterator[None]:
         """Within it, the model computes with the moving average; every rank enters and leaves it together."""
         own = {p: p.detach().clone() for p, master in self._whole.items() if master is p}  # fp32 at stage 0
         self._compute_with(EMA)
@@ -138,7 +138,7 @@ class Masters:
             parameter.data.copy_(values[MASTER])
 
     def _read_frozen(self, parameter: nn.Parameter, kinds: Sequence[str]) -> dict[str, Tensor]:
-        with whole(parameter):
+        with gathered(parameter):
             value = parameter.detach().float().clone()
         return self._anew(value, kinds)
 

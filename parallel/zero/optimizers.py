@@ -103,13 +103,13 @@ def fresh_state(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[str, A
     return state
 
 
-def forget(optimizer: torch.optim.Optimizer) -> None:
+def reset_state(optimizer: torch.optim.Optimizer) -> None:
     """Drop every state and count."""
     optimizer.state.clear()
     set_steps(optimizer, 0)
 
 
-class Gate:
+class StepGate:
     """Stands before an optimizer's `step`: asks whether it may be taken, and hands it its part of it.
 
     DeepSpeed takes a step in parts, a group or a piece of a group a call, at stage 3 beside groups that are
@@ -118,11 +118,11 @@ class Gate:
 
     Args:
         optimizer: whose `step` is replaced.
-        may_pass: asked at each part of a step; the same answer to all.
+        should_step: asked at each part of a step; the same answer to all.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, may_pass: Callable[[], bool]) -> None:
-        self._optimizer, self._step, self._may_pass = optimizer, optimizer.step, may_pass
+    def __init__(self, optimizer: torch.optim.Optimizer, should_step: Callable[[], bool]) -> None:
+        self._optimizer, self._step, self._should_step = optimizer, optimizer.step, should_step
         self._taken = 0
         optimizer.step = self  # type: ignore[assignment, method-assign]
 
@@ -133,7 +133,7 @@ class Gate:
 
     def __call__(self) -> None:
         """Take one part, or leave it out."""
-        if not self._may_pass():
+        if not self._should_step():
             return
         groups = self._optimizer.param_groups
         self._optimizer.param_groups = [group for group in groups if group["params"]]

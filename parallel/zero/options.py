@@ -20,7 +20,7 @@ DTYPES: dict[str, torch.dtype] = {  # by Precision
     "fp16": torch.float16,
 }
 
-OURS = {  # DeepSpeed's option -> who decides it here
+DECIDED_BY = {  # DeepSpeed's option -> who decides it here
     "train_batch_size": "train.global_batch_size",
     "train_micro_batch_size_per_gpu": "train.micro_batch_size",
     "gradient_accumulation_steps": "train.global_batch_size and train.micro_batch_size",
@@ -52,7 +52,7 @@ OURS = {  # DeepSpeed's option -> who decides it here
     "elasticity": "the checkpoint, which loads at any number of ranks",
     "compile": "train.compile",
 }
-FURTHER: dict[str, type | tuple[str, ...]] = {  # what of DeepSpeed 0.19.8 makes sense beside ours
+ALLOWED: dict[str, type | tuple[str, ...]] = {  # what of DeepSpeed 0.19.8 makes sense beside ours
     "zero_optimization": dict,
     "zero_force_ds_cpu_optimizer": bool,
     "communication_data_type": ("fp16", "bf16", "fp32"),
@@ -106,14 +106,18 @@ class EngineOptions:
 def check_deepspeed(options: Mapping[str, Any]) -> None:
     """Raise ValueError for what DeepSpeed is not to be told, naming what decides it, or does not know."""
     names = [*options, *(f"zero_optimization.{name}" for name in _section(options))]
-    errors = [f"deepspeed.{name} is decided by {OURS[name]}; leave it out" for name in names if name in OURS]
+    errors = [
+        f"deepspeed.{name} is decided by {DECIDED_BY[name]}; leave it out"
+        for name in names
+        if name in DECIDED_BY
+    ]
     for name in options:
-        if name not in OURS and name not in FURTHER:
-            near = get_close_matches(name, FURTHER, 1)
-            hint = f"did you mean deepspeed.{near[0]}?" if near else f"there are {', '.join(FURTHER)}"
+        if name not in DECIDED_BY and name not in ALLOWED:
+            near = get_close_matches(name, ALLOWED, 1)
+            hint = f"did you mean deepspeed.{near[0]}?" if near else f"there are {', '.join(ALLOWED)}"
             errors.append(f"deepspeed.{name}: no such option; {hint}")
-        elif name in FURTHER and not _is_of(options[name], FURTHER[name]):
-            wanted = FURTHER[name]
+        elif name in ALLOWED and not _is_of(options[name], ALLOWED[name]):
+            wanted = ALLOWED[name]
             said = f"one of {', '.join(wanted)}" if isinstance(wanted, tuple) else KINDS[wanted]
             errors.append(f"deepspeed.{name} ({options[name]!r}) must be {said}")
     if errors:

@@ -24,7 +24,7 @@ Span = tuple[nn.Parameter, int, int, int]  # parameter, first element of it, how
 
 
 @dataclass(frozen=True)
-class Pieces:
+class Segments:
     """The pieces that a flat master consists of, in order.
 
     Args:
@@ -56,10 +56,10 @@ class Pieces:
         return values.repeat_interleave(sizes, output_size=sum(self.sizes))
 
 
-def pieces_of(engine: Any, mesh: Mesh) -> dict[Tensor, Pieces]:
+def segments_of(engine: Any, mesh: Mesh) -> dict[Tensor, Segments]:
     """The pieces of every master of DeepSpeed's engine."""
     stage, optimizer = int(engine.zero_optimization_stage()), engine.optimizer
-    found: dict[Tensor, Pieces] = {}
+    found: dict[Tensor, Segments] = {}
     if stage == 0:
         for parameter, master in _whole(optimizer, engine.module):
             span = (parameter, 0, parameter.numel(), 0)
@@ -117,7 +117,7 @@ def _own_parts(parameters: Sequence[Any]) -> list[Span]:
 
 def _pieces(
     spans: Sequence[Span], parameters: Sequence[nn.Parameter], groups: Sequence[dist.ProcessGroup | None]
-) -> Pieces:
+) -> Segments:
     """Cut every span where one expert ends and the next begins."""
     numbers, count = {}, 0
     for parameter in parameters:
@@ -134,4 +134,4 @@ def _pieces(
         if padding:
             sizes.append(padding)
             tensors.append(count)
-    return Pieces(sizes, tensors, count, groups)
+    return Segments(sizes, tensors, count, groups)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from parallel.experts.names import held_part, whole_shape
+from parallel.experts.names import own_slice_of_expert, unsliced_shape
 from parallel.experts.placement import experts_of, global_name
-from parallel.zero.init import whole
+from parallel.zero.init import gathered
 from swin_moe.moe.routers.registry import CosineTopKRouter
 
 
@@ -36,7 +36,7 @@ def initialize(
         if callable(reset):
             reset()
     for name, parameter in model.named_parameters():
-        with whole(parameter):
+        with gathered(parameter):
             if zero_branch_norms and name.split(".")[-2:-1] in (["norm1"], ["norm2"]):
                 parameter.zero_()
             else:
@@ -48,10 +48,10 @@ def _fill_parameter(name: str, parameter: nn.Parameter, seed: int, std: float) -
     if experts is None:
         parameter.copy_(_drawn(name, _generator(seed, name), parameter, parameter.shape, std))
         return
-    shape = whole_shape(parameter)[1:]
+    shape = unsliced_shape(parameter)[1:]
     for expert, piece in zip(experts, parameter.unbind(0), strict=True):
         entire = _drawn(name, _generator(seed, global_name(name, expert)), parameter, shape, std)
-        piece.copy_(held_part(parameter, entire))
+        piece.copy_(own_slice_of_expert(parameter, entire))
 
 
 def _generator(seed: int, name: str) -> torch.Generator:

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from parallel.checkpoint.commit import CheckpointError
-from parallel.experts.names import held_part, parameter_shapes, persistent_buffers
+from parallel.checkpoint.manifest import CheckpointError
+from parallel.experts.names import own_slice_of_expert, parameter_shapes, persistent_buffers
 from parallel.experts.placement import experts_of, global_name
-from parallel.zero.init import whole
+from parallel.zero.init import gathered
 from swin_moe.backbone.model import SwinTransformer
 from swin_moe.weights import hf, moe_shards, native, official
 from swin_moe.weights.adapt import HEAD, Head, adapt_head, check_windows, drop_unneeded, resize_tables
@@ -220,14 +220,14 @@ def _write(model: SwinTransformer, tensors: Mapping[str, Tensor]) -> int:
         experts = experts_of(parameter)
         if experts is None and name not in tensors:  # a classifier or router that is to stay
             continue
-        with whole(parameter):
+        with gathered(parameter):
             if experts is None:
                 parameter.copy_(tensors[name])
                 loaded += 1
                 continue
             for expert, piece in zip(experts, parameter.unbind(0), strict=True):
                 loaded += 1
-                piece.copy_(held_part(parameter, tensors[global_name(name, expert)]))
+                piece.copy_(own_slice_of_expert(parameter, tensors[global_name(name, expert)]))
     for name, buffer in persistent_buffers(model).items():
         if name in tensors:  # else a fresh router's
             buffer.copy_(tensors[name])

@@ -8,9 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from parallel.checkpoint.commit import MANIFEST, CheckpointError, latest, read_manifest
-from parallel.checkpoint.reader import Stored, problems
-from parallel.experts.names import BUFFER, EMA, MASTER, persistent_buffers, whole_shape
+from parallel.checkpoint.commit import latest
+from parallel.checkpoint.manifest import MANIFEST, CheckpointError, read_manifest
+from parallel.checkpoint.reader import CheckpointReader
+from parallel.checkpoint.verify import problems
+from parallel.experts.names import BUFFER, EMA, MASTER, persistent_buffers, unsliced_shape
 from parallel.experts.placement import experts_of, global_name
 from swin_moe.config import ModelConfig
 from swin_moe.registry import load_model_config
@@ -33,7 +35,7 @@ def read_checkpoint(path: Path, *, ema: bool = False) -> Content:
     Raises:
         CheckpointError: it is damaged; WeightsError: it holds no moving average.
     """
-    stored, kind = Stored(path), EMA if ema else MASTER
+    stored, kind = CheckpointReader(path), EMA if ema else MASTER
     if wrong := problems(path):
         raise CheckpointError(f"could not verify {path}: {'; '.join(wrong)}")
     if kind not in stored.kinds():
@@ -88,7 +90,7 @@ def tensors_of(model: nn.Module, num_experts: int) -> dict[str, Tensor]:
         if experts is None:
             tensors[name] = parameter.detach().cpu()
             continue
-        if len(experts) != num_experts or whole_shape(parameter) != list(parameter.shape):
+        if len(experts) != num_experts or unsliced_shape(parameter) != list(parameter.shape):
             sliced = "" if len(experts) != num_experts else " in slices"
             raise WeightsError(
                 f"the model holds experts {experts.start}..{experts.stop - 1} of {num_experts}{sliced}; "

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from launcher.cli.program import main
-from parallel.checkpoint.reader import write
+from parallel.checkpoint.write import write_tensors
 from tests.faults import run
 from tests.launcher.fake_slurm import FakeSlurm
 from tests.launcher.packed import pack_synthetic
@@ -41,7 +41,7 @@ def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def stored_run(tmp_path: Path) -> Path:
     """A run with checkpoints at 10, 20 and 30, the tensors of each its own."""
     for step in (10, 20, 30):
-        write(tmp_path / "run" / "checkpoints", step, tensors(step), record(step * 32))
+        write_tensors(tmp_path / "run" / "checkpoints", step, tensors(step), record(step * 32))
     return tmp_path / "run"
 
 

@@ -6,9 +6,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from parallel.checkpoint import load as checkpoint
+from parallel.checkpoint.load import load_checkpoint
 from parallel.ranks.collectives import gather_objects
-from parallel.zero.master_weights import Masters
+from parallel.zero.master_weights import MasterWeights
+from tests.parallel.checkpoint.saving import save_checkpoint
 from tests.parallel.training import EXPERTS, Layout, Run, Trace, by_global_name
 
 SAVED = 3  # steps before the checkpoint
@@ -22,7 +23,7 @@ class Outcome:
     trace: Trace  # of the steps after it
 
 
-def state_of(masters: Masters) -> dict[str, Tensor]:
+def state_of(masters: MasterWeights) -> dict[str, Tensor]:
     """Everything the optimizer knows, by the names of the checkpoint; the holders agree bit by bit."""
     mine: dict[str, Tensor] = {}
     for name, parameter in masters.module.named_parameters():
@@ -40,10 +41,10 @@ def save_and_go_on(directory: Path, layouts: list[Layout], then: int) -> list[Ou
     found = []
     for number, layout in enumerate(layouts):
         run = Run.start(layout)
-        masters = Masters(run.engine.deepspeed)
+        masters = MasterWeights(run.engine.deepspeed)
         run.train(SAVED)
         state = state_of(masters)
-        checkpoint.save(directory / str(number), SAVED, masters, run.mesh, {"state": {"images": 48}})
+        save_checkpoint(directory / str(number), SAVED, masters, run.mesh, {"state": {"images": 48}})
         found.append(Outcome(state=state, trace=run.train(then)))
     return found
 
@@ -60,8 +61,8 @@ def load_each(paths: list[Path], layout: Layout, then: int) -> list[Outcome]:
 
 def _loaded(path: Path, layout: Layout, then: int) -> Outcome:
     run = Run.start(layout)
-    masters = Masters(run.engine.deepspeed)
-    run.next_step = checkpoint.load(path, masters, EXPERTS)["step"]
+    masters = MasterWeights(run.engine.deepspeed)
+    run.next_step = load_checkpoint(path, masters, EXPERTS)["step"]
     return Outcome(state=state_of(masters), trace=run.train(then))
 
 

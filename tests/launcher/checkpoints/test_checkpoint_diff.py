@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from launcher.config.load import load_config
-from parallel.checkpoint.reader import write
+from parallel.checkpoint.write import write_tensors
 from swin_moe import build_model, load_weights
 from swin_moe.weights.native import tensors_of
 from tests.launcher.running import CONFIG
@@ -16,7 +16,7 @@ from tests.launcher.stored_runs import Say, record, tensors
 
 def test_the_same_on_another_layout_is_identical(stored_run: Path, tmp_path: Path, say: Say) -> None:
     layout = record(960, "parallel.ep_size=4", "run_dir=elsewhere", world_size=4, ep_size=4)
-    write(tmp_path / "b" / "checkpoints", 30, tensors(30), layout)
+    write_tensors(tmp_path / "b" / "checkpoints", 30, tensors(30), layout)
     code, out, _ = say("diff", stored_run, tmp_path / "b")
     assert code == 0
     assert "(step 30; 4 ranks, ep 4)" in out
@@ -30,7 +30,7 @@ def test_what_differs_is_named_and_measured(stored_run: Path, tmp_path: Path, sa
     other["master/a.weight"][1, 2] += 0.5
     other["exp_avg/b.weight"] = torch.zeros(5)
     other["master/new"] = other.pop("exp_avg_sq/c.weight")
-    write(tmp_path / "b" / "checkpoints", 30, other, record(992, "optim.base_lr=0.5"))
+    write_tensors(tmp_path / "b" / "checkpoints", 30, other, record(992, "optim.base_lr=0.5"))
     code, out, _ = say("diff", stored_run, tmp_path / "b")
     assert code == 1
     scale = max(float(t["master/a.weight"].abs().max()) for t in (tensors(30), other))
@@ -62,7 +62,7 @@ def test_steps_of_a_run_and_a_tolerance(stored_run: Path, say: Say) -> None:
 
 def test_no_number_is_the_same_as_itself_and_far_from_any_other(tmp_path: Path, say: Say) -> None:
     for name, value in (("a", torch.nan), ("b", torch.nan), ("c", 1.0)):
-        write(tmp_path / name, 1, {"master/x": torch.tensor([value, torch.inf])}, record())
+        write_tensors(tmp_path / name, 1, {"master/x": torch.tensor([value, torch.inf])}, record())
     assert say("diff", tmp_path / "a", tmp_path / "b")[0] == 0
     code, out, _ = say("diff", tmp_path / "a", tmp_path / "c")
     assert code == 1
@@ -77,8 +77,8 @@ def test_export_of_the_moving_average(tmp_path: Path, say: Say) -> None:
     weights = tensors_of(build_model(config.model, seed=1), 8)
     held = {f"master/{name}": tensor for name, tensor in weights.items()}
     average = {f"ema/{name}": tensor + 1 for name, tensor in weights.items()}
-    write(tmp_path / "run" / "checkpoints", 1, held | average, record())
-    write(tmp_path / "bare" / "checkpoints", 1, held, record())
+    write_tensors(tmp_path / "run" / "checkpoints", 1, held | average, record())
+    write_tensors(tmp_path / "bare" / "checkpoints", 1, held, record())
     for out, options in (("master", ()), ("ema", ("--ema",))):
         assert say("export", tmp_path / "run", tmp_path / out, *options)[0] == 0
     first, second = build_model(config.model), build_model(config.model)

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from launcher.rundir.directory import RunDirectory
-from parallel.checkpoint.commit import commit, describe, latest
-from parallel.checkpoint.reader import Stored, write
+from parallel.checkpoint.commit import commit, latest
+from parallel.checkpoint.manifest import describe
+from parallel.checkpoint.reader import CheckpointReader
+from parallel.checkpoint.write import write_tensors
 from tests.launcher.stored_runs import Say, at, flip, record, tensors
 
 # --- ls and verify -----------------------------------------------------------------------------------
@@ -77,7 +79,7 @@ def test_verify_holds_the_tensors_against_the_manifest(tmp_path: Path, say: Say)
     listed = {name: list(tensor.shape) for name, tensor in held.items()}
     listed["master/a.weight"] = [3, 4]
     listed["master/ghost"] = listed.pop("master/b.weight")
-    write(tmp_path / "checkpoints", 1, held, record(tensors=listed))
+    write_tensors(tmp_path / "checkpoints", 1, held, record(tensors=listed))
     code, out, _ = say("verify", tmp_path)
     assert code == 1
     for reason in (
@@ -86,7 +88,7 @@ def test_verify_holds_the_tensors_against_the_manifest(tmp_path: Path, say: Say)
         "master/a.weight has shape [4, 3], the manifest says [3, 4]",
     ):
         assert reason in out
-    write(tmp_path / "other", 1, {"master/half": torch.zeros(2).half()}, record())
+    write_tensors(tmp_path / "other", 1, {"master/half": torch.zeros(2).half()}, record())
     assert "names torch.float16, which no checkpoint needs: refused" in say("verify", tmp_path / "other")[1]
 
 
@@ -139,7 +141,7 @@ def test_prune_keeps_the_last_and_every_so_many(stored_run: Path, say: Say) -> N
     assert say("prune", stored_run, "--keep-last", "1", "--keep-every", "20")[0] == 0
     assert names(stored_run) == [20, 30]
     assert not stale.exists()
-    assert Stored(at(stored_run, 20))["buffer/router.bias_steps"].tolist() == [20, 21, 22, 23]
+    assert CheckpointReader(at(stored_run, 20))["buffer/router.bias_steps"].tolist() == [20, 21, 22, 23]
 
 
 def test_prune_keeps_what_latest_names_and_counts_no_damaged_one(stored_run: Path, say: Say) -> None:
@@ -147,7 +149,7 @@ def test_prune_keeps_what_latest_names_and_counts_no_damaged_one(stored_run: Pat
     say("prune", stored_run, "--keep-last", "1")
     assert names(stored_run) == [20]
     for step in (30, 40):
-        write(stored_run / "checkpoints", step, tensors(step), record())
+        write_tensors(stored_run / "checkpoints", step, tensors(step), record())
     (at(stored_run, 40) / ".metadata").unlink()
     say("prune", stored_run, "--keep-last", "2")
     assert names(stored_run) == [20, 30, 40]

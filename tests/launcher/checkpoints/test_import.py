@@ -11,8 +11,10 @@ from data_shards.stream.base import checked_manifest
 from launcher.cli.program import main
 from launcher.config.load import load_config
 from launcher.tasks.param_groups import parameter_groups
-from parallel.checkpoint.commit import latest, read_manifest
-from parallel.checkpoint.reader import Stored, problems
+from parallel.checkpoint.commit import latest
+from parallel.checkpoint.manifest import read_manifest
+from parallel.checkpoint.reader import CheckpointReader
+from parallel.checkpoint.verify import problems
 from parallel.ranks.mesh import ParallelDims, build_mesh
 from swin_moe import build_model
 from swin_moe.random.keyed import sample_keys
@@ -48,9 +50,10 @@ def made(shards: Path, tmp_path: Path, experts: int = 8) -> Official:
 def answers(config_line: list[str], path: Path, images: torch.Tensor, ep: int) -> Any:
     """Logits of the checkpoint on these ranks, and where an engine that loaded it saved it again."""
     from launcher.training.builders import engine_options
-    from parallel.checkpoint import load as checkpoint
+    from parallel.checkpoint.load import load_checkpoint
     from parallel.zero.engine import Engine
-    from parallel.zero.master_weights import Masters
+    from parallel.zero.master_weights import MasterWeights
+    from tests.parallel.checkpoint.saving import save_checkpoint
 
     config = load_config(CONFIG, config_line)
     mesh = build_mesh(
@@ -58,9 +61,9 @@ def answers(config_line: list[str], path: Path, images: torch.Tensor, ep: int) -
     )
     model = build_model(config.model, mesh=mesh)
     engine = Engine(model, parameter_groups(model, config.optim), mesh, engine_options(config, 1))
-    masters = Masters(engine.deepspeed)
-    checkpoint.load(path, masters, config.model.moe.num_experts)
-    again = checkpoint.save(path.parent / f"ep{ep}", 16, masters, mesh, {})
+    masters = MasterWeights(engine.deepspeed)
+    load_checkpoint(path, masters, config.model.moe.num_experts)
+    again = save_checkpoint(path.parent / f"ep{ep}", 16, masters, mesh, {})
     model.eval()
     with torch.no_grad():
         return model(images, sample_keys(0, torch.arange(len(images)))).logits, again
@@ -74,7 +77,7 @@ def test_eight_ranks_into_others(shards: Path, tmp_path: Path, experts: int, siz
     path = latest(run / "checkpoints")
     assert path is not None
     assert problems(path) == []
-    stored = Stored(path)
+    stored = CheckpointReader(path)
     assert stored.kinds() == ["master", "exp_avg", "exp_avg_sq"]
     for kind, tensors in {"master": official.weights, **official.moments}.items():
         names = {name for name in tensors if not name.endswith("fc2_bias")}
@@ -97,7 +100,7 @@ def test_eight_ranks_into_others(shards: Path, tmp_path: Path, experts: int, siz
     for size in sizes:
         for logits, again in run_on_ranks(answers, size, line, path, images, size):
             assert float((logits - expected).abs().max()) <= 1e-6
-            same = Stored(again)
+            same = CheckpointReader(again)
             assert same.keys() == stored.keys()
             assert [name for name in same if not torch.equal(same[name], stored[name])] == []
 
@@ -110,7 +113,7 @@ def test_one_file_of_a_dense_model(shards: Path, tmp_path: Path) -> None:
     official, run = save_one(load_config(CONFIG, line).model, tmp_path, epoch=4), tmp_path / "run"
     given = [option for option in line if not option.startswith("run_dir=")]
     assert main(["checkpoint", "convert", str(official.path), str(run), "--config", str(CONFIG), *given]) == 0
-    stored = Stored(run / "checkpoints" / "step-00000080")
+    stored = CheckpointReader(run / "checkpoints" / "step-00000080")
     assert any("logit_scale" in name for name in stored)
     for kind, tensors in {"master": official.weights, **official.moments}.items():
         assert stored.kind(kind).keys() == tensors.keys()
@@ -151,7 +154,7 @@ def test_experts_only_files_and_their_master_have_no_optimizer(
     assert (
         "no optimizer state: moments are zero, and the run stands at step 0 of 18" in capsys.readouterr().out
     )
-    stored = Stored(run / "checkpoints" / "step-00000000")
+    stored = CheckpointReader(run / "checkpoints" / "step-00000000")
     assert torch.equal(stored["master/head.weight"], official.weights["head.weight"])
     assert not any(stored[name].any() for name in stored if name.startswith("exp_avg"))
 

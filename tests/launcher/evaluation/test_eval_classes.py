@@ -15,7 +15,7 @@ from data_shards.stream.train import EvalStream
 from launcher.config.load import ConfigError
 from launcher.evaluation.labels import FORMAT
 from launcher.evaluation.support import check_bank, check_neighbours, check_shots
-from parallel.checkpoint.commit import read_manifest, sealed
+from parallel.checkpoint.manifest import read_manifest, with_checksum
 from tests.data_shards.relabelled import relabelled
 from tests.distributed import run_on_ranks
 from tests.launcher.packed import pack_synthetic
@@ -273,7 +273,7 @@ def test_a_run_of_an_older_version(run: Path, data: Path, plain: dict[str, Any],
     old = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
     path = old / "checkpoints" / CHECKPOINT
     said = {name: value for name, value in read_manifest(path).items() if name not in ("classes", "sha256")}
-    (path / "manifest.json").write_text(json.dumps(sealed(said)))
+    (path / "manifest.json").write_text(json.dumps(with_checksum(said)))
     lines = [[], [f"data.val={data}/renamed"]]
     for found in run_on_ranks(results, 1, old, lines)[0]:
         assert found["evaluation"]["modes"][0]["images"] == 41
@@ -296,7 +296,7 @@ def test_names_that_are_no_names(run: Path, tmp_path: Path, names: Any) -> None:
     bad = shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("eval"))
     path = bad / "checkpoints" / CHECKPOINT
     said = {name: value for name, value in read_manifest(path).items() if name != "sha256"}
-    (path / "manifest.json").write_text(json.dumps(sealed(said | {"classes": names})))
+    (path / "manifest.json").write_text(json.dumps(with_checksum(said | {"classes": names})))
     (outcome,) = run_on_ranks(command, 1, "eval", str(bad))
     assert outcome.code == 2
     assert outcome.err == "CheckpointError: the classes in the manifest are no list of names\n"

@@ -8,7 +8,7 @@ from torch import nn
 
 from launcher.config.load import ConfigError
 from launcher.tasks.param_groups import freeze
-from parallel.checkpoint.reader import Stored
+from parallel.checkpoint.reader import CheckpointReader
 from swin_moe import ModelConfig, MoEConfig, build_model
 from tests.accelerator import on_either_processor
 from tests.distributed import run_on_ranks
@@ -30,7 +30,7 @@ def line(shards: Path, run_dir: Path, *more: str) -> list[str]:
 
 
 def masters(run: Path, step: int) -> dict[str, torch.Tensor]:
-    stored = Stored(run / "checkpoints" / f"step-{step:08d}")
+    stored = CheckpointReader(run / "checkpoints" / f"step-{step:08d}")
     return {name: stored[full] for name, full in stored.kind("master").items()}
 
 

@@ -12,7 +12,7 @@ from launcher.preflight.disk import _space
 from launcher.tasks.param_groups import parameter_groups
 from launcher.validation.rules import check
 from parallel.checkpoint.commit import latest
-from parallel.checkpoint.reader import Stored
+from parallel.checkpoint.reader import CheckpointReader
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, commands, overrides, steps
 from tests.launcher.short_run import line
@@ -104,4 +104,4 @@ def test_a_run_goes_on_with_another_optimizer_and_says_what_starts_anew(shards: 
     assert [record["step"] for record in steps(run)] == [1, 2, 3, 4, 5, 6]
     path = latest(run / "checkpoints")
     assert path is not None
-    assert Stored(path).kinds() == ["master", "momentum_buffer"]
+    assert CheckpointReader(path).kinds() == ["master", "momentum_buffer"]

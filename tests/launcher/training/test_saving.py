@@ -13,7 +13,9 @@ import torch.distributed as dist
 
 from launcher.exit_codes import ExitCode
 from parallel.checkpoint import commit, write
-from parallel.checkpoint.commit import CheckpointError, committed, latest, read_manifest, verify
+from parallel.checkpoint.commit import committed, latest
+from parallel.checkpoint.manifest import CheckpointError, read_manifest
+from parallel.checkpoint.verify import verify_files
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import command, commands, records
 from tests.launcher.training.resumed_runs import assert_same_run, train_line
@@ -46,7 +48,9 @@ def killed_in(place: str, step: int, rank: int, *line: str) -> None:
     [
         ("_write_part", 1, 14),  # while rank 0 writes
         pytest.param("commit", 0, 14, marks=pytest.mark.slow),  # everything written, nothing said
-        pytest.param("point_to", 0, 14, marks=pytest.mark.slow),  # renamed; the pointer names the one before
+        pytest.param(
+            "set_latest", 0, 14, marks=pytest.mark.slow
+        ),  # renamed; the pointer names the one before
     ],
 )
 def test_killed_inside_a_save_beside_training(
@@ -59,7 +63,7 @@ def test_killed_inside_a_save_beside_training(
     pointed = latest(run / "checkpoints")
     assert pointed is not None
     assert pointed.name == f"step-{found:08d}"
-    verify(pointed, read_manifest(pointed)["files"])
+    verify_files(pointed, read_manifest(pointed)["files"])
     assert [outcome.code for outcome in run_on_ranks(command, 2, *line)] == [0, 0]
     assert_same_run(run, uninterrupted(1))
     assert [path.name for path in committed(run / "checkpoints")] == ["step-00000035", "step-00000040"]
@@ -136,4 +140,4 @@ def test_a_damaged_newest_is_passed_over_by_train_and_eval(
     assert "__1_0.distcp is damaged: its sha256 is not the manifest's" in named.err
     assert resumed.err.startswith(notice)
     assert_same_run(run, uninterrupted(1))
-    verify(damaged, read_manifest(damaged)["files"])  # reached again and replaced
+    verify_files(damaged, read_manifest(damaged)["files"])  # reached again and replaced

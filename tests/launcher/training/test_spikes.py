@@ -16,7 +16,7 @@ from launcher.errors import DivergedError
 from launcher.exit_codes import ExitCode
 from launcher.training.nonfinite import SkippedSteps
 from launcher.training.spikes import SpikeGuard
-from parallel.zero.master_weights import Masters
+from parallel.zero.master_weights import MasterWeights
 from tests.distributed import run_on_ranks
 from tests.faults import ScaledLoss
 from tests.launcher.running import EXACT, Outcome, command, only, steps
@@ -112,12 +112,12 @@ def spike(layouts: list[Layout], action: str) -> list[Spiked]:
     return [_spiked(layout, action) for layout in layouts]
 
 
-def _started(layout: Layout, accept: Callable[[float], bool] | None = None) -> tuple[Run, Masters]:
+def _started(layout: Layout, accept: Callable[[float], bool] | None = None) -> tuple[Run, MasterWeights]:
     """A run whose loss scale leaves fp16 room for a spike, which would overflow otherwise."""
     run = Run.start(layout, accept=accept)
     if run.engine.loss_scale:
         run.engine.loss_scale.value = 2.0**8
-    return run, Masters(run.engine.deepspeed, ema_decay=0.5)
+    return run, MasterWeights(run.engine.deepspeed, ema_decay=0.5)
 
 
 def _spiked(layout: Layout, action: str) -> Spiked:
@@ -132,7 +132,7 @@ def _spiked(layout: Layout, action: str) -> Spiked:
         if run.engine.skipped:
             skipped.append(step)
         else:
-            masters.average()
+            masters.update_ema()
     found, other = state_of(masters), _without_it(layout)
     names = [name for name, value in found.items() if not torch.equal(value, other[0][name])]
     scale = run.engine.loss_scale.value if run.engine.loss_scale else 1.0
@@ -153,7 +153,7 @@ def _without_it(layout: Layout) -> tuple[dict[str, Tensor], float]:
             run.next_step += 1
             continue
         run.train(1)
-        masters.average()
+        masters.update_ema()
     return state_of(masters), run.engine.loss_scale.value if run.engine.loss_scale else 1.0
 
 

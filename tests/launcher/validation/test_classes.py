@@ -13,7 +13,7 @@ from data_shards.format.index import Manifest
 from launcher.cli.program import main
 from launcher.config.load import ConfigError, load_config
 from launcher.validation.label_spaces import Classes, Fit, fit, trained_classes
-from parallel.checkpoint.commit import read_manifest, sealed
+from parallel.checkpoint.manifest import read_manifest, with_checksum
 from tests.data_shards.relabelled import relabelled
 from tests.distributed import run_on_ranks
 from tests.launcher.running import (
@@ -272,7 +272,7 @@ def without_names(run: Path, out: Path) -> Path:
     """A copy of a run as an older version wrote it."""
     shutil.copytree(run, out)
     said = {key: value for key, value in manifest_of(run).items() if key not in ("classes", "sha256")}
-    (out / "checkpoints" / "step-00000002" / "manifest.json").write_text(json.dumps(sealed(said)))
+    (out / "checkpoints" / "step-00000002" / "manifest.json").write_text(json.dumps(with_checksum(said)))
     return out
 
 

@@ -2,18 +2,23 @@
 it was saved."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from parallel.checkpoint import load as checkpoint
-from parallel.checkpoint.latest import newest
+from parallel.checkpoint.commit import path_of
+from parallel.checkpoint.latest import latest_intact
+from parallel.checkpoint.load import load_checkpoint
+from parallel.checkpoint.staging import StagingBuffers
+from parallel.checkpoint.write import write
 from parallel.experts.names import KINDS
 from parallel.ranks.mesh import Mesh, ParallelDims
+from parallel.zero.master_weights import MasterWeights
 
 
-class PlainMasters:
-    """Stands for `Masters`: two layers, whose masters and moments are what `at` made them."""
+class PlainMasterWeights:
+    """Stands for `MasterWeights`: two layers, whose masters and moments are what `at` made them."""
 
     kinds = KINDS
 
@@ -34,7 +39,7 @@ class PlainMasters:
     def read(self, parameter: nn.Parameter) -> dict[str, Tensor]:
         return self._state[parameter]
 
-    def read_here(self, parameter: nn.Parameter) -> None:
+    def read_local(self, parameter: nn.Parameter) -> None:
         """Nothing is partitioned."""
 
     def write(self, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
@@ -47,7 +52,7 @@ class PlainMasters:
     def adam_steps(self) -> int:
         return self.step
 
-    def equals(self, other: "PlainMasters") -> bool:
+    def equals(self, other: "PlainMasterWeights") -> bool:
         pairs = zip(self._state.values(), other._state.values(), strict=True)
         return self.step == other.step and all(torch.equal(a[k], b[k]) for a, b in pairs for k in KINDS)
 
@@ -56,18 +61,31 @@ def mesh_of(world_size: int = 1, rank: int = 0) -> Mesh:
     return Mesh(dims=ParallelDims(world_size=world_size), rank=rank)
 
 
+def save_checkpoint(
+    directory: Path,
+    step: int,
+    masters: MasterWeights | PlainMasterWeights,
+    mesh: Mesh,
+    record: dict[str, Any],
+) -> Path:
+    """Write and commit one checkpoint and return its directory; every rank calls it together."""
+    tensors = StagingBuffers().copy(masters, mesh)  # type: ignore[arg-type]
+    write(directory, step, tensors, mesh, {"adam_steps": masters.adam_steps, **record})
+    return path_of(directory, step)
+
+
 def save(directory: Path, step: int, width: int = 8) -> Path:
     """A checkpoint that one process wrote."""
-    return checkpoint.save(directory, step, PlainMasters(step, width), mesh_of(), {})  # type: ignore[arg-type]
+    return save_checkpoint(directory, step, PlainMasterWeights(step, width), mesh_of(), {})
 
 
 def resumed_step(directory: Path, width: int = 8) -> tuple[int, list[str]]:
     """The step that a run would go on from, whose state must be that step's, and what it would say."""
-    found, masters = newest(directory), PlainMasters(width=width)
+    found, masters = latest_intact(directory), PlainMasterWeights(width=width)
     if found is None:
         return 0, []
-    checkpoint.load(found.path, masters, 0, found.manifest)  # type: ignore[arg-type]
-    assert masters.equals(PlainMasters(found.manifest["step"], width))
+    load_checkpoint(found.path, masters, 0, found.manifest)  # type: ignore[arg-type]
+    assert masters.equals(PlainMasterWeights(found.manifest["step"], width))
     return masters.step, found.notices
 
 

@@ -15,11 +15,13 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 
-from parallel.checkpoint import load as checkpoint
-from parallel.checkpoint.commit import CheckpointError, describe, latest, sealed
-from parallel.zero.master_weights import Masters
+from parallel.checkpoint.commit import latest
+from parallel.checkpoint.load import global_shapes, load_checkpoint, load_weights
+from parallel.checkpoint.manifest import CheckpointError, describe, with_checksum
+from parallel.zero.master_weights import MasterWeights
 from swin_moe import ModelConfig, build_model
 from tests.distributed import run_on_ranks
+from tests.parallel.checkpoint.saving import save_checkpoint
 from tests.parallel.resuming import SAVED, Outcome, differing, load_and_go_on, save_and_go_on
 from tests.parallel.training import EXPERTS, Layout, Run, Trace, by_global_name, model_config
 
@@ -109,11 +111,11 @@ def test_bf16_goes_on_within_its_rounding(
 
 
 def make_masters_late() -> tuple[list[float], list[float]]:
-    """The losses of a run whose Masters are made after its first steps, and of one without any."""
+    """The losses of a run whose MasterWeights are made after its first steps, and of one without any."""
     layout = Layout(stage=1)
     late, plain = Run.start(layout), Run.start(layout)
     late.train(SAVED), plain.train(SAVED)
-    Masters(late.engine.deepspeed)
+    MasterWeights(late.engine.deepspeed)
     return late.train(THEN).losses, plain.train(THEN).losses
 
 
@@ -131,7 +133,7 @@ def numbers(config: ModelConfig) -> int:
 
 def test_each_tensor_is_written_once_under_its_global_name(saved: Path) -> None:
     metadata = dcp.FileSystemReader(saved).read_metadata()
-    expected = checkpoint.global_shapes(build_model(model_config()), EXPERTS)
+    expected = global_shapes(build_model(model_config()), EXPERTS)
     found = {name: list(entry.size) for name, entry in metadata.state_dict_metadata.items()}
     assert found == expected
     assert sum(torch.Size(shape).numel() for shape in found.values()) == 3 * numbers(model_config())
@@ -161,7 +163,7 @@ def test_the_manifest_tells_step_layout_state_files_and_tensors(saved: Path, dir
         "expert_slices": 2,
         "state": {"images": 48},
     }
-    assert tensors == checkpoint.global_shapes(build_model(model_config()), EXPERTS)
+    assert tensors == global_shapes(build_model(model_config()), EXPERTS)
     assert files == describe([path for path in saved.iterdir() if path.name != "manifest.json"])
     assert sorted(files) == [".metadata", *(f"__{rank}_0.distcp" for rank in range(4))]
     assert saved.name == "step-00000003"
@@ -175,21 +177,21 @@ def test_the_manifest_tells_step_layout_state_files_and_tensors(saved: Path, dir
 def fill_the_disk_of_one_rank(directory: Path) -> tuple[str, list[str], str, list[str]]:
     """A good save; one whose second rank cannot write beyond 4 KiB; one after the disk was emptied."""
     run = Run.start(Layout(world=2, ep=2, stage=1, micro=8))
-    masters = Masters(run.engine.deepspeed)
-    checkpoint.save(directory, 1, masters, run.mesh, {})
+    masters = MasterWeights(run.engine.deepspeed)
+    save_checkpoint(directory, 1, masters, run.mesh, {})
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     if run.mesh.rank == 1:
         resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
     try:
-        checkpoint.save(directory, 2, masters, run.mesh, {})
+        save_checkpoint(directory, 2, masters, run.mesh, {})
         said = "saved"
     except CheckpointError as error:
         said = str(error)
     resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     between, pointer = names(directory), (directory / "latest").read_text()
     dist.barrier()
-    checkpoint.load(directory / pointer.strip(), masters, EXPERTS)
-    checkpoint.save(directory, 3, masters, run.mesh, {})
+    load_checkpoint(directory / pointer.strip(), masters, EXPERTS)
+    save_checkpoint(directory, 3, masters, run.mesh, {})
     return said, between, pointer, names(directory)
 
 
@@ -209,9 +211,9 @@ def test_a_save_that_fails_on_one_rank_fails_on_all_and_changes_nothing(tmp_path
 def fail_before_writing(directory: Path) -> str:
     """Rank 0 cannot even make the directory."""
     run = Run.start(Layout(world=2, ep=1, stage=1, micro=8))
-    masters = Masters(run.engine.deepspeed)
+    masters = MasterWeights(run.engine.deepspeed)
     try:
-        checkpoint.save(directory / "file" / "checkpoints", 1, masters, run.mesh, {})
+        save_checkpoint(directory / "file" / "checkpoints", 1, masters, run.mesh, {})
     except CheckpointError as error:
         return str(error)
     return "saved"
@@ -233,10 +235,10 @@ def copy(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / saved.name))
 
 
-def load_weights(path: Path, config: ModelConfig | None = None) -> None:
+def load_into_fresh_model(path: Path, config: ModelConfig | None = None) -> None:
     config = config or model_config()
     assert config.moe is not None
-    checkpoint.load_weights(path, build_model(config, seed=99), config.moe.num_experts)
+    load_weights(path, build_model(config, seed=99), config.moe.num_experts)
 
 
 def flip_a_bit(path: Path) -> None:
@@ -251,7 +253,7 @@ def cut(path: Path) -> None:
 
 def test_weights_alone_load_without_an_engine(saved: Path, original: Outcome) -> None:
     model = build_model(model_config(), seed=99)
-    checkpoint.load_weights(saved, model, EXPERTS)
+    load_weights(saved, model, EXPERTS)
     for name, parameter in model.named_parameters():
         for key, value in by_global_name(name, parameter, parameter).items():
             assert torch.equal(value, original.state[f"master/{key}"])
@@ -270,7 +272,7 @@ def test_a_damaged_file_is_named(copy: Path, name: str, damage: Callable[[Path],
     size = (copy / name).stat().st_size
     damage(copy / name)
     with pytest.raises(CheckpointError) as error:
-        load_weights(copy)
+        load_into_fresh_model(copy)
     reason = said.format(name=name, path=copy, size=size, cut=size - 100)
     assert str(error.value) == f"could not verify {copy}: {reason}"
 
@@ -278,7 +280,7 @@ def test_a_damaged_file_is_named(copy: Path, name: str, damage: Callable[[Path],
 def load_damaged(path: Path) -> str:
     run = Run.start(Layout(world=2, ep=2, stage=1, micro=8))
     try:
-        checkpoint.load(path, Masters(run.engine.deepspeed), EXPERTS)
+        load_checkpoint(path, MasterWeights(run.engine.deepspeed), EXPERTS)
     except CheckpointError as error:
         return str(error)
     return "loaded"
@@ -296,18 +298,18 @@ def test_without_a_manifest_it_is_no_checkpoint(copy: Path, text: str | None) ->
     if text is not None:
         (copy / "manifest.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(CheckpointError, match="is not a checkpoint: its manifest.json cannot be read"):
-        load_weights(copy)
+        load_into_fresh_model(copy)
 
 
 def change_manifest(path: Path, **changes: Any) -> None:
     manifest = json.loads((path / "manifest.json").read_text())
-    (path / "manifest.json").write_text(json.dumps(sealed(manifest | changes)))
+    (path / "manifest.json").write_text(json.dumps(with_checksum(manifest | changes)))
 
 
 def test_another_format_is_refused(copy: Path) -> None:
     change_manifest(copy, format=3)
     with pytest.raises(CheckpointError, match=r"has checkpoint format 3; this version reads 2$"):
-        load_weights(copy)
+        load_into_fresh_model(copy)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +327,7 @@ def test_another_format_is_refused(copy: Path) -> None:
 def test_another_models_checkpoint_is_refused(copy: Path, changes: dict[str, Any], said: str) -> None:
     config = ModelConfig(**(vars(model_config()) | changes))
     with pytest.raises(CheckpointError, match=rf"is of another model: .*{said}"):
-        load_weights(copy, config)
+        load_into_fresh_model(copy, config)
 
 
 # --- a checkpoint made to harm
@@ -364,7 +366,7 @@ def test_a_pickle_that_would_call_something_is_refused_unexecuted(
     with pytest.raises(
         CheckpointError, match=f"its .metadata names {name}, which no checkpoint needs: refused"
     ):
-        load_weights(copy)
+        load_into_fresh_model(copy)
     assert not (tmp_path / "harm").exists()
 
 
@@ -377,6 +379,6 @@ def test_a_detour_through_a_function_of_the_checkpoint_library_is_refused(copy: 
     (evil / ".metadata").write_bytes(pickle.dumps(Call(os.system, f"touch {tmp_path}/harm")))
     plant(copy, Call(dcp_to_torch_save, str(evil), str(tmp_path / "out")))
     with pytest.raises(CheckpointError) as error:
-        load_weights(copy)
+        load_into_fresh_model(copy)
     assert not (tmp_path / "harm").exists()
     assert "which no checkpoint needs: refused" in str(error.value)

@@ -4,18 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from parallel.checkpoint.commit import (
-    CheckpointError,
-    commit,
-    committed,
-    describe,
-    kept,
-    latest,
-    open_partial,
-    prune,
-    read_manifest,
-    step_of,
-)
+from parallel.checkpoint.commit import commit, committed, latest, open_partial, prune, step_of, steps_to_keep
+from parallel.checkpoint.manifest import CheckpointError, describe, read_manifest
 
 
 def write(directory: Path, step: int) -> Path:
@@ -72,7 +62,7 @@ def test_pruning_without_a_pointer_deletes_nothing(tmp_path: Path) -> None:
 def test_what_stays(
     steps: list[int], current: int, keep_last: int, keep_every: int | None, staying: set[int]
 ) -> None:
-    assert kept(steps, current, keep_last, keep_every) == staying
+    assert steps_to_keep(steps, current, keep_last, keep_every) == staying
 
 
 def test_what_killed_saves_left_is_swept_and_never_written_into(tmp_path: Path) -> None:

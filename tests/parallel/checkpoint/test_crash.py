@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from parallel.checkpoint.async_saver import Saver
+from parallel.checkpoint.async_saver import CheckpointSaver
 from parallel.checkpoint.commit import latest
 from tests.distributed import RankError, run_on_ranks
-from tests.parallel.checkpoint.saving import PlainMasters, mesh_of, names, resumed_step, save
+from tests.parallel.checkpoint.saving import PlainMasterWeights, mesh_of, names, resumed_step, save
 
 CHANGES = ("os.mkdir", "os.rename", "os.remove", "os.rmdir")
 
@@ -58,9 +58,9 @@ def forked(action: Callable[[], None]) -> int:
 
 
 def third_save(directory: Path, asynchronous: bool, act: Callable[[str], None]) -> None:
-    saver = Saver(directory, mesh_of(), asynchronous=asynchronous)
+    saver = CheckpointSaver(directory, mesh_of(), asynchronous=asynchronous)
     before_each_change(directory, act)
-    saver.start(3, PlainMasters(3), {})
+    saver.start(3, PlainMasterWeights(3), {})
     saver.finish()
 
 
@@ -142,7 +142,7 @@ def names_of_files(changes: list[tuple[str, int, int]]) -> list[str]:
 def save_until_killed(directory: Path, victim: int, change: str) -> None:
     """Two good saves; the third ends where rank `victim` is about to make a change."""
     rank = dist.get_rank()
-    saver, masters = Saver(directory, mesh_of(2, rank)), PlainMasters()
+    saver, masters = CheckpointSaver(directory, mesh_of(2, rank)), PlainMasterWeights()
     for step in (1, 2):
         masters.at(step)
         saver.start(step, masters, {})

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch.distributed as dist
 
-from parallel.checkpoint import load as checkpoint
-from parallel.checkpoint.commit import CheckpointError, committed, latest, sealed
-from parallel.checkpoint.latest import newest
+from parallel.checkpoint.commit import committed, latest
+from parallel.checkpoint.latest import latest_intact
+from parallel.checkpoint.load import load_weights
+from parallel.checkpoint.manifest import CheckpointError, read_manifest, with_checksum
+from parallel.checkpoint.verify import read_verified
 from tests.distributed import run_on_ranks
-from tests.parallel.checkpoint.saving import PlainMasters, names, resumed_step, save
+from tests.parallel.checkpoint.saving import PlainMasterWeights, names, resumed_step, save
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 FLIPS = 200
@@ -52,23 +54,23 @@ def test_every_flipped_bit_is_refused(tmp_path: Path) -> None:
     for file, bit in chosen:
         flip(file, bit)
         try:
-            checkpoint.read_verified(path)
+            read_verified(path)
             harmless.append((file.name, bit))
         except CheckpointError:
             pass
         flip(file, bit)
-    checkpoint.read_verified(path)
+    read_verified(path)
     assert harmless == []
 
 
 def test_every_thirteenth_bit_of_a_manifest_counts(tmp_path: Path) -> None:
     """A flip is refused, or the manifest still says the very same (`\\u00e9` as `\\u00E9`)."""
     path = save(tmp_path, 1)
-    manifest, whole = path / "manifest.json", checkpoint.read_verified(path)
+    manifest, whole = path / "manifest.json", read_verified(path)
     for bit in range(0, 8 * manifest.stat().st_size, 13):
         flip(manifest, bit)
         with contextlib.suppress(CheckpointError):
-            assert checkpoint.read_manifest(path) == whole
+            assert read_manifest(path) == whole
         flip(manifest, bit)
 
 
@@ -77,7 +79,7 @@ def test_every_bit_of_the_pointer_is_harmless(three: Path) -> None:
     pointer = three / "latest"
     for bit in range(8 * pointer.stat().st_size):
         flip(pointer, bit)
-        found = newest(three)
+        found = latest_intact(three)
         assert found is not None
         if found.path.name != "step-00000003":
             assert found.notices == [f"`latest` names {found.path.name}, although step-00000003 is later"]
@@ -109,27 +111,27 @@ DAMAGES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("manifest.json", refill('{"format": 2}'), "manifest.json is damaged: its sha256 is not what it says"),
     (
         "manifest.json",
-        refill(json.dumps(sealed({"files": {}}))),
+        refill(json.dumps(with_checksum({"files": {}}))),
         "is not a checkpoint: manifest.json has no valid entry for step",
     ),
     (
         "manifest.json",
-        refill(json.dumps(sealed({"step": 3, "files": {"../secret": {"bytes": 1, "sha256": ""}}}))),
+        refill(json.dumps(with_checksum({"step": 3, "files": {"../secret": {"bytes": 1, "sha256": ""}}}))),
         "is not a checkpoint: manifest.json has no valid entry for files",
     ),
     (
         "manifest.json",
-        refill(json.dumps(sealed({"step": 3, "files": {"a": {"bytes": 1}}}))),
+        refill(json.dumps(with_checksum({"step": 3, "files": {"a": {"bytes": 1}}}))),
         "is not a checkpoint: manifest.json has no valid entry for sha256 of a file",
     ),
     (
         "manifest.json",
-        refill(json.dumps(sealed({"step": 3, "files": {}, "tensors": {"a": "b"}}))),
+        refill(json.dumps(with_checksum({"step": 3, "files": {}, "tensors": {"a": "b"}}))),
         "is not a checkpoint: manifest.json has no valid entry for tensors",
     ),
     (
         "manifest.json",
-        refill(json.dumps(sealed({"step": 3, "files": {}}))),
+        refill(json.dumps(with_checksum({"step": 3, "files": {}}))),
         "is not a checkpoint: its manifest describes no tensors",
     ),
 ]
@@ -150,7 +152,7 @@ def test_a_damaged_one_is_named_and_the_one_before_is_taken(
     assert notice.endswith("; it stays where it is, step-00000002 takes its place")
     assert {file: file.read_bytes() for file in path.iterdir()} == left
     with pytest.raises(CheckpointError):  # asked for by name there is no other
-        checkpoint.load_weights(path, PlainMasters().module, 0)
+        load_weights(path, PlainMasterWeights().module, 0)
 
 
 def test_several_damaged_ones_are_passed_over(three: Path) -> None:
@@ -165,7 +167,7 @@ def test_without_a_whole_one_every_reason_is_told(three: Path) -> None:
     for path in committed(three):
         flip_in_the_middle(path / "__0_0.distcp")
     with pytest.raises(CheckpointError) as error:
-        newest(three)
+        latest_intact(three)
     reason = "is damaged: __0_0.distcp is damaged: its sha256 is not the manifest's"
     reasons = "; ".join(f"step-{step:08d} {reason}" for step in (3, 2, 1))
     assert str(error.value) == (
@@ -175,8 +177,8 @@ def test_without_a_whole_one_every_reason_is_told(three: Path) -> None:
 
 
 def test_nothing_at_all_is_a_fresh_start(tmp_path: Path) -> None:
-    assert newest(tmp_path) is None
-    assert newest(tmp_path / "not there") is None
+    assert latest_intact(tmp_path) is None
+    assert latest_intact(tmp_path / "not there") is None
 
 
 @pytest.mark.parametrize(
@@ -208,7 +210,7 @@ def test_the_run_replaces_a_damaged_step_when_it_comes_there_again(three: Path) 
 
 
 def newest_of_two(directory: Path) -> tuple[str, list[str]]:
-    found = newest(directory)
+    found = latest_intact(directory)
     assert found is not None
     assert dist.get_world_size() == 2
     return found.path.name, found.notices

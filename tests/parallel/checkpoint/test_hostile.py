@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from parallel.checkpoint import load as checkpoint
-from parallel.checkpoint import unpickler as plain
-from parallel.checkpoint.commit import CheckpointError, describe, read_manifest, sealed
+from parallel.checkpoint.load import load_checkpoint, load_weights
+from parallel.checkpoint.manifest import CheckpointError, describe, read_manifest, with_checksum
+from parallel.checkpoint.unpickler import SafeReader, SafeUnpickler
+from parallel.checkpoint.verify import read_verified
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.files import read_file
-from tests.parallel.checkpoint.saving import PlainMasters, mesh_of, save
+from tests.parallel.checkpoint.saving import PlainMasterWeights, mesh_of, save, save_checkpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
 
@@ -62,8 +63,8 @@ def replace_vouched(path: Path, name: str, content: bytes) -> None:
     (path / name).write_bytes(content)
     manifest = read_manifest(path)
     manifest["files"] |= describe([path / name])
-    (path / "manifest.json").write_text(json.dumps(sealed(manifest)))
-    checkpoint.read_verified(path)  # whole, as far as checksums can tell
+    (path / "manifest.json").write_text(json.dumps(with_checksum(manifest)))
+    read_verified(path)  # whole, as far as checksums can tell
 
 
 @FORMS
@@ -73,9 +74,9 @@ def test_a_planted_file_of_a_checkpoint(tmp_path: Path, harm: Path, name: str, f
     size = (path / name).stat().st_size
     replace_vouched(path, name, form(harm).ljust(size, b"\0"))
     with pytest.raises(CheckpointError, match="could not read"):
-        checkpoint.load_weights(path, PlainMasters().module, 0)
+        load_weights(path, PlainMasterWeights().module, 0)
     with pytest.raises(CheckpointError, match="could not read"):
-        checkpoint.load(path, PlainMasters(), 0)  # type: ignore[arg-type]
+        load_checkpoint(path, PlainMasterWeights(), 0)  # type: ignore[arg-type]
     assert not harm.exists()
 
 
@@ -84,14 +85,14 @@ def test_each_tensor_of_a_data_file(tmp_path: Path, harm: Path, form: Any) -> No
     """The payload where the metadata says that a tensor begins, for every tensor."""
     path = save(tmp_path / "run", 1)
     whole = (path / "__0_0.distcp").read_bytes()
-    entries = checkpoint.PlainReader(path).read_metadata().storage_data.values()
+    entries = SafeReader(path).read_metadata().storage_data.values()
     content = bytearray(whole)
     for entry in entries:
         payload = form(harm)[: entry.length]
         content[entry.offset : entry.offset + len(payload)] = payload
     replace_vouched(path, "__0_0.distcp", bytes(content))
     with pytest.raises(CheckpointError, match="could not read"):
-        checkpoint.load_weights(path, PlainMasters().module, 0)
+        load_weights(path, PlainMasterWeights().module, 0)
     assert not harm.exists()
 
 
@@ -100,15 +101,15 @@ def test_a_manifest_that_is_a_pickle(tmp_path: Path, harm: Path, form: Any) -> N
     path = save(tmp_path / "run", 1)
     (path / "manifest.json").write_bytes(form(harm))
     with pytest.raises(CheckpointError, match=r"its manifest\.json cannot be read"):
-        checkpoint.load_weights(path, PlainMasters().module, 0)
+        load_weights(path, PlainMasterWeights().module, 0)
     assert not harm.exists()
 
 
 def test_state_is_data_and_never_more(tmp_path: Path, harm: Path) -> None:
     """A pickle as text inside the state stays text."""
     state = {"data": as_pickle(harm).decode("latin-1"), "engine": f"!!python/object/apply:os.system [{harm}]"}
-    path = checkpoint.save(tmp_path, 1, PlainMasters(1), mesh_of(), {"state": state})  # type: ignore[arg-type]
-    assert checkpoint.load_weights(path, PlainMasters().module, 0)["state"] == state
+    path = save_checkpoint(tmp_path, 1, PlainMasterWeights(1), mesh_of(), {"state": state})  # type: ignore[arg-type]
+    assert load_weights(path, PlainMasterWeights().module, 0)["state"] == state
     assert not harm.exists()
 
 
@@ -126,4 +127,4 @@ def test_a_file_of_weights(tmp_path: Path, harm: Path, suffix: str, form: Any) -
 def test_paths_of_every_version_of_python(module: str) -> None:
     """A .metadata of Python 3.13 names its path by another module."""
     text = f"c{module}\nPosixPath\n(S'run'\ntR."
-    assert plain._PlainUnpickler(io.BytesIO(text.encode())).load() == Path("run")
+    assert SafeUnpickler(io.BytesIO(text.encode())).load() == Path("run")

@@ -16,11 +16,11 @@ import pytest
 import torch.distributed as dist
 
 from parallel.checkpoint import write
-from parallel.checkpoint.async_saver import Outcome, Saver
-from parallel.checkpoint.commit import CheckpointError, read_manifest
+from parallel.checkpoint.async_saver import CheckpointSaver, SaveResult
+from parallel.checkpoint.manifest import CheckpointError, read_manifest
 from parallel.ranks.collectives import gather_objects
 from tests.distributed import RankError, run_on_ranks
-from tests.parallel.checkpoint.saving import PlainMasters, mesh_of, names, resumed_step, save
+from tests.parallel.checkpoint.saving import PlainMasterWeights, mesh_of, names, resumed_step, save
 
 BOTH = pytest.mark.parametrize("asynchronous", [False, True])
 
@@ -48,7 +48,7 @@ def gate() -> Iterator[Gate]:
 
 
 def test_training_goes_on_while_a_thread_writes_what_was_there_at_the_start(tmp_path: Path) -> None:
-    saver, masters = Saver(tmp_path, mesh_of()), PlainMasters(3)
+    saver, masters = CheckpointSaver(tmp_path, mesh_of()), PlainMasterWeights(3)
     record = {"state": {"images": [48]}}
     with gate() as before_writing:
         saver.start(3, masters, record)
@@ -66,9 +66,9 @@ def test_training_goes_on_while_a_thread_writes_what_was_there_at_the_start(tmp_
 
 
 def test_the_stall_is_the_copy_and_the_save_is_all_of_it(tmp_path: Path) -> None:
-    saver = Saver(tmp_path, mesh_of())
+    saver = CheckpointSaver(tmp_path, mesh_of())
     with gate() as before_writing:
-        saver.start(1, PlainMasters(1), {})
+        saver.start(1, PlainMasterWeights(1), {})
         time.sleep(0.3)
         before_writing.opened.set()
         while not (told := saver.poll()):
@@ -80,8 +80,8 @@ def test_the_stall_is_the_copy_and_the_save_is_all_of_it(tmp_path: Path) -> None
 
 
 def test_synchronous_saving_is_done_when_start_returns(tmp_path: Path) -> None:
-    saver = Saver(tmp_path, mesh_of(), asynchronous=False)
-    saver.start(3, PlainMasters(3), {})
+    saver = CheckpointSaver(tmp_path, mesh_of(), asynchronous=False)
+    saver.start(3, PlainMasterWeights(3), {})
     assert not saver.writing
     assert names(tmp_path) == ["latest", "step-00000003"]
     (outcome,) = saver.poll()
@@ -89,7 +89,7 @@ def test_synchronous_saving_is_done_when_start_returns(tmp_path: Path) -> None:
 
 
 def test_at_most_one_save_is_under_way(tmp_path: Path) -> None:
-    saver, masters = Saver(tmp_path, mesh_of()), PlainMasters()
+    saver, masters = CheckpointSaver(tmp_path, mesh_of()), PlainMasterWeights()
     for step in (1, 2, 3):
         masters.at(step)
         with gate() as before_writing:
@@ -107,9 +107,9 @@ def test_at_most_one_save_is_under_way(tmp_path: Path) -> None:
 
 @BOTH
 def test_multiples_stay(tmp_path: Path, asynchronous: bool) -> None:
-    saver = Saver(tmp_path, mesh_of(), asynchronous=asynchronous, keep_last=1, keep_every=4)
+    saver = CheckpointSaver(tmp_path, mesh_of(), asynchronous=asynchronous, keep_last=1, keep_every=4)
     for step in range(2, 12, 2):
-        saver.start(step, PlainMasters(step), {})
+        saver.start(step, PlainMasterWeights(step), {})
     saver.finish()
     assert names(tmp_path) == ["latest", *(f"step-{step:08d}" for step in (4, 8, 10))]
 
@@ -119,15 +119,15 @@ def test_multiples_stay(tmp_path: Path, asynchronous: bool) -> None:
 
 @BOTH
 def test_too_little_room_is_found_before_anything_is_written(tmp_path: Path, asynchronous: bool) -> None:
-    saver = Saver(tmp_path, mesh_of(), asynchronous=asynchronous)
-    saver.start(1, PlainMasters(1), {})
+    saver = CheckpointSaver(tmp_path, mesh_of(), asynchronous=asynchronous)
+    saver.start(1, PlainMasterWeights(1), {})
     (first,) = saver.finish()
     full = SimpleNamespace(f_bavail=3, f_frsize=512, f_blocks=100)
     with (
         mock.patch.object(os, "statvfs", return_value=full),
         mock.patch.object(write, "_write_part") as never,
     ):
-        saver.start(2, PlainMasters(2), {})
+        saver.start(2, PlainMasterWeights(2), {})
         (second,) = saver.finish()
     assert first.error is None
     # 4 tensors of 8 * 8 + 8 + 4 * 8 + 4 = 108 numbers, 3 kinds of 4 bytes; 2048 bytes beside each; "{}"
@@ -137,39 +137,39 @@ def test_too_little_room_is_found_before_anything_is_written(tmp_path: Path, asy
     )
     never.assert_not_called()
     assert names(tmp_path) == ["latest", "step-00000001"]
-    saver.start(3, PlainMasters(3), {})
+    saver.start(3, PlainMasterWeights(3), {})
     assert saver.finish()[0].error is None
     assert resumed_step(tmp_path)[0] == 3
 
 
 def test_old_ones_that_cannot_be_deleted_are_a_warning(tmp_path: Path) -> None:
-    saver = Saver(tmp_path, mesh_of(), keep_last=1)
+    saver = CheckpointSaver(tmp_path, mesh_of(), keep_last=1)
     for step in (1, 2):
         with (
             mock.patch("shutil.rmtree", side_effect=OSError("busy"))
             if step == 2
             else contextlib.nullcontext()
         ):
-            saver.start(step, PlainMasters(step), {})
+            saver.start(step, PlainMasterWeights(step), {})
             (outcome,) = saver.finish()
     assert (outcome.error, outcome.warning) == (None, "old checkpoints could not be deleted: busy")
     assert resumed_step(tmp_path)[0] == 2
 
 
 def test_a_bug_in_the_thread_comes_out(tmp_path: Path) -> None:
-    saver = Saver(tmp_path, mesh_of())
+    saver = CheckpointSaver(tmp_path, mesh_of())
     with mock.patch.object(write, "_write_part", side_effect=ZeroDivisionError("a bug")):
-        saver.start(1, PlainMasters(1), {})
+        saver.start(1, PlainMasterWeights(1), {})
         with pytest.raises(ZeroDivisionError, match="a bug"):
             saver.finish()
-    saver.start(2, PlainMasters(2), {})
+    saver.start(2, PlainMasterWeights(2), {})
     assert saver.finish()[0].error is None
 
 
-def save_with_a_full_disk(directory: Path) -> tuple[list[Outcome], list[str]]:
+def save_with_a_full_disk(directory: Path) -> tuple[list[SaveResult], list[str]]:
     """The first of three saves is good, the second finds no room for rank 1's file, the third is good."""
     rank = dist.get_rank()
-    saver, masters = Saver(directory, mesh_of(2, rank)), PlainMasters(width=128)
+    saver, masters = CheckpointSaver(directory, mesh_of(2, rank)), PlainMasterWeights(width=128)
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     left: list[str] = []
     outcomes = []
@@ -208,9 +208,9 @@ def test_a_full_disk_on_one_rank_fails_the_save_on_all_and_nothing_else(tmp_path
 
 def die_while_saving(directory: Path) -> None:
     rank = dist.get_rank()
-    saver = Saver(directory, mesh_of(2, rank))
+    saver = CheckpointSaver(directory, mesh_of(2, rank))
     with gate() if rank == 1 else contextlib.nullcontext():  # rank 0 waits for it in the thread
-        saver.start(1, PlainMasters(1), {})
+        saver.start(1, PlainMasterWeights(1), {})
         if rank == 1:
             os.kill(os.getpid(), 9)
         with pytest.raises(RuntimeError):

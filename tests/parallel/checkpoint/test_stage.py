@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from parallel.checkpoint.staging import Slabs, Stage
+from parallel.checkpoint.staging import Slabs, StagingBuffers
 from parallel.ranks.collectives import gather_objects
-from parallel.zero.master_weights import Masters
+from parallel.zero.master_weights import MasterWeights
 from tests.distributed import run_on_ranks
 from tests.parallel.resuming import state_of
 from tests.parallel.training import Layout, Run
@@ -47,15 +47,15 @@ def test_a_slab_is_full_before_there_is_another() -> None:
 def take(layout: Layout) -> tuple[list[Share], Share, int, bool]:
     """The shares of all ranks, the whole state, parameters read together, whether memory is used again."""
     run = Run.start(layout)
-    masters, stage = Masters(run.engine.deepspeed), Stage()
+    masters, buffers = MasterWeights(run.engine.deepspeed), StagingBuffers()
     run.train(2)
     with mock.patch.object(masters, "read", wraps=masters.read) as read:
-        share = stage.take(masters, run.mesh)
+        share = buffers.copy(masters, run.mesh)
     calls, copies = read.call_count, {name: tensor.clone() for name, tensor in share.items()}
     state = state_of(masters)
     run.train(1)
     unchanged = all(torch.equal(copies[name], tensor) for name, tensor in share.items())
-    again = stage.take(masters, run.mesh)
+    again = buffers.copy(masters, run.mesh)
     reused = all(again[name].data_ptr() == tensor.data_ptr() for name, tensor in share.items())
     return gather_objects(copies), state, calls, unchanged and reused
 

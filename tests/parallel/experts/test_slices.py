@@ -8,13 +8,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from parallel.checkpoint import load as checkpoint
+from parallel.checkpoint.load import load_checkpoint
 from parallel.experts.names import KINDS, persistent_buffers
 from parallel.experts.placement import ExpertParallel, ExpertSlice, experts_of, sliced_of
 from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
 from swin_moe import SwinTransformer, WeightsError, build_model, load_weights, save_weights
 from swin_moe.backbone.initialize import initialize
 from tests.distributed import run_on_ranks
+from tests.parallel.checkpoint.saving import save_checkpoint
 from tests.parallel.experts.exchanging import held_weights, whole_weights
 from tests.parallel.training import EXPERTS, model_config
 
@@ -83,14 +84,14 @@ class Held(nn.Module):
 
 
 class TwiceAsMuch:
-    """Masters without an engine: expects to be given twice what the module holds."""
+    """MasterWeights without an engine: expects to be given twice what the module holds."""
 
     kinds, adam_steps = KINDS, 1
 
     def __init__(self, module: Held) -> None:
         self.module, self.written = module, 0
 
-    def read_here(self, parameter: nn.Parameter) -> None:
+    def read_local(self, parameter: nn.Parameter) -> None:
         """Nothing is partitioned."""
 
     def read(self, parameter: nn.Parameter) -> dict[str, Tensor]:
@@ -115,13 +116,13 @@ def masters_of(experts: int, slices: int, scale: float) -> tuple[Any, Mesh]:
 
 def save_slices(path: Path, experts: int, slices: int) -> None:
     masters, mesh = masters_of(experts, slices, 2.0)
-    checkpoint.save(path, 1, masters, mesh, {})
+    save_checkpoint(path, 1, masters, mesh, {})
 
 
 def load_slices(path: Path, experts: int, slices: int) -> tuple[int, list[int]]:
     """How many parameters were as they should be, and the buffer."""
     masters, _ = masters_of(experts, slices, 1.0)
-    checkpoint.load(path / "step-00000001", masters, experts)
+    load_checkpoint(path / "step-00000001", masters, experts)
     return masters.written, masters.module.steps.tolist()
 
 

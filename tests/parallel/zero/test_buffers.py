@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 import swin_moe
-from parallel.checkpoint import load as checkpoint
-from parallel.checkpoint.commit import CheckpointError
+from parallel.checkpoint.load import load_checkpoint, load_weights
+from parallel.checkpoint.manifest import CheckpointError
 from parallel.experts.names import persistent_buffers
-from parallel.zero.master_weights import Masters
+from parallel.zero.master_weights import MasterWeights
 from swin_moe import build_model
 from tests.distributed import run_on_ranks
+from tests.parallel.checkpoint.saving import save_checkpoint
 from tests.parallel.training import EXPERTS, Layout, Run, model_config
 
 SIGMOID = Layout(world=2, ep=2, slices=2, stage=1, micro=8, router="sigmoid")
@@ -25,12 +26,12 @@ def save_with_buffers(directory: Path) -> None:
     for name, buffer in persistent_buffers(run.engine.module).items():
         assert name.endswith("router.bias_steps")
         buffer.copy_(STEPS)
-    checkpoint.save(directory, 1, Masters(run.engine.deepspeed), run.mesh, {})
+    save_checkpoint(directory, 1, MasterWeights(run.engine.deepspeed), run.mesh, {})
 
 
 def load_with_buffers(path: Path) -> list[Tensor]:
     run = Run.start(replace(SIGMOID, world=1, ep=1, slices=1, micro=16, precision="bf16"))
-    checkpoint.load(path, Masters(run.engine.deepspeed), EXPERTS)
+    load_checkpoint(path, MasterWeights(run.engine.deepspeed), EXPERTS)
     return list(persistent_buffers(run.engine.module).values())
 
 
@@ -38,7 +39,7 @@ def test_buffers_of_the_router_are_part_of_the_checkpoint(tmp_path: Path) -> Non
     run_on_ranks(save_with_buffers, 2, tmp_path / "checkpoints")
     path = tmp_path / "checkpoints" / "step-00000001"
     fresh, again, twice = (build_model(model_config(router="sigmoid"), seed=99) for _ in range(3))
-    checkpoint.load_weights(path, fresh, EXPERTS)
+    load_weights(path, fresh, EXPERTS)
     swin_moe.load_weights(again, path)
     swin_moe.save_weights(again, tmp_path / "model.safetensors", "native")
     swin_moe.load_weights(twice, tmp_path / "model.safetensors")
@@ -47,4 +48,4 @@ def test_buffers_of_the_router_are_part_of_the_checkpoint(tmp_path: Path) -> Non
         assert len(buffers) == 2
         assert all(torch.equal(buffer, STEPS) for buffer in buffers)
     with pytest.raises(CheckpointError, match=r"0 tensors missing \[\], 2 unknown \['buffer/layers.1"):
-        checkpoint.load_weights(path, build_model(model_config()), EXPERTS)
+        load_weights(path, build_model(model_config()), EXPERTS)

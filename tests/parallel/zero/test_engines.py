@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.torch_version import TorchVersion
 
 from parallel.zero.loss_scale import LossScale
-from parallel.zero.master_weights import Masters
+from parallel.zero.master_weights import MasterWeights
 from parallel.zero.options import ZeroStage
 from tests.distributed import run_on_ranks
 from tests.parallel.resuming import differing, load_and_go_on, save_and_go_on, state_of
@@ -92,7 +92,7 @@ def poison_one_rank(layouts: list[Layout]) -> list[Poisoned]:
 
 def _poisoned(layout: Layout) -> Poisoned:
     run = Run.start(layout)
-    masters = Masters(run.engine.deepspeed, ema_decay=0.5)
+    masters = MasterWeights(run.engine.deepspeed, ema_decay=0.5)
     skipped, norms, changed = [], [], []
     victims = list(run.engine.module.parameters())
     for step in range(3):
@@ -103,7 +103,7 @@ def _poisoned(layout: Layout) -> Poisoned:
         if step == 1 and run.mesh.rank == 1:
             hook.remove()
         if not run.engine.skipped:
-            masters.average()
+            masters.update_ema()
         after = state_of(masters)
         skipped.append(run.engine.skipped)
         norms += trace.norms
@@ -170,11 +170,11 @@ def average(layouts: list[Layout]) -> list[tuple[list[dict[str, Tensor]], dict[s
     found = []
     for layout in layouts:
         run = Run.start(layout)
-        masters = Masters(run.engine.deepspeed, ema_decay=0.75)
+        masters = MasterWeights(run.engine.deepspeed, ema_decay=0.75)
         states = [state_of(masters)]
         for _ in range(3):
             run.train(1)
-            masters.average()
+            masters.update_ema()
             states.append(state_of(masters))
         found.append(([_of_kind(state, "master") for state in states], _of_kind(states[-1], "ema")))
     return found

@@ -14,17 +14,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parallel.checkpoint import load as checkpoint
+from parallel.checkpoint.load import load_checkpoint, missing_kinds
 from parallel.experts.placement import experts_of
 from parallel.ranks.mesh import ParallelDims, build_mesh
 from parallel.zero.engine import Engine
 from parallel.zero.lamb import Lamb
-from parallel.zero.master_weights import Masters
+from parallel.zero.master_weights import MasterWeights
 from parallel.zero.optimizers import OptimizerError, import_apex
 from parallel.zero.options import EngineOptions, OptimizerName, ZeroStage
-from parallel.zero.segments import Pieces
+from parallel.zero.segments import Segments
 from tests.distributed import run_on_ranks
 from tests.parallel import fake_apex
+from tests.parallel.checkpoint.saving import save_checkpoint
 from tests.parallel.resuming import SAVED, differing, load_and_go_on, save_and_go_on, state_of
 from tests.parallel.training import (
     EXPERTS,
@@ -153,7 +154,7 @@ def test_a_step_of_lamb_by_hand() -> None:
 
 def test_norms_of_pieces_are_of_their_tensors() -> None:
     """Two experts (3, 4) and (0, 2), a padding of 9: norms 5 and 2, and nothing counts the padding."""
-    pieces = Pieces([2, 2, 1], [0, 1, 2], 2)
+    pieces = Segments([2, 2, 1], [0, 1, 2], 2)
     found = pieces.norms(torch.tensor([3.0, 4.0, 0.0, 2.0, 9.0]))
     assert found.tolist() == [[5.0, 2.0, 9.0]]
     assert pieces.spread(torch.tensor([1.0, 2.0, 3.0])).tolist() == [1, 1, 2, 2, 3]
@@ -205,7 +206,7 @@ def train_dense(names: list[OptimizerName], precision: str) -> list[list[Tensor]
         ]
         groups = [{**group, "betas": (0.9, 0.999), "eps": 1e-8} for group in groups]
         engine = Engine(model, groups, build_mesh(ParallelDims(world_size=1)), options)
-        masters = Masters(engine.deepspeed)
+        masters = MasterWeights(engine.deepspeed)
         for step in range(4):
             values = torch.randn(4, 6, generator=torch.Generator().manual_seed(step)).to(model.first.weight)
             engine.backward(100 * engine(values)[0].float().square().sum())
@@ -270,15 +271,15 @@ def change_optimizer(
     """What another optimizer does not find, what it counts from, and whether its own states are zero."""
     layout = Layout(stage=1, optimizer=before)
     run = Run.start(layout)
-    masters = Masters(run.engine.deepspeed)
+    masters = MasterWeights(run.engine.deepspeed)
     run.train(2)
-    path = checkpoint.save(directory, 2, masters, run.mesh, {})
-    other = Masters(Run.start(replace(layout, optimizer=after)).engine.deepspeed)
-    manifest = checkpoint.load(path, other, EXPERTS)
+    path = save_checkpoint(directory, 2, masters, run.mesh, {})
+    other = MasterWeights(Run.start(replace(layout, optimizer=after)).engine.deepspeed)
+    manifest = load_checkpoint(path, other, EXPERTS)
     old, new = state_of(masters), state_of(other)
     assert all(torch.equal(value, old[name]) for name, value in new.items() if name in old)
     fresh = [value for name, value in new.items() if name not in old]
-    return checkpoint.missing_kinds(other, manifest), other.adam_steps, not any(map(torch.any, fresh))
+    return missing_kinds(other, manifest), other.adam_steps, not any(map(torch.any, fresh))
 
 
 @pytest.mark.parametrize(

@@ -38,11 +38,11 @@ def build(config: ModelConfig, ep: int, slices: int, *, sharded: bool, seed: int
 
 def differences(model: SwinTransformer, expected: SwinTransformer) -> list[str]:
     """The names of what is not bit for bit the same."""
-    from parallel.zero.init import whole
+    from parallel.zero.init import gathered
 
     found, values = [], dict(expected.named_parameters())
     for name, parameter in model.named_parameters():
-        with whole(parameter):
+        with gathered(parameter):
             if not torch.equal(parameter, values[name]):
                 found.append(name)
     buffers = dict(expected.named_buffers())
