@@ -7,7 +7,7 @@ import torch
 
 from launcher.errors import HangError, HardwareError, LostRankError, MemoryShortError, RunError
 from parallel.ranks.identity import node_name
-from parallel.watchdog.watch import Watch
+from parallel.watchdog.watch import Watchdog
 
 MEMORY = (
     "defaultcpuallocator",
@@ -37,7 +37,7 @@ TIMEOUT = ("timed out waiting", "watchdog caught collective operation timeout", 
 ADVICE = "lower train.micro_batch_size{size}, raise parallel.zero_stage{stage}, or take more ranks"
 
 
-def as_run_error(error: BaseException, watch: Watch, size: int, stage: int) -> RunError | None:
+def as_run_error(error: BaseException, watch: Watchdog, size: int, stage: int) -> RunError | None:
     """The error of ours that an exception amounts to; None for a bug.
 
     Args:
@@ -64,7 +64,7 @@ def as_run_error(error: BaseException, watch: Watch, size: int, stage: int) -> R
         if any(mark in text for mark in TIMEOUT):
             return HangError(f"rank {watch.rank}, step {watch.step}: {_first_line(error)}")
         if any(mark in text for mark in CONNECTION):
-            code, line = watch.find_lost()
+            code, line = watch.find_lost_rank()
             return HangError(line) if code == HangError.code else LostRankError(line)
     return None
 

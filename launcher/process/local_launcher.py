@@ -24,6 +24,7 @@ from launcher.process.signals import ASKING, StopRequest
 from launcher.rundir.postmortem import CRASHES, MEMORY_ADVICE, Ending, cause
 from parallel.ranks.discover import LaunchError, is_one_task, is_shell_of_a_job, launcher_of, threads_per_rank
 from parallel.ranks.variables import check_process, number
+from parallel.watchdog.diagnosis import DIAGNOSIS
 from parallel.watchdog.watch import NCCL, PREFIX
 
 AGENT = "SWIN_MOE_AGENT"  # set for the ranks that this process started: its process id
@@ -120,7 +121,7 @@ class _Family:
         last = json.loads(self.store.get(key)) if self.store.check([key]) else None
         where = f"; it was at step {last['step']}, in {last['place']}" if last else ""
         line = f"lost rank {rank}: {reason}{where}"
-        self.store.set("verdict", json.dumps({"code": ExitCode.LOST_RANK, "line": line}))
+        self.store.set(DIAGNOSIS, json.dumps({"code": ExitCode.LOST_RANK, "line": line}))
         sys.stderr.write(f"LostRankError: {line}\n")
         sys.stderr.flush()
 

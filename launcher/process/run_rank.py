@@ -36,7 +36,7 @@ from parallel.checkpoint.manifest import CheckpointError
 from parallel.ranks import gpu
 from parallel.ranks.discover import Ranks, discover, join, leave, prepare_process
 from parallel.ranks.mesh import LayoutError
-from parallel.watchdog.watch import PREFIX, SLOW, Codes, Watch, connect
+from parallel.watchdog.watch import PREFIX, SLOW, Watchdog, WatchdogOptions, connect
 from swin_moe.config import ModelError
 
 USER_ERRORS = (ConfigError, DataError, CheckpointError, LayoutError, ModelError)
@@ -68,7 +68,7 @@ class RankContext:
     """What the work of a rank needs beside its configuration."""
 
     stop: StopRequest
-    watch: Watch
+    watch: Watchdog
     runtime: Runtime = field(default_factory=Runtime)
     run: RunFiles | None = None  # of a training run, once its session has begun
     sessions: Sessions | None = None  # of a training run, on rank 0
@@ -135,24 +135,22 @@ def longest_wait(config: RunConfig) -> timedelta:
     return timedelta(seconds=timeout_s + max(SLOW * timeout_s, config.data.retry_s))
 
 
-def open_watch(ranks: Ranks, timeout_s: float) -> Watch:
+def open_watch(ranks: Ranks, timeout_s: float) -> Watchdog:
     """The watch over this rank, through the store of whoever started it, or of the process group."""
-    codes = Codes(hang=ExitCode.HANG, lost=ExitCode.LOST_RANK)
     if local.is_rank():
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store: dist.Store = dist.PrefixStore(PREFIX, dist.TCPStore(host, port, is_master=False))
     else:
         store = connect(dist.distributed_c10d._get_default_store())
-    return Watch(
-        store,
-        rank=ranks.rank,
-        world_size=ranks.world_size,
+    options = WatchdogOptions(
         timeout_s=timeout_s,
-        codes=codes,
+        hang_code=ExitCode.HANG,
+        lost_code=ExitCode.LOST_RANK,
         hosts_store=ranks.rank == 0 and not local.is_rank(),
         listen_s=interval_s(timeout_s) if ranks.rank == 0 else None,
         nccl=dist.get_backend() == "nccl",
     )
+    return Watchdog(store, ranks.rank, ranks.world_size, options)
 
 
 def complain(error: BaseException) -> None:
@@ -167,7 +165,7 @@ def _leave_with(error: BaseException, code: ExitCode, context: RankContext) -> i
     _record(context, code, f"{type(error).__name__}: {error}")
     if context.watch.rank == 0:
         complain(error)
-    context.watch.go_after_first()
+    context.watch.wait_for_rank_0()
     context.runtime.leave()
     return code
 
@@ -180,12 +178,12 @@ def _end(error: BaseException, config: RunConfig, context: RankContext) -> int:
         traceback.print_exception(error)
     elif str(found):
         complain(found)
-    line = f"{type(found or error).__name__}: {in_one_line(found or error) or context.watch.verdict}"
+    line = f"{type(found or error).__name__}: {in_one_line(found or error) or context.watch.diagnosis}"
     context.watch.close()
     _record_alone(context, code, line)
     if not code.is_of_another_rank:
-        context.watch.say_farewell(line)
-    if context.watch.hosts_store and context.watch.world_size > 1:
+        context.watch.post_reason(line)
+    if context.watch.options.hosts_store and context.watch.world_size > 1:
         time.sleep(1.0)  # for the others to read it
     sys.stderr.flush()
     return context.runtime.abandon(code, error)

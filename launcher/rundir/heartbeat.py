@@ -13,7 +13,7 @@ from typing import Any
 from launcher.rundir.history import committed_step
 from launcher.rundir.paths import RunFiles, replace_json
 from parallel.ranks.identity import node_name, slurm_job
-from parallel.watchdog.watch import Watch
+from parallel.watchdog.watch import Watchdog
 
 LONGEST_S = 5.0
 
@@ -31,7 +31,7 @@ class Heartbeat:
         watch: which knows all ranks.
     """
 
-    def __init__(self, run: RunFiles, watch: Watch) -> None:
+    def __init__(self, run: RunFiles, watch: Watchdog) -> None:
         self._run, self._watch = run, watch
         self._since_s, self._first_step = time.monotonic(), -1
         self._figures: dict[str, Any] = {"total_steps": None, "loss": None, "images_s": None}
@@ -83,13 +83,13 @@ class Heartbeat:
             "pid": os.getpid(),
             "job": slurm_job(),
             "world_size": watch.world_size,
-            "nccl": watch.nccl,
+            "nccl": watch.options.nccl,
             "step": watch.step,
             "phase": watch.phase_name,
             **figures,
             "eta_s": self._eta_s(figures["total_steps"]),
             "checkpoint": committed_step(self._run),
-            "ranks": watch.roll_call(),
+            "ranks": watch.rank_statuses(),
         }
 
     def _eta_s(self, total_steps: int | None) -> float | None:

@@ -32,15 +32,15 @@ ASYNC = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class CodeLocation:
     """Where a thread is: `all_reduce (launcher/metrics/accumulator.py:99)`."""
 
     text: str
     is_collective: bool
 
 
-class Whereabouts:
-    """The main thread's place, and for how long it has not moved.
+class StackSampler:
+    """Samples where the main thread is, and for how long it has not moved.
 
     Args:
         waits_for_device: with NCCL: a thread that stands in torch's or DeepSpeed's code waits for the device.
@@ -52,19 +52,19 @@ class Whereabouts:
         self._mark: tuple[tuple[int, int], ...] = ()
         self._since_s = time.monotonic()
 
-    def look(self) -> tuple[Place, float]:
-        """The place now, and the seconds since the main thread was first seen at this very instruction."""
+    def sample(self) -> tuple[CodeLocation, float]:
+        """The location now, and the seconds since the main thread was first seen at this instruction."""
         stack = stack_of(self._thread or 0)
         mark = tuple((id(frame), frame.f_lasti) for frame in stack[:4])
         now_s = time.monotonic()
         if mark != self._mark:
             self._mark, self._since_s = mark, now_s
-        place = _place(stack, waits_for_device=self._waits_for_device)
+        place = location_of(stack, waits_for_device=self._waits_for_device)
         if _module(stack[0]).startswith("torch.autograd"):
             # on a GPU a backward, and what it exchanges, runs on autograd's own threads
             others = (stack_of(thread) for thread in sys._current_frames() if thread != self._thread)
-            found = (_place(o, waits_for_device=self._waits_for_device) for o in others if o)
-            place = next((other for other in found if other.is_collective), place)
+            locations = (location_of(o, waits_for_device=self._waits_for_device) for o in others if o)
+            place = next((other for other in locations if other.is_collective), place)
         return place, now_s - self._since_s
 
 
@@ -77,21 +77,22 @@ def stack_of(thread: int) -> list[FrameType]:
     return [frame for frame in frames if frame is not None]
 
 
-def _place(stack: list[FrameType], *, waits_for_device: bool = False) -> Place:
+def location_of(stack: list[FrameType], *, waits_for_device: bool = False) -> CodeLocation:
+    """The location of a thread by its frames, from the innermost outwards."""
     if (_module(stack[0]), stack[0].f_code.co_name) == READS:
-        return Place(text=f"read ({_line(stack[min(1, len(stack) - 1)])})", is_collective=True)
+        return CodeLocation(text=f"read ({_line(stack[min(1, len(stack) - 1)])})", is_collective=True)
     caller = next((f for f in stack if not _is_of(f, (*COLLECTIVES, *BETWEEN))), stack[-1])
     inner = stack[: stack.index(caller)]
     names = [f.f_code.co_name for f in inner if _is_of(f, COLLECTIVES) and f.f_code.co_name != "wrapper"]
     names = [name for name in names if not name.startswith("_") and "wrapper" not in name]
     if names:  # the outermost is what the caller wrote
-        return Place(text=f"{names[-1]} ({_line(caller)})", is_collective=True)
+        return CodeLocation(text=f"{names[-1]} ({_line(caller)})", is_collective=True)
     if not inner and ".wait()" in linecache.getline(caller.f_code.co_filename, _number(caller)):
         name = ASYNC.get(caller.f_code.co_name, "wait")
-        return Place(text=f"{name} ({_line(caller)})", is_collective=True)
+        return CodeLocation(text=f"{name} ({_line(caller)})", is_collective=True)
     ours = next((f for f in stack if _is_of(f, OURS)), stack[0])
     is_wait = waits_for_device and _is_of(stack[0], DEVICE)
-    return Place(text=f"{ours.f_code.co_name} ({_line(ours)})", is_collective=is_wait)
+    return CodeLocation(text=f"{ours.f_code.co_name} ({_line(ours)})", is_collective=is_wait)
 
 
 def _module(frame: FrameType) -> str:

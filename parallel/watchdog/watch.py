@@ -1,9 +1,10 @@
-"""No rank waits for ever: every rank's heartbeat, and a verdict when one of them stands still or is gone.
+"""The watchdog: no rank waits for ever. A rank that stands still or is gone is named, and all ranks end.
 
-Each rank posts to the store of the process group, every few tenths of a second, at which step and where in
-the code its main thread is (`whereabouts`). A rank whose main thread has not moved for the stated time reads
-what the others posted, names the one that all wait for, and ends; the others read the verdict and end too.
-Two threads do it: one alone talks to the store, so that a store whose host stands still cannot silence both.
+Each rank posts its step and the location of its main thread (stack.py) to the store of the process group,
+every few tenths of a second. A rank whose main thread has not moved for the time-out reads what the others
+posted, names the rank that all wait for (diagnosis.py), and ends; the others read the diagnosis and end too.
+Two threads do it: only one of them uses the store, so that a store whose host stands still cannot silence
+both.
 """
 
 import json
@@ -17,88 +18,115 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as dist
 
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.identity import identity, node_name
-from parallel.watchdog.diagnosis import judge
-from parallel.watchdog.lost import Search
-from parallel.watchdog.stack import Place, Whereabouts
-from parallel.watchdog.status import STORE_ERRORS, read_posts
+from parallel.watchdog.diagnosis import (
+    DIAGNOSIS,
+    STORE_ERRORS,
+    LostRankSearch,
+    diagnose,
+    read_statuses,
+)
+from parallel.watchdog.stack import CodeLocation, StackSampler
 
-EARLY = 0.9  # of the stated time: before the process groups' own time-out
-SLOW = 3.0  # times the stated time: what phases may take that are known to be slow
+EARLY = 0.9  # of the time-out: before that of the process groups
+SLOW = 3.0  # times the time-out: what phases may take that are known to be slow
 LOST_S = 60.0  # of silence, with NCCL: a collective with a dead rank does not return, nor raise
 AT_END_S = 5.0
-TOGETHER_S = 10.0  # for rank 0 to write everything down
+RANK_0_S = 10.0  # for rank 0 to write everything down
 PREFIX = "watch"  # of its keys, where the store is shared
 NCCL = "nccl"  # the key that is there where collectives run on GPUs
 
 
 @dataclass(frozen=True, kw_only=True)
-class Codes:
-    """Exit statuses that the watch ends a process with."""
+class WatchdogOptions:
+    """How the watchdog of a rank works.
 
-    hang: int
-    lost: int
+    Args:
+        timeout_s: how long a main thread may stand still.
+        hang_code: exit status where ranks wait for one that stands still.
+        lost_code: exit status where a rank is gone.
+        hosts_store: whether the store lives in this process.
+        listen_s: how often to read what the others posted; None: only when this main thread stands still.
+        nccl: whether collectives run on the device: then nothing tells the host that another rank is dead.
+        lost_s: silence after which a rank is lost, with NCCL.
+        clock: monotonic seconds.
+        end_process: ends this process with a status.
+    """
+
+    timeout_s: float
+    hang_code: int
+    lost_code: int
+    hosts_store: bool = False
+    listen_s: float | None = None
+    nccl: bool = False
+    lost_s: float = LOST_S
+    clock: Callable[[], float] = time.monotonic
+    end_process: Callable[[int], Any] = os._exit
 
 
-class Watch:
-    """One rank's part of the watch; `beat` tells it that the main thread gets on.
+class Watchdog:
+    """One rank's watchdog; `beat` tells it that the main thread makes progress.
 
     Args:
         store: a connection that no one else uses.
         rank: of this process.
         world_size: ranks.
-        timeout_s: how long a main thread may stand still.
-        codes: to end with.
-        hosts_store: whether the store lives in this process.
-        at_end: called with the code and the line before the process ends, for `AT_END_S` at most.
-        listen_s: how often to read what the others posted; None: when this main thread stands still.
-        nccl: whether collectives run on the device: then nothing tells the host that another rank is dead.
+        options: the rest.
+        sampler: of the main thread's stack; None for one of its own.
+        at_end: called with the exit status and the diagnosis before the process ends, for `AT_END_S` at most.
     """
 
     def __init__(
         self,
         store: dist.Store,
-        *,
         rank: int,
         world_size: int,
-        timeout_s: float,
-        codes: Codes,
-        hosts_store: bool = False,
+        options: WatchdogOptions,
+        *,
+        sampler: StackSampler | None = None,
         at_end: Callable[[int, str], None] | None = None,
-        listen_s: float | None = None,
-        nccl: bool = False,
     ) -> None:
-        self.rank, self.world_size, self.timeout_s, self.codes = rank, world_size, timeout_s, codes
-        self._store, self.hosts_store, self.at_end, self._listen_s = store, hosts_store, at_end, listen_s
-        self.verdict = ""  # what this rank or another found out about the end of all
-        self.interval_s = min(2.0, max(0.1, timeout_s / 20))
+        self.rank, self.world_size, self.options, self.at_end = rank, world_size, options, at_end
+        self.diagnosis = ""  # why all ranks end, by this rank or another
+        self.interval_s = min(2.0, max(0.1, options.timeout_s / 20))
         self.step, self.phase_name = 0, "start"
-        self._limit_s, self._since_s = SLOW * timeout_s, time.monotonic()
-        self._whereabouts, self._posts = Whereabouts(waits_for_device=nccl), 0
-        self.nccl, self._lost_s = nccl, LOST_S if nccl else math.inf
+        self._store, self._clock = store, options.clock
+        self._limit_s, self._since_s = SLOW * options.timeout_s, self._clock()
+        self._sampler, self._posts = sampler or StackSampler(waits_for_device=options.nccl), 0
+        self._lost_s = options.lost_s if options.nccl else math.inf
         self._seen: dict[int, tuple[dict[str, Any], float]] = {}  # status, when it last changed
         self._who: dict[int, dict[str, Any]] = {}
         self._listened_s = -math.inf
-        self._talked_s = time.monotonic()
+        self._posted_s = self._clock()
         self._closed, self._ending = threading.Event(), threading.Lock()
         store.set(f"who/{rank}", json.dumps(identity() | {"node": node_name()}))
-        store.set(NCCL, "") if nccl else None
-        for work in (self._talk, self._decide) if world_size > 1 else ():
-            threading.Thread(target=work, name=f"watch{work.__name__}", daemon=True).start()
+        if options.nccl:
+            store.set(NCCL, "")
+        for target, name in (
+            ((self._post_loop, "post"), (self._watch_loop, "watch")) if world_size > 1 else ()
+        ):
+            threading.Thread(target=target, name=f"watchdog-{name}", daemon=True).start()
+
+    @property
+    def timeout_s(self) -> float:
+        """How long a main thread may stand still."""
+        return self.options.timeout_s
+
+    # --- from the main thread
 
     def beat(self, step: int | None = None) -> None:
-        """The main thread has got on."""
+        """The main thread makes progress."""
         self.step = self.step if step is None else step
-        self._since_s = time.monotonic()
+        self._since_s = self._clock()
 
     @contextmanager
     def phase(self, name: str, limit_s: float | None = None) -> Iterator[None]:
-        """The main thread is in a phase that may take longer, by default `SLOW` times the stated time."""
+        """Name a phase that may take longer than the time-out, by default `SLOW` times as long."""
         before = self.phase_name, self._limit_s
         self.phase_name, self._limit_s = name, SLOW * self.timeout_s if limit_s is None else limit_s
         self.beat()
@@ -109,44 +137,44 @@ class Watch:
             self.beat()
 
     def begin(self, step: int) -> None:
-        """A step is made, so the start is over: from here on the stated time holds outside of phases."""
+        """End the start: from here on the time-out holds outside of phases."""
         self.phase_name, self._limit_s = "train", self.timeout_s
         self.beat(step)
 
-    def say_farewell(self, line: str) -> None:
-        """Tell the others why this rank ends, so that they need not guess."""
+    def post_reason(self, line: str) -> None:
+        """Post why this rank ends, so that the others need not search."""
         try:
             self._store.clone().set(f"words/{self.rank}", line)
         except STORE_ERRORS:
-            sys.stderr.flush()  # the store went first: nobody is there to be told
+            sys.stderr.flush()  # the store ended first: no rank is left to read it
 
     def close(self) -> None:
-        """End the watch; this process goes on."""
+        """End the watchdog; this process goes on."""
         self._closed.set()
 
-    def go_after_first(self) -> None:
-        """Return when rank 0 has come here too, after `TOGETHER_S` at the latest.
+    def wait_for_rank_0(self) -> None:
+        """Return when rank 0 has called it too, after `RANK_0_S` at the latest.
 
         The launcher may kill the other ranks as soon as one has ended, and rank 0 writes for all.
         """
         if self.world_size > 1:
-            meeting = threading.Thread(target=self._meet_first, daemon=True)  # a store may never answer
-            meeting.start()
-            meeting.join(TOGETHER_S)
+            waiting = threading.Thread(target=self._meet_rank_0, daemon=True)  # a store may never answer
+            waiting.start()
+            waiting.join(RANK_0_S)
 
-    def _meet_first(self) -> None:
+    def _meet_rank_0(self) -> None:
         try:
             store = self._store.clone()
             if self.rank == 0:
                 store.set("written", "")
             else:
-                store.wait(["written"], timedelta(seconds=TOGETHER_S))
+                store.wait(["written"], timedelta(seconds=RANK_0_S))
         except STORE_ERRORS:
             return  # rank 0 kept the store and is gone: it has written
 
-    def roll_call(self) -> list[dict[str, Any]]:
-        """Each rank's node, process, step, phase and place, and the seconds since nothing new was heard."""
-        now_s = time.monotonic()
+    def rank_statuses(self) -> list[dict[str, Any]]:
+        """Each rank's node, process, step, phase and place, and the seconds since its status last changed."""
+        now_s = self._clock()
         seen = {**self._seen, self.rank: (self.status(), now_s)}
         who = {**self._who, self.rank: identity() | {"node": node_name()}}
         return [
@@ -160,27 +188,40 @@ class Watch:
             for rank, (status, at_s) in sorted(seen.items())
         ]
 
-    # --- a connection is gone
-
-    def find_lost(self, patience_s: float = 5.0) -> tuple[int, str]:
-        """After a lost connection: the code to end with, and who is gone; "" where that has been said."""
+    def find_lost_rank(self, patience_s: float = 5.0) -> tuple[int, str]:
+        """After a broken connection: the exit status, and which rank is lost ("" if reported already)."""
         self._closed.set()
+        lost_code = self.options.lost_code
         try:
             store = self._store.clone()
         except STORE_ERRORS:
-            return self.codes.lost, "lost rank 0, which kept the store, or its node"
-        code, self.verdict, is_said = Search(store, self.rank, self.world_size, self.codes.lost).find(
-            patience_s
-        )
-        line = self.verdict or f"rank {self.rank} lost its connection to another rank at step {self.step}"
-        return self.codes.lost if code is None else code, "" if is_said else line
+            return lost_code, "lost rank 0, which kept the store, or its node"
+        search = LostRankSearch(store, self.rank, self.world_size, lost_code)
+        code, self.diagnosis, is_reported = search.find(patience_s)
+        unknown = f"rank {self.rank} lost its connection to another rank at step {self.step}"
+        line = self.diagnosis or unknown
+        return lost_code if code is None else code, "" if is_reported else line
 
-    # --- threads
+    # --- the thread that uses the store
+
+    def _post_loop(self) -> None:
+        while not self._closed.wait(self.interval_s):
+            try:
+                self._posts += 1
+                self._store.set(f"beat/{self.rank}", json.dumps(self.status()))
+                if self._store.check([DIAGNOSIS]):
+                    diagnosis = json.loads(self._store.get(DIAGNOSIS))
+                    self._end(diagnosis["code"], diagnosis["line"])
+                if self._is_to_listen():
+                    self._listen()
+                self._posted_s = self._clock()
+            except STORE_ERRORS:  # its host is gone: the main thread will notice, or `_watch_loop`
+                return
 
     def status(self) -> dict[str, Any]:
-        """What this rank posts of itself."""
-        place, still_s = self._look()
-        age_s = time.monotonic() - self._since_s
+        """The status that this rank posts."""
+        location, still_s = self._sample()
+        age_s = self._clock() - self._since_s
         return {
             "posts": self._posts,
             "step": self.step,
@@ -188,112 +229,102 @@ class Watch:
             "limit_s": self._limit_s,
             "age_s": age_s,
             "still_s": min(still_s, age_s),
-            "place": place.text,
-            "is_collective": place.is_collective,
+            "place": location.text,
+            "is_collective": location.is_collective,
             "time_s": time.time(),
         }
 
-    def _look(self) -> tuple[Place, float]:
-        """Where the main thread is; a frame that cannot be read must not end the watch."""
+    def _sample(self) -> tuple[CodeLocation, float]:
+        """Where the main thread is; a frame that cannot be read must not end the watchdog."""
         try:
-            return self._whereabouts.look()
-        except Exception as error:  # whatever it is, a thread that dies of it would leave a hang unseen
-            age_s = time.monotonic() - self._since_s
-            return Place(text=f"a place that cannot be read ({error})", is_collective=False), age_s
-
-    def _talk(self) -> None:
-        while not self._closed.wait(self.interval_s):
-            try:
-                self._posts += 1
-                self._store.set(f"beat/{self.rank}", json.dumps(self.status()))
-                if self._store.check(["verdict"]):
-                    verdict = json.loads(self._store.get("verdict"))
-                    self._end(verdict["code"], verdict["line"])
-                if self._is_to_listen():
-                    self._listen()
-                self._talked_s = time.monotonic()
-            except STORE_ERRORS:  # its host is gone: the main thread will notice, or `_decide`
-                return
+            return self._sampler.sample()
+        except Exception as error:  # any: a thread that dies of it would leave a hang undetected
+            age_s = self._clock() - self._since_s
+            return CodeLocation(text=f"a place that cannot be read ({error})", is_collective=False), age_s
 
     def _is_to_listen(self) -> bool:
-        now_s = time.monotonic()
+        now_s, listen_s = self._clock(), self.options.listen_s
         is_new = len(self._seen) < self.world_size - 1
-        is_due = self._listen_s is not None and (is_new or now_s - self._listened_s > self._listen_s)
+        is_due = listen_s is not None and (is_new or now_s - self._listened_s > listen_s)
         return is_due or now_s - self._since_s > self.timeout_s / 3
 
     def _listen(self) -> None:
         """Read what the others posted."""
-        now_s = self._listened_s = time.monotonic()
+        now_s = self._listened_s = self._clock()
         others = [rank for rank in range(self.world_size) if rank != self.rank]
-        if self._listen_s is not None:
-            self._who |= read_posts(self._store, "who", [rank for rank in others if rank not in self._who])
-        for rank, status in read_posts(self._store, "beat", others).items():
+        if self.options.listen_s is not None:
+            unknown = [rank for rank in others if rank not in self._who]
+            self._who |= read_statuses(self._store, "who", unknown)
+        for rank, status in read_statuses(self._store, "beat", others).items():
             before = self._seen.get(rank)
             if before is None or before[0]["posts"] != status["posts"]:
                 self._seen[rank] = status, now_s
 
-    def _decide(self) -> None:
+    # --- the thread that decides
+
+    def _watch_loop(self) -> None:
         while not self._closed.wait(self.interval_s / 2):
-            status, now_s = self.status(), time.monotonic()
+            status, now_s = self.status(), self._clock()
             is_late = status["still_s"] >= EARLY * max(self.timeout_s, status["limit_s"])
             if not (is_late or (status["is_collective"] and status["still_s"] > self._lost_s / 2)):
                 continue
             silence_s = max(3 * self.interval_s, self.timeout_s / 5) if is_late else self._lost_s
-            if now_s - self._talked_s > silence_s:
-                self._condemn(
-                    f"rank {self.rank}: {self._mute_store(status, now_s)}", "store", self.codes.hang
-                )
+            if now_s - self._posted_s > silence_s:
+                line = f"rank {self.rank}: {self._store_silence(status, now_s)}"
+                self._report_and_end(line, "store", self.options.hang_code)
             silent = {rank for rank, (_, at_s) in self._seen.items() if now_s - at_s > silence_s}
-            heard = {rank: seen for rank, (seen, _) in self._seen.items()} | {self.rank: status}
-            busy = (seen for rank, seen in heard.items() if rank not in silent and rank != self.rank)
+            statuses = {rank: seen for rank, (seen, _) in self._seen.items()} | {self.rank: status}
+            busy = (seen for rank, seen in statuses.items() if rank not in silent and rank != self.rank)
             if any(seen["age_s"] < EARLY * seen["limit_s"] and not seen["is_collective"] for seen in busy):
-                continue  # a rank that is awake, and whose phase may last
+                continue  # a rank that is at work, and whose phase may last
             if is_late or silent:
-                code = self.codes.hang if is_late else self.codes.lost
-                self._condemn(judge(heard, silent, self.world_size), self._claim(), code)
+                code = self.options.hang_code if is_late else self.options.lost_code
+                self._report_and_end(diagnose(statuses, silent, self.world_size), self._claim(), code)
 
-    def _mute_store(self, status: dict[str, Any], now_s: float) -> str:
+    def _store_silence(self, status: dict[str, Any], now_s: float) -> str:
         return (
             f"the process that keeps the store (rank 0, or what started it) has said nothing for "
-            f"{now_s - self._talked_s:.0f} s; this rank waits at step {status['step']}, in {status['place']}"
+            f"{now_s - self._posted_s:.0f} s; this rank waits at step {status['step']}, in {status['place']}"
         )
 
-    def _claim(self) -> str:
-        """Whether this rank is the first to judge, asked in a thread, for the store may never answer."""
+    def _claim(self) -> Literal["first", "later", "store"]:
+        """Whether this rank is the first with a diagnosis; "store" where the store does not answer."""
         answer: list[int] = []
 
-        def ask() -> None:
+        def add() -> None:
             answer.append(self._store.clone().add("claims", 1))
 
-        asking = threading.Thread(target=ask, daemon=True)
-        asking.start()
-        asking.join(max(0.5, self.timeout_s * (1 - EARLY) / 2))
+        adding = threading.Thread(target=add, daemon=True)
+        adding.start()
+        adding.join(max(0.5, self.timeout_s * (1 - EARLY) / 2))
         return "store" if not answer else "first" if answer[0] == 1 else "later"
 
-    def _condemn(self, line: str, claim: str, code: int) -> None:
-        """Say the verdict, leave it for the others, and end with `code`."""
+    def _report_and_end(self, line: str, claim: Literal["first", "later", "store"], code: int) -> None:
+        """Report the diagnosis, post it for the others, and end with `code`."""
         if claim == "first":
-            self._store.clone().set("verdict", json.dumps({"code": code, "line": line}))
+            self._store.clone().set(DIAGNOSIS, json.dumps({"code": code, "line": line}))
         if claim != "later":
-            sys.stderr.write(f"{'HangError' if code == self.codes.hang else 'LostRankError'}: {line}\n")
+            name = "HangError" if code == self.options.hang_code else "LostRankError"
+            sys.stderr.write(f"{name}: {line}\n")
         self._end(code, line)
 
     def _end(self, code: int, line: str = "") -> None:
         with self._ending:
             if self._closed.is_set():
                 return
-            self.verdict = line
+            self.diagnosis = line
             if self.at_end is not None:  # in a thread: what it writes to may be what hangs
                 ending = threading.Thread(target=self.at_end, args=(code, line), daemon=True)
                 ending.start()
                 ending.join(AT_END_S)
             sys.stderr.flush()
-            if self.hosts_store:
-                time.sleep(2 * self.interval_s + 0.5)  # for the others to read the verdict
-            os._exit(code)
+            if self.options.hosts_store:
+                time.sleep(2 * self.interval_s + 0.5)  # for the others to read the diagnosis
+            self._closed.set()
+            self.options.end_process(code)
 
 
 def connect(store: dist.Store) -> dist.Store:
-    """A connection of our own to the store of the default process group, apart from earlier ones."""
+    """A connection to the store of the default process group, with keys apart from those of earlier ones."""
     name = gather_objects(uuid.uuid4().hex)[0]
     return dist.PrefixStore(f"{PREFIX}-{name}", store).clone()

@@ -6,12 +6,12 @@ import torch.distributed as dist
 from launcher.exit_codes import ExitCode
 from launcher.process.classify_exit import as_run_error
 from parallel.ranks.identity import node_name
-from parallel.watchdog.watch import Codes, Watch
+from parallel.watchdog.watch import Watchdog, WatchdogOptions
 
 
 @pytest.fixture
-def watch() -> Watch:
-    found = Watch(dist.HashStore(), rank=3, world_size=1, timeout_s=60, codes=Codes(hang=81, lost=80))
+def watch() -> Watchdog:
+    found = Watchdog(dist.HashStore(), 3, 1, WatchdogOptions(timeout_s=60, hang_code=81, lost_code=80))
     found.begin(7)
     return found
 
@@ -27,7 +27,7 @@ def watch() -> Watch:
     ],
 )
 def test_a_gpu_that_fails_is_named_with_its_node_and_the_run_goes_on_elsewhere(
-    watch: Watch, text: str
+    watch: Watchdog, text: str
 ) -> None:
     found = as_run_error(RuntimeError(text), watch, 8, 1)
     assert found is not None
@@ -48,5 +48,5 @@ def test_a_gpu_that_fails_is_named_with_its_node_and_the_run_goes_on_elsewhere(
         "CUDA error: misaligned address",
     ],
 )
-def test_a_kernels_mistake_is_a_bug(watch: Watch, text: str) -> None:
+def test_a_kernels_mistake_is_a_bug(watch: Watchdog, text: str) -> None:
     assert as_run_error(RuntimeError(text), watch, 8, 1) is None

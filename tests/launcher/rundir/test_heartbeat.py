@@ -13,17 +13,16 @@ import torch.distributed as dist
 from launcher.rundir import heartbeat
 from launcher.rundir.heartbeat import Heartbeat, interval_s
 from launcher.rundir.paths import RunFiles, read_json
-from parallel.watchdog.watch import Codes, Watch
+from parallel.watchdog.watch import Watchdog, WatchdogOptions
 
 
 @pytest.fixture
-def watches() -> Iterator[list[Watch]]:
+def watches() -> Iterator[list[Watchdog]]:
     """Of two ranks; rank 0 listens to rank 1 all the time."""
-    store, codes = dist.HashStore(), Codes(hang=81, lost=80)
+    store = dist.HashStore()
+    options = WatchdogOptions(timeout_s=6, hang_code=81, lost_code=80, listen_s=0.1)
     with mock.patch("parallel.watchdog.watch.node_name", return_value="n1"):
-        found = [
-            Watch(store, rank=rank, world_size=2, timeout_s=6, codes=codes, listen_s=0.1) for rank in (0, 1)
-        ]
+        found = [Watchdog(store, rank, 2, options) for rank in (0, 1)]
     yield found
     for watch in found:
         watch.close()
@@ -36,7 +35,7 @@ def wait_for(condition: Callable[[], bool]) -> None:
         time.sleep(0.01)
 
 
-def test_what_it_says(tmp_path: Path, watches: list[Watch], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_it_says(tmp_path: Path, watches: list[Watchdog], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeat, "LONGEST_S", 0.05)
     monkeypatch.setenv("SLURM_JOB_ID", "12")
     run = RunFiles(tmp_path)
@@ -65,7 +64,7 @@ def test_what_it_says(tmp_path: Path, watches: list[Watch], monkeypatch: pytest.
     assert [path.name for path in tmp_path.iterdir()] == ["progress.json"]
 
 
-def test_a_write_that_fails_costs_nothing(tmp_path: Path, watches: list[Watch]) -> None:
+def test_a_write_that_fails_costs_nothing(tmp_path: Path, watches: list[Watchdog]) -> None:
     run = RunFiles(tmp_path)
     with mock.patch.object(Path, "write_text", side_effect=OSError(28, "No space left on device")):
         beating = Heartbeat(run, watches[0])
@@ -82,7 +81,8 @@ def test_three_times_before_a_hang_is_one(timeout_s: float, every_s: float) -> N
 def test_a_thousand_ranks_are_cheap(tmp_path: Path) -> None:
     """In one request of the store; the bound is ten times what it takes here."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    watch = Watch(store, rank=0, world_size=1, timeout_s=600, codes=Codes(hang=81, lost=80), listen_s=5)
+    options = WatchdogOptions(timeout_s=600, hang_code=81, lost_code=80, listen_s=5)
+    watch = Watchdog(store, 0, 1, options)
     watch.world_size = 1000
     for rank in range(1, 1000):
         store.set(f"who/{rank}", json.dumps({"node": f"n{rank // 8}", "pid": rank}))
@@ -90,4 +90,4 @@ def test_a_thousand_ranks_are_cheap(tmp_path: Path) -> None:
     start_s = time.monotonic()
     watch._listen()
     assert time.monotonic() - start_s < 0.5
-    assert len(watch.roll_call()) == 1000
+    assert len(watch.rank_statuses()) == 1000

@@ -4,6 +4,7 @@ import json
 import re
 import threading
 import time
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,9 +14,20 @@ import torch.distributed as dist
 
 from parallel.ranks.collectives import AsyncAllToAll, sum_over
 from parallel.ranks.host import read
-from parallel.watchdog.diagnosis import judge
-from parallel.watchdog.stack import Place, Whereabouts, _place, stack_of
-from parallel.watchdog.watch import Codes, Watch
+from parallel.watchdog.diagnosis import DIAGNOSIS, diagnose
+from parallel.watchdog.stack import CodeLocation, StackSampler, location_of, stack_of
+from parallel.watchdog.watch import Watchdog, WatchdogOptions
+
+
+class FixedSampler(StackSampler):
+    """Answers with what a function returns."""
+
+    def __init__(self, answer: Callable[[], Any]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def sample(self) -> Any:
+        return self.answer()
 
 
 def status(
@@ -31,7 +43,7 @@ def test_the_silent_rank() -> None:
         2: status(17, "all_to_all_single (b.py:5)", posted_s=69),
         3: status(17),
     }
-    assert judge(heard, {2}, 4) == (
+    assert diagnose(heard, {2}, 4) == (
         "rank 2 has said nothing for 31 s; it was at step 17, in all_to_all_single (b.py:5); "
         "ranks 0, 1, 3 wait for it in all_reduce (a.py:1) at step 17"
     )
@@ -59,7 +71,7 @@ def test_the_silent_rank() -> None:
     ],
 )
 def test_the_rank_in_the_way(heard: dict[int, dict[str, Any]], line: str) -> None:
-    assert judge(heard, set(), len(heard) if 0 in heard else 2) == line
+    assert diagnose(heard, set(), len(heard) if 0 in heard else 2) == line
 
 
 def place_in(target: Any) -> Any:
@@ -67,7 +79,7 @@ def place_in(target: Any) -> Any:
     thread = threading.Thread(target=target, daemon=True)
     thread.start()
     time.sleep(0.3)
-    return _place(stack_of(thread.ident or 0))
+    return location_of(stack_of(thread.ident or 0))
 
 
 def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -96,7 +108,7 @@ def test_a_read_of_the_device_is_a_wait_for_others() -> None:
     held.acquire()
     found = place_in(lambda: read(SimpleNamespace(cpu=held.acquire)))  # type: ignore[arg-type]
     assert found.is_collective
-    assert found.text.startswith("read (tests/parallel/watchdog/test_verdict.py:")
+    assert found.text.startswith("read (tests/parallel/watchdog/test_watchdog.py:")
 
 
 DEVICE_WAITS = (
@@ -128,8 +140,8 @@ def frame_in(module: str, name: str = "f", line: int = 7) -> Any:
 @pytest.mark.parametrize("module", DEVICE_WAITS + OWN_WORK)
 def test_with_nccl_to_stand_in_torchs_code_is_to_wait_for_others(module: str) -> None:
     stack = [frame_in(module), frame_in("launcher.training.trainer", "train_step", 246)]
-    assert _place(stack, waits_for_device=True).is_collective == (module in DEVICE_WAITS)
-    assert not _place(stack).is_collective
+    assert location_of(stack, waits_for_device=True).is_collective == (module in DEVICE_WAITS)
+    assert not location_of(stack).is_collective
 
 
 @pytest.mark.parametrize("late", [0, 2, 3])
@@ -142,26 +154,31 @@ def test_with_nccl_the_rank_that_waits_for_its_data_is_named(late: int) -> None:
     ]
     stacks = {rank: waits[rank % 3] for rank in range(4)}
     stacks[late] = [frame_in("threading", "wait"), frame_in("data_shards.stream.workers", "_finished", 186)]
-    places = {rank: _place(stack, waits_for_device=True) for rank, stack in stacks.items()}
+    places = {rank: location_of(stack, waits_for_device=True) for rank, stack in stacks.items()}
     heard = {rank: status(7, place.text, is_collective=place.is_collective) for rank, place in places.items()}
     culprit = f"rank {late} is at step 7, for 9 s in _finished (data_shards/stream/workers.py:186); "
-    assert judge(heard, set(), 4).startswith(culprit)
+    assert diagnose(heard, set(), 4).startswith(culprit)
 
 
 @pytest.mark.parametrize("nccl", [True, False])
-def test_with_nccl_a_rank_that_falls_silent_is_lost_before_the_time_out(
-    monkeypatch: pytest.MonkeyPatch, nccl: bool
-) -> None:
+def test_with_nccl_a_rank_that_falls_silent_is_lost_before_the_time_out(nccl: bool) -> None:
     """Gloo raises at once where a peer is dead; NCCL neither returns nor raises."""
     ends: list[tuple[int, str]] = []
-    monkeypatch.setattr("parallel.watchdog.watch.LOST_S", 0.6)
-    monkeypatch.setattr(Watch, "_end", lambda self, code, line="": ends.append((code, line)))
-    where = Place(text="read (parallel/experts/exchange.py:135)", is_collective=True), 100.0
-    monkeypatch.setattr(Whereabouts, "look", lambda self: where)
-    store, codes = dist.HashStore(), Codes(hang=81, lost=80)
+    options = WatchdogOptions(
+        timeout_s=4,
+        hang_code=81,
+        lost_code=80,
+        listen_s=0.05,
+        nccl=nccl,
+        lost_s=0.6,
+        end_process=lambda code: None,
+    )
+    location = CodeLocation(text="read (parallel/experts/exchange.py:135)", is_collective=True)
+    sampler = FixedSampler(lambda: (location, 100.0))
+    store = dist.HashStore()
     store.set("who/1", json.dumps({"host": "host-1", "pid": 1, "start": "1"}))
     store.set("beat/1", json.dumps(status(7, age_s=1.0, limit_s=60.0, posts=1)))
-    watch = Watch(store, rank=0, world_size=2, timeout_s=4, codes=codes, listen_s=0.05, nccl=nccl)
+    watch = Watchdog(store, 0, 2, options, sampler=sampler, at_end=lambda *end: ends.append(end))
     deadline_s = time.monotonic() + (8 if nccl else 1.5)
     while not ends and time.monotonic() < deadline_s:
         time.sleep(0.05)
@@ -170,16 +187,16 @@ def test_with_nccl_a_rank_that_falls_silent_is_lost_before_the_time_out(
         assert ends == []
         return
     code, line = ends[0]
-    assert code == codes.lost
+    assert code == options.lost_code
     assert re.match(r"rank 1 has said nothing for .* s; it was at step 7, in all_reduce \(a.py:1\); ", line)
-    assert json.loads(store.get("verdict")) == {"code": code, "line": line}
+    assert json.loads(store.get(DIAGNOSIS)) == {"code": code, "line": line}
 
 
-def test_a_frame_between_two_lines_has_a_place() -> None:
+def test_a_frame_between_two_lines_has_alocation_of() -> None:
     """In CPython 3.11 its f_lineno is None."""
     code = SimpleNamespace(co_filename=__file__, co_firstlineno=5, co_name="f")
     frame: Any = SimpleNamespace(f_lineno=None, f_code=code, f_globals={"__name__": "parallel.x"})
-    assert _place([frame]).text == "f (parallel/x.py:5)"
+    assert location_of([frame]).text == "f (parallel/x.py:5)"
 
 
 def test_a_stack_is_that_of_the_thread_whole_and_in_order() -> None:
@@ -205,18 +222,18 @@ def test_a_stack_is_that_of_the_thread_whole_and_in_order() -> None:
     assert stack_of(seen[0]) == []
 
 
-def test_what_cannot_be_read_does_not_end_the_watch(monkeypatch: pytest.MonkeyPatch) -> None:
-    watch = Watch(dist.HashStore(), rank=0, world_size=1, timeout_s=5, codes=Codes(hang=81, lost=80))
-    monkeypatch.setattr(watch._whereabouts, "look", lambda: 1 / 0)
+def test_what_cannot_be_read_does_not_end_the_watch() -> None:
+    options = WatchdogOptions(timeout_s=5, hang_code=81, lost_code=80)
+    watch = Watchdog(dist.HashStore(), 0, 1, options, sampler=FixedSampler(lambda: 1 / 0))
     assert watch.status()["place"] == "a place that cannot be read (division by zero)"
 
 
 def test_for_how_long_the_main_thread_stands_still() -> None:
-    here, answers = Whereabouts(), []
+    here, answers = StackSampler(), []
 
     def look() -> None:
         for _ in range(3):
-            answers.append(here.look()[1])
+            answers.append(here.sample()[1])
             time.sleep(0.2)
 
     thread = threading.Thread(target=look)
@@ -224,16 +241,15 @@ def test_for_how_long_the_main_thread_stands_still() -> None:
     thread.join()
     assert answers[0] == 0
     assert answers[2] > 0.15
-    here.look()
+    here.sample()
     time.sleep(0.01)
-    assert here.look()[1] < 0.35
+    assert here.sample()[1] < 0.35
 
 
 def test_a_rank_of_another_machine_that_posts_nothing_more_is_the_lost_one() -> None:
     """Rank 1 looks for it too, rank 2 still waits in a collective, rank 3 is gone."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    codes = Codes(hang=81, lost=80)
-    watch = Watch(store, rank=0, world_size=1, timeout_s=60, codes=codes)
+    watch = Watchdog(store, 0, 1, WatchdogOptions(timeout_s=60, hang_code=81, lost_code=80))
     watch.world_size = 4
     for rank in range(4):
         store.set(f"who/{rank}", json.dumps({"host": f"host-{rank}", "pid": 1, "start": "1"}))
@@ -242,7 +258,7 @@ def test_a_rank_of_another_machine_that_posts_nothing_more_is_the_lost_one() -> 
     posting = threading.Timer(0.1, lambda: store.set("beat/2", json.dumps(status(7) | {"posts": 2})))
     posting.start()
     line = "lost rank 3: nothing heard of it for 0 s; it was at step 7, in all_reduce (a.py:1)"
-    assert watch.find_lost(0.4) == (80, line)
-    assert json.loads(store.get("verdict")) == {"code": 80, "line": line}
-    assert watch.find_lost(0.4) == (80, "")
+    assert watch.find_lost_rank(0.4) == (80, line)
+    assert json.loads(store.get(DIAGNOSIS)) == {"code": 80, "line": line}
+    assert watch.find_lost_rank(0.4) == (80, "")
     posting.join()
