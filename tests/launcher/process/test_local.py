@@ -11,6 +11,7 @@ import torch.distributed as dist
 from launcher.exit_codes import ExitCode
 from launcher.process import local_launcher as local
 from launcher.process.local_launcher import _Family
+from parallel.watchdog.diagnosis import DIAGNOSIS
 from parallel.watchdog.watch import NCCL
 
 
@@ -55,7 +56,7 @@ def test_the_dead_rank_is_named_with_its_last_place(capsys: pytest.CaptureFixtur
     assert ranks.wait() == ExitCode.LOST_RANK
     line = "lost rank 1: killed by SIGKILL; it was at step 7, in f (a.py:1)"
     assert capsys.readouterr().err == f"LostRankError: {line}\n"
-    assert json.loads(ranks.store.get("verdict")) == {"code": 80, "line": line}
+    assert json.loads(ranks.store.get(DIAGNOSIS)) == {"code": 80, "line": line}
 
 
 def test_the_kernel_killed_a_rank_for_want_of_memory(

@@ -66,7 +66,7 @@ def test_what_it_says(tmp_path: Path, watches: list[Watchdog], monkeypatch: pyte
 
 def test_a_write_that_fails_costs_nothing(tmp_path: Path, watches: list[Watchdog]) -> None:
     run = RunFiles(tmp_path)
-    with mock.patch.object(Path, "write_text", side_effect=OSError(28, "No space left on device")):
+    with mock.patch.object(os, "write", side_effect=OSError(28, "No space left on device")):
         beating = Heartbeat(run, watches[0])
     assert list(tmp_path.iterdir()) == []
     beating.end(0, "finished")
