@@ -14,8 +14,9 @@ import pytest
 import torch
 import torch._dynamo
 
-from swin_moe import ModelConfig, build_model
+from swin_moe import build_model
 from swin_moe.backbone.compile import GRAPHS_PER_STAGE, compile_blocks
+from tests.models import small_swin
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("launcher", "swin_moe", "data_shards", "parallel")
@@ -156,7 +157,7 @@ def test_blocks_are_compiled_apart_on_any_torch(monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(inspect, "signature", lambda _: given.replace(parameters=kept))
     asked: list[set[str]] = []
     monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(set(options)) or function)
-    config = ModelConfig(image_size=32, embed_dim=8, depths=(2, 3), num_heads=(2, 4), window_size=4)
+    config = small_swin(depths=(2, 3))
     has = not old and "isolate_recompiles" in given.parameters
     with torch._dynamo.config.patch(recompile_limit=8):
         compile_blocks(build_model(config))

@@ -5,17 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from launcher.config.schema import DataConfig, ParallelConfig, RunConfig
+from launcher.config.schema import ParallelConfig
 from launcher.metrics.summary import render, summarise
 from launcher.rundir.directory import RunDirectory
-from swin_moe.config import ModelConfig
+from tests.models import small_run
 
-CONFIG = RunConfig(
-    run_dir="run",
-    model=ModelConfig(),
-    data=DataConfig(train="t", val="v"),
-    parallel=ParallelConfig(ep_size=2, zero_stage=2),
-)
+CONFIG = small_run(parallel=ParallelConfig(ep_size=2, zero_stage=2))
 LOAD = {"layers.2.blocks.1": [0.5, 0.25, 0.25, 0.0], "layers.10.blocks.1": [0.25, 0.25, 0.25, 0.25]}
 
 

@@ -2,16 +2,15 @@
 
 from functools import cache
 
-from launcher.config.schema import DataConfig, ParallelConfig, RunConfig, TrainConfig
+from launcher.config.schema import ParallelConfig, RunConfig
 from launcher.plan.base.hardware import Device
 from launcher.plan.time.workload import Work, describe
-from swin_moe.config import ModelConfig, MoEConfig
+from swin_moe.config import ModelConfig
+from tests.models import small_moe, small_run, small_swin
 
 # 16 x 16 pixels, patches of 4: maps of 4 x 4 and 2 x 2 tokens, windows of 2 x 2; widths 8 and 16
-MOE = MoEConfig(blocks=((), (0,)), num_experts=4, routing_group_images=2, expert_dropout=0.0)
-TINY = ModelConfig(
-    image_size=16, num_classes=10, embed_dim=8, depths=(2, 1), num_heads=(2, 4), window_size=2, moe=MOE
-)
+MOE = small_moe(blocks=((), (0,)), expert_dropout=0.0)
+TINY = small_swin(image_size=16, num_classes=10, depths=(2, 1), window_size=2, moe=MOE)
 
 
 @cache
@@ -22,10 +21,5 @@ def work_of(model: ModelConfig, device: Device = "cpu") -> Work:
 def run_of(
     model: ModelConfig = TINY, ranks: int = 4, micro: int = 2, steps: int = 1, **parallel: object
 ) -> RunConfig:
-    return RunConfig(
-        run_dir="",
-        model=model,
-        data=DataConfig(train="", val=""),
-        train=TrainConfig(micro_batch_size=micro, global_batch_size=micro * ranks * steps),
-        parallel=ParallelConfig(**parallel),  # type: ignore[arg-type]
-    )
+    options = ParallelConfig(**parallel)  # type: ignore[arg-type]
+    return small_run(model, micro_batch_size=micro, ranks=ranks, grad_accum_steps=steps, parallel=options)

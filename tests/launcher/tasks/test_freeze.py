@@ -9,10 +9,11 @@ from torch import nn
 from launcher.config.load import ConfigError
 from launcher.tasks.param_groups import freeze
 from parallel.checkpoint.reader import CheckpointReader
-from swin_moe import ModelConfig, MoEConfig, build_model
+from swin_moe import build_model
 from tests.accelerator import on_either_processor
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, command, only, overrides, run_alone, steps
+from tests.models import small_moe, small_swin
 
 FIGURES = ("step", "loss", "aux_loss", "grad_norm", "dropped_fraction")
 STEPS = 4
@@ -84,15 +85,7 @@ def test_thawed_on_resume(shards: Path, tmp_path: Path, alone: tuple[str, Path])
     assert not any(torch.equal(tensor, moved[name]) for name, tensor in masters(run, 2).items())
 
 
-MODEL = ModelConfig(
-    image_size=16,
-    embed_dim=8,
-    depths=(1, 1),
-    num_heads=(1, 2),
-    window_size=4,
-    num_classes=3,
-    moe=MoEConfig(blocks=((), (0,)), num_experts=2),
-)
+MODEL = small_swin(image_size=16, depths=(1, 1), moe=small_moe(blocks=((), (0,))))
 
 
 @pytest.mark.parametrize(

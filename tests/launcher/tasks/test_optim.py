@@ -11,23 +11,15 @@ from launcher.config.schema import OptimConfig
 from launcher.tasks.param_groups import layer_of, parameter_groups
 from parallel.ranks.mesh import Mesh, ParallelDims
 from swin_moe.backbone.model import SwinTransformer, build_model
-from swin_moe.config import ModelConfig, MoEConfig
+from swin_moe.config import ModelConfig
 from swin_moe.registry import load_model_config
+from tests.models import V2, small_moe, small_swin
 
 
 @pytest.mark.parametrize("position_bias", ["table", "log_cpb"])
 def test_what_decays(position_bias: str) -> None:
-    moe = MoEConfig(blocks=((0,),), num_experts=4)
-    config = ModelConfig(
-        image_size=16,
-        num_classes=3,
-        embed_dim=8,
-        depths=(2,),
-        num_heads=(2,),
-        window_size=2,
-        position_bias=position_bias,  # type: ignore[arg-type]
-        moe=moe,
-    )
+    stage = {"depths": (2,), "num_heads": (2,), "window_size": 2, "moe": small_moe(blocks=((0,),))}
+    config = small_swin(image_size=16, position_bias=position_bias, **stage)
     model = build_model(config, seed=0, mesh=Mesh(dims=ParallelDims()))
     names = {parameter: name for name, parameter in model.named_parameters()}
     optim = OptimConfig(weight_decay=0.07, betas=(0.8, 0.9), eps=1e-6)
@@ -89,27 +81,12 @@ def test_a_group_without_parameters_is_left_out() -> None:
     assert group["name"] == "no_decay"
 
 
-V2 = ModelConfig(
-    image_size=32,
-    embed_dim=16,
-    depths=(2, 2),
-    num_heads=(2, 4),
-    window_size=4,
-    num_classes=3,
-    attention="cosine",
-    position_bias="log_cpb",
-    norm="post",
-    main_norm_every=2,
-)
-MOE = ModelConfig(
-    image_size=32,
-    embed_dim=16,
+SWINV2 = small_swin(**V2, main_norm_every=2)
+MOE = small_swin(
     depths=(1, 2, 1),
     num_heads=(2, 4, 8),
-    window_size=4,
-    num_classes=3,
     position_bias="log_cpb",
-    moe=MoEConfig(blocks=((), (1,), (0,)), num_experts=4, router="cosine"),
+    moe=small_moe(blocks=((), (1,), (0,)), router="cosine"),
 )
 
 
@@ -118,7 +95,7 @@ MOE = ModelConfig(
     [
         # two stages of two blocks: patches 0, blocks 1 to 4, head 5; merging goes with block 2
         (
-            V2,
+            SWINV2,
             {
                 "patch_embed.proj.weight": 0,
                 "layers.0.blocks.0.attention.logit_scale": 1,

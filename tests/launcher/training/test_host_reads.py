@@ -9,7 +9,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from data_shards.stream.workers import Batch
-from launcher.config.schema import DataConfig, OptimConfig, RunConfig
+from launcher.config.schema import OptimConfig
 from launcher.metrics.accumulator import MetricAccumulator
 from launcher.tasks.classification.task import ClassificationTask
 from launcher.tasks.param_groups import parameter_groups
@@ -19,6 +19,7 @@ from parallel.zero.engine import Engine
 from parallel.zero.options import EngineOptions
 from swin_moe.random.keyed import sample_keys
 from tests.distributed import run_on_ranks
+from tests.models import small_run
 from tests.parallel.host_reads import HostWaits
 from tests.parallel.training import model_config
 
@@ -38,7 +39,7 @@ def waits_of_a_step(stage: int, precision: str, experts: bool) -> dict[tuple[str
     """Of the third step: waits by what and where, without those of the MoE layers."""
     mesh = build_mesh(ParallelDims(world_size=dist.get_world_size()))
     model_options = model_config() if experts else replace(model_config(), moe=None)
-    config = RunConfig(run_dir="x", model=model_options, data=DataConfig(train="x", val="x"))
+    config = small_run(model_options)
     task = ClassificationTask(config, DEVICE)
     model = task.build(mesh, sharded=False, exchange=config.parallel.expert_exchange)
     options: Any = {"zero_stage": stage, "precision": precision, "clip_norm": 5.0}

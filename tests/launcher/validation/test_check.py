@@ -11,11 +11,11 @@ from launcher.config.load import ConfigError, load_config
 from launcher.validation.rules import check, problems
 from launcher.validation.run_rules import slots_error
 from swin_moe.backbone.model import build_model
-from swin_moe.config import ModelConfig, MoEConfig
 from swin_moe.moe.dispatch import capacity
 from swin_moe.weights import save_weights
 from tests.launcher.fake_slurm import FakeSlurm
 from tests.launcher.running import CONFIG, overrides
+from tests.models import small_moe, small_swin
 
 RGB = "the images of data.train are RGB, and gray ones get three equal channels"
 # the model of `overrides`: maps of 4 x 4 and 2 x 2 tokens, experts in the second stage, groups of 4 images
@@ -178,8 +178,7 @@ def test_what_is_right_passes(shards: Path, options: tuple[str, ...]) -> None:
 @pytest.mark.parametrize("factor", [0.0049, 0.005, 0.019, 0.02, -0.019, -0.02, 1.0])
 def test_every_stage_has_slots(factor: float) -> None:
     """Maps of 8 x 8 and 4 x 4 tokens, so 25 and 7 tokens an expert and group: factors from 1/25 and 1/7."""
-    moe = MoEConfig(blocks=((0,), (0,)), num_experts=5, routing_group_images=2)
-    model = ModelConfig(image_size=32, depths=(1, 1), num_heads=(1, 1), embed_dim=8, moe=moe)
+    model = small_swin(depths=(1, 1), moe=small_moe(blocks=((0,), (0,)), num_experts=5))
     slots = [capacity(factor, 2 * side**2, 5, 1) for side in (8, 4)]
     error = slots_error(model, "the factor", factor)
     assert (error is None) == (min(slots) > 0)

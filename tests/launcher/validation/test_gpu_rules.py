@@ -5,21 +5,17 @@ from typing import Any
 
 import pytest
 
-from launcher.config.schema import DataConfig, ParallelConfig, RunConfig, TrainConfig
+from launcher.config.schema import ParallelConfig, RunConfig
 from launcher.validation.rules import advice, rule_errors
 from swin_moe.config import ModelConfig
+from tests.models import small_run
 
 SWIN = ModelConfig()  # 224 pixels, windows of 7 x 7 tokens of 4 x 4 pixels: 64 in the first stage
 
 
 def config_of(micro: int, model: ModelConfig = SWIN, **parallel: Any) -> RunConfig:
-    return RunConfig(
-        run_dir="x",
-        model=model,
-        data=DataConfig(train="x", val="x"),
-        train=TrainConfig(micro_batch_size=micro, global_batch_size=micro, precision="bf16"),
-        parallel=ParallelConfig(**parallel),
-    )
+    options = ParallelConfig(**parallel)
+    return small_run(model, micro_batch_size=micro, train={"precision": "bf16"}, parallel=options)
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import resource
 import shutil
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -325,7 +326,7 @@ def test_another_format_is_refused(copy: Path) -> None:
     ],
 )
 def test_another_models_checkpoint_is_refused(copy: Path, changes: dict[str, Any], said: str) -> None:
-    config = ModelConfig(**(vars(model_config()) | changes))
+    config = replace(model_config(), **changes)
     with pytest.raises(CheckpointError, match=rf"is of another model: .*{said}"):
         load_into_fresh_model(copy, config)
 

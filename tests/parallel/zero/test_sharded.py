@@ -11,20 +11,10 @@ from swin_moe import load_weights, save_weights
 from swin_moe.backbone.model import SwinTransformer, build_model
 from swin_moe.config import ModelConfig, ModelError
 from tests.distributed import run_on_ranks
+from tests.models import V2, small_swin
 from tests.parallel.training import Layout, Run, model_config
 
-SWINV2 = ModelConfig(
-    image_size=16,
-    num_classes=10,
-    embed_dim=12,
-    depths=(2, 2),
-    num_heads=(2, 4),
-    window_size=2,
-    attention="cosine",
-    position_bias="log_cpb",
-    norm="post",
-    main_norm_every=2,
-)
+SWINV2 = small_swin(**V2, image_size=16, embed_dim=12, window_size=2, main_norm_every=2)
 MOE = model_config()
 pytestmark = pytest.mark.usefixtures("either_processor")
 LAYOUTS = [(1, 1), (2, 1), (2, 2)]  # ep_size and expert_slices of two ranks
