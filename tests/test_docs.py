@@ -25,7 +25,10 @@ PATH = re.compile(rf"(?<![\w/.-])(?:{FOLDERS})/[\w/-]+\.(?:py|yaml|sh|c|sbatch)\
 
 def missing(text: str) -> Iterator[str]:
     """The paths in a text that lead to no file."""
-    names = (path for path in PATH.findall(text) if not path.split("/")[-1].startswith(PLACEHOLDERS))
+    modules = [f"benchmarks/{name}.py" for name in re.findall(r"-m benchmarks\.(\w+)", text)]
+    names = (
+        path for path in [*PATH.findall(text), *modules] if not path.split("/")[-1].startswith(PLACEHOLDERS)
+    )
     return (path for path in names if not (ROOT / path).exists())
 
 
