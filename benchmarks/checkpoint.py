@@ -71,7 +71,7 @@ class Training:
             mesh,
             zero_stage=1,
             precision="fp32",
-            clip_norm=5.0,
+            max_grad_norm=5.0,
             micro_batch_size=images,
             grad_accum_steps=1,
         )

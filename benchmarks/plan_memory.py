@@ -73,19 +73,19 @@ TINY = ["model.embed_dim=24", "model.image_size=48", "train.micro_batch_size=4",
 LAYOUTS: list[tuple[int, list[str]]] = [
     (1, ["parallel.zero_stage=0"]),
     (1, ["parallel.zero_stage=1", *MOE, "train.micro_batch_size=16"]),
-    (1, ["parallel.zero_stage=1", *MOE, "train.micro_batch_size=16", "model.checkpoint_every=1"]),
+    (1, ["parallel.zero_stage=1", *MOE, "train.micro_batch_size=16", "model.activation_checkpoint_every=1"]),
     (1, ["parallel.zero_stage=2"]),
     (2, ["parallel.zero_stage=0", *MOE, "parallel.ep_size=2"]),
     (2, ["parallel.zero_stage=1"]),
     (2, ["parallel.zero_stage=1", *MOE, "parallel.ep_size=2", "train.micro_batch_size=16"]),
     (2, ["parallel.zero_stage=2", *MOE, "parallel.ep_size=2"]),
-    (2, ["parallel.zero_stage=2", *MOE, "parallel.ep_size=1", "model.checkpoint_every=1"]),
+    (2, ["parallel.zero_stage=2", *MOE, "parallel.ep_size=1", "model.activation_checkpoint_every=1"]),
     (2, ["parallel.zero_stage=3"]),
-    (2, ["parallel.zero_stage=3", *MOE, "parallel.ep_size=2", "model.checkpoint_every=2"]),
+    (2, ["parallel.zero_stage=3", *MOE, "parallel.ep_size=2", "model.activation_checkpoint_every=2"]),
     (2, ["parallel.zero_stage=1", "train.precision=bf16"]),
     (2, ["parallel.zero_stage=2", "train.precision=bf16", "train.ema_decay=0.999"]),
     (4, ["parallel.zero_stage=1", *MOE, "parallel.ep_size=4"]),
-    (4, ["parallel.zero_stage=2", *MOE, "parallel.ep_size=2", "model.checkpoint_every=1"]),
+    (4, ["parallel.zero_stage=2", *MOE, "parallel.ep_size=2", "model.activation_checkpoint_every=1"]),
     (4, ["parallel.zero_stage=3", *MOE, "parallel.ep_size=4"]),
 ]
 
@@ -254,7 +254,7 @@ def label(row: Row) -> str:
     words = [f"{row['world']} ranks, ZeRO {given['parallel.zero_stage']}"]
     words += [f"ep {given.get('parallel.ep_size', 1)}" if "model.moe.num_experts" in given else "dense"]
     short = {
-        "checkpoint_every": "checkpoint",
+        "activation_checkpoint_every": "checkpoint",
         "precision": "",
         "ema_decay": "ema",
         "micro_batch_size": "batch",

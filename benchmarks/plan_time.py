@@ -51,7 +51,7 @@ def config_of(stage: int, ep_size: int, every: int, ranks: int) -> Any:
         window_size=6,
         position_bias="log_cpb",
         drop_path_rate=0.1,
-        checkpoint_every=every,
+        activation_checkpoint_every=every,
         moe=MoEConfig(blocks=((), (1,), (1, 3)), num_experts=8, routing_group_images=8, expert_dropout=0.0),
     )
     return RunConfig(

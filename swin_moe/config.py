@@ -170,12 +170,12 @@ class ModelConfig:
     | Swin-MLP | mlp       | (none)        | pre  |
     | Swin-MoE | dot       | log_cpb       | pre  |
 
-    `main_norm_every` adds a LayerNorm on the main branch after every so many blocks of a stage (SwinV2-H,
+    `extra_norm_period` adds a LayerNorm on the main branch after every so many blocks of a stage (SwinV2-H,
     giant and G: 6). `pretrained_window_sizes`, one a stage, are of the weights where the window has changed.
     `image_size` and each of these windows is one number, of a square, or two: (height, width). The image size
     decides the windows: a side of a stage's map that is smaller than the window is one window along that
-    axis. Forward takes any size. `checkpoint_every` recomputes the activations of so many blocks at a time in
-    the backward pass (0: none), `windows_at_a_time` attends to so many windows at once (0: all).
+    axis. Forward takes any size. `activation_checkpoint_every` recomputes the activations of so many blocks
+    at a time in the backward pass (0: none), `attention_chunk` attends to so many windows at once (0: all).
     """
 
     image_size: Size = 224
@@ -193,12 +193,12 @@ class ModelConfig:
     attention: Literal["dot", "cosine", "mlp"] = "dot"
     position_bias: Literal["table", "log_cpb"] = "table"
     norm: Literal["pre", "post"] = "pre"
-    main_norm_every: int = 0
+    extra_norm_period: int = 0
     drop_rate: float = 0.0
     drop_path_rate: float = 0.1
     init_std: float = 0.02
-    checkpoint_every: int = 0
-    windows_at_a_time: int = 0
+    activation_checkpoint_every: int = 0
+    attention_chunk: int = 0
     moe: MoEConfig | None = None
 
     def __post_init__(self) -> None:
@@ -230,9 +230,9 @@ class ModelConfig:
             window_size=side,
             mlp_ratio=(0, 64),
             init_std=(0, 10),
-            main_norm_every=count,
-            checkpoint_every=count,
-            windows_at_a_time=count,
+            extra_norm_period=count,
+            activation_checkpoint_every=count,
+            attention_chunk=count,
         )
         require(
             self.patch_size <= min(self.image_sides),

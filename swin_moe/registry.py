@@ -15,6 +15,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from parallel.ranks.mesh import Mesh
 from swin_moe.backbone import model
 from swin_moe.config import ModelConfig, ModelError, MoEConfig, require
+from swin_moe.renamed import RenamedError, current_names
 from swin_moe.yaml_files import YamlError, got, merge, read_yaml
 
 NOT_RECIPES = ("base", "hardware", "studies")  # folders of configs/ that hold no configuration of a run
@@ -56,7 +57,10 @@ def load_model_config(name_or_config: str | ModelConfig, **overrides: Any) -> Mo
         key: asdict(value) if isinstance(value, MoEConfig) else value for key, value in overrides.items()
     }
     tree = _read(name_or_config) if isinstance(name_or_config, str) else asdict(name_or_config)
-    return _section(ModelConfig, merge(tree, given), "model")
+    try:
+        return _section(ModelConfig, merge(tree, current_names(given, "model")), "model")
+    except RenamedError as error:
+        raise ModelError(str(error)) from None
 
 
 def build_model(

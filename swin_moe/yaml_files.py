@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from swin_moe.renamed import RenamedError, current_names
 from swin_moe.text_files import TextError, read_text
 
 Tree = dict[Any, Any]  # a mapping as YAML gives it
@@ -79,6 +80,10 @@ def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> tuple[Tree, Origins]:
         below, found = read_yaml(base, (*above, path))
         tree, origins = merge(tree, below), origins | found
     own.pop("base", None)
+    try:
+        own = current_names(own)
+    except RenamedError as error:
+        raise YamlError(f"{path}: {error}") from None
     return merge(tree, own), origins | dict.fromkeys(_names(own), path)
 
 

@@ -301,7 +301,7 @@ def _prepared(
     model = task.build(mesh, sharded=False, exchange=exchange).to(device)
     images = 4 if place.rehearsal else 16
     options = EngineOptions(
-        zero_stage=1, precision="bf16", clip_norm=5.0, micro_batch_size=images, grad_accum_steps=1
+        zero_stage=1, precision="bf16", max_grad_norm=5.0, micro_batch_size=images, grad_accum_steps=1
     )
     engine = Engine(model, parameter_groups(model, OptimConfig()), mesh, options)
     engine.train()

@@ -95,14 +95,14 @@ VARIANTS = (
     router("SwiGLU, recomputed", expert_activation="swiglu", recompute_activation=True),
     router("recomputed, dropless", recompute_activation=True, capacity_factor=0.0, batch_prioritized=False),
     router("statistics by image", MoECall(by_image=True)),
-    Variant(name="Swin-MoE, checkpoints", model=SWIN_MOE, changes={"checkpoint_every": 1}),
+    Variant(name="Swin-MoE, checkpoints", model=SWIN_MOE, changes={"activation_checkpoint_every": 1}),
     Variant(name="SimMIM of Swin", model=SWIN, mim=SimMIMConfig()),
     Variant(name="SimMIM of SwinV2", model=SWINV2, mim=SimMIMConfig(norm_target_window=47)),
-    Variant(name="SwinV2, checkpoints", model=SWINV2, changes={"checkpoint_every": 1}),
-    Variant(name="SwinV2, some windows at a time", model=SWINV2, changes={"windows_at_a_time": 5}),
+    Variant(name="SwinV2, checkpoints", model=SWINV2, changes={"activation_checkpoint_every": 1}),
+    Variant(name="SwinV2, some windows at a time", model=SWINV2, changes={"attention_chunk": 5}),
     Variant(name="SwinV2, padded images", model=SWINV2, side=200),
     Variant(name="Swin, padded images", model=SWIN, side=200),
-    Variant(name="Swin, main norms", model=SWIN, changes={"main_norm_every": 2, "qkv_bias": False}),
+    Variant(name="Swin, main norms", model=SWIN, changes={"extra_norm_period": 2, "qkv_bias": False}),
 )
 
 

@@ -95,7 +95,7 @@ class Run:
             zero_stage=case.stage,
             precision=case.precision,
             offload_optimizer=case.offload,
-            clip_norm=CLIP_NORM,
+            max_grad_norm=CLIP_NORM,
             micro_batch_size=case.images // 2,
             grad_accum_steps=2,
         )

@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 
 from launcher.config.schema import RunConfig
 from swin_moe.registry import recipe_files
+from swin_moe.renamed import RENAMED, RenamedError, current_name, current_names
 from swin_moe.yaml_files import SCALARS, YAML, Origins, Tree, YamlError, got, parse_yaml, read_yaml
 
 _SHAPES = {  # pydantic speaks of JSON
@@ -120,7 +121,8 @@ def dump_config(config: RunConfig) -> str:
 
 def _elsewhere(origins: Origins, path: Path, overrides: Sequence[str]) -> Origins:
     """The options whose values come from a base, neither from the file itself nor from an override."""
-    overridden = tuple(override.partition("=")[0].strip() + "." for override in overrides)
+    names = (override.partition("=")[0].strip() for override in overrides)
+    overridden = tuple(f"{RENAMED.get(name, name)}." for name in names)
     return {
         name: file for name, file in origins.items() if file != path and not f"{name}.".startswith(overridden)
     }
@@ -139,8 +141,10 @@ def _apply(tree: Tree, override: str) -> Tree:
         shown = name.strip() if all(parts) else "section.option"
         raise ConfigError(f"override {override!r} is not of the form {shown}=VALUE (null for none)")
     try:
-        return _put(tree, parts, parse_yaml(text), "")
-    except (ConfigError, YamlError) as error:
+        parts = current_name(".".join(parts)).split(".")
+        value = current_names(parse_yaml(text), ".".join(parts))
+        return _put(tree, parts, value, "")
+    except (ConfigError, YamlError, RenamedError) as error:
         raise ConfigError(f"override {override!r}: {error}") from None
 
 

@@ -102,7 +102,7 @@ class OptimConfig:
     layer_decay: float = 1.0  # what a layer's learning rate is of that of the layer after it (fine-tuning)
     betas: tuple[float, float] = (0.9, 0.999)  # of all but sgd, like eps
     eps: float = 1e-8
-    clip_norm: float = 5.0  # of the global gradient, every expert counted once; 0 turns clipping off
+    max_grad_norm: float = 5.0  # of the global gradient, every expert counted once; 0 turns clipping off
     label_smoothing: float = 0.1
 
     def __post_init__(self) -> None:
@@ -115,7 +115,7 @@ class OptimConfig:
             min_lr=rate,
             weight_decay=(0, 1000),
             eps=(1e-30, 1),  # 0 would divide zero by zero where a gradient is zero
-            clip_norm=(0, 1e30),
+            max_grad_norm=(0, 1e30),
         )
         if (self.schedule == "multistep") != bool(self.decay_at):
             raise ValueError(
@@ -192,7 +192,9 @@ class ParallelConfig:
     """How a run is laid over its ranks; none of it changes the result."""
 
     ep_size: int = 1  # ranks that share one set of experts; divides world_size
-    expert_slices: int = 1  # ranks that share the hidden channels of one expert; divides ep_size
+    expert_tensor_parallel_size: int = (
+        1  # ranks that share the hidden channels of one expert; divides ep_size
+    )
     expert_exchange: ExchangeOptions = field(default_factory=ExchangeOptions)
     zero_stage: ZeroStage = 1  # what is cut over the ranks: 1 optimizer states, 2 + gradients, 3 + parameters
     offload_optimizer: bool = False  # optimizer states to host memory, and the update with them; from stage 1
@@ -203,7 +205,7 @@ class ParallelConfig:
             "parallel.",
             self,
             ep_size=(1, 2**16),
-            expert_slices=(1, 2**16),
+            expert_tensor_parallel_size=(1, 2**16),
             collective_timeout_s=(5, WEEK_S),
         )
         if self.offload_optimizer and self.zero_stage == 0:
@@ -215,7 +217,11 @@ class ParallelConfig:
         Raises:
             LayoutError: it does not divide.
         """
-        return ParallelDims(world_size=world_size, ep_size=self.ep_size, expert_slices=self.expert_slices)
+        return ParallelDims(
+            world_size=world_size,
+            ep_size=self.ep_size,
+            expert_tensor_parallel_size=self.expert_tensor_parallel_size,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

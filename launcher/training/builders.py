@@ -74,7 +74,7 @@ def engine_options(config: RunConfig, grad_accum_steps: int) -> EngineOptions:
         zero_stage=config.parallel.zero_stage,
         precision=config.train.precision,
         offload_optimizer=config.parallel.offload_optimizer,
-        clip_norm=config.optim.clip_norm,
+        max_grad_norm=config.optim.max_grad_norm,
         micro_batch_size=config.train.micro_batch_size,
         grad_accum_steps=grad_accum_steps,
         deepspeed=config.deepspeed,

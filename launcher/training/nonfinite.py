@@ -68,7 +68,7 @@ class SkippedSteps:
         further = ", raise train.spike_factor" if self._spiked else ""
         return (
             f"{self._in_a_row} steps in a row up to step {step} {what}, {self._first}; the last checkpoint "
-            f"stands. Lower optim.base_lr, clip tighter (optim.clip_norm){further} or look at the data; "
+            f"stands. Lower optim.base_lr, clip tighter (optim.max_grad_norm){further} or look at the data; "
             f"train.max_skipped_steps ({self.limit}) sets how many"
         )
 

@@ -75,16 +75,16 @@ def replan(
 def _parallel(config: RunConfig, world_size: int, per_node: int | None) -> ParallelConfig:
     """The layout of experts; a rule that holds on no number of ranks is left to rules.py."""
     asked, moe = config.parallel, config.model.moe
-    if moe is None or asked.ep_size % asked.expert_slices:
+    if moe is None or asked.ep_size % asked.expert_tensor_parallel_size:
         return asked
-    ep_size, slices = asked.ep_size, asked.expert_slices
+    ep_size, slices = asked.ep_size, asked.expert_tensor_parallel_size
     if world_size % ep_size:
         fitting = {n: s for n in divisors(world_size) if (s := _slices(n, slices, moe.num_experts))}
         ep_size = _best(list(fitting), ep_size, per_node)
         slices = fitting[ep_size]
-    dims = ParallelDims(world_size=world_size, ep_size=ep_size, expert_slices=slices)
+    dims = ParallelDims(world_size=world_size, ep_size=ep_size, expert_tensor_parallel_size=slices)
     exchange = _exchange(asked.expert_exchange, dims, per_node, anew=world_size % asked.ep_size > 0)
-    return replace(asked, ep_size=ep_size, expert_slices=slices, expert_exchange=exchange)
+    return replace(asked, ep_size=ep_size, expert_tensor_parallel_size=slices, expert_exchange=exchange)
 
 
 def _best(fitting: list[int], asked: int, per_node: int | None) -> int:
@@ -108,7 +108,7 @@ def _exchange(
     if anew and not isinstance(strategy, str):
         fits = [n for n in divisors(dims.ep_size) if _holds(dims.check_gather_degree, n)]
         strategy = max(n for n in fits if n <= strategy)
-    degrees = [1, dims.expert_slices, dims.ep_size] if isinstance(strategy, str) else [strategy]
+    degrees = [1, dims.expert_tensor_parallel_size, dims.ep_size] if isinstance(strategy, str) else [strategy]
     hierarchical = asked.hierarchical and (
         per_node is None or all(_holds(dims.check_hierarchy, per_node, degree) for degree in degrees)
     )
@@ -149,7 +149,10 @@ def _lines(old: RunConfig, new: RunConfig, world_size: int, before: int | None) 
     """What changes, old -> new."""
     pairs = {
         "parallel.ep_size": (old.parallel.ep_size, new.parallel.ep_size),
-        "parallel.expert_slices": (old.parallel.expert_slices, new.parallel.expert_slices),
+        "parallel.expert_tensor_parallel_size": (
+            old.parallel.expert_tensor_parallel_size,
+            new.parallel.expert_tensor_parallel_size,
+        ),
         **{
             f"parallel.expert_exchange.{name}": (
                 getattr(old.parallel.expert_exchange, name),

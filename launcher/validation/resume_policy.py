@@ -22,6 +22,7 @@ from launcher.config.schema import RunConfig
 from parallel.checkpoint.commit import committed, latest
 from parallel.checkpoint.manifest import MANIFEST, CheckpointError, read_manifest
 from parallel.ranks.collectives import RanksError, agree
+from swin_moe.renamed import RenamedError, current_names
 from swin_moe.sizes import sides
 from swin_moe.yaml_files import YamlError, parse_yaml
 
@@ -32,7 +33,7 @@ FIXED = """
     task seed simmim
     model.image_size model.patch_size model.in_chans model.num_classes model.embed_dim model.depths
     model.num_heads model.window_size model.pretrained_window_sizes model.mlp_ratio model.qkv_bias
-    model.mlp_fc2_bias model.attention model.position_bias model.norm model.main_norm_every model.moe
+    model.mlp_fc2_bias model.attention model.position_bias model.norm model.extra_norm_period model.moe
     model.moe.blocks model.moe.num_experts model.moe.top_k model.moe.router model.moe.batch_prioritized
     model.moe.normalize_gates model.moe.compat model.moe.slots_per_expert model.moe.expert_activation
     model.moe.shared_expert
@@ -46,11 +47,11 @@ TRAINING = """
     data.crop_scale data.crop_ratio data.flip_probability data.eval_crop data.mean data.std data.augment
     train.duration train.global_batch_size train.precision train.ema_decay
     train.spike_factor train.spike_action
-    parallel.expert_exchange.wire_dtype
+    parallel.expert_exchange.communication_dtype
 """
 FREE = """
     run_dir
-    model.init_std model.checkpoint_every model.windows_at_a_time
+    model.init_std model.activation_checkpoint_every model.attention_chunk
     model.moe.recompute_activation model.moe.backend
     data.train data.val data.match_classes data.decode_threads data.fetch_threads data.bad_samples
     data.retry_s data.cache data.cache_gib
@@ -104,8 +105,8 @@ def configuration(manifest: Mapping[str, Any]) -> Tree:
         CheckpointError: the manifest has none, or one that cannot be read.
     """
     try:
-        tree = parse_yaml(manifest["config"])
-    except (KeyError, TypeError, YamlError) as error:
+        tree = current_names(parse_yaml(manifest["config"]), notice=False)
+    except (KeyError, TypeError, YamlError, RenamedError) as error:
         raise CheckpointError(f"the manifest holds no configuration of its run ({error})") from None
     if not isinstance(tree, dict):
         raise CheckpointError("the configuration in the manifest is no mapping of options")

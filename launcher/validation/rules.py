@@ -137,7 +137,7 @@ def _window_errors(config: RunConfig) -> list[str]:
     Beyond that the kernel works in chunks, and the sum of the bias gradients of chunks of two sizes fails.
     """
     model, images = config.model, config.train.micro_batch_size
-    if model.attention == "mlp" or model.windows_at_a_time:
+    if model.attention == "mlp" or model.attention_chunk:
         return []
     windows = max(
         math.prod(
@@ -153,7 +153,7 @@ def _window_errors(config: RunConfig) -> list[str]:
     return [
         f"train.micro_batch_size ({images}) x the windows of an image ({windows}) must be at most "
         f"{MOST_WINDOWS}, which the attention of a GPU takes at once; {smaller}"
-        "model.windows_at_a_time=32768 would do"
+        "model.attention_chunk=32768 would do"
     ]
 
 
@@ -183,13 +183,17 @@ def _suggestion(config: RunConfig, world_size: int) -> str:
 
 def _layout_errors(config: RunConfig, world_size: int | None) -> list[str]:
     parallel, moe = config.parallel, config.model.moe
-    ep_size, slices, strategy = parallel.ep_size, parallel.expert_slices, parallel.expert_exchange.strategy
+    ep_size, slices, strategy = (
+        parallel.ep_size,
+        parallel.expert_tensor_parallel_size,
+        parallel.expert_exchange.strategy,
+    )
     if moe is None:
-        asked = {"ep_size": ep_size, "expert_slices": slices}
+        asked = {"ep_size": ep_size, "expert_tensor_parallel_size": slices}
         return [f"parallel.{n} ({v}) needs experts: set model.moe, or 1" for n, v in asked.items() if v > 1]
     errors = _exchange_errors(config)
     try:
-        dims = ParallelDims(world_size=ep_size, ep_size=ep_size, expert_slices=slices)
+        dims = ParallelDims(world_size=ep_size, ep_size=ep_size, expert_tensor_parallel_size=slices)
     except LayoutError as error:
         errors.append(str(error))
     else:
@@ -223,7 +227,7 @@ def _exchange_errors(config: RunConfig) -> list[str]:
 
 def _backend_errors(moe: MoEConfig, parallel: ParallelConfig) -> list[str]:
     """What the backends other than the native one cannot do."""
-    ep_size, slices, errors = parallel.ep_size, parallel.expert_slices, []
+    ep_size, slices, errors = parallel.ep_size, parallel.expert_tensor_parallel_size, []
     if moe.backend == "reference" and (ep_size > 1 or moe.router == "soft"):
         errors.append(
             f"model.moe.backend=reference needs parallel.ep_size=1 (got {ep_size}) and a router other than "
@@ -233,8 +237,8 @@ def _backend_errors(moe: MoEConfig, parallel: ParallelConfig) -> list[str]:
         errors += _messages(import_tutel, ModelError)
         if slices > 1 or moe.num_experts % ep_size:
             errors.append(
-                f"model.moe.backend=tutel needs parallel.expert_slices=1 (got {slices}) and parallel.ep_size "
-                f"({ep_size}) that divides model.moe.num_experts ({moe.num_experts}); set "
+                f"model.moe.backend=tutel needs parallel.expert_tensor_parallel_size=1 (got {slices}) and "
+                f"parallel.ep_size ({ep_size}) that divides model.moe.num_experts ({moe.num_experts}); set "
                 "model.moe.backend=native"
             )
     return errors
@@ -250,11 +254,11 @@ def _hierarchy_errors(config: RunConfig, nodes: Sequence[int]) -> list[str]:
             "parallel.expert_exchange.hierarchical needs the same number of ranks on every node (got "
             f"{list(nodes)}); set hierarchical=false"
         ]
-    slices, strategy = parallel.expert_slices, exchange.strategy
+    slices, strategy = parallel.expert_tensor_parallel_size, exchange.strategy
     degrees = (
         {"ep": [1], "dp": [], "auto": [1, slices]}[strategy] if isinstance(strategy, str) else [strategy]
     )
-    dims = ParallelDims(world_size=sum(nodes), ep_size=parallel.ep_size, expert_slices=slices)
+    dims = ParallelDims(world_size=sum(nodes), ep_size=parallel.ep_size, expert_tensor_parallel_size=slices)
     return [
         error
         for degree in dict.fromkeys(degrees)
@@ -284,10 +288,11 @@ def _optimizer_errors(config: RunConfig) -> list[str]:
             f"{option} gives all experts of a rank one trust ratio, so that results would depend on the "
             "layout: set optim.optimizer=lamb, which gives each expert its own"
         )
-    if name == "lamb" and stage == 3 and parallel.expert_slices > 1:
+    if name == "lamb" and stage == 3 and parallel.expert_tensor_parallel_size > 1:
         errors.append(
             f"{option} sums norms over the slices of an expert, which parallel.zero_stage=3 may take through "
-            f"in different pieces: set parallel.expert_slices=1 (got {parallel.expert_slices}), or stage 2"
+            "in different pieces: set parallel.expert_tensor_parallel_size=1 "
+            f"(got {parallel.expert_tensor_parallel_size}), or stage 2"
         )
     if name.startswith("fused_"):
         errors += _messages(lambda: import_apex(name), OptimizerError)

@@ -81,7 +81,7 @@ def owned_tensors(masters: MasterWeights, mesh: Mesh) -> Iterator[tuple[str, Ten
     by all holders together, and the slices of one copy of an expert come together; the one that has least to
     write so far keeps it.
     """
-    slices = mesh.dims.expert_slices
+    slices = mesh.dims.expert_tensor_parallel_size
     burden = {True: [0] * mesh.dims.dp_size * slices, False: [0] * mesh.dims.world_size}
     ready = _ready_places(masters, mesh)
     for name, parameter in masters.module.named_parameters():
@@ -116,7 +116,9 @@ def _ready_places(masters: MasterWeights, mesh: Mesh) -> dict[str, list[int]]:
             places[name] = ranks
         else:  # of the same experts; slices have to come together in any case
             same = [rank for rank in ranks if rank % ep_size == mesh.ep_rank]
-            places[name] = [rank // ep_size for rank in same] if mesh.dims.expert_slices == 1 else []
+            places[name] = (
+                [rank // ep_size for rank in same] if mesh.dims.expert_tensor_parallel_size == 1 else []
+            )
     return places
 
 
@@ -126,7 +128,7 @@ def _joined(parameter: nn.Parameter, tensor: Tensor, owner: int, mesh: Mesh) -> 
 
     Elsewhere it is what was given.
     """
-    sliced, slices = sliced_of(parameter), mesh.dims.expert_slices
+    sliced, slices = sliced_of(parameter), mesh.dims.expert_tensor_parallel_size
     if sliced is None or slices == 1:
         return tensor
     shapes = [list(tensor.shape) for _ in range(slices)]

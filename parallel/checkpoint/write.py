@@ -74,7 +74,12 @@ def write(
     final = path_of(directory, step)
     partial = final.with_suffix(".tmp")
     needed = sum(gather_objects(_bytes_needed(tensors, record), group))
-    layout = {name: getattr(mesh.dims, name) for name in ("world_size", "ep_size", "expert_slices")}
+    dims = mesh.dims
+    layout = {
+        "world_size": dims.world_size,
+        "ep_size": dims.ep_size,
+        "expert_slices": dims.expert_tensor_parallel_size,  # its name in manifests of every version
+    }
 
     def prepare() -> None:
         if mesh.is_first:

@@ -138,7 +138,7 @@ def _without_hops(
 
 def _held(mesh: Mesh, rank: int, num_experts: int) -> tuple[range, ExpertSlice]:
     """The experts of a rank, and its slice of them."""
-    slices = mesh.dims.expert_slices
+    slices = mesh.dims.expert_tensor_parallel_size
     number = rank % slices
     return mesh.dims.local_experts(rank, num_experts), ExpertSlice(number, number + 1, slices)
 

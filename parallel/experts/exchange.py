@@ -63,7 +63,9 @@ class ExpertExchange:
         self.placement = placement
         self._plans: dict[tuple[int, bool], CommPlan] = {}
         options, slices = placement.options, placement.part.of
-        for degree in candidate_degrees(options.strategy, ep_size=placement.ep_size, expert_slices=slices):
+        for degree in candidate_degrees(
+            options.strategy, ep_size=placement.ep_size, expert_tensor_parallel_size=slices
+        ):
             self._plan(degree, options)
 
     def count(
@@ -150,7 +152,7 @@ class ExpertExchange:
         return cheapest_degree(
             options.strategy,
             ep_size=self.placement.ep_size,
-            expert_slices=self.placement.part.of,
+            expert_tensor_parallel_size=self.placement.part.of,
             weight_bytes=self.placement.num_experts * expert_bytes,
             row_bytes=bytes_of_row(
                 options, channels=like.shape[-1], element_size=like.element_size(), keyed=keyed

@@ -10,18 +10,18 @@ from parallel.experts.placement import ExchangeOptions, Strategy
 KEY_BYTES = 8  # a row's key, an int64, travels with it
 
 
-def candidate_degrees(strategy: Strategy, *, ep_size: int, expert_slices: int) -> list[int]:
+def candidate_degrees(strategy: Strategy, *, ep_size: int, expert_tensor_parallel_size: int) -> list[int]:
     """The gather degrees that a strategy may take, in ascending order."""
     if ep_size == 1:
         return [1]
     if not isinstance(strategy, str):
         return [strategy]
-    return {"ep": [1], "dp": [ep_size], "auto": sorted({1, expert_slices, ep_size})}[strategy]
+    return {"ep": [1], "dp": [ep_size], "auto": sorted({1, expert_tensor_parallel_size, ep_size})}[strategy]
 
 
-def copies_of_row(expert_slices: int, degree: int) -> int:
+def copies_of_row(expert_tensor_parallel_size: int, degree: int) -> int:
     """To how many ranks a row travels: one for each part of its expert that stays apart, max(1, n / g)."""
-    return max(1, expert_slices // degree)
+    return max(1, expert_tensor_parallel_size // degree)
 
 
 def bytes_of_row(options: ExchangeOptions, *, channels: int, element_size: int, keyed: bool) -> int:
@@ -38,11 +38,17 @@ def bytes_of_row(options: ExchangeOptions, *, channels: int, element_size: int, 
 
 def wire_bytes(options: ExchangeOptions, element_size: int) -> int:
     """Bytes of an element on its way: fp32 rows may travel in bf16."""
-    return 2 if options.wire_dtype == "bf16" and element_size == 4 else element_size
+    return 2 if options.communication_dtype == "bf16" and element_size == 4 else element_size
 
 
 def bytes_received(
-    degree: int, *, ep_size: int, expert_slices: int, weight_bytes: int, row_bytes: int, rows: int
+    degree: int,
+    *,
+    ep_size: int,
+    expert_tensor_parallel_size: int,
+    weight_bytes: int,
+    row_bytes: int,
+    rows: int,
 ) -> float:
     """What a rank receives in a forward pass at a gather degree; the backward pass doubles it.
 
@@ -51,25 +57,33 @@ def bytes_received(
     Args:
         degree: g.
         ep_size: R.
-        expert_slices: n.
+        expert_tensor_parallel_size: n.
         weight_bytes: of all E experts, unsliced.
         row_bytes: of one row, there and back: `bytes_of_row`.
         rows: that a rank sends, before they are copied to the slices of an expert.
     """
-    travelling = rows * copies_of_row(expert_slices, degree) * row_bytes * (1 - degree / ep_size)
+    travelling = (
+        rows * copies_of_row(expert_tensor_parallel_size, degree) * row_bytes * (1 - degree / ep_size)
+    )
     return weight_bytes * (degree - 1) / ep_size + travelling
 
 
 def cheapest_degree(
-    strategy: Strategy, *, ep_size: int, expert_slices: int, weight_bytes: int, row_bytes: int, rows: int
+    strategy: Strategy,
+    *,
+    ep_size: int,
+    expert_tensor_parallel_size: int,
+    weight_bytes: int,
+    row_bytes: int,
+    rows: int,
 ) -> int:
     """The candidate of a strategy that moves the fewest bytes; the arguments of `bytes_received`."""
     return min(
-        candidate_degrees(strategy, ep_size=ep_size, expert_slices=expert_slices),
+        candidate_degrees(strategy, ep_size=ep_size, expert_tensor_parallel_size=expert_tensor_parallel_size),
         key=lambda degree: bytes_received(
             degree,
             ep_size=ep_size,
-            expert_slices=expert_slices,
+            expert_tensor_parallel_size=expert_tensor_parallel_size,
             weight_bytes=weight_bytes,
             row_bytes=row_bytes,
             rows=rows,

@@ -84,7 +84,7 @@ class ChunkedExchange:
     ) -> Generator[None, None, list[Tensor]]:
         """Take tensors through all hops to the experts, or `back`; yields while they are in flight."""
         dtypes = [tensor.dtype for tensor in tensors]
-        if hops and self.options.wire_dtype == "bf16":
+        if hops and self.options.communication_dtype == "bf16":
             tensors = [t.bfloat16() if t.dtype == torch.float32 else t for t in tensors]
         for hop in reversed(hops) if back else hops:
             send, receive = (hop.receive, hop.send) if back else (hop.send, hop.receive)

@@ -21,15 +21,17 @@ class ExchangeOptions:
 
     `strategy`: `ep` sends rows to the experts' ranks; `dp` gathers all experts' weights at every rank, and no
     row moves; a number g gathers weights over g neighbouring ranks and sends rows to one of each g (Hwang et
-    al. 2023, "Tutel", section 3.1: g = expert_slices is its EP + DP, `ep` with slices its EP + MP); `auto`
-    takes the one of ep, expert_slices and dp that moves the fewest bytes.
+    al. 2023, "Tutel", section 3.1: g = expert_tensor_parallel_size is its EP + DP, `ep` with slices its
+    EP + MP); `auto` takes the one of ep, expert_tensor_parallel_size and dp that moves the fewest bytes.
     """
 
     strategy: Strategy = "ep"
     hierarchical: bool = False  # inside the node, then across
     padded: bool = False  # even splits and no wait for the device, where a capacity bounds them
     overlap: int = 1  # pieces that rows are cut into: one travels while another is computed
-    wire_dtype: Literal["same", "bf16"] = "same"  # bf16: fp32 rows and their gradients travel rounded
+    communication_dtype: Literal["same", "bf16"] = (
+        "same"  # bf16: fp32 rows and their gradients travel rounded
+    )
 
     def __post_init__(self) -> None:
         check_ranges("parallel.expert_exchange.", self, overlap=(1, 64))
@@ -93,7 +95,7 @@ class ExpertParallel:
         Raises:
             LayoutError: there are more blocks of ranks than experts.
         """
-        dims, slices = mesh.dims, mesh.dims.expert_slices
+        dims, slices = mesh.dims, mesh.dims.expert_tensor_parallel_size
         here = mesh.ep_rank % slices
         return ExpertParallel(
             num_experts=num_experts,

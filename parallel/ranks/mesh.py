@@ -8,7 +8,8 @@ With world_size = 4 and ep_size = 2, every rank has its own images (data paralle
     expert-dp [ 0 --------------2 ] [ 1 --------------3 ]   gradients of one expert are reduced over it
 
 Expert-parallel ranks are contiguous, so that an expert group stays inside a node where it fits. With
-expert_slices = n the hidden channels of each expert are cut over n neighbouring ranks, a *block* of ranks.
+expert_tensor_parallel_size = n the hidden channels of each expert are split over n neighbouring ranks, a
+*block* of ranks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -27,21 +28,23 @@ class LayoutError(ValueError):
 class ParallelDims:
     """The sizes of a layout: world_size = dp_size x ep_size, where dp_size is the copies of each expert.
 
-    ep_size = blocks x expert_slices: each block holds its own experts, each of its ranks a slice of them.
+    ep_size = blocks x expert_tensor_parallel_size: each block holds its own experts, each of its ranks a
+    slice of them.
     """
 
     world_size: int = 1
     ep_size: int = 1
-    expert_slices: int = 1
+    expert_tensor_parallel_size: int = 1
 
     def __post_init__(self) -> None:
         if self.ep_size < 1 or self.world_size % self.ep_size:
             raise LayoutError(
                 f"parallel.ep_size ({self.ep_size}) must divide the number of ranks ({self.world_size})"
             )
-        if self.expert_slices < 1 or self.ep_size % self.expert_slices:
+        if self.expert_tensor_parallel_size < 1 or self.ep_size % self.expert_tensor_parallel_size:
             raise LayoutError(
-                f"parallel.expert_slices ({self.expert_slices}) must divide parallel.ep_size ({self.ep_size})"
+                f"parallel.expert_tensor_parallel_size ({self.expert_tensor_parallel_size}) must divide "
+                f"parallel.ep_size ({self.ep_size})"
             )
 
     @property
@@ -74,24 +77,25 @@ class ParallelDims:
         Raises:
             LayoutError: there are fewer experts than blocks.
         """
-        blocks = self.ep_size // self.expert_slices
+        blocks = self.ep_size // self.expert_tensor_parallel_size
         if blocks > num_experts:
             divisors = [n for n in range(1, self.ep_size + 1) if self.ep_size % n == 0]
             fits = next(n for n in divisors if self.ep_size <= n * num_experts)
             raise LayoutError(
-                f"parallel.ep_size ({self.ep_size}) / parallel.expert_slices ({self.expert_slices}) must be "
-                f"at most model.moe.num_experts ({num_experts}); parallel.expert_slices={fits} would do"
+                f"parallel.ep_size ({self.ep_size}) / parallel.expert_tensor_parallel_size "
+                f"({self.expert_tensor_parallel_size}) must be at most model.moe.num_experts "
+                f"({num_experts}); parallel.expert_tensor_parallel_size={fits} would do"
             )
-        block = rank % self.ep_size // self.expert_slices
+        block = rank % self.ep_size // self.expert_tensor_parallel_size
         return range(num_experts * block // blocks, num_experts * (block + 1) // blocks)
 
     def check_gather_degree(self, degree: int) -> None:
         """Raise LayoutError unless weights can be gathered over `degree` ranks."""
-        slices = self.expert_slices
+        slices = self.expert_tensor_parallel_size
         if degree < 1 or self.ep_size % degree or (slices % degree and degree % slices):
             raise LayoutError(
                 f"parallel.expert_exchange.strategy ({degree}) must divide parallel.ep_size ({self.ep_size}) "
-                f"and divide parallel.expert_slices ({slices}) or be a multiple of it"
+                f"and divide parallel.expert_tensor_parallel_size ({slices}) or be a multiple of it"
             )
 
     def check_hierarchy(self, ranks_per_node: int, degree: int = 1) -> None:
@@ -159,7 +163,7 @@ def build_mesh(
     Args:
         dims: the layout.
         ranks_per_node: of this rank's node (`Ranks.local_world_size`); None leaves hierarchical exchange out.
-        gather_degrees: that a run may use besides 1, expert_slices and ep_size.
+        gather_degrees: that a run may use besides 1, expert_tensor_parallel_size and ep_size.
 
     Raises:
         LayoutError: a gather degree does not fit.
@@ -171,7 +175,7 @@ def build_mesh(
     per_node = ranks_per_node if len(told) == 1 else None
     ep_group = _own_group(dims, dims.ep_ranks, rank)
     groups = {}
-    for degree in sorted({1, dims.expert_slices, dims.ep_size, *gather_degrees}):
+    for degree in sorted({1, dims.expert_tensor_parallel_size, dims.ep_size, *gather_degrees}):
         groups[degree] = _exchange_groups(dims, degree, per_node, rank, ep_group)
     return Mesh(
         dims=dims,

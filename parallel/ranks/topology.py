@@ -61,8 +61,8 @@ def describe(dims: ParallelDims, nodes: Sequence[int], *, experts: bool = True, 
     if not experts:
         return [head, everyone]
     lines = [head, _line("experts", _groups(dims, dims.ep_ranks), home, alone="all of them on every rank")]
-    if dims.expert_slices > 1:
-        lines[-1] += f"; an expert is cut over {dims.expert_slices} neighbours"
+    if dims.expert_tensor_parallel_size > 1:
+        lines[-1] += f"; an expert is cut over {dims.expert_tensor_parallel_size} neighbours"
     if degree > 1:
         lines += [_line("expert weights", _groups(dims, lambda r: dims.gather_ranks(r, degree)), home)]
     lines += [f"  {'all-to-all':<17}{_traffic(dims, home, degree)}"]
@@ -145,7 +145,7 @@ def _warning(dims: ParallelDims, nodes: Sequence[int]) -> list[str]:
     """What would keep expert groups inside nodes."""
     if not (torn := straddling(dims, nodes)):
         return []
-    common, ep_size, slices = gcd(*nodes), dims.ep_size, dims.expert_slices
+    common, ep_size, slices = gcd(*nodes), dims.ep_size, dims.expert_tensor_parallel_size
     fits = [n for n in range(slices, common + 1, slices) if common % n == 0 and n > 1]
     fix = f"as many ranks on every node, a multiple of {ep_size}, would do"
     if fits:

@@ -175,7 +175,7 @@ class Engine:
         scale = self.loss_scale.value if self.loss_scale else 1.0
         norm = squares.sum().sqrt() / scale
         self._norm = float(read(norm))
-        bound = self.options.clip_norm
+        bound = self.options.max_grad_norm
         if bound > 0 and math.isfinite(self._norm):
             for _, gradient in gradients:
                 gradient.mul_((bound / (norm + 1e-6)).clamp(max=1.0))

@@ -59,6 +59,8 @@ def _place(model: nn.Module, experts: list[nn.Parameter], name: str, mesh: Mesh)
 def _attach_marker(model: nn.Module, expert: nn.Parameter, name: str, mesh: Mesh) -> None:
     local = experts_of(expert)
     assert local is not None
-    blocks = mesh.dims.ep_size // mesh.dims.expert_slices  # DeepSpeed counts experts for its own files alone
+    blocks = (
+        mesh.dims.ep_size // mesh.dims.expert_tensor_parallel_size
+    )  # DeepSpeed counts experts for its own files alone
     marker = _ExpertMarker(name, len(local) * blocks, len(local), mesh.dims.ep_size)
     model.add_module("deepspeed_expert_marker", marker)

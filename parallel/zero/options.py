@@ -24,7 +24,7 @@ DECIDED_BY = {  # DeepSpeed's option -> who decides it here
     "train_batch_size": "train.global_batch_size",
     "train_micro_batch_size_per_gpu": "train.micro_batch_size",
     "gradient_accumulation_steps": "train.global_batch_size and train.micro_batch_size",
-    "gradient_clipping": "optim.clip_norm",
+    "gradient_clipping": "optim.max_grad_norm",
     "optimizer": "optim",
     "zero_allow_untested_optimizer": "optim.optimizer",
     "scheduler": "optim",
@@ -46,7 +46,7 @@ DECIDED_BY = {  # DeepSpeed's option -> who decides it here
     "curriculum_learning": "data",
     "checkpoint": "checkpoint",
     "expert_parallel": "parallel.ep_size",
-    "tensor_parallel": "parallel.expert_slices",
+    "tensor_parallel": "parallel.expert_tensor_parallel_size",
     "sequence_parallel_size": "the layout, which has no such axis",
     "pipeline": "the layout, which has no such axis",
     "elasticity": "the checkpoint, which loads at any number of ranks",
@@ -80,13 +80,13 @@ OVERLAPPING_BUCKET = 25_000_000  # a bucket that is full, and reduced, long befo
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How an engine works; only `precision`, `optimizer`, `clip_norm` and the batch change results.
+    """How an engine works; only `precision`, `optimizer`, `max_grad_norm` and the batch change results.
 
     Args:
         zero_stage: 0 to 3 (Rajbhandari et al. 2020).
         precision: `bf16` and `fp16` compute in it, with fp32 masters; fp16 with a dynamic loss scale.
         offload_optimizer: keep masters and moments in host memory, and update them there (ZeRO-Offload).
-        clip_norm: bound of the global gradient norm, every expert counted once; 0 for none.
+        max_grad_norm: bound of the global gradient norm, every expert counted once; 0 for none.
         micro_batch_size: images a rank and forward pass.
         grad_accum_steps: micro-batches an optimizer step.
         deepspeed: further options of DeepSpeed's configuration.
@@ -95,7 +95,7 @@ class EngineOptions:
 
     zero_stage: ZeroStage
     precision: Precision
-    clip_norm: float
+    max_grad_norm: float
     micro_batch_size: int
     grad_accum_steps: int
     offload_optimizer: bool = False
@@ -214,7 +214,7 @@ def deepspeed_config(options: EngineOptions, world_size: int, uneven_elements: i
         "train_batch_size": options.micro_batch_size * options.grad_accum_steps * world_size,
         "train_micro_batch_size_per_gpu": options.micro_batch_size,
         "gradient_accumulation_steps": options.grad_accum_steps,
-        "gradient_clipping": options.clip_norm
+        "gradient_clipping": options.max_grad_norm
         if stage
         else 0.0,  # `parallel/zero/engine.py` clips at stage 0
         "zero_optimization": zero,

@@ -87,7 +87,7 @@ def _groups(parameter: nn.Parameter, mesh: Mesh, *, cut: bool) -> list[dist.Proc
     """Who holds parts of a parameter's tensors: the holders of its partitions, and of its slices."""
     if experts_of(parameter) is None:
         return [None] if cut else []
-    slices = mesh.dims.expert_slices
+    slices = mesh.dims.expert_tensor_parallel_size
     holders = [mesh.expert_dp_group] if cut else []
     return [*holders, mesh.exchange_groups[slices].gather] if slices > 1 else holders
 

@@ -28,7 +28,7 @@ class WindowAttention(nn.Module):
         num_heads: h.
         position_bias: called without arguments, gives (h, n, n).
         qkv_bias: whether queries, keys and values have one.
-        windows_at_a_time: 0 for all; else so many windows are attended to at once and recomputed in the
+        attention_chunk: 0 for all; else so many windows are attended to at once and recomputed in the
             backward pass, which caps the memory of the attention (Liu et al. 2022, section 3.4).
     """
 
@@ -39,10 +39,10 @@ class WindowAttention(nn.Module):
         position_bias: PositionBias,
         *,
         qkv_bias: bool = True,
-        windows_at_a_time: int = 0,
+        attention_chunk: int = 0,
     ) -> None:
         super().__init__()
-        self.num_heads, self.windows_at_a_time = num_heads, windows_at_a_time
+        self.num_heads, self.attention_chunk = num_heads, attention_chunk
         self.scale = (dim // num_heads) ** -0.5  # of the logits
         self.qkv = nn.Linear(dim, 3 * dim, bias=qkv_bias)
         self.proj = nn.Linear(dim, dim)
@@ -51,7 +51,7 @@ class WindowAttention(nn.Module):
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Attend inside each window: (B * S, n, C), (S, n, n) or None -> (B * S, n, C)."""
         bias = self.position_bias()
-        step = self.windows_at_a_time
+        step = self.attention_chunk
         if step == 0 or len(x) <= step:
             return self._attend(x, bias, mask)
         pieces = []

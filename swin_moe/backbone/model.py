@@ -63,7 +63,7 @@ class Stage(nn.Module):
         sites: SiteCounter,
     ) -> None:
         super().__init__()
-        self.checkpoint_every = config.checkpoint_every
+        self.activation_checkpoint_every = config.activation_checkpoint_every
         self.run_blocks, self.together = run_blocks, 1  # see compile.py
         post_norm = config.norm == "post"
         self.merge = PatchMerging(config.stage_dim(stage - 1), post_norm=post_norm) if stage else None
@@ -87,9 +87,9 @@ class Stage(nn.Module):
         """
         statistics: dict[str, MoEStats] = {}
         x = x if self.merge is None else self.merge(x)
-        step = self.checkpoint_every or len(self.blocks)
+        step = self.activation_checkpoint_every or len(self.blocks)
         for first in range(0, len(self.blocks), step):
-            if self.checkpoint_every and torch.is_grad_enabled():
+            if self.activation_checkpoint_every and torch.is_grad_enabled():
                 # no generator state to keep: every draw is keyed
                 x, found = checkpoint(
                     self._run,
@@ -160,7 +160,7 @@ def _mixer(config: ModelConfig, stage: int) -> nn.Module:
         learned = config.pretrained_window(stage)
         bias = LogCpbBias(window, heads, sigmoid=config.attention == "cosine", pretrained_window=learned)
     attention = CosineAttention if config.attention == "cosine" else WindowAttention
-    return attention(dim, heads, bias, qkv_bias=config.qkv_bias, windows_at_a_time=config.windows_at_a_time)
+    return attention(dim, heads, bias, qkv_bias=config.qkv_bias, attention_chunk=config.attention_chunk)
 
 
 def _block(
@@ -171,7 +171,7 @@ def _block(
     placement: ExpertParallel | None,
     sites: SiteCounter,
 ) -> SwinBlock:
-    dim, every = config.stage_dim(stage), config.main_norm_every
+    dim, every = config.stage_dim(stage), config.extra_norm_period
     hidden = int(dim * config.mlp_ratio)
     ffn: MLP | MoELayer
     if config.is_moe_block(stage, index):

@@ -61,7 +61,7 @@ def save_weights(model: SwinTransformer, path: str | Path, format: str) -> Path:
 
 def kind(config: ModelConfig) -> str:
     """Which of the published families a model belongs to, or `other`."""
-    if config.main_norm_every:
+    if config.extra_norm_period:
         return "other"
     key = (config.attention, config.position_bias, config.norm)
     families = {
@@ -111,7 +111,7 @@ def _describe(config: ModelConfig, family: str) -> str:
     if family != "other":
         return family
     parts = [f"{config.attention} attention", f"{config.position_bias} bias", f"{config.norm} norm"]
-    parts += [f"main_norm_every={config.main_norm_every}"] if config.main_norm_every else []
+    parts += [f"extra_norm_period={config.extra_norm_period}"] if config.extra_norm_period else []
     parts += [f"{config.moe.num_experts} experts"] if config.moe else []
     parts += ["mlp_fc2_bias=false"] if not config.mlp_fc2_bias else []
     return "one with " + ", ".join(parts)

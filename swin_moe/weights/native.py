@@ -16,6 +16,7 @@ from parallel.experts.names import BUFFER, EMA, MASTER, persistent_buffers, unsl
 from parallel.experts.placement import experts_of, global_name
 from swin_moe.config import ModelConfig
 from swin_moe.registry import load_model_config
+from swin_moe.renamed import current_names
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.files import Content, read_config
 from swin_moe.weights.translated import Translated, learned_windows, windows_of
@@ -52,6 +53,7 @@ def read_checkpoint(path: Path, *, ema: bool = False) -> Content:
 
 def _model_section(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
     run = parse_yaml(manifest["config"]) if "config" in manifest else None
+    run = current_names(run, notice=False)
     return run.get("model") if isinstance(run, dict) else None
 
 
@@ -61,7 +63,7 @@ def config_of(path: Path) -> ModelConfig | None:
         found = checkpoint_in(path)
         tree = _model_section(read_manifest(found)) if found else None
     else:
-        tree = read_config(path)
+        tree = current_names(read_config(path), "model", notice=False)
     return load_model_config(ModelConfig(), **tree) if tree else None
 
 

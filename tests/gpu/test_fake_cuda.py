@@ -124,7 +124,7 @@ def test_simmim(window: int) -> None:
     on_fake_cuda(model, torch.bfloat16, run, config.image_size)
 
 
-@pytest.mark.parametrize("change", [{"checkpoint_every": 1}, {"windows_at_a_time": 4}], ids=str)
+@pytest.mark.parametrize("change", [{"activation_checkpoint_every": 1}, {"attention_chunk": 4}], ids=str)
 def test_less_memory(change: dict[str, int]) -> None:
     model = swin_moe.build_model(FAMILIES[1], **SMALL, depths=(1, 1, 2, 1), **change).train()
     on_fake_cuda(model, torch.bfloat16, model, 256)

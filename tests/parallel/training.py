@@ -175,7 +175,9 @@ class Run:
         sharded: bool = False,
     ) -> "Run":
         """Build mesh, model and engine; `change` may tamper with the model, or wrap it."""
-        dims = ParallelDims(world_size=layout.world, ep_size=layout.ep, expert_slices=layout.slices)
+        dims = ParallelDims(
+            world_size=layout.world, ep_size=layout.ep, expert_tensor_parallel_size=layout.slices
+        )
         mesh = build_mesh(dims, ranks_per_node=layout.ranks_per_node)
         config = model_config(layout.top_k, experts=layout.experts, router=layout.router)
         model: nn.Module = build_model(config, seed=3, mesh=mesh, exchange=layout.exchange, sharded=sharded)
@@ -184,7 +186,7 @@ class Run:
             zero_stage=layout.stage,
             precision=layout.precision,
             offload_optimizer=layout.offload,
-            clip_norm=CLIP_NORM,
+            max_grad_norm=CLIP_NORM,
             micro_batch_size=layout.micro,
             grad_accum_steps=layout.accum,
             deepspeed=layout.deepspeed,

@@ -80,9 +80,9 @@ def test_moe_errors(options: dict[str, object], message: str) -> None:
         ({"num_heads": (0, 6, 12, 24)}, "model.num_heads[0] (0) must divide the width of stage 0 (96)"),
         ({"window_size": 0}, "model.window_size (0) must be at least 1"),
         ({"image_size": 0}, "model.image_size (0) must be at least 1"),
-        ({"main_norm_every": -1}, "model.main_norm_every (-1) must be at least 0"),
-        ({"checkpoint_every": -1}, "model.checkpoint_every (-1) must be at least 0"),
-        ({"windows_at_a_time": -1}, "model.windows_at_a_time (-1) must be at least 0"),
+        ({"extra_norm_period": -1}, "model.extra_norm_period (-1) must be at least 0"),
+        ({"activation_checkpoint_every": -1}, "model.activation_checkpoint_every (-1) must be at least 0"),
+        ({"attention_chunk": -1}, "model.attention_chunk (-1) must be at least 0"),
         (
             {"pretrained_window_sizes": (12, 12, 6)},
             "model.pretrained_window_sizes has 3 entries, model.depths has 4: one a stage each",

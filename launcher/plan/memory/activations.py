@@ -84,7 +84,7 @@ def activations_of(config: RunConfig, dims: ParallelDims, device: Device) -> Act
             images=config.train.micro_batch_size,
             precision=config.train.precision,
             ep_size=dims.ep_size,
-            slices=dims.expert_slices,
+            slices=dims.expert_tensor_parallel_size,
             exchange=config.parallel.expert_exchange,
             smoothing=config.optim.label_smoothing,
             mixed=config.data.augment is not None,
@@ -105,7 +105,9 @@ def _model(asked: _Pass) -> nn.Module:
     """The model on meta, with the experts of the rank that holds most."""
     placement = None
     if asked.model.moe is not None:
-        dims = ParallelDims(world_size=asked.ep_size, ep_size=asked.ep_size, expert_slices=asked.slices)
+        dims = ParallelDims(
+            world_size=asked.ep_size, ep_size=asked.ep_size, expert_tensor_parallel_size=asked.slices
+        )
         placement = fullest_placement(dims, asked.model.moe.num_experts, asked.exchange)
     model = model_on_meta(asked.model, asked.simmim, placement)
     if asked.frozen:

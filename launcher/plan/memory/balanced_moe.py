@@ -146,7 +146,7 @@ class _Exchange:
         return home[0] if pieces == 1 else torch.cat(home), count
 
     def _way(self, weights: Sequence[nn.Parameter], like: Tensor, keyed: bool, rows_bound: int) -> Way:
-        width = 2 if self.options.wire_dtype == "bf16" else like.element_size()
+        width = 2 if self.options.communication_dtype == "bf16" else like.element_size()
         degree = degree_of(
             self.placement,
             expert_bytes=sum(expert_numel(weight) * weight.element_size() for weight in weights),
@@ -179,7 +179,7 @@ class _Exchange:
 
     def _travel(self, rows: Tensor, count: int) -> Tensor:
         """(n, ...) -> (count, ...), on the wire in its precision."""
-        wire = self.options.wire_dtype == "bf16" and rows.dtype == torch.float32
+        wire = self.options.communication_dtype == "bf16" and rows.dtype == torch.float32
         arrived = _Travel.apply(rows.bfloat16() if wire else rows, count)
         return arrived.float() if wire else arrived
 

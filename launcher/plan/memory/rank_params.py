@@ -58,7 +58,11 @@ class Held:
 def dims_of(config: RunConfig, nodes: Sequence[int]) -> ParallelDims:
     """The layout of a run over ranks on nodes such as [8, 8]."""
     parallel = config.parallel
-    return ParallelDims(world_size=sum(nodes), ep_size=parallel.ep_size, expert_slices=parallel.expert_slices)
+    return ParallelDims(
+        world_size=sum(nodes),
+        ep_size=parallel.ep_size,
+        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
+    )
 
 
 def fullest_placement(
@@ -68,7 +72,7 @@ def fullest_placement(
 
     The last slice is never smaller than another: slices are cut at i * size // slices.
     """
-    slices = dims.expert_slices
+    slices = dims.expert_tensor_parallel_size
     ranks = range(slices - 1, dims.ep_size, slices)
     local = max((dims.local_experts(rank, num_experts) for rank in ranks), key=len)
     return ExpertParallel(
@@ -83,7 +87,7 @@ def fullest_placement(
 def held_by_fullest(config: RunConfig, dims: ParallelDims) -> Held:
     """What the rank that holds most holds; counted once for each model and placement."""
     simmim = config.simmim if config.task == "simmim" else None
-    return _held(config.model, simmim, config.optim, dims.ep_size, dims.expert_slices)
+    return _held(config.model, simmim, config.optim, dims.ep_size, dims.expert_tensor_parallel_size)
 
 
 def model_on_meta(
@@ -99,7 +103,7 @@ def model_on_meta(
 def _held(
     model: ModelConfig, simmim: SimMIMConfig | None, optim: OptimConfig, ep_size: int, slices: int
 ) -> Held:
-    dims = ParallelDims(world_size=ep_size, ep_size=ep_size, expert_slices=slices)
+    dims = ParallelDims(world_size=ep_size, ep_size=ep_size, expert_tensor_parallel_size=slices)
     placement = None if model.moe is None else fullest_placement(dims, model.moe.num_experts)
     made = model_on_meta(model, simmim, placement)
     freeze(made, optim.freeze)
@@ -117,7 +121,9 @@ def _is_uneven(model: nn.Module, dims: ParallelDims, num_experts: int) -> bool:
     """Whether ranks hold different numbers of experts, or slices of different sizes."""
     counts = {len(dims.local_experts(rank, num_experts)) for rank in range(dims.ep_size)}
     sliced = (sliced_of(p) for p in model.parameters() if experts_of(p) is not None)
-    return len(counts) > 1 or any(cut is not None and cut.size % dims.expert_slices for cut in sliced)
+    return len(counts) > 1 or any(
+        cut is not None and cut.size % dims.expert_tensor_parallel_size for cut in sliced
+    )
 
 
 def _groups(model: nn.Module, optim: OptimConfig) -> list[Group]:

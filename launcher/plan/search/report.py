@@ -81,16 +81,16 @@ def _smaller(config: RunConfig) -> str:
     parallel = config.parallel
     if parallel.zero_stage == 0:
         return "parallel.zero_stage=1 cuts the optimizer's states over the ranks"
-    if not config.model.checkpoint_every:
-        return "model.checkpoint_every=1 computes activations again instead of keeping them"
+    if not config.model.activation_checkpoint_every:
+        return "model.activation_checkpoint_every=1 computes activations again instead of keeping them"
     if parallel.zero_stage < 3:
         return f"parallel.zero_stage={parallel.zero_stage + 1}, or a smaller train.micro_batch_size"
     return "a smaller train.micro_batch_size, or parallel.offload_optimizer=true; --search tries all"
 
 
 def _compute(config: RunConfig, nodes: Sequence[int], hardware: Hardware, time: StepTime) -> str:
-    if config.model.checkpoint_every:
-        return "model.checkpoint_every=0, where memory allows: a forward pass less"
+    if config.model.activation_checkpoint_every:
+        return "model.activation_checkpoint_every=0, where memory allows: a forward pass less"
     if config.train.precision == "fp32" and hardware.peak_tflops.get("bf16", 0) > hardware.peak("fp32"):
         return "train.precision=bf16"
     if not config.train.compile:
@@ -170,8 +170,8 @@ def _row(candidate: Candidate, world: int) -> str:
     steps = train.global_batch_size // (train.micro_batch_size * world)
     return (
         f"{candidate.time.images_s:>10.0f} {candidate.memory.peak_bytes / GIB:>7.1f} {parallel.ep_size:>4} "
-        f"{parallel.expert_slices:>6} {zero:>7} {train.micro_batch_size:>6} {steps:>6} "
-        f"{'yes' if candidate.config.model.checkpoint_every else 'no'}"
+        f"{parallel.expert_tensor_parallel_size:>6} {zero:>7} {train.micro_batch_size:>6} {steps:>6} "
+        f"{'yes' if candidate.config.model.activation_checkpoint_every else 'no'}"
     )
 
 

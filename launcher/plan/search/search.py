@@ -30,11 +30,11 @@ class Candidate:
         parallel, train = self.config.parallel, self.config.train
         return [
             f"parallel.ep_size={parallel.ep_size}",
-            f"parallel.expert_slices={parallel.expert_slices}",
+            f"parallel.expert_tensor_parallel_size={parallel.expert_tensor_parallel_size}",
             f"parallel.zero_stage={parallel.zero_stage}",
             f"parallel.offload_optimizer={str(parallel.offload_optimizer).lower()}",
             f"train.micro_batch_size={train.micro_batch_size}",
-            f"model.checkpoint_every={self.config.model.checkpoint_every}",
+            f"model.activation_checkpoint_every={self.config.model.activation_checkpoint_every}",
         ]
 
 
@@ -112,17 +112,17 @@ def micro_batches(config: RunConfig, world: int) -> list[int]:
 
 def _expert_layouts(config: RunConfig, world: int) -> Iterator[ParallelConfig]:
     if config.model.moe is None:
-        yield replace(config.parallel, ep_size=1, expert_slices=1)
+        yield replace(config.parallel, ep_size=1, expert_tensor_parallel_size=1)
         return
     for ep_size in divisors(world):
         for slices in divisors(ep_size):
-            yield replace(config.parallel, ep_size=ep_size, expert_slices=slices)
+            yield replace(config.parallel, ep_size=ep_size, expert_tensor_parallel_size=slices)
 
 
 def _with(config: RunConfig, parallel: ParallelConfig, micro: int, every: int) -> RunConfig:
     train, model = (
         replace(config.train, micro_batch_size=micro),
-        replace(config.model, checkpoint_every=every),
+        replace(config.model, activation_checkpoint_every=every),
     )
     return replace(config, parallel=parallel, train=train, model=model)
 

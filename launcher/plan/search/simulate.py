@@ -103,9 +103,11 @@ def grown(config: RunConfig, ranks: int, images: int) -> RunConfig:
     train = replace(config.train, global_batch_size=ranks * images)
     ep_size = config.parallel.ep_size
     if config.model.moe is not None:
-        ep_size = math.gcd(ranks, max(ep_size, config.model.moe.num_experts * config.parallel.expert_slices))
-    slices = math.gcd(config.parallel.expert_slices, ep_size)
-    parallel = replace(config.parallel, ep_size=ep_size, expert_slices=slices)
+        ep_size = math.gcd(
+            ranks, max(ep_size, config.model.moe.num_experts * config.parallel.expert_tensor_parallel_size)
+        )
+    slices = math.gcd(config.parallel.expert_tensor_parallel_size, ep_size)
+    parallel = replace(config.parallel, ep_size=ep_size, expert_tensor_parallel_size=slices)
     return replace(config, train=train, parallel=parallel)
 
 

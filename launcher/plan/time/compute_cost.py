@@ -26,7 +26,7 @@ class Pace:
 
     def compute_s(self, config: RunConfig, dims: ParallelDims) -> dict[str, float]:
         """Seconds of a step's computing by stage, and of the experts of each."""
-        steps, again = accumulation(config, dims), 2 if config.model.checkpoint_every else 1
+        steps, again = accumulation(config, dims), 2 if config.model.activation_checkpoint_every else 1
         found: dict[str, float] = {}
         for stage, in_block, (forward, backward) in self._dense(config.train.micro_batch_size):
             once = forward * (again if in_block else 1) + backward
@@ -52,11 +52,11 @@ class Pace:
         moe, degree = config.model.moe, gather_degree(config, dims, experts)
         assert moe is not None
         padded, micro = config.parallel.expert_exchange.padded, config.train.micro_batch_size
-        slices = max(1, dims.expert_slices // degree)
+        slices = max(1, dims.expert_tensor_parallel_size // degree)
         sent = expert_rows(config.model, experts.length, images=micro, padded=padded) * slices
         held = experts_held(config, dims)
-        uneven = held * (dims.ep_size // dims.expert_slices) / moe.num_experts
-        count = held * max(1, degree // dims.expert_slices)
+        uneven = held * (dims.ep_size // dims.expert_tensor_parallel_size) / moe.num_experts
+        count = held * max(1, degree // dims.expert_tensor_parallel_size)
         travels = dims.ep_size > degree
         key = (experts.stage, sent * uneven, count, slices if travels else -slices)
         if key not in self.experts:

@@ -104,7 +104,7 @@ def optimizer_s(config: RunConfig, dims: ParallelDims, hardware: Hardware, work:
         reduced = steps if stage >= 2 else 1
         whole_bytes = count * width * (3 * (steps - 1) + _passes(stage, holders) * reduced)
         if stage == 3 and holders > 1:  # what is gathered is copied out of its buffer
-            whole_bytes += count * width * 2 * steps * (3 if config.model.checkpoint_every else 2)
+            whole_bytes += count * width * 2 * steps * (3 if config.model.activation_checkpoint_every else 2)
         own_bytes = own * (4 * 5 + (2 * width + 8 if stage else 0))  # norm and clip; flattened, copied twice
         if stage in (1, 2) and hardware.first_touch_gb_s:  # their bucket is new memory in each step
             total += count * width * reduced / (hardware.first_touch_gb_s * 1e9)

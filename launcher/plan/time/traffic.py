@@ -47,7 +47,11 @@ def dims_of(config: RunConfig, nodes: Sequence[int]) -> ParallelDims:
         LayoutError: it does not divide.
     """
     parallel = config.parallel
-    return ParallelDims(world_size=sum(nodes), ep_size=parallel.ep_size, expert_slices=parallel.expert_slices)
+    return ParallelDims(
+        world_size=sum(nodes),
+        ep_size=parallel.ep_size,
+        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
+    )
 
 
 def accumulation(config: RunConfig, dims: ParallelDims) -> int:
@@ -65,7 +69,7 @@ def experts_held(config: RunConfig, dims: ParallelDims) -> int:
 def gather_degree(config: RunConfig, dims: ParallelDims, experts: Experts) -> int:
     """Over how many ranks weights come together; `auto` as parallel/experts/exchange.py chooses."""
     strategy = config.parallel.expert_exchange.strategy
-    ranks, slices = dims.ep_size, dims.expert_slices
+    ranks, slices = dims.ep_size, dims.expert_tensor_parallel_size
     if not isinstance(strategy, str):
         return strategy
     if strategy != "auto":
@@ -103,11 +107,11 @@ def _exchange(
     degree = gather_degree(config, dims, experts)
     groups, options = groups_of(dims, nodes, degree), config.parallel.expert_exchange
     layers = experts.layers * accumulation(config, dims)
-    forwards = 2 if config.model.checkpoint_every else 1
+    forwards = 2 if config.model.activation_checkpoint_every else 1
     rows = expert_rows(
         config.model, experts.length, images=config.train.micro_batch_size, padded=options.padded
     )
-    rows *= max(1, dims.expert_slices // degree)
+    rows *= max(1, dims.expert_tensor_parallel_size // degree)
     size, hidden = rows * experts.dim * _wire_bytes(config), (options.overlap - 1) / options.overlap
     travel = Collective("", "all_to_all", groups.exchange, size, pieces=options.overlap, hideable=hidden)
     yield travel._replace(name="rows forward", times=2 * layers * forwards)
@@ -115,9 +119,9 @@ def _exchange(
     if key_bytes := _key_bytes(config):
         yield travel._replace(name="keys of rows", size=rows * key_bytes, times=layers * forwards)
     if not options.padded:
-        counts = 8.0 * config.model.moe.num_experts * max(1, dims.expert_slices // degree)  # type: ignore[union-attr]
+        counts = 8.0 * config.model.moe.num_experts * max(1, dims.expert_tensor_parallel_size // degree)  # type: ignore[union-attr]
         yield Collective("counts of rows", "all_to_all", groups.exchange, counts, layers * forwards)
-    own = experts.parameters * experts_held(config, dims) / dims.expert_slices
+    own = experts.parameters * experts_held(config, dims) / dims.expert_tensor_parallel_size
     weights = degree * own * WIDTHS[config.train.precision].gradient
     yield Collective("weights of experts", "all_to_all", groups.gather, weights, layers * (forwards + 1))
 
@@ -144,7 +148,7 @@ def _zero(
         if stage in (1, 2):
             yield Collective(f"{name} parameters", "gather", group, size)
         if stage == 3:
-            passes = steps * (3 if config.model.checkpoint_every else 2)
+            passes = steps * (3 if config.model.activation_checkpoint_every else 2)
             tensors = work.dense_tensors if name == "dense" else sum(e.layers for e in work.experts)
             yield Collective(f"{name} parameters", "gather", group, size, passes, max(1, tensors), 1.0)
 
@@ -153,7 +157,7 @@ def expert_parameters(config: RunConfig, dims: ParallelDims, work: Work) -> floa
     """Elements of the experts that a rank holds."""
     if not work.experts:
         return 0.0
-    held = experts_held(config, dims) / dims.expert_slices
+    held = experts_held(config, dims) / dims.expert_tensor_parallel_size
     return sum(experts.layers * experts.parameters * held for experts in work.experts)
 
 
@@ -176,7 +180,7 @@ def bucket_of(config: RunConfig, *, overlaps: bool) -> float:
 
 def _wire_bytes(config: RunConfig) -> float:
     """Of an element of a row on its way."""
-    wire = config.parallel.expert_exchange.wire_dtype
+    wire = config.parallel.expert_exchange.communication_dtype
     return min(WIDTHS[config.train.precision].row, 2.0 if wire == "bf16" else 4.0)
 
 

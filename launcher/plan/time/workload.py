@@ -55,7 +55,7 @@ def describe(
         device: whose operations; attention is fused on a GPU.
         training: else forward alone, as in evaluation.
     """
-    model = replace(model, checkpoint_every=0)
+    model = replace(model, activation_checkpoint_every=0)
     on_meta = build_on_meta(model)
     dense = [p.numel() for p in on_meta.parameters() if experts_of(p) is None]
     with on_shapes(device), torch.set_grad_enabled(training):

@@ -15,6 +15,7 @@ from launcher.study.grid.trials import Cell, Study, run_directory
 from launcher.validation.resume_policy import changes
 from launcher.validation.rules import problems
 from swin_moe.config import SOFTMAX_ROUTERS, MoEConfig
+from swin_moe.renamed import RenamedError, current_names
 from swin_moe.yaml_files import YamlError, parse_yaml
 
 NAMED = 3  # cells that a message names before it counts
@@ -97,10 +98,10 @@ def _named(names: Sequence[str]) -> str:
 def _changed(planned: Planned) -> list[str]:
     """What a cell that has begun would now compute otherwise."""
     try:
-        before = parse_yaml(planned.run.config.read_text())
+        before = current_names(parse_yaml(planned.run.config.read_text()), notice=False)
     except FileNotFoundError:
         return []
-    except (OSError, YamlError) as error:
+    except (OSError, YamlError, RenamedError) as error:
         return [f"{planned.run.config} cannot be read: {error}"]
     differing = changes(before, parse_yaml(dump_config(planned.config)))
     return [

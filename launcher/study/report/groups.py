@@ -11,6 +11,7 @@ from typing import Any
 
 from launcher.study.grid.trials import Cell, Study
 from launcher.study.report.results import Result
+from swin_moe.renamed import current_name
 
 EXPERTS, CHOICES = "model.moe.num_experts", "model.moe.top_k"
 CAPACITY, PRIORITY = "model.moe.capacity_factor", "model.moe.batch_prioritized"
@@ -105,7 +106,7 @@ def settings_of(result: Result, varying: Sequence[str]) -> dict[str, Any]:
 
 def _option(config: Any, name: str) -> Any:
     value = config
-    for part in name.split("."):
+    for part in current_name(name).split("."):
         value = value.get(part) if isinstance(value, dict) else getattr(value, part, None)
     return value
 

@@ -107,7 +107,7 @@ def _check(layer: "MoELayer", request: RouterCall) -> None:
         placement.part.of == 1 and placement.num_experts % placement.ep_size == 0,
         f"model.moe.backend=tutel needs whole experts, as many on every rank: parallel.ep_size "
         f"({placement.ep_size}) must divide model.moe.num_experts ({placement.num_experts}), and "
-        f"parallel.expert_slices ({placement.part.of}) must be 1; or set backend=native",
+        f"parallel.expert_tensor_parallel_size ({placement.part.of}) must be 1; or set backend=native",
     )
 
 

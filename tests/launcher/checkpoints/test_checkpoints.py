@@ -41,7 +41,12 @@ def test_ls_as_json_reads_every_byte_when_asked(stored_run: Path, say: Say) -> N
         assert list(entries) == [10, 20, 30]
         assert (entries[20]["problems"] == []) == sound
         assert [entry["latest"] for entry in entries.values()] == [False, False, True]
-    assert entries[10]["layout"] == {"world_size": 1, "ep_size": 1, "expert_slices": 1, "zero_stage": 1}
+    assert entries[10]["layout"] == {
+        "world_size": 1,
+        "ep_size": 1,
+        "expert_slices": 1,
+        "zero_stage": 1,
+    }
 
 
 def test_verify_of_sound_ones(stored_run: Path, say: Say) -> None:

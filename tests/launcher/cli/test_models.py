@@ -106,7 +106,7 @@ def test_a_name_says_what_the_model_is(name: str) -> None:
     size = re.search(rf"_({'|'.join(sizes)})_", name)[1]
     assert model.embed_dim == sizes[size]
     assert model.depths == {"tiny": (2, 2, 6, 2), "g": (2, 2, 42, 4)}.get(size, (2, 2, 18, 2))
-    assert model.main_norm_every == (6 if size in ("huge", "giant", "g") else 0)
+    assert model.extra_norm_period == (6 if size in ("huge", "giant", "g") else 0)
     channels = int(found[1]) if (found := re.search(r"_c(\d+)_", name)) else 32
     assert [model.stage_dim(i) // heads for i, heads in enumerate(model.num_heads)] == [channels] * 4
     assert model.window_size == int(re.search(r"window(?:\d+to)?(\d+)", name)[1])
@@ -130,7 +130,7 @@ def test_a_name_says_what_the_model_is(name: str) -> None:
 def test_recipes_are_the_published_ones(name: str) -> None:
     optim, train = CONFIGS[name].optim, CONFIGS[name].train
     (expected,) = [recipe for pattern, recipe in RECIPES.items() if re.fullmatch(pattern, name)]
-    found = (train.duration, optim.warmup, optim.base_lr, optim.weight_decay, optim.clip_norm)
+    found = (train.duration, optim.warmup, optim.base_lr, optim.weight_decay, optim.max_grad_norm)
     assert (*found, train.global_batch_size) == expected
     assert optim.label_smoothing == 0.1
     assert CONFIGS[name].data.eval_crop == (1.0 if CONFIGS[name].model.image_size >= 384 else 0.875)

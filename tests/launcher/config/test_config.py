@@ -161,13 +161,13 @@ def test_numbers_lists_and_texts_that_pyyaml_misreads() -> None:
     config = load(
         "run_dir: 2026-01-02\nmodel: {mlp_ratio: 4, depths: [1, 1], num_heads: [3, 3]}\n"
         "data: {train: 1:30, val: no}\nseed: 1_000\n"
-        "optim: {base_lr: 1e-3, eps: 1E-08, min_lr: .5e-6, clip_norm: 1_000.5}\n"
+        "optim: {base_lr: 1e-3, eps: 1E-08, min_lr: .5e-6, max_grad_norm: 1_000.5}\n"
     )
     assert config == RunConfig(
         run_dir="2026-01-02",
         model=ModelConfig(mlp_ratio=4.0, depths=(1, 1), num_heads=(3, 3)),
         data=DataConfig(train="1:30", val="no"),
-        optim=OptimConfig(base_lr=0.001, eps=1e-8, min_lr=5e-7, clip_norm=1000.5),
+        optim=OptimConfig(base_lr=0.001, eps=1e-8, min_lr=5e-7, max_grad_norm=1000.5),
         seed=1000,
     )
     assert type(config.model.mlp_ratio) is float

@@ -61,24 +61,24 @@ SMALL = ModelConfig(
     drop_rate=0.1,
     drop_path_rate=0.3,
 )
-V2 = replace(SMALL, attention="cosine", position_bias="log_cpb", norm="post", main_norm_every=2)
+V2 = replace(SMALL, attention="cosine", position_bias="log_cpb", norm="post", extra_norm_period=2)
 MOE = MoEConfig(blocks=((1,), (0,)), num_experts=4, top_k=2, capacity_factor=0.0, routing_group_images=2)
 MODELS = {
     "v1": SMALL,
     "v2": V2,
     "mlp": replace(SMALL, attention="mlp"),
-    "windows": replace(V2, windows_at_a_time=2),
-    "checkpoint-1": replace(SMALL, checkpoint_every=1),
-    "checkpoint-2": replace(V2, checkpoint_every=2),
+    "windows": replace(V2, attention_chunk=2),
+    "checkpoint-1": replace(SMALL, activation_checkpoint_every=1),
+    "checkpoint-2": replace(V2, activation_checkpoint_every=2),
     "dropless": replace(SMALL, moe=MOE),
     "full": replace(SMALL, moe=replace(MOE, capacity_factor=0.25)),  # every expert has more tokens than slots
     "soft": replace(SMALL, moe=replace(MOE, router="soft", top_k=1)),
     "wide": replace(SMALL, image_size=(24, 40), moe=MOE),  # maps of 6 x 10 and 3 x 5
-    "tall": replace(V2, image_size=(40, 8), windows_at_a_time=3),  # 10 x 2 and 5 x 1: windows 3 x 2 and 3 x 1
+    "tall": replace(V2, image_size=(40, 8), attention_chunk=3),  # 10 x 2 and 5 x 1: windows 3 x 2 and 3 x 1
     "cosine": replace(V2, moe=replace(MOE, router="cosine")),
     "sigmoid": replace(SMALL, moe=replace(MOE, router="sigmoid", shared_expert=True)),
     "recompute": replace(SMALL, moe=replace(MOE, recompute_activation=True, expert_activation="swiglu")),
-    "moe-checkpoint": replace(V2, moe=MOE, checkpoint_every=1),
+    "moe-checkpoint": replace(V2, moe=MOE, activation_checkpoint_every=1),
 }
 
 # bytes that only the hooks of the test keep: a token's highest score, whose graph is dropped, is saved by the
@@ -155,7 +155,7 @@ def test_offloaded_states_are_on_the_host() -> None:
 )
 def test_experts_of_the_fullest_rank(ep_size: int, slices: int, num_experts: int, held: int) -> None:
     model = replace(ONE_BLOCK, moe=replace(EXPERTS, num_experts=num_experts))
-    config = run_config(model, parallel=ParallelConfig(ep_size=ep_size, expert_slices=slices))
+    config = run_config(model, parallel=ParallelConfig(ep_size=ep_size, expert_tensor_parallel_size=slices))
     found = held_by_fullest(config, dims_of(config, [ep_size * 2]))
     assert found.elements(experts=True) == held
     assert found.elements(experts=False) == 790 - 280 + num_experts * 8
@@ -397,8 +397,8 @@ def test_the_giant_in_seconds() -> None:
 def test_checkpointing_and_experts_show() -> None:
     """The items say what changes: activations by stage, experts by rank."""
 
-    def found(checkpoint_every: int, ep_size: int) -> Memory:
-        model = replace(SMALL, moe=MOE, checkpoint_every=checkpoint_every)
+    def found(activation_checkpoint_every: int, ep_size: int) -> Memory:
+        model = replace(SMALL, moe=MOE, activation_checkpoint_every=activation_checkpoint_every)
         return predict_memory(run_config(model, parallel=ParallelConfig(ep_size=ep_size)), [4], "cuda")
 
     plain, saving = dict(found(0, 1).activations), dict(found(1, 1).activations)

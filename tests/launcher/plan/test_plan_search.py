@@ -24,11 +24,11 @@ def key_of(config: RunConfig) -> tuple[object, ...]:
     parallel = config.parallel
     return (
         parallel.ep_size,
-        parallel.expert_slices,
+        parallel.expert_tensor_parallel_size,
         parallel.zero_stage,
         parallel.offload_optimizer,
         config.train.micro_batch_size,
-        config.model.checkpoint_every,
+        config.model.activation_checkpoint_every,
     )
 
 
@@ -49,10 +49,14 @@ def test_search_is_the_enumeration(found: list[Candidate]) -> None:
             continue
         one = replace(
             config,
-            model=replace(config.model, checkpoint_every=every),
+            model=replace(config.model, activation_checkpoint_every=every),
             train=replace(config.train, micro_batch_size=micro),
             parallel=replace(
-                config.parallel, ep_size=ep, expert_slices=slices, zero_stage=stage, offload_optimizer=offload
+                config.parallel,
+                ep_size=ep,
+                expert_tensor_parallel_size=slices,
+                zero_stage=stage,
+                offload_optimizer=offload,
             ),
         )
         valid[key_of(one)] = one
@@ -84,8 +88,8 @@ def test_layouts_that_break_a_rule_are_said_once() -> None:
     two = replace(TINY, moe=replace(TINY.moe, num_experts=2))
     found = search(run_of(two, micro=4, ranks=4), [4], MACHINE, pace())
     (broken,) = [c for c in found if c.time is None]
-    assert (broken.config.parallel.ep_size, broken.config.parallel.expert_slices) == (4, 1)
-    assert broken.reason.endswith("parallel.expert_slices=2 would do")
+    assert (broken.config.parallel.ep_size, broken.config.parallel.expert_tensor_parallel_size) == (4, 1)
+    assert broken.reason.endswith("parallel.expert_tensor_parallel_size=2 would do")
     assert found[-1] is broken
 
 

@@ -22,10 +22,10 @@ SCORES = IMAGES * WINDOWS * H * N * N
 SEED = 2 * 8  # of dropout, which the kernel returns
 
 
-def kept_bytes(dtype: torch.dtype, windows_at_a_time: int = 0) -> int:
+def kept_bytes(dtype: torch.dtype, attention_chunk: int = 0) -> int:
     """What is alive after a forward pass, its answer included, without input, mask and parameters."""
     with on_shapes("cuda"):
-        layer = WindowAttention(C, H, TableBias((3, 3), H), windows_at_a_time=windows_at_a_time)
+        layer = WindowAttention(C, H, TableBias((3, 3), H), attention_chunk=attention_chunk)
         layer = layer.to("meta").to(dtype)  # the index is a constant made on the CPU
         x = torch.empty(IMAGES * WINDOWS, N, C, dtype=dtype, requires_grad=True)
         mask, tracker = torch.empty(WINDOWS, N, N), LiveBytes()
@@ -78,7 +78,7 @@ def test_the_gradient_of_a_bias_is_written_for_every_window(
 
 def test_windows_at_a_time_keep_less() -> None:
     # the answer and the bias; a second of two pieces recomputes from its part of the input and its mask
-    assert kept_bytes(torch.float32, windows_at_a_time=4) == 4 * (TOKENS + H * N * N + 2 * WINDOWS * N * N)
+    assert kept_bytes(torch.float32, attention_chunk=4) == 4 * (TOKENS + H * N * N + 2 * WINDOWS * N * N)
 
 
 def traced(n: int, grad: bool) -> Trace:

@@ -104,7 +104,7 @@ def test_a_step_is_the_sum_of_its_items() -> None:
     assert found.mfu < 1
     experts = 6 * 2 * 4 * 16 * 64
     assert found.mfu * 4 * 1e10 / found.images_s == pytest.approx(flops + experts)
-    again = predict_time(run_of(replace(TINY, checkpoint_every=1)), [2, 2], MACHINE, pace())
+    again = predict_time(run_of(replace(TINY, activation_checkpoint_every=1)), [2, 2], MACHINE, pace())
     assert again.groups["compute"] > predict_time(run_of(), [2, 2], MACHINE, pace()).groups["compute"]
 
 

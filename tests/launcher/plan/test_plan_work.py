@@ -18,7 +18,10 @@ from tests.launcher.plan.tiny_runs import MOE, TINY, run_of, work_of
 
 
 def collectives(config: RunConfig, nodes: list[int]) -> dict[str, Collective]:
-    return {c.name: c for c in traffic(config, nodes, work_of(replace(config.model, checkpoint_every=0)))}
+    return {
+        c.name: c
+        for c in traffic(config, nodes, work_of(replace(config.model, activation_checkpoint_every=0)))
+    }
 
 
 def test_products_of_a_stage_by_hand() -> None:
@@ -126,7 +129,7 @@ def test_rows_inside_and_between_nodes() -> None:
     assert out.crossing_bytes == 2 * 512 / 2  # two of four ranks are on the other node
     assert out.sent_bytes == 2 * 512 * 3 / 4
     assert "keys of rows" not in found
-    twice = collectives(run_of(replace(TINY, checkpoint_every=1), ep_size=4, steps=3), [2, 2])
+    twice = collectives(run_of(replace(TINY, activation_checkpoint_every=1), ep_size=4, steps=3), [2, 2])
     assert (twice["rows forward"].times, twice["rows backward"].times) == (2 * 2 * 3, 2 * 3)
 
 
@@ -136,7 +139,7 @@ def test_weights_travel_instead_of_rows() -> None:
     assert "rows forward" not in found
     # an expert: 16 x 64 and 64, 64 x 16 and 16 numbers; one a rank, and of all four a message
     assert found["weights of experts"].size == 4 * (2 * 16 * 64 + 64 + 16) * 4
-    sliced = collectives(run_of(ep_size=4, expert_slices=2), [4])
+    sliced = collectives(run_of(ep_size=4, expert_tensor_parallel_size=2), [4])
     assert sliced["rows forward"].size == 2 * 512  # each row goes to both slices
 
 

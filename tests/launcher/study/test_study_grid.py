@@ -23,7 +23,7 @@ where:
   - match: {{model.moe: null}}
     set: {{parallel.ep_size: 1}}
   - match: {{{CAPACITY}: 1.25, {TOP_K}: 1}}
-    set: {{optim.clip_norm: 1.5, train.duration: 1 epochs}}
+    set: {{optim.max_grad_norm: 1.5, train.duration: 1 epochs}}
 """
 
 
@@ -62,7 +62,7 @@ def test_the_overrides_of_a_cell_and_their_order(tmp_path: Path) -> None:
     assert overrides_of(file, study.cells[1], Path("s/cells/x")) == [
         'train.duration="2 epochs"',  # of all cells
         f"{TOP_K}=4",
-        "optim.clip_norm=1.5",  # what follows from the cell's values wins over that
+        "optim.max_grad_norm=1.5",  # what follows from the cell's values wins over that
         'train.duration="1 epochs"',
         f"{CAPACITY}=1.25",  # and the axes over both
         f"{TOP_K}=1",

@@ -93,10 +93,10 @@ def test_cells_may_be_added_and_not_changed(study: FakeStudy) -> None:
     study.write("axes: {optim.base_lr: [0.1, 0.2]}")
     assert study.run().code == 0
     assert study.calls()[2:] == [("train", "base_lr=0.2"), ("eval", "base_lr=0.2")]
-    study.write("axes: {optim.base_lr: [0.1, 0.2, 0.3]}", **{"optim.clip_norm": 7.0})
+    study.write("axes: {optim.base_lr: [0.1, 0.2, 0.3]}", **{"optim.max_grad_norm": 7.0})
     refused = study.run()
     assert refused.code == 2
-    assert "base_lr=0.1,seed=0; base_lr=0.2,seed=0: optim.clip_norm is 7.0 now" in refused.err
+    assert "base_lr=0.1,seed=0; base_lr=0.2,seed=0: optim.max_grad_norm is 7.0 now" in refused.err
     assert "begun with 5.0" in refused.err
     assert "base_lr=0.3" not in refused.err
     assert len(study.calls()) == 4

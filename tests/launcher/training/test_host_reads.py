@@ -42,7 +42,7 @@ def waits_of_a_step(stage: int, precision: str, experts: bool) -> dict[tuple[str
     config = small_run(model_options)
     task = ClassificationTask(config, DEVICE)
     model = task.build(mesh, sharded=False, exchange=config.parallel.expert_exchange)
-    options: Any = {"zero_stage": stage, "precision": precision, "clip_norm": 5.0}
+    options: Any = {"zero_stage": stage, "precision": precision, "max_grad_norm": 5.0}
     engine = Engine(
         model,
         parameter_groups(model, OptimConfig()),

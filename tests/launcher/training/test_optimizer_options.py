@@ -46,9 +46,10 @@ HALF = "train.precision=bf16"
                 "optim.optimizer=lamb",
                 "parallel.zero_stage=3",
                 "parallel.ep_size=2",
-                "parallel.expert_slices=2",
+                "parallel.expert_tensor_parallel_size=2",
             ],
-            r"sums norms over the slices of an expert.* set parallel.expert_slices=1 \(got 2\), or stage 2",
+            r"sums norms over the slices of an expert.* set parallel.expert_tensor_parallel_size=1 "
+            r"\(got 2\), or stage 2",
         ),
     ],
 )

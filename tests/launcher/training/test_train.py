@@ -261,8 +261,8 @@ def test_two_ranks_learn_the_same_in_bf16_nearly(run: Run, shards: Path, tmp_pat
 
 EXCHANGES = [
     ("parallel.expert_exchange.strategy=auto",),
-    ("parallel.expert_exchange.strategy=dp", "parallel.expert_slices=2"),
-    ("parallel.expert_exchange.strategy=auto", "parallel.expert_slices=2"),
+    ("parallel.expert_exchange.strategy=dp", "parallel.expert_tensor_parallel_size=2"),
+    ("parallel.expert_exchange.strategy=auto", "parallel.expert_tensor_parallel_size=2"),
     ("parallel.expert_exchange.strategy=2", "parallel.expert_exchange.overlap=2"),
     ("parallel.expert_exchange.padded=true", "parallel.expert_exchange.hierarchical=true"),
 ]
@@ -301,7 +301,7 @@ def test_no_way_of_exchange_changes_the_run(
 
 
 def test_the_exchange_is_the_configured_one(shards: Path, tmp_path: Path) -> None:
-    options = ("parallel.expert_exchange.strategy=auto", "parallel.expert_slices=2")
+    options = ("parallel.expert_exchange.strategy=auto", "parallel.expert_tensor_parallel_size=2")
     line = short_line(shards, tmp_path / "run", "parallel.ep_size=2", *options)
     for rank, placement in enumerate(run_on_ranks(placement_of, 2, *line)):
         assert placement == (("auto", False, False, 1, "same"), (rank, rank + 1, 2))

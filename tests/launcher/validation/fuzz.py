@@ -190,14 +190,19 @@ COMBINATIONS: Sequence[Case] = (  # of options that meet in one rule
 
 LAYOUTS: Sequence[Case] = (  # of two ranks
     ("parallel.ep_size=2",),
-    ("parallel.ep_size=2", "parallel.expert_slices=2"),
-    ("parallel.ep_size=2", "parallel.expert_slices=3"),
+    ("parallel.ep_size=2", "parallel.expert_tensor_parallel_size=2"),
+    ("parallel.ep_size=2", "parallel.expert_tensor_parallel_size=3"),
     ("parallel.ep_size=3",),
-    ("parallel.ep_size=1", "parallel.expert_slices=2"),
+    ("parallel.ep_size=1", "parallel.expert_tensor_parallel_size=2"),
     ("parallel.ep_size=2", "model.moe.num_experts=3"),
     ("parallel.ep_size=2", "model.moe.num_experts=1", "model.moe.top_k=1"),
-    ("parallel.ep_size=2", "parallel.expert_slices=2", "model.moe.num_experts=1", "model.moe.top_k=1"),
-    ("parallel.ep_size=2", "parallel.expert_slices=2", "model.mlp_ratio=0.1"),
+    (
+        "parallel.ep_size=2",
+        "parallel.expert_tensor_parallel_size=2",
+        "model.moe.num_experts=1",
+        "model.moe.top_k=1",
+    ),
+    ("parallel.ep_size=2", "parallel.expert_tensor_parallel_size=2", "model.mlp_ratio=0.1"),
     ("parallel.ep_size=2", "model.moe.router=soft", "model.moe.top_k=1"),
     ("parallel.ep_size=2", "model.moe.backend=reference"),
     ("parallel.ep_size=2", "train.micro_batch_size=8"),
@@ -208,11 +213,15 @@ LAYOUTS: Sequence[Case] = (  # of two ranks
     *(
         ("parallel.ep_size=2", f"parallel.expert_exchange.strategy={strategy}", *more)
         for strategy in ("ep", "dp", "auto", "1", "2", "3")
-        for more in ((), ("parallel.expert_exchange.padded=true",), ("parallel.expert_slices=2",))
+        for more in (
+            (),
+            ("parallel.expert_exchange.padded=true",),
+            ("parallel.expert_tensor_parallel_size=2",),
+        )
     ),
     ("parallel.ep_size=2", "parallel.expert_exchange.hierarchical=true"),
     ("parallel.ep_size=2", "parallel.expert_exchange.overlap=64"),
-    ("parallel.ep_size=2", "parallel.expert_exchange.wire_dtype=bf16", "train.precision=bf16"),
+    ("parallel.ep_size=2", "parallel.expert_exchange.communication_dtype=bf16", "train.precision=bf16"),
 )
 
 

@@ -49,7 +49,7 @@ def test_every_class_is_of_an_option_or_a_section() -> None:
         ("optim.betas", "training"),
         ("data.augment.mix_prob", "training"),
         ("train.duration", "training"),
-        ("parallel.expert_exchange.wire_dtype", "training"),
+        ("parallel.expert_exchange.communication_dtype", "training"),
         ("parallel.expert_exchange.overlap", "free"),
         ("checkpoint.every", "free"),
         ("data.train", "free"),

@@ -53,12 +53,14 @@ def test_a_smaller_world_of_the_same_layout_says_its_accumulation() -> None:
 
 
 def test_everything_that_does_not_fit_is_planned_anew() -> None:
-    asked = config("parallel.ep_size=4", "parallel.expert_slices=2", "parallel.expert_exchange.strategy=2")
+    asked = config(
+        "parallel.ep_size=4", "parallel.expert_tensor_parallel_size=2", "parallel.expert_exchange.strategy=2"
+    )
     planned, lines = replan(asked, 3, before=4)
     assert lines == [
         "elastic: 4 -> 3 ranks x 2 micro-batches of 4, the global batch stays 24",
         "  parallel.ep_size: 4 -> 3",
-        "  parallel.expert_slices: 2 -> 1",
+        "  parallel.expert_tensor_parallel_size: 2 -> 1",
         "  parallel.expert_exchange.strategy: 2 -> 1",
         "  train.micro_batch_size: 6 -> 4",
     ]
@@ -105,7 +107,7 @@ def test_a_world_over_which_the_batch_does_not_divide() -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        ("parallel.ep_size=6", "parallel.expert_slices=4", "train.micro_batch_size=3"),
+        ("parallel.ep_size=6", "parallel.expert_tensor_parallel_size=4", "train.micro_batch_size=3"),
         ("train.global_batch_size=25", "train.micro_batch_size=4"),
     ],
 )
@@ -135,7 +137,9 @@ def test_every_plan_passes_the_rules_and_keeps_the_global_batch() -> None:
             base,
             model=replace(base.model, moe=moe),
             data=replace(base.data, augment=None if batch == 7 else base.data.augment),
-            parallel=replace(base.parallel, ep_size=ep_size, expert_slices=slices, expert_exchange=exchange),
+            parallel=replace(
+                base.parallel, ep_size=ep_size, expert_tensor_parallel_size=slices, expert_exchange=exchange
+            ),
             train=replace(base.train, global_batch_size=batch, micro_batch_size=micro, eval_batch_size=group),
         )
         assert _errors(asked, None) == []
@@ -173,7 +177,7 @@ def _errors(config: RunConfig, world_size: int | None) -> list[str]:
 
 
 def _but_for_the_layout(config: RunConfig) -> RunConfig:
-    parallel = replace(config.parallel, ep_size=1, expert_slices=1, expert_exchange=None)  # type: ignore[arg-type]
+    parallel = replace(config.parallel, ep_size=1, expert_tensor_parallel_size=1, expert_exchange=None)  # type: ignore[arg-type]
     return replace(config, parallel=parallel, train=replace(config.train, micro_batch_size=1))
 
 

@@ -25,11 +25,11 @@ def complaints(world_size: int | None, *overrides: str) -> str:
 
 def test_options_are_read_and_written_back(tmp_path: Path) -> None:
     asked = config(
-        "parallel.expert_slices=2",
-        "parallel.expert_exchange={strategy: 2, hierarchical: true, overlap: 4, wire_dtype: bf16}",
+        "parallel.expert_tensor_parallel_size=2",
+        "parallel.expert_exchange={strategy: 2, hierarchical: true, overlap: 4, communication_dtype: bf16}",
     )
-    assert asked.parallel.expert_slices == 2
-    expected = ExchangeOptions(strategy=2, hierarchical=True, overlap=4, wire_dtype="bf16")
+    assert asked.parallel.expert_tensor_parallel_size == 2
+    expected = ExchangeOptions(strategy=2, hierarchical=True, overlap=4, communication_dtype="bf16")
     assert asked.parallel.expert_exchange == expected
     (tmp_path / "run.yaml").write_text(dump_config(asked))
     assert load_config(tmp_path / "run.yaml") == asked
@@ -43,9 +43,18 @@ def test_options_are_read_and_written_back(tmp_path: Path) -> None:
         ("parallel.expert_exchange.strategy=mp", "parallel.expert_exchange.strategy: "),
         ("parallel.expert_exchange.strategy=true", "parallel.expert_exchange.strategy: "),
         ("parallel.expert_exchange.overlap=0", "parallel.expert_exchange.overlap (0) must be at least 1"),
-        ("parallel.expert_exchange.wire_dtype=fp8", "wire_dtype: Input should be 'same' or 'bf16'"),
-        ("parallel.expert_exchange.wire_dtyp=bf16", "did you mean parallel.expert_exchange.wire_dtype?"),
-        ("parallel.expert_slices=0", "parallel.expert_slices (0) must be at least 1"),
+        (
+            "parallel.expert_exchange.communication_dtype=fp8",
+            "communication_dtype: Input should be 'same' or 'bf16'",
+        ),
+        (
+            "parallel.expert_exchange.wire_dtyp=bf16",
+            "did you mean parallel.expert_exchange.communication_dtype?",
+        ),
+        (
+            "parallel.expert_tensor_parallel_size=0",
+            "parallel.expert_tensor_parallel_size (0) must be at least 1",
+        ),
     ],
 )
 def test_values_that_cannot_be(override: str, said: str) -> None:
@@ -62,24 +71,25 @@ FOUR = ("parallel.ep_size=4", "train.micro_batch_size=4", "model.moe.routing_gro
     [
         ((), ""),
         (
-            ("model.moe=null", "parallel.ep_size=1", "parallel.expert_slices=2"),
-            "parallel.expert_slices (2) needs experts: set model.moe, or 1",
+            ("model.moe=null", "parallel.ep_size=1", "parallel.expert_tensor_parallel_size=2"),
+            "parallel.expert_tensor_parallel_size (2) needs experts: set model.moe, or 1",
         ),
-        (("parallel.expert_slices=2", "parallel.expert_exchange.strategy=2"), ""),
+        (("parallel.expert_tensor_parallel_size=2", "parallel.expert_exchange.strategy=2"), ""),
         (("model.moe.num_experts=5",), ""),  # uneven
         (
-            ("parallel.expert_slices=3",),
-            "parallel.expert_slices (3) must divide parallel.ep_size (4)",
+            ("parallel.expert_tensor_parallel_size=3",),
+            "parallel.expert_tensor_parallel_size (3) must divide parallel.ep_size (4)",
         ),
         (
             ("model.moe.num_experts=2",),
-            "parallel.ep_size (4) / parallel.expert_slices (1) must be at most model.moe.num_experts (2); "
-            "parallel.expert_slices=2 would do",
+            "parallel.ep_size (4) / parallel.expert_tensor_parallel_size (1) must be at most "
+            "model.moe.num_experts (2); "
+            "parallel.expert_tensor_parallel_size=2 would do",
         ),
         (
             ("parallel.expert_exchange.strategy=3",),
             "parallel.expert_exchange.strategy (3) must divide parallel.ep_size (4) and divide "
-            "parallel.expert_slices (1) or be a multiple of it",
+            "parallel.expert_tensor_parallel_size (1) or be a multiple of it",
         ),
         (
             ("parallel.expert_exchange.padded=true", "model.moe.capacity_factor=0"),

@@ -24,7 +24,7 @@ def config_of(micro: int, model: ModelConfig = SWIN, **parallel: Any) -> RunConf
         (1023, SWIN, None),  # 65,472 windows
         (1024, SWIN, 512),  # 65,536
         (4096, SWIN, 512),
-        (1024, replace(SWIN, windows_at_a_time=4096), None),
+        (1024, replace(SWIN, attention_chunk=4096), None),
         (1024, replace(SWIN, attention="mlp"), None),
         (456, replace(SWIN, image_size=336, window_size=7), 256),  # 144 windows an image: 65,664
         (455, replace(SWIN, image_size=336, window_size=7), None),

@@ -31,7 +31,7 @@ class Layout:
 
     def placement(self) -> ExpertParallel:
         """On this rank; every rank calls it."""
-        dims = ParallelDims(world_size=self.world, ep_size=self.ep, expert_slices=self.slices)
+        dims = ParallelDims(world_size=self.world, ep_size=self.ep, expert_tensor_parallel_size=self.slices)
         mesh = build_mesh(dims, ranks_per_node=self.ranks_per_node, gather_degrees=self.degrees)
         return ExpertParallel.over(mesh, self.experts)
 

@@ -104,7 +104,7 @@ def call(
 
 def rounded_on_the_wire() -> tuple[float, float]:
     exchange = ExpertExchange(PAIR.placement())
-    options = ExchangeOptions(wire_dtype="bf16", overlap=2)
+    options = ExchangeOptions(communication_dtype="bf16", overlap=2)
     single = Case(options=options, dtype=torch.float32)
     return (
         run_case(exchange, PAIR, single, dist.get_rank())[0],

@@ -14,8 +14,8 @@ from parallel.experts.placement import ExchangeOptions, Strategy
 
 @pytest.mark.parametrize(("strategy", "degrees"), [("ep", [1]), ("dp", [8]), ("auto", [1, 2, 8]), (4, [4])])
 def test_candidates(strategy: Strategy, degrees: list[int]) -> None:
-    assert candidate_degrees(strategy, ep_size=8, expert_slices=2) == degrees
-    assert candidate_degrees(strategy, ep_size=1, expert_slices=1) == [1]
+    assert candidate_degrees(strategy, ep_size=8, expert_tensor_parallel_size=2) == degrees
+    assert candidate_degrees(strategy, ep_size=1, expert_tensor_parallel_size=1) == [1]
 
 
 def test_rows_travel_to_every_part_that_stays_apart() -> None:
@@ -23,7 +23,7 @@ def test_rows_travel_to_every_part_that_stays_apart() -> None:
 
 
 def test_bytes_of_a_row() -> None:
-    same, bf16 = ExchangeOptions(), ExchangeOptions(wire_dtype="bf16")
+    same, bf16 = ExchangeOptions(), ExchangeOptions(communication_dtype="bf16")
     assert bytes_of_row(same, channels=10, element_size=4, keyed=False) == 80  # 40 there, 40 back
     assert bytes_of_row(same, channels=10, element_size=4, keyed=True) == 88  # the key goes there alone
     assert bytes_of_row(bf16, channels=10, element_size=4, keyed=False) == 40
@@ -33,7 +33,9 @@ def test_bytes_of_a_row() -> None:
 def test_bytes_that_a_rank_receives() -> None:
     """Of 4 ranks, 2 slices an expert, 1000 bytes of weights and 100 rows of 10 bytes."""
     received = [
-        bytes_received(degree, ep_size=4, expert_slices=2, weight_bytes=1000, row_bytes=10, rows=100)
+        bytes_received(
+            degree, ep_size=4, expert_tensor_parallel_size=2, weight_bytes=1000, row_bytes=10, rows=100
+        )
         for degree in (1, 2, 4)
     ]
     # degree 1: each row to 2 ranks, 3 of 4 leave: 2000 * 3/4; 2: a quarter of the weights, half of 1000 bytes
@@ -42,7 +44,7 @@ def test_bytes_that_a_rank_receives() -> None:
 
 
 def test_the_cheapest_depends_on_rows_and_weights() -> None:
-    few = {"ep_size": 4, "expert_slices": 1, "weight_bytes": 1000, "row_bytes": 10, "rows": 10}
+    few = {"ep_size": 4, "expert_tensor_parallel_size": 1, "weight_bytes": 1000, "row_bytes": 10, "rows": 10}
     many = few | {"rows": 1000}
     assert cheapest_degree("auto", **few) == 1  # 75 bytes of rows against 750 of weights
     assert cheapest_degree("auto", **many) == 4  # 7500 against 750

@@ -110,7 +110,7 @@ class TwiceAsMuch:
 def masters_of(experts: int, slices: int, scale: float) -> tuple[Any, Mesh]:
     """Experts spread over all the ranks that there are, in so many slices."""
     world = dist.get_world_size()
-    mesh = build_mesh(ParallelDims(world_size=world, ep_size=world, expert_slices=slices))
+    mesh = build_mesh(ParallelDims(world_size=world, ep_size=world, expert_tensor_parallel_size=slices))
     return TwiceAsMuch(Held(ExpertParallel.over(mesh, experts), scale)), mesh
 
 

@@ -60,7 +60,7 @@ def test_experts_that_do_not_divide_are_spread_unevenly() -> None:
 
 def test_two_slices_of_each_expert_lie_on_neighbouring_ranks() -> None:
     # rank     0    1    2    3        expert 0 in two slices on ranks 0 and 1, experts 1 and 2 on 2 and 3
-    dims = ParallelDims(world_size=4, ep_size=4, expert_slices=2)
+    dims = ParallelDims(world_size=4, ep_size=4, expert_tensor_parallel_size=2)
     assert [dims.local_experts(rank, 3) for rank in range(4)] == [range(1)] * 2 + [range(1, 3)] * 2
     assert dims.dp_size == 1
     # weights gathered over 2: ranks 0 and 1 hold expert 0, ranks 2 and 3 the others; rows go 0 <-> 2, 1 <-> 3
@@ -74,30 +74,35 @@ def test_more_blocks_than_experts_is_an_equation_with_its_remedy() -> None:
     with pytest.raises(LayoutError) as error:
         ParallelDims(world_size=8, ep_size=8).local_experts(1, 3)
     assert str(error.value) == (
-        "parallel.ep_size (8) / parallel.expert_slices (1) must be at most model.moe.num_experts (3); "
-        "parallel.expert_slices=4 would do"
+        "parallel.ep_size (8) / parallel.expert_tensor_parallel_size (1) must be at most "
+        "model.moe.num_experts (3); "
+        "parallel.expert_tensor_parallel_size=4 would do"
     )
-    assert ParallelDims(world_size=8, ep_size=8, expert_slices=4).local_experts(4, 3) == range(1, 3)
+    assert ParallelDims(world_size=8, ep_size=8, expert_tensor_parallel_size=4).local_experts(4, 3) == range(
+        1, 3
+    )
 
 
 def test_slices_that_do_not_divide_are_an_equation() -> None:
     with pytest.raises(LayoutError) as error:
-        ParallelDims(world_size=4, ep_size=4, expert_slices=3)
-    assert str(error.value) == "parallel.expert_slices (3) must divide parallel.ep_size (4)"
+        ParallelDims(world_size=4, ep_size=4, expert_tensor_parallel_size=3)
+    assert str(error.value) == "parallel.expert_tensor_parallel_size (3) must divide parallel.ep_size (4)"
 
 
 @pytest.mark.parametrize(
     ("degree", "fits"), [(1, True), (2, True), (4, True), (8, True), (3, False), (0, False)]
 )
 def test_gather_degrees_divide_the_expert_group(degree: int, fits: bool) -> None:
-    dims = ParallelDims(world_size=8, ep_size=8, expert_slices=4)
+    dims = ParallelDims(world_size=8, ep_size=8, expert_tensor_parallel_size=4)
     if fits:
         dims.check_gather_degree(degree)
     else:
         with pytest.raises(LayoutError, match=rf"strategy \({degree}\) must divide parallel.ep_size \(8\)"):
             dims.check_gather_degree(degree)
-    with pytest.raises(LayoutError, match=r"divide parallel.expert_slices \(3\) or be a multiple of it"):
-        ParallelDims(world_size=6, ep_size=6, expert_slices=3).check_gather_degree(2)
+    with pytest.raises(
+        LayoutError, match=r"divide parallel.expert_tensor_parallel_size \(3\) or be a multiple of it"
+    ):
+        ParallelDims(world_size=6, ep_size=6, expert_tensor_parallel_size=3).check_gather_degree(2)
 
 
 def test_a_hierarchy_needs_equal_shares_of_nodes() -> None:

@@ -59,7 +59,7 @@ layout: 8 ranks on one node
     [
         (ParallelDims(world_size=32, ep_size=8), [8] * 4, 1, FOUR_NODES),
         (ParallelDims(world_size=12, ep_size=4), [6, 6], 1, STRADDLING),
-        (ParallelDims(world_size=64, ep_size=16, expert_slices=2), [8] * 8, 2, WIDE),
+        (ParallelDims(world_size=64, ep_size=16, expert_tensor_parallel_size=2), [8] * 8, 2, WIDE),
         (ParallelDims(world_size=4, ep_size=2), [1] * 4, 1, ONE_A_NODE),
         (ParallelDims(world_size=6), [4, 2], 1, COPIES),
         (ParallelDims(world_size=8, ep_size=8), [8], 1, ONE_GROUP),
@@ -88,7 +88,7 @@ def test_a_model_without_experts() -> None:
     ],
 )
 def test_the_fix_for_a_straddling_group_is_one(ep_size: int, slices: int, nodes: list[int], fix: str) -> None:
-    dims = ParallelDims(world_size=sum(nodes), ep_size=ep_size, expert_slices=slices)
+    dims = ParallelDims(world_size=sum(nodes), ep_size=ep_size, expert_tensor_parallel_size=slices)
     assert describe(dims, nodes)[-1].endswith(f" ranks fit into one: {fix}")
     if fix.startswith("parallel.ep_size="):
         better = replace(dims, ep_size=int(fix.split()[0].partition("=")[2]))

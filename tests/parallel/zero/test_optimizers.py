@@ -191,7 +191,7 @@ def train_dense(names: list[OptimizerName], precision: str) -> list[list[Tensor]
         options = EngineOptions(
             zero_stage=0,
             precision=precision,  # type: ignore[arg-type]
-            clip_norm=0.0,
+            max_grad_norm=0.0,
             micro_batch_size=4,
             grad_accum_steps=1,
             optimizer=name,

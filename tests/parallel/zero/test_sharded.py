@@ -17,12 +17,12 @@ from tests.parallel.training import Layout, Run, model_config
 SWINV2 = small_swin(**V2, image_size=16, embed_dim=12, window_size=2, main_norm_every=2)
 MOE = model_config()
 pytestmark = pytest.mark.usefixtures("either_processor")
-LAYOUTS = [(1, 1), (2, 1), (2, 2)]  # ep_size and expert_slices of two ranks
+LAYOUTS = [(1, 1), (2, 1), (2, 2)]  # ep_size and expert_tensor_parallel_size of two ranks
 
 
 def build(config: ModelConfig, ep: int, slices: int, *, sharded: bool, seed: int = 3) -> SwinTransformer:
     world = torch.distributed.get_world_size()
-    mesh = build_mesh(ParallelDims(world_size=world, ep_size=ep, expert_slices=slices))
+    mesh = build_mesh(ParallelDims(world_size=world, ep_size=ep, expert_tensor_parallel_size=slices))
     return build_model(config, seed=seed, mesh=mesh, sharded=sharded)
 
 

@@ -49,7 +49,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
         (replace(DEEP, depths=(1, 2, 5, 3)), 7),  # a pair and a single block of depths 5 and 3
         (replace(DEEP, **V2), 4),
         (replace(DEEP, attention="mlp"), 4),
-        (replace(DEEP, checkpoint_every=2), 4),
+        (replace(DEEP, activation_checkpoint_every=2), 4),
         (replace(DEEP, moe=MOE), 5),  # 3 pairs, a dense block, and the attention of blocks with experts
     ],
     ids=["swin", "dropout", "deep", "odd", "v2", "mlp", "checkpointed", "experts"],

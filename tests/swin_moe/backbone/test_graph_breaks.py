@@ -14,12 +14,12 @@ from swin_moe.random.keyed import sample_keys
 from tests.models import V2, images_of, randn, small_swin
 
 SWIN = small_swin(depths=(2, 1), drop_rate=0.1)
-SWIN_V2 = replace(SWIN, **V2, main_norm_every=2)
+SWIN_V2 = replace(SWIN, **V2, extra_norm_period=2)
 KINDS = {
     "swin": SWIN,
     "v2": SWIN_V2,
     "mlp": replace(SWIN, attention="mlp"),
-    "checkpointed": replace(SWIN_V2, checkpoint_every=1),
+    "checkpointed": replace(SWIN_V2, activation_checkpoint_every=1),
 }
 
 

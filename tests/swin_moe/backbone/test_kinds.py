@@ -23,7 +23,7 @@ SMALL = small_swin(window_size=3, drop_path_rate=0.2)
 EXPERTS = small_moe(top_k=2, routing_group_images=1)
 KINDS = {
     "swin": SMALL,
-    "v2": replace(SMALL, **V2, main_norm_every=2),
+    "v2": replace(SMALL, **V2, extra_norm_period=2),
     "mlp": replace(SMALL, attention="mlp"),
     "moe": replace(SMALL, position_bias="log_cpb", drop_rate=0.1, moe=EXPERTS),
 }

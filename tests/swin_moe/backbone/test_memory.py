@@ -14,7 +14,7 @@ from tests.models import V2, add_noise, images_of, randn, small_moe, small_swin
 
 # Dropout, drop path, gate noise and capacity on; maps of 8 and 4 tokens, windows of 3.
 SMALL = small_swin(depths=(3, 2), window_size=3, drop_rate=0.1, drop_path_rate=0.3, init_std=0.3)
-SMALL_V2 = replace(SMALL, **V2, main_norm_every=2)
+SMALL_V2 = replace(SMALL, **V2, extra_norm_period=2)
 EXPERTS = small_moe(top_k=2, capacity_factor=1.0)
 KINDS = {
     "swin": SMALL,
@@ -29,7 +29,7 @@ GIANT = ModelConfig(
     depths=(2, 2, 42, 4),
     num_heads=(16, 32, 64, 128),
     window_size=12,
-    main_norm_every=6,
+    extra_norm_period=6,
     **V2,
 )
 
@@ -46,9 +46,9 @@ def train_once(config: ModelConfig) -> tuple[Tensor, list[Tensor]]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     "saving",
-    [{"checkpoint_every": n} for n in (1, 2, 3)]
-    + [{"windows_at_a_time": n} for n in (1, 2, 5, 1000)]
-    + [{"checkpoint_every": 2, "windows_at_a_time": 4}],
+    [{"activation_checkpoint_every": n} for n in (1, 2, 3)]
+    + [{"attention_chunk": n} for n in (1, 2, 5, 1000)]
+    + [{"activation_checkpoint_every": 2, "attention_chunk": 4}],
     ids=lambda saving: "-".join(f"{name}={value}" for name, value in saving.items()),
 )
 def test_saving_memory_changes_no_number(kind: str, saving: dict[str, int]) -> None:
@@ -103,7 +103,7 @@ def test_a_narrow_giant_learns_in_bf16_with_checkpointing() -> None:
         window_size=4,
         num_classes=4,
         drop_path_rate=0.0,
-        checkpoint_every=1,
+        activation_checkpoint_every=1,
     )
     model = build_model(config).to(torch.bfloat16)
     images = randn(4, 3, 64, 64)
@@ -161,16 +161,19 @@ def peak_bytes(config: ModelConfig) -> int:
 DEEP = replace(GIANT, image_size=128, embed_dim=16, num_heads=(1, 2, 4, 8), window_size=8, num_classes=4)
 # Two stages with large maps of 4 x 4 and 2 x 2 windows of 256 tokens.
 WIDE = replace(
-    DEEP, image_size=256, depths=(4, 4), num_heads=(2, 4), window_size=16, main_norm_every=0, embed_dim=16
+    DEEP, image_size=256, depths=(4, 4), num_heads=(2, 4), window_size=16, extra_norm_period=0, embed_dim=16
 )
 
 
 def test_saved_activations() -> None:
     """What stays for the backward pass: of a whole block its input alone, of a window its input alone."""
     deep, wide = activation_bytes(DEEP), activation_bytes(WIDE)
-    every = {n: activation_bytes(replace(DEEP, checkpoint_every=n)) / deep for n in (1, 2)}
-    windows = activation_bytes(replace(WIDE, windows_at_a_time=1)) / wide
-    print(f"saved, checkpoint_every 1: {every[1]:.3f}, 2: {every[2]:.3f}; windows_at_a_time 1: {windows:.3f}")
+    every = {n: activation_bytes(replace(DEEP, activation_checkpoint_every=n)) / deep for n in (1, 2)}
+    windows = activation_bytes(replace(WIDE, attention_chunk=1)) / wide
+    print(
+        f"saved, activation_checkpoint_every 1: {every[1]:.3f}, 2: {every[2]:.3f}; "
+        f"attention_chunk 1: {windows:.3f}"
+    )
     assert every[2] < every[1] < 0.25
     assert windows < 0.7
 
@@ -180,11 +183,11 @@ def test_peak_memory() -> None:
     (Liu et al. 2022, section 3.4)."""
     baseline = peak_bytes(WIDE)
     savings = {
-        "checkpoint_every": {"checkpoint_every": 1},
-        "windows_at_a_time": {"windows_at_a_time": 1},
-        "both": {"checkpoint_every": 1, "windows_at_a_time": 1},
+        "activation_checkpoint_every": {"activation_checkpoint_every": 1},
+        "attention_chunk": {"attention_chunk": 1},
+        "both": {"activation_checkpoint_every": 1, "attention_chunk": 1},
     }
     ratios = {name: peak_bytes(replace(WIDE, **saving)) / baseline for name, saving in savings.items()}
     print(f"peak: { {name: round(ratio, 3) for name, ratio in ratios.items()} }")
-    assert ratios["both"] < ratios["checkpoint_every"] < 0.5
-    assert ratios["both"] < ratios["windows_at_a_time"] < 0.8
+    assert ratios["both"] < ratios["activation_checkpoint_every"] < 0.5
+    assert ratios["both"] < ratios["attention_chunk"] < 0.8

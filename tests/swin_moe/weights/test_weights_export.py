@@ -25,7 +25,7 @@ from tests.swin_moe.weights.official_files import (
     state,
 )
 
-ANY = replace(SWIN_V2, main_norm_every=2, moe=SWIN_MOE.moe)  # of no published family
+ANY = replace(SWIN_V2, extra_norm_period=2, moe=SWIN_MOE.moe)  # of no published family
 DENSE_MOE = replace(SWIN_MOE, moe=None)  # the dense baseline of Swin-MoE
 
 
@@ -102,7 +102,11 @@ def test_native_files_have_a_tensor_an_expert_and_the_config(tmp_path: Path) -> 
     [
         (SWIN_MLP, "timm", "--to timm is for swin, swinv2; this model is swin_mlp"),
         (SWIN_MOE, "timm", "this model is swin_moe"),
-        (ANY, "official", "one with cosine attention, log_cpb bias, post norm, main_norm_every=2, 4 experts"),
+        (
+            ANY,
+            "official",
+            "one with cosine attention, log_cpb bias, post norm, extra_norm_period=2, 4 experts",
+        ),
         (replace(SWIN, mlp_fc2_bias=False), "official", "mlp_fc2_bias=false"),
         (SWIN, "onnx", "no format 'onnx'; known: native, safetensors, official, timm, hf"),
     ],

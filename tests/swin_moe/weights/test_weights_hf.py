@@ -135,7 +135,7 @@ def test_their_pretrained_windows_are_taken_from_their_config(tmp_path: Path) ->
     [
         (SWIN_MOE, "--to hf is for swin, swinv2; this model is swin_moe"),
         (SWIN_MLP, "this model is swin_mlp"),
-        (replace(SWIN_V2, main_norm_every=2), "main_norm_every=2"),
+        (replace(SWIN_V2, extra_norm_period=2), "extra_norm_period=2"),
         (replace(V1, window_size=3), "stage 0 has a map of 8 x 8 and windows of 3"),
         (
             replace(V1, window_size=8),
