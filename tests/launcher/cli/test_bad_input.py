@@ -63,17 +63,17 @@ def test_options_that_a_file_cannot_hold(
             ("model.moe.num_experts=1", "model.moe.top_k=1", "parallel.ep_size=2"),
             [
                 (
-                    "parallel.ep_size (2) / parallel.expert_slices (1)",
+                    "parallel.ep_size (2) / parallel.expert_tensor_parallel_size (1)",
                     "model.moe.num_experts (1)",
-                    "parallel.expert_slices=2",
+                    "parallel.expert_tensor_parallel_size=2",
                 )
             ],
         ),
         (("parallel.ep_size=4",), [("parallel.ep_size (4)", "ranks (2)", "parallel.ep_size=2")]),
         (
-            ("parallel.ep_size=3", "parallel.expert_slices=2"),
+            ("parallel.ep_size=3", "parallel.expert_tensor_parallel_size=2"),
             [
-                ("parallel.expert_slices (2)", "parallel.ep_size (3)"),
+                ("parallel.expert_tensor_parallel_size (2)", "parallel.ep_size (3)"),
                 ("parallel.ep_size (3)", "ranks (2)", "parallel.ep_size=2"),
             ],
         ),
@@ -121,8 +121,14 @@ def test_options_that_the_ranks_or_the_data_cannot_have(
 
 
 def test_check_finds_the_same_without_ranks(capsys: pytest.CaptureFixture[str], shards: Path) -> None:
-    line = ["check", str(CONFIG), *overrides(shards, "run", "parallel.ep_size=3", "parallel.expert_slices=2")]
-    assert_errors(refused(capsys, *line), ("parallel.expert_slices (2)", "parallel.ep_size (3)"))
+    line = [
+        "check",
+        str(CONFIG),
+        *overrides(shards, "run", "parallel.ep_size=3", "parallel.expert_tensor_parallel_size=2"),
+    ]
+    assert_errors(
+        refused(capsys, *line), ("parallel.expert_tensor_parallel_size (2)", "parallel.ep_size (3)")
+    )
     assert not Path("run").exists()
 
 

@@ -48,7 +48,7 @@ def test_options_are_read_and_written_back(tmp_path: Path) -> None:
             "communication_dtype: Input should be 'same' or 'bf16'",
         ),
         (
-            "parallel.expert_exchange.wire_dtyp=bf16",
+            "parallel.expert_exchange.communication_dtyp=bf16",
             "did you mean parallel.expert_exchange.communication_dtype?",
         ),
         (

@@ -161,7 +161,7 @@ def test_the_manifest_tells_step_layout_state_files_and_tensors(saved: Path, dir
         "adam_steps": SAVED,
         "world_size": 4,
         "ep_size": 4,
-        "expert_tensor_parallel_size": 2,
+        "expert_slices": 2,
         "state": {"images": 48},
     }
     assert tensors == global_shapes(build_model(model_config()), EXPERTS)
