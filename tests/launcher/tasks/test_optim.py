@@ -81,7 +81,7 @@ def test_a_group_without_parameters_is_left_out() -> None:
     assert group["name"] == "no_decay"
 
 
-SWINV2 = small_swin(**V2, main_norm_every=2)
+SWINV2 = small_swin(**V2, extra_norm_period=2)
 MOE = small_swin(
     depths=(1, 2, 1),
     num_heads=(2, 4, 8),

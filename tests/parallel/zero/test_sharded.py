@@ -14,7 +14,7 @@ from tests.distributed import run_on_ranks
 from tests.models import V2, small_swin
 from tests.parallel.training import Layout, Run, model_config
 
-SWINV2 = small_swin(**V2, image_size=16, embed_dim=12, window_size=2, main_norm_every=2)
+SWINV2 = small_swin(**V2, image_size=16, embed_dim=12, window_size=2, extra_norm_period=2)
 MOE = model_config()
 pytestmark = pytest.mark.usefixtures("either_processor")
 LAYOUTS = [(1, 1), (2, 1), (2, 2)]  # ep_size and expert_tensor_parallel_size of two ranks
