@@ -66,7 +66,7 @@ class Inputs:
         q, k, v = self.mixer._heads(qkv, 1 if self.mask is None else len(self.mask))
         if self.mask is not None:
             bias = bias + self.mask.to(bias.dtype)[:, None]
-        return attention._fused(q, k, v, bias.to(q.dtype), self.mixer.scale)
+        return attention.fused_attention(q, k, v, bias.to(q.dtype), self.mixer.scale)
 
 
 def kernels(place: Place) -> Iterator[Row]:
@@ -190,7 +190,7 @@ def times_of(place: Place, inputs: Inputs, kind: str) -> dict[str, float | None]
 
 
 def choice(inputs: Inputs, kind: str, *, cudnn: bool = False) -> str:
-    """The kernel that torch takes for what `_fused` hands to it."""
+    """The kernel that torch takes for what `fused_attention` hands to it."""
     found: list[int] = []
 
     def ask(q: Tensor, k: Tensor, v: Tensor, *, attn_mask: Tensor, scale: float) -> Tensor:

@@ -142,7 +142,7 @@ def _run_index(args: argparse.Namespace) -> int:
         args.directory,
         args.out,
         split=args.split,
-        classes=_read_classes(args.classes) if args.classes else None,
+        classes=read_classes(args.classes) if args.classes else None,
         label_key=args.label_key,
         check=args.check,
         max_bad=args.max_bad,
@@ -161,7 +161,8 @@ def _run_index(args: argparse.Namespace) -> int:
     return 0
 
 
-def _read_classes(path: Path) -> list[str]:
+def read_classes(path: Path) -> list[str]:
+    """The names of classes in a text file, one a line; empty lines do not count."""
     try:
         return [line.strip() for line in read_text(path).splitlines() if line.strip()]
     except (OSError, ValueError) as error:

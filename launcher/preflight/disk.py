@@ -61,7 +61,7 @@ def look_at_run(here: Here) -> dict[str, Any] | None:
     except OSError as error:
         why = f"cannot write into run_dir ({here.config.run_dir}): {error.strerror}"
         return found | {"error": f"{why}; see to it, or choose another run_dir"}
-    return found | (_space(here.config, path) if here.ranks.rank == 0 else {})
+    return found | (checkpoint_space(here.config, path) if here.ranks.rank == 0 else {})
 
 
 def judge_run(seen: Seen) -> Verdict:
@@ -106,7 +106,8 @@ def _appears(path: Path) -> bool:
     return True
 
 
-def _space(config: RunConfig, path: Path) -> dict[str, Any]:
+def checkpoint_space(config: RunConfig, path: Path) -> dict[str, Any]:
+    """The bytes that a checkpoint of a run takes and those that are free in its directory."""
     parameters = count_parameters(build_on_meta(config.model))
     moments = bool(config.optim.momentum) if config.optim.optimizer == "sgd" else 2
     values = 1 + moments + bool(config.train.ema_decay)  # weights, moments, the moving average

@@ -14,6 +14,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,28 +45,50 @@ DEFAULT_PATIENCE_S = 8.0
 def run_local(nproc: int, arguments: list[str]) -> int:
     """Run `python -m launcher ARGUMENTS` as `nproc` ranks; the exit status of the one that caused the end."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    family = _Family(dist.PrefixStore(PREFIX, store), _out_of_memory_kills())
-    with StopRequest(family.pass_on, family.end_at_once):
+    processes = RankProcesses(dist.PrefixStore(PREFIX, store))
+    with StopRequest(processes.pass_on, processes.end_at_once):
         signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # inherited: a rank unblocks them once it listens
         for rank in range(nproc):
             environment = {**os.environ, **_rank_environment(nproc, rank, store.port)}
             command = [sys.executable, "-u", "-m", "launcher", *arguments]
-            family.ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
-            if family.asked:  # before this one was there to be told
-                family.ranks[-1].send_signal(family.asked)
+            processes.ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
+            if processes.asked:  # before this one was there to be told
+                processes.ranks[-1].send_signal(processes.asked)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
-        return family.wait()
+        return processes.wait()
+
+
+def out_of_memory_kills() -> int:
+    """Processes of this control group that the kernel killed for lack of memory; 0 if unknown."""
+    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
+        try:
+            lines = Path(path).read_text().splitlines()
+        except OSError:
+            continue
+        return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
+    return 0
 
 
 @dataclass
-class _Family:
-    """The ranks and how they end."""
+class RankProcesses:
+    """The processes of the ranks, and how they end.
+
+    Args:
+        store: for the heartbeats of the ranks and the diagnosis of their end.
+        ranks: by number.
+        ended: exit code by rank, in the order in which they ended.
+        asked: a request to stop that came.
+        count_kills: how many processes the kernel killed until now for lack of memory.
+    """
 
     store: dist.Store
-    kills_before: int  # by the kernel, for want of memory
     ranks: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    ended: dict[int, int] = field(default_factory=dict)  # exit code by rank, in the order in which they ended
+    ended: dict[int, int] = field(default_factory=dict)
     asked: signal.Signals | None = None
+    count_kills: Callable[[], int] = out_of_memory_kills
+
+    def __post_init__(self) -> None:
+        self.kills_before = self.count_kills()
 
     def wait(self) -> int:
         """Wait for all ranks; after a failure the rest have a while to end by themselves."""
@@ -135,7 +158,7 @@ class _Family:
             return ExitCode.LOST_RANK  # by NCCL's watchdog: it lost another
         if -code in CRASHES:
             return ExitCode.BUG
-        if -code == signal.SIGKILL and _out_of_memory_kills() > self.kills_before:
+        if -code == signal.SIGKILL and self.count_kills() > self.kills_before:
             return ExitCode.OUT_OF_MEMORY
         return ExitCode.LOST_RANK
 
@@ -143,17 +166,6 @@ class _Family:
         """The status of the rank that caused the end."""
         found = cause([Ending(code=self._meaning(code)) for code in ended.values()])
         return int(found.code) if found else ExitCode.FINISHED
-
-
-def _out_of_memory_kills() -> int:
-    """Processes of this control group that the kernel killed for want of memory; 0 where nobody counts."""
-    for path in ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
-        try:
-            lines = Path(path).read_text().splitlines()
-        except OSError:
-            continue
-        return sum(int(line.split()[1]) for line in lines if line.startswith("oom_kill "))
-    return 0
 
 
 def is_parent(nproc: int | None) -> bool:

@@ -215,7 +215,7 @@ def _differences(section: type, before: Tree, now: Tree, prefix: str) -> Iterato
     for key in [*known, *(key for key in before if key not in known)]:
         name, new = f"{prefix}{key}", now.get(key)
         old = before[key] if key in before else _default(section, key)
-        below = _section_of(hints.get(key))
+        below = section_of(hints.get(key))
         if below and isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from _differences(below, old, new, f"{name}.")
         elif not _is_same(name, old, new):
@@ -237,7 +237,7 @@ def _default(section: type, key: str) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _section_of(hint: Any) -> type | None:
+def section_of(hint: Any) -> type | None:
     """The dataclass that a type is, or may be."""
     return next((kind for kind in (hint, *get_args(hint)) if is_dataclass(kind)), None)  # type: ignore[return-value]
 

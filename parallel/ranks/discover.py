@@ -88,7 +88,7 @@ def prepare_process(ranks: Ranks) -> torch.device:
     Raises:
         LaunchError: CUDA_VISIBLE_DEVICES names GPUs that are not there.
     """
-    _check_devices()
+    check_devices()
     threads = threads_per_rank(ranks.local_world_size)
     if torch.cuda.is_available():
         device = torch.device("cuda", ranks.local_rank % torch.cuda.device_count())
@@ -117,7 +117,7 @@ def _tell_deepspeed(index: int) -> None:
         os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = str(index)
 
 
-def _check_devices(env: Mapping[str, str] = os.environ) -> None:
+def check_devices(env: Mapping[str, str] = os.environ) -> None:
     """Refuse CUDA_VISIBLE_DEVICES that CUDA cuts short, without a word, at a GPU that is not there."""
     named, seen = named_devices(env), torch.cuda.device_count()
     if GPUS.is_dir() and any(GPUS.iterdir()) and seen < len(named):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli.shards import _read_classes
+from launcher.cli.shards import read_classes
 from launcher.config.load import ConfigError, load_config
 from launcher.slurm.array import read_tasks
 from launcher.slurm.site import load_site
@@ -119,7 +119,7 @@ def write(file: Path, text: str, encoding: str) -> Path:
 
 READERS = {  # every kind of file that a person writes: its name, its text, how it is read
     "class map": ("map.txt", "3\n5\n", lambda file: ClassMap.read(file).indices),
-    "classes": ("classes.txt", "cat\ndog\n", _read_classes),
+    "classes": ("classes.txt", "cat\ndog\n", read_classes),
     "tasks": ("tasks.txt", "seed=1\nseed=2\n", read_tasks),
     "tasks in YAML": ("tasks.yaml", "- {seed: 1}\n", read_tasks),
     "site": ("site.yaml", "account: vision\n", lambda file: load_site({"SWIN_MOE_SITE": str(file)})),

@@ -4,13 +4,14 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from launcher.plan.base.shapes import _fused_attention, on_shapes
+from launcher.plan.base.shapes import on_shapes
 from launcher.plan.base.trace import Op, Trace, trace
 from launcher.plan.base.tracker import LiveBytes
-from swin_moe.backbone.attention import WindowAttention
+from swin_moe.backbone.attention import WindowAttention, fused_attention
 from swin_moe.backbone.position_bias import TableBias
 
 # 2 images of 4 windows of 9 tokens; 8 channels, 2 heads of 4
@@ -69,8 +70,8 @@ def test_the_gradient_of_a_bias_is_written_for_every_window(
     like: dict[str, Any] = {"device": "meta", "dtype": torch.bfloat16, "requires_grad": True}
     q, k, v = (torch.empty(batch * windows, heads, n, 32, **like) for _ in range(3))
     bias = torch.empty(1, heads, n, n, **like)
-    with BiasGradients() as written:
-        _fused_attention(q, k, v, bias).sum().backward()
+    with on_shapes("cuda"), BiasGradients() as written:
+        F.scaled_dot_product_attention(q, k, v, bias).sum().backward()
     assert written.bytes == [batch * windows * heads * n * -(-n // 16) * 16 * 2]
     assert bias.grad is not None
     assert bias.grad.shape == bias.shape
@@ -83,13 +84,12 @@ def test_windows_at_a_time_keep_less() -> None:
 
 def traced(n: int, grad: bool) -> Trace:
     """Attention of one head and 16 channels of each of 5 windows of n tokens an image, bias given."""
-    from swin_moe.backbone.attention import _fused
-
     bias = torch.nn.Parameter(torch.empty(5, 1, n, n, device="meta"))
     holder = torch.nn.ParameterList([bias])
 
     def run(batch: int) -> Tensor:
-        return _fused(*(torch.empty(batch, 5, 1, n, 16, requires_grad=True) for _ in range(3)), bias, 1.0)
+        q, k, v = (torch.empty(batch, 5, 1, n, 16, requires_grad=True) for _ in range(3))
+        return fused_attention(q, k, v, bias, 1.0)
 
     with on_shapes("cuda"), torch.set_grad_enabled(grad):
         return trace(holder, run)

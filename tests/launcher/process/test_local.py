@@ -1,24 +1,26 @@
 """Which status the parent of the ranks returns, and what it says of a rank that cannot speak any more."""
 
+import itertools
 import json
 import signal
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch.distributed as dist
 
 from launcher.exit_codes import ExitCode
 from launcher.process import local_launcher as local
-from launcher.process.local_launcher import _Family
+from launcher.process.local_launcher import RankProcesses
 from parallel.watchdog.diagnosis import DIAGNOSIS
 from parallel.watchdog.watch import NCCL
 
 
-def family(*codes: str, asked: signal.Signals | None = None) -> _Family:
+def processes_of(*codes: str, **options: Any) -> RankProcesses:
     """Ranks that run a line of Python each."""
     ranks = [subprocess.Popen([sys.executable, "-c", f"import os, sys, time; {code}"]) for code in codes]
-    return _Family(dist.HashStore(), 0, ranks, asked=asked)
+    return RankProcesses(dist.HashStore(), ranks, **options)
 
 
 def dies(number: signal.Signals) -> str:
@@ -40,18 +42,18 @@ def dies(number: signal.Signals) -> str:
     ],
 )
 def test_the_status_is_that_of_the_rank_that_caused_the_end(codes: tuple[str, ...], status: int) -> None:
-    assert family(*codes).wait() == status
+    assert processes_of(*codes).wait() == status
 
 
 def test_with_nccl_an_aborted_rank_has_lost_another() -> None:
     """NCCL's watchdog aborts a rank whose peer is gone; without NCCL an abort is a crash."""
-    ranks = family(dies(signal.SIGABRT), "time.sleep(0.2); sys.exit(80)")
+    ranks = processes_of(dies(signal.SIGABRT), "time.sleep(0.2); sys.exit(80)")
     ranks.store.set(NCCL, "")
     assert ranks.wait() == ExitCode.LOST_RANK
 
 
 def test_the_dead_rank_is_named_with_its_last_place(capsys: pytest.CaptureFixture[str]) -> None:
-    ranks = family("", dies(signal.SIGKILL))
+    ranks = processes_of("", dies(signal.SIGKILL))
     ranks.store.set("beat/1", json.dumps({"step": 7, "place": "f (a.py:1)"}))
     assert ranks.wait() == ExitCode.LOST_RANK
     line = "lost rank 1: killed by SIGKILL; it was at step 7, in f (a.py:1)"
@@ -59,20 +61,18 @@ def test_the_dead_rank_is_named_with_its_last_place(capsys: pytest.CaptureFixtur
     assert json.loads(ranks.store.get(DIAGNOSIS)) == {"code": 80, "line": line}
 
 
-def test_the_kernel_killed_a_rank_for_want_of_memory(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(local, "_out_of_memory_kills", lambda: 1)
-    assert family("", dies(signal.SIGKILL)).wait() == ExitCode.OUT_OF_MEMORY
+def test_the_kernel_killed_a_rank_for_want_of_memory(capsys: pytest.CaptureFixture[str]) -> None:
+    ranks = processes_of("", dies(signal.SIGKILL), count_kills=itertools.count().__next__)
+    assert ranks.wait() == ExitCode.OUT_OF_MEMORY
     assert "killed by SIGKILL: the machine is out of memory; lower" in capsys.readouterr().err
 
 
 def test_what_does_not_end_is_killed_and_its_end_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(local.PATIENCE_S, ExitCode.HANG, 0.3)
-    assert family("sys.exit(81)", "time.sleep(60)").wait() == ExitCode.HANG
+    assert processes_of("sys.exit(81)", "time.sleep(60)").wait() == ExitCode.HANG
 
 
 def test_a_request_before_the_ranks_listened_is_a_stop(capsys: pytest.CaptureFixture[str]) -> None:
-    ranks = family(dies(signal.SIGTERM), "time.sleep(0.1); sys.exit(80)", asked=signal.SIGTERM)
+    ranks = processes_of(dies(signal.SIGTERM), "time.sleep(0.1); sys.exit(80)", asked=signal.SIGTERM)
     assert ranks.wait() == ExitCode.STOPPED
     assert capsys.readouterr().err == ""

@@ -8,7 +8,7 @@ from torch import nn
 
 from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import OptimConfig
-from launcher.preflight.disk import _space
+from launcher.preflight.disk import checkpoint_space
 from launcher.tasks.param_groups import parameter_groups
 from launcher.validation.rules import check
 from parallel.checkpoint.commit import latest
@@ -90,7 +90,7 @@ def test_sgd_is_nesterovs_where_it_has_momentum(momentum: float, nesterov: bool)
 def test_the_room_that_a_checkpoint_takes(
     shards: Path, tmp_path: Path, options: list[str], values: int
 ) -> None:
-    found = _space(load_config(CONFIG, overrides(shards, tmp_path, *options)), tmp_path)
+    found = checkpoint_space(load_config(CONFIG, overrides(shards, tmp_path, *options)), tmp_path)
     assert found["values"] == values
 
 

@@ -12,7 +12,7 @@ from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
 from launcher.config.load import dump_config, load_config
 from launcher.config.schema import RunConfig
-from launcher.validation.resume_policy import KINDS, _section_of, changes, kind_of, newest_manifest
+from launcher.validation.resume_policy import KINDS, changes, kind_of, newest_manifest, section_of
 from swin_moe.yaml_files import parse_yaml
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, Outcome, commands, overrides, records
@@ -22,7 +22,7 @@ def options(section: type = RunConfig, prefix: str = "") -> list[str]:
     """The dotted name of every option, and of every optional section, which can be there or not."""
     found, hints = [], get_type_hints(section)
     for field in fields(section):
-        below, name = _section_of(hints[field.name]), prefix + field.name
+        below, name = section_of(hints[field.name]), prefix + field.name
         if below is None or type(None) in get_args(hints[field.name]):
             found.append(name)
         if below is not None:

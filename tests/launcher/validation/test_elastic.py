@@ -13,7 +13,7 @@ import torch.distributed as dist
 from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import RunConfig
 from launcher.validation.elastic import replan
-from launcher.validation.rules import _batch_errors, _layout_errors, check
+from launcher.validation.rules import check, rule_errors
 from parallel.ranks.mesh import ParallelDims
 from parallel.ranks.topology import straddling
 from tests.distributed import RankError, run_on_ranks
@@ -142,15 +142,15 @@ def test_every_plan_passes_the_rules_and_keeps_the_global_batch() -> None:
             ),
             train=replace(base.train, global_batch_size=batch, micro_batch_size=micro, eval_batch_size=group),
         )
-        assert _errors(asked, None) == []
+        assert rule_errors(asked, None) == []
         found, lines, would_do = plan(asked, world_size, per_node)
         if found is None:
             refused += 1
-            assert _errors(replace(asked, parallel=base.parallel), world_size) != []
-            assert all(_errors(replan(asked, other)[0], other) == [] for other in would_do)
+            assert rule_errors(replace(asked, parallel=base.parallel), world_size) != []
+            assert all(rule_errors(replan(asked, other)[0], other) == [] for other in would_do)
             continue
-        assert _errors(found, world_size) == []
-        assert (found == asked) == (lines == []) == (_errors(asked, world_size) == [])
+        assert rule_errors(found, world_size) == []
+        assert (found == asked) == (lines == []) == (rule_errors(asked, world_size) == [])
         assert found.train.micro_batch_size <= micro
         assert _but_for_the_layout(found) == _but_for_the_layout(asked)
         if per_node and found.parallel.ep_size != ep_size and world_size % per_node == 0:
@@ -170,10 +170,6 @@ def plan(
     except ConfigError as error:
         numbers = str(error).rpartition("; ")[2].removesuffix(" ranks would do").split(" or ")
         return None, [], [int(number) for number in numbers]
-
-
-def _errors(config: RunConfig, world_size: int | None) -> list[str]:
-    return [*_batch_errors(config, world_size), *_layout_errors(config, world_size)]
 
 
 def _but_for_the_layout(config: RunConfig) -> RunConfig:

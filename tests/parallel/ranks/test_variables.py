@@ -157,13 +157,13 @@ def test_devices_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """CUDA ends its list, without a word, at the first GPU that does not exist."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(env, "GPUS", tmp_path)
-    env._check_devices({"CUDA_VISIBLE_DEVICES": "0,9"})  # of a machine without GPUs nothing is known
+    env.check_devices({"CUDA_VISIBLE_DEVICES": "0,9"})  # of a machine without GPUs nothing is known
     (tmp_path / "0000:01:00.0").mkdir()
-    env._check_devices({"CUDA_VISIBLE_DEVICES": "0"})
+    env.check_devices({"CUDA_VISIBLE_DEVICES": "0"})
     with pytest.raises(
         LaunchError, match=r"CUDA_VISIBLE_DEVICES \(0,9\) names 2 GPUs, of which CUDA finds 1"
     ):
-        env._check_devices({"CUDA_VISIBLE_DEVICES": "0,9"})
+        env.check_devices({"CUDA_VISIBLE_DEVICES": "0,9"})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
