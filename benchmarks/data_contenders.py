@@ -16,8 +16,9 @@ import webdataset
 from PIL import Image
 
 from data_shards.format.index import Manifest
-from data_shards.image.decode import decode_train
+from data_shards.image.decode import decode_image
 from data_shards.image.geometry import TrainTransform, draw_crop, draw_flip
+from data_shards.stream.options import StreamOptions, TrainSampling
 from data_shards.stream.order import GlobalOrder
 from data_shards.stream.reader import ShardReader
 from data_shards.stream.train import TrainStream
@@ -97,9 +98,9 @@ def each(decode: Callable[[bytes, int], Any], data: Data) -> int:
 
 def stream_ours(data: Data, threads: int) -> int:
     """TrainStream."""
-    sizes = {"global_batch_size": BATCH, "micro_batch_size": BATCH, "dp_rank": 0, "dp_size": 1}
+    sampling = TrainSampling(seed=0, global_batch_size=BATCH, micro_batch_size=BATCH)
     count = 0
-    with TrainStream(data.split, seed=0, transform=TRANSFORM, threads=threads, **sizes) as stream:
+    with TrainStream(data.split, sampling, TRANSFORM, StreamOptions(threads=threads)) as stream:
         for batch in stream:
             count += len(batch.labels)
             if count >= data.samples // BATCH * BATCH:
@@ -134,7 +135,7 @@ def contenders(data: Data) -> dict[str, dict[str, Contender]]:
     if data.chunks:
         raw["litdata"] = lambda: read_litdata(data)
     decode: dict[str, Contender] = {
-        "ours": lambda: each(lambda body, position: decode_train(body, (0, position), TRANSFORM), data),
+        "ours": lambda: each(lambda body, position: decode_image(body, TRANSFORM, (0, position)), data),
         "PIL": lambda: each(by_pil, data),
         "full decode": lambda: each(lambda body, _: simplejpeg.decode_jpeg(body), data),
     }

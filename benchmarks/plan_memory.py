@@ -38,7 +38,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from data_shards.stream.workers import Batch
+from data_shards.stream.batch import Batch
 from launcher.config.load import load_config
 from launcher.config.schema import RunConfig
 from launcher.plan.memory.estimate import predict_memory

@@ -284,7 +284,7 @@ def _prepared(
 ) -> tuple[Callable[[], None], list[torch.Tensor]]:
     """A step, and the tensors of its batch, which are on the host."""
     from data_shards.augment.pipeline import AugmentConfig
-    from data_shards.stream.workers import Batch
+    from data_shards.stream.batch import Batch
     from launcher.config.schema import DataConfig, OptimConfig, RunConfig
     from launcher.tasks.classification.task import ClassificationTask
     from launcher.tasks.param_groups import parameter_groups

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from data_shards.augment.pipeline import AugmentConfig
-from data_shards.stream.workers import Batch
+from data_shards.stream.batch import Batch
 from gpu_checks.place import Place
 from launcher.config.schema import DataConfig, OptimConfig, ParallelConfig, RunConfig, TrainConfig
 from launcher.metrics.accumulator import MetricAccumulator

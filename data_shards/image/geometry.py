@@ -1,28 +1,80 @@
-"""What is drawn for a training image before it is decoded: its crop and its flip. H, W in pixels.
+"""The geometry of a transform: what is cut out of an image, resized and mirrored, drawn before it is decoded.
 
-Random resized crop as in "Going Deeper with Convolutions" (Szegedy et al., CVPR 2015, section 6), in the form
-that torchvision and timm share: ten tries of an area and a log-uniform aspect ratio, then a central crop.
+A transform gives the geometry of a sample from the image's size and the sample's key. The random resized crop
+is that of "Going Deeper with Convolutions" (Szegedy et al., CVPR 2015, section 6), in the form that
+torchvision and timm share: ten tries of an area and a log-uniform aspect ratio, then a central crop.
+
+Legend: H, W height and width of the source image; h, w of the result; all in pixels.
 """
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from data_shards.errors import DataError
 from data_shards.format.rng import Purpose, fold, uniform
-from data_shards.image.sides import ImageSize, sides
+from data_shards.image.formats import MAX_PIXELS
 
 TRIES = 10
-MARGIN = 2  # pixels decoded for each one of the result, along a side, at least
+MARGIN = 2  # pixels decoded for each pixel of the result, along a side, at least
+
+ImageSize = int | tuple[int, int]  # a side of a square, or height and width, in pixels
+
+
+def sides(image_size: ImageSize) -> tuple[int, int]:
+    """Height and width; DataError when one of them is below 1."""
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width) < 1:
+        raise DataError(f"image_size ({image_size}) must be at least 1")
+    return height, width
+
+
+class Crop(NamedTuple):
+    """A rectangle of an image, in pixels from its top left corner."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    def reduced(self, factor: int) -> "Crop":
+        """The same rectangle of the image at 1/factor of its size, rounded down."""
+        return Crop(*(side // factor for side in self)) if factor > 1 else self
+
+
+class Geometry(NamedTuple):
+    """The steps from an image to a result of fixed size, in this order.
+
+    `crop` is cut out of the image and resized to `resized` (height, width). `window` of that is kept; None
+    keeps all of it. Last, it is mirrored left to right where `mirrored`. `in_full` decodes the whole image at
+    its own size, otherwise decoding may be restricted to the crop, at a reduced size (`dct_factor`).
+    """
+
+    crop: Crop
+    resized: tuple[int, int]
+    window: Crop | None = None
+    mirrored: bool = False
+    in_full: bool = False
+
+
+class Transform(Protocol):
+    """What decides the geometry of the samples of a stream."""
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the result in pixels."""
+
+    def geometry(self, height: int, width: int, key: tuple[int, int]) -> Geometry:
+        """The geometry of the sample `key` = (seed, position), whose image has height x width pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """Random resized crop to a picture of `image_size`, a side or (height, width) in pixels, then a flip.
+    """Random resized crop to `image_size`, a side or (height, width) in pixels, then a random flip.
 
-    `scale` is the range of the crop's area as a part of the image's, `ratio` that of its width over its
-    height. Both are of the crop in the source image, as in torchvision: whatever the shape of the picture, a
-    crop of another shape is stretched to it.
+    `scale` is the range of the crop's area as a fraction of the image's, `ratio` that of its width over its
+    height. Both are of the crop in the source image, as in torchvision: a crop of another shape than
+    `image_size` is stretched.
     DataError when a range is not ordered or a value out of its range.
     """
 
@@ -42,31 +94,61 @@ class TrainTransform:
 
     @property
     def sides(self) -> tuple[int, int]:
-        """Height and width of the picture in pixels."""
+        """Height and width of the result in pixels."""
         return sides(self.image_size)
 
-
-class Crop(NamedTuple):
-    """A rectangle of the image, in pixels from its top left corner."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-    def reduced(self, factor: int) -> "Crop":
-        """The same in a picture of 1/factor the size, its edges moved up and left to whole pixels there."""
-        return Crop(*(side // factor for side in self))
+    def geometry(self, height: int, width: int, key: tuple[int, int]) -> Geometry:
+        """A random crop, resized and perhaps mirrored."""
+        crop = draw_crop(height, width, key, self)
+        return Geometry(crop, self.sides, mirrored=draw_flip(key, self))
 
 
-def dct_factor(crop: Crop, picture: tuple[int, int]) -> int:
-    """By how much a JPEG may be decoded smaller before `crop` is resized to `picture` (H, W): 1, 2 or 4.
+@dataclass(frozen=True, kw_only=True)
+class EvalTransform:
+    """Resize to `image_size`, a side or (height, width) in pixels, in one of two ways.
 
-    Twice the pixels needed along either side are left to the resize, which keeps the picture within 44 dB of
-    a full decode's on natural spectra, as PIL's reducing_gap=2 does. The factors between are slower than a
-    full decode.
+    `crop_ratio` 1 resizes the complete image, which changes its aspect ratio. Below 1, such as 0.875, the
+    image is resized until it just covers h / crop_ratio x w / crop_ratio pixels, keeping its aspect ratio,
+    and the centre is cut out, as in the evaluations of Swin and timm. (Of a square, the short side becomes
+    size / crop_ratio.)
     """
-    spare = min(crop.height // (MARGIN * picture[0]), crop.width // (MARGIN * picture[1]))
+
+    image_size: ImageSize
+    crop_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        sides(self.image_size)
+        if not 0 < self.crop_ratio <= 1:
+            raise DataError(f"crop_ratio ({self.crop_ratio}) must be above 0 and at most 1")
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the result in pixels."""
+        return sides(self.image_size)
+
+    def geometry(self, height: int, width: int, key: tuple[int, int] = (0, 0)) -> Geometry:
+        """The same for every key; DataError when the resized image would be too large."""
+        complete = Crop(0, 0, height, width)
+        if self.crop_ratio == 1:
+            return Geometry(complete, self.sides, in_full=True)
+        resized = covering((height, width), self.sides, self.crop_ratio)
+        if resized[0] * resized[1] > MAX_PIXELS:
+            raise DataError(
+                f"image of {height} x {width} pixels: its centre crop needs a resize to {resized[0]} x "
+                f"{resized[1]} pixels, of at most {MAX_PIXELS}; eval_crop=1.0 resizes without a crop"
+            )
+        (h, w), top, left = self.sides, (resized[0] - self.sides[0]) // 2, (resized[1] - self.sides[1]) // 2
+        return Geometry(complete, resized, window=Crop(top, left, h, w), in_full=True)
+
+
+def dct_factor(crop: Crop, resized: tuple[int, int]) -> int:
+    """The factor by which a JPEG may be decoded smaller before `crop` is resized to (h, w): 1, 2 or 4.
+
+    The crop keeps at least twice the pixels of the result along either side. This keeps the result within
+    44 dB of a full decode's on natural spectra, as PIL's reducing_gap=2 does. The factors between are slower
+    than a full decode.
+    """
+    spare = min(crop.height // (MARGIN * resized[0]), crop.width // (MARGIN * resized[1]))
     return max(factor for factor in (1, 2, 4) if factor <= max(1, spare))
 
 
@@ -94,3 +176,12 @@ def _central_crop(height: int, width: int, ratio: tuple[float, float]) -> Crop:
     w = max(1, min(width, round(height * ratio[1])))
     h = max(1, min(height, round(width / ratio[0])))
     return Crop((height - h) // 2, (width - w) // 2, h, w)
+
+
+def covering(image: tuple[int, int], result: tuple[int, int], crop_ratio: float) -> tuple[int, int]:
+    """The size to which an image (H, W) is resized so that it covers (h, w) / crop_ratio."""
+    tall, wide = (round(side / crop_ratio) for side in result)
+    is_tall = image[0] * wide >= image[1] * tall  # relative to what it must cover: then the width decides
+    covered, side = (wide, image[1]) if is_tall else (tall, image[0])
+    height, width = (round(length * covered / side) for length in image)
+    return max(tall, height), max(wide, width)

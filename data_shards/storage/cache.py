@@ -24,7 +24,7 @@ SLACK = 1 << 20  # bytes of the cap left for lock and announcement files
 Notice = Callable[[str, str], None]  # shard, what was seen
 
 
-class Outcome(Enum):
+class FetchResult(Enum):
     """What came of a fetch; after anything but HERE the shard is not (yet) in the cache."""
 
     HERE = "here"
@@ -111,11 +111,11 @@ class ShardCache:
 
         DataError, naming the shard, when it does not arrive within the deadline.
         """
-        began, outcome, delay_s = time.monotonic(), Outcome.HERE, FIRST_S
+        began, outcome, delay_s = time.monotonic(), FetchResult.HERE, FIRST_S
         while time.monotonic() - began < self.retries.deadline_s and not self.retries.stop.is_set():
             if file := self.open(shard):
                 return file
-            if (outcome := self.fetch(shard, need=-1)) is not Outcome.HERE:
+            if (outcome := self.fetch(shard, need=-1)) is not FetchResult.HERE:
                 release()
                 self.retries.stop.wait(delay_s)
                 delay_s = min(2 * delay_s, LONGEST_S / 10)
@@ -125,18 +125,18 @@ class ShardCache:
         fix = f"see to the disk of {self.room.root}, or raise the cap ({self.room.max_bytes} bytes)"
         raise DataError(f"{what}: not cached within {self.retries.deadline_s:.0f} s: {outcome.value}; {fix}")
 
-    def fetch(self, shard: int, need: int = NEVER - 1) -> Outcome:
+    def fetch(self, shard: int, need: int = NEVER - 1) -> FetchResult:
         """Bring a shard into the cache unless it is there; `need` is its place in this process's order.
 
         DataError when the source fails beyond the deadline.
         """
         entry = self.manifest.shards[shard]
         if (self.home / entry.name).exists() or (self.home / f"{entry.name}.damaged").exists():
-            return Outcome.HERE
+            return FetchResult.HERE
         temporary, handle = self.home / f".{entry.name}.tmp", None
         try:
             if (handle := _own(temporary)) is None:
-                return Outcome.ELSEWHERE
+                return FetchResult.ELSEWHERE
             outcome = self._fetch(entry, temporary, handle, need)
             self._failures.pop(shard, None)
             return outcome
@@ -145,19 +145,19 @@ class ShardCache:
             raise
         except (OSError, _WriteFailed):  # the source's errors are DataErrors by now
             self.telemetry.add("fetch_failures")
-            return Outcome.DISK_FULL
+            return FetchResult.DISK_FULL
         finally:
             if handle is not None:
                 if is_at(handle, temporary):
                     temporary.unlink(missing_ok=True)
                 os.close(handle)
 
-    def _fetch(self, entry: ShardEntry, temporary: Path, handle: int, need: int) -> Outcome:
+    def _fetch(self, entry: ShardEntry, temporary: Path, handle: int, need: int) -> FetchResult:
         if (self.home / entry.name).exists():
-            return Outcome.HERE
+            return FetchResult.HERE
         os.ftruncate(handle, 0)  # what a dead process left counts no more
         if not self.room.take(handle, entry.bytes, need):
-            return Outcome.NO_ROOM
+            return FetchResult.NO_ROOM
         sound = self._try_copy(entry, handle)
         if not sound:
             self.telemetry.add("refetches")
@@ -169,7 +169,7 @@ class ShardCache:
         os.fsync(handle)
         os.rename(temporary, self.home / (entry.name if sound else f"{entry.name}.damaged"))
         self.telemetry.add("shards_fetched")
-        return Outcome.HERE
+        return FetchResult.HERE
 
     def _try_copy(self, entry: ShardEntry, handle: int) -> bool:
         return self.retries(lambda: self._copy(entry, handle), lambda: self.storage.describe(entry.name))

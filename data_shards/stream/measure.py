@@ -16,10 +16,11 @@ import numpy as np
 
 from data_shards.errors import DataError
 from data_shards.image.decode import decode_crop, resize
-from data_shards.image.geometry import TrainTransform, draw_flip
-from data_shards.image.sides import ImageSize
+from data_shards.image.geometry import ImageSize, TrainTransform
+from data_shards.image.pixels import image_size
 from data_shards.storage import storage_for
 from data_shards.storage.base import LocalStorage
+from data_shards.stream.options import StreamOptions, TrainSampling
 from data_shards.stream.reader import ShardReader
 from data_shards.stream.train import TrainStream
 
@@ -91,14 +92,14 @@ class Bench:
         self, reader: ShardReader, sample: tuple[int, int], position: int, batch: np.ndarray
     ) -> Iterator[None]:
         """What a decoding thread does to one image, with a pause after each stage."""
-        key = 0, position
         body, _ = reader.read(*sample)
         yield
-        pixels = decode_crop(body, key, self.transform)
+        geometry = self.transform.geometry(*image_size(body), (0, position))
+        pixels = decode_crop(body, geometry)
         yield
-        picture = resize(pixels, *self.transform.sides)
+        image = resize(pixels, geometry)
         yield
-        batch[position % len(batch)] = picture[:, :, ::-1] if draw_flip(key, self.transform) else picture
+        batch[position % len(batch)] = image
         yield
 
     def stream(self, threads: int) -> StreamRate:
@@ -115,16 +116,8 @@ class Bench:
         return StreamRate(img_s=count / wall_s, cpu_s=cpu_s / count, threads=threads)
 
     def _stream(self, threads: int) -> TrainStream:
-        return TrainStream(
-            self.place,
-            seed=0,
-            global_batch_size=self.batch_size,
-            micro_batch_size=self.batch_size,
-            dp_rank=0,
-            dp_size=1,
-            transform=self.transform,
-            threads=threads,
-        )
+        sampling = TrainSampling(seed=0, global_batch_size=self.batch_size, micro_batch_size=self.batch_size)
+        return TrainStream(self.place, sampling, self.transform, StreamOptions(threads=threads))
 
 
 def _drop_from_memory(path: Path) -> None:

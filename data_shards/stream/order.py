@@ -1,141 +1,190 @@
-"""The global order of training samples: a pure function of (samples per shard, seed, position).
+"""The global order of training samples, and the state of a stream that follows it.
 
-    epoch = position // N          the stream runs on over epochs: nothing dropped, nothing padded
-    shards permuted                laid end to end they are the epoch's virtual stream of N samples
-    64 lanes                       equal pieces of that stream, sizes at most one apart, the larger ones first
-    4096-sample windows            permuted inside each lane
-    q = position % N               is sample q // 64 of lane q % 64: with larger lanes first, a bijection
+The order is a pure function of (samples per shard, seed, position):
 
-N = samples, L = lanes, B = positions asked for. A state that holds one number, the position, resumes it.
+    epoch = position // N          the stream goes on over epochs: nothing is dropped, nothing is padded
+    shards permuted                end to end they are the epoch's concatenated stream of N samples
+    `interleave` segments          equal parts of that stream, sizes at most one apart, the larger ones first
+    `shuffle_buffer` samples       consecutive samples of a segment, permuted
+    q = position % N               is sample q // interleave of segment q % interleave: a bijection
+
+So the position is the whole state: a resume needs one number. The saved state names `interleave` "lanes" and
+`shuffle_buffer` "window". N = samples, B = positions of a call.
 """
 
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 from data_shards.errors import DataError
+from data_shards.format.index import Manifest
 from data_shards.format.rng import Purpose, permutation
 
-LANES = 64
-WINDOW = 4096
+INTERLEAVE = 64  # segments read in turn
+SHUFFLE_BUFFER = 4096  # samples
+STATE_VERSION = 1
 
 
 class GlobalOrder:
-    """Where in the shards each position of the endless training stream lies.
+    """The shard and the row of each position of the endless training stream.
 
-    `samples_per_shard` is (shards,) int64. Memory: 2 bytes a sample of the windows in use, not of the data
-    set.
+    `samples_per_shard` is (shards,) int64. Memory: 2 bytes for each sample of the buffers in use, not of the
+    data set.
     """
 
     def __init__(
-        self, samples_per_shard: np.ndarray, seed: int, lanes: int = LANES, window: int = WINDOW
+        self,
+        samples_per_shard: np.ndarray,
+        seed: int,
+        interleave: int = INTERLEAVE,
+        shuffle_buffer: int = SHUFFLE_BUFFER,
     ) -> None:
-        for option, value in {
-            "lanes": lanes,
-            "window": window,
-            "samples": int(samples_per_shard.sum()),
-        }.items():
+        samples = int(samples_per_shard.sum())
+        options = {"interleave": interleave, "shuffle_buffer": shuffle_buffer, "samples": samples}
+        for option, value in options.items():
             if value < 1:
                 raise DataError(f"{option} ({value}) must be at least 1")
-        self.samples_per_shard = samples_per_shard
-        self.num_samples = int(samples_per_shard.sum())
-        self.seed, self.lanes, self.window = seed, lanes, window
+        self.samples_per_shard, self.num_samples = samples_per_shard, samples
+        self.seed, self.interleave, self.shuffle_buffer = seed, interleave, shuffle_buffer
         self._shards = lru_cache(maxsize=2)(self._permute_shards)
-        self._window = lru_cache(maxsize=4 * lanes)(self._permute_window)
+        self._buffer = lru_cache(maxsize=4 * interleave)(self._permute_buffer)
 
     def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where `positions` (B,) int64 lie: shard (B,) and sample in the shard (B,), both int64."""
+        """The samples at `positions` (B,) int64: shard (B,) and row in the shard (B,), both int64."""
         epochs = positions // self.num_samples
-        virtual = self._virtual(positions)
-        shard, sample = np.empty_like(virtual), np.empty_like(virtual)
+        offsets = self._offsets(positions)
+        shard, row = np.empty_like(offsets), np.empty_like(offsets)
         for epoch in np.unique(epochs).tolist():
             chosen = epochs == epoch
             permuted, ends = self._shards(epoch)
-            place = np.searchsorted(ends, virtual[chosen], side="right")
-            shard[chosen] = permuted[place]
-            sample[chosen] = virtual[chosen] - ends[place] + self.samples_per_shard[permuted[place]]
-        return shard, sample
+            i = np.searchsorted(ends, offsets[chosen], side="right")
+            shard[chosen] = permuted[i]
+            row[chosen] = offsets[chosen] - ends[i] + self.samples_per_shard[permuted[i]]
+        return shard, row
 
-    def lane_of(self, positions: np.ndarray) -> np.ndarray:
-        """The lane of each of `positions`: (B,) int64."""
-        return positions % self.num_samples % self.lanes
+    def segment_of(self, positions: np.ndarray) -> np.ndarray:
+        """The segment of each of `positions`: (B,) int64."""
+        return positions % self.num_samples % self.interleave
 
-    def window_of(self, position: int) -> tuple[int, int]:
-        """Epoch and window of a position; all lanes are in the same window, but for a lane's last sample."""
+    def buffer_of(self, position: int) -> tuple[int, int]:
+        """Epoch and buffer of a position: the same in all segments, except at a segment's last sample."""
         epoch, q = divmod(position, self.num_samples)
-        return epoch, q // self.lanes // self.window
+        return epoch, q // self.interleave // self.shuffle_buffer
 
     def global_batch(self, start: int, size: int) -> np.ndarray:
-        """The positions [start, start + size), sorted by the lane of their pair's first: (size,) int64.
+        """The positions [start, start + size), sorted by the segment of their pair's first: (size,) int64.
 
-        Rank r of W takes [r*size/W, (r+1)*size/W) of them, and so reads from few lanes, hence few shards. The
-        positions 2k and 2k + 1, which mix with each other, stay side by side.
+        Rank r of W takes [r*size/W, (r+1)*size/W) of them, so that it reads few segments and few shards. The
+        positions 2k and 2k + 1, which mixup mixes, stay adjacent.
         """
         positions = np.arange(start, start + size, dtype=np.int64)
-        return positions[np.argsort(self.lane_of(positions - positions % 2), kind="stable")]
+        return positions[np.argsort(self.segment_of(positions - positions % 2), kind="stable")]
 
     def replacements(self, position: int) -> Iterator[int]:
-        """The positions whose samples may stand in for a bad sample at `position`, in the order of trial.
+        """The positions whose samples may replace a bad sample at `position`, in the order of trial.
 
-        First the others of its window, from the next one on and around; should none of them be healthy, all
-        of its epoch in the same way. Like the order, a function of (samples per shard, seed, position).
+        First come the others of its buffer, cyclically from the next one on, then all of its epoch, in the
+        same way. Like the order, this is a function of (samples per shard, seed, position).
         """
         epoch, q = divmod(position, self.num_samples)
-        lane, rank = q % self.lanes, q // self.lanes
-        first = rank - rank % self.window
-        size = self._window_size(lane, rank // self.window)
+        segment, rank = q % self.interleave, q // self.interleave
+        first = rank - rank % self.shuffle_buffer
+        size = self._buffer_size(segment, rank // self.shuffle_buffer)
         for step in range(1, size):
             turn = first + (rank - first + step) % size
-            yield epoch * self.num_samples + turn * self.lanes + lane
+            yield epoch * self.num_samples + turn * self.interleave + segment
         for step in range(1, self.num_samples):
             yield epoch * self.num_samples + (q + step) % self.num_samples
 
-    def window_shards(self, epoch: int, lane: int, window: int) -> np.ndarray:
-        """The shards that one window of a lane draws from: (shards of the window,) int64, empty beyond it."""
-        small, larger = divmod(self.num_samples, self.lanes)
-        size = self._window_size(lane, window)
-        start = lane * small + min(lane, larger) + window * self.window
+    def buffer_shards(self, epoch: int, segment: int, buffer: int) -> np.ndarray:
+        """The shards that a buffer of a segment draws from: (shards,) int64; empty beyond it."""
+        small, larger = divmod(self.num_samples, self.interleave)
+        size = self._buffer_size(segment, buffer)
+        start = segment * small + min(segment, larger) + buffer * self.shuffle_buffer
         permuted, ends = self._shards(epoch)
         if size < 1:
             return permuted[:0]
         first, last = np.searchsorted(ends, [start, start + size - 1], side="right")
         return permuted[first : last + 1]
 
-    def _window_size(self, lane: int, window: int) -> int:
-        """Samples in a window of a lane; 0 or less beyond the lane's end."""
-        small, larger = divmod(self.num_samples, self.lanes)
-        return min(self.window, small + (lane < larger) - window * self.window)
+    def _buffer_size(self, segment: int, buffer: int) -> int:
+        """Samples in a buffer of a segment; 0 or less beyond the segment's end."""
+        small, larger = divmod(self.num_samples, self.interleave)
+        return min(self.shuffle_buffer, small + (segment < larger) - buffer * self.shuffle_buffer)
 
-    def _virtual(self, positions: np.ndarray) -> np.ndarray:
-        """The place of each position in its epoch's virtual stream: (B,) int64 in [0, N)."""
+    def _offsets(self, positions: np.ndarray) -> np.ndarray:
+        """The offset of each position in its epoch's concatenated stream: (B,) int64 in [0, N)."""
         epoch, q = positions // self.num_samples, positions % self.num_samples
-        lane, rank = q % self.lanes, q // self.lanes
-        small, larger = divmod(self.num_samples, self.lanes)
-        lane_start = lane * small + np.minimum(lane, larger)
-        window = rank // self.window
-        return lane_start + window * self.window + self._in_window(epoch, lane, window, rank % self.window)
+        segment, rank = q % self.interleave, q // self.interleave
+        small, larger = divmod(self.num_samples, self.interleave)
+        segment_start = segment * small + np.minimum(segment, larger)
+        buffer = rank // self.shuffle_buffer
+        inside = self._in_buffer(epoch, segment, buffer, rank % self.shuffle_buffer)
+        return segment_start + buffer * self.shuffle_buffer + inside
 
-    def _in_window(
-        self, epoch: np.ndarray, lane: np.ndarray, window: np.ndarray, rank: np.ndarray
+    def _in_buffer(
+        self, epoch: np.ndarray, segment: np.ndarray, buffer: np.ndarray, rank: np.ndarray
     ) -> np.ndarray:
-        """Each rank (B,) as its window's permutation sends it: (B,) int64, one look-up a window."""
-        windows_a_lane = self.num_samples // (self.lanes * self.window) + 1
-        group = (epoch * self.lanes + lane) * windows_a_lane + window
+        """Each rank (B,) permuted inside its buffer: (B,) int64, with one look-up for each buffer."""
+        buffers_a_segment = self.num_samples // (self.interleave * self.shuffle_buffer) + 1
+        group = (epoch * self.interleave + segment) * buffers_a_segment + buffer
         order = np.argsort(group, kind="stable")
         cuts = np.flatnonzero(np.diff(group[order])) + 1
         permuted = np.empty_like(rank)
         for rows in np.split(order, cuts) if len(order) else []:
-            key = int(epoch[rows[0]]), int(lane[rows[0]]), int(window[rows[0]])
-            permuted[rows] = self._window(*key)[rank[rows]]
+            key = int(epoch[rows[0]]), int(segment[rows[0]]), int(buffer[rows[0]])
+            permuted[rows] = self._buffer(*key)[rank[rows]]
         return permuted
 
     def _permute_shards(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """The shards as `epoch` orders them, and their ends in the virtual stream: (shards,) int64 twice."""
+        """The shards in the order of `epoch`, and their ends in its stream: (shards,) int64 each."""
         permuted = permutation(len(self.samples_per_shard), Purpose.SHARDS, self.seed, epoch)
         return permuted, np.cumsum(self.samples_per_shard[permuted])
 
-    def _permute_window(self, epoch: int, lane: int, window: int) -> np.ndarray:
-        size = self._window_size(lane, window)
-        permuted = permutation(size, Purpose.WINDOW, self.seed, epoch, lane, window)
-        return permuted.astype(np.min_scalar_type(self.window))
+    def _permute_buffer(self, epoch: int, segment: int, buffer: int) -> np.ndarray:
+        size = self._buffer_size(segment, buffer)
+        permuted = permutation(size, Purpose.WINDOW, self.seed, epoch, segment, buffer)
+        return permuted.astype(np.min_scalar_type(self.shuffle_buffer))
+
+
+def make_state(manifest: Manifest, order: GlobalOrder, samples: int, quarantine: str) -> dict[str, Any]:
+    """The state after all ranks together consumed `samples` samples: JSON-able, under 1 KB.
+
+    `quarantine` is the digest of the bad samples met so far. It does not identify the state: the order
+    follows from the bytes of the shards, and a resume with another digest warns and goes on.
+    """
+    state = {"version": STATE_VERSION, **_identity(manifest, order), "samples": samples}
+    return state | {"quarantine": quarantine}
+
+
+def check_state(state: dict[str, Any], manifest: Manifest, order: GlobalOrder) -> None:
+    """DataError, with both values, unless `state` has this manifest, seed, interleave and shuffle_buffer."""
+    if state.get("version") != STATE_VERSION:
+        raise DataError(
+            f"data state: version is {state.get('version')!r}, this version reads {STATE_VERSION}"
+        )
+    here = _identity(manifest, order)
+    if "webdataset" in state:
+        fix = "read what the run was trained on, or start it anew"
+        raise DataError(f"data state: of tars without a manifest, not of {here['name']}; {fix}")
+    if state.get("manifest") != here["manifest"]:
+        saved, ours = (f"{s.get('name')}, manifest {str(s.get('manifest'))[:12]}" for s in (state, here))
+        fix = "point the run at the shards it was trained on, or start it anew"
+        raise DataError(
+            f"data state: manifest of another data set: the state is of {saved}, the shards of {ours}; {fix}"
+        )
+    differ = [
+        f"{k} is {state.get(k)!r} in the state and {here[k]!r} here" for k in here if state.get(k) != here[k]
+    ]
+    if differ:
+        raise DataError(f"data state: {'; '.join(differ)}; set them as they were, or start the run anew")
+    if not isinstance(state.get("samples"), int) or state["samples"] < 0:
+        raise DataError(f"data state: samples must be a whole number from 0 (got {state.get('samples')!r})")
+
+
+def _identity(manifest: Manifest, order: GlobalOrder) -> dict[str, Any]:
+    name = f"{manifest.name}/{manifest.split}"[:200]
+    identity = {"name": name, "manifest": manifest.digest, "seed": order.seed}
+    return identity | {"lanes": order.interleave, "window": order.shuffle_buffer}

@@ -29,7 +29,7 @@ def expand(place: str) -> list[str]:
         scheme = SCHEME.match(url)
         if scheme and (kind := scheme[1].lower()) not in READABLE:
             use = f"a path or {', '.join(READABLE)}, such as pipe:aws s3 cp s3://bucket/{{000..146}}.tar -"
-            raise DataError(f"{shown(url)}: scheme {kind} is not allowed here; use {use}")
+            raise DataError(f"{redacted(url)}: scheme {kind} is not allowed here; use {use}")
         if not scheme and not Path(url).is_file():
             raise DataError(f"{url}: no such tar; check the pattern {place}")
     return urls
@@ -45,13 +45,13 @@ def _braces(place: str) -> list[str]:
     try:
         return list(braceexpand(place, escape=not command))
     except ValueError as error:
-        raise DataError(f"{shown(place)}: its braces are not in pairs; write {{000..146}}") from error
+        raise DataError(f"{redacted(place)}: its braces are not in pairs; write {{000..146}}") from error
 
 
-def shown(url: str) -> str:
-    """A place as messages name it: of a command its first word and its tar, without passwords and queries."""
+def redacted(url: str) -> str:
+    """A URL for a message, without passwords and queries: of a command its first word and its tar."""
     if url.startswith("pipe:"):
         words = [word.strip("';\"") for word in url[5:].split() if "=" not in word]
-        tars = [shown(word) for word in words[1:] if word.endswith(TARS)]
+        tars = [redacted(word) for word in words[1:] if word.endswith(TARS)]
         return " ".join([f"pipe:{''.join(words[:1])} ...", *tars])
     return re.sub(r"//[^/@]*@", "//", url.partition("?")[0]) if SCHEME.match(url) else url

@@ -1,8 +1,9 @@
-"""Tars made by others, without a manifest, read through the `webdataset` library: what it can do, no more.
+"""Tars without a manifest, read by the `webdataset` library, with the guarantees that it can give.
 
-    stream = WebDatasetStream("/data/x/{000000..000146}.tar", seed=0, ..., num_classes=1000)
+    sampling = TrainSampling(seed=0, global_batch_size=64, micro_batch_size=16)
+    stream = WebDatasetStream("/data/x/{000000..000146}.tar", sampling, transform, num_classes=1000)
 
-The first iteration prints what cannot be promised. B = samples in a micro-batch.
+The first iteration prints what is not guaranteed. B = samples in a micro-batch.
 """
 
 import random
@@ -10,26 +11,27 @@ import re
 import sys
 import tarfile
 from collections.abc import Generator, Iterable, Iterator
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from data_shards.errors import DataError
 from data_shards.format.file_kinds import COMPRESSED, HEAD_BYTES, kind_of
 from data_shards.format.image_names import HIDDEN, IMAGE_SUFFIXES, Skipped, is_hidden
 from data_shards.format.labels import label_text, parse_label
 from data_shards.format.rng import Purpose, fold, permutation
-from data_shards.image.decode import decode_train
-from data_shards.image.geometry import TrainTransform
-from data_shards.stream.base import OneIterator, check_divides
-from data_shards.stream.patterns import expand, shown
-from data_shards.stream.workers import Batch, BatchPlan, Fetched, Ring, prefetched
+from data_shards.image.decode import decode_image
+from data_shards.image.geometry import Transform
+from data_shards.stream.base import SingleIterator
+from data_shards.stream.batch import Batch, BatchPlan, BufferPool
+from data_shards.stream.options import DEFAULT_OPTIONS, ReadOptions, StreamOptions, TrainSampling
+from data_shards.stream.patterns import expand, redacted
+from data_shards.stream.workers import Fetched, prefetched
 
-SHUFFLE = 1000  # compressed samples
-STALL_S = 450.0
+SHUFFLE_BUFFER = 1000  # compressed samples
 STATEMENT = """{place}: no manifest, so webdataset {version} reads its tars ({count}). It cannot promise
   exactly-once epochs: each rank reads its share of the tars over and over, mixed in a buffer of {shuffle};
     where the tars are fewer than the ranks, every rank reads all of them;
@@ -40,41 +42,40 @@ STATEMENT = """{place}: no manifest, so webdataset {version} reads its tars ({co
 `swin-moe shards index` writes the manifest with which all of it holds."""
 
 
-class WebDatasetStream(OneIterator):
-    """This rank's micro-batches of tars with KEY.jpg and KEY.cls, without end, with what a trainer asks of
-    TrainStream; `num_samples` is None, as nobody has counted them.
+class WebDatasetStream(SingleIterator):
+    """This rank's micro-batches of tars with KEY.jpg and KEY.cls, without end: the interface of TrainStream.
 
-    Positions are TrainStream's: step k has [kB, (k+1)B), B = global_batch_size, and rank r its r-th slice.
-    The buffer holds `shuffle` compressed samples. One thread reads, which makes one order; `threads` decode.
-    DataError: no such tars, a scheme that is not allowed, a tar that cannot be read, a sample without image
-    or label, a label outside num_classes, an image that cannot be decoded.
+    `num_samples` is None, since the samples were never counted. Positions are TrainStream's: step k has [kB,
+    (k+1)B), B = global_batch_size, and rank r the r-th slice. The shuffle buffer holds compressed samples.
+    One thread reads, so that there is one order; `options.threads` decode. Of the options, `read` and
+    `quarantine` do not apply.
+
+    Raises:
+        DataError: no such tars, a scheme that is not allowed, a tar that cannot be read, a sample without
+        image
+            or label, a label outside num_classes, an image that cannot be decoded.
     """
 
     num_samples: None = None
-    classes: None = None  # labels are numbers, and nobody knows their names
+    classes: None = None  # labels are numbers; their names are unknown
 
     def __init__(
         self,
-        place: str,
+        tars: str,
+        sampling: TrainSampling,
+        transform: Transform,
+        options: StreamOptions = DEFAULT_OPTIONS,
         *,
-        seed: int,
-        global_batch_size: int,
-        micro_batch_size: int,
-        dp_rank: int,
-        dp_size: int,
-        transform: TrainTransform,
         num_classes: int,
-        threads: int = 2,
-        prefetch: int = 4,
-        shuffle: int = SHUFFLE,
     ) -> None:
-        check_divides(global_batch_size, micro_batch_size, dp_size)
-        self.urls = expand(place)
-        self.place, self.seed, self.transform, self.num_classes = place, seed, transform, num_classes
-        self.global_batch_size, self.micro_batch_size = global_batch_size, micro_batch_size
-        self.dp_rank, self.dp_size, self.shuffle = dp_rank, dp_size, shuffle
-        self.threads, self.prefetch = threads, prefetch
-        self.grad_accum_steps = global_batch_size // (dp_size * micro_batch_size)
+        self.grad_accum_steps = sampling.grad_accum_steps(options.dp_size)
+        self.urls = expand(tars)
+        self.place, self.transform, self.num_classes = tars, transform, num_classes
+        self.options = replace(options, read=ReadOptions(fetch_threads=1))
+        self.dp_rank, self.dp_size = options.dp_rank, options.dp_size
+        self.seed = sampling.seed
+        self.global_batch_size, self.micro_batch_size = sampling.global_batch_size, sampling.micro_batch_size
+        self.shuffle = SHUFFLE_BUFFER if sampling.shuffle_buffer is None else sampling.shuffle_buffer
         self.samples, self.wait_s = 0, 0.0
         self._url, self._read, self._bytes = "", 0, 0
         self._skipped = Skipped()
@@ -82,25 +83,25 @@ class WebDatasetStream(OneIterator):
         self._source: Iterator[tuple[bytes, int, str]] = iter(())
 
     def state_dict(self) -> dict[str, Any]:
-        """How many samples were consumed, and that they cannot be told apart."""
+        """The tars, and how many samples were consumed."""
         return {"version": 1, "webdataset": self.place, "samples": self.samples}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Count on from `state`, in a new order; DataError for a state of other tars."""
+        """Continue the count of `state`, in a new order; DataError for a state of other tars."""
         if state.get("webdataset") != self.place:
             tars = state.get("webdataset")
-            made = f"the tars {shown(tars)}" if tars else f"{state.get('name')}, which has a manifest"
+            made = f"the tars {redacted(tars)}" if tars else f"{state.get('name')}, which has a manifest"
             fix = "read what the run was trained on, or start it anew"
-            raise DataError(f"data state: of {made}, not of {shown(self.place)}; {fix}")
+            raise DataError(f"data state: of {made}, not of {redacted(self.place)}; {fix}")
         self.close()
         self.samples = int(state["samples"])
 
     def counts(self) -> dict[str, int]:
-        """This rank's whole numbers, to be summed over the ranks: of TrainStream's, `bytes` alone."""
+        """This rank's counters, to be summed over the ranks: of TrainStream's, `bytes` alone."""
         return {"bytes": self._bytes}
 
     def check_counts(self, summed: dict[str, int]) -> None:
-        """Nothing: the first bad sample has ended the run."""
+        """Nothing to check: the first bad sample ends the run."""
 
     def _stop(self) -> None:
         super()._stop()
@@ -108,49 +109,46 @@ class WebDatasetStream(OneIterator):
         self._source = iter(())
 
     def fetch(self, shard: int, row: int) -> Fetched:
-        """The next sample's compressed image and label, `row`'s from now on; one thread calls it."""
+        """The next sample's compressed image and label, as those of `row`; called by one thread."""
         image, label, self._names[row] = next(self._source)
         self._bytes += len(image)
         return image, label
 
     def decode(self, fetched: Fetched, position: int, shard: int, row: int) -> tuple[np.ndarray, int]:
-        """Its picture and its label; DataError when it cannot be decoded."""
+        """The image (3, H, W) uint8 and the label; DataError when it cannot be decoded."""
         assert not isinstance(fetched, DataError)
-        name = self._names.pop(row)
+        name, (body, label) = self._names.pop(row), fetched
         try:
-            return decode_train(fetched[0], (self.seed, position), self.transform), fetched[1]
+            return decode_image(body, self.transform, (self.seed, position)), label
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
+
+    def stalled(self) -> DataError:
+        """The error for a batch that does not come in time."""
+        waited = f"no batch for {self.options.read.stall_s:.0f} s"
+        return DataError(f"{redacted(self._url)}: {waited} while reading it")
 
     def _batches(self) -> Generator[Batch, None, None]:
         if self.dp_rank == 0:
             print(statement(self.place, self.shuffle), file=sys.stderr, flush=True)
         self._source = self._samples(self.samples)
-        batches = prefetched(
-            self._plans(),
-            self,
-            ring=Ring(self.transform.sides, self.prefetch + 2, torch.cuda.is_available()),
-            threads=self.threads,
-            fetch_threads=1,
-            depth=self.prefetch,
-            stall_s=STALL_S,
-            stalled=lambda: DataError(f"{shown(self._url)}: no batch for {STALL_S:.0f} s while reading it"),
-        )
+        pool = BufferPool(self.transform.sides, self.options.prefetch + 2, self.options.read.pinned)
+        batches = prefetched(self._plans(), self, pool, self.options)
         try:
-            for handed, (batch, waited_s) in enumerate(batches, 1):
+            for count, (batch, waited_s) in enumerate(batches, 1):
                 self.wait_s += waited_s
-                if handed % self.grad_accum_steps == 0:
+                if count % self.grad_accum_steps == 0:
                     self.samples += self.global_batch_size
                 yield batch
         finally:
             batches.close()
 
     def _plans(self) -> Iterator[BatchPlan]:
-        share, number = self.global_batch_size // self.dp_size, 0
-        start = self.samples + self.dp_rank * share
+        per_rank, number = self.global_batch_size // self.dp_size, 0
+        start = self.samples + self.dp_rank * per_rank
         while True:
             rows = np.arange(number, number + self.micro_batch_size, dtype=np.int64)
-            positions = start + rows // share * self.global_batch_size + rows % share
+            positions = start + rows // per_rank * self.global_batch_size + rows % per_rank
             yield BatchPlan(positions=positions, shards=np.zeros_like(rows), rows=rows)
             number += self.micro_batch_size
 
@@ -159,7 +157,7 @@ class WebDatasetStream(OneIterator):
         from webdataset.filters import shuffle
         from webdataset.tariterators import tarfile_samples
 
-        read = tarfile_samples(self._tars(start), select_files=self._selects)
+        read = tarfile_samples(self.tars(start), select_files=self._selects)
         mixed = shuffle(self.shuffle, rng=random.Random(fold(self.seed, start, self.dp_rank)))
         try:
             for sample in mixed(self._counted(read)):
@@ -167,14 +165,14 @@ class WebDatasetStream(OneIterator):
         except DataError:
             raise
         except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-            raise DataError(f"{shown(self._url)}: cannot read it: {_reason(error, self._url)}") from error
+            raise DataError(f"{redacted(self._url)}: cannot read it: {_reason(error, self._url)}") from error
 
     def _selects(self, name: str) -> bool:
-        """Whether a member is to be read; the first that is not is named, and all are counted."""
+        """Whether to read a member; the first one skipped is printed, and all are counted."""
         if not is_hidden(name):
             return True
         if not self._skipped.kinds:
-            print(f"{shown(self._url)}: {HIDDEN} are skipped, such as {name}", file=sys.stderr, flush=True)
+            print(f"{redacted(self._url)}: {HIDDEN} are skipped, such as {name}", file=sys.stderr, flush=True)
         self._skipped.add(HIDDEN, name)
         return False
 
@@ -183,8 +181,11 @@ class WebDatasetStream(OneIterator):
             self._read += 1
             yield sample
 
-    def _tars(self, start: int) -> Iterator[dict[str, str]]:
-        """This rank's tars, pass after pass: every dp_size-th of a permutation, all where ranks are more."""
+    def tars(self, start: int) -> Iterator[dict[str, str]]:
+        """This rank's tars, pass after pass, as webdataset takes them: {"url": ...}.
+
+        It is every dp_size-th tar of a permutation keyed by `start`, or all where the ranks are more.
+        """
         step = self.dp_size if len(self.urls) >= self.dp_size else 1
         turn, before = 0, -1
         while before < self._read:
@@ -193,13 +194,13 @@ class WebDatasetStream(OneIterator):
             for i in order[self.dp_rank % step :: step].tolist():
                 self._url = self.urls[i]
                 yield {"url": self._url}
-            for note in self._skipped.notes(shown(self.place)) if turn == 0 else ():
+            for note in self._skipped.notes(redacted(self.place)) if turn == 0 else ():
                 print(note, file=sys.stderr, flush=True)
             turn += 1
-        raise DataError(f"{shown(self.place)}: no samples in these tars")
+        raise DataError(f"{redacted(self.place)}: no samples in these tars")
 
     def _checked(self, sample: dict[str, Any]) -> tuple[bytes, int, str]:
-        name = f"{shown(sample['__url__'])}: sample {sample['__key__']}"
+        name = f"{redacted(sample['__url__'])}: sample {sample['__key__']}"
         image = next((sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample), None)
         if image is None or "cls" not in sample:
             raise DataError(f"{name}: {_lacks(sample, image is None)}")
@@ -223,22 +224,22 @@ def _lacks(sample: dict[str, Any], no_image: bool) -> str:
     )
 
 
-def statement(place: str, shuffle: int = SHUFFLE) -> str:
-    """What cannot be promised of the tars at `place`."""
-    said = {"place": shown(place), "version": version("webdataset"), "count": len(expand(place))}
-    return STATEMENT.format(shuffle=shuffle, **said)
+def statement(place: str, shuffle: int = SHUFFLE_BUFFER) -> str:
+    """What is not guaranteed of the tars at `place`."""
+    values = {"place": redacted(place), "version": version("webdataset"), "count": len(expand(place))}
+    return STATEMENT.format(shuffle=shuffle, **values)
 
 
 def _reason(error: Exception, url: str) -> str:
-    """What webdataset complains about, without the command, which it repeats whole."""
+    """The error of webdataset, without the command, which it repeats in full."""
     if isinstance(error, tarfile.TarError) and (kind := _other_kind(url)):
         return f"it is {kind}, not a tar"
-    said = str(error.args[0]) if error.args else ""
-    if status := re.search(r": exit (-?\d+) \(read\)", said):
+    text = str(error.args[0]) if error.args else ""
+    if status := re.search(r": exit (-?\d+) \(read\)", text):
         return f"the command that reads it exited with status {status[1]}"
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}"
-    return f"{type(error).__name__}: {said.partition(' @ ')[0]}"
+    return f"{type(error).__name__}: {text.partition(' @ ')[0]}"
 
 
 def _other_kind(url: str) -> str:

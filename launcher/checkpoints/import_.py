@@ -11,11 +11,10 @@ import torch
 from torch import Tensor
 
 from data_shards.format.index import Manifest
-from data_shards.stream.base import checked_manifest
-from data_shards.stream.order import GlobalOrder
+from data_shards.storage.manifest import checked_manifest
+from data_shards.stream.order import GlobalOrder, make_state
 from data_shards.stream.patterns import names_tars
 from data_shards.stream.quarantine import Quarantine
-from data_shards.stream.state import make_state
 from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.config.schema import RunConfig
 from launcher.rundir.directory import RunDirectory

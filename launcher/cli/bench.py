@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.errors import DataError
+from data_shards.image.geometry import ImageSize
 from data_shards.image.region import describe
-from data_shards.image.sides import ImageSize
 from data_shards.stream.measure import Bench, StorageRate, StreamRate
 
 DATA_HELP = """\

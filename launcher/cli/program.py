@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from data_shards.stream.base import checked_manifest
+from data_shards.storage.manifest import checked_manifest
 from data_shards.stream.patterns import expand, names_tars
 from data_shards.stream.webdataset import statement
 from launcher.cli import bench, checkpoints, convert, models, plan, preflight, shards, slurm, study

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
-from data_shards.stream.workers import Batch
+from data_shards.stream.batch import Batch
 from launcher.evaluation.context import Loaded
 from launcher.metrics.heat_map import CELL, heat_map
 from parallel.ranks.collectives import sum_over

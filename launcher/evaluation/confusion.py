@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_shards.stream.workers import Batch
+from data_shards.stream.batch import Batch
 from launcher.evaluation.context import Loaded
 from launcher.tasks.classification.metric import ClassificationMetric
 from parallel.ranks.collectives import sum_over

@@ -51,8 +51,9 @@ def pooled_features(
     """
     config, device, ways = loaded.config, loaded.device, modes(loaded.config.model.moe)[:1]
     backbone = loaded.task.backbone(loaded.model)
-    options = {"samples": samples, "classes": mapped_to}
-    with eval_stream(config, loaded.mesh, grouped=grouped(ways), place=place, **options) as stream:
+    with eval_stream(
+        config, loaded.mesh, grouped=grouped(ways), place=place, classes=mapped_to, samples=samples
+    ) as stream:
         # by their places in the stream, which routing groups may have shuffled
         values = torch.zeros(stream.num_samples, backbone.norm.normalized_shape[0], device=device)
         try:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from data_shards.format.classes import label_map, numbered
 from data_shards.format.index import Manifest
-from data_shards.stream.base import checked_manifest
+from data_shards.storage.manifest import checked_manifest
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.evaluation.labels import LabelSpace, read_labels

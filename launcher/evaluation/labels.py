@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from data_shards.format.index import Manifest
-from data_shards.stream.workers import Batch
+from data_shards.stream.batch import Batch
 from launcher.config.load import ConfigError
 from launcher.tasks.classification.metric import ClassificationMetric
 from swin_moe.backbone.model import ModelOutput

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from data_shards.errors import DataError
-from data_shards.stream.base import Reading
-from data_shards.stream.train import EvalStream
-from data_shards.stream.workers import Batch
+from data_shards.image.geometry import EvalTransform
+from data_shards.stream.batch import Batch
+from data_shards.stream.eval import EvalStream
+from data_shards.stream.options import EvalSampling, ReadOptions, StreamOptions
 from launcher.config.schema import DataConfig, RunConfig
 from launcher.errors import RankError
 from launcher.metrics.accumulator import MetricAccumulator
@@ -30,7 +31,13 @@ ORDER_SEED = 0  # of the validation images where routing groups matter: the same
 
 
 def eval_stream(
-    config: RunConfig, mesh: Mesh, *, grouped: bool | None = None, place: str | None = None, **options: Any
+    config: RunConfig,
+    mesh: Mesh,
+    *,
+    grouped: bool | None = None,
+    place: str | None = None,
+    classes: Sequence[str] | None = None,
+    **sampling: Any,
 ) -> EvalStream:
     """This rank's part of the validation split.
 
@@ -41,7 +48,8 @@ def eval_stream(
             with a capacity depends on neither the ranks nor the batch size; None does so if the model's
             evaluation capacity asks for it.
         place: another split than data.val.
-        options: of EvalStream.
+        classes: class names to which the labels are mapped.
+        sampling: of EvalSampling.
     """
     moe, batch_size = config.model.moe, config.train.eval_batch_size
     if grouped is None:
@@ -49,17 +57,13 @@ def eval_stream(
     if grouped:
         assert moe is not None
         batch_size = max(1, batch_size // moe.routing_group_images) * moe.routing_group_images
-        options = {"shuffle_seed": ORDER_SEED, **options}
+        sampling = {"shuffle_seed": ORDER_SEED, **sampling}
     return EvalStream(
         place or config.data.val,
-        batch_size=batch_size,
-        dp_rank=mesh.rank,
-        dp_size=mesh.dims.world_size,
-        image_size=config.model.image_sides,
-        crop_ratio=config.data.eval_crop,
-        threads=config.data.decode_threads,
-        reading=reading(config.data),
-        **options,
+        EvalSampling(batch_size=batch_size, **sampling),
+        EvalTransform(image_size=config.model.image_sides, crop_ratio=config.data.eval_crop),
+        stream_options(config.data, mesh),
+        classes=classes,
     )
 
 
@@ -68,9 +72,19 @@ def groups_matter(moe: MoEConfig | None, factor: float) -> bool:
     return moe is not None and moe.router != "soft" and factor != 0
 
 
-def reading(data: DataConfig) -> Reading:
+def stream_options(data: DataConfig, mesh: Mesh) -> StreamOptions:
+    """How a run's streams work on this rank."""
+    return StreamOptions(
+        dp_rank=mesh.rank,
+        dp_size=mesh.dims.world_size,
+        threads=data.decode_threads,
+        read=read_options(data),
+    )
+
+
+def read_options(data: DataConfig) -> ReadOptions:
     """How a run's samples come from storage."""
-    return Reading(
+    return ReadOptions(
         cache=data.cache,
         cache_bytes=int(data.cache_gib * 2**30),
         fetch_threads=data.fetch_threads,

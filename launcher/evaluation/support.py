@@ -9,10 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_shards.format.classes import listed, quoted
+from data_shards.image.geometry import EvalTransform
 from data_shards.stream.eval import EvalStream
+from data_shards.stream.options import EvalSampling, StreamOptions
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
-from launcher.evaluation.loop import reading
+from launcher.evaluation.loop import read_options
 
 
 def check_support(args: Namespace, config: RunConfig, mapped_to: Sequence[str] | None) -> None:
@@ -40,9 +42,9 @@ def _counts(
     config: RunConfig, place: str, classes: Sequence[str] | None = None
 ) -> tuple[Sequence[str], np.ndarray]:
     """The class names of a split and the images of each: K, and (K,) int64."""
-    read = reading(config.data)
+    options = StreamOptions(read=read_options(config.data))
     with EvalStream(
-        place, batch_size=1, dp_rank=0, dp_size=1, image_size=1, classes=classes, reading=read
+        place, EvalSampling(batch_size=1), EvalTransform(image_size=1), options, classes=classes
     ) as stream:
         return stream.classes, np.bincount(stream.labels(), minlength=stream.num_classes)
 

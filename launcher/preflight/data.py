@@ -7,14 +7,15 @@ import numpy as np
 
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
-from data_shards.image.decode import decode_eval
+from data_shards.image.decode import decode_image
+from data_shards.image.geometry import EvalTransform
 from data_shards.storage import storage_for
 from data_shards.storage.base import check_access
+from data_shards.storage.manifest import load_manifest
 from data_shards.storage.retry import PERMANENT, Retries
 from data_shards.storage.telemetry import Telemetry
-from data_shards.stream.base import load_manifest
 from data_shards.stream.order import GlobalOrder
-from data_shards.stream.patterns import expand, names_tars, shown
+from data_shards.stream.patterns import expand, names_tars, redacted
 from data_shards.stream.reader import SampleError, ShardReader
 from launcher.config.schema import RunConfig
 from launcher.preflight.report import Here, Seen, Verdict
@@ -97,7 +98,7 @@ def first_sample(
 def _decode(reader: ShardReader, shard: int, row: int, sides: tuple[int, int]) -> None:
     body, _ = reader.read(shard, row)
     try:
-        decode_eval(body, sides)
+        decode_image(body, EvalTransform(image_size=sides))
     except DataError as error:
         raise reader.bad_sample(shard, row, f"cannot be used: {error}") from error
 
@@ -113,7 +114,7 @@ def _of_tars(place: str, rank: int) -> dict[str, Any]:
                 if not file.read(512):
                     return {"error": f"{url}: is empty", "fatal": True}
     except OSError as error:
-        return {"error": f"{shown(url)}: {error.strerror}", "fatal": True}
+        return {"error": f"{redacted(url)}: {error.strerror}", "fatal": True}
     return {"told": told}
 
 

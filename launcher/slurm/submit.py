@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_shards.stream.base import checked_manifest
+from data_shards.storage.manifest import checked_manifest
 from data_shards.stream.patterns import names_tars
 from launcher.config.load import ConfigError, config_file, dump_config, load_config
 from launcher.config.schema import RunConfig

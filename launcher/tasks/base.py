@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from data_shards.stream.workers import Batch
+from data_shards.stream.batch import Batch
 from launcher.config.schema import DataConfig, RunConfig
 from parallel.experts.exchange import ExchangeOptions
 from parallel.ranks.mesh import Mesh

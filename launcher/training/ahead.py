@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from data_shards.errors import DataError
+from data_shards.stream.batch import Batch
 from data_shards.stream.train import TrainStream
 from data_shards.stream.webdataset import WebDatasetStream
-from data_shards.stream.workers import Batch
 
 Held = tuple[Batch, Any] | DataError
 

@@ -1,18 +1,19 @@
 """Building the parts of a run from its configuration: mesh, training stream, trainer."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
-from typing import Any
 
 import torch
 
 from data_shards.image.geometry import TrainTransform
 from data_shards.stream.eval import EvalStream
+from data_shards.stream.options import TrainSampling
 from data_shards.stream.patterns import names_tars
 from data_shards.stream.train import TrainStream
 from data_shards.stream.webdataset import WebDatasetStream
 from launcher.config.schema import ParallelConfig, RunConfig
-from launcher.evaluation.loop import reading
+from launcher.evaluation.loop import stream_options
 from launcher.process.run_rank import RankContext
 from launcher.rundir.directory import RunDirectory
 from launcher.tasks.param_groups import freeze, parameter_groups
@@ -48,24 +49,24 @@ def run_mesh(parallel: ParallelConfig, nodes: Sequence[int]) -> Mesh:
 def train_stream(config: RunConfig, run: RunDirectory, mesh: Mesh) -> TrainStream | WebDatasetStream:
     """Open this rank's part of the training split, or of tars without a manifest."""
     data = config.data
-    options: dict[str, Any] = {
-        "seed": config.seed,
-        "global_batch_size": config.train.global_batch_size,
-        "micro_batch_size": config.train.micro_batch_size,
-        "dp_rank": mesh.rank,
-        "dp_size": mesh.dims.world_size,
-        "transform": TrainTransform(
-            image_size=config.model.image_sides,
-            scale=data.crop_scale,
-            ratio=data.crop_ratio,
-            flip_prob=data.flip_probability,
-        ),
-        "threads": data.decode_threads,
-    }
+    sampling = TrainSampling(
+        seed=config.seed,
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+    )
+    transform = TrainTransform(
+        image_size=config.model.image_sides,
+        scale=data.crop_scale,
+        ratio=data.crop_ratio,
+        flip_prob=data.flip_probability,
+    )
+    options = stream_options(data, mesh)
     if names_tars(data.train):
-        return WebDatasetStream(data.train, num_classes=config.model.num_classes, **options)
+        return WebDatasetStream(
+            data.train, sampling, transform, options, num_classes=config.model.num_classes
+        )
     quarantine = None if data.bad_samples == "stop" else run.quarantine
-    return TrainStream(data.train, quarantine=quarantine, reading=reading(data), **options)
+    return TrainStream(data.train, sampling, transform, replace(options, quarantine=quarantine))
 
 
 def engine_options(config: RunConfig, grad_accum_steps: int) -> EngineOptions:

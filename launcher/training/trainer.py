@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from data_shards.errors import DataError
-from data_shards.stream.train import EvalStream, TrainStream
+from data_shards.stream.batch import Batch
+from data_shards.stream.eval import EvalStream
+from data_shards.stream.train import TrainStream
 from data_shards.stream.webdataset import WebDatasetStream
-from data_shards.stream.workers import Batch
 from launcher.config.load import dump_config
 from launcher.config.schema import RunConfig
 from launcher.errors import BadDataError, DivergedError, FinalSaveError, RankError, Stopped

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from data_shards.errors import DataError
 from data_shards.format.classes import differences, is_numbered, label_map, numbered, shown
 from data_shards.format.index import Manifest
-from data_shards.stream.base import checked_manifest
-from data_shards.stream.patterns import names_tars
-from data_shards.stream.patterns import shown as shown_place
+from data_shards.storage.manifest import checked_manifest
+from data_shards.stream.patterns import names_tars, redacted
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 
@@ -46,13 +45,13 @@ class Fit:
 
 def of_data(option: str, place: str, manifest: Manifest) -> Classes:
     """The classes of a data set that has a manifest."""
-    return Classes(of=f"{option} ({shown_place(place)})", names=manifest.classes)
+    return Classes(of=f"{option} ({redacted(place)})", names=manifest.classes)
 
 
 def of_tars(option: str, place: str, count: int) -> Classes:
     """The classes of tars without a manifest, of which a model tells `count` apart."""
     unnamed = "tars without a manifest have numbers alone"
-    return Classes(of=f"{option} ({shown_place(place)})", names=numbered(count), unnamed=unnamed)
+    return Classes(of=f"{option} ({redacted(place)})", names=numbered(count), unnamed=unnamed)
 
 
 def fit(found: Classes, wanted: Classes, *, match: bool, otherwise: str) -> Fit:
@@ -153,7 +152,7 @@ def _count_errors(config: RunConfig, option: str, place: str, manifest: Manifest
         return []
     return [
         f"model.num_classes ({config.model.num_classes}) must be the classes of {option} "
-        f"({len(manifest.classes)} in {shown_place(place)})"
+        f"({len(manifest.classes)} in {redacted(place)})"
     ]
 
 

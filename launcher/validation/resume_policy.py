@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
 from data_shards.format.classes import differences
-from data_shards.stream.base import checked_manifest
+from data_shards.storage.manifest import checked_manifest
 from data_shards.stream.patterns import names_tars
 from launcher.config.load import ConfigError, dump_config
 from launcher.config.schema import RunConfig

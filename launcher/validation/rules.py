@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
 from data_shards.storage.cache import least_bytes
-from data_shards.stream.base import checked_manifest
+from data_shards.storage.manifest import checked_manifest
 from data_shards.stream.patterns import expand, names_tars
 from launcher.config.duration import to_steps
 from launcher.config.load import ConfigError

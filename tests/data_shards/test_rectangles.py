@@ -23,13 +23,20 @@ from data_shards.augment.pipeline import Augment, AugmentConfig
 from data_shards.augment.randaugment import Op
 from data_shards.errors import DataError
 from data_shards.format.rng import Purpose, fold, uniform
-from data_shards.image.decode import covering, decode_crop, decode_eval, decode_train
-from data_shards.image.geometry import TrainTransform, dct_factor, draw_crop, draw_flip
-from data_shards.stream.eval import EvalStream
+from data_shards.image.decode import decode_crop, decode_image
+from data_shards.image.geometry import (
+    EvalTransform,
+    Geometry,
+    TrainTransform,
+    covering,
+    dct_factor,
+    draw_crop,
+    draw_flip,
+)
 from data_shards.stream.train import TrainStream
-from data_shards.stream.webdataset import WebDatasetStream
 from tests.data_shards.conftest import SAMPLES
 from tests.data_shards.image.smooth_images import assert_same_image, encode_jpeg, smooth_image
+from tests.data_shards.streams import eval_stream, train_stream, webdataset_stream
 from tests.data_shards.tiny_splits import bodies_of
 
 SIDES = HEIGHT, WIDTH = 24, 40
@@ -50,7 +57,7 @@ def test_train_picture_is_torchvisions_resized_crop(sides: tuple[int, int]) -> N
             continue
         expected = tv.resized_crop(image, *crop, sides, InterpolationMode.BICUBIC)
         expected = tv.hflip(expected) if flip else expected
-        ours = decode_train(body, (3, position), transform)
+        ours = decode_image(body, transform, (3, position))
         assert ours.shape == (3, *sides)
         assert_same_image(ours, np.asarray(expected).transpose(2, 0, 1))
 
@@ -84,7 +91,7 @@ def test_both_sides_must_have_pixels_to_spare(height: int, width: int, factor: i
     assert (crop.height, crop.width) == (height, width)
     assert dct_factor(crop, SIDES) == factor
     if height < 1000:
-        assert decode_crop(encode_jpeg(smooth_image(height, width)), (0, 0), transform).shape == (
+        assert decode_crop(encode_jpeg(smooth_image(height, width)), Geometry(crop, SIDES)).shape == (
             height // factor,
             width // factor,
             3,
@@ -104,7 +111,7 @@ def test_eval_picture_is_timms(source: tuple[int, int], sides: tuple[int, int], 
     height, width = covering(source, sides, ratio)
     assert scaled.size == (width, height)
     assert height == covered[0] or width == covered[1]
-    ours = decode_eval(body, sides, ratio)
+    ours = decode_image(body, EvalTransform(image_size=sides, crop_ratio=ratio))
     top, left = (height - sides[0]) // 2, (width - sides[1]) // 2
     cut = np.asarray(scaled)[top : top + sides[0], left : left + sides[1]]
     assert_same_image(ours, cut.transpose(2, 0, 1))
@@ -124,7 +131,9 @@ def test_the_covering_size_by_hand() -> None:
 def test_eval_without_a_crop_stretches() -> None:
     body = encode_jpeg(smooth_image(60, 90))
     expected = Image.open(io.BytesIO(body)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
-    assert_same_image(decode_eval(body, SIDES), np.asarray(expected).transpose(2, 0, 1))
+    assert_same_image(
+        decode_image(body, EvalTransform(image_size=SIDES)), np.asarray(expected).transpose(2, 0, 1)
+    )
 
 
 @pytest.mark.parametrize("size", [(0, 8), (8, 0), (-1, 3)])
@@ -132,41 +141,44 @@ def test_a_side_below_one_is_refused(size: tuple[int, int], shards: Path) -> Non
     with pytest.raises(DataError, match=r"image_size \(.*\) must be at least 1"):
         TrainTransform(image_size=size)
     with pytest.raises(DataError, match=r"image_size \(.*\) must be at least 1"):
-        EvalStream(shards, batch_size=1, dp_rank=0, dp_size=1, image_size=size)
+        eval_stream(shards, batch_size=1, image_size=size)
 
 
 # Streams.
 
 
-def train_stream(shards: Path, **options: object) -> TrainStream:
-    transform = TrainTransform(image_size=SIDES)
-    batches = {"seed": 1, "global_batch_size": 24, "micro_batch_size": 6, "dp_rank": 0, "dp_size": 1}
-    return TrainStream(shards, transform=transform, **(batches | options))
+def train(shards: Path, **options: object) -> TrainStream:
+    batches = {"seed": 1, "global_batch_size": 24, "micro_batch_size": 6}
+    return train_stream(shards, TrainTransform(image_size=SIDES), **(batches | options))
 
 
 def test_the_training_stream_gives_these_pictures(shards: Path) -> None:
     bodies, _ = bodies_of(shards)
-    with train_stream(shards) as stream:
+    with train(shards) as stream:
         for batch in islice(stream, 8):
             assert batch.images.shape == (6, 3, HEIGHT, WIDTH)
             assert batch.images.is_contiguous(memory_format=torch.channels_last)
             where, rows = stream.order.locate(batch.positions.numpy())
             for image, position, shard, row in zip(batch.images, batch.positions, where, rows, strict=True):
                 body = bodies[int(shard) * 20 + int(row)]
-                expected = decode_train(body, (1, int(position)), stream.transform)
+                expected = decode_image(body, stream.transform, (1, int(position)))
                 assert np.array_equal(image.numpy(), expected)
 
 
 def test_the_evaluation_stream_gives_these_pictures(shards: Path) -> None:
     bodies, _ = bodies_of(shards)
-    options = {"batch_size": 25, "dp_rank": 0, "dp_size": 1, "image_size": SIDES, "crop_ratio": 0.75}
-    with EvalStream(shards, **options) as stream:
+    options = {"batch_size": 25, "image_size": SIDES, "crop_ratio": 0.75}
+    with eval_stream(shards, **options) as stream:
         batches = list(stream)
     assert len(batches) == 5
     for batch in batches:
         assert batch.images.shape == (25, 3, HEIGHT, WIDTH)
         for image, position in zip(batch.images, batch.positions.tolist(), strict=True):
-            expected = decode_eval(bodies[position], SIDES, 0.75) if position >= 0 else 0
+            expected = (
+                decode_image(bodies[position], EvalTransform(image_size=SIDES, crop_ratio=0.75))
+                if position >= 0
+                else 0
+            )
             assert np.array_equal(image.numpy(), np.broadcast_to(expected, image.shape))
     assert (batches[-1].positions == -1).sum() == 125 - SAMPLES
 
@@ -174,21 +186,21 @@ def test_the_evaluation_stream_gives_these_pictures(shards: Path) -> None:
 def test_tars_of_others_give_these_pictures(shards: Path) -> None:
     bodies, _ = bodies_of(shards)
     transform = TrainTransform(image_size=SIDES)
-    batches = {"global_batch_size": 4, "micro_batch_size": 4, "dp_rank": 0, "dp_size": 1, "num_classes": 5}
+    batches = {"seed": 1, "global_batch_size": 4, "micro_batch_size": 4}
     place = f"{shards}/{{000000..000005}}.tar"
-    with WebDatasetStream(place, seed=1, transform=transform, **batches) as stream:
+    with webdataset_stream(place, transform, **batches) as stream:
         (batch,) = islice(stream, 1)
     assert batch.images.shape == (4, 3, HEIGHT, WIDTH)
     for image, position in zip(batch.images, batch.positions.tolist(), strict=True):
-        assert any(np.array_equal(image.numpy(), decode_train(b, (1, position), transform)) for b in bodies)
+        assert any(np.array_equal(image.numpy(), decode_image(b, transform, (1, position))) for b in bodies)
 
 
 def test_ranks_share_the_pictures_of_one(shards: Path) -> None:
-    with train_stream(shards, micro_batch_size=24) as stream:
+    with train(shards, micro_batch_size=24) as stream:
         (whole,) = islice(stream, 1)
     parts = []
     for rank in range(2):
-        with train_stream(shards, micro_batch_size=12, dp_rank=rank, dp_size=2) as stream:
+        with train(shards, micro_batch_size=12, dp_rank=rank, dp_size=2) as stream:
             parts += list(islice(stream, 1))
     assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
 
@@ -331,5 +343,5 @@ def test_gray_pictures_have_three_channels() -> None:
     body = simplejpeg.encode_jpeg(
         smooth_image(28, 50, 1), quality=95, colorspace="GRAY", colorsubsampling="Gray"
     )
-    assert decode_eval(body, SIDES, 0.875).shape == (3, *SIDES)
-    assert decode_train(body, (0, 0), TrainTransform(image_size=SIDES)).shape == (3, *SIDES)
+    assert decode_image(body, EvalTransform(image_size=SIDES, crop_ratio=0.875)).shape == (3, *SIDES)
+    assert decode_image(body, TrainTransform(image_size=SIDES), (0, 0)).shape == (3, *SIDES)

@@ -6,22 +6,11 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
-from itertools import islice
 from pathlib import Path
-
-import numpy as np
 
 from data_shards.format.index import Manifest, ShardEntry, Writer, read_index
 from data_shards.format.tar import write_samples
-from data_shards.image.decode import decode_train
-from data_shards.image.geometry import TrainTransform
 from data_shards.storage.base import Handle, LocalStorage
-from data_shards.stream.base import Reading
-from data_shards.stream.train import TrainStream
-
-SEED, LANES, WINDOW, STEPS = 1, 4, 8, 5  # 5 steps of 24 positions: an epoch of 103 samples and some more
-TRANSFORM = TrainTransform(image_size=8)
-QUICK = Reading(deadline_s=30)
 
 
 def write_split(
@@ -68,49 +57,6 @@ def bodies_of(split: Path) -> tuple[list[bytes], list[int]]:
             bodies.append(tar[offset : offset + size])
             labels.append(label)
     return bodies, labels
-
-
-def tiny_stream(place: Path | LocalStorage, rank: int = 0, ranks: int = 1, **options: object) -> TrainStream:
-    defaults = {"seed": SEED, "global_batch_size": 24, "micro_batch_size": 24 // ranks, "reading": QUICK}
-    defaults |= {"transform": TRANSFORM, "lanes": LANES, "window": WINDOW}
-    return TrainStream(place, dp_rank=rank, dp_size=ranks, **(defaults | options))
-
-
-Seen = dict[int, tuple[bytes, int]]  # position -> pixels, label
-
-
-def seen(stream: TrainStream, steps: int = STEPS) -> Seen:
-    """What a stream gives at each position, for some optimizer steps; the stream is closed."""
-    found = {}
-    with stream:
-        for batch in islice(stream, steps * stream.grad_accum_steps):
-            rows = zip(batch.positions.tolist(), batch.images.numpy(), batch.labels.tolist(), strict=True)
-            assert batch.weights.all()
-            found |= {position: (image.tobytes(), label) for position, image, label in rows}
-    return found
-
-
-def expected(
-    stream: TrainStream, bodies: list[bytes], labels: list[int], bad: set[int], steps: int = STEPS
-) -> Seen:
-    """The same from the definition: a bad sample's position has the next sound one of its window."""
-    order = stream.order
-    starts = np.cumsum(order.samples_per_shard) - order.samples_per_shard
-    positions = np.arange(3 * order.num_samples)
-    shard, row = order.locate(positions)
-    at = (starts[shard] + row).tolist()
-    found = {}
-    for p in range(steps * stream.global_batch_size):
-        epoch, q = divmod(p, order.num_samples)
-        lane, rank = q % order.lanes, q // order.lanes
-        ranks = range(rank - rank % order.window, rank - rank % order.window + order.window)
-        turn = [r for r in ranks if r >= rank] + [r for r in ranks if r < rank]
-        places = [epoch * order.num_samples + r * order.lanes + lane for r in turn]
-        end = (epoch + 1) * order.num_samples
-        inside = [i for i in places if i < end] + [*range(p, end), *range(end - order.num_samples, p)]
-        sample = next(at[i] for i in inside if at[i] not in bad)
-        found[p] = decode_train(bodies[sample], (SEED, p), stream.transform).tobytes(), labels[sample]
-    return found
 
 
 class FaultyFile:

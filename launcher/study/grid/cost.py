@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from data_shards.errors import DataError
-from data_shards.stream.base import checked_manifest
+from data_shards.storage.manifest import checked_manifest
 from data_shards.stream.patterns import names_tars
 from launcher.config.schema import RunConfig
 from launcher.study.grid.resolve import Planned

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from data_shards.stream.workers import Batch
+from data_shards.stream.batch import Batch
 from parallel.ranks.host import send
 from swin_moe.backbone.model import ModelOutput
 from swin_moe.moe.losses import evaluation_sums

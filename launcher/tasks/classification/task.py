@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from data_shards.augment.pipeline import Augment
-from data_shards.stream.workers import Batch
+from data_shards.stream.batch import Batch
 from launcher.config.schema import RunConfig
 from launcher.tasks.base import Metric, normalize_images
 from launcher.tasks.classification.metric import ClassificationMetric

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from data_shards.stream.workers import Batch
+from data_shards.stream.batch import Batch
 from launcher.config.schema import RunConfig
 from launcher.tasks.base import Metric, normalize_images
 from launcher.tasks.simmim.metric import ReconstructionMetric

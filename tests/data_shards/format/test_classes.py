@@ -11,9 +11,9 @@ from data_shards.format.index import MANIFEST_NAME, Manifest, read_json
 from data_shards.pack.sources.packed import packed_source
 from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
-from data_shards.stream.train import EvalStream, TrainStream
 from tests.data_shards.relabelled import relabelled
-from tests.data_shards.tiny_splits import QUICK, TRANSFORM, bodies_of, tiny_stream, write_split
+from tests.data_shards.streams import QUICK, eval_stream, tiny_stream, train_stream
+from tests.data_shards.tiny_splits import bodies_of, write_split
 
 FRUIT = ("apple", "banana", "cherry")
 
@@ -86,9 +86,7 @@ def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def names_by_position(place: Path, rank: int, ranks: int, classes: tuple[str, ...] | None) -> dict[int, str]:
-    with EvalStream(
-        place, batch_size=4, dp_rank=rank, dp_size=ranks, image_size=8, classes=classes, reading=QUICK
-    ) as stream:
+    with eval_stream(place, batch_size=4, dp_rank=rank, dp_size=ranks, classes=classes, read=QUICK) as stream:
         return {
             position: stream.classes[label]
             for batch in stream
@@ -110,10 +108,10 @@ def test_every_image_keeps_its_name(split: Path, tmp_path: Path, ranks: int, ord
     )
     assert mapped == plain
     assert len(mapped) == 23
-    with EvalStream(split, batch_size=4, dp_rank=0, dp_size=1, image_size=8, classes=wanted) as stream:
+    with eval_stream(split, batch_size=4, classes=wanted) as stream:
         assert stream.num_classes == len(wanted)
         inverse = {old: new for new, old in enumerate(order)}
-        with EvalStream(split, batch_size=4, dp_rank=0, dp_size=1, image_size=8) as other:
+        with eval_stream(split, batch_size=4) as other:
             np.testing.assert_array_equal(stream.labels(), [inverse[old] for old in other.labels().tolist()])
 
 
@@ -125,7 +123,7 @@ def test_the_helper_of_the_tests_keeps_names(split: Path, tmp_path: Path) -> Non
 def test_a_class_that_is_unknown(split: Path) -> None:
     wanted = ["grating-2", "grating-0", "grating-1"]
     with pytest.raises(DataError, match=r"manifest.json: no class of that name for 'grating-3', 'grating-4'"):
-        EvalStream(split, batch_size=4, dp_rank=0, dp_size=1, image_size=8, classes=wanted)
+        eval_stream(split, batch_size=4, classes=wanted)
 
 
 def test_a_label_beyond_the_names_is_a_bad_sample(split: Path, tmp_path: Path) -> None:
@@ -133,7 +131,7 @@ def test_a_label_beyond_the_names_is_a_bad_sample(split: Path, tmp_path: Path) -
     write_split(tmp_path / "x", bodies_of(split)[0][:4], [0, 1, 2, 1], per_shard=4)
     manifest = read_json(tmp_path / "x" / MANIFEST_NAME)
     Manifest.from_dict(manifest | {"classes": ["a", "b"]}, tmp_path).save(tmp_path / "x")
-    with EvalStream(tmp_path / "x", batch_size=4, dp_rank=0, dp_size=1, image_size=8) as stream:
+    with eval_stream(tmp_path / "x", batch_size=4) as stream:
         with pytest.raises(DataError, match="label 2 is none of the 2 classes of the manifest"):
             stream.labels()
         with pytest.raises(DataError, match="label 2 is none of the 2 classes of the manifest"):
@@ -158,9 +156,7 @@ def test_an_empty_split_says_so(split: Path, tmp_path: Path) -> None:
 
 
 def test_a_training_stream_has_its_own_classes(split: Path) -> None:
-    with TrainStream(
-        split, seed=0, global_batch_size=4, micro_batch_size=4, dp_rank=0, dp_size=1, transform=TRANSFORM
-    ) as stream:
+    with train_stream(split, seed=0, global_batch_size=4, micro_batch_size=4) as stream:
         assert stream.classes == Manifest.load(split).classes
 
 

@@ -12,11 +12,11 @@ from data_shards.pack.indexing import index_tars
 from data_shards.pack.progress import read_bad
 from data_shards.pack.sources.folders import image_folder
 from data_shards.pack.write import pack
-from data_shards.stream.train import EvalStream
 from data_shards.verify.verify import verify
 from tests.data_shards.image.image_files import saved, saved_array
 from tests.data_shards.image_folders import jpeg
-from tests.data_shards.tiny_splits import expected, seen, tiny_stream, write_split
+from tests.data_shards.streams import eval_stream, expected, seen, tiny_stream
+from tests.data_shards.tiny_splits import write_split
 
 
 def damaged_avif() -> bytes:
@@ -64,7 +64,7 @@ def test_training_replaces_them(split: Path, tmp_path: Path) -> None:
 
 
 def test_evaluation_names_the_first_one(split: Path) -> None:
-    stream = EvalStream(split, batch_size=10, dp_rank=0, dp_size=1, image_size=8)
+    stream = eval_stream(split, batch_size=10)
     with (
         pytest.raises(DataError, match="sample 00000005 cannot be used: undecodable image of 66 bytes"),
         stream,

@@ -8,8 +8,16 @@ import simplejpeg
 from PIL import Image
 
 from data_shards.errors import DataError
-from data_shards.image.decode import decode_eval, decode_train, resize
-from data_shards.image.geometry import Crop, TrainTransform, dct_factor, draw_crop, draw_flip
+from data_shards.image.decode import decode_image, resize
+from data_shards.image.geometry import (
+    Crop,
+    EvalTransform,
+    Geometry,
+    TrainTransform,
+    dct_factor,
+    draw_crop,
+    draw_flip,
+)
 from data_shards.image.pixels import decode_pixels, image_size
 from tests.data_shards.image.smooth_images import assert_same_image, encode_jpeg, smooth_image
 
@@ -29,7 +37,7 @@ def test_train_picture_is_pils_crop_and_resize() -> None:
         box = crop.left, crop.top, crop.left + crop.width, crop.top + crop.height
         expected = by_pil(body, box, (48, 48))
         assert_same_image(
-            decode_train(body, (3, position), transform), expected[:, :, ::-1] if flip else expected
+            decode_image(body, transform, (3, position)), expected[:, :, ::-1] if flip else expected
         )
         flips.add(flip)
     assert flips == {True, False}
@@ -63,7 +71,7 @@ def test_decoding_smaller_is_the_same_picture_at_44_db(subsampling: str) -> None
         factor = dct_factor(crop, (32, 32))
         top, left, height, width = (side // factor * factor for side in crop)  # whole pixels when reduced
         expected = by_pil(body, (left, top, left + width, top + height), (32, 32)).astype(int)
-        error = np.mean((decode_train(body, (3, position), transform) - expected) ** 2)
+        error = np.mean((decode_image(body, transform, (3, position)) - expected) ** 2)
         assert 10 * np.log10(255**2 / max(error, 1e-9)) > (60 if factor == 1 else 44)
         factors.add(factor)
     assert factors == {1, 2, 4}
@@ -115,10 +123,10 @@ def test_fallback_is_the_central_crop() -> None:
 
 def test_without_augmentation_it_is_the_plain_resize() -> None:
     body = encode_jpeg(smooth_image(40, 40))
-    same = decode_train(body, (0, 0), TrainTransform(image_size=40, **PLAIN))
+    same = decode_image(body, TrainTransform(image_size=40, **PLAIN), (0, 0))
     np.testing.assert_array_equal(same, decode_pixels(body).transpose(2, 0, 1))
-    smaller = decode_train(body, (0, 0), TrainTransform(image_size=24, **PLAIN))
-    np.testing.assert_array_equal(smaller, decode_eval(body, 24))
+    smaller = decode_image(body, TrainTransform(image_size=24, **PLAIN), (0, 0))
+    np.testing.assert_array_equal(smaller, decode_image(body, EvalTransform(image_size=24)))
     assert_same_image(smaller, by_pil(body, (0, 0, 40, 40), (24, 24)))
 
 
@@ -126,7 +134,7 @@ def test_gray_becomes_three_equal_channels() -> None:
     body = simplejpeg.encode_jpeg(
         smooth_image(28, 28, 1), quality=95, colorspace="GRAY", colorsubsampling="Gray"
     )
-    picture = decode_eval(body, 32)
+    picture = decode_image(body, EvalTransform(image_size=32))
     assert picture.shape == (3, 32, 32)
     np.testing.assert_array_equal(picture[0], picture[1])
     np.testing.assert_array_equal(picture[0], picture[2])
@@ -137,9 +145,9 @@ def test_eval_resizes_the_short_side_and_cuts_the_centre() -> None:
     body = encode_jpeg(smooth_image(60, 90))
     # 28 / 0.875 = 32: 60 x 90 becomes 32 x 48, and the centre 28 x 28 starts at row 2 and column 10.
     expected = by_pil(body, (0, 0, 90, 60), (48, 32))[:, 2:30, 10:38]
-    assert_same_image(decode_eval(body, 28, crop_ratio=0.875), expected)
+    assert_same_image(decode_image(body, EvalTransform(image_size=28, crop_ratio=0.875)), expected)
     with pytest.raises(DataError, match=r"crop_ratio \(1.5\)"):
-        decode_eval(body, 28, crop_ratio=1.5)
+        decode_image(body, EvalTransform(image_size=28, crop_ratio=1.5))
 
 
 @pytest.mark.parametrize(("kind", "mode"), [("PNG", "RGB"), ("PNG", "L"), ("JPEG", "CMYK"), ("BMP", "RGB")])
@@ -154,11 +162,14 @@ def test_pil_reads_what_libjpeg_turbo_does_not(kind: str, mode: str) -> None:
 @pytest.mark.parametrize("cut", [0, 10, 400])
 def test_undecodable_is_a_data_error(cut: int) -> None:
     with pytest.raises(DataError, match="undecodable image"):
-        decode_eval(encode_jpeg(smooth_image(60, 60))[:cut], 8)
+        decode_image(encode_jpeg(smooth_image(60, 60))[:cut], EvalTransform(image_size=8))
 
 
 def test_resize_of_one_pixel_is_flat() -> None:
-    assert resize(np.full((1, 1, 3), 9, np.uint8), 4, 5).tolist() == np.full((3, 4, 5), 9).tolist()
+    assert (
+        resize(np.full((1, 1, 3), 9, np.uint8), Geometry(Crop(0, 0, 1, 1), (4, 5))).tolist()
+        == np.full((3, 4, 5), 9).tolist()
+    )
 
 
 @pytest.mark.parametrize(

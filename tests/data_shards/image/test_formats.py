@@ -11,7 +11,8 @@ from PIL import Image, ImageFile
 from data_shards.errors import DataError
 from data_shards.format.samples import BadSourceError
 from data_shards.image import formats, pillow
-from data_shards.image.decode import decode_eval
+from data_shards.image.decode import decode_image
+from data_shards.image.geometry import EvalTransform
 from data_shards.image.pixels import decode_pixels, image_size
 from data_shards.pack.reencode import CHECKS, Recipe, prepare
 from tests.data_shards.image.image_files import (
@@ -179,9 +180,9 @@ def test_too_many_pixels_are_refused_from_the_header(name: str) -> None:
 
 def test_a_strip_is_not_blown_up_to_more_pixels_than_an_image_may_have() -> None:
     body = saved_array("PNG", np.zeros((1, 100_000), np.uint8))
-    assert decode_eval(body, 16).shape == (3, 16, 16)
+    assert decode_image(body, EvalTransform(image_size=16)).shape == (3, 16, 16)
     with pytest.raises(DataError, match=r"1 x 100000 .*256 x 25600000 pixels.*eval_crop=1.0"):
-        decode_eval(body, 224, crop_ratio=0.875)
+        decode_image(body, EvalTransform(image_size=224, crop_ratio=0.875))
 
 
 def scans(count: int) -> bytes:

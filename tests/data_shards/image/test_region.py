@@ -15,7 +15,7 @@ from PIL import Image
 
 from data_shards.errors import DataError
 from data_shards.image import region
-from data_shards.image.decode import decode_train
+from data_shards.image.decode import decode_image
 from data_shards.image.geometry import Crop, TrainTransform
 from data_shards.image.pixels import decode_pixels, decode_region
 
@@ -141,7 +141,7 @@ def test_without_the_c_part_the_pictures_are_the_same(monkeypatch: pytest.Monkey
     transform = TrainTransform(image_size=16)
 
     def pictures() -> list[np.ndarray]:
-        return [decode_train(body, (5, p), transform) for body in bodies for p in range(12)]
+        return [decode_image(body, transform, (5, p)) for body in bodies for p in range(12)]
 
     ours = pictures()
     monkeypatch.setattr(region, "decode_in_c", None)

@@ -15,14 +15,14 @@ import pytest
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
 from data_shards.storage.base import LocalStorage
-from data_shards.storage.cache import Outcome, ShardCache
+from data_shards.storage.cache import FetchResult, ShardCache
 from data_shards.storage.retry import Retries
 from data_shards.storage.telemetry import Telemetry
-from data_shards.stream.base import Reading
+from data_shards.stream.options import ReadOptions
 from data_shards.stream.order import GlobalOrder
-from data_shards.stream.shard_prefetcher import upcoming
-from data_shards.stream.train import EvalStream
-from tests.data_shards.tiny_splits import seen, tiny_stream, write_split
+from data_shards.stream.shard_prefetcher import lookahead
+from tests.data_shards.streams import eval_stream, seen, tiny_stream
+from tests.data_shards.tiny_splits import write_split
 
 SHARDS, BODY = 12, 400_000  # 12 shards of about 0.4 MB
 CAP = 2_200_000  # room for five of them
@@ -52,7 +52,7 @@ def test_fetches_verifies_and_keeps_the_cap(big: Path, tmp_path: Path) -> None:
     cache = make(big, tmp_path)
     assert cache.open(3) is None
     for shard in range(SHARDS):
-        assert cache.fetch(shard) is Outcome.HERE
+        assert cache.fetch(shard) is FetchResult.HERE
         assert size(tmp_path) <= CAP
         assert (cache.home / f"{shard:06d}.tar").read_bytes() == (big / f"{shard:06d}.tar").read_bytes()
     assert there(cache) == [7, 8, 9, 10, 11]  # nobody announced anything: the oldest went first
@@ -68,21 +68,21 @@ def test_the_furthest_next_use_of_any_process_goes_first(big: Path, tmp_path: Pa
     one.announce([0, 9, 8, 4, 1])
     other.announce([3, 7, 2, 9])
     # Next uses: 3 and 0 at once, 2 in two, 4 in three, 1 in four. 9 is needed in one.
-    assert one.fetch(9, need=1) is Outcome.HERE
+    assert one.fetch(9, need=1) is FetchResult.HERE
     assert there(one) == [0, 2, 3, 4, 9]
-    assert one.fetch(8, need=2) is Outcome.HERE
+    assert one.fetch(8, need=2) is FetchResult.HERE
     assert there(one) == [0, 2, 3, 8, 9]
     # 7 is needed in one; 2 in two; of those read sooner none may go, and none that is open.
     held = one.open(2)
     assert held
     assert one.open(8)  # closed again at once
     one.announce([0, 9, 8])
-    assert other.fetch(7, need=1) is Outcome.HERE
+    assert other.fetch(7, need=1) is FetchResult.HERE
     assert there(one) == [0, 2, 3, 7, 9]
-    assert other.fetch(6, need=2) is Outcome.NO_ROOM
+    assert other.fetch(6, need=2) is FetchResult.NO_ROOM
     assert list(tmp_path.rglob(".*.tmp")) == []
     one.close()  # its claims go with it; what it has open stays
-    assert other.fetch(6, need=2) is Outcome.HERE
+    assert other.fetch(6, need=2) is FetchResult.HERE
     assert 2 in there(other)
     assert 3 in there(other)
 
@@ -197,15 +197,15 @@ def test_ten_kills_leave_nothing_corrupt(big: Path, tmp_path: Path) -> None:
 
 
 def test_training_and_evaluation_fill_and_use_it(shards: Path, tmp_path: Path) -> None:
-    reading = Reading(cache=tmp_path, cache_bytes=64 << 20)
+    read = ReadOptions(cache=tmp_path, cache_bytes=64 << 20)
     plain = seen(tiny_stream(shards), 30)
-    cached = tiny_stream(shards, reading=reading)
+    cached = tiny_stream(shards, read=read)
     assert seen(cached, 30) == plain
     totals = cached.telemetry.totals()
     assert totals["shards_fetched"] == 6
     assert totals["cache_hits"] > totals["cache_misses"]
     options = {"batch_size": 10, "dp_rank": 0, "dp_size": 1, "image_size": 8}
-    with EvalStream(shards, **options) as bare, EvalStream(shards, reading=reading, **options) as stream:
+    with eval_stream(shards, **options) as bare, eval_stream(shards, read=read, **options) as stream:
         for ours, theirs in zip(stream, bare, strict=True):
             assert (ours.images == theirs.images).all()
         assert stream.telemetry.totals()["cache_misses"] == 0
@@ -214,21 +214,20 @@ def test_training_and_evaluation_fill_and_use_it(shards: Path, tmp_path: Path) -
 
 @pytest.fixture
 def order() -> Iterator[GlobalOrder]:
-    return GlobalOrder(np.array([30, 50, 20, 60, 40]), seed=3, lanes=4, window=7)
+    return GlobalOrder(np.array([30, 50, 20, 60, 40]), seed=3, interleave=4, shuffle_buffer=7)
 
 
-def test_upcoming_shards_are_those_that_come(order: GlobalOrder, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Against the located positions of the lanes, from any position on, with and without the exact look."""
+def test_lookahead_shards_are_those_that_come(order: GlobalOrder) -> None:
+    """Against the located positions of the segments, from any position on, for any `exact`."""
     for exact in (1, 16, 4096):
-        monkeypatch.setattr("data_shards.stream.shard_prefetcher.EXACT", exact)
         for position in (0, 33, 111, 199):
-            lanes = np.array([1, 2])
+            segments = np.array([1, 2])
             ahead = np.arange(position - position % 4, 400)
-            mine = ahead[np.isin(order.lane_of(ahead), lanes)]
+            mine = ahead[np.isin(order.segment_of(ahead), segments)]
             truth = list(dict.fromkeys(order.locate(mine)[0].tolist()))
-            found = upcoming(order, position, lanes, 100)
+            found = lookahead(order, position, segments, 100, exact)
             assert sorted(found) == sorted(truth)
             if exact == 4096:
                 end = len(set(order.locate(mine[mine < 200])[0].tolist()))
                 assert found[:end] == truth[:end]
-            assert upcoming(order, position, lanes, 2) == found[:2]
+            assert lookahead(order, position, segments, 2, exact) == found[:2]

@@ -18,8 +18,8 @@ from data_shards.storage.pipe import PipeStorage
 from data_shards.storage.remote import RemoteStorage
 from data_shards.storage.retry import Retries
 from data_shards.storage.telemetry import Telemetry
-from data_shards.stream.base import Reading
-from tests.data_shards.tiny_splits import Seen, seen, tiny_stream
+from data_shards.stream.options import ReadOptions
+from tests.data_shards.streams import Seen, seen, tiny_stream
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +33,8 @@ def test_file_urls_are_directories(shards: Path, truth: Seen) -> None:
 
 
 def test_a_pipe_through_the_cache(shards: Path, tmp_path: Path, truth: Seen) -> None:
-    cached = Reading(cache=tmp_path, cache_bytes=64 << 20, deadline_s=30)
-    stream = tiny_stream(f"pipe:cat {shards}/{{}} | cat", reading=cached)
+    cached = ReadOptions(cache=tmp_path, cache_bytes=64 << 20, deadline_s=30)
+    stream = tiny_stream(f"pipe:cat {shards}/{{}} | cat", read=cached)
     assert seen(stream) == truth
     assert stream.telemetry.totals()["shards_fetched"] >= 6
     with pytest.raises(DataError, match="a pipe gives whole shards; it needs a cache"):
@@ -64,12 +64,12 @@ def test_a_command_that_hangs_is_ended_with_all_it_started() -> None:
 
 
 def test_short_output_of_a_command_is_retried_and_named(shards: Path, tmp_path: Path) -> None:
-    reading = Reading(cache=tmp_path, cache_bytes=64 << 20, deadline_s=1.5)
+    read = ReadOptions(cache=tmp_path, cache_bytes=64 << 20, deadline_s=1.5)
     command = f"pipe:case {{}} in *.tar) head -c 999 {shards}/{{}};; *) cat {shards}/{{}};; esac"
     with pytest.raises(
         DataError, match=r"pipe:case ... 00000\d.tar: expected \d+ bytes, found 999; given up"
     ):
-        seen(tiny_stream(command, reading=reading))
+        seen(tiny_stream(command, read=read))
     assert list(tmp_path.glob("*/*")) + list(tmp_path.glob("*/.*")) == []
 
 
@@ -115,10 +115,10 @@ def server(shards: Path) -> Iterator[str]:
 @pytest.mark.parametrize("cached", [False, True])
 def test_http_with_failures(server: str, tmp_path: Path, truth: Seen, cached: bool) -> None:
     cache = {"cache": tmp_path, "cache_bytes": 64 << 20} if cached else {}
-    stream = tiny_stream(server, reading=Reading(deadline_s=60, fetch_threads=8, **cache), threads=1)
+    stream = tiny_stream(server, read=ReadOptions(deadline_s=60, fetch_threads=8, **cache), threads=1)
     assert seen(stream, 2) == {p: truth[p] for p in range(48)}
     assert stream.telemetry.totals()["retries"] >= 1
-    assert "secret" not in stream._storage.describe("x")
+    assert "secret" not in stream.storage.describe("x")
 
 
 def test_fsspec_stores(shards: Path, truth: Seen) -> None:

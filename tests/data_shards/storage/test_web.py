@@ -14,9 +14,10 @@ import pytest
 
 from data_shards.errors import DataError
 from data_shards.storage.base import PermanentError
+from data_shards.storage.manifest import checked_manifest
 from data_shards.storage.remote import RemoteStorage
-from data_shards.stream.base import Reading, checked_manifest
-from tests.data_shards.tiny_splits import Seen, seen, tiny_stream
+from data_shards.stream.options import ReadOptions
+from tests.data_shards.streams import Seen, seen, tiny_stream
 from tests.web import Patient
 
 pytest.importorskip("aiohttp", reason="pip install 'swin-moe[remote]'")
@@ -90,7 +91,7 @@ def refused(server: Server, deadline_s: float = 100, **cache: object) -> str:
     """What is said, at once unless the deadline is short."""
     began = time.monotonic()
     with pytest.raises(DataError) as caught:
-        seen(tiny_stream(server.url, reading=Reading(deadline_s=deadline_s, **cache)), 2)
+        seen(tiny_stream(server.url, read=ReadOptions(deadline_s=deadline_s, **cache)), 2)
     assert time.monotonic() - began < AT_ONCE_S
     assert "secret" not in str(caught.value)
     return str(caught.value)
@@ -116,7 +117,7 @@ def test_a_server_without_ranges_is_found_at_once(server: Server) -> None:
 
 def test_with_a_cache_a_server_without_ranges_will_do(server: Server, tmp_path: Path, truth: Seen) -> None:
     server.ranges = False
-    stream = tiny_stream(server.url, reading=Reading(deadline_s=60, **cache(tmp_path)))
+    stream = tiny_stream(server.url, read=ReadOptions(deadline_s=60, **cache(tmp_path)))
     assert seen(stream, 2) == truth
     # Every shard once; the first one was asked for its first byte as well.
     assert {count for (_, name), count in server.asked.items() if name.endswith(".tar")} <= {1, 2}
@@ -151,14 +152,14 @@ def test_a_failure_for_a_while_is_waited_for(server: Server, truth: Seen, method
         return status if sum(server.asked.values()) % 3 == 0 and (method == "GET" or _ == method) else None
 
     server.answer = answer
-    stream = tiny_stream(server.url, reading=Reading(deadline_s=60))
+    stream = tiny_stream(server.url, read=ReadOptions(deadline_s=60))
     assert seen(stream, 2) == truth
     assert method == "HEAD" or stream.telemetry.totals()["retries"] > 0
 
 
 def test_a_server_that_refuses_head_is_read(server: Server, truth: Seen) -> None:
     server.answer = lambda method, name: 405 if method == "HEAD" else None
-    assert seen(tiny_stream(server.url, reading=Reading(deadline_s=30)), 2) == truth
+    assert seen(tiny_stream(server.url, read=ReadOptions(deadline_s=30)), 2) == truth
 
 
 def test_a_server_that_is_down_is_waited_for_and_named(server: Server) -> None:

@@ -13,10 +13,11 @@ import torch
 
 from data_shards.image.geometry import TrainTransform
 from data_shards.storage.telemetry import COUNTERS
-from data_shards.stream.base import Reading
+from data_shards.stream.batch import Batch, BatchPlan, BufferPool
+from data_shards.stream.options import ReadOptions
 from data_shards.stream.order import GlobalOrder
-from data_shards.stream.workers import Batch, BatchPlan, Ring
-from tests.data_shards.tiny_splits import bodies_of, seen, tiny_stream, write_split
+from tests.data_shards.streams import seen, tiny_stream
+from tests.data_shards.tiny_splits import bodies_of, write_split
 
 PHASES = ((8, 64), (3, 48), (5, 320))  # ranks, global batch
 
@@ -44,7 +45,7 @@ def steps_of(
 def test_8_to_3_to_5_ranks_is_the_uninterrupted_stream(shards: Path, seed: int) -> None:
     """Changed after random numbers of steps, in mid-epoch: same samples, same order, looking alike."""
     rng, state, got, start = random.Random(seed), None, [], 0
-    options = {"seed": seed, "lanes": 64 if seed % 2 else 4, "window": 4096 if seed % 2 else 8}
+    options = {"seed": seed, "interleave": 64 if seed % 2 else 4, "shuffle_buffer": 4096 if seed % 2 else 8}
     wanted_order = []
     for ranks, batch in PHASES:
         steps = rng.randint(1, 4)
@@ -97,8 +98,13 @@ def test_memory_does_not_grow_over_five_epochs(shards: Path, tmp_path: Path) -> 
     many = [*bodies * 30]
     many[5] = many[2000] = b"no image"
     write_split(tmp_path / "many", many, labels * 30, 103)
-    reading = Reading(cache=tmp_path / "cache", cache_bytes=64 << 20, fetch_threads=1)
-    options = {"lanes": 64, "window": 4096, "transform": TrainTransform(image_size=64), "reading": reading}
+    read = ReadOptions(cache=tmp_path / "cache", cache_bytes=64 << 20, fetch_threads=1)
+    options = {
+        "interleave": 64,
+        "shuffle_buffer": 4096,
+        "transform": TrainTransform(image_size=64),
+        "read": read,
+    }
     stream = tiny_stream(tmp_path / "many", quarantine=tmp_path / "q.jsonl", **options)
     at = []
     with stream:
@@ -109,31 +115,31 @@ def test_memory_does_not_grow_over_five_epochs(shards: Path, tmp_path: Path) -> 
     assert at[5] - at[1] < 4e6  # from the first epoch's end to the fifth's
 
 
-def test_the_ring_gives_memory_again_only_when_nobody_holds_it() -> None:
-    ring, plan = (
-        Ring((4, 4), 3, pinned=False),
+def test_the_pool_reuses_a_buffer_only_when_nobody_holds_it() -> None:
+    pool, plan = (
+        BufferPool((4, 4), 3, pinned=False),
         BatchPlan(positions=np.array([3, -1]), shards=np.zeros(2), rows=np.zeros(2)),
     )
-    first = ring.batch(plan)
+    first = pool.batch(plan)
     where, view = first.images.data_ptr(), first.images[1:, :2]
     first.images[:] = 7
     del first
-    second = ring.batch(plan)
+    second = pool.batch(plan)
     assert second.images.data_ptr() != where  # a view is still held
     assert (view[0] == 7).all()
     del view
-    third = ring.batch(plan)
+    third = pool.batch(plan)
     assert third.images.data_ptr() == where
     assert not third.images[1].any()  # padding is black again
     assert third.weights.tolist() == [1, 0]
     array = third.images.numpy()
     del third
-    assert ring.batch(plan).images.data_ptr() != where
+    assert pool.batch(plan).images.data_ptr() != where
     assert array.shape == (2, 3, 4, 4)
 
 
 def test_telemetry_is_plain_numbers_of_a_step(shards: Path) -> None:
-    stream = tiny_stream(shards, reading=Reading(fetch_threads=2))
+    stream = tiny_stream(shards, read=ReadOptions(fetch_threads=2))
     with stream:
         batches = iter(stream)
         next(batches)

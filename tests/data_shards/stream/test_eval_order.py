@@ -9,8 +9,8 @@ import torch
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
 from data_shards.stream.reader import ShardReader
-from data_shards.stream.train import EvalStream
 from tests.data_shards.conftest import PER_SHARD, SAMPLES
+from tests.data_shards.streams import eval_stream
 
 GROUP = 4
 
@@ -21,9 +21,7 @@ def groups(
     """The positions and weights of every routing group that counts, by its number, of all ranks."""
     found = {}
     for rank in range(ranks):
-        with EvalStream(
-            shards, batch_size=size, dp_rank=rank, dp_size=ranks, image_size=8, **options
-        ) as stream:
+        with eval_stream(shards, batch_size=size, dp_rank=rank, dp_size=ranks, **options) as stream:
             for b, batch in enumerate(stream):
                 first = (b * ranks + rank) * size
                 for at in range(0, size, GROUP):
@@ -57,7 +55,7 @@ def test_the_end_is_filled_with_the_first_samples(shards: Path) -> None:
 
 def test_chosen_samples_in_their_order(shards: Path) -> None:
     reader, chosen = ShardReader(shards, Manifest.load(shards)), np.array([SAMPLES - 1, 3, 40, 0])
-    with EvalStream(shards, batch_size=3, dp_rank=0, dp_size=1, image_size=8, samples=chosen) as stream:
+    with eval_stream(shards, batch_size=3, samples=chosen) as stream:
         first, last = stream
         assert torch.cat([first.positions, last.positions]).tolist() == [*chosen, -1, -1]
         wanted = [reader.read(*divmod(int(i), PER_SHARD))[1] for i in chosen]
@@ -68,6 +66,4 @@ def test_chosen_samples_in_their_order(shards: Path) -> None:
 
 def test_nothing_chosen(shards: Path) -> None:
     with pytest.raises(DataError, match="samples is empty"):
-        EvalStream(
-            shards, batch_size=3, dp_rank=0, dp_size=1, image_size=8, samples=np.array([], dtype=np.int64)
-        )
+        eval_stream(shards, batch_size=3, samples=np.array([], dtype=np.int64))

@@ -13,19 +13,10 @@ import pytest
 from data_shards.errors import DataError
 from data_shards.format.index import read_index
 from data_shards.format.tar import BLOCK
-from data_shards.stream.base import Reading
+from data_shards.stream.options import ReadOptions
 from tests.data_shards.conftest import PER_SHARD, SAMPLES
-from tests.data_shards.tiny_splits import (
-    FaultyStorage,
-    Seen,
-    bodies_of,
-    expected,
-    failing,
-    seen,
-    slow,
-    tiny_stream,
-    write_split,
-)
+from tests.data_shards.streams import Seen, expected, seen, tiny_stream
+from tests.data_shards.tiny_splits import FaultyStorage, bodies_of, failing, slow, write_split
 
 CAP = 64 << 20
 
@@ -41,26 +32,26 @@ class Place:
         self.shard, self.row = divmod(self.number, PER_SHARD)
         self.name = f"{self.shard:06d}.tar"
         self.record = read_index(self.dir / f"{self.shard:06d}.idx")[self.row].item()
-        self.reading = Reading(deadline_s=30, fetch_threads=self.random.randrange(3))
+        self.read = ReadOptions(deadline_s=30, fetch_threads=self.random.randrange(3))
         self.storage: FaultyStorage | Path = self.dir
 
     def hook(self, hook: Callable[[], None]) -> None:
         self.storage = FaultyStorage(self.dir, self.name, hook)
 
-    def cached(self) -> Reading:
-        return Reading(deadline_s=30, cache=self.cache, cache_bytes=CAP)
+    def cached(self) -> ReadOptions:
+        return ReadOptions(deadline_s=30, cache=self.cache, cache_bytes=CAP)
 
     def copy_in_cache(self) -> Path:
         """Bring every shard into the cache; the copy of the shard that will suffer."""
-        stream = tiny_stream(self.dir, reading=self.cached())
+        stream = tiny_stream(self.dir, read=self.cached())
         with stream:
-            assert stream._cache
+            assert stream.cache
             for shard in range(len(stream.manifest.shards)):
-                stream._cache.fetch(shard)
+                stream.cache.fetch(shard)
         return self.cache / stream.manifest.digest[:16] / self.name
 
-    def run(self, reading: Reading | None = None) -> Seen:
-        self.stream = tiny_stream(self.storage, quarantine=self.quarantine, reading=reading or self.reading)
+    def run(self, read: ReadOptions | None = None) -> Seen:
+        self.stream = tiny_stream(self.storage, quarantine=self.quarantine, read=read or self.read)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             found = seen(self.stream)
@@ -77,9 +68,9 @@ class Place:
         body[offset] ^= 1 << self.random.randrange(8)
         path.write_bytes(body)
 
-    def fatal(self, message: str, reading: Reading | None = None) -> None:
+    def fatal(self, message: str, read: ReadOptions | None = None) -> None:
         with pytest.raises(DataError, match=message):
-            self.run(reading)
+            self.run(read)
 
     def whole(self, bad: set[int] = frozenset()) -> None:
         """The run gives what the definition says; healthy samples stand where they stood."""
@@ -106,7 +97,7 @@ def cached_body_flipped(place: Place) -> None:
     offset, size, *_ = place.record
     copy = place.copy_in_cache()
     place.flip(copy, offset + place.random.randrange(size))
-    place.reading = place.cached()
+    place.read = place.cached()
     place.whole()
     assert place.totals["refetches"] >= 1
     assert place.lines() == []
@@ -124,7 +115,7 @@ def header_damaged(place: Place) -> None:
 
 def header_damaged_and_cached(place: Place) -> None:
     place.flip(place.dir / place.name, place.record[0] - BLOCK + place.random.randrange(BLOCK))
-    place.reading = place.cached()
+    place.read = place.cached()
     place.whole()
     notices = [str(line["notice"]) for line in place.lines() if line["shard"] == place.name]
     assert any("damaged tar header" in notice for notice in notices)
@@ -138,14 +129,14 @@ def source_truncated(place: Place) -> None:
     size = path.stat().st_size
     cut = place.random.randrange(size)
     path.write_bytes(path.read_bytes()[:cut])
-    reading = place.random.choice([None, Reading(deadline_s=0.3, cache=place.cache, cache_bytes=CAP)])
-    place.fatal(f"{place.name}: expected {size} bytes, found {cut}", reading)
+    read = place.random.choice([None, ReadOptions(deadline_s=0.3, cache=place.cache, cache_bytes=CAP)])
+    place.fatal(f"{place.name}: expected {size} bytes, found {cut}", read)
 
 
 def cached_copy_truncated(place: Place) -> None:
     copy = place.copy_in_cache()
     copy.write_bytes(copy.read_bytes()[: place.random.randrange(copy.stat().st_size)])
-    place.reading = place.cached()
+    place.read = place.cached()
     place.whole()
     assert place.lines() == []
 
@@ -159,14 +150,14 @@ def reads_failing_for_a_while(place: Place) -> None:
     times = place.random.randint(1, 3)
     place.hook(failing(times))
     cached = place.random.random() < 0.5
-    place.reading = place.cached() if cached else place.reading
+    place.read = place.cached() if cached else place.read
     place.whole()
     assert cached or place.totals["retries"] == times  # a prefetch may be given up when the stream ends
 
 
 def reads_failing_for_good(place: Place) -> None:
     place.hook(failing(10**9))
-    place.fatal(rf"{place.name}: Input/output error; given up after \d+ tries", Reading(deadline_s=1.0))
+    place.fatal(rf"{place.name}: Input/output error; given up after \d+ tries", ReadOptions(deadline_s=1.0))
 
 
 def reads_slow(place: Place) -> None:
@@ -178,12 +169,12 @@ def reads_slow(place: Place) -> None:
 def reads_hanging(place: Place) -> None:
     done = threading.Event()
     place.hook(lambda: done.wait(60) and None)
-    place.fatal(f"no batch for 5 s while reading .*{place.name}", Reading(deadline_s=0.3))
+    place.fatal(f"no batch for 5 s while reading .*{place.name}", ReadOptions(deadline_s=0.3))
     done.set()
 
 
 def cache_disk_full(place: Place) -> None:
-    place.reading = place.cached()
+    place.read = place.cached()
     with pytest.MonkeyPatch.context() as patch:
 
         def full(*args: object) -> None:

@@ -8,23 +8,24 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.image.decode import decode_train
-from data_shards.stream.patterns import expand, names_tars, shown
+from data_shards.image.decode import decode_image
+from data_shards.stream.patterns import expand, names_tars, redacted
 from data_shards.stream.webdataset import WebDatasetStream
 from tests.data_shards.conftest import SAMPLES
 from tests.data_shards.image_folders import jpeg
+from tests.data_shards.streams import TRANSFORM, webdataset_stream
 from tests.data_shards.tars import make_tar
-from tests.data_shards.tiny_splits import TRANSFORM, bodies_of
+from tests.data_shards.tiny_splits import bodies_of
 
 
 def foreign(place: str, rank: int = 0, ranks: int = 1, **options: object) -> WebDatasetStream:
-    defaults = {"seed": 3, "global_batch_size": 20, "micro_batch_size": 5, "transform": TRANSFORM}
-    return WebDatasetStream(place, dp_rank=rank, dp_size=ranks, **({"num_classes": 5} | defaults | options))
+    defaults = {"seed": 3, "global_batch_size": 20, "micro_batch_size": 5}
+    return webdataset_stream(place, dp_rank=rank, dp_size=ranks, **(defaults | options))
 
 
 def test_samples_come_as_webdataset_reads_them(shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bodies, labels = bodies_of(shards)
-    with foreign(f"{shards}/{{000000..000005}}.tar", shuffle=1) as stream:
+    with foreign(f"{shards}/{{000000..000005}}.tar", shuffle_buffer=1) as stream:
         batches = list(islice(stream, 20))  # five steps of 20: less than one pass over 103
         assert stream.samples == 100
         state = stream.state_dict()
@@ -32,7 +33,7 @@ def test_samples_come_as_webdataset_reads_them(shards: Path, capsys: pytest.Capt
     for words in ("exactly-once", "exact resume", "number of ranks", "integrity", "swin-moe shards index"):
         assert words in said
     known = {
-        (decode_train(body, (3, p), TRANSFORM).tobytes(), label)
+        (decode_image(body, TRANSFORM, (3, p)).tobytes(), label)
         for p in range(100)
         for body, label in zip(bodies, labels, strict=True)
     }
@@ -55,7 +56,7 @@ def test_samples_come_as_webdataset_reads_them(shards: Path, capsys: pytest.Capt
 def test_the_order_does_not_depend_on_threads(shards: Path) -> None:
     seen = []
     for threads in (1, 3):
-        with foreign(f"{shards}/{{000000..000005}}.tar", threads=threads, shuffle=50) as stream:
+        with foreign(f"{shards}/{{000000..000005}}.tar", threads=threads, shuffle_buffer=50) as stream:
             seen.append([batch.images.numpy().tobytes() for batch in islice(stream, 30)])
             assert stream.counts()["bytes"] > 0
     assert seen[0] == seen[1]
@@ -67,7 +68,7 @@ def test_ranks_share_the_tars_out(shards: Path) -> None:
     urls = []
     for rank in range(3):
         stream = foreign(f"{shards}/{{000000..000005}}.tar", rank, 3, global_batch_size=15)
-        urls += [tar["url"] for tar in islice(stream._tars(0), 2)]
+        urls += [tar["url"] for tar in islice(stream.tars(0), 2)]
     assert len(set(urls)) == 6
 
 
@@ -193,6 +194,6 @@ def test_tars_are_told_from_splits_by_their_names(place: str, tars: bool) -> Non
 
 
 def test_messages_show_no_secrets() -> None:
-    assert shown("https://me:word@host/x.tar?key=word") == "https://host/x.tar"
-    assert shown("pipe:curl -H word https://me:word@host/x.tar") == "pipe:curl ... https://host/x.tar"
-    assert shown("/data/what?/x.tar") == "/data/what?/x.tar"
+    assert redacted("https://me:word@host/x.tar?key=word") == "https://host/x.tar"
+    assert redacted("pipe:curl -H word https://me:word@host/x.tar") == "pipe:curl ... https://host/x.tar"
+    assert redacted("/data/what?/x.tar") == "/data/what?/x.tar"

@@ -11,12 +11,12 @@ import pytest
 
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest, read_index
-from data_shards.stream.base import Reading
+from data_shards.stream.options import ReadOptions
 from data_shards.stream.quarantine import Quarantine
 from data_shards.stream.reader import SampleError
-from data_shards.stream.train import EvalStream
 from tests.data_shards.conftest import PER_SHARD, SAMPLES
-from tests.data_shards.tiny_splits import Seen, bodies_of, expected, seen, tiny_stream
+from tests.data_shards.streams import Seen, eval_stream, expected, seen, tiny_stream
+from tests.data_shards.tiny_splits import bodies_of
 
 BAD = {7, 31, 77}
 
@@ -66,10 +66,10 @@ def test_the_replacement_depends_on_bytes_alone(shards: Path, damaged: Path, tmp
 def test_through_the_cache_it_is_the_same(shards: Path, damaged: Path, tmp_path: Path, url: str) -> None:
     """Shards whose digest is wrong at the source are kept for their sound samples."""
     truth = expected(tiny_stream(shards), *bodies_of(shards), BAD)
-    reading = Reading(cache=tmp_path / "cache", cache_bytes=64 << 20, deadline_s=30)
+    read = ReadOptions(cache=tmp_path / "cache", cache_bytes=64 << 20, deadline_s=30)
     path = tmp_path / "q.jsonl"
     for _ in range(2):
-        assert together(url.format(damaged), 2, quarantine=path, reading=reading) == truth
+        assert together(url.format(damaged), 2, quarantine=path, read=read) == truth
     names = {f"{n // PER_SHARD:06d}.tar" for n in BAD}
     said = [json.loads(line) for line in path.read_text().splitlines()]
     kept = {copy.name.removesuffix(".damaged") for copy in (tmp_path / "cache").glob("*/*.damaged")}
@@ -203,7 +203,7 @@ def test_counts_are_for_summing_over_ranks(damaged: Path, tmp_path: Path) -> Non
 
 
 def evaluate(split: Path, **options: object) -> list[object]:
-    with EvalStream(split, batch_size=50, dp_rank=0, dp_size=1, image_size=8, **options) as stream:
+    with eval_stream(split, batch_size=50, **options) as stream:
         return list(stream)
 
 

@@ -5,6 +5,8 @@ import os
 import shutil
 import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -14,14 +16,15 @@ import torch
 
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest, read_index
-from data_shards.image.decode import decode_eval, decode_train
-from data_shards.image.geometry import TrainTransform
+from data_shards.image.decode import decode_image
+from data_shards.image.geometry import EvalTransform, Geometry, TrainTransform
 from data_shards.pack.sources.registry import Source
 from data_shards.pack.write import pack
+from data_shards.stream.batch import Batch
 from data_shards.stream.reader import ShardReader
-from data_shards.stream.train import EvalStream, TrainStream
-from data_shards.stream.workers import Batch
+from data_shards.stream.train import TrainStream
 from tests.data_shards.conftest import PER_SHARD, SAMPLES
+from tests.data_shards.streams import eval_stream, train_stream
 from tests.data_shards.tiny_splits import write_split
 
 TRANSFORM = TrainTransform(image_size=12)
@@ -30,7 +33,18 @@ FIELDS = ("images", "labels", "positions", "weights")
 
 def train(shards: Path, rank: int = 0, ranks: int = 1, **options: object) -> TrainStream:
     defaults = {"seed": 1, "global_batch_size": 24, "micro_batch_size": 4, "transform": TRANSFORM}
-    return TrainStream(shards, dp_rank=rank, dp_size=ranks, **(defaults | options))
+    return train_stream(shards, dp_rank=rank, dp_size=ranks, **(defaults | options))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hooked(TrainTransform):
+    """A transform that calls a hook with the position of every sample that is decoded."""
+
+    hook: Callable[[int], object]
+
+    def geometry(self, height: int, width: int, key: tuple[int, int]) -> Geometry:
+        self.hook(key[1])
+        return super().geometry(height, width, key)
 
 
 def take(stream: TrainStream, batches: int) -> list[Batch]:
@@ -58,7 +72,7 @@ def test_a_batch_is_what_order_reader_and_decoder_give(shards: Path) -> None:
     ):
         body, label = reader.read(shard, sample)
         batch, i = batches[row // 4], row % 4
-        np.testing.assert_array_equal(batch.images[i].numpy(), decode_train(body, (1, position), TRANSFORM))
+        np.testing.assert_array_equal(batch.images[i].numpy(), decode_image(body, TRANSFORM, (1, position)))
         assert (batch.labels[i].item(), batch.positions[i].item(), batch.weights[i].item()) == (
             label,
             position,
@@ -172,7 +186,7 @@ def test_another_data_set_or_seed_is_refused(source: Source, shards: Path, tmp_p
     with pytest.raises(
         DataError, match="lanes is 64 in the state and 8 here; window is 4096 in the state and 9 here"
     ):
-        train(shards, lanes=8, window=9).load_state_dict(state)
+        train(shards, interleave=8, shuffle_buffer=9).load_state_dict(state)
     with pytest.raises(DataError, match="version is 9, this version reads 1"):
         train(shards).load_state_dict(state | {"version": 9})
     with pytest.raises(DataError, match="samples must be a whole number"):
@@ -200,7 +214,7 @@ def test_evaluation_has_every_sample_exactly_once(
     seen = {}
     for rank in range(ranks):
         options = {"batch_size": size, "image_size": 8, "limit": limit}
-        with EvalStream(shards, dp_rank=rank, dp_size=ranks, **options) as stream:
+        with eval_stream(shards, dp_rank=rank, dp_size=ranks, **options) as stream:
             batches = list(stream)
         assert len(batches) == len(stream) == -(-count // (size * ranks))
         assert stream.num_samples == count
@@ -217,12 +231,14 @@ def test_evaluation_has_every_sample_exactly_once(
     assert sorted(seen) == list(range(count))
     for position in (0, count // 2, count - 1):
         body, label = reader.read(*divmod(position, PER_SHARD))
-        np.testing.assert_array_equal(seen[position][0].numpy(), decode_eval(body, 8))
+        np.testing.assert_array_equal(
+            seen[position][0].numpy(), decode_image(body, EvalTransform(image_size=8))
+        )
         assert seen[position][1] == label
 
 
 def test_evaluation_starts_over(shards: Path) -> None:
-    with EvalStream(shards, batch_size=40, dp_rank=0, dp_size=1, image_size=8) as stream:
+    with eval_stream(shards, batch_size=40) as stream:
         next(iter(stream))
         assert_same(list(stream), list(stream))
         assert stream.num_classes == len(stream.classes) == 5
@@ -241,7 +257,7 @@ def test_no_thread_is_left(shards: Path) -> None:
     assert loader_threads() == []
     with pytest.raises(StopIteration):
         next(batches)
-    with EvalStream(shards, batch_size=10, dp_rank=0, dp_size=1, image_size=8) as evaluation:
+    with eval_stream(shards, batch_size=10) as evaluation:
         next(iter(evaluation))
     assert loader_threads() == []
     batches = iter(train(shards))
@@ -259,11 +275,10 @@ def test_open_files_are_closed(shards: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_waiting_is_measured(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_waiting_is_measured(shards: Path) -> None:
     go = threading.Event()
-    stream = train(shards, threads=1, prefetch=1)
-    decode = stream._decode
-    monkeypatch.setattr(stream, "_decode", lambda *args: go.wait(10) and decode(*args))
+    gated = Hooked(image_size=12, hook=lambda position: go.wait(10))
+    stream = train(shards, threads=1, prefetch=1, transform=gated)
     threading.Timer(0.2, go.set).start()
     with stream:
         batches = iter(stream)
@@ -274,13 +289,9 @@ def test_waiting_is_measured(shards: Path, monkeypatch: pytest.MonkeyPatch) -> N
         assert stream.wait_s < waited_s
 
 
-def test_at_most_prefetch_batches_are_decoded_ahead(shards: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    stream, loaded = train(shards, prefetch=3), []
-    decode = stream._decode
-    monkeypatch.setattr(
-        stream, "_decode", lambda body, position: loaded.append(position) or decode(body, position)
-    )
-    with stream:
+def test_at_most_prefetch_batches_are_decoded_ahead(shards: Path) -> None:
+    loaded: list[int] = []
+    with train(shards, prefetch=3, transform=Hooked(image_size=12, hook=loaded.append)) as stream:
         next(iter(stream))
         deadline = time.monotonic() + 10
         while len(loaded) < 16 and time.monotonic() < deadline:
@@ -323,7 +334,7 @@ def test_truncated_missing_and_exchanged_files_are_named(copy: Path) -> None:
 def test_an_undecodable_sample_is_named(tmp_path: Path) -> None:
     write_split(tmp_path / "val", [b"not an image"], [0], 1)
     with (
-        EvalStream(tmp_path / "val", batch_size=1, dp_rank=0, dp_size=1, image_size=8) as stream,
+        eval_stream(tmp_path / "val", batch_size=1) as stream,
         pytest.raises(
             DataError, match=r"000000.tar: sample 00000000 cannot be used: undecodable image of 12"
         ),

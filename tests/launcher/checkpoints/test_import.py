@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_shards.stream.base import checked_manifest
+from data_shards.storage.manifest import checked_manifest
 from launcher.cli.program import main
 from launcher.config.load import load_config
 from launcher.tasks.param_groups import parameter_groups

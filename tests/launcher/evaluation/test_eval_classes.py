@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch.distributed as dist
 
-from data_shards.stream.train import EvalStream
 from launcher.config.load import ConfigError
 from launcher.evaluation.labels import FORMAT
 from launcher.evaluation.support import check_bank, check_neighbours, check_shots
 from parallel.checkpoint.manifest import read_manifest, with_checksum
 from tests.data_shards.relabelled import relabelled
+from tests.data_shards.streams import eval_stream
 from tests.distributed import run_on_ranks
 from tests.launcher.packed import pack_synthetic
 from tests.launcher.running import CONFIG, command, commands, overrides, run_alone
@@ -150,7 +150,7 @@ def test_the_right_classes_of_each_image_are_mapped(run: Path, data: Path, tmp_p
     """A file of `--labels` has the numbers of data.val, whatever their order."""
     lines = []
     for name in ("val", "turned"):
-        with EvalStream(data / name, batch_size=8, dp_rank=0, dp_size=1, image_size=16) as stream:
+        with eval_stream(data / name, batch_size=8, image_size=16) as stream:
             first = [stream.classes[label] for label in stream.labels()]
             images = [[stream.classes.index(one), stream.classes.index("grating-1")] for one in first]
         path = tmp_path / f"{name}.json"

@@ -9,13 +9,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from data_shards.stream.train import EvalStream
 from launcher.config.load import load_config
 from launcher.evaluation.labels import FORMAT
 from launcher.tasks.base import normalize_images
 from swin_moe import build_model, load_weights
 from swin_moe.moe.layer import MoECall
 from swin_moe.random.keyed import sample_keys
+from tests.data_shards.streams import eval_stream
 from tests.distributed import run_on_ranks
 from tests.launcher.packed import pack_synthetic
 from tests.launcher.running import CONFIG, Outcome, command, commands, overrides, run_alone
@@ -139,7 +139,7 @@ def logits_of(run: Path, images: torch.Tensor) -> torch.Tensor:
 
 def test_exact_is_one_image_at_a_time(run: Path, shards: Path) -> None:
     config = load_config(run / "config.yaml")
-    with EvalStream(shards / "val", batch_size=IMAGES, dp_rank=0, dp_size=1, image_size=16) as stream:
+    with eval_stream(shards / "val", batch_size=IMAGES, image_size=16) as stream:
         (batch,) = stream
         logits = logits_of(run, normalize_images(batch.images, config.data, torch.device("cpu")))
     evaluated(run, 1, "--confusion")
@@ -281,9 +281,7 @@ def test_every_kind_of_run(shards: Path, tmp_path: Path) -> None:
 
 def test_labels_through_the_command(run: Path, tmp_path: Path) -> None:
     """The classes turned round and back: by a map of the model's, and by the right classes of each image."""
-    with EvalStream(
-        load_config(run / "config.yaml").data.val, batch_size=8, dp_rank=0, dp_size=1, image_size=16
-    ) as stream:
+    with eval_stream(load_config(run / "config.yaml").data.val, batch_size=8, image_size=16) as stream:
         labels = stream.labels().tolist()
     turned = {"model_classes": [9 - i for i in range(10)], "images": [[9 - label] for label in labels]}
     (tmp_path / "turned.json").write_text(json.dumps({"format": FORMAT, **turned}))

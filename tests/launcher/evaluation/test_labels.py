@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from data_shards.stream.workers import Batch
+from data_shards.stream.batch import Batch
 from launcher.config.load import ConfigError
 from launcher.evaluation.labels import FORMAT, RelabelledMetric, read_labels, right_sums
 from swin_moe.backbone.model import ModelOutput

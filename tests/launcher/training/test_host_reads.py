@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from data_shards.stream.workers import Batch
+from data_shards.stream.batch import Batch
 from launcher.config.schema import OptimConfig
 from launcher.metrics.accumulator import MetricAccumulator
 from launcher.tasks.classification.task import ClassificationTask
