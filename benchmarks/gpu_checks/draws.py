@@ -264,17 +264,17 @@ def pictures(count: int, sides: tuple[int, int]) -> Tensor:
 
 def operations(place: Place) -> Iterator[Row]:
     """Each operation of RandAugment: tables are equal, warps within one level of a few pixels."""
-    from data_shards.augment.randaugment import Op, _arguments
-    from data_shards.augment.warp import WARPS
+    from data_shards.augment.operations import WARPS
+    from data_shards.augment.randaugment import ImageOp, op_arguments
 
     count, sides = (4, (23, 37)) if place.rehearsal else (32, (191, 224))
     images = pictures(count, sides)
     strength = torch.linspace(0.0, 1.0, count, dtype=torch.float64)[:, None]
     sign = torch.ones_like(strength)
     sign[::2] = -1.0
-    arguments = _arguments(strength, sign, sides)[:, :, 0].float()  # (15, B)
-    for op in Op:
-        if op == Op.NOTHING:
+    arguments = op_arguments(strength, sign, sides)[:, :, 0].float()  # (15, B)
+    for op in ImageOp:
+        if op == ImageOp.NOTHING:
             continue
         chosen = torch.full((count,), int(op))
         for mode in ("bicubic", "bilinear") if op in WARPS else ("bicubic",):

@@ -1,7 +1,7 @@
-"""Random erasing: a rectangle of each chosen sample becomes noise, on pictures that are already normalised.
+"""Random erasing: a rectangle of each chosen sample becomes noise, on images that are already normalized.
 
 Zhong et al., "Random Erasing Data Augmentation", AAAI 2020, algorithm 1, in timm's form with mode "pixel" and
-count 1: a standard normal number for every pixel and channel. B = pictures, H, W = their height and
+count 1: a standard normal number for every pixel and channel. B = images, H, W = their height and
 width in pixels.
 """
 
@@ -15,13 +15,13 @@ from data_shards.format.rng import Purpose
 from data_shards.format.rng_tensor import bits, keys, normals, uniforms
 from parallel.ranks.host import send
 
-AREA = (0.02, 1 / 3)  # of the picture's
+AREA = (0.02, 1 / 3)  # of the image's
 RATIO = (0.3, 1 / 0.3)  # height over width, log-uniform
 TRIES = 10
 
 
 class Rectangles(NamedTuple):
-    """Which pictures are erased and where, all (E,) int64; top, left, height and width in pixels."""
+    """Which images are erased and where, all (E,) int64; top, left, height and width in pixels."""
 
     rows: Tensor
     top: Tensor
@@ -36,9 +36,9 @@ def noise_table() -> Tensor:
 
 
 def draw_rectangles(prob: float, seed: int, positions: Tensor, sides: tuple[int, int]) -> Rectangles:
-    """The rectangles of the samples at `positions` (B,) int64 in pictures of `sides` (H, W).
+    """The rectangles of the samples at `positions` (B,) int64 in images of `sides` (H, W).
 
-    Ten tries, then a sample is left alone.
+    After ten tries a sample is left as it is.
     """
     tall, wide = sides
     draws = uniforms(keys(Purpose.ERASE, seed, positions), 1 + 4 * TRIES)
@@ -53,18 +53,18 @@ def draw_rectangles(prob: float, seed: int, positions: Tensor, sides: tuple[int,
     return Rectangles(rows, *(value[rows, first].long() for value in (top, left, height, width)))
 
 
-def erase(images: Tensor, found: Rectangles, seed: int, positions: Tensor, noise: Tensor) -> None:
-    """Fill, in place, the rectangles `found` in images (B, 3, H, W) float32 with `noise`, of `noise_table`.
+def erase(images: Tensor, rectangles: Rectangles, seed: int, positions: Tensor, noise: Tensor) -> None:
+    """Fill, in place, the `rectangles` of images (B, 3, H, W) float32 with `noise`, of `noise_table`.
 
     `positions` (B,) int64 are on the host; element e of a rectangle of 3 x height x width takes its sample's
     draw number e.
     """
-    counts = 3 * found.height * found.width
+    counts = 3 * rectangles.height * rectangles.width
     total, device = int(counts.sum()), images.device
     if not total:
         return
-    key = keys(Purpose.ERASE_NOISE, seed, positions[found.rows])
-    columns = torch.stack([*found, key, counts.cumsum(0) - counts])  # (7, E)
+    key = keys(Purpose.ERASE_NOISE, seed, positions[rectangles.rows])
+    columns = torch.stack([*rectangles, key, counts.cumsum(0) - counts])  # (7, E)
     which = torch.repeat_interleave(send(counts, device), output_size=total)
     rows, top, left, height, width, key, start = send(columns, device)[:, which]  # each (total,)
     element = torch.arange(total, device=device) - start

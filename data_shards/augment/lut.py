@@ -1,6 +1,6 @@
-"""The operations that send each value to another, as tables of 256 entries, bit for bit those of PIL.
+"""The operations that map each value to another: tables of 256 entries, bit for bit those of PIL.
 
-Each function takes pictures (B, 3, H, W) uint8 and arguments (B,) float32 and returns a table a channel:
+Each function takes images (B, 3, H, W) uint8 and arguments (B,) float32, and returns one table per channel:
 (B, 3, 256) uint8. The names are those of PIL's ImageOps and ImageEnhance.
 """
 
@@ -9,12 +9,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from data_shards.augment.randaugment import Op
+from data_shards.augment.randaugment import ImageOp
 
 
-def look_up(pictures: Tensor, tables: Tensor) -> Tensor:
+def look_up(images: Tensor, tables: Tensor) -> Tensor:
     """Every value through its channel's table: (B, 3, H, W) and (B, 3, 256) uint8 -> (B, 3, H, W)."""
-    return tables.gather(2, pictures.flatten(2).long()).view_as(pictures)
+    return tables.gather(2, images.flatten(2).long()).view_as(images)
 
 
 def blend(degenerate: Tensor, values: Tensor, factors: Tensor) -> Tensor:
@@ -23,9 +23,9 @@ def blend(degenerate: Tensor, values: Tensor, factors: Tensor) -> Tensor:
     return (degenerate.float() + factors * difference).clamp(0.0, 255.0).to(torch.uint8)
 
 
-def luma(pictures: Tensor) -> Tensor:
+def luma(images: Tensor) -> Tensor:
     """PIL's convert("L"), ITU-R 601-2 in 16-bit fractions: (B, 3, H, W) -> (B, H, W) int32."""
-    red, green, blue = pictures.int().unbind(1)
+    red, green, blue = images.int().unbind(1)
     return (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
 
 
@@ -38,77 +38,77 @@ def _all_channels(tables: Tensor) -> Tensor:
     return tables.to(torch.uint8)[:, None].expand(-1, 3, -1)
 
 
-def auto_contrast(pictures: Tensor, _: Tensor) -> Tensor:
+def auto_contrast(images: Tensor, _: Tensor) -> Tensor:
     """Stretch each channel's range to 0 ... 255; in float64, as Python computes it."""
-    values = pictures.flatten(2)
+    values = images.flatten(2)
     low, high = values.amin(2, keepdim=True).double(), values.amax(2, keepdim=True).double()  # (B, 3, 1)
     scale = torch.full_like(low, 255.0) / (high - low)  # 255.0 / x would be 255.0 times a rounded 1 / x
-    tables = (_ramp(pictures) * scale + -low * scale).clamp(0.0, 255.0)
-    return torch.where(high > low, tables, _ramp(pictures).double()).to(torch.uint8)
+    tables = (_ramp(images) * scale + -low * scale).clamp(0.0, 255.0)
+    return torch.where(high > low, tables, _ramp(images).double()).to(torch.uint8)
 
 
-def equalize(pictures: Tensor, _: Tensor) -> Tensor:
+def equalize(images: Tensor, _: Tensor) -> Tensor:
     """Make each channel's histogram flat, by PIL's integer steps."""
-    counts = _histograms(pictures)
-    last = counts.gather(2, pictures.flatten(2).amax(2, keepdim=True).long())  # (B, 3, 1)
+    counts = _histograms(images)
+    last = counts.gather(2, images.flatten(2).amax(2, keepdim=True).long())  # (B, 3, 1)
     step = (counts.sum(2, keepdim=True) - last) // 255
     below = counts.cumsum(2) - counts
     tables = ((step // 2 + below) // step.clamp(min=1)).clamp(max=255)
-    return torch.where(step > 0, tables, _ramp(pictures)).to(torch.uint8)
+    return torch.where(step > 0, tables, _ramp(images)).to(torch.uint8)
 
 
-def _histograms(pictures: Tensor) -> Tensor:
+def _histograms(images: Tensor) -> Tensor:
     """(B, 3, H, W) uint8 -> (B, 3, 256) int64; torch.bincount would wait for the device."""
-    values = pictures.flatten(2).long()  # (B, 3, HW)
+    values = images.flatten(2).long()  # (B, 3, HW)
     return torch.zeros((*values.shape[:2], 256), dtype=torch.int64, device=values.device).scatter_add_(
         2, values, torch.ones_like(values)
     )
 
 
-def invert(pictures: Tensor, _: Tensor) -> Tensor:
+def invert(images: Tensor, _: Tensor) -> Tensor:
     """255 minus the value."""
-    return _all_channels((255 - _ramp(pictures)).expand(len(pictures), 256))
+    return _all_channels((255 - _ramp(images)).expand(len(images), 256))
 
 
-def posterize(pictures: Tensor, bits: Tensor) -> Tensor:
+def posterize(images: Tensor, bits: Tensor) -> Tensor:
     """Keep the highest `bits` bits."""
     drop = (8 - bits).long()[:, None]
-    return _all_channels(_ramp(pictures) >> drop << drop)
+    return _all_channels(_ramp(images) >> drop << drop)
 
 
-def solarize(pictures: Tensor, threshold: Tensor) -> Tensor:
+def solarize(images: Tensor, threshold: Tensor) -> Tensor:
     """Invert the values of at least `threshold`."""
-    ramp = _ramp(pictures)
+    ramp = _ramp(images)
     return _all_channels(torch.where(ramp < threshold[:, None], ramp, 255 - ramp))
 
 
-def solarize_add(pictures: Tensor, add: Tensor) -> Tensor:
+def solarize_add(images: Tensor, add: Tensor) -> Tensor:
     """Add `add` to the values below 128."""
-    ramp = _ramp(pictures)
+    ramp = _ramp(images)
     return _all_channels(torch.where(ramp < 128, (ramp + add[:, None]).clamp(max=255), ramp))
 
 
-def brightness(pictures: Tensor, factor: Tensor) -> Tensor:
+def brightness(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with black."""
-    ramp = _ramp(pictures)
+    ramp = _ramp(images)
     return _all_channels(blend(torch.zeros_like(ramp), ramp, factor[:, None]))
 
 
-def contrast(pictures: Tensor, factor: Tensor) -> Tensor:
+def contrast(images: Tensor, factor: Tensor) -> Tensor:
     """Blend with the mean gray, rounded half up."""
-    gray = luma(pictures).flatten(1)
+    gray = luma(images).flatten(1)
     pixels = gray.shape[1]
     mean = (2 * gray.sum(1, keepdim=True) + pixels) // (2 * pixels)  # (B, 1)
-    return _all_channels(blend(mean, _ramp(pictures), factor[:, None]))
+    return _all_channels(blend(mean, _ramp(images), factor[:, None]))
 
 
-TABLES: dict[Op, Callable[[Tensor, Tensor], Tensor]] = {
-    Op.AUTO_CONTRAST: auto_contrast,
-    Op.EQUALIZE: equalize,
-    Op.INVERT: invert,
-    Op.POSTERIZE: posterize,
-    Op.SOLARIZE: solarize,
-    Op.SOLARIZE_ADD: solarize_add,
-    Op.BRIGHTNESS: brightness,
-    Op.CONTRAST: contrast,
+TABLES: dict[ImageOp, Callable[[Tensor, Tensor], Tensor]] = {
+    ImageOp.AUTO_CONTRAST: auto_contrast,
+    ImageOp.EQUALIZE: equalize,
+    ImageOp.INVERT: invert,
+    ImageOp.POSTERIZE: posterize,
+    ImageOp.SOLARIZE: solarize,
+    ImageOp.SOLARIZE_ADD: solarize_add,
+    ImageOp.BRIGHTNESS: brightness,
+    ImageOp.CONTRAST: contrast,
 }

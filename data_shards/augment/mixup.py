@@ -1,7 +1,7 @@
 """Mixup and CutMix in pairs: the samples at positions 2k and 2k + 1 mix with each other, by draws keyed by k.
 
-A pair is the smallest group that can mix, and what it draws depends on the seed and its positions alone: any
-number of ranks, micro-batches and samples a batch gives the same pictures, as long as no pair is torn apart.
+A pair is the smallest group that can mix, and its draws depend on the seed and its positions alone. So any
+number of ranks, micro-batches and samples per batch gives the same images, as long as no pair is split.
 Mixup: Zhang et al., ICLR 2018, section 2. CutMix: Yun et al., ICCV 2019, section 3.1. As in timm, a pair
 takes one of the two; unlike timm's batch mode, each pair draws its own. B = samples, K = classes, H, W =
 height and width in pixels.
@@ -30,13 +30,13 @@ class Targets(NamedTuple):
     lam: Tensor
 
     def soft(self, num_classes: int) -> Tensor:
-        """The same as probabilities (B, K) float32."""
+        """The targets as probabilities: (B, K) float32."""
         mine, other = (F.one_hot(labels, num_classes).float() for labels in self[:2])
         return torch.lerp(other, mine, self.lam[:, None])
 
 
 class Mix(NamedTuple):
-    """Each sample's share in itself: lam (B,) float64; box (B, 4) int64 where its partner shows instead.
+    """Each sample's weight in its mix: lam (B,) float64; box (B, 4) int64, where its partner replaces it.
 
     The box is top, bottom, left, right in pixels, empty for mixup; for CutMix lam is the area outside of it,
     and `cut` (B,) bool is True.
@@ -75,20 +75,20 @@ class Beta:
 
     def __init__(self, alpha: float, steps: int = 2**14) -> None:
         v = np.linspace(0.0, 0.5**alpha, steps + 1)
-        self.at = v ** (1 / alpha)
-        density = (1 - self.at) ** (alpha - 1)
-        self.share = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
-        self.share *= 0.5 / self.share[-1]
+        self.u = v ** (1 / alpha)
+        density = (1 - self.u) ** (alpha - 1)
+        self.cdf = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
+        self.cdf *= 0.5 / self.cdf[-1]
 
     def __call__(self, uniform: Tensor) -> Tensor:
         """Uniform draws in [0, 1) to draws of the distribution: float64, any shape."""
         draws = uniform.numpy()
-        lower = np.interp(np.minimum(draws, 1 - draws), self.share, self.at)
+        lower = np.interp(np.minimum(draws, 1 - draws), self.cdf, self.u)
         return torch.from_numpy(np.where(draws < 0.5, lower, 1 - lower))
 
 
 class Mixer:
-    """Draws how pairs mix; an alpha of 0 turns that kind off, `switch_prob` is CutMix's share of the two."""
+    """Draws how pairs mix; an alpha of 0 turns that kind off, `switch_prob` is the probability of CutMix."""
 
     def __init__(self, mixup_alpha: float, cutmix_alpha: float, prob: float, switch_prob: float) -> None:
         self.mixup = Beta(mixup_alpha) if mixup_alpha else None
@@ -97,12 +97,12 @@ class Mixer:
         self.cut_prob = switch_prob if self.mixup and self.cutmix else float(self.cutmix is not None)
 
     def draw(self, seed: int, positions: Tensor, sides: tuple[int, int]) -> Mix:
-        """How the samples at `positions` (B,) int64 mix; `sides` of the pictures, (H, W) in pixels."""
-        chance, switch, share, y, x = uniforms(keys(Purpose.MIX, seed, positions // GROUP), 5).unbind(1)
+        """How the samples at `positions` (B,) int64 mix; `sides` of the images, (H, W) in pixels."""
+        chance, switch, uniform, y, x = uniforms(keys(Purpose.MIX, seed, positions // GROUP), 5).unbind(1)
         cut = (switch < self.cut_prob) & (chance < self.prob)
-        lam = torch.ones_like(share)
+        lam = torch.ones_like(uniform)
         for chosen, beta in ((cut, self.cutmix), (~cut & (chance < self.prob), self.mixup)):
-            lam = torch.where(chosen, beta(share), lam) if beta else lam
+            lam = torch.where(chosen, beta(uniform), lam) if beta else lam
         box = _boxes(lam, (y, x), sides) * cut[:, None]
         area = (box[:, 1] - box[:, 0]) * (box[:, 3] - box[:, 2])
         return Mix(torch.where(cut, 1 - area / (sides[0] * sides[1]), lam), box, cut)
@@ -111,17 +111,17 @@ class Mixer:
 def _boxes(lam: Tensor, at: tuple[Tensor, Tensor], sides: tuple[int, int]) -> Tensor:
     """CutMix's rectangles, equation 2, clipped: (B, 4).
 
-    Each side is the picture's times sqrt(1 - lam), about a centre `at` (y, x) in [0, 1) of the picture.
+    Each side is the image's times sqrt(1 - lam), about a centre `at` (y, x) in [0, 1) of the image.
     """
     edges = []
-    for place, side in zip(at, sides, strict=True):
-        half, centre = (side * torch.sqrt(1 - lam)).floor() // 2, (place * side).floor()
+    for fraction, side in zip(at, sides, strict=True):
+        half, centre = (side * torch.sqrt(1 - lam)).floor() // 2, (fraction * side).floor()
         edges += [(centre - half).clamp(0, side), (centre + half).clamp(0, side)]
     return torch.stack(edges, -1).long()
 
 
 def weights(mix: Mix, sides: tuple[int, int]) -> Tensor:
-    """Each pixel's share in itself: (B, 1, H, W) float32, on the device of `mix`."""
+    """Each pixel's weight in its mix: (B, 1, H, W) float32, on the device of `mix`."""
     y, x = (torch.arange(side, device=mix.lam.device) for side in sides)
     top, bottom, left, right = mix.box[:, :, None].unbind(1)  # each (B, 1)
     rows, columns = (y >= top) & (y < bottom), (x >= left) & (x < right)

@@ -1,13 +1,14 @@
-"""From the stream's uint8 batches to what the model is fed, on the model's device.
+"""From the stream's uint8 batches to the float32 inputs of the model, on the model's device.
 
     augment = Augment(AugmentConfig(), seed=config.seed, mean=mean, std=std, device=device)
     images, targets = augment(batch.images, batch.labels, batch.positions)   # float32 on the device
     loss = cross_entropy(logits, targets.soft(num_classes), label_smoothing=0.1)
 
-In the reference's order: RandAugment or color jitter on uint8, normalising, random erasing, mixup or cutmix.
-What is done to a sample is drawn from (seed, position) on the host, where positions are; so the host knows
-which samples an operation touches, and never waits for the device. B = samples, H, W = height and width of
-the pictures in pixels.
+The order is the reference's: RandAugment or color jitter on uint8, normalize, random erasing, mixup or
+cutmix. The operations of a sample are drawn from (seed, position) on the host, where the positions are. So
+the host knows which samples an operation touches, and never waits for the device.
+
+Legend: B samples of H x W pixels.
 """
 
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from data_shards.augment.erasing import draw_rectangles, erase, noise_table
 from data_shards.augment.mixup import ALPHAS, GROUP, Mix, Mixer, Targets, partners, weights
+from data_shards.augment.normalize import Normalize
 from data_shards.augment.operations import operate
 from data_shards.augment.randaugment import EXAMPLE, RandAugment, draw_color_jitter
 from data_shards.errors import DataError
@@ -74,7 +76,7 @@ class AugmentConfig:
 
 
 class Augment:
-    """Augments batches on `device`; holds no state, so that calls may be repeated, split and reordered.
+    """Augments batches on `device`. It has no state, so that calls may be repeated, split and reordered.
 
     `mean` and `std` normalise values in 0 ... 1.
     """
@@ -91,10 +93,8 @@ class Augment:
         self.config, self.seed, self.device = config, seed, torch.device(device)
         self.rand_augment = RandAugment.parse(config.auto_augment) if config.auto_augment else None
         self.mixer = Mixer(config.mixup_alpha, config.cutmix_alpha, config.mix_prob, config.switch_prob)
-        self.mean, self.std = (
-            torch.tensor(values, device=self.device).view(1, 3, 1, 1) * 255.0 for values in (mean, std)
-        )
-        self.fill = self.mean.flatten().round().to(torch.uint8)  # (3,)
+        self.normalize = Normalize(mean, std, self.device)
+        self.fill = self.normalize.mean.flatten().round().to(torch.uint8)  # (3,)
         self.noise = noise_table().to(self.device)
 
     def __call__(self, images: Tensor, labels: Tensor, positions: Tensor) -> tuple[Tensor, Targets]:
@@ -106,24 +106,28 @@ class Augment:
         """
         if positions.device.type != "cpu":
             raise ValueError(f"positions are on {positions.device}; pass them on the CPU, as the stream does")
-        pictures = images.to(self.device, non_blocking=True, copy=True)
-        self._operate(pictures, positions)
-        normalised = pictures.float().sub_(self.mean).div_(self.std)
-        if self.config.erase_prob:
-            found = draw_rectangles(self.config.erase_prob, self.seed, positions, _sides(images))
-            erase(normalised, found, self.seed, positions, self.noise)
-        return self._mix(normalised, send(labels, self.device), positions)
+        images = images.to(self.device, non_blocking=True, copy=True)
+        self._operate(images, positions)
+        images = self.normalize(images)
+        self._erase(images, positions)
+        return self._mix(images, send(labels, self.device), positions)
 
-    def _operate(self, pictures: Tensor, positions: Tensor) -> None:
+    def _operate(self, images: Tensor, positions: Tensor) -> None:
         """RandAugment or color jitter, in place."""
         if self.rand_augment:
-            plan = self.rand_augment.draw(self.seed, positions, _sides(pictures))
+            plan = self.rand_augment.draw(self.seed, positions, _sides(images))
         elif self.config.color_jitter:
             plan = draw_color_jitter(self.config.color_jitter, self.seed, positions)
         else:
             return
         for ops, arguments in zip(*(column.unbind(1) for column in plan), strict=True):
-            operate(pictures, ops, arguments, self.fill, self.config.resample)
+            operate(images, ops, arguments, self.fill, self.config.resample)
+
+    def _erase(self, images: Tensor, positions: Tensor) -> None:
+        """Random erasing, in place."""
+        if self.config.erase_prob:
+            rectangles = draw_rectangles(self.config.erase_prob, self.seed, positions, _sides(images))
+            erase(images, rectangles, self.seed, positions, self.noise)
 
     def _mix(self, images: Tensor, labels: Tensor, positions: Tensor) -> tuple[Tensor, Targets]:
         if not self.config.mixes:

@@ -1,4 +1,4 @@
-"""What RandAugment or color jitter does to each sample of a batch: operations and their arguments.
+"""RandAugment and color jitter: the operations that each sample of a batch draws, and their arguments.
 
 RandAugment (Cubuk et al., "RandAugment: Practical automated data augmentation with a reduced search space",
 2020, section 3) in the form of Swin's recipe, timm's `rand-m9-mstd0.5-inc1`: 2 operations a sample out of 15,
@@ -25,8 +25,8 @@ APPLY_PROB = 0.5
 EXAMPLE = "rand-m9-mstd0.5-inc1"
 
 
-class Op(IntEnum):
-    """The operations, in timm's order; NOTHING leaves the picture alone."""
+class ImageOp(IntEnum):
+    """The operations, in timm's order; NOTHING leaves the image as it is."""
 
     AUTO_CONTRAST = 0
     EQUALIZE = 1
@@ -46,8 +46,8 @@ class Op(IntEnum):
     NOTHING = 15
 
 
-class Plan(NamedTuple):
-    """Column i is the i-th operation of every sample: ops (B, N) int64 of `Op`, arguments (B, N) float32."""
+class OpPlan(NamedTuple):
+    """Column i has the i-th operation of every sample: ops (B, N) int64, arguments (B, N) float32."""
 
     ops: Tensor
     arguments: Tensor
@@ -55,7 +55,7 @@ class Plan(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class RandAugment:
-    """Magnitude 0 ... 10, its standard deviation, and operations a sample; DataError out of range."""
+    """Magnitude 0 ... 10, its standard deviation, and operations per sample; DataError out of range."""
 
     magnitude: float = MAX_LEVEL
     magnitude_std: float = 0.0
@@ -68,13 +68,13 @@ class RandAugment:
             and 1 <= self.num_ops <= MOST_OPS
         ):
             raise DataError(
-                f"{self}: must be magnitude 0 ... {MAX_LEVEL:g}, deviation 0 ... {MOST_STD:g}, num_ops "
+                f"{self}: must be magnitude 0 ... {MAX_LEVEL:g}, std 0 ... {MOST_STD:g}, num_ops "
                 f"1 ... {MOST_OPS}, as in {EXAMPLE}"
             )
 
     @classmethod
     def parse(cls, text: str) -> "RandAugment":
-        """Read timm's notation: m is the magnitude (10), mstd its deviation (0), n the operations (2).
+        """Read timm's notation: m is the magnitude (10), mstd its std (0), n the operations (2).
 
         DataError for another policy or option; inc1 must be there, because only the increasing forms are.
         """
@@ -84,50 +84,52 @@ class RandAugment:
             raise DataError(
                 f"data.augment.auto_augment ({text!r}) must be null or in the form {EXAMPLE!r}, with inc1"
             )
-        found = {name: float(value) for name, value in options}
+        values = {name: float(value) for name, value in options}
         return cls(
-            magnitude=found.get("m", cls.magnitude),
-            magnitude_std=found.get("mstd", cls.magnitude_std),
-            num_ops=int(found.get("n", cls.num_ops)),
+            magnitude=values.get("m", cls.magnitude),
+            magnitude_std=values.get("mstd", cls.magnitude_std),
+            num_ops=int(values.get("n", cls.num_ops)),
         )
 
-    def draw(self, seed: int, positions: Tensor, sides: tuple[int, int]) -> Plan:
-        """The plan of the samples at `positions` (B,) int64; `sides` of the pictures, (H, W) in pixels."""
+    def draw(self, seed: int, positions: Tensor, sides: tuple[int, int]) -> OpPlan:
+        """The plan of the samples at `positions` (B,) int64; `sides` of the images, (H, W) in pixels."""
         draws = uniforms(keys(Purpose.RANDAUGMENT, seed, positions), 4 * self.num_ops)
         which, chance, level, sign = draws.view(-1, self.num_ops, 4).unbind(-1)  # each (B, N)
-        ops = (which * Op.NOTHING).long()
+        ops = (which * ImageOp.NOTHING).long()
         level = (self.magnitude + self.magnitude_std * normals(level)).clamp(0.0, MAX_LEVEL)
-        arguments = _arguments(level / MAX_LEVEL, torch.where(sign < 0.5, -1.0, 1.0), sides)
+        arguments = op_arguments(level / MAX_LEVEL, torch.where(sign < 0.5, -1.0, 1.0), sides)
         arguments = arguments.gather(0, ops[None])[0]
-        return Plan(torch.where(chance < APPLY_PROB, ops, Op.NOTHING), arguments.float())
+        return OpPlan(torch.where(chance < APPLY_PROB, ops, ImageOp.NOTHING), arguments.float())
 
 
-def _arguments(level: Tensor, sign: Tensor, sides: tuple[int, int]) -> Tensor:
+def op_arguments(level: Tensor, sign: Tensor, sides: tuple[int, int]) -> Tensor:
     """Each operation's argument at `level` in 0 ... 1, for a `sign` of -1 or 1: (B, N) -> (15, B, N) float64.
 
-    Posterizing keeps at least one bit. timm asks for none at the highest level, which is a black picture and
+    Posterizing keeps at least one bit. timm asks for none at the highest level, which is a black image and
     an error in Pillow 13.
     """
     enhance = (1.0 + 0.9 * level * sign).clamp(min=0.1)
-    shear, shift = 0.3 * level * sign, 0.45 * level * sign  # the shift as a part of the side
+    shear, shift = 0.3 * level * sign, 0.45 * level * sign  # the shift as a fraction of the side
     arguments = {
-        Op.ROTATE: 30.0 * level * sign,  # degrees, counter-clockwise
-        Op.POSTERIZE: (4 - (level * 4).floor()).clamp(min=1.0),  # bits to keep
-        Op.SOLARIZE: 256 - (level * 256).floor(),  # the first value that is inverted
-        Op.SOLARIZE_ADD: (level * 110).floor(),  # added to the values below 128
-        **dict.fromkeys((Op.COLOR, Op.CONTRAST, Op.BRIGHTNESS, Op.SHARPNESS), enhance),
-        **dict.fromkeys((Op.SHEAR_X, Op.SHEAR_Y), shear),
-        Op.TRANSLATE_X: shift * sides[1],  # pixels
-        Op.TRANSLATE_Y: shift * sides[0],
+        ImageOp.ROTATE: 30.0 * level * sign,  # degrees, counter-clockwise
+        ImageOp.POSTERIZE: (4 - (level * 4).floor()).clamp(min=1.0),  # bits to keep
+        ImageOp.SOLARIZE: 256 - (level * 256).floor(),  # the first value that is inverted
+        ImageOp.SOLARIZE_ADD: (level * 110).floor(),  # added to the values below 128
+        **dict.fromkeys((ImageOp.COLOR, ImageOp.CONTRAST, ImageOp.BRIGHTNESS, ImageOp.SHARPNESS), enhance),
+        **dict.fromkeys((ImageOp.SHEAR_X, ImageOp.SHEAR_Y), shear),
+        ImageOp.TRANSLATE_X: shift * sides[1],  # pixels
+        ImageOp.TRANSLATE_Y: shift * sides[0],
     }
     none = torch.zeros_like(level)
-    return torch.stack([arguments.get(op, none) for op in Op if op != Op.NOTHING])
+    return torch.stack([arguments.get(op, none) for op in ImageOp if op != ImageOp.NOTHING])
 
 
-JITTER_ORDERS = torch.tensor(list(permutations((Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR))))  # (6, 3)
+JITTER_ORDERS = torch.tensor(
+    list(permutations((ImageOp.BRIGHTNESS, ImageOp.CONTRAST, ImageOp.COLOR)))
+)  # (6, 3)
 
 
-def draw_color_jitter(strength: float, seed: int, positions: Tensor) -> Plan:
+def draw_color_jitter(strength: float, seed: int, positions: Tensor) -> OpPlan:
     """Brightness, contrast and colour by factors of 1 - strength ... 1 + strength, in an order of its own.
 
     torchvision's ColorJitter without hue, as timm uses it. `positions` (B,) int64.
@@ -135,4 +137,4 @@ def draw_color_jitter(strength: float, seed: int, positions: Tensor) -> Plan:
     draws = uniforms(keys(Purpose.COLOR_JITTER, seed, positions), 4)  # (B, 4)
     ops = JITTER_ORDERS[(draws[:, 3] * len(JITTER_ORDERS)).long()]
     low, high = max(0.0, 1.0 - strength), 1.0 + strength
-    return Plan(ops, (low + draws[:, :3] * (high - low)).float())
+    return OpPlan(ops, (low + draws[:, :3] * (high - low)).float())

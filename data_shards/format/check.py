@@ -1,4 +1,4 @@
-"""Is a shard what its index says? Checked sample by sample from the bytes of both."""
+"""Check a shard against its index, sample by sample, from the bytes of both."""
 
 import os
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from data_shards.format.tar import BLOCK, END_OF_ARCHIVE, padded, parse_header
 
 
 class BadSample(NamedTuple):
-    """One thing found wrong; `key` is "*" when it is the whole file."""
+    """A defect of a shard; `key` is "*" where it concerns the complete file."""
 
     shard: str
     key: str
@@ -29,7 +29,7 @@ class Sample(NamedTuple):
 
 
 class Bytes:
-    """An open file as something to slice: each slice is one `pread`, and an I/O error is an OSError."""
+    """An open file that can be sliced: each slice is one `pread`, and an I/O error is an OSError."""
 
     def __init__(self, handle: int) -> None:
         self.handle, self.size = handle, os.fstat(handle).st_size
@@ -58,9 +58,9 @@ def cut_sample(tar: Bytes | bytes, record: tuple[int, int, int, int], start: int
     body = tar[offset : offset + size]
     if len(body) != size:
         raise ValueError(f"the tar ends at {len(tar)}, inside this sample")
-    name, found = parse_header(tar[start:offset])
-    if found != size:
-        raise ValueError(f"tar header says {found} bytes, index {size}")
+    name, stated = parse_header(tar[start:offset])
+    if stated != size:
+        raise ValueError(f"tar header says {stated} bytes, index {size}")
     if xxhash.xxh3_64_intdigest(body) != checksum:
         raise ValueError("checksum of the JPEG differs from the index")
     key, _, suffix = name.rpartition(".")
@@ -78,9 +78,9 @@ def _check_label(tar: Bytes | bytes, start: int, key: str, label: int) -> int:
 
 
 def check_samples(shard: str, tar: Bytes | bytes, index: np.ndarray) -> Iterator[Sample | BadSample]:
-    """Every sample of a shard, each sound or bad, one at a time, and at last the end-of-archive mark.
+    """Every sample of a shard, intact or bad, one at a time, and last the end-of-archive mark.
 
-    A damaged sample hides none that follow it: the index says where each of them starts.
+    A damaged sample hides none of those that follow it: the index states where each of them starts.
     """
     start = 0
     for row, record in enumerate(index.tolist()):
@@ -94,7 +94,7 @@ def check_samples(shard: str, tar: Bytes | bytes, index: np.ndarray) -> Iterator
 
 
 def check_bodies(shard: str, tar: Bytes | bytes, index: np.ndarray) -> Iterator[Sample | BadSample]:
-    """As `check_samples`, for a tar made by others, of which the index knows the images only."""
+    """Every sample of a tar made by others, intact or bad: its index knows the images only."""
     for row, (offset, size, label, checksum) in enumerate(index.tolist()):
         key = key_at(tar, offset, row)
         try:

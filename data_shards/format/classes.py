@@ -1,7 +1,7 @@
 """Class lists: whether two are the same, how they differ, and the labels of one in terms of the other.
 
-A label is a place in its data set's list of class names, so two data sets have the same labels only where
-they have the same names in the same order. K = classes.
+A label is an index into the list of class names of its data set, so two data sets have the same labels only
+if they have the same names in the same order. K = classes.
 """
 
 from collections import Counter
@@ -35,10 +35,10 @@ def label_map(classes: Sequence[str], wanted: Sequence[str]) -> np.ndarray:
     for names in (wanted, classes):
         if twice := [name for name, times in Counter(names).items() if times > 1]:
             raise DataError(f"class names must differ, but {shown(twice)} stands for several labels")
-    places = {name: label for label, name in enumerate(wanted)}
-    if unknown := [name for name in classes if name not in places]:
+    indices = {name: label for label, name in enumerate(wanted)}
+    if unknown := [name for name in classes if name not in indices]:
         raise DataError(f"no class of that name for {shown(unknown)}")
-    return np.array([places[name] for name in classes], dtype=np.int64)
+    return np.array([indices[name] for name in classes], dtype=np.int64)
 
 
 def differences(classes: Sequence[str], wanted: Sequence[str]) -> str:

@@ -1,4 +1,4 @@
-"""One writer a directory, and write errors that a user can act on."""
+"""One writer per directory, and write errors that a user can act on."""
 
 import os
 from collections.abc import Iterator
@@ -13,8 +13,8 @@ from parallel.durable import lock_file
 def only_writer(directory: Path, shared: bool = False) -> Iterator[None]:
     """Make `directory` and hold its lock; DataError when another process is writing there.
 
-    `shared` writers, the tasks of one pack, bear each other but no other kind. A file system without locks
-    (some Lustre mounts) is taken as it is.
+    `shared` writers, the tasks of one pack, exclude others but not each other. A file system without locks
+    (some Lustre mounts) excludes nobody.
     """
     directory.mkdir(parents=True, exist_ok=True)
     handle = os.open(directory, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,8 +1,8 @@
-"""What lies beside the tars: `manifest.json` for a split and one `.idx` file a shard.
+"""The files beside the tars: `manifest.json` of a split, and one `.idx` file per shard.
 
 <out>/train/manifest.json     name, classes, and of every shard its size and digests
 <out>/train/000000.tar        a plain WebDataset tar
-<out>/train/000000.idx        24 bytes a sample: where its JPEG lies in the tar, its label, its checksum
+<out>/train/000000.idx        24 bytes per sample: offset and size of its JPEG, label, checksum
 """
 
 import hashlib
@@ -27,7 +27,7 @@ RECORD = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<u4"), ("xxh3"
 
 @dataclass(frozen=True, kw_only=True)
 class ShardEntry:
-    """One shard as the manifest knows it; `bytes` is the size of the tar."""
+    """The manifest's entry of a shard; `bytes` is the size of the tar."""
 
     name: str
     bytes: int
@@ -43,7 +43,7 @@ class ShardEntry:
 
 @dataclass(frozen=True, kw_only=True)
 class Writer:
-    """How the shards were made: enough to make them again, byte for byte, with the same JPEG library.
+    """How the shards were written: enough to write them again, byte for byte, with the same JPEG library.
 
     A field with a default is written only when it differs, so that older manifests keep their digests.
     `samples_per_shard` is 0 where `bytes_per_shard` decides.
@@ -88,12 +88,12 @@ class Manifest:
         return hashlib.sha256(canonical_json(self.to_dict()).encode()).hexdigest()
 
     def to_dict(self) -> dict[str, Any]:
-        """What manifest.json says: every field but those that stand at their defaults."""
-        values = asdict(self) | {"classes": list(self.classes), "writer": _said(self.writer)}
-        return {key: values[key] for key in _said(self)}
+        """The contents of manifest.json: every field without a default, or with another value than it."""
+        values = asdict(self) | {"classes": list(self.classes), "writer": _nondefault(self.writer)}
+        return {key: values[key] for key in _nondefault(self)}
 
     def save(self, directory: Path) -> None:
-        """Write `directory`/manifest.json, whole or not at all."""
+        """Write `directory`/manifest.json atomically."""
         atomic_write(directory / MANIFEST_NAME, json.dumps(self.to_dict(), indent=1).encode())
 
     @property
@@ -108,17 +108,17 @@ class Manifest:
         return cls.from_dict(read_json(path), path)
 
     @classmethod
-    def from_dict(cls, said: Any, path: Path) -> "Manifest":
+    def from_dict(cls, values: Any, path: Path) -> "Manifest":
         """Build a manifest from parsed JSON; `path` is only for the message of the DataError."""
-        schema = said.get("schema") if isinstance(said, dict) else None
+        schema = values.get("schema") if isinstance(values, dict) else None
         if schema != SCHEMA:
             raise DataError(
                 f"{path}: schema is {schema!r}, this version reads {SCHEMA}; pack again: {PACK_HINT}"
             )
         try:
-            shards = tuple(ShardEntry(**shard) for shard in said["shards"])
-            said = said | {"shards": shards, "writer": Writer(**said["writer"])}
-            manifest = cls(**said | {"classes": _names(said["classes"])})
+            shards = tuple(ShardEntry(**shard) for shard in values["shards"])
+            values = values | {"shards": shards, "writer": Writer(**values["writer"])}
+            manifest = cls(**values | {"classes": _names(values["classes"])})
             total = sum(shard.samples for shard in shards)
         except (KeyError, TypeError) as error:
             raise DataError(f"{path}: not a manifest ({error}); pack again: {PACK_HINT}") from error
@@ -135,11 +135,11 @@ def _names(classes: Any) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def _said(value: "Manifest | Writer") -> dict[str, Any]:
-    """The fields of a dataclass that have no default, or another value."""
-    found = {field.name: getattr(value, field.name) for field in fields(value)}
+def _nondefault(value: "Manifest | Writer") -> dict[str, Any]:
+    """The fields of a dataclass that have no default, or another value than it."""
+    values = {field.name: getattr(value, field.name) for field in fields(value)}
     return {
-        f.name: found[f.name] for f in fields(value) if f.default is MISSING or found[f.name] != f.default
+        f.name: values[f.name] for f in fields(value) if f.default is MISSING or values[f.name] != f.default
     }
 
 
@@ -162,14 +162,14 @@ def _missing(path: Path) -> str:
     directory = path.parent
     if not directory.is_dir():
         return f"{directory}: no such directory; make the shards first, for example: {PACK_HINT}"
-    splits = sorted(str(found.parent) for found in directory.glob(f"*/{MANIFEST_NAME}"))
+    splits = sorted(str(path.parent) for path in directory.glob(f"*/{MANIFEST_NAME}"))
     if splits:
         return f"{directory}: holds splits, not shards; name one of {', '.join(splits)}"
     return f"{directory}: no {MANIFEST_NAME}, so packing never finished here; run it (again): {PACK_HINT}"
 
 
 def read_index(path: str | Path) -> np.ndarray:
-    """Memory-map an index: (samples,) of RECORD; DataError when it is not whole records."""
+    """Memory-map an index: (samples,) of RECORD; DataError when its size is no multiple of a record."""
     try:
         if Path(path).stat().st_size % RECORD.itemsize == 0:
             return np.memmap(path, dtype=RECORD, mode="r")
@@ -195,7 +195,7 @@ def check_shards(manifest: Manifest, directory: str | Path) -> None:
 
 def _size_problem(path: Path, expected: int) -> str | None:
     try:
-        found = path.stat().st_size
+        size = path.stat().st_size
     except OSError as error:
         return f"{path}: {error.strerror}, expected {expected} bytes"
-    return None if found == expected else f"{path}: expected {expected} bytes, found {found}"
+    return None if size == expected else f"{path}: expected {expected} bytes, found {size}"

@@ -1,4 +1,4 @@
-"""What a data set is before it is packed: splits, each a list of samples that can be read in any order."""
+"""A data set before it is packed: splits, each a list of samples that can be read in any order."""
 
 import hashlib
 from collections.abc import Mapping
@@ -11,11 +11,11 @@ from data_shards.errors import DataError
 
 
 class BadSourceError(DataError):
-    """This one sample cannot be had, today or tomorrow: it is listed and left out, and the rest is packed."""
+    """A sample that is permanently damaged or missing: it is listed and left out, and the rest is packed."""
 
 
 class BadSource(NamedTuple):
-    """A sample that was left out: its key had it been packed, where it was looked for, and why not."""
+    """A sample that was left out: the key it would have, its path in the source, and the reason."""
 
     key: str
     source: str
@@ -39,7 +39,7 @@ class Samples(Protocol):
         ...
 
     def describe(self, i: int) -> str:
-        """What a person would look for: the path of sample i inside the source."""
+        """The path of sample i inside the source, for messages."""
         ...
 
     def label(self, i: int) -> int:
@@ -60,7 +60,7 @@ class Samples(Protocol):
 class Source:
     """A data set before packing; `description` is the same on every machine, as a digest covers it.
 
-    `notes` are for the person who packs: what was found in the source and is not among its samples.
+    `notes` are for the person who packs: what the source contains that is not among its samples.
     """
 
     name: str
@@ -88,7 +88,7 @@ class ArraySamples:
         return ArraySamples(self.images[rows], self.labels[rows])
 
     def describe(self, i: int) -> str:
-        """The place in the array."""
+        """The index in the array."""
         return f"image {i}"
 
     def label(self, i: int) -> int:

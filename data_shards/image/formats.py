@@ -10,6 +10,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Concatenate, ParamSpec, TypeVar
 
+import numpy as np
+
 from data_shards.errors import DataError
 
 FORMATS = {
@@ -84,31 +86,24 @@ def check_scans(body: bytes) -> None:
         raise ValueError(f"a progressive JPEG of {scans} scans; at most {MAX_SCANS} are decoded")
 
 
-def check_whole_gif(body: bytes) -> None:
-    """ValueError unless every block of a GIF is there, up to its trailer (GIF89a, section 27)."""
-    try:
-        at = 13 + _color_table_bytes(body[10])
-        while (block := body[at]) != 0x3B:
-            at += 1
-            if block == 0x2C:  # an image: its descriptor, a colour table, the code size, then its data
-                at = _after_sub_blocks(body, at + 9 + _color_table_bytes(body[at + 8]) + 1)
-            elif block == 0x21:  # an extension: its label, then its data
-                at = _after_sub_blocks(body, at + 1)
-    except IndexError:
-        raise ValueError("a GIF that is cut short") from None
+def to_eight_bits(values: np.ndarray, maxval: int) -> np.ndarray:
+    """round(values / maxval x 255) as uint8, of the same shape; ValueError for integers beyond 0 ... maxval.
+
+    With a maxval of 65535 this is a division by 257.
+    """
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > maxval:
+        raise ValueError(f"pixels in {low} ... {high}; their range is 0 ... {maxval}")
+    if maxval == 255:
+        return values.astype(np.uint8, copy=False)
+    return np.rint(np.arange(maxval + 1) / maxval * 255).astype(np.uint8)[values]
 
 
-def _color_table_bytes(flags: int) -> int:
-    return 3 << ((flags & 7) + 1) if flags & 0x80 else 0
-
-
-def _after_sub_blocks(body: bytes, at: int) -> int:
-    while size := body[at]:
-        at += size + 1
-    return at + 1
-
-
-def check_whole_bmp(body: bytes) -> None:
-    """ValueError when a BMP is shorter than its header says."""
-    if len(body) < (size := int.from_bytes(body[2:6], "little")):
-        raise ValueError(f"a BMP that is cut short: its header says {size} bytes")
+def unit_to_eight_bits(values: np.ndarray) -> np.ndarray:
+    """round(values x 255) as uint8, of the same shape; ValueError for floats that are not in 0 ... 1."""
+    low, high = float(values.min()), float(values.max())
+    if not (low >= 0 and high <= 1):  # so NaN is refused
+        raise ValueError(
+            f"floating-point pixels in {low:g} ... {high:g}; only 0 ... 1 can be scaled to 8 bits"
+        )
+    return np.rint(values * 255).astype(np.uint8)

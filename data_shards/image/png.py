@@ -19,7 +19,7 @@ CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by color type
 PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 
 
-class Header(NamedTuple):
+class PngHeader(NamedTuple):
     """The chunk IHDR; `depth` is in bits a channel."""
 
     width: int
@@ -46,12 +46,12 @@ class Header(NamedTuple):
         return total
 
 
-def read_header(body: bytes) -> Header:
+def read_header(body: bytes) -> PngHeader:
     """The header of a PNG; ValueError when its chunk is damaged, or the image too large."""
     name, data = next(_chunks(body))
     if name != b"IHDR" or len(data) != HEADER.size:
         raise ValueError("a PNG without a header")
-    header = Header(*HEADER.unpack(data))
+    header = PngHeader(*HEADER.unpack(data))
     if header.color not in CHANNELS:
         raise ValueError(f"a PNG of color type {header.color}")
     check_size(header.height, header.width)

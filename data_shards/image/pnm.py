@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from data_shards.image.depth import to_eight_bits
-from data_shards.image.formats import check_size
+from data_shards.image.formats import check_size, to_eight_bits
 
 SPACE = rb"(?:\s|#[^\r\n]*[\r\n])++"
 NUMBER = SPACE + rb"(\d{1,10})"
@@ -20,7 +19,7 @@ START = {
 COMMENT = re.compile(rb"#[^\r\n]*")
 
 
-class Header(NamedTuple):
+class PnmHeader(NamedTuple):
     """`start` is the byte at which the pixels begin; P1 and P4 have no maxval, and 1 here."""
 
     kind: int
@@ -40,16 +39,16 @@ class Header(NamedTuple):
         return (self.height, self.width, 3) if self.kind in (3, 6) else (self.height, self.width)
 
 
-def read_header(body: bytes) -> Header:
+def read_header(body: bytes) -> PnmHeader:
     """The header of an anymap; ValueError when it is not one, or the image too large."""
     kind = body[1] - ord("0")
-    if not (found := START[kind].match(body)):
-        raise ValueError(f"a P{kind} without a whole header")
-    width, height, *rest = (int(number) for number in found.groups())
+    if not (start := START[kind].match(body)):
+        raise ValueError(f"a P{kind} without a complete header")
+    width, height, *rest = (int(number) for number in start.groups())
     maxval = rest[0] if rest else 1
     if not 0 < maxval < 65536:
         raise ValueError(f"maxval ({maxval}) must be in 1 ... 65535")
-    return Header(kind, *check_size(height, width), maxval, found.end())
+    return PnmHeader(kind, *check_size(height, width), maxval, start.end())
 
 
 def decode(body: bytes) -> np.ndarray:
@@ -61,7 +60,7 @@ def decode(body: bytes) -> np.ndarray:
     return to_eight_bits(values.reshape(header.shape), header.maxval)
 
 
-def _read(body: bytes, header: Header, count: int) -> np.ndarray:
+def _read(body: bytes, header: PnmHeader, count: int) -> np.ndarray:
     """The numbers in the file: (count,) integers, or (H, W) of P4."""
     if header.kind == 4:
         row = -(-header.width // 8)

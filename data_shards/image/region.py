@@ -31,7 +31,7 @@ decode_in_c = _bind()
 
 
 def decode(body: bytes, crop: Crop, factor: int) -> np.ndarray | None:
-    """The pixels of `crop` in the picture at 1/factor of its size: (h, w, C) uint8, C = 1 of gray, or RGB.
+    """The pixels of `crop` in the image at 1/factor of its size: (h, w, C) uint8, C = 1 of gray, or RGB.
 
     None where only a full decode will do: see region.c, or it was not built.
     """

@@ -1,6 +1,6 @@
-"""Manifest and indices for tars made by others, which stay as they are: `index_tars("data/theirs")`.
+"""Index tars made by others, which are not changed: `index_tars("data/theirs")`.
 
-What such a set does not have is said in `PROMISES`, which the command prints. S = tars, C = classes.
+`GUARANTEES`, which the command prints, states what such a set lacks.
 """
 
 import hashlib
@@ -19,29 +19,49 @@ from data_shards.format.index import MANIFEST_NAME, SCHEMA, Manifest, ShardEntry
 from data_shards.format.labels import Label
 from data_shards.format.samples import BadSource
 from data_shards.pack.plan import PLAN_NAME, WRITER_VERSION
-from data_shards.pack.processes import map_in_order
+from data_shards.pack.process_pool import map_in_order
 from data_shards.pack.progress import BAD_NAME, refuse_too_many, write_bad
 from data_shards.pack.shard import sha256_of
 from data_shards.pack.sources.file_samples import empty_classes
-from data_shards.pack.tar_scan import Scan, ScanJob, scan_tar
-from data_shards.pack.unusable_tars import left_out, no_samples, no_tars
+from data_shards.pack.tar_scan import Scan, ScanJob, left_out, no_samples, no_tars, scan_tar
 from parallel.durable import atomic_write
 
 MAX_CLASSES = 100_000  # beyond it the labels are captions
 SOURCE = "tars made by others, indexed"
-PROMISES = """\
-of tars made by others this is not promised:
-  - a shuffled order: samples lie as they lay; training mixes 64 places of the set, 4096 samples around each
-  - sound data from before now: checksums say what the tars hold today
-  - to be made again: no source is known, so `repair` can leave damaged samples out but not bring them back
-`swin-moe shards pack --source shards --directory DIR --out NEW` makes a set that has all three"""
+GUARANTEES = """\
+of tars made by others this is not guaranteed:
+  - a shuffled order: the order of samples stays; training interleaves 64 segments, in buffers of 4096 samples
+  - intact data from before: checksums state what the tars hold now
+  - a repair from the source: it is unknown, so `repair` can leave damaged samples out but not restore them
+`swin-moe shards pack --source shards --directory DIR --out NEW` writes a set that has all three"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexOptions:
+    """How tars made by others are indexed.
+
+    split: its name in the manifest.
+    classes: the names of the labels; None takes their numbers, or the names in the tars, sorted.
+    label_key: of a .json that is an object, the key of its label.
+    check: of every image, see data_shards/pack/reencode.py.
+    max_bad: the fraction of damaged samples beyond which indexing stops.
+    """
+
+    split: str = "train"
+    classes: Sequence[str] | None = None
+    label_key: str = "label"
+    check: str = "decode"
+    max_bad: float = 0.001
+
+
+DEFAULT_OPTIONS = IndexOptions()
 
 
 @dataclass(frozen=True)
 class Indexed:
-    """What `index_tars` made; `bad` keys were left out, and `notes` say what else was.
+    """The result of `index_tars`: `bad` keys were left out, `notes` name everything else that was.
 
-    classes_per_tar is the mean over the tars, and `mixed` what it would be after a shuffle.
+    classes_per_tar is the mean over the tars, `mixed` what it would be after a shuffle.
     """
 
     manifest: Manifest
@@ -54,27 +74,29 @@ class Indexed:
 def index_tars(
     directory: str | Path,
     out_dir: str | Path | None = None,
+    options: IndexOptions = DEFAULT_OPTIONS,
     *,
-    split: str = "train",
-    classes: Sequence[str] | None = None,
-    label_key: str = "label",
-    check: str = "decode",
-    max_bad: float = 0.001,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> Indexed:
     """Index DIRECTORY/*.tar, sorted by name; the tars are only read.
 
-    `out_dir` gets indices, manifest and links to the tars, for a directory that cannot be written; otherwise
-    they go beside the tars. `classes` names the labels; without it they are their numbers, or the names
-    found, sorted. `progress(done, total)` hears of tars. DataError: no tars, a damaged one, labels that do
-    not fit together, a directory that `pack` wrote.
+    Args:
+        directory: of the tars.
+        out_dir: for indices, manifest and links to the tars, where `directory` cannot be written; None writes
+            indices and manifest beside the tars.
+        options: see `IndexOptions`.
+        workers: processes.
+        progress: called with (tars done, all tars).
+
+    Raises:
+        DataError: no tars, a damaged one, labels that do not fit together, a directory that `pack` wrote.
     """
     root, out = Path(directory), Path(out_dir or directory)
     skipped = Skipped()
     tars = _tars(root, out, skipped)
     with write_errors(out), only_writer(out):
-        job = partial(_scan, label_key=label_key, check=check)
+        job = partial(_scan, label_key=options.label_key, check=options.check)
         scans, digests = [], []
         for scan, sha256 in map_in_order(job, tars, workers):
             scans.append(scan)
@@ -85,22 +107,24 @@ def index_tars(
         bad = list(left_out(scans))
         if not any(scan.labels for scan in scans):
             raise DataError(no_samples(root, bad, skipped))
-        names, maps = _classes(scans, classes)
-        refuse_too_many(root, bad, max_bad, sum(len(scan.index) for scan in scans) + len(bad))
-        scans = [_relabelled(scan, places) for scan, places in zip(scans, maps, strict=True)]
+        names, maps = _classes(scans, options.classes)
+        refuse_too_many(root, bad, options.max_bad, sum(len(scan.index) for scan in scans) + len(bad))
+        scans = [_relabelled(scan, label_map) for scan, label_map in zip(scans, maps, strict=True)]
         entries = [
-            _write(out, *found) for found in zip(tars, scans, digests, strict=True) if len(found[1].index)
+            _write(out, tar, scan, sha256)
+            for tar, scan, sha256 in zip(tars, scans, digests, strict=True)
+            if len(scan.index)
         ]
-        manifest = _manifest(root.resolve().name, split, names, entries, len(bad), check)
+        manifest = _manifest(root.resolve().name, options, names, entries, len(bad))
         if bad:
             write_bad(out, bad)
         else:
             (out / BAD_NAME).unlink(missing_ok=True)  # of an earlier index
         manifest.save(out)
     labels = [scan.index["label"] for scan in scans]
-    spread, mixed = _mixing(labels, len(names))
-    empty = empty_classes(names, {split: np.concatenate(labels)}, allow_empty=True)
-    return Indexed(manifest, tuple(bad), (*skipped.notes(str(root)), *empty), spread, mixed)
+    per_tar, mixed = _mixing(labels, len(names))
+    empty = empty_classes(names, {options.split: np.concatenate(labels)}, allow_empty=True)
+    return Indexed(manifest, tuple(bad), (*skipped.notes(str(root)), *empty), per_tar, mixed)
 
 
 def _scan(path: Path, label_key: str, check: str) -> tuple[Scan, str]:
@@ -140,7 +164,7 @@ def _tars(root: Path, out: Path, skipped: Skipped) -> list[Path]:
 def _classes(
     scans: Sequence[Scan], given: Sequence[str] | None
 ) -> tuple[tuple[str, ...], list[dict[int, int]]]:
-    """The class names, and for every tar the class of each of its own label places."""
+    """The class names, and for every tar the class of each of each of its label indices."""
     named: dict[Label, str] = {}
     for scan in scans:
         for label, member in zip(scan.labels, scan.named, strict=True):
@@ -158,16 +182,17 @@ def _classes(
     if given is None:
         given = [str(i) for i in range(max(numbers) + 1)] if numbers else sorted(map(str, named))
     values: Sequence[Label] = range(len(given)) if numbers else given
-    place = {label: i for i, label in enumerate(values)}
-    if missing := sorted(named.keys() - place.keys(), key=str):
+    class_of = {label: i for i, label in enumerate(values)}
+    if missing := sorted(named.keys() - class_of.keys(), key=str):
         what = f"label {missing[0]} ({named[missing[0]]})"
-        raise DataError(f"{what} is not among the {len(given)} classes; mend --classes")
-    return tuple(given), [{i: place[label] for i, label in enumerate(scan.labels)} for scan in scans]
+        raise DataError(f"{what} is not among the {len(given)} classes; correct --classes")
+    return tuple(given), [{i: class_of[label] for i, label in enumerate(scan.labels)} for scan in scans]
 
 
-def _relabelled(scan: Scan, places: dict[int, int]) -> Scan:
+def _relabelled(scan: Scan, label_map: dict[int, int]) -> Scan:
     index = scan.index.copy()
-    index["label"] = np.array([places[i] for i in range(len(places))] or [0], dtype=np.uint32)[index["label"]]
+    labels = [label_map[i] for i in range(len(label_map))] or [0]
+    index["label"] = np.array(labels, dtype=np.uint32)[index["label"]]
     return replace(scan, index=index)
 
 
@@ -186,15 +211,15 @@ def _write(out: Path, tar: Path, scan: Scan, sha256: str) -> ShardEntry:
 
 
 def _manifest(
-    name: str, split: str, classes: tuple[str, ...], entries: list[ShardEntry], bad: int, check: str
+    name: str, options: IndexOptions, classes: tuple[str, ...], entries: list[ShardEntry], bad: int
 ) -> Manifest:
     digest = hashlib.sha256("".join(entry.sha256 for entry in entries).encode()).hexdigest()
-    fields = {"seed": 0, "quality": 95, "samples_per_shard": 0, "shuffle": False, "check": check}
+    fields = {"seed": 0, "quality": 95, "samples_per_shard": 0, "shuffle": False, "check": options.check}
     writer = Writer(version=WRITER_VERSION, source=SOURCE, source_digest=digest, **fields)  # type: ignore[arg-type]
     return Manifest(
         schema=SCHEMA,
         name=name,
-        split=split,
+        split=options.split,
         samples=sum(entry.samples for entry in entries),
         classes=classes,
         shards=tuple(entries),
@@ -207,10 +232,10 @@ def _manifest(
 def _mixing(labels: Sequence[np.ndarray], num_classes: int) -> tuple[float, float]:
     """Classes in a tar on average, and as many as would be there had the samples been shuffled.
 
-    A class with share p of all samples is missed by n shuffled ones with probability (1 - p)^n.
+    A class with fraction p of all samples is missed by n shuffled ones with probability (1 - p)^n.
     """
-    shares = np.bincount(np.concatenate(labels), minlength=num_classes)
-    shares = shares / shares.sum()
+    fractions = np.bincount(np.concatenate(labels), minlength=num_classes)
+    fractions = fractions / fractions.sum()
     sizes = [len(tar) for tar in labels if len(tar)]
-    expected = [float((1 - (1 - shares) ** size).sum()) for size in sizes]
+    expected = [float((1 - (1 - fractions) ** size).sum()) for size in sizes]
     return float(np.mean([len(np.unique(tar)) for tar in labels if len(tar)])), float(np.mean(expected))

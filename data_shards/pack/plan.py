@@ -1,8 +1,8 @@
-"""What a pack is to write, decided before anything is: options, order, cuts. Everything else follows from it.
+"""The plan of a pack: options, order and cuts, fixed before a shard is written.
 
     pack.json   the plan being carried out; replaced by manifest.json at the end
 
-N = samples that the source lists; the plan counts damaged ones, since nobody has looked at them yet.
+N = samples that the source lists; the plan includes damaged ones, since none has been read yet.
 """
 
 from collections.abc import Callable
@@ -37,14 +37,14 @@ NOT_COMPARED = ("starts", "max_bad", "writer", "gone")
 
 @dataclass(frozen=True, kw_only=True)
 class PackOptions:
-    """What a user may ask of a pack; DataError for nonsense.
+    """The options of a pack; DataError for a value out of range.
 
     samples_per_shard: 1000 unless it or `bytes_per_shard` is given.
-    bytes_per_shard: no tar longer than this, reckoned by the sizes of the sources (so re-encoded ones come
+    bytes_per_shard: no tar longer than this, estimated by the sizes of the sources (re-encoded ones come
         out shorter); a sample that is longer gets a shard of its own.
     seed: of the shuffle; `shuffle` False keeps the source's order.
     quality, short_side, baseline, check: see data_shards/pack/reencode.py.
-    max_bad: the share of damaged sources beyond which packing gives up; 10 are always allowed.
+    max_bad: the fraction of damaged sources beyond which packing stops; 10 are always allowed.
     """
 
     samples_per_shard: int | None = None
@@ -67,7 +67,7 @@ class PackOptions:
                 f"bytes_per_shard ({self.bytes_per_shard}) must be at least {MIN_BYTES_PER_SHARD}"
             )
         if not 0 <= self.max_bad <= 1:
-            raise DataError(f"max_bad ({self.max_bad}) must be a share, in 0 ... 1")
+            raise DataError(f"max_bad ({self.max_bad}) must be a fraction, in 0 ... 1")
         self.recipe()
 
     def recipe(self) -> Recipe:
@@ -77,7 +77,7 @@ class PackOptions:
         )
 
     def writer(self, source: Source, split: str) -> Writer:
-        """The options and the source as the manifest says them."""
+        """The options and the source, for the manifest."""
         by_samples = 0 if self.bytes_per_shard else self.samples_per_shard or SAMPLES_PER_SHARD
         return Writer(
             version=WRITER_VERSION,
@@ -109,7 +109,7 @@ class PackOptions:
 
 
 def order(count: int, options: PackOptions) -> np.ndarray:
-    """Which sample of the list stands at every rank: (N,) uint32."""
+    """The index in the list of the sample at every rank: (N,) uint32."""
     if not options.shuffle:
         return np.arange(count, dtype=np.uint32)
     return permutation(count, Purpose.PACK, options.seed).astype(np.uint32)
@@ -124,10 +124,10 @@ def cut(samples: Samples, ranks: np.ndarray, options: PackOptions) -> list[int]:
         return [*range(0, len(ranks), options.samples_per_shard or SAMPLES_PER_SHARD), len(ranks)]
     sizes = samples.sizes()[ranks]
     ends = np.cumsum(3 * BLOCK + (sizes + BLOCK - 1) // BLOCK * BLOCK)  # image, header; label, header
-    starts, room = [0], options.bytes_per_shard - len(END_OF_ARCHIVE)
+    starts, limit = [0], options.bytes_per_shard - len(END_OF_ARCHIVE)
     while starts[-1] < len(ranks):
         before = int(ends[starts[-1] - 1]) if starts[-1] else 0
-        starts.append(max(int(np.searchsorted(ends, before + room, side="right")), starts[-1] + 1))
+        starts.append(max(int(np.searchsorted(ends, before + limit, side="right")), starts[-1] + 1))
     return starts
 
 
@@ -140,7 +140,7 @@ def check_split(source: Source, split: str) -> None:
 
 
 def make_plan(source: Source, split: str, options: PackOptions) -> dict[str, Any]:
-    """Everything that the manifest will say except its shards, as it reads back from JSON."""
+    """The manifest without its shards, as it is read back from JSON."""
     check_split(source, split)
     writer = options.writer(source, split)
     empty = Manifest(
@@ -159,7 +159,7 @@ def make_plan(source: Source, split: str, options: PackOptions) -> dict[str, Any
 
 
 def comparable(manifest: dict[str, Any]) -> dict[str, Any]:
-    """A manifest without what only its shards decide; `listed` counts the samples left out as well."""
+    """A manifest without what depends on its shards; `listed` includes the samples left out."""
     listed = manifest["samples"] + manifest.get("bad_sources", 0)
     return {k: v for k, v in manifest.items() if k not in ("shards", "samples", "bad_sources")} | {
         "listed": listed
@@ -169,7 +169,7 @@ def comparable(manifest: dict[str, Any]) -> dict[str, Any]:
 def claim(
     out: Path, plan: dict[str, Any], starts: Callable[[], list[int]]
 ) -> tuple[list[int], Manifest | None]:
-    """Take `out` for this plan: where its shards start, and the manifest if nothing at all is left to do.
+    """Claim `out` for this plan: the starts of its shards, and the manifest if nothing is left to do.
 
     DataError when another plan has it.
     """
@@ -182,24 +182,24 @@ def claim(
             pass  # the same plan with something missing: packing again writes exactly that
         else:
             return [], manifest
-    found = read_json(out / PLAN_NAME) if (out / PLAN_NAME).exists() else None
-    if found is not None:
-        _refuse_other(out, found, plan)
+    before = read_json(out / PLAN_NAME) if (out / PLAN_NAME).exists() else None
+    if before is not None:
+        _refuse_other(out, before, plan)
     elif not (out / MANIFEST_NAME).exists() and (
         strangers := sorted(path.name for path in out.glob("*.tar"))
     ):
         raise DataError(f"{out}: holds {strangers[0]} but no {PLAN_NAME}; pass another --out, or delete it")
-    plan = plan | {"starts": found["starts"] if found else starts()}
-    if found != plan:
+    plan = plan | {"starts": before["starts"] if before else starts()}
+    if before != plan:
         atomic_write(out / PLAN_NAME, canonical_json(plan).encode())
     return plan["starts"], None
 
 
-def _refuse_other(out: Path, found: dict[str, Any], plan: dict[str, Any]) -> None:
-    there, asked = (fields | asdict(Writer(**fields["writer"])) for fields in (found, plan))
-    keys = [key for key in asked | there if key not in NOT_COMPARED and there.get(key) != asked.get(key)]
+def _refuse_other(out: Path, before: dict[str, Any], plan: dict[str, Any]) -> None:
+    there, wanted = (fields | asdict(Writer(**fields["writer"])) for fields in (before, plan))
+    keys = [key for key in wanted | there if key not in NOT_COMPARED and there.get(key) != wanted.get(key)]
     if keys and set(keys) <= {"listed", "source_digest"}:
-        counts = f"{there['listed']} samples then, {asked['listed']} now"
+        counts = f"{there['listed']} samples then, {wanted['listed']} now"
         fix = f"delete {out} to pack the list of today, or pass another --out"
         raise DataError(
             f"{out}: the list of the source has changed since packing began ({counts}), by more than files "
@@ -207,6 +207,6 @@ def _refuse_other(out: Path, found: dict[str, Any], plan: dict[str, Any]) -> Non
         )
     if keys:
         text = "; ".join(
-            f"{k}: {str(there.get(k))[:50]!r} there, {str(asked.get(k))[:50]!r} asked" for k in keys
+            f"{k}: {str(there.get(k))[:50]!r} there, {str(wanted.get(k))[:50]!r} requested" for k in keys
         )
         raise DataError(f"{out}: another pack is there ({text}); pass another --out, or delete {out}")

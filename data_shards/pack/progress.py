@@ -1,9 +1,9 @@
-"""What is finished, written down as it finishes, by each task for itself; and the last step that joins it.
+"""The records of finished shards, which each task of a pack writes, and the step that joins them.
 
-    part-00002-of-00008.jsonl   a line a finished shard of task 2/8: its entry, the samples left out
+    part-00002-of-00008.jsonl   one line per finished shard of task 2/8: its entry, the samples left out
     bad_sources.tsv             of a finished pack: key, source, label, reason of every sample left out
 
-A line counts when it is whole, so a task may be killed at any byte.
+A line counts when it is complete, so a task may be killed at any byte.
 """
 
 import json
@@ -26,7 +26,7 @@ ALWAYS_ALLOWED = 10  # damaged sources, however small the split
 
 
 class PartFile:
-    """The records of one task, appended to and flushed shard by shard; `known` are those it starts with."""
+    """The records of one task, appended and flushed shard by shard; it starts with the records `known`."""
 
     def __init__(self, out: Path, task: tuple[int, int], known: Iterable[ShardRecord]) -> None:
         self.path = out / f"part-{task[0]:05d}-of-{task[1]:05d}.jsonl"
@@ -34,7 +34,7 @@ class PartFile:
         atomic_write(self.path, "".join(map(_line, self.records.values())).encode())
 
     def add(self, record: ShardRecord) -> None:
-        """Write a record down, if it is not there yet."""
+        """Append a record, unless it is there already."""
         if self.records.get(record.shard) != record:
             with open(self.path, "a") as file:
                 file.write(_line(record))
@@ -46,39 +46,39 @@ def _line(record: ShardRecord) -> str:
 
 
 def read_records(out: Path) -> dict[int, ShardRecord]:
-    """Every finished shard that a part knows; DataError when two parts disagree about one.
+    """The finished shards of all parts; DataError when two parts disagree about a shard.
 
-    Where they differ in what is damaged, a source was mended in between and the later part is right.
+    Where they differ in what is damaged, a source was repaired in between, and the later part is right.
     """
-    found: dict[int, ShardRecord] = {}
+    records: dict[int, ShardRecord] = {}
     for path, text in _part_files(out):
         part = {record.shard: record for record in map(_parse, text.splitlines()) if record}
-        for shard in part.keys() & found.keys():
-            if part[shard].bad == found[shard].bad and part[shard] != found[shard]:
+        for shard in part.keys() & records.keys():
+            if part[shard].bad == records[shard].bad and part[shard] != records[shard]:
                 raise DataError(
                     f"{out}: tasks disagree about shard {shard} ({path.name} and another); have their "
                     f"machines different JPEG libraries? Install the same, delete {out} and pack again"
                 )
-        found |= part
-    return found
+        records |= part
+    return records
 
 
 def _part_files(out: Path) -> list[tuple[Path, str]]:
-    """The part files and what they hold, the one that was written last at the end."""
-    found = []
+    """The part files and their text, the one that was written last at the end."""
+    parts = []
     for path in sorted(out.glob("part-*-of-*.jsonl")):
         with suppress(FileNotFoundError):  # another task has joined the parts just now
-            found.append((path.stat().st_mtime_ns, path, path.read_text()))
-    return [(path, text) for _, path, text in sorted(found)]
+            parts.append((path.stat().st_mtime_ns, path, path.read_text()))
+    return [(path, text) for _, path, text in sorted(parts)]
 
 
 def _parse(line: str) -> ShardRecord | None:
     try:
-        said = json.loads(line)
-        bad = tuple(BadSource(*fields) for fields in said["bad"])
-        return ShardRecord(shard=said["shard"], entry=ShardEntry(**said["entry"]), bad=bad)
+        record = json.loads(line)
+        bad = tuple(BadSource(*fields) for fields in record["bad"])
+        return ShardRecord(shard=record["shard"], entry=ShardEntry(**record["entry"]), bad=bad)
     except (ValueError, KeyError, TypeError):
-        return None  # cut short by a kill: that shard is made again
+        return None  # cut short by a kill: that shard is written again
 
 
 def records_of(manifest: Manifest, out: Path, starts: Sequence[int]) -> dict[int, ShardRecord]:
@@ -123,13 +123,13 @@ def _unquoted(text: str) -> str:
 
 
 def refuse_too_many(out: Path, bad: Sequence[BadSource], max_bad: float, listed: int) -> None:
-    """DataError when more samples are damaged than a user wants to do without."""
+    """DataError when more samples are damaged than `max_bad` allows."""
     allowed = max(ALWAYS_ALLOWED, int(max_bad * listed))
     if len(bad) > allowed:
         first = ", ".join(f"{b.source}: {b.reason}" for b in bad[:3])
         raise DataError(
             f"{out}: {len(bad)} damaged sources, more than max_bad allows ({allowed} of {listed}): {first}; "
-            "mend or delete them, or raise --max-bad (a share), and run the same command again"
+            "repair or delete them, or raise --max-bad (a fraction), and run the same command again"
         )
 
 
@@ -166,7 +166,7 @@ def finish(out: Path, max_bad: float | None = None) -> Manifest:
     if bad:
         write_bad(out, bad)
     else:
-        (out / BAD_NAME).unlink(missing_ok=True)  # of an earlier run, whose bad sources were mended
+        (out / BAD_NAME).unlink(missing_ok=True)  # of an earlier run, whose bad sources were repaired
     manifest.save(out)
     for path in (out / PLAN_NAME, *out.glob("part-*-of-*.jsonl")):
         path.unlink(missing_ok=True)
@@ -177,6 +177,6 @@ def finish(out: Path, max_bad: float | None = None) -> Manifest:
 def _manifest(plan: dict[str, Any], entries: list[ShardEntry], bad: int, out: Path) -> Manifest:
     if not entries:
         raise DataError(f"{out}: not one sample of the source can be read; see --directory")
-    said = {key: plan[key] for key in ("schema", "name", "split", "classes", "writer")}
+    fields = {key: plan[key] for key in ("schema", "name", "split", "classes", "writer")}
     counts = {"samples": sum(entry.samples for entry in entries)} | ({"bad_sources": bad} if bad else {})
-    return Manifest.from_dict(said | counts | {"shards": [asdict(e) for e in entries]}, out / MANIFEST_NAME)
+    return Manifest.from_dict(fields | counts | {"shards": [asdict(e) for e in entries]}, out / MANIFEST_NAME)

@@ -1,4 +1,4 @@
-"""From a sample of a source to the bytes that are packed: checked, made smaller, made baseline, as asked.
+"""From a sample of a source to the bytes that are packed: checked, resized, converted to baseline.
 
 The same pixels give the same bytes on every machine: libjpeg-turbo's transforms and PIL's resize are integer
 arithmetic. Another version of either library may differ, as may another jpegtran.
@@ -24,7 +24,7 @@ JPEGTRAN_TIMEOUT_S = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What is done to every image; `short_side` in pixels, 0 leaves sizes alone."""
+    """The processing of every image; `short_side` in pixels, 0 keeps all sizes."""
 
     quality: int = 95
     short_side: int = 0
@@ -50,8 +50,8 @@ class Recipe:
 def prepare(image: np.ndarray | bytes, recipe: Recipe) -> bytes:
     """The bytes to pack of (H, W) or (H, W, 3) uint8 pixels or of an image file.
 
-    A file goes in as it is, unless its short side is longer than `short_side` or it is progressive and
-    `baseline` is asked. BadSourceError when the check finds it damaged.
+    A file goes in as it is, unless its short side is longer than `short_side`, or it is progressive and
+    `baseline` is set. BadSourceError when the check finds it damaged.
     """
     if isinstance(image, np.ndarray):
         return encode(image, recipe.quality, "444")

@@ -1,8 +1,8 @@
-"""One shard: a pure function of its job, whoever makes it. A job carries its samples, a record its outcome.
+"""Writing one shard: a pure function of its job, in any process. A job has the samples, a record the result.
 
-A sample that is damaged for good is left out and named in the record; its key stays unused. So a shard may
-hold fewer samples than planned, even none (then it has no files), and still nothing depends on who packs
-what, or when.
+A permanently damaged sample is left out and named in the record; its key stays unused. So a shard may have
+fewer samples than planned, even none (then it has no files), and still its bytes do not depend on which task
+writes it, or when.
 """
 
 import hashlib
@@ -33,9 +33,9 @@ class ShardRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardJob:
-    """All that a worker needs; `first_key` is the rank of its first sample in the split.
+    """The input of a worker; `first_key` is the rank of its first sample in the split.
 
-    `record` is what an earlier run left; `expected` refuses to replace a shard by any other than that one.
+    `record` is the result of an earlier run. With `expected`, a shard with another entry is refused.
     """
 
     directory: Path
@@ -59,7 +59,7 @@ def make_shard(job: ShardJob) -> ShardRecord:
 
 
 def _kept(job: ShardJob) -> ShardRecord | None:
-    """The record of an earlier run; None unless both files have its SHA-256 and nothing of it was mended."""
+    """The record of an earlier run, if both files have its SHA-256 and its bad samples are still bad."""
     if job.record is None:
         return None
     entry = job.record.entry
@@ -70,7 +70,7 @@ def _kept(job: ShardJob) -> ShardRecord | None:
 
 
 def _is_bad_still(job: ShardJob, source: BadSource) -> bool:
-    """Whether a sample that an earlier run left out cannot be had today either: it may have been mended."""
+    """Whether a sample that an earlier run left out is still bad: it may have been repaired."""
     try:
         prepare(job.samples[int(source.key) - job.first_key][0], job.recipe)
     except BadSourceError:
@@ -94,7 +94,7 @@ def write_shard(job: ShardJob) -> ShardRecord:
     with write_errors(job.directory):
         try:
             with atomic_file(path) as handle:
-                index = write_samples(handle, _sound(job, bad), sha256)
+                index = write_samples(handle, _intact(job, bad), sha256)
                 entry = _entry(job.name, os.fstat(handle).st_size, sha256.hexdigest(), index)
                 if job.expected and entry != job.expected:
                     raise DataError(_differs(job, bad))
@@ -112,8 +112,8 @@ class _EmptyShardError(Exception):
     """Every sample of this shard was left out."""
 
 
-def _sound(job: ShardJob, bad: list[BadSource]) -> Iterator[tuple[str, bytes, int]]:
-    """Key, image and label of every sample that can be had; the others go to `bad`."""
+def _intact(job: ShardJob, bad: list[BadSource]) -> Iterator[tuple[str, bytes, int]]:
+    """Key, image and label of every intact sample; the others are added to `bad`."""
     for row in range(len(job.samples)):
         key = f"{job.first_key + row:08d}"
         try:
@@ -125,7 +125,8 @@ def _sound(job: ShardJob, bad: list[BadSource]) -> Iterator[tuple[str, bytes, in
             continue
         if not 0 <= label < job.num_classes:
             raise DataError(
-                f"{job.name}: label {label} must be in 0 ... {job.num_classes - 1}; mend the source's labels"
+                f"{job.name}: label {label} must be in 0 ... {job.num_classes - 1}; "
+                "correct the labels of the source"
             )
         yield key, body, label
 

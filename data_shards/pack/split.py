@@ -1,6 +1,6 @@
-"""Carve a validation split out of a packed one: `carve("data/x/train", "data/y", val_per_class=50)`.
+"""Split a validation set off a packed split: `split_off("data/x/train", "data/y", val_per_class=50)`.
 
-A sample is drawn by (seed, its checksum), so who is chosen depends on the pictures and not on how they lie
+A sample is drawn by (seed, its checksum), so the choice depends on the images and not on where they lie
 in shards. N = samples, C = classes.
 """
 
@@ -20,7 +20,7 @@ from parallel.counter_rng import mix64_array
 SPLIT_KEY = int.from_bytes(b"split")
 
 
-def chosen(labels: np.ndarray, checksums: np.ndarray, val_per_class: int, seed: int) -> np.ndarray:
+def choose_validation(labels: np.ndarray, checksums: np.ndarray, val_per_class: int, seed: int) -> np.ndarray:
     """Which samples are for validation: (N,) bool. Of a class with n samples min(val_per_class, n // 2) are.
 
     So training keeps at least half of every class, and a class of one sample keeps it. Args: labels (N,),
@@ -29,9 +29,9 @@ def chosen(labels: np.ndarray, checksums: np.ndarray, val_per_class: int, seed: 
     ranks = np.lexsort((_draws(checksums, seed), labels))  # by class, then by draw; ties as they lie
     counts = np.bincount(labels)
     starts = np.cumsum(counts) - counts
-    place = np.empty(len(labels), dtype=np.int64)  # of each sample in its class
-    place[ranks] = np.arange(len(labels)) - starts[labels[ranks]]
-    return place < np.minimum(val_per_class, counts // 2)[labels]
+    rank_in_class = np.empty(len(labels), dtype=np.int64)  # of each sample
+    rank_in_class[ranks] = np.arange(len(labels)) - starts[labels[ranks]]
+    return rank_in_class < np.minimum(val_per_class, counts // 2)[labels]
 
 
 def _draws(checksums: np.ndarray, seed: int) -> np.ndarray:
@@ -39,7 +39,7 @@ def _draws(checksums: np.ndarray, seed: int) -> np.ndarray:
     return mix64_array(checksums ^ np.uint64(fold(SPLIT_KEY, seed)))
 
 
-def carve(
+def split_off(
     directory: str | Path,
     out: str | Path,
     val_per_class: int,
@@ -50,17 +50,17 @@ def carve(
 ) -> dict[str, Manifest]:
     """Write OUT/train and OUT/val from the split in `directory`, in its order and shard size.
 
-    Resumable and byte-identical for any `workers`, as `pack` is. `progress(split)` gives what hears of
-    samples. DataError: nothing to choose from, damage in the split.
+    Resumable and byte-identical for any `workers`, as `pack` is. `progress(split)` gives the callback that is
+    called with samples. DataError: nothing to choose from, damage in the split.
     """
     if val_per_class < 1:
         raise DataError(f"val_per_class ({val_per_class}) must be at least 1")
     path = Path(directory)
     manifest = Manifest.load(path)
     samples = packed_samples(path, manifest)
-    val = chosen(samples.records["label"], samples.records["xxh3"], val_per_class, seed)
+    val = choose_validation(samples.records["label"], samples.records["xxh3"], val_per_class, seed)
     if not val.any():
-        raise DataError(f"{path}: no class has two samples; there is nothing to carve out")
+        raise DataError(f"{path}: no class has two samples; there is nothing to split off")
     splits = {"train": samples.select(np.flatnonzero(~val)), "val": samples.select(np.flatnonzero(val))}
     rule = f"{val_per_class} a class for validation out of {manifest.digest[:12]}, seed {seed}"
     text = f"{manifest.writer.source}; {rule}"

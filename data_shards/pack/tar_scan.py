@@ -1,4 +1,4 @@
-"""Read a tar made by others into what an index needs: KEY.jpg, .png ... with KEY.cls, .json or .txt.
+"""Scan a tar made by others for its samples: KEY.jpg, .png ... with KEY.cls, .json or .txt.
 
 A key is a member's name up to the first dot of its last part, as the webdataset library has it. The members
 of a key may stand anywhere in the tar; of several labels .cls goes before .json and .json before .txt. A hard
@@ -8,6 +8,7 @@ link stands for the member that it names. Symbolic links are not followed: they 
 import os
 import posixpath
 import tarfile
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +22,7 @@ from data_shards.format.file_kinds import COMPRESSED, HEAD_BYTES, kind_of
 from data_shards.format.image_names import HIDDEN, IMAGE_SUFFIXES, Skipped, is_hidden
 from data_shards.format.index import RECORD
 from data_shards.format.labels import Label, WrongLabelError, json_label, label_text, parse_label
-from data_shards.format.samples import BadSourceError
+from data_shards.format.samples import BadSource, BadSourceError
 from data_shards.format.tar import MAX_BODY
 from data_shards.pack.reencode import Recipe, prepare
 
@@ -31,11 +32,12 @@ PIECE = 2**20  # bytes read at a time
 FIX = "get it again, or move it out of the directory"
 NO_LABEL, NO_IMAGE = "an image without a label", "a label without an image"
 UNKNOWN = "members whose suffix is of no image and no label"
+PACKED_TARS = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
 DOTTED = "members with a dot in their key, as a key ends at the first dot"
 
 
-class Part(NamedTuple):
-    """A member as its sample needs it: where its bytes lie, or the `problem` why they cannot be had."""
+class TarMember(NamedTuple):
+    """A member of a tar: where its bytes lie, or the `problem` why they cannot be read."""
 
     name: str
     offset: int
@@ -47,8 +49,8 @@ class Part(NamedTuple):
 class Members:
     """The members of one key: the image and the labels, by their suffixes."""
 
-    image: Part | None = None
-    labels: dict[str, Part] = field(default_factory=dict)
+    image: TarMember | None = None
+    labels: dict[str, TarMember] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class ScanJob:
 
 @dataclass(frozen=True)
 class Scan:
-    """What a tar holds: index (samples,) of RECORD, whose labels are places in `labels`.
+    """What a tar holds: index (samples,) of RECORD, whose labels are indices into `labels`.
 
     `named` is the member that first had each of the labels. `bad` are keys without an image or a label that
     can be used, `skipped` the members that belong to no key.
@@ -108,7 +110,7 @@ def _group(path: Path, tar: tarfile.TarFile) -> tuple[dict[str, Members], Skippe
     skipped = Skipped()
     stored: dict[str, tarfile.TarInfo] = {}
     for member in tar:
-        part = _part(member, stored)
+        part = _member(member, stored)
         key, suffix = split_name(member.name)
         if member.isdir():
             continue
@@ -125,7 +127,7 @@ def _group(path: Path, tar: tarfile.TarFile) -> tuple[dict[str, Members], Skippe
     return groups, skipped
 
 
-def _part(member: tarfile.TarInfo, stored: dict[str, tarfile.TarInfo]) -> Part:
+def _member(member: tarfile.TarInfo, stored: dict[str, tarfile.TarInfo]) -> TarMember:
     """Where the bytes of a member lie; `stored` has the earlier members with bytes, and gets this one."""
     body: tarfile.TarInfo | None = member
     problem = ""
@@ -137,9 +139,9 @@ def _part(member: tarfile.TarInfo, stored: dict[str, tarfile.TarInfo]) -> Part:
     elif not member.isreg() or member.issparse():
         problem = "is a sparse file or no file; write the tar without --sparse"
     if problem or body is None:
-        return Part(member.name, 0, 0, problem)
+        return TarMember(member.name, 0, 0, problem)
     stored[_plain(member.name)] = body
-    return Part(member.name, body.offset_data, body.size)
+    return TarMember(member.name, body.offset_data, body.size)
 
 
 def _plain(name: str) -> str:
@@ -165,7 +167,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def _check_end(path: Path, handle: int, at: int) -> None:
-    """tarfile stops without a word at a damaged header: then what follows is not the zeros of an end."""
+    """DataError where tarfile stopped silently at a damaged header: no zeros of an end follow it."""
     size = os.fstat(handle).st_size
     if at > size:
         raise DataError(f"{path}: is cut short: {size} bytes, and its last member goes on to {at}; {FIX}")
@@ -184,7 +186,7 @@ class _Scanner:
 
     def __init__(self, job: ScanJob, handle: int) -> None:
         self.job, self.handle = job, handle
-        self.places: dict[Label, int] = {}
+        self.label_ids: dict[Label, int] = {}
         self.named: list[str] = []
         self.recipe = Recipe(check=job.check)
 
@@ -199,7 +201,7 @@ class _Scanner:
                     raise
                 bad.append(BadSample(self.job.path.name, key, " ".join(str(error).split())))
         index = np.sort(np.array(rows, dtype=RECORD), order="offset")
-        return Scan(index, tuple(self.places), tuple(self.named), tuple(bad), skipped)
+        return Scan(index, tuple(self.label_ids), tuple(self.named), tuple(bad), skipped)
 
     def _record(self, group: Members) -> tuple[int, int, int, int]:
         if group.image is None or not group.labels:
@@ -208,19 +210,19 @@ class _Scanner:
         label = self._label(part)
         body = self._read(group.image)
         prepare(body, self.recipe)
-        if label not in self.places:
+        if label not in self.label_ids:
             self.named.append(f"{self.job.path.name}: {part.name}")
-        place = self.places.setdefault(label, len(self.places))
-        return group.image.offset, len(body), place, xxhash.xxh3_64_intdigest(body)
+        label_id = self.label_ids.setdefault(label, len(self.label_ids))
+        return group.image.offset, len(body), label_id, xxhash.xxh3_64_intdigest(body)
 
-    def _read(self, part: Part) -> bytes:
+    def _read(self, part: TarMember) -> bytes:
         if part.problem:
             raise ValueError(f"{part.name} {part.problem}")
         if not 0 < part.size <= MAX_BODY:
             raise ValueError(f"{part.name} has {part.size} bytes")
         return os.pread(self.handle, part.size, part.offset)
 
-    def _label(self, part: Part) -> Label:
+    def _label(self, part: TarMember) -> Label:
         if part.size > MAX_LABEL_BYTES:
             raise ValueError(f"{part.name} has {part.size} bytes, too many for a label")
         text = label_text(self._read(part))
@@ -228,5 +230,44 @@ class _Scanner:
             is_json = part.name.lower().endswith(".json")
             return json_label(text, self.job.label_key) if is_json else parse_label(text)
         except WrongLabelError as error:
-            fix = "mend the label, or move the tar out of the directory"
+            fix = "correct the label, or move the tar out of the directory"
             raise DataError(f"{self.job.path}: {part.name}: {error}; {fix}") from error
+
+
+def no_tars(root: Path) -> str:
+    """The message for a directory without a tar."""
+    names = sorted(path.name for path in root.iterdir())
+    if packed := [name for name in names if name.lower().endswith(PACKED_TARS)]:
+        fix = "an index points into the tar itself: unpack them to .tar first"
+        return f"{root}: holds no *.tar but {len(packed)} compressed ones, such as {packed[0]}; {fix}"
+    if inside := sorted(root.glob("*/*.tar")):
+        return f"{root}: holds no *.tar; name {inside[0].parent} as the directory"
+    return f"{root}: holds no *.tar"
+
+
+def left_out(scans: Sequence[Scan]) -> Iterator[BadSource]:
+    """The keys without a sample; the reason names the other half of a key, if it is elsewhere."""
+    bad = [sample for scan in scans for sample in scan.bad]
+    labels = {
+        sample.key.rpartition("/")[2]: f"{sample.shard}: {sample.key}"
+        for sample in bad
+        if sample.reason == NO_IMAGE
+    }
+    for sample in bad:
+        reason, other = sample.reason, labels.get(sample.key.rpartition("/")[2])
+        if reason == NO_LABEL and other:
+            reason = f"{NO_LABEL}, which is {other}; both must be in one tar and one directory"
+        yield BadSource(sample.key, sample.shard, -1, reason)
+
+
+def no_samples(root: Path, bad: Sequence[BadSource], skipped: Skipped) -> str:
+    """The message for tars without a single sample: their actual contents."""
+    reasons = Skipped()
+    for source in bad:
+        reasons.add(source.reason.partition(", which is ")[0], f"{source.source}: {source.key}")
+    kinds = [f"{count} of {kind}, such as {example}" for kind, (count, example) in reasons.kinds.items()]
+    if (pieces := next((b for b in bad if ", which is " in b.reason), None)) is not None:
+        kinds.insert(0, f"{pieces.source}: {pieces.key}: {pieces.reason}")
+    text = "; ".join([*kinds[:3], *skipped.notes("of the members")]) or "they have no members"
+    images, labels = (", .".join(names) for names in (IMAGE_SUFFIXES, LABELS))
+    return f"{root}: no sample in its tars ({text}); one is KEY.{images} with KEY.{labels}"

@@ -1,11 +1,11 @@
 """Pack a split of a source into shards: `manifest = pack(source, "train", "data/x/train", seed=0)`.
 
 Shard i is a slice of one seeded permutation of the split, so it is a pure function of (source, options, i):
-any number of processes and of tasks on any machines writes the same bytes, and an interrupted run goes on
-where it was. Damaged sources are not known before they are read: they keep their places in the permutation
+any number of processes and of tasks on any machines writes the same bytes, and an interrupted run is
+continued. Damaged sources are unknown until they are read: they keep their indices in the permutation
 and are left out of their shards, so even they change nothing about any other sample.
 
-    .NAME.HOST.PID.tmp   a file being written; fsynced, then renamed, so that NAME is whole or absent
+    .NAME.HOST.PID.tmp   a file being written; fsynced, then renamed, so that NAME is complete or absent
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +20,9 @@ from data_shards.errors import DataError
 from data_shards.format.files import BusyError, only_writer, write_errors
 from data_shards.format.index import MANIFEST_NAME, Manifest, read_json
 from data_shards.format.samples import BadSource, Samples, Source
-from data_shards.pack.mended import go_on
+from data_shards.pack.deleted_files import resume_plan
 from data_shards.pack.plan import PLAN_NAME, PackOptions, claim, cut, make_plan, order
-from data_shards.pack.processes import map_in_order
+from data_shards.pack.process_pool import map_in_order
 from data_shards.pack.progress import (
     BAD_NAME,
     PartFile,
@@ -37,12 +37,12 @@ from data_shards.pack.progress import (
 from data_shards.pack.shard import ShardJob, ShardRecord, make_shard
 from parallel.durable import sweep_temporaries
 
-Progress = Callable[[int, int], None]  # samples done and in all, first with those that were there before
+Progress = Callable[[int, int], None]  # (samples done, samples in all), first with those of an earlier run
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
-    """What one task of a pack is to do: shards `task[0]`, `task[0] + task[1]`, ... of those at `starts`.
+class PackTask:
+    """The work of one task of a pack: shards `task[0]`, `task[0] + task[1]`, ... of those at `starts`.
 
     `gone` are the keys of files that were refused by an earlier run and have been deleted since.
     """
@@ -87,13 +87,13 @@ def pack(
     """Write `split` of `source` to `out_dir` as shards, indices and, last, a manifest, which is returned.
 
     Run again after an interruption, it keeps the finished shards whose bytes are as they were; run again
-    after the end, it returns the manifest that is there. `options` are those of PackOptions;
-    `progress(done, total)` hears of samples. DataError: a bad option, another pack in `out_dir` (finished,
-    partial or running), no permission or space, too many damaged sources.
+    after the end, it returns the manifest that is there. `options` are those of PackOptions; `progress(done,
+    total)` is called with samples. DataError: a bad option, another pack in `out_dir` (finished, partial or
+    running), no permission or space, too many damaged sources.
     """
     out = Path(out_dir)
     with write_errors(out):
-        finished = _write_share(source, split, out, PackOptions(**options), (0, 1), workers, progress)
+        finished = _write_task(source, split, out, PackOptions(**options), (0, 1), workers, progress)
         if finished is None:
             with only_writer(out):
                 finished = finish(out)
@@ -110,7 +110,7 @@ def pack_task(
     progress: Progress | None = None,
     **options: Any,
 ) -> Manifest | None:
-    """Write every n-th shard from the i-th, for `task` = (i, n): a pack that several jobs share.
+    """Write every n-th shard from the i-th, for `task` = (i, n): a pack that is shared by several jobs.
 
     The task that finds all shards written writes the manifest and returns it, the others return None.
     DataError as `pack`.
@@ -122,7 +122,7 @@ def pack_task(
         )
     out = Path(out_dir)
     with write_errors(out):
-        finished = _write_share(source, split, out, PackOptions(**options), task, workers, progress)
+        finished = _write_task(source, split, out, PackOptions(**options), task, workers, progress)
         return finished or _finish_if_last(out)
 
 
@@ -139,7 +139,7 @@ def merge(out_dir: str | Path, max_bad: float | None = None) -> Manifest:
 
 
 def _finish_if_last(out: Path) -> Manifest | None:
-    """The manifest, when no other task is at work or has work left."""
+    """The manifest, when no other task is running or has work left."""
     try:
         with only_writer(out):
             if not (out / PLAN_NAME).exists():
@@ -149,7 +149,7 @@ def _finish_if_last(out: Path) -> Manifest | None:
         return None  # it will find the same when it ends
 
 
-def _write_share(
+def _write_task(
     source: Source,
     split: str,
     out: Path,
@@ -163,13 +163,13 @@ def _write_share(
         raise DataError(f"workers ({workers}) must be at least 1")
     plan = make_plan(source, split, options)
     with only_writer(out, shared=task[1] > 1):
-        plan, samples = go_on(out, plan, source.splits[split], options)
+        plan, samples = resume_plan(out, plan, source.splits[split], options)
         ranks = order(len(samples), options)
         starts, finished = claim(out, plan, partial(cut, samples, ranks, options))
         if finished:
             return finished
         sweep_temporaries(out, partial(_belongs, task=task))
-        share = Share(
+        work = PackTask(
             out=out,
             samples=samples,
             num_classes=len(source.classes),
@@ -179,7 +179,7 @@ def _write_share(
             task=task,
             gone=frozenset(plan.get("gone", ())),
         )
-        _write(share, workers, progress)
+        _write(work, workers, progress)
     return None
 
 
@@ -188,27 +188,27 @@ def _belongs(name: str, task: tuple[int, int]) -> bool:
     return int(name) % task[1] == task[0] if name.isdigit() else task[1] == 1
 
 
-def _write(share: Share, workers: int, progress: Progress | None) -> None:
-    known = read_records(share.out)
-    if (share.out / MANIFEST_NAME).exists():
-        known = records_of(Manifest.load(share.out), share.out, share.starts) | known
-    part = PartFile(share.out, share.task, [known[shard] for shard in share.shards if shard in known])
-    total = sum(share.starts[shard + 1] - share.starts[shard] for shard in share.shards)
+def _write(work: PackTask, workers: int, progress: Progress | None) -> None:
+    known = read_records(work.out)
+    if (work.out / MANIFEST_NAME).exists():
+        known = records_of(Manifest.load(work.out), work.out, work.starts) | known
+    part = PartFile(work.out, work.task, [known[shard] for shard in work.shards if shard in known])
+    total = sum(work.starts[shard + 1] - work.starts[shard] for shard in work.shards)
     bad: list[BadSource] = []
     done = 0
-    for record in map_in_order(make_shard, _jobs(share, known), workers):
+    for record in map_in_order(make_shard, _jobs(work, known), workers):
         part.add(record)
-        bad += (source for source in record.bad if source.key not in share.gone)
+        bad += (source for source in record.bad if source.key not in work.gone)
         try:
-            refuse_too_many(share.out, bad, share.options.max_bad, len(share.samples))
+            refuse_too_many(work.out, bad, work.options.max_bad, len(work.samples))
         except DataError as error:
-            write_bad(share.out, refused(share.out))
-            raise DataError(f"{error}; {share.out / BAD_NAME} lists all") from None
-        done += share.starts[record.shard + 1] - share.starts[record.shard]
+            write_bad(work.out, refused(work.out))
+            raise DataError(f"{error}; {work.out / BAD_NAME} lists all") from None
+        done += work.starts[record.shard + 1] - work.starts[record.shard]
         if progress:
             progress(done, total)
 
 
-def _jobs(share: Share, known: dict[int, ShardRecord]) -> Iterator[ShardJob]:
-    """One job a shard, made when it is asked for: a job carries its samples."""
-    return (share.job(shard, known.get(shard)) for shard in share.shards)
+def _jobs(work: PackTask, known: dict[int, ShardRecord]) -> Iterator[ShardJob]:
+    """One job per shard, made lazily, since a job carries its samples."""
+    return (work.job(shard, known.get(shard)) for shard in work.shards)

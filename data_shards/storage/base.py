@@ -1,6 +1,6 @@
 """The interface of a storage, and the storage that is a directory.
 
-Every failure is an OSError, and `data_shards.storage.retry` decides what becomes of it.
+Every failure is an OSError; `data_shards.storage.retry` decides whether to try again.
 """
 
 import errno
@@ -16,11 +16,11 @@ from data_shards.format.tar import BLOCK
 
 REMOTE = ("s3", "gs", "gcs", "http", "https")
 SMALL = 16 << 10  # bytes
-CHUNK = 4 << 20  # bytes of a whole-file read at a time
+CHUNK = 4 << 20  # bytes that are read at a time of a complete file
 
 
 class PermanentError(OSError):
-    """A failure that no waiting mends, so it is not tried again."""
+    """A failure that waiting does not repair, so it is not retried."""
 
 
 class Handle(Protocol):
@@ -32,7 +32,7 @@ class Handle(Protocol):
         """The tar header before `offset` (b"" where there is none), and the `size` bytes at `offset`."""
 
     def forget(self, offset: int, size: int) -> None:
-        """Make the next read come from the storage, not from memory, where that can be asked for."""
+        """Make the next read come from the storage, not from memory, where the system supports it."""
 
 
 class LocalFile:
@@ -47,7 +47,7 @@ class LocalFile:
             os.close(self.descriptor)
 
     def member(self, offset: int, size: int) -> tuple[bytes, bytes]:
-        """As `Handle.member`; OSError when the file ends before that."""
+        """Tar header and bytes, see `Handle.member`; OSError when the file ends before that."""
         if size < SMALL and offset >= BLOCK:  # one system call and a copy cost less than two calls
             both = os.pread(self.descriptor, BLOCK + size, offset - BLOCK)
             header, body = both[:BLOCK], both[BLOCK:]
@@ -80,7 +80,7 @@ class Storage(ABC):
 
     @abstractmethod
     def chunks(self, name: str) -> Iterator[bytes]:
-        """The whole of a file, in pieces."""
+        """A complete file, in chunks."""
 
     @abstractmethod
     def open(self, name: str) -> Handle:
@@ -90,7 +90,7 @@ class Storage(ABC):
         """Set `random_access` by a request for a part of `name`, where that is in doubt; OSError."""
 
     def read(self, name: str) -> bytes:
-        """The whole of a small file."""
+        """A complete small file."""
         return b"".join(self.chunks(name))
 
 
@@ -105,7 +105,7 @@ class LocalStorage(Storage):
         return str(self.directory / name)
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """The whole of a file, in pieces."""
+        """A complete file, in chunks."""
         with open(self.directory / name, "rb", buffering=0) as file:
             while chunk := file.read(CHUNK):
                 yield chunk
@@ -116,7 +116,7 @@ class LocalStorage(Storage):
 
 
 def check_access(storage: Storage, *, cached: bool) -> None:
-    """DataError where samples cannot be read by themselves, and there is no cache for whole shards."""
+    """DataError where samples cannot be read by themselves, and there is no cache for complete shards."""
     if not storage.random_access and not cached:
         raise DataError(f"{storage.describe('*')}: {storage.needs_cache}")
 
@@ -124,4 +124,4 @@ def check_access(storage: Storage, *, cached: bool) -> None:
 def check_file_name(name: str) -> None:
     """DataError unless `name` is a plain file name: it comes from a manifest and goes into paths."""
     if name in ("", "..") or name.startswith(".") or "/" in name or "\0" in name:
-        raise DataError(f"manifest: shard name {name!r} must be a plain file name; mend the manifest")
+        raise DataError(f"manifest: shard name {name!r} must be a plain file name; correct the manifest")

@@ -1,8 +1,9 @@
-"""A shard cache on node-local disk: whole shards, verified, within a hard cap, shared by a node's ranks.
+"""A shard cache on node-local disk: complete, verified shards within a hard limit, shared by a node's ranks.
 
 A shard is fetched to `.NAME.tmp`, its size and SHA-256 are checked, it is flushed to the disk and renamed:
-NAME is whole or absent. One that differs from the manifest's digest twice is kept as `NAME.damaged`: its
-sound samples are still sound, and each is checked by itself. Cap and locks: `data_shards.storage.eviction`.
+NAME is complete or absent. A shard that differs from the manifest's digest twice is kept as `NAME.damaged`:
+most of its samples are intact, and each is checked by itself. Limit and locks:
+`data_shards.storage.eviction`.
 """
 
 import hashlib
@@ -16,25 +17,25 @@ from pathlib import Path
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest, ShardEntry
 from data_shards.storage.base import LocalFile, PermanentError, Storage
-from data_shards.storage.eviction import NEVER, Room
+from data_shards.storage.eviction import NEVER, CacheSpace
 from data_shards.storage.retry import FIRST_S, LONGEST_S, Retries
 from parallel.durable import is_at, lock_file
 
-SLACK = 1 << 20  # bytes of the cap left for lock and announcement files
+SLACK = 1 << 20  # bytes of the limit for lock and announcement files
 Notice = Callable[[str, str], None]  # shard, what was seen
 
 
 class FetchResult(Enum):
-    """What came of a fetch; after anything but HERE the shard is not (yet) in the cache."""
+    """The result of a fetch; after any other than HERE the shard is not (yet) in the cache."""
 
     HERE = "here"
     ELSEWHERE = "another process is fetching it"
-    NO_ROOM = "everything in the cache is needed sooner or is being read"
+    NO_SPACE = "everything in the cache is needed sooner or is being read"
     DISK_FULL = "its disk is full or failing"
 
 
 def least_bytes(manifest: Manifest) -> int:
-    """The smallest cap of a cache for a split: its largest shard and some room."""
+    """The smallest limit of a cache for a split: its largest shard and some space for lock files."""
     return max(shard.bytes for shard in manifest.shards) + SLACK
 
 
@@ -50,13 +51,13 @@ class CachedFile(LocalFile):
 
 
 class _WriteFailed(Exception):
-    """Writing to the cache failed: no trouble of the source, so not to be tried again there."""
+    """Writing to the cache failed: this is no error of the source, so it is not retried there."""
 
 
 class ShardCache:
     """The cached shards of one split. Threads and processes may share a directory, not the object's `close`.
 
-    DataError: a cap below one shard, or a directory that cannot be used.
+    DataError: a limit below one shard, or a directory that cannot be used.
     """
 
     def __init__(
@@ -70,24 +71,24 @@ class ShardCache:
         notice: Notice = lambda shard, what: None,
     ) -> None:
         if max_bytes < (least := least_bytes(manifest)):
-            raise DataError(f"cache_bytes ({max_bytes}) must be at least {least}, one shard and some room")
+            raise DataError(f"cache_bytes ({max_bytes}) must be at least {least}, one shard and some space")
         expanded = os.path.expandvars(directory)
         if "$" in expanded:
             raise DataError(f"cache {directory}: a variable in it is not set; set it or name a directory")
         self.storage, self.manifest, self.retries = storage, manifest, retries
         self.telemetry, self.notice = retries.telemetry, notice
         self.home = Path(expanded) / manifest.digest[:16]
-        self.room = Room(Path(expanded), max_bytes)
+        self.space = CacheSpace(Path(expanded), max_bytes)
         self._failures: dict[int, str] = {}  # shard -> why the last fetch of it failed
         self.home.mkdir(exist_ok=True)
 
     def close(self) -> None:
-        """Give up this process's claims; the shards stay for the next run."""
-        self.room.close()
+        """Withdraw this process's announcement; the shards stay for the next run."""
+        self.space.close()
 
     def announce(self, shards: list[int]) -> None:
-        """Say which shards this process reads next, soonest first."""
-        self.room.announce([f"{self.home.name}/{self.manifest.shards[shard].name}" for shard in shards])
+        """Announce which shards this process reads next, soonest first."""
+        self.space.announce([f"{self.home.name}/{self.manifest.shards[shard].name}" for shard in shards])
 
     def open(self, shard: int) -> CachedFile | None:
         """The cached shard, or None; one of the wrong size is removed."""
@@ -101,7 +102,7 @@ class ShardCache:
         return None
 
     def drop(self, shard: int) -> None:
-        """Remove a copy found damaged; whoever has it open may read on."""
+        """Remove a damaged copy; a process that has it open can read on."""
         name = self.manifest.shards[shard].name
         for path in (self.home / name, self.home / f"{name}.damaged"):
             path.unlink(missing_ok=True)
@@ -122,11 +123,11 @@ class ShardCache:
         if shard in self._failures:
             raise DataError(self._failures[shard])
         what = self.storage.describe(self.manifest.shards[shard].name)
-        fix = f"see to the disk of {self.room.root}, or raise the cap ({self.room.max_bytes} bytes)"
+        fix = f"see to the disk of {self.space.root}, or raise the limit ({self.space.max_bytes} bytes)"
         raise DataError(f"{what}: not cached within {self.retries.deadline_s:.0f} s: {outcome.value}; {fix}")
 
     def fetch(self, shard: int, need: int = NEVER - 1) -> FetchResult:
-        """Bring a shard into the cache unless it is there; `need` is its place in this process's order.
+        """Fetch a shard into the cache unless it is there; `need` is its index in this process's order.
 
         DataError when the source fails beyond the deadline.
         """
@@ -155,19 +156,19 @@ class ShardCache:
     def _fetch(self, entry: ShardEntry, temporary: Path, handle: int, need: int) -> FetchResult:
         if (self.home / entry.name).exists():
             return FetchResult.HERE
-        os.ftruncate(handle, 0)  # what a dead process left counts no more
-        if not self.room.take(handle, entry.bytes, need):
-            return FetchResult.NO_ROOM
-        sound = self._try_copy(entry, handle)
-        if not sound:
+        os.ftruncate(handle, 0)  # what a dead process left does not count
+        if not self.space.reserve(handle, entry.bytes, need):
+            return FetchResult.NO_SPACE
+        intact = self._try_copy(entry, handle)
+        if not intact:
             self.telemetry.add("refetches")
-            sound = self._try_copy(entry, handle)
-        if not sound:
+            intact = self._try_copy(entry, handle)
+        if not intact:
             self.notice(
                 entry.name, "SHA-256 differs from the manifest, twice; its samples are checked singly"
             )
         os.fsync(handle)
-        os.rename(temporary, self.home / (entry.name if sound else f"{entry.name}.damaged"))
+        os.rename(temporary, self.home / (entry.name if intact else f"{entry.name}.damaged"))
         self.telemetry.add("shards_fetched")
         return FetchResult.HERE
 

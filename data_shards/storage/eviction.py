@@ -1,8 +1,8 @@
-"""Room in a cache directory that the ranks of one node share: a hard cap, and who needs what next.
+"""Space in a cache directory that the ranks of one node share: a hard limit, and eviction by next use.
 
-    DIR/.lock               held (flock) for the moment in which usage is counted and room taken
+    DIR/.lock               held (flock) while usage is counted and space reserved
     DIR/.user-PID-TOKEN     one process's next shards in order; held (flock) while that process lives
-    DIR/DATASET/.NAME.tmp   a shard being fetched; its full size is taken from the cap when it is opened
+    DIR/DATASET/.NAME.tmp   a shard being fetched; its full size is reserved when it is opened
     DIR/DATASET/NAME        a shard; held shared (flock) by whoever has it open, and then never evicted
 
 Locks die with their process, so a file whose lock can be taken has no owner left.
@@ -21,7 +21,7 @@ from parallel.durable import is_at, lock_file
 NEVER = 1 << 62  # the next use of a shard that nobody has announced
 
 
-class Room:
+class CacheSpace:
     """This process's view of one cache directory; DataError when it cannot be written or locked."""
 
     def __init__(self, root: Path, max_bytes: int) -> None:
@@ -36,7 +36,7 @@ class Room:
             raise DataError(f"cache {root}: cannot be used ({error.strerror}); {fix}") from error
 
     def close(self) -> None:
-        """Take back what this process announced; announcing again is allowed."""
+        """Withdraw what this process announced; announcing again is allowed."""
         if self._handle >= 0:
             self._user.unlink(missing_ok=True)
             os.close(self._handle)
@@ -44,7 +44,7 @@ class Room:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Hold the directory's lock; short, so nobody waits long."""
+        """Hold the directory's lock, for a short time."""
         handle = os.open(self.root / ".lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
             lock_file(handle)
@@ -58,9 +58,9 @@ class Room:
             remove_unheld(path)
 
     def announce(self, names: list[str]) -> None:
-        """Say which shards (as DATASET/NAME) this process reads next, soonest first.
+        """Announce which shards (as DATASET/NAME) this process reads next, soonest first.
 
-        A full disk leaves it unsaid: they are then evicted earlier than they might be.
+        On a full disk the announcement is lost, and they are evicted earlier than they might be.
         """
         body = json.dumps(names).encode()
         with suppress(OSError), self.locked():
@@ -70,11 +70,11 @@ class Room:
             os.ftruncate(self._handle, 0)
             os.pwrite(self._handle, body, 0)
 
-    def take(self, handle: int, size: int, need: int) -> bool:
-        """Give the open temporary `handle` its full size within the cap, or return False.
+    def reserve(self, handle: int, size: int, need: int) -> bool:
+        """Give the open temporary `handle` its full size within the limit, or return False.
 
-        Evicts the shards of furthest next use first, and none that is needed sooner than `need`, the place of
-        the new one in this process's own order.
+        It evicts the shards of furthest next use first, and none that is needed sooner than `need`, the index
+        of the new one in this process's own order.
         """
         with self.locked():
             used = self.used()
@@ -98,25 +98,25 @@ class Room:
         return total
 
     def _victims(self, need: int) -> list[tuple[int, Path]]:
-        """The shards that may go, with their sizes; furthest next use first, among equals the oldest."""
+        """The shards that may be evicted and their sizes: furthest next use first, then the oldest."""
         next_use = self._next_uses()
-        found = []
+        victims = []
         for path in self.root.glob("*/[!.]*"):
             use = next_use.get(f"{path.parent.name}/{path.name.removesuffix('.damaged')}", NEVER)
             with suppress(FileNotFoundError):
                 if use > need:
-                    found.append((-use, (status := path.stat()).st_mtime_ns, status.st_size, path))
-        return [(size, path) for *_, size, path in sorted(found)]
+                    victims.append((-use, (status := path.stat()).st_mtime_ns, status.st_size, path))
+        return [(size, path) for *_, size, path in sorted(victims)]
 
     def _next_uses(self) -> dict[str, int]:
-        """Of every shard announced by a living process, how soon the first of them reads it."""
+        """How soon the first living process reads each shard that one of them announced."""
         uses: dict[str, int] = {}
         for path in self.root.glob(".user-*"):
             if path != self._user and remove_unheld(path):
                 continue
             with suppress(OSError, ValueError):
-                for place, name in enumerate(json.loads(path.read_text() or "[]")):
-                    uses[name] = min(place, uses.get(name, NEVER))
+                for i, name in enumerate(json.loads(path.read_text() or "[]")):
+                    uses[name] = min(i, uses.get(name, NEVER))
         return uses
 
 

@@ -1,4 +1,4 @@
-"""Shards that a command prints, `pipe:aws s3 cp s3://b/x/train/{} -`; its exit status counts."""
+"""Shards that a command outputs, `pipe:aws s3 cp s3://b/x/train/{} -`; its exit status counts."""
 
 import errno
 import os
@@ -15,7 +15,7 @@ from data_shards.storage.base import CHUNK, Handle, Storage
 
 
 class PipeStorage(Storage):
-    """What a shell command prints, `{}` in it replaced by the file's name; whole files only."""
+    """The output of a shell command, with `{}` replaced by the file's name; complete files only."""
 
     random_access, knows_ends = False, False  # a command may end early with a status of 0
     needs_cache = "a pipe gives whole shards; it needs a cache: set data.cache and data.cache_gib"
@@ -31,7 +31,7 @@ class PipeStorage(Storage):
         return f"pipe:{self.command.split()[0]} ... {name}"
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """What the command prints; OSError when its status is not 0 or it outlives the deadline."""
+        """The output of the command; OSError when its status is not 0 or it outlives the deadline."""
         shell = ["bash", "-o", "pipefail", "-c", self.command.replace("{}", shlex.quote(name))]
         with (
             tempfile.TemporaryFile() as errors,
@@ -50,11 +50,11 @@ class PipeStorage(Storage):
                 _kill(process)
             if status:
                 errors.seek(max(0, errors.seek(0, os.SEEK_END) - 300))
-                said = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
-                raise OSError(errno.EIO, f"the command exited with status {status}: {said or 'no message'}")
+                last = errors.read().decode(errors="replace").strip().rpartition("\n")[2]
+                raise OSError(errno.EIO, f"the command exited with status {status}: {last or 'no message'}")
 
     def open(self, name: str) -> Handle:
-        """Not here: a command gives whole files."""
+        """Not supported: a command gives complete files."""
         raise NotImplementedError
 
 

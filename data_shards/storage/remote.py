@@ -1,7 +1,7 @@
 """Folders of object stores and web servers, through fsspec; the extra `remote`.
 
-A web server may ignore the header Range and send the whole file, which makes reading single samples from it
-impossible: `probe` finds that out with one request, and whole files are read without ranges there.
+A web server may ignore the header Range and send the complete file, and then single samples cannot be
+read from it. `probe` detects this with one request, and complete files are read there without ranges.
 """
 
 import errno
@@ -26,7 +26,7 @@ NO_RANGES = (
 
 
 class RemoteStorage(Storage):
-    """A folder of an object store or web server; `random_access` of the latter is as `probe` has found it."""
+    """A folder of an object store or web server; `probe` sets `random_access` of the latter."""
 
     needs_cache = NO_RANGES
 
@@ -62,17 +62,17 @@ class RemoteStorage(Storage):
                 self.random_access = len(response.read(2)) < 2
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """The whole of a file, in pieces: in one request of a web server, in ranged reads of a store."""
+        """A complete file, in chunks: one request to a web server, ranged reads of a store."""
         if self.web:
             yield from self._streamed(name)
             return
         size = self.open(name).size
         for start in range(0, size, CHUNK):
             end = min(start + CHUNK, size)
-            yield _whole(self.call("cat_file", self.path(name), start=start, end=end), end - start)
+            yield _complete(self.call("cat_file", self.path(name), start=start, end=end), end - start)
 
     def open(self, name: str) -> Handle:
-        """A file to read anywhere in; its size is asked for now."""
+        """A file to read anywhere in; its size is requested now."""
         return RemoteFile(self, name)
 
     def _streamed(self, name: str) -> Iterator[bytes]:
@@ -121,12 +121,12 @@ class RemoteFile:
             raise PermanentError(errno.EIO, "the server does not say how long it is")
 
     def member(self, offset: int, size: int) -> tuple[bytes, bytes]:
-        """As `Handle.member`."""
+        """Tar header and bytes in one request, see `Handle.member`."""
         start, end = max(offset - BLOCK, 0), offset + size
         both = self.storage.call("cat_file", self.storage.path(self.name), start=start, end=end)
         if len(both) > end - start:
             raise PermanentError(errno.EIO, NO_RANGES)
-        both = _whole(both, end - start)
+        both = _complete(both, end - start)
         return both[: offset - start], both[offset - start :]
 
     def forget(self, offset: int, size: int) -> None:
@@ -134,7 +134,7 @@ class RemoteFile:
 
 
 def _as_os_error(error: Exception) -> OSError:
-    """What a web server or the way to it did, as the class of OSError that tells whether to try again."""
+    """An error of a web server or of the network, as the class of OSError that decides about a retry."""
     cause = error.__cause__ or error  # fsspec calls every failure of a HEAD a missing file
     status = getattr(cause, "status", None)
     if status is None:
@@ -142,19 +142,19 @@ def _as_os_error(error: Exception) -> OSError:
         kind = FileNotFoundError if missing else OSError
         reason = "no such file" if missing else f"{type(cause).__name__}: {_without_secrets(str(cause))}"
         return kind(errno.ENOENT if missing else errno.EIO, reason)
-    said = f"the server answers {status} {getattr(cause, 'message', '')}".rstrip()
+    message = f"the server answers {status} {getattr(cause, 'message', '')}".rstrip()
     if status in MISSING:
-        return FileNotFoundError(errno.ENOENT, said)
+        return FileNotFoundError(errno.ENOENT, message)
     if status in FORBIDDEN:
-        return PermissionError(errno.EACCES, said)
+        return PermissionError(errno.EACCES, message)
     return (
-        PermanentError(errno.EIO, said)
+        PermanentError(errno.EIO, message)
         if status < 500 and status not in TRANSIENT
-        else OSError(errno.EIO, said)
+        else OSError(errno.EIO, message)
     )
 
 
-def _whole(body: bytes, size: int) -> bytes:
+def _complete(body: bytes, size: int) -> bytes:
     if len(body) != size:
         raise OSError(errno.EIO, f"read {len(body)} of {size} bytes")
     return body

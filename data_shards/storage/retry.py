@@ -1,4 +1,4 @@
-"""I/O errors tried again: exponential back-off with full jitter, under a deadline, then one clear error.
+"""Retries of I/O errors: exponential back-off with full jitter, under a deadline, then one clear error.
 
 As in Brooker, "Exponential Backoff And Jitter" (AWS Architecture Blog, 2015).
 """
@@ -21,7 +21,7 @@ PERMANENT = (FileNotFoundError, PermissionError, NotADirectoryError, IsADirector
 class Retries:
     """Runs an action until it succeeds, `deadline_s` seconds have passed, or `stop` is set.
 
-    What no waiting mends (no such file, no permission) is not tried again.
+    Permanent errors (no such file, no permission) are not retried.
     """
 
     def __init__(self, deadline_s: float, telemetry: Telemetry, stop: threading.Event | None = None) -> None:

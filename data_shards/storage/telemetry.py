@@ -1,4 +1,4 @@
-"""What a stream did, as plain numbers: counted by its threads, taken once a step by its consumer."""
+"""The counters of a stream: its threads add to them, its consumer takes them once per step."""
 
 import threading
 import time
@@ -8,12 +8,12 @@ COUNTERS = (
     "bytes",  # compressed bytes of the samples read
     "cache_hits",  # samples read from the node-local cache
     "cache_misses",  # samples read from the source although there is a cache
-    "shards_fetched",  # whole shards brought into the cache by this process
-    "fetch_failures",  # whole-shard fetches given up: disk full, source failing; the reads go to the source
-    "retries",  # I/O errors tried again
+    "shards_fetched",  # complete shards that this process fetched into the cache
+    "fetch_failures",  # shard fetches given up: disk full, source failing; reads go to the source
+    "retries",  # I/O errors that were retried
     "refetches",  # reads and fetches whose checksum or digest did not agree
-    "damaged_headers",  # tar headers damaged over sound samples
-    "bad_samples",  # samples this process found bad for the first time
+    "damaged_headers",  # damaged tar headers of intact samples
+    "bad_samples",  # bad samples that this process met first
     "replaced",  # positions at which a bad sample was replaced (training) or weighed 0 (evaluation)
 )
 

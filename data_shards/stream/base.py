@@ -1,4 +1,4 @@
-"""What training and evaluation streams share: manifest, reader with cache, quarantine, threads, telemetry."""
+"""The base of training and evaluation streams: manifest, reader, cache, quarantine, threads, telemetry."""
 
 import warnings
 from collections.abc import Generator, Iterator

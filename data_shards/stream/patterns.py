@@ -1,4 +1,4 @@
-"""Tars named without a manifest: /data/x/{000000..000146}.tar, a URL of them, or pipe: and a command."""
+"""Names of tars without a manifest: /data/x/{000000..000146}.tar, a URL of them, or pipe: and a command."""
 
 import re
 from pathlib import Path
@@ -10,42 +10,42 @@ TARS = (".tar", ".tar.gz", ".tgz")
 READABLE = ("file", "gs", "http", "https", "pipe")  # the schemes that webdataset reads, of those we allow
 
 
-def names_tars(place: str) -> bool:
-    """Whether `place` names tars rather than a split with its manifest, by its text alone.
+def names_tars(pattern: str) -> bool:
+    """Whether `pattern` names tars rather than a split with its manifest, by its text alone.
 
     It does when it ends in .tar, or what its braces become does, or as a command without {} for the name of a
     file.
     """
-    if place.startswith("pipe:"):
-        return "{}" not in place
-    path = place.partition("?")[0]
+    if pattern.startswith("pipe:"):
+        return "{}" not in pattern
+    path = pattern.partition("?")[0]
     return path.endswith(TARS) or (path.endswith("}") and ".tar" in path)
 
 
-def expand(place: str) -> list[str]:
+def expand(pattern: str) -> list[str]:
     """The tars that a name with {000..146} means; DataError when one is not allowed or not there."""
-    urls = [re.sub(r"^file:(//)?", "", url) for url in _braces(place)]
+    urls = [re.sub(r"^file:(//)?", "", url) for url in _braces(pattern)]
     for url in urls:
         scheme = SCHEME.match(url)
         if scheme and (kind := scheme[1].lower()) not in READABLE:
             use = f"a path or {', '.join(READABLE)}, such as pipe:aws s3 cp s3://bucket/{{000..146}}.tar -"
             raise DataError(f"{redacted(url)}: scheme {kind} is not allowed here; use {use}")
         if not scheme and not Path(url).is_file():
-            raise DataError(f"{url}: no such tar; check the pattern {place}")
+            raise DataError(f"{url}: no such tar; check the pattern {pattern}")
     return urls
 
 
-def _braces(place: str) -> list[str]:
-    """What the braces become; in a command, where the shell has braces of its own, only with {000..146}."""
+def _braces(pattern: str) -> list[str]:
+    """The expansion of the braces; in a command, where the shell has braces too, only with {000..146}."""
     from braceexpand import braceexpand
 
-    command = place.startswith("pipe:")
-    if command and not re.search(r"\{\d+\.\.\d+\}", place):
-        return [place]
+    command = pattern.startswith("pipe:")
+    if command and not re.search(r"\{\d+\.\.\d+\}", pattern):
+        return [pattern]
     try:
-        return list(braceexpand(place, escape=not command))
+        return list(braceexpand(pattern, escape=not command))
     except ValueError as error:
-        raise DataError(f"{redacted(place)}: its braces are not in pairs; write {{000..146}}") from error
+        raise DataError(f"{redacted(pattern)}: its braces are not in pairs; write {{000..146}}") from error
 
 
 def redacted(url: str) -> str:

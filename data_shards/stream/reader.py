@@ -1,8 +1,8 @@
-"""Random access to the samples of a split: one read a sample, its checksum verified every time.
+"""Random access to the samples of a split: one read per sample, its checksum verified every time.
 
 A sample comes from the node's cache where that has its shard, and otherwise straight from the storage. I/O
-errors are tried again under a deadline; a checksum that differs is read once more from the storage; a sample
-that stays bad is a `SampleError`, and every other trouble a `DataError`, both naming the shard.
+errors are retried until a deadline. A sample whose checksum differs is read once more from the storage; if it
+stays bad, it is a `SampleError`. Every other error is a `DataError`. Both name the shard.
 """
 
 import hashlib
@@ -29,7 +29,7 @@ Record = tuple[int, int, int, int]  # offset, size, label, xxh3
 
 
 class SampleError(DataError):
-    """One sample is bad, and the rest of its shard may be sound."""
+    """One sample is bad, and the rest of its shard may be intact."""
 
     def __init__(
         self, where: str, shard: str, row: int, key: str, offset: int, reason: str, fix: str
@@ -38,7 +38,7 @@ class SampleError(DataError):
         self.shard, self.row, self.key, self.offset, self.reason = shard, row, key, offset, reason
 
     def fields(self) -> dict[str, Any]:
-        """What the quarantine file says of it."""
+        """The fields of its line in the quarantine file."""
         return {k: getattr(self, k) for k in ("shard", "row", "key", "offset", "reason")}
 
 
@@ -54,7 +54,8 @@ class OpenShard:
 class ShardReader:
     """The samples of a split by (shard, row); threads may share it.
 
-    `storage` is a directory, a URL or a Storage; `notice(shard, what)` hears of damage that harms no sample.
+    `storage` is a directory, a URL or a Storage; `notice(shard, what)` is called for damage that affects no
+    sample.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class ShardReader:
         check_access(self.storage, cached=cache is not None)
 
     def read(self, shard: int, row: int) -> tuple[bytes, int]:
-        """The compressed image and the label of one sample; SampleError, or DataError for a whole shard."""
+        """The compressed image and the label of a sample; SampleError, or DataError for the shard."""
         thread = threading.get_ident()
         self._busy[thread] = shard
         try:
@@ -123,8 +124,8 @@ class ShardReader:
         where = self.storage.describe(entry.index_name)
         body = self.retries(lambda: self.storage.read(entry.index_name), lambda: where, self._fix)
         if len(body) != entry.samples * RECORD.itemsize:
-            found = f"{len(body) / RECORD.itemsize:g} samples, the manifest {entry.samples}"
-            raise DataError(f"{where}: is not the index in the manifest: it holds {found}{self._fix()}")
+            held = f"{len(body) / RECORD.itemsize:g} samples, the manifest {entry.samples}"
+            raise DataError(f"{where}: is not the index in the manifest: it holds {held}{self._fix()}")
         if hashlib.sha256(body).hexdigest() != entry.index_sha256:
             raise DataError(f"{where}: is not the index in the manifest: its SHA-256 differs{self._fix()}")
         return np.frombuffer(body, dtype=RECORD)
@@ -150,8 +151,8 @@ class ShardReader:
         return body
 
     def _from_source(self, shard: int, opened: OpenShard, row: int, record: Record) -> bytes:
-        """The sample from where it comes from, tried twice when its checksum differs."""
-        read = self._from_storage if self.storage.random_access else self._from_whole
+        """The sample from the storage, read twice when its checksum differs."""
+        read = self._from_storage if self.storage.random_access else self._from_cached_shard
         for _ in range(2):
             if (body := read(shard, opened, row, record)) is not None:
                 return body
@@ -180,7 +181,7 @@ class ShardReader:
         opened.source = self._source(opened.entry)
         return opened.source
 
-    def _from_whole(self, shard: int, opened: OpenShard, row: int, record: Record) -> bytes | None:
+    def _from_cached_shard(self, shard: int, opened: OpenShard, row: int, record: Record) -> bytes | None:
         assert self.cache
         file = self.cache.require(shard, self.close)
         body = self._checked(file, opened, row, record)
@@ -201,10 +202,10 @@ class ShardReader:
         header, body = file.member(record[0], record[1])
         if xxhash.xxh3_64_intdigest(body) != record[3]:
             return None
-        if not _sound(header):
+        if not _is_intact(header):
             self.telemetry.add("damaged_headers")
             what = (
-                f"damaged tar header at byte {record[0] - BLOCK}, row {row}; its sample is sound and is used"
+                f"damaged tar header at byte {record[0] - BLOCK}, row {row}; its sample is intact and is used"
             )
             self.notice(opened.entry.name, what)
         return body
@@ -225,11 +226,11 @@ class ShardReader:
         return f"; see `swin-moe shards verify {directory}`, then `swin-moe shards repair`"
 
 
-def _sound(header: bytes) -> bool:
+def _is_intact(header: bytes) -> bool:
     """Whether a tar header's sum is the one it states; Adler-32's low half is that sum, plus 1, mod 65521."""
     try:
         stated = int((field := header[CHECKSUM]).rstrip(b"\x00 ") or b"0", 8)
     except ValueError:
         return False
-    found = (zlib.adler32(header) & 0xFFFF) - 1 - sum(field) + 8 * ord(" ")
-    return (found - stated) % 65521 == 0
+    actual = (zlib.adler32(header) & 0xFFFF) - 1 - sum(field) + 8 * ord(" ")
+    return (actual - stated) % 65521 == 0

@@ -98,7 +98,7 @@ class TrainStream(Stream):
         """
         check_state(state, self.manifest, self.order)
         if state.get("quarantine", known := self.quarantine.digest(state["samples"])) != known:
-            fix = "bad samples are found again as they come up, those since repaired are read"
+            fix = "bad samples are met again as they come up, those since repaired are read"
             warnings.warn(
                 f"quarantine {self.quarantine.path}: not as when the state was made; {fix}", stacklevel=2
             )

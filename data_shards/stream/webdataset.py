@@ -33,7 +33,7 @@ from data_shards.stream.workers import Fetched, prefetched
 
 SHUFFLE_BUFFER = 1000  # compressed samples
 STATEMENT = """{place}: no manifest, so webdataset {version} reads its tars ({count}). It cannot promise
-  exactly-once epochs: each rank reads its share of the tars over and over, mixed in a buffer of {shuffle};
+  exactly-once epochs: each rank reads its part of the tars over and over, mixed in a buffer of {shuffle};
     where the tars are fewer than the ranks, every rank reads all of them;
   an exact resume: a resumed run begins a new order;
   the same samples on another number of ranks;

@@ -1,7 +1,7 @@
-"""Mend a damaged split: from its source byte for byte, or without one by a new set that lacks what is lost.
+"""Repair a damaged split: from its source, byte for byte, or as a new set that lacks the damaged samples.
 
-Nothing in place is ever replaced by anything but the bytes that the manifest names. What cannot be had back
-is left out of another directory, with a list, another manifest and so another identity.
+A file of the split is only ever replaced by the bytes that its manifest names. A new set lies in another
+directory, with a list of what was left out, another manifest and so another identity.
 """
 
 import hashlib
@@ -19,13 +19,13 @@ from data_shards.format.files import only_writer, write_errors
 from data_shards.format.index import MANIFEST_NAME, Manifest, ShardEntry, read_index
 from data_shards.format.samples import BadSource, Source
 from data_shards.format.tar import write_samples
-from data_shards.pack.mended import as_packed
+from data_shards.pack.deleted_files import restore_deleted
 from data_shards.pack.plan import PLAN_NAME, PackOptions, cut, order
-from data_shards.pack.processes import map_in_order
+from data_shards.pack.process_pool import map_in_order
 from data_shards.pack.progress import read_bad, write_bad
 from data_shards.pack.shard import sha256_of, write_shard
 from data_shards.pack.tar_scan import ScanJob, scan_tar
-from data_shards.pack.write import Share
+from data_shards.pack.write import PackTask
 from data_shards.verify.verify import verify
 from parallel.durable import atomic_file, atomic_write
 
@@ -36,7 +36,7 @@ Progress = Callable[[int, int], None]
 class Repair:
     """What was done: indices and shards written again, samples left out of the new set, what remains.
 
-    `remaining` is empty when the directory, or the new set where one was asked for, is sound.
+    `remaining` is empty when the directory, or the new set if one was requested, is intact.
     """
 
     reindexed: tuple[str, ...] = ()
@@ -55,8 +55,8 @@ def repair(
 ) -> Repair:
     """Find what is damaged, then bring it back: indices from their tars, shards from `source`.
 
-    With `drop_to`, a new set in that directory: sound shards linked, damaged ones without their bad samples.
-    DataError: another source than the packed one, or one that no longer gives the same bytes.
+    With `drop_to`, a new set in that directory: intact shards are linked, damaged ones without their bad
+    samples. DataError: another source than the packed one, or one that gives other bytes now.
     """
     if source and drop_to:
         raise DataError("--source brings samples back, --drop-to does without them: give one")
@@ -81,7 +81,7 @@ def _damaged(manifest: Manifest, bad: Iterable[BadSample]) -> list[ShardEntry]:
 
 
 def _reindex(out: Path, manifest: Manifest, entry: ShardEntry) -> bool:
-    """Make an index again from its tar, if that is sound and gives the very index of the manifest."""
+    """Rebuild an index from its tar, if that is intact and gives exactly the index of the manifest."""
     if sha256_of(out / entry.index_name) == entry.index_sha256 or sha256_of(out / entry.name) != entry.sha256:
         return False
     scan = scan_tar(
@@ -89,7 +89,7 @@ def _reindex(out: Path, manifest: Manifest, entry: ShardEntry) -> bool:
     )
     index, names = scan.index.copy(), {name: i for i, name in enumerate(manifest.classes)}
     labels = [label if isinstance(label, int) else names.get(label, 0) for label in scan.labels]
-    index["label"] = [labels[place] for place in index["label"]]
+    index["label"] = [labels[i] for i in index["label"]]
     if hashlib.sha256(index.tobytes()).hexdigest() != entry.index_sha256:
         return False
     atomic_write(out / entry.index_name, index.tobytes())
@@ -105,14 +105,14 @@ def _from_source(
         raise DataError(f"{out}: was not packed from {source.name}; repair it with --drop-to instead")
     options, digest = PackOptions.of(manifest.writer), manifest.writer.source_digest
     bad = read_bad(out) if manifest.bad_sources else []
-    samples, _ = as_packed(samples, bad, manifest.samples + len(bad), digest, options)
+    samples, _ = restore_deleted(samples, bad, manifest.samples + len(bad), digest, options)
     if samples.digest != digest:
         text = f"{samples.digest[:12]}, packed was {digest[:12]}"
         raise DataError(
             f"{out}: this source is another one, or has changed since (digest {text}); see --directory"
         )
     ranks = order(len(samples), options)
-    share = Share(
+    task = PackTask(
         out=out,
         samples=samples,
         num_classes=len(manifest.classes),
@@ -121,28 +121,28 @@ def _from_source(
         ranks=ranks,
         task=(0, 1),
     )
-    jobs = (replace(share.job(int(Path(entry.name).stem)), expected=entry) for entry in damaged)
+    jobs = (replace(task.job(int(Path(entry.name).stem)), expected=entry) for entry in damaged)
     for _ in map_in_order(write_shard, jobs, workers):
         pass
 
 
 def _without(out: Path, manifest: Manifest, damaged: list[ShardEntry], new: Path) -> tuple[BadSource, ...]:
-    """Make the set `new` of everything in `out` that is sound: the samples it lacks."""
+    """Make the set `new` of everything in `out` that is intact; the samples that it lacks."""
     if (new / MANIFEST_NAME).exists() or (new / PLAN_NAME).exists():
         raise DataError(f"{new}: holds shards already; pass another --drop-to")
     dropped: list[BadSource] = []
     entries = []
     with write_errors(new), only_writer(new):
         for entry in manifest.shards:
-            found: ShardEntry | None = entry
+            kept: ShardEntry | None = entry
             if entry in damaged:
-                found = _sound_part(out, manifest, entry, new, dropped)
+                kept = _intact_part(out, manifest, entry, new, dropped)
             else:
                 _link(out / entry.name, new / entry.name)
                 _link(out / entry.index_name, new / entry.index_name)
-            entries += [found] if found else []
+            entries += [kept] if kept else []
         if not entries:
-            raise DataError(f"{out}: not one sound sample is left")
+            raise DataError(f"{out}: no intact sample is left")
         before = read_bad(out) if manifest.bad_sources else []
         write_bad(new, [*before, *dropped])
         count = sum(entry.samples for entry in entries)
@@ -160,10 +160,10 @@ def _link(path: Path, new: Path) -> None:
         shutil.copyfile(path, new)
 
 
-def _sound_part(
+def _intact_part(
     out: Path, manifest: Manifest, entry: ShardEntry, new: Path, dropped: list[BadSource]
 ) -> ShardEntry | None:
-    """A damaged shard's sound samples, written to `new`; None when nothing of it can be told apart."""
+    """Write a damaged shard's intact samples to `new`; None when no sample can be identified."""
     try:
         index = read_index(out / entry.index_name)
         if hashlib.sha256(index.data).hexdigest() != entry.index_sha256:
@@ -190,10 +190,10 @@ def _sound_part(
         return None
     if manifest.layout == "indexed":  # its tar is not ours to write
         _link(out / entry.name, new / entry.name)
-        found = index[good]
+        kept = index[good]
     else:
-        found = _rewrite(new / entry.name, [sample for sample in rows if isinstance(sample, Sample)])
-    atomic_write(new / entry.index_name, found.tobytes())
+        kept = _rewrite(new / entry.name, [sample for sample in rows if isinstance(sample, Sample)])
+    atomic_write(new / entry.index_name, kept.tobytes())
     return _entry_of(new, entry.name, len(good))
 
 

@@ -1,4 +1,4 @@
-"""Read a split back, every byte of it, and name what is not as the manifest says."""
+"""Read every byte of a split, and name what differs from its manifest."""
 
 import hashlib
 from collections.abc import Callable, Iterator
@@ -12,13 +12,13 @@ from data_shards.errors import DataError
 from data_shards.format.check import BadSample, Bytes, Sample, check_bodies, check_samples
 from data_shards.format.index import Manifest, ShardEntry, read_index
 from data_shards.image.pixels import decode_pixels
-from data_shards.pack.processes import map_in_order
+from data_shards.pack.process_pool import map_in_order
 
 PIECE = 2**22  # bytes hashed at a time
 
 
 @dataclass(frozen=True)
-class Report:
+class VerifyReport:
     """What `verify` read, and everything that was wrong; `ok` when nothing was."""
 
     shards: int
@@ -37,20 +37,22 @@ def verify(
     decode: bool = False,
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
-) -> Report:
+) -> VerifyReport:
     """Check sizes, digests, tar structure, labels and every sample's checksum; with `decode`, its pixels.
 
-    `workers` are processes. `progress(done, total)` hears of samples. Of tars made by others the structure
-    and the labels are covered by the digest alone.
+    `workers` are processes. `progress(done, total)` is called with samples. Of tars made by others the
+    structure and the labels are covered by the digest alone.
     """
-    manifest, found, done = Manifest.load(directory), [], 0
+    manifest, bad_samples, done = Manifest.load(directory), [], 0
     check = partial(verify_shard, Path(directory), decode=decode, layout=manifest.layout)
     for shard, bad in zip(manifest.shards, map_in_order(check, manifest.shards, workers), strict=True):
-        found += bad
+        bad_samples += bad
         done += shard.samples
         if progress:
             progress(done, manifest.samples)
-    return Report(len(manifest.shards), manifest.samples, sum(s.bytes for s in manifest.shards), tuple(found))
+    return VerifyReport(
+        len(manifest.shards), manifest.samples, sum(s.bytes for s in manifest.shards), tuple(bad_samples)
+    )
 
 
 def verify_shard(
@@ -60,13 +62,13 @@ def verify_shard(
     try:
         with open(directory / shard.name, "rb") as file:
             tar = Bytes(file.fileno())
-            whole = _whole_file_problems(shard, tar)
+            file_problems = _file_problems(shard, tar)
             try:
                 index = _index(directory, shard)
             except DataError as error:
-                return [*whole, BadSample(shard.index_name, "*", f"{error}; samples not checked")]
+                return [*file_problems, BadSample(shard.index_name, "*", f"{error}; samples not checked")]
             samples = (check_samples if layout == "packed" else check_bodies)(shard.name, tar, index)
-            return whole + list(_bad(shard, samples, decode))
+            return file_problems + list(_bad(shard, samples, decode))
     except OSError as error:
         return [BadSample(shard.name, "*", str(error))]
 
@@ -79,7 +81,7 @@ def _index(directory: Path, shard: ShardEntry) -> np.ndarray:
     return index
 
 
-def _whole_file_problems(shard: ShardEntry, tar: Bytes) -> list[BadSample]:
+def _file_problems(shard: ShardEntry, tar: Bytes) -> list[BadSample]:
     if len(tar) != shard.bytes:
         return [BadSample(shard.name, "*", f"expected {shard.bytes} bytes, found {len(tar)}")]
     sha256 = hashlib.sha256()

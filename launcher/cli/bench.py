@@ -11,7 +11,7 @@ from typing import Any
 from data_shards.errors import DataError
 from data_shards.image.geometry import ImageSize
 from data_shards.image.region import describe
-from data_shards.stream.measure import Bench, StorageRate, StreamRate
+from data_shards.stream.benchmark import Bench, StorageRate, StreamRate
 
 DATA_HELP = """\
 examples:

@@ -6,10 +6,10 @@ from typing import TypeAlias
 
 from data_shards.errors import DataError
 from data_shards.format.index import MANIFEST_NAME
-from data_shards.pack.indexing import PROMISES, index_tars
+from data_shards.pack.indexing import GUARANTEES, IndexOptions, index_tars
 from data_shards.pack.progress import BAD_NAME
 from data_shards.pack.reencode import CHECKS
-from data_shards.pack.split import carve
+from data_shards.pack.split import split_off
 from data_shards.verify.info import info
 from data_shards.verify.repair import repair
 from data_shards.verify.verify import verify
@@ -69,7 +69,7 @@ def add_parser(subparsers: Commands) -> None:
     _add_index(_command(commands, "index", "manifest and indices for tars made by others", INDEX_HELP))
     _add_verify(_command(commands, "verify", "read shards back and name every bad sample", VERIFY_HELP))
     _add_repair(_command(commands, "repair", "bring damaged shards back, or do without them", REPAIR_HELP))
-    _add_split(_command(commands, "split", "carve out a validation split", SPLIT_HELP))
+    _add_split(_command(commands, "split", "split_off out a validation split", SPLIT_HELP))
     count = _command(commands, "info", "count samples, bytes, sizes and classes", INFO_HELP)
     _add_directory(count)
     count.add_argument(
@@ -141,11 +141,13 @@ def _run_index(args: argparse.Namespace) -> int:
     done = index_tars(
         args.directory,
         args.out,
-        split=args.split,
-        classes=read_classes(args.classes) if args.classes else None,
-        label_key=args.label_key,
-        check=args.check,
-        max_bad=args.max_bad,
+        IndexOptions(
+            split=args.split,
+            classes=read_classes(args.classes) if args.classes else None,
+            label_key=args.label_key,
+            check=args.check,
+            max_bad=args.max_bad,
+        ),
         workers=args.workers,
         progress=progress_line(str(args.directory), "tars"),
     )
@@ -157,7 +159,7 @@ def _run_index(args: argparse.Namespace) -> int:
     for note in done.notes:
         print(note)
     print(f"a tar holds {done.classes_per_tar:.1f} classes on average; shuffled, it would {done.mixed:.1f}")
-    print(PROMISES)
+    print(GUARANTEES)
     return 0
 
 
@@ -205,7 +207,7 @@ def _run_repair(args: argparse.Namespace) -> int:
 
 
 def _run_split(args: argparse.Namespace) -> int:
-    made = carve(
+    made = split_off(
         args.directory,
         args.out,
         args.val_per_class,

@@ -9,13 +9,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from data_shards.augment.normalize import Normalize
 from data_shards.stream.batch import Batch
 from launcher.config.schema import DataConfig, RunConfig
 from parallel.experts.exchange import ExchangeOptions
 from parallel.ranks.mesh import Mesh
 from swin_moe.backbone.model import SwinTransformer
-
-Colour = tuple[float, float, float]
 
 
 class Metric(Protocol):
@@ -61,12 +60,7 @@ class Task(Protocol):
 
 def normalize_images(images: Tensor, data: DataConfig, device: torch.device) -> Tensor:
     """Move uint8 images to the device and normalize them there: (B, 3, H, W) -> float32."""
-    mean, std = _mean_and_std(data.mean, data.std, device)
-    return (images.to(device, non_blocking=True).float() - mean) / std
+    return _normalize(data.mean, data.std, device)(images)
 
 
-@cache
-def _mean_and_std(mean: Colour, std: Colour, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Mean and std in 0 to 255 on the device, (1, 3, 1, 1) each. Cached, because sending them waits."""
-    first, second = (torch.tensor(values, device=device).view(1, 3, 1, 1) * 255.0 for values in (mean, std))
-    return first, second
+_normalize = cache(Normalize)  # its tensors are sent to a device once, because sending them waits

@@ -20,7 +20,7 @@ from data_shards.augment.erasing import AREA, RATIO, draw_rectangles
 from data_shards.augment.mixup import Mixer, weights
 from data_shards.augment.operations import operate
 from data_shards.augment.pipeline import Augment, AugmentConfig
-from data_shards.augment.randaugment import Op
+from data_shards.augment.randaugment import ImageOp
 from data_shards.errors import DataError
 from data_shards.format.rng import Purpose, fold, uniform
 from data_shards.image.decode import decode_crop, decode_image
@@ -261,16 +261,17 @@ def test_cutmix_boxes_and_shares_by_plain_loops(sides: tuple[int, int]) -> None:
     assert mix.box[:, 3].max() == sides[1]
 
 
-def source_of(op: Op, value: float, x: float, y: float) -> tuple[float, float]:
+def source_of(op: ImageOp, value: float, x: float, y: float) -> tuple[float, float]:
     """Whence the pixel centre (x, y) of a picture of 24 x 40 comes, worked out from the geometry."""
-    if op == Op.ROTATE:  # counter-clockwise about (20, 12); y points down
+    if op == ImageOp.ROTATE:  # counter-clockwise about (20, 12); y points down
         angle, dx, dy = math.radians(value), x - WIDTH / 2, y - HEIGHT / 2
         return (
             WIDTH / 2 + math.cos(angle) * dx - math.sin(angle) * dy,
             HEIGHT / 2 + math.sin(angle) * dx + math.cos(angle) * dy,
         )
     shear_x, shear_y, shift_x, shift_y = (
-        value if op == kind else 0.0 for kind in (Op.SHEAR_X, Op.SHEAR_Y, Op.TRANSLATE_X, Op.TRANSLATE_Y)
+        value if op == kind else 0.0
+        for kind in (ImageOp.SHEAR_X, ImageOp.SHEAR_Y, ImageOp.TRANSLATE_X, ImageOp.TRANSLATE_Y)
     )
     return x + shear_x * y + shift_x, y + shear_y * x + shift_y
 
@@ -290,15 +291,15 @@ def interpolated(picture: Tensor, u: float, v: float) -> list[float]:
 @pytest.mark.parametrize(
     ("op", "value"),
     [
-        (Op.ROTATE, 27.0),
-        (Op.ROTATE, -13.3),
-        (Op.SHEAR_X, 0.27),
-        (Op.SHEAR_Y, -0.27),
-        (Op.TRANSLATE_X, 16.2),
-        (Op.TRANSLATE_Y, -9.7),
+        (ImageOp.ROTATE, 27.0),
+        (ImageOp.ROTATE, -13.3),
+        (ImageOp.SHEAR_X, 0.27),
+        (ImageOp.SHEAR_Y, -0.27),
+        (ImageOp.TRANSLATE_X, 16.2),
+        (ImageOp.TRANSLATE_Y, -9.7),
     ],
 )
-def test_warps_by_plain_loops(op: Op, value: float) -> None:
+def test_warps_by_plain_loops(op: ImageOp, value: float) -> None:
     generator = np.random.default_rng(5)
     picture = torch.from_numpy(generator.integers(0, 256, (3, *SIDES), dtype=np.uint8))
     ours, fill = picture[None].clone(), torch.tensor([124, 116, 104], dtype=torch.uint8)

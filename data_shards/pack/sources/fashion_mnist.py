@@ -37,24 +37,24 @@ def default_cache() -> Path:
 def find_files(directory: Path | None, cache: Path | None = None) -> dict[str, Path]:
     """The path of each of the four files, by its name without `.gz`.
 
-    A given `directory` is the only place looked at; otherwise the Debian package, the cache, `apt-get
+    Only `directory` is searched if it is given; otherwise the Debian package, the cache, `apt-get
     install` and the public download, in this order. DataError when none of them gives the files.
     """
     if directory is not None:
-        if found := files_in(directory):
-            return found
+        if files := files_in(directory):
+            return files
         raise DataError(f"{directory}: lacks {', '.join(_missing(directory))} (plain or .gz); {_ways()}")
     cache = cache or default_cache()
-    found = files_in(PACKAGE_DIRECTORY) or files_in(cache)
-    if not found and install_package():
-        found = files_in(PACKAGE_DIRECTORY)
-    return found or download(cache)
+    files = files_in(PACKAGE_DIRECTORY) or files_in(cache)
+    if not files and install_package():
+        files = files_in(PACKAGE_DIRECTORY)
+    return files or download(cache)
 
 
 def files_in(directory: Path) -> dict[str, Path]:
     """The four files in `directory`, gzipped or not; empty unless all of them are there."""
-    found = {name: path for name in PUBLISHED_MD5 if (path := _either(directory, name))}
-    return found if len(found) == len(PUBLISHED_MD5) else {}
+    files = {name: path for name in PUBLISHED_MD5 if (path := _either(directory, name))}
+    return files if len(files) == len(PUBLISHED_MD5) else {}
 
 
 def _either(directory: Path, name: str) -> Path | None:
@@ -109,9 +109,9 @@ def download(cache: Path) -> dict[str, Path]:
 def _download_one(url: str, path: Path, md5: str) -> None:
     with urllib.request.urlopen(url, timeout=TIMEOUT_S) as response:
         body = response.read()
-    found = hashlib.md5(body, usedforsecurity=False).hexdigest()
-    if found != md5:
-        raise DataError(f"{url}: MD5 is {found}, published is {md5}; a proxy may have answered. {_ways()}")
+    digest = hashlib.md5(body, usedforsecurity=False).hexdigest()
+    if digest != md5:
+        raise DataError(f"{url}: MD5 is {digest}, published is {md5}; a proxy may have answered. {_ways()}")
     atomic_write(path, body, sync="none")
 
 
@@ -128,5 +128,5 @@ def read_idx(path: Path) -> np.ndarray:
     ndim = raw[3] if raw[:3] == b"\x00\x00\x08" and len(raw) > 3 else 0
     shape = tuple(int.from_bytes(raw[4 * i : 4 * i + 4], "big") for i in range(1, ndim + 1))
     if not ndim or len(raw) != 4 + 4 * ndim + int(np.prod(shape)):
-        raise DataError(f"{path}: not a whole idx-ubyte file ({len(raw)} bytes, shape {shape}); {_ways()}")
+        raise DataError(f"{path}: not a complete idx-ubyte file ({len(raw)} bytes, shape {shape}); {_ways()}")
     return np.frombuffer(raw, dtype=np.uint8, offset=4 + 4 * ndim).reshape(shape)

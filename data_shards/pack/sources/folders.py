@@ -30,11 +30,11 @@ def image_folder(
     DataError: no such directory, no split with images in it, splits with different classes.
     """
     root = needed(directory, "folder", "the directory that holds train/CLASS/*.jpg and val/CLASS/*.jpg")
-    found = find_splits(root)
-    first = next(iter(found.paths))
-    wanted = _wanted(root, found, splits)
-    tree = Tree(map(str, found.paths.values()))
-    folders = {split: _Folder.of(found.paths[split], tree) for split in dict.fromkeys([first, *wanted])}
+    folders_of = find_splits(root)
+    first = next(iter(folders_of.paths))
+    wanted = _wanted(root, folders_of, splits)
+    tree = Tree(map(str, folders_of.paths.values()))
+    folders = {split: _Folder.of(folders_of.paths[split], tree) for split in dict.fromkeys([first, *wanted])}
     classes = _classes(list(folders.values()))
     samples = {split: folders[split].samples(classes) for split in wanted}
     skipped = [note for split, folder in folders.items() for note in folder.walk.skipped.notes(split)]
@@ -43,15 +43,15 @@ def image_folder(
         empty = empty_classes(classes, labels, defining=first, allow_empty=allow_empty)
     except DataError as error:  # what was skipped may be the reason
         raise DataError("; ".join([f"{root}: {error}", *skipped])) from None
-    notes = (*found.notes, *skipped, *numbers_as_text(classes), *empty)
+    notes = (*folders_of.notes, *skipped, *numbers_as_text(classes), *empty)
     return Source("folder", "image folder", classes, samples, notes)
 
 
-def _wanted(root: Path, found: SplitFolders, splits: Collection[str] | None) -> list[str]:
+def _wanted(root: Path, folders_of: SplitFolders, splits: Collection[str] | None) -> list[str]:
     """The splits to list; DataError when one is not there."""
-    if missing := [split for split in splits or () if split not in found.paths]:
-        raise DataError(f"--splits {missing[0]}: {root} holds {', '.join(found.paths)}")
-    return [split for split in found.paths if splits is None or split in splits]
+    if missing := [split for split in splits or () if split not in folders_of.paths]:
+        raise DataError(f"--splits {missing[0]}: {root} holds {', '.join(folders_of.paths)}")
+    return [split for split in folders_of.paths if splits is None or split in splits]
 
 
 def needed(directory: str | Path | None, source: str, what: str) -> Path:

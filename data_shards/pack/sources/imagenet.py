@@ -37,46 +37,47 @@ def imagenet_zip(directory: str | Path | None, *, allow_empty: bool = False) -> 
         directory, "imagenet-zip", "the directory of train.zip, train_map.txt, val.zip, val_map.txt"
     )
     splits, skipped = {}, Skipped()
-    found = _present(root, "{}_map.txt")
-    for split, name in found.items():
+    lists = _present(root, "{}_map.txt")
+    for split, name in lists.items():
         path, archive = root / f"{name}_map.txt", root / f"{name}.zip"
         names, labels = _collect(path, _map_lines(path), skipped)
         splits[split] = _in_archive(archive, path, name, names, labels)
-    notes = [*_renamed(root, found), *skipped.notes(str(root))]
+    notes = [*_renamed(root, lists), *skipped.notes(str(root))]
     return _source("imagenet-zip", "zip archives with maps", splits, notes, root, allow_empty)
 
 
 def _in_archive(archive: Path, listed: Path, name: str, names: Names, labels: np.ndarray) -> ZipSamples:
     """The members called `names`, below `name`/ where the archive was made of that directory."""
     members, prefix = read_directory(archive), ""
-    found = find_members(members, names)
-    if (found["method"] == MISSING).all():  # zipped together with its directory
+    listed_members = find_members(members, names)
+    if (listed_members["method"] == MISSING).all():  # zipped together with its directory
         prefix = f"{name}/"
-        found = find_members(members, names, prefix)
-    if (found["method"] == MISSING).all():
+        listed_members = find_members(members, names, prefix)
+    if (listed_members["method"] == MISSING).all():
         raise DataError(
             f"{archive}: none of its {len(members)} members is in {listed.name}, which lists {names[0]}; "
             "the two do not belong together"
         )
-    check_members(archive, found, names)
-    return ZipSamples(archive, prefix, names, labels, found)
+    check_members(archive, listed_members, names)
+    return ZipSamples(archive, prefix, names, labels, listed_members)
 
 
 def imagenet22k(directory: str | Path | None, *, allow_empty: bool = False) -> Source:
     """DIRECTORY/ILSVRC2011fall_whole_map_{train,val}.txt, a JSON list of [path, label], over fall11_whole/.
 
-    Paths count from DIRECTORY or from fall11_whole/, as the first of the list is found. A label that no image
-    of the first split has is refused unless `allow_empty`. DataError: files missing, a list that is none.
+    Paths count from DIRECTORY or from fall11_whole/, whichever has the first of the list. A label that no
+    image of the first split has is refused unless `allow_empty`. DataError: files missing, a list that is
+    none.
     """
     root = needed(directory, "imagenet22k", f"the directory of {MAP_22K.format('train')} and {FOLDER_22K}/")
     splits, skipped = {}, Skipped()
-    found = _present(root, MAP_22K)
-    for split, name in found.items():
+    lists = _present(root, MAP_22K)
+    for split, name in lists.items():
         path = root / MAP_22K.format(name)
         names, labels = _collect(path, _json_pairs(path), skipped)
         inside = not (root / names[0]).exists() and (root / FOLDER_22K).is_dir()
         splits[split] = FileSamples(root / FOLDER_22K if inside else root, names, labels)
-    notes = [*_renamed(root, found), *skipped.notes(str(root))]
+    notes = [*_renamed(root, lists), *skipped.notes(str(root))]
     return _source("imagenet22k", "image files with JSON maps", splits, notes, root, allow_empty)
 
 
@@ -99,23 +100,23 @@ def _source(
 
 def _present(root: Path, pattern: str) -> dict[str, str]:
     """The name that every split has in the lists that are there, such as val: validation."""
-    found = {}
+    lists = {}
     for split in SPLITS:
         there = [name for name in ALIASES[split] if (root / pattern.format(name)).is_file()]
         if len(there) > 1:
-            lists = " and ".join(pattern.format(name) for name in there[:2])
-            raise DataError(f"{root}: {lists} are both the split {split}; move one elsewhere")
+            both = " and ".join(pattern.format(name) for name in there[:2])
+            raise DataError(f"{root}: {both} are both the split {split}; move one elsewhere")
         if there:
-            found[split] = there[0]
-    if not found:
+            lists[split] = there[0]
+    if not lists:
         raise DataError(f"{root}: holds no {pattern.format('train')}; --directory must be where it is")
-    return found
+    return lists
 
 
-def _renamed(root: Path, found: Mapping[str, str]) -> list[str]:
+def _renamed(root: Path, lists: Mapping[str, str]) -> list[str]:
     return [
         f"{root}: the list of {name} is used as the split {split}"
-        for split, name in found.items()
+        for split, name in lists.items()
         if name != split
     ]
 
@@ -176,28 +177,28 @@ def _checked(label: int, where: str) -> int:
 def _json_pairs(path: Path, chunk: int = CHUNK) -> Iterator[tuple[str, int]]:
     """The pairs of a JSON list of [path, label], parsed piece by piece: whole, 14 million take 2.5 GB."""
     with _text(path) as file:
-        for number, pair in enumerate(_json_items(path, file, chunk)):
+        for number, pair in enumerate(json_items(path, file, chunk)):
             name, label = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
-            label = _whole(label)
+            label = _integer(label)
             if not isinstance(name, str) or label is None:
                 raise DataError(f"{path}: item {number} is not [path, label]: {str(pair)[:80]}")
             yield name, _checked(label, f"{path}: item {number}")
 
 
-def _whole(value: object) -> int | None:
+def _integer(value: object) -> int | None:
     """The label that a JSON number says: 3 or 3.0."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None
 
 
-def _json_items(path: Path, file: TextIO, chunk: int) -> Iterator[object]:
+def json_items(path: Path, file: TextIO, chunk: int) -> Iterator[object]:
     text = file.read(chunk).lstrip()
     if not text.startswith("["):
         raise DataError(f"{path}: is not a JSON list of [path, label]; get it again")
     text = text[1:]
     while more := file.read(chunk):
-        items, text = _whole_items(text)
+        items, text = _complete_items(text)
         yield from items
         text += more
     try:
@@ -206,7 +207,7 @@ def _json_items(path: Path, file: TextIO, chunk: int) -> Iterator[object]:
         raise DataError(f"{path}: is damaged or cut short near its end ({error}); get it again") from error
 
 
-def _whole_items(text: str) -> tuple[list[object], str]:
+def _complete_items(text: str) -> tuple[list[object], str]:
     """The items that end inside `text`, and the rest; none yet when "]," was part of a path."""
     cut = text.rfind("],") + 1
     try:
@@ -217,13 +218,13 @@ def _whole_items(text: str) -> tuple[list[object], str]:
 
 def class_names(splits: Iterable[FileSamples | ZipSamples]) -> tuple[str, ...]:
     """The directory of each class where its samples share one (ImageNet's wnid), otherwise its number."""
-    found: dict[int, str] = {}
+    shared: dict[int, str] = {}
     count = 0
     for samples in splits:
         count = max(count, int(samples.labels.max()) + 1)
         for label, directory in _directories(samples).items():
-            found.setdefault(label, directory)
-    names = tuple(found.get(label, "") or str(label) for label in range(count))
+            shared.setdefault(label, directory)
+    names = tuple(shared.get(label, "") or str(label) for label in range(count))
     return names if len(set(names)) == count else tuple(str(label) for label in range(count))
 
 

@@ -1,4 +1,4 @@
-"""Shards as a source: to shuffle tars made by others, to change sizes, to carve out a split. N = samples."""
+"""Shards as a source: to shuffle tars made by others, change sizes or split off a set. N = samples."""
 
 import hashlib
 import os
@@ -56,7 +56,7 @@ class PackedSamples:
         return PackedSamples(self.directory, tars, tar.astype(np.uint32), self.records[rows])
 
     def describe(self, i: int) -> str:
-        """Its tar and its place there."""
+        """Its tar and its offset there."""
         return f"{self.tars[self.tar[i]]} at byte {self.records[i]['offset']}"
 
     def label(self, i: int) -> int:
@@ -123,8 +123,8 @@ def packed_source(directory: str | Path | None) -> Source:
     if not manifests:
         raise DataError(f"{root}: holds no {MANIFEST_NAME}; make one with: swin-moe shards index {root}")
     (first, classes), *others = ((path, manifest.classes) for path, manifest in manifests.items())
-    for path, found in others:
-        if different := differences(found, classes):
+    for path, names in others:
+        if different := differences(names, classes):
             raise DataError(
                 f"{path} must have the classes of {first}: {different}; name one split as --directory"
             )

@@ -100,8 +100,8 @@ def fashion_mnist(directory: str | Path | None = None) -> Source:
             read_idx(files[f"{prefix}-{kind}-ubyte"]) for kind in ("images-idx3", "labels-idx1")
         )
         if len(images) != len(labels):
-            found = files[f"{prefix}-images-idx3-ubyte"]
-            raise DataError(f"{found}: {len(images)} images but {len(labels)} labels; fetch the files again")
+            path = files[f"{prefix}-images-idx3-ubyte"]
+            raise DataError(f"{path}: {len(images)} images but {len(labels)} labels; fetch the files again")
         splits[split] = ArraySamples(images, labels)
     return Source("fashion-mnist", "Fashion-MNIST, arXiv:1708.07747", FASHION_CLASSES, splits)
 

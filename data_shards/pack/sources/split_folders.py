@@ -29,13 +29,13 @@ def find_splits(root: Path) -> SplitFolders:
 
     DataError: none is there; two are the same split, such as val/ and valid/.
     """
-    found: dict[str, list[Path]] = {split: [] for split in ALIASES}
+    by_split: dict[str, list[Path]] = {split: [] for split in ALIASES}
     others = []
     for path in sorted(path for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)):
         split = SPLIT_OF.get(path.name.lower())
-        found[split].append(path) if split else others.append(path.name)
-    notes = [note for split, paths in found.items() for note in _only_one(split, paths)]
-    paths = {split: paths[0] for split, paths in found.items() if paths}
+        by_split[split].append(path) if split else others.append(path.name)
+    notes = [note for split, paths in by_split.items() for note in _only_one(split, paths)]
+    paths = {split: paths[0] for split, paths in by_split.items() if paths}
     if not paths:
         raise DataError(_none(root, others))
     if others:

@@ -70,11 +70,11 @@ def read_directory(path: Path) -> np.ndarray:
     return members
 
 
-def check_members(path: Path, found: np.ndarray, names: Names) -> None:
+def check_members(path: Path, chosen: np.ndarray, names: Names) -> None:
     """DataError when one of the members that were looked for cannot be unpacked by anybody here."""
-    other = np.flatnonzero(~np.isin(found["method"], (STORED, DEFLATED, MISSING)))
+    other = np.flatnonzero(~np.isin(chosen["method"], (STORED, DEFLATED, MISSING)))
     if len(other):
-        method = int(found["method"][other[0]])
+        method = int(chosen["method"][other[0]])
         how = f"method {method}" + (f" ({METHODS[method]})" if method in METHODS else "")
         raise DataError(
             f"{path}: {len(other)} members are compressed by {how}, such as {names[int(other[0])]}; "
@@ -89,7 +89,7 @@ def _find_directory(file: BinaryIO) -> tuple[int, int, int]:
     tail = file.read()
     at = tail.rfind(END)
     if at < 0 or len(tail) < at + END_BYTES:
-        raise ValueError("it is cut short, as it has no whole end-of-directory record; get it again")
+        raise ValueError("it is cut short, as it has no complete end-of-directory record; get it again")
     if tail[at + 4 : at + 8] not in (bytes(4), b"\xff" * 4):
         raise ValueError("it is one part of an archive of several; join them with `zip -s 0`")
     count, size, start = struct.unpack_from("<HLL", tail, at + 10)
@@ -106,7 +106,7 @@ def _find_directory(file: BinaryIO) -> tuple[int, int, int]:
 
 def _parse_directory(raw: bytes, count: int) -> np.ndarray:
     if count * CENTRAL.size > len(raw):
-        raise ValueError(f"its directory has no room for the {count} members it states; get it again")
+        raise ValueError(f"its directory is too short for the {count} members it states; get it again")
     members, at = np.zeros(count, dtype=MEMBER), 0
     for row in range(count):
         magic, flags, method, crc, packed, size, name_len, extra_len, comment_len, offset = (
@@ -147,13 +147,13 @@ def find_members(members: np.ndarray, names: Names, prefix: str = "") -> np.ndar
         len(names),
     )
     if not len(members):
-        found = np.zeros(len(names), dtype=MEMBER)
-        found["method"] = MISSING
-        return found
-    places = np.minimum(np.searchsorted(members["name"], hashes), len(members) - 1)
-    found = members[places]
-    found["method"][found["name"] != hashes] = MISSING
-    return found
+        chosen = np.zeros(len(names), dtype=MEMBER)
+        chosen["method"] = MISSING
+        return chosen
+    rows = np.minimum(np.searchsorted(members["name"], hashes), len(members) - 1)
+    chosen = members[rows]
+    chosen["method"][chosen["name"] != hashes] = MISSING
+    return chosen
 
 
 @dataclass(frozen=True)

@@ -7,33 +7,33 @@ from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
 from data_shards.augment.operations import operate
-from data_shards.augment.randaugment import Op
+from data_shards.augment.randaugment import ImageOp
 
 HEIGHT, WIDTH = 40, 56
 FILL = (124, 116, 104)
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 FACTORS = (0.1, 0.19, 0.5, 0.999, 1.0, 1.37, 1.81, 1.9)
 SAME = {
-    Op.AUTO_CONTRAST: lambda image, _: ImageOps.autocontrast(image),
-    Op.EQUALIZE: lambda image, _: ImageOps.equalize(image),
-    Op.INVERT: lambda image, _: ImageOps.invert(image),
-    Op.POSTERIZE: lambda image, bits: ImageOps.posterize(image, int(bits)),
-    Op.SOLARIZE: lambda image, threshold: ImageOps.solarize(image, int(threshold)),
-    Op.SOLARIZE_ADD: lambda image, add: image.point(
+    ImageOp.AUTO_CONTRAST: lambda image, _: ImageOps.autocontrast(image),
+    ImageOp.EQUALIZE: lambda image, _: ImageOps.equalize(image),
+    ImageOp.INVERT: lambda image, _: ImageOps.invert(image),
+    ImageOp.POSTERIZE: lambda image, bits: ImageOps.posterize(image, int(bits)),
+    ImageOp.SOLARIZE: lambda image, threshold: ImageOps.solarize(image, int(threshold)),
+    ImageOp.SOLARIZE_ADD: lambda image, add: image.point(
         [min(255, i + int(add)) if i < 128 else i for i in range(256)] * 3
     ),
-    Op.BRIGHTNESS: lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
-    Op.CONTRAST: lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
+    ImageOp.BRIGHTNESS: lambda image, factor: ImageEnhance.Brightness(image).enhance(factor),
+    ImageOp.CONTRAST: lambda image, factor: ImageEnhance.Contrast(image).enhance(factor),
 }
 BLENDS = {
-    Op.COLOR: lambda image, factor: ImageEnhance.Color(image).enhance(factor),
-    Op.SHARPNESS: lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor),
+    ImageOp.COLOR: lambda image, factor: ImageEnhance.Color(image).enhance(factor),
+    ImageOp.SHARPNESS: lambda image, factor: ImageEnhance.Sharpness(image).enhance(factor),
 }
 ARGUMENTS = {
-    Op.POSTERIZE: (1, 2, 3, 4),
-    Op.SOLARIZE: (0, 1, 26, 128, 255, 256),
-    Op.SOLARIZE_ADD: (0, 99, 110, 128),
-    **dict.fromkeys((Op.BRIGHTNESS, Op.CONTRAST, Op.COLOR, Op.SHARPNESS), FACTORS),
+    ImageOp.POSTERIZE: (1, 2, 3, 4),
+    ImageOp.SOLARIZE: (0, 1, 26, 128, 255, 256),
+    ImageOp.SOLARIZE_ADD: (0, 99, 110, 128),
+    **dict.fromkeys((ImageOp.BRIGHTNESS, ImageOp.CONTRAST, ImageOp.COLOR, ImageOp.SHARPNESS), FACTORS),
 }
 
 
@@ -56,7 +56,7 @@ def by_pil(batch: Tensor, act: object, argument: float) -> np.ndarray:
     return np.stack([np.asarray(act(image, argument)) for image in images]).transpose(0, 3, 1, 2)
 
 
-def by_us(batch: Tensor, op: Op, argument: float, resample: str = "bilinear") -> np.ndarray:
+def by_us(batch: Tensor, op: ImageOp, argument: float, resample: str = "bilinear") -> np.ndarray:
     ours, count = batch.clone(), len(batch)
     fill = torch.tensor(FILL, dtype=torch.uint8)
     operate(ours, torch.full((count,), int(op)), torch.full((count,), float(argument)), fill, resample)
@@ -64,14 +64,14 @@ def by_us(batch: Tensor, op: Op, argument: float, resample: str = "bilinear") ->
 
 
 @pytest.mark.parametrize("op", SAME, ids=lambda op: op.name)
-def test_tables_are_pils_bit_for_bit(op: Op) -> None:
+def test_tables_are_pils_bit_for_bit(op: ImageOp) -> None:
     for argument in ARGUMENTS.get(op, (0,)):
         argument = float(np.float32(argument))
         np.testing.assert_array_equal(by_us(pictures(), op, argument), by_pil(pictures(), SAME[op], argument))
 
 
 @pytest.mark.parametrize("op", BLENDS, ids=lambda op: op.name)
-def test_blends_are_within_one_level(op: Op) -> None:
+def test_blends_are_within_one_level(op: ImageOp) -> None:
     for factor in FACTORS:
         factor = float(np.float32(factor))
         ours, theirs = by_us(pictures(), op, factor), by_pil(pictures(), BLENDS[op], factor)
@@ -88,16 +88,16 @@ def mapped(image: Image.Image, matrix: tuple[float, ...], mode: Image.Resampling
 
 
 WARPED = {
-    Op.ROTATE: (rotated, (27.0, -13.3, 30.0, 0.5)),
-    Op.SHEAR_X: (lambda image, v, mode: mapped(image, (1, v, 0, 0, 1, 0), mode), (0.27, -0.3, 0.011)),
-    Op.SHEAR_Y: (lambda image, v, mode: mapped(image, (1, 0, 0, v, 1, 0), mode), (0.27, -0.3, 0.011)),
-    Op.TRANSLATE_X: (lambda image, v, mode: mapped(image, (1, 0, v, 0, 1, 0), mode), (17.3, -21.6, 3.0)),
-    Op.TRANSLATE_Y: (lambda image, v, mode: mapped(image, (1, 0, 0, 0, 1, v), mode), (17.3, -21.6, 3.0)),
+    ImageOp.ROTATE: (rotated, (27.0, -13.3, 30.0, 0.5)),
+    ImageOp.SHEAR_X: (lambda image, v, mode: mapped(image, (1, v, 0, 0, 1, 0), mode), (0.27, -0.3, 0.011)),
+    ImageOp.SHEAR_Y: (lambda image, v, mode: mapped(image, (1, 0, 0, v, 1, 0), mode), (0.27, -0.3, 0.011)),
+    ImageOp.TRANSLATE_X: (lambda image, v, mode: mapped(image, (1, 0, v, 0, 1, 0), mode), (17.3, -21.6, 3.0)),
+    ImageOp.TRANSLATE_Y: (lambda image, v, mode: mapped(image, (1, 0, 0, 0, 1, v), mode), (17.3, -21.6, 3.0)),
 }
 
 
 @pytest.mark.parametrize("op", WARPED, ids=lambda op: op.name)
-def test_bilinear_warps_are_within_one_level(op: Op) -> None:
+def test_bilinear_warps_are_within_one_level(op: ImageOp) -> None:
     act, arguments = WARPED[op]
     for argument in arguments:
         argument = float(np.float32(argument))
@@ -108,7 +108,7 @@ def test_bilinear_warps_are_within_one_level(op: Op) -> None:
 
 
 @pytest.mark.parametrize("op", WARPED, ids=lambda op: op.name)
-def test_bicubic_warps_of_soft_pictures_are_pils_at_50_db(op: Op) -> None:
+def test_bicubic_warps_of_soft_pictures_are_pils_at_50_db(op: ImageOp) -> None:
     # PIL's cubic has a = -1, torch's a = -3/4 (Keys 1981, equation 8)
     act, arguments = WARPED[op]
     for argument in arguments:
@@ -130,4 +130,4 @@ def test_each_picture_has_its_own_operation_and_nothing_is_left_alone() -> None:
     torch.testing.assert_close(together, alone, rtol=0, atol=0)
     changed = (together != batch).flatten(1).any(1)
     assert changed[:15].all()
-    assert not changed[Op.NOTHING]
+    assert not changed[ImageOp.NOTHING]

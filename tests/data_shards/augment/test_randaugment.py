@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from data_shards.augment.randaugment import JITTER_ORDERS, Op, RandAugment, draw_color_jitter
+from data_shards.augment.randaugment import JITTER_ORDERS, ImageOp, RandAugment, draw_color_jitter
 from data_shards.errors import DataError
 
 SWIN = RandAugment(magnitude=9.0, magnitude_std=0.5)
@@ -18,7 +18,7 @@ def chi_square(counts: Tensor) -> float:
     return float(((counts - expected) ** 2 / expected).sum())
 
 
-def levels(op: Op, plan_seed: int = 0) -> Tensor:
+def levels(op: ImageOp, plan_seed: int = 0) -> Tensor:
     """The arguments that were drawn for one operation."""
     plan = SWIN.draw(plan_seed, POSITIONS, (200, 100))
     return plan.arguments[plan.ops == op]
@@ -27,7 +27,7 @@ def levels(op: Op, plan_seed: int = 0) -> Tensor:
 def test_operations_are_even_independent_and_applied_half_the_time() -> None:
     ops = SWIN.draw(3, POSITIONS, (192, 192)).ops
     assert ops.shape == (SAMPLES, 2)
-    applied = ops != Op.NOTHING
+    applied = ops != ImageOp.NOTHING
     assert abs(applied.double().mean() - 0.5) < 0.007  # 3.4 standard errors
     assert chi_square(torch.bincount(ops[applied], minlength=15)) < 36.1  # 14 degrees of freedom
     both = applied.all(1)
@@ -38,29 +38,29 @@ def test_operations_are_even_independent_and_applied_half_the_time() -> None:
 
 def test_magnitude_is_normal_and_clipped() -> None:
     # shear is 0.3 x level / 10; P(N(9, 0.5) > 10) = P(z > 2) = 0.0228
-    level = levels(Op.SHEAR_X).abs().double() / 0.03
+    level = levels(ImageOp.SHEAR_X).abs().double() / 0.03
     assert abs(level.mean() - 8.992) < 0.06  # clipping takes 0.5 x 0.0085 x 2 off the mean
     assert 0.44 < level.std() < 0.54
     assert abs((level > 9.9999).double().mean() - 0.0228) < 0.015
     assert level.max() <= 10.0001
-    signs = (levels(Op.SHEAR_X) > 0).double().mean()
+    signs = (levels(ImageOp.SHEAR_X) > 0).double().mean()
     assert abs(signs - 0.5) < 0.06
 
 
 @pytest.mark.parametrize(
     ("op", "low", "high"),
     [
-        (Op.ROTATE, -30, 30),
-        (Op.POSTERIZE, 1, 2),  # 4 - int(level / 10 x 4), at least 1; 2 below level 7.5
-        (Op.SOLARIZE, 0, 80),  # 256 - int(level / 10 x 256), 26 at level 9
-        (Op.SOLARIZE_ADD, 77, 110),
-        (Op.COLOR, 0.1, 1.9),
-        (Op.SHARPNESS, 0.1, 1.9),
-        (Op.TRANSLATE_X, -45, 45),  # 0.45 x 100 pixels of the width
-        (Op.TRANSLATE_Y, -90, 90),  # 0.45 x 200 pixels of the height
+        (ImageOp.ROTATE, -30, 30),
+        (ImageOp.POSTERIZE, 1, 2),  # 4 - int(level / 10 x 4), at least 1; 2 below level 7.5
+        (ImageOp.SOLARIZE, 0, 80),  # 256 - int(level / 10 x 256), 26 at level 9
+        (ImageOp.SOLARIZE_ADD, 77, 110),
+        (ImageOp.COLOR, 0.1, 1.9),
+        (ImageOp.SHARPNESS, 0.1, 1.9),
+        (ImageOp.TRANSLATE_X, -45, 45),  # 0.45 x 100 pixels of the width
+        (ImageOp.TRANSLATE_Y, -90, 90),  # 0.45 x 200 pixels of the height
     ],
 )
-def test_arguments_keep_their_ranges(op: Op, low: float, high: float) -> None:
+def test_arguments_keep_their_ranges(op: ImageOp, low: float, high: float) -> None:
     drawn = levels(op)
     assert len(drawn) > 1500
     assert low <= drawn.min()
@@ -70,21 +70,23 @@ def test_arguments_keep_their_ranges(op: Op, low: float, high: float) -> None:
 def test_arguments_at_level_nine_by_hand() -> None:
     plan = RandAugment(magnitude=9.0, num_ops=64).draw(0, torch.arange(64), (100, 200))
     expected = {
-        Op.ROTATE: {27.0, -27.0},
-        Op.POSTERIZE: {1.0},  # 4 - int(3.6)
-        Op.SOLARIZE: {26.0},  # 256 - int(230.4)
-        Op.SOLARIZE_ADD: {99.0},
-        Op.BRIGHTNESS: {1.81, 0.19},
-        Op.CONTRAST: {1.81, 0.19},
-        Op.SHEAR_Y: {0.27, -0.27},
-        Op.TRANSLATE_X: {81.0, -81.0},  # 0.9 x 0.45 x the width
-        Op.TRANSLATE_Y: {40.5, -40.5},
-        Op.EQUALIZE: {0.0},
+        ImageOp.ROTATE: {27.0, -27.0},
+        ImageOp.POSTERIZE: {1.0},  # 4 - int(3.6)
+        ImageOp.SOLARIZE: {26.0},  # 256 - int(230.4)
+        ImageOp.SOLARIZE_ADD: {99.0},
+        ImageOp.BRIGHTNESS: {1.81, 0.19},
+        ImageOp.CONTRAST: {1.81, 0.19},
+        ImageOp.SHEAR_Y: {0.27, -0.27},
+        ImageOp.TRANSLATE_X: {81.0, -81.0},  # 0.9 x 0.45 x the width
+        ImageOp.TRANSLATE_Y: {40.5, -40.5},
+        ImageOp.EQUALIZE: {0.0},
     }
     for op, values in expected.items():
         assert {round(value, 4) for value in plan.arguments[plan.ops == op].tolist()} == values
     black = RandAugment(magnitude=10.0, num_ops=64).draw(0, torch.arange(64), (100, 200))
-    assert black.arguments[black.ops == Op.POSTERIZE].unique().tolist() == [1.0]  # timm: 0, a black picture
+    assert black.arguments[black.ops == ImageOp.POSTERIZE].unique().tolist() == [
+        1.0
+    ]  # timm: 0, a black picture
 
 
 def test_notation() -> None:

@@ -12,7 +12,7 @@ import webdataset
 
 from data_shards.errors import DataError
 from data_shards.format.index import MANIFEST_NAME, Manifest, check_shards
-from data_shards.pack.indexing import index_tars
+from data_shards.pack.indexing import IndexOptions, index_tars
 from data_shards.pack.progress import BAD_NAME, read_bad
 from data_shards.pack.sources.packed import packed_source
 from data_shards.pack.tar_scan import split_name
@@ -77,10 +77,10 @@ def test_names_as_labels_and_a_list_of_classes(tmp_path: Path) -> None:
     make_tar(tmp_path / "a.tar", flatten(members))
     assert index_tars(tmp_path).manifest.classes == ("cat", "dog", "eel")
     assert [label for _, label in bodies_by_index(tmp_path)] == [1, 0, 1, 2]
-    index_tars(tmp_path, classes=["eel", "ox", "cat", "dog"])
+    index_tars(tmp_path, options=IndexOptions(classes=["eel", "ox", "cat", "dog"]))
     assert [label for _, label in bodies_by_index(tmp_path)] == [3, 2, 3, 0]
     with pytest.raises(DataError, match=r"label eel \(a.tar: k3.txt\) is not among the 2 classes"):
-        index_tars(tmp_path, classes=["cat", "dog"])
+        index_tars(tmp_path, options=IndexOptions(classes=["cat", "dog"]))
 
 
 def test_json_labels(tmp_path: Path) -> None:
@@ -88,7 +88,7 @@ def test_json_labels(tmp_path: Path) -> None:
     make_tar(
         tmp_path / "a.tar", flatten([[(f"{n}.jpg", jpeg(n)), (f"{n}.json", v)] for n, v in enumerate(values)])
     )
-    done = index_tars(tmp_path, label_key="y")
+    done = index_tars(tmp_path, options=IndexOptions(label_key="y"))
     assert [label for _, label in bodies_by_index(tmp_path)] == [3, 1, 2, 4]
     assert [bad.key for bad in done.bad] == ["3", "5", "6"]
     assert "its .json has no 'y'; it has label" in done.bad[0].reason
@@ -113,7 +113,7 @@ def test_incomplete_and_undecodable_keys_are_listed(tmp_path: Path) -> None:
     assert listed["z"].startswith("undecodable image")
     assert listed["e"] == "e.jpg has 0 bytes"
     assert done.manifest.bad_sources == 4
-    assert index_tars(tmp_path, check="none").manifest.samples == 5
+    assert index_tars(tmp_path, options=IndexOptions(check="none")).manifest.samples == 5
     assert BAD_NAME in contents(tmp_path)
 
 
@@ -158,8 +158,8 @@ def test_elsewhere_with_links_for_a_directory_that_cannot_be_written(tmp_path: P
         make_tar(tmp_path / "in" / f"{i}.tar", flatten(image_label_pairs(range(5 * i, 5 * i + 5))))
     os.chmod(tmp_path / "in", 0o555)
     before = sorted(contents(tmp_path / "in"))
-    one = index_tars(tmp_path / "in", tmp_path / "1", split="val")
-    two = index_tars(tmp_path / "in", tmp_path / "2", split="val", workers=2)
+    one = index_tars(tmp_path / "in", tmp_path / "1", IndexOptions(split="val"))
+    two = index_tars(tmp_path / "in", tmp_path / "2", IndexOptions(split="val"), workers=2)
     os.chmod(tmp_path / "in", 0o755)
     assert sorted(contents(tmp_path / "in")) == before
     assert one == two

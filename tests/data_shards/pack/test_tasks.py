@@ -174,7 +174,7 @@ def test_a_plan_by_bytes_is_not_decided_again(tmp_path: Path) -> None:
         ({"samples_per_shard": 5, "bytes_per_shard": 5000}, "exclude each other"),
         ({"bytes_per_shard": 100}, r"bytes_per_shard \(100\) must be at least 4096"),
         ({"samples_per_shard": 0}, r"samples_per_shard \(0\) must be at least 1"),
-        ({"max_bad": 2.0}, r"max_bad \(2.0\) must be a share"),
+        ({"max_bad": 2.0}, r"max_bad \(2.0\) must be a fraction"),
     ],
 )
 def test_nonsense_is_refused(

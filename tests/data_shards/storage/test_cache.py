@@ -79,7 +79,7 @@ def test_the_furthest_next_use_of_any_process_goes_first(big: Path, tmp_path: Pa
     one.announce([0, 9, 8])
     assert other.fetch(7, need=1) is FetchResult.HERE
     assert there(one) == [0, 2, 3, 7, 9]
-    assert other.fetch(6, need=2) is FetchResult.NO_ROOM
+    assert other.fetch(6, need=2) is FetchResult.NO_SPACE
     assert list(tmp_path.rglob(".*.tmp")) == []
     one.close()  # its claims go with it; what it has open stays
     assert other.fetch(6, need=2) is FetchResult.HERE

@@ -8,7 +8,7 @@ import pytest
 from data_shards.image import region
 from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
-from data_shards.stream.measure import STAGES, StorageRate, StreamRate
+from data_shards.stream.benchmark import STAGES, StorageRate, StreamRate
 from launcher.cli.bench import render, report
 from launcher.cli.program import main
 

@@ -10,7 +10,7 @@ import pytest
 
 from data_shards.errors import DataError
 from data_shards.format.samples import BadSourceError
-from data_shards.pack.sources.imagenet import MAP_22K, _json_items, imagenet22k, imagenet_zip
+from data_shards.pack.sources.imagenet import MAP_22K, imagenet22k, imagenet_zip, json_items
 from data_shards.pack.write import pack
 from tests.data_shards.image_folders import contents, jpeg, samples_in
 
@@ -199,7 +199,7 @@ def test_maps_that_are_none(tmp_path: Path) -> None:
 def test_pieces_of_json_are_the_whole(chunk: int) -> None:
     items = [['a],[b"', 0], ["]", 1], ["ä\\u0041", 2], ["x,]", 3], ["plain/1.JPEG", 21840]] * 3
     for text in (json.dumps(items), " \n" + json.dumps(items, indent=2, ensure_ascii=False), "[]"):
-        assert list(_json_items(Path("x"), io.StringIO(text), chunk)) == json.loads(text)
+        assert list(json_items(Path("x"), io.StringIO(text), chunk)) == json.loads(text)
 
 
 def make_22k(root: Path, prefix: str) -> Path:

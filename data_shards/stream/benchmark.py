@@ -1,6 +1,6 @@
-"""How fast this machine and this storage feed a training run, and where the time goes.
+"""Benchmark of a split: how fast this machine and its storage feed a training run, stage by stage.
 
-Every figure is of the run's own code: the same order, reader, decoder and stream.
+It measures the code of a run: the same order, reader, decoder and stream.
 """
 
 import os
@@ -29,7 +29,7 @@ STAGES = ("read", "decode", "resize", "collate")
 
 @dataclass(frozen=True, kw_only=True)
 class StorageRate:
-    """Reading alone: images and 10^6 bytes a second of wall time; `cold` when memory was asked to forget."""
+    """Reading alone: images and 10^6 bytes a second of wall time; `cold` where the page cache was dropped."""
 
     img_s: float
     mb_s: float
@@ -49,7 +49,7 @@ class StreamRate:
 class Bench:
     """Measures one split; each measurement takes `images` images, in the order of training.
 
-    `place` is whatever TrainStream reads. DataError: a bad split, an option below 1.
+    `place` is a split, as for TrainStream. DataError: a bad split, an option below 1.
     """
 
     def __init__(self, place: str | Path, *, image_size: ImageSize, images: int, batch_size: int) -> None:

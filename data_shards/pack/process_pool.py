@@ -1,4 +1,4 @@
-"""A function over many jobs in several processes, in order, with bounded memory and nothing left behind."""
+"""A map over many jobs in several processes, in order, with bounded memory and no process left behind."""
 
 import ctypes
 import os
@@ -19,9 +19,9 @@ PR_SET_PDEATHSIG = 1
 
 
 def map_in_order(function: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
-    """`map(function, jobs)`, in this process when `workers` is 1, otherwise in so many.
+    """`map(function, jobs)`, in this process when `workers` is 1, otherwise in `workers` processes.
 
-    At most two jobs a worker are under way. The workers end with this process, however it ends. DataError
+    At most two jobs per worker are in flight. The workers end with this process, however it ends. DataError
     when one of them dies.
     """
     if workers < 1:
@@ -49,7 +49,7 @@ def _in_processes(function: Callable[[Job], Result], jobs: Iterable[Job], worker
 
 
 def _begin_worker(parent: int) -> None:
-    """Leave Ctrl-C to the parent, and die with it: a killed parent tells nobody else."""
+    """Leave Ctrl-C to the parent, and end with it, also when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
