@@ -1,7 +1,7 @@
 """Images through Pillow, as RGB of 8 bits: every format but the anymaps, and the JPEGs that are left to it.
 
 Only the first frame or page is decoded. Transparency is dropped, CMYK converted and a palette applied, as by
-Pillow's convert("RGB"); pixels of more bits are scaled (depth.py). Every function may raise any
+Pillow's convert("RGB"); pixels of more bits are scaled. Every function may raise any
 exception on a damaged file: see `formats.decoder`.
 """
 

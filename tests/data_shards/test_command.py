@@ -150,7 +150,7 @@ def test_index_split_and_pack_again(packed: Path, capsys: pytest.CaptureFixture[
     )
     text = capsys.readouterr().out
     assert "30 samples of 3 classes in 3 tars" in text
-    assert "this is not promised" in text
+    assert "this is not guaranteed" in text
     assert command("split", out, "--val-per-class", "2", "--out", packed / "carved") == 0
     assert f"{packed}/carved/val: 6 samples in 1 shards" in capsys.readouterr().out
     assert Manifest.load(packed / "carved" / "val").classes == ("one", "two", "three")

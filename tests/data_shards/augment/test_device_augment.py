@@ -75,7 +75,7 @@ def test_the_stages_by_hand() -> None:
         for step in range(2):
             part, op, argument = images[row : row + 1], plan.ops[row, step], plan.arguments[row, step]
             operate(part, op[None], argument[None], augment.fill, "bicubic")
-    expected = (images - augment.mean) / augment.std
+    expected = (images - augment.normalize.mean) / augment.normalize.std
     partner = positions.bitwise_xor(1) - positions[0]
     mix = augment.mixer.draw(3, positions, SIDES)
     share = weights(mix, SIDES)

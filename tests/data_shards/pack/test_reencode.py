@@ -123,7 +123,7 @@ def test_reencoding_is_the_same_for_any_workers_and_is_remembered(tmp_path: Path
     assert contents(tmp_path / "1") == contents(tmp_path / "2")
     assert Manifest.load(tmp_path / "1").writer.short_side == 16
     assert {min(simplejpeg.decode_jpeg_header(body)[:2]) for body, _ in samples_in(tmp_path / "1")} == {16}
-    with pytest.raises(DataError, match="short_side: '16' there, '0' asked"):
+    with pytest.raises(DataError, match="short_side: '16' there, '0' requested"):
         pack(source, "train", tmp_path / "1", samples_per_shard=5, quality=80)
 
 

@@ -51,17 +51,22 @@ def test_a_task_with_workers_goes_on_where_another_split_left_it(
 
 
 def test_merge_writes_the_manifest_that_a_killed_task_did_not(
-    source: Source, shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Source, shards: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("data_shards.pack.write._finish_if_last", lambda out: None)
-    assert pack_task(source, "train", tmp_path, (0, 1), **OPTIONS) is None
+    def stop_after_the_last(done: int, total: int) -> None:
+        if done == total:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        pack_task(source, "train", tmp_path, (0, 1), progress=stop_after_the_last, **OPTIONS)
+    assert not (tmp_path / MANIFEST_NAME).exists()
     assert merge(tmp_path).samples == SAMPLES
     assert contents(tmp_path) == contents(shards)
 
 
 def test_another_plan_is_refused_by_every_task(source: Source, tmp_path: Path) -> None:
     pack_task(source, "train", tmp_path, (0, 3), **OPTIONS)
-    with pytest.raises(DataError, match="seed: '7' there, '8' asked"):
+    with pytest.raises(DataError, match="seed: '7' there, '8' requested"):
         pack_task(source, "train", tmp_path, (1, 3), samples_per_shard=PER_SHARD, seed=8)
     with pytest.raises(DataError, match=r"task \(3/3\) must be i/n .* --array=0-2"):
         pack_task(source, "train", tmp_path, (3, 3), **OPTIONS)

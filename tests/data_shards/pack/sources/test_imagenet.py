@@ -129,7 +129,7 @@ def flip_in(path: Path, signature: bytes, offset: int, value: int) -> None:
     [
         (b"PK\x01\x02", 8, 1, "it is encrypted"),
         (b"PK\x05\x06", 4, 3, "it is one part of an archive of several"),
-        (b"PK\x05\x06", 11, 255, "no room for the 65310 members"),  # 30 + 255 * 256
+        (b"PK\x05\x06", 11, 255, "too short for the 65310 members"),  # 30 + 255 * 256
         (b"PK\x01\x02", 0, 0, "entry 29 of its directory is damaged"),
     ],
 )

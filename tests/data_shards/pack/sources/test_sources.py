@@ -136,7 +136,7 @@ def test_without_any_way_it_names_all_three_and_makes_nothing_up(nowhere: Path) 
 def test_damaged_files_are_named(tmp_path: Path, body: bytes) -> None:
     write_files(tmp_path, {"train": 3, "t10k": 1})
     (tmp_path / "t10k-labels-idx1-ubyte").write_bytes(body)
-    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte: not a whole idx-ubyte file"):
+    with pytest.raises(DataError, match="t10k-labels-idx1-ubyte: not a complete idx-ubyte file"):
         fashion_mnist(tmp_path)
 
 
