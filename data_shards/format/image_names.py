@@ -48,9 +48,9 @@ class Skipped:
         for kind, (count, example) in other.kinds.items():
             self.add(kind, example, count)
 
-    def notes(self, place: str) -> list[str]:
+    def notes(self, location: str) -> list[str]:
         """A sentence for every kind, for the person who runs the command."""
         return [
-            f"{place}: skipped {kind}: {count}, such as {example}"
+            f"{location}: skipped {kind}: {count}, such as {example}"
             for kind, (count, example) in self.kinds.items()
         ]

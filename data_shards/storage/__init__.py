@@ -17,25 +17,27 @@ SCHEMES = ("file", *REMOTE, "pipe")
 SCHEME = re.compile(r"^([A-Za-z][A-Za-z0-9+.-]+):")
 
 
-def storage_for(place: str | Path | Storage, deadline_s: float = 300.0) -> Storage:
+def storage_for(location: str | Path | Storage, deadline_s: float = 300.0) -> Storage:
     """The storage at a path or URL.
 
     Args:
-        place: a path, a URL of an allowed scheme, or a storage, which is returned.
+        location: a path, a URL of an allowed scheme, or a storage, which is returned.
         deadline_s: seconds after which a command of `pipe:` is ended.
 
     Raises:
         DataError: the scheme is not allowed.
     """
-    if isinstance(place, Storage):
-        return place
-    scheme = SCHEME.match(str(place))
-    if isinstance(place, Path) or not scheme:
-        return LocalStorage(Path(place))
+    if isinstance(location, Storage):
+        return location
+    scheme = SCHEME.match(str(location))
+    if isinstance(location, Path) or not scheme:
+        return LocalStorage(Path(location))
     if (kind := scheme[1].lower()) not in SCHEMES:
-        raise DataError(f"{place}: scheme {kind} is not allowed; use a path or one of {', '.join(SCHEMES)}")
+        raise DataError(
+            f"{location}: scheme {kind} is not allowed; use a path or one of {', '.join(SCHEMES)}"
+        )
     if kind == "pipe":
-        return PipeStorage(str(place)[5:], deadline_s)
+        return PipeStorage(str(location)[5:], deadline_s)
     if kind == "file":
-        return LocalStorage(Path(re.sub(r"^file:(//)?", "", str(place))))
-    return RemoteStorage(str(place))
+        return LocalStorage(Path(re.sub(r"^file:(//)?", "", str(location))))
+    return RemoteStorage(str(location))

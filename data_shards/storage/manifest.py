@@ -34,18 +34,18 @@ def load_manifest(storage: Storage, retries: Retries) -> Manifest:
     return manifest
 
 
-def checked_manifest(place: str | Path, deadline_s: float = 30.0, *, cached: bool = True) -> Manifest:
+def checked_manifest(location: str | Path, deadline_s: float = 30.0, *, cached: bool = True) -> Manifest:
     """The manifest at a path or URL. Of a local split, every shard is checked to be present and complete.
 
     Args:
-        place: a path or URL.
+        location: a path or URL.
         deadline_s: seconds for which I/O errors are retried.
         cached: whether there is a cache for complete shards, which some storages need.
 
     Raises:
         DataError: what is wrong with the split, or that its storage needs a cache.
     """
-    storage = storage_for(place, deadline_s)
+    storage = storage_for(location, deadline_s)
     manifest = load_manifest(storage, Retries(deadline_s, Telemetry()))
     check_access(storage, cached=cached)
     if isinstance(storage, LocalStorage):

@@ -49,14 +49,14 @@ class StreamRate:
 class Bench:
     """Measures one split; each measurement takes `images` images, in the order of training.
 
-    `place` is a split, as for TrainStream. DataError: a bad split, an option below 1.
+    `split` is a directory or URL, as for TrainStream. DataError: a bad split, an option below 1.
     """
 
-    def __init__(self, place: str | Path, *, image_size: ImageSize, images: int, batch_size: int) -> None:
+    def __init__(self, split: str | Path, *, image_size: ImageSize, images: int, batch_size: int) -> None:
         for option, value in {"images": images, "batch_size": batch_size}.items():
             if value < 1:
                 raise DataError(f"{option} ({value}) must be at least 1")
-        self.place, self.batch_size = place, batch_size
+        self.split, self.batch_size = split, batch_size
         self.transform = TrainTransform(image_size=image_size)
         with self._stream(threads=1) as stream:
             self.manifest = stream.manifest
@@ -65,12 +65,12 @@ class Bench:
 
     def storage(self, threads: int) -> StorageRate:
         """Read the images with several threads, from the storage if the system lets its memory be dropped."""
-        storage = storage_for(self.place)
+        storage = storage_for(self.split)
         cold = isinstance(storage, LocalStorage)
         if isinstance(storage, LocalStorage):
             for shard in self.manifest.shards:
                 _drop_from_memory(storage.directory / shard.name)
-        with closing(ShardReader(self.place, self.manifest)) as reader, ThreadPoolExecutor(threads) as pool:
+        with closing(ShardReader(self.split, self.manifest)) as reader, ThreadPoolExecutor(threads) as pool:
             began = time.perf_counter()
             sizes = list(pool.map(lambda sample: len(reader.read(*sample)[0]), self.samples))
             seconds = time.perf_counter() - began
@@ -81,7 +81,7 @@ class Bench:
         """CPU seconds an image of each of STAGES, in one thread."""
         spent = np.zeros(len(STAGES))
         batch = np.zeros((self.batch_size, 3, *self.transform.sides), dtype=np.uint8)
-        with closing(ShardReader(self.place, self.manifest)) as reader:
+        with closing(ShardReader(self.split, self.manifest)) as reader:
             for position, sample in enumerate(self.samples):
                 steps = self._steps(reader, sample, position, batch)
                 times = [time.thread_time(), *(time.thread_time() for _ in steps)]
@@ -117,7 +117,7 @@ class Bench:
 
     def _stream(self, threads: int) -> TrainStream:
         sampling = TrainSampling(seed=0, global_batch_size=self.batch_size, micro_batch_size=self.batch_size)
-        return TrainStream(self.place, sampling, self.transform, StreamOptions(threads=threads))
+        return TrainStream(self.split, sampling, self.transform, StreamOptions(threads=threads))
 
 
 def _drop_from_memory(path: Path) -> None:

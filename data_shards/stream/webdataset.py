@@ -32,14 +32,14 @@ from data_shards.stream.patterns import expand, redacted
 from data_shards.stream.workers import Fetched, prefetched
 
 SHUFFLE_BUFFER = 1000  # compressed samples
-STATEMENT = """{place}: no manifest, so webdataset {version} reads its tars ({count}). It cannot promise
-  exactly-once epochs: each rank reads its part of the tars over and over, mixed in a buffer of {shuffle};
-    where the tars are fewer than the ranks, every rank reads all of them;
-  an exact resume: a resumed run begins a new order;
+STATEMENT = """{location}: no manifest, so webdataset {version} reads its tars ({count}). Not guaranteed are
+  exactly-once epochs: each rank repeats its part of the tars, shuffled in a buffer of {shuffle} samples;
+    with fewer tars than ranks, every rank reads all of them;
+  an exact resume: a resumed run starts a new order;
   the same samples on another number of ranks;
-  integrity: nothing is checksummed, and a damaged header hides, without a word, what follows it in its tar;
-  patience: the first bad sample or failing read ends the run, and there is no cache.
-`swin-moe shards index` writes the manifest with which all of it holds."""
+  integrity: there are no checksums, and a damaged header silently hides the rest of its tar;
+  fault tolerance: the first bad sample or failed read ends the run, and there is no cache.
+`swin-moe shards index` writes the manifest that guarantees all of them."""
 
 
 class WebDatasetStream(SingleIterator):
@@ -70,7 +70,7 @@ class WebDatasetStream(SingleIterator):
     ) -> None:
         self.grad_accum_steps = sampling.grad_accum_steps(options.dp_size)
         self.urls = expand(tars)
-        self.place, self.transform, self.num_classes = tars, transform, num_classes
+        self.location, self.transform, self.num_classes = tars, transform, num_classes
         self.options = replace(options, read=ReadOptions(fetch_threads=1))
         self.dp_rank, self.dp_size = options.dp_rank, options.dp_size
         self.seed = sampling.seed
@@ -84,15 +84,15 @@ class WebDatasetStream(SingleIterator):
 
     def state_dict(self) -> dict[str, Any]:
         """The tars, and how many samples were consumed."""
-        return {"version": 1, "webdataset": self.place, "samples": self.samples}
+        return {"version": 1, "webdataset": self.location, "samples": self.samples}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue the count of `state`, in a new order; DataError for a state of other tars."""
-        if state.get("webdataset") != self.place:
+        if state.get("webdataset") != self.location:
             tars = state.get("webdataset")
             made = f"the tars {redacted(tars)}" if tars else f"{state.get('name')}, which has a manifest"
             fix = "read what the run was trained on, or start it anew"
-            raise DataError(f"data state: of {made}, not of {redacted(self.place)}; {fix}")
+            raise DataError(f"data state: of {made}, not of {redacted(self.location)}; {fix}")
         self.close()
         self.samples = int(state["samples"])
 
@@ -130,7 +130,7 @@ class WebDatasetStream(SingleIterator):
 
     def _batches(self) -> Generator[Batch, None, None]:
         if self.dp_rank == 0:
-            print(statement(self.place, self.shuffle), file=sys.stderr, flush=True)
+            print(statement(self.location, self.shuffle), file=sys.stderr, flush=True)
         self._source = self._samples(self.samples)
         pool = BufferPool(self.transform.sides, self.options.prefetch + 2, self.options.read.pinned)
         batches = prefetched(self._plans(), self, pool, self.options)
@@ -194,10 +194,10 @@ class WebDatasetStream(SingleIterator):
             for i in order[self.dp_rank % step :: step].tolist():
                 self._url = self.urls[i]
                 yield {"url": self._url}
-            for note in self._skipped.notes(redacted(self.place)) if turn == 0 else ():
+            for note in self._skipped.notes(redacted(self.location)) if turn == 0 else ():
                 print(note, file=sys.stderr, flush=True)
             turn += 1
-        raise DataError(f"{redacted(self.place)}: no samples in these tars")
+        raise DataError(f"{redacted(self.location)}: no samples in these tars")
 
     def _checked(self, sample: dict[str, Any]) -> tuple[bytes, int, str]:
         name = f"{redacted(sample['__url__'])}: sample {sample['__key__']}"
@@ -224,9 +224,13 @@ def _lacks(sample: dict[str, Any], no_image: bool) -> str:
     )
 
 
-def statement(place: str, shuffle: int = SHUFFLE_BUFFER) -> str:
-    """What is not guaranteed of the tars at `place`."""
-    values = {"place": redacted(place), "version": version("webdataset"), "count": len(expand(place))}
+def statement(location: str, shuffle: int = SHUFFLE_BUFFER) -> str:
+    """What is not guaranteed of the tars at `location`."""
+    values = {
+        "location": redacted(location),
+        "version": version("webdataset"),
+        "count": len(expand(location)),
+    }
     return STATEMENT.format(shuffle=shuffle, **values)
 
 

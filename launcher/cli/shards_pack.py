@@ -1,7 +1,10 @@
 """The arguments of `swin-moe shards pack`, and what they mean: a source, options, a share of the work."""
 
 import argparse
+import os
 import re
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from data_shards.errors import DataError
 from data_shards.format.index import Manifest
 from data_shards.pack.plan import SAMPLES_PER_SHARD, check_split
 from data_shards.pack.reencode import CHECKS
+from data_shards.pack.sources.fashion_mnist import PACKAGE, TIMEOUT_S, is_present
 from data_shards.pack.sources.registry import SOURCES, Source
 from data_shards.pack.write import merge, pack, pack_task
 from launcher.console.progress import progress_line
@@ -113,10 +117,29 @@ def make_source(args: argparse.Namespace) -> Source:
         options["allow_empty"] = args.allow_empty
     if args.source == "folder":
         options["splits"] = getattr(args, "splits", None)
+    if args.source == "fashion-mnist" and args.directory is None and not is_present():
+        install_fashion_mnist()
     source = SOURCES[args.source](args.directory, **options)
     for note in source.notes:
         print(note, file=sys.stderr)
     return source
+
+
+def install_fashion_mnist() -> bool:
+    """Try `apt-get install` of its Debian package, as root only, and print it; returns whether it worked."""
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        return False
+    timeout = f"Acquire::http::Timeout={TIMEOUT_S}"
+    command = ["apt-get", "install", "-y", "--no-install-recommends", "-o", timeout, PACKAGE]
+    print(f"Fashion-MNIST is not on this machine; running: {' '.join(command)}", file=sys.stderr)
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=15 * TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return False
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        print(f"apt-get failed: {reason}", file=sys.stderr)
+    return done.returncode == 0
 
 
 def run_pack(args: argparse.Namespace) -> int:

@@ -2,9 +2,6 @@
 
 import gzip
 import hashlib
-import os
-import shutil
-import subprocess
 import sys
 import urllib.request
 import zlib
@@ -37,18 +34,20 @@ def default_cache() -> Path:
 def find_files(directory: Path | None, cache: Path | None = None) -> dict[str, Path]:
     """The path of each of the four files, by its name without `.gz`.
 
-    Only `directory` is searched if it is given; otherwise the Debian package, the cache, `apt-get
-    install` and the public download, in this order. DataError when none of them gives the files.
+    Only `directory` is searched if it is given; otherwise the Debian package, the cache and the public
+    download, in this order. DataError when none of them gives the files.
     """
     if directory is not None:
         if files := files_in(directory):
             return files
         raise DataError(f"{directory}: lacks {', '.join(_missing(directory))} (plain or .gz); {_ways()}")
     cache = cache or default_cache()
-    files = files_in(PACKAGE_DIRECTORY) or files_in(cache)
-    if not files and install_package():
-        files = files_in(PACKAGE_DIRECTORY)
-    return files or download(cache)
+    return files_in(PACKAGE_DIRECTORY) or files_in(cache) or download(cache)
+
+
+def is_present() -> bool:
+    """Whether the Debian package or the cache has the files."""
+    return bool(files_in(PACKAGE_DIRECTORY) or files_in(default_cache()))
 
 
 def files_in(directory: Path) -> dict[str, Path]:
@@ -72,25 +71,6 @@ def _ways() -> str:
         "(3) run this command where the network reaches that address. "
         "For made-up images instead, ask for them: --source synthetic"
     )
-
-
-def install_package() -> bool:
-    """Try `apt-get install` of the Debian package, as root only, saying so; returns whether it worked."""
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
-        return False
-    timeout = f"Acquire::http::Timeout={TIMEOUT_S}"
-    command = ["apt-get", "install", "-y", "--no-install-recommends", "-o", timeout, PACKAGE]
-    print(f"Fashion-MNIST is not on this machine; running: {' '.join(command)}", file=sys.stderr)
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=15 * TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired:
-        return False
-    if done.returncode:
-        print(
-            f"apt-get failed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}",
-            file=sys.stderr,
-        )
-    return done.returncode == 0
 
 
 def download(cache: Path) -> dict[str, Path]:

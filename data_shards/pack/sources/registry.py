@@ -89,9 +89,8 @@ def _triangle_wave(label: int, num_classes: int, side: int, phase: int) -> np.nd
 def fashion_mnist(directory: str | Path | None = None) -> Source:
     """Fashion-MNIST (Xiao, Rasul and Vollgraf 2017, arXiv:1708.07747): 28x28 gray, 60,000 and 10,000.
 
-    `directory` holds its four idx-ubyte files, gzipped or not; None looks for the Debian package, then
-    installs or downloads it, and says so. DataError when it cannot be had: nothing else is ever put in its
-    place.
+    `directory` holds its four idx-ubyte files, gzipped or not; None takes the files of the Debian package,
+    or else downloads them. DataError when neither works: no other images are ever used instead.
     """
     files = find_files(None if directory is None else Path(directory))
     splits = {}

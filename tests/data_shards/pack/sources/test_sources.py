@@ -3,7 +3,6 @@
 import gzip
 import hashlib
 import io
-import subprocess
 import urllib.request
 from pathlib import Path
 
@@ -13,35 +12,14 @@ import pytest
 from data_shards.errors import DataError
 from data_shards.pack.sources import fashion_mnist as fetching
 from data_shards.pack.sources.registry import SOURCES, fashion_mnist, synthetic
-
-
-def idx(array: np.ndarray) -> bytes:
-    shape = b"".join(side.to_bytes(4, "big") for side in array.shape)
-    return bytes([0, 0, 8, array.ndim]) + shape + array.tobytes()
-
-
-def write_files(directory: Path, counts: dict[str, int]) -> dict[str, bytes]:
-    """Four small files, the training ones gzipped: pixel = number of the image, label = number mod 10."""
-    directory.mkdir(parents=True, exist_ok=True)
-    bodies = {}
-    for prefix, count in counts.items():
-        images = np.arange(count, dtype=np.uint8)[:, None, None] * np.ones((1, 28, 28), np.uint8)
-        bodies[f"{prefix}-images-idx3-ubyte"] = idx(images)
-        bodies[f"{prefix}-labels-idx1-ubyte"] = idx(np.arange(count, dtype=np.uint8) % 10)
-    for name, body in bodies.items():
-        if name.startswith("train"):
-            (directory / f"{name}.gz").write_bytes(gzip.compress(body))
-        else:
-            (directory / name).write_bytes(body)
-    return bodies
+from tests.data_shards.pack.sources.fashion_files import idx, write_files
 
 
 @pytest.fixture
 def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """No package, an empty cache, no apt-get and no network."""
+    """No package, an empty cache and no network."""
     monkeypatch.setattr(fetching, "PACKAGE_DIRECTORY", tmp_path / "package")
     monkeypatch.setattr(fetching, "default_cache", lambda: tmp_path / "cache")
-    monkeypatch.setattr(fetching.shutil, "which", lambda program: None)
 
     def refuse(url: str, timeout: float) -> None:
         raise OSError("Network is unreachable")
@@ -83,22 +61,6 @@ def test_finds_the_package_then_the_cache(nowhere: Path) -> None:
     assert len(fashion_mnist().splits["train"]) == 3
     write_files(nowhere / "package", {"train": 5, "t10k": 1})
     assert len(fashion_mnist().splits["train"]) == 5
-
-
-def test_installs_the_package_and_says_so(
-    nowhere: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def install(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
-        write_files(nowhere / "package", {"train": 4, "t10k": 1})
-        return subprocess.CompletedProcess(command, 0, "", "")
-
-    monkeypatch.setattr(fetching.shutil, "which", lambda program: f"/usr/bin/{program}")
-    monkeypatch.setattr(fetching.os, "geteuid", lambda: 0)
-    monkeypatch.setattr(fetching.subprocess, "run", install)
-    assert len(fashion_mnist().splits["train"]) == 4
-    assert "running: apt-get install -y" in capsys.readouterr().err
-    monkeypatch.setattr(fetching.os, "geteuid", lambda: 1000)
-    assert not fetching.install_package()
 
 
 def test_downloads_checks_and_keeps_the_files(nowhere: Path, monkeypatch: pytest.MonkeyPatch) -> None:
