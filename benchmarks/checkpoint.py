@@ -41,7 +41,7 @@ from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
 from parallel.zero.engine import Engine
 from parallel.zero.master_weights import MasterWeights
 from swin_moe import ModelConfig, MoEConfig, build_model
-from swin_moe.moe.losses import classification_loss
+from swin_moe.heads.classification import classification_loss
 from swin_moe.random.keyed import sample_keys
 
 Row = dict[str, Any]

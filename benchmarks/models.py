@@ -35,10 +35,10 @@ import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from swin_moe.backbone.attention import CosineAttention  # noqa: E402
-from swin_moe.backbone.compile import compile_blocks  # noqa: E402
 from swin_moe.backbone.flops import cost  # noqa: E402
 from swin_moe.backbone.model import build_model  # noqa: E402
 from swin_moe.backbone.position_bias import LogCpbBias  # noqa: E402
+from swin_moe.backbone.stage import compile_blocks  # noqa: E402
 from swin_moe.backbone.windows import WindowGrid  # noqa: E402
 from swin_moe.config import ModelConfig  # noqa: E402
 

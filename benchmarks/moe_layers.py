@@ -21,9 +21,9 @@ from parallel.experts.placement import ExpertParallel
 from parallel.ranks.mesh import Mesh
 from swin_moe.config import MoEConfig
 from swin_moe.moe.dispatch import capacity
-from swin_moe.moe.layer import MoECall, MoELayer
-from swin_moe.moe.routers.registry import RouterCall
-from swin_moe.random.keyed import SiteCounter, fork, sample_keys
+from swin_moe.moe.layer import MoELayer, RoutingOverrides
+from swin_moe.moe.routers.base import RoutingRequest
+from swin_moe.random.keyed import SiteCounter, fold_in, sample_keys
 
 DIM, HIDDEN, LENGTH = 384, 1536, 144  # Swin-MoE-S, stage 3 at 192 x 192: 12 x 12 tokens an image
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -106,11 +106,13 @@ class Native(nn.Module):
             expert_dropout=entry.dropout,
         )
         placement = ExpertParallel.over(mesh, case.num_experts)
-        self.call = MoECall(exchange=replace(placement.options, overlap=entry.overlap, padded=entry.padded))
+        self.call = RoutingOverrides(
+            exchange=replace(placement.options, overlap=entry.overlap, padded=entry.padded)
+        )
         self.layer = MoELayer(DIM, HIDDEN, config, placement, fc2_bias=True, sites=SiteCounter())
         self.gate = self.layer.router.weight
         self.keys = sample_keys(0, torch.arange(images, device=case.device))
-        self.request = RouterCall(
+        self.request = RoutingRequest(
             groups=1,
             length=LENGTH,
             top_k=case.top_k,
@@ -125,7 +127,7 @@ class Native(nn.Module):
 
     def route(self, x: Tensor) -> Any:
         """The router's decision for tokens (T, C)."""
-        keys = fork(self.keys[:, None], torch.arange(LENGTH, device=x.device)).view(-1)
+        keys = fold_in(self.keys[:, None], torch.arange(LENGTH, device=x.device)).view(-1)
         return self.layer.router(x, keys, self.request)
 
     def routing_step(self, x: Tensor) -> None:

@@ -92,7 +92,7 @@ class Training:
         import torch
         import torch.distributed as dist
 
-        from swin_moe.moe.losses import classification_loss
+        from swin_moe.heads.classification import classification_loss
         from swin_moe.random.keyed import sample_keys
 
         images = torch.randn(MICRO, 3, *self.config.model.image_sides)

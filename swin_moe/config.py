@@ -37,7 +37,7 @@ class MoEConfig:
     ranks changes which token is dropped; its formula is `dispatch.capacity`: a factor above 0 gives every
     expert that many times its even share, 0 is dropless, and a negative one is at most its absolute value.
 
-    Routers are described in `router.py`, losses in `losses.py`, backends in `backend.py`.
+    Routers are described in `moe/routers/`, losses in `moe/losses.py`, backends in `moe/backends/`.
 
     - `gate_noise`: standard deviation of the training noise on the logits times num_experts (1.0 is the 1/E
       of V-MoE); of the linear and the cosine router.
@@ -69,7 +69,7 @@ class MoEConfig:
     expert_dropout: float = 0.1
     shared_expert: bool = False
     recompute_activation: bool = False
-    backend: Literal["native", "tutel", "reference"] = "native"
+    backend: Literal["native", "tutel"] = "native"
 
     def __post_init__(self) -> None:
         self._check_ranges()

@@ -10,7 +10,7 @@ from unittest.mock import patch
 import pytest
 
 from launcher.tasks.registry import TASKS
-from swin_moe.moe.routers.registry import ROUTERS
+from swin_moe.moe.routers import ROUTERS
 
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("launcher", "swin_moe", "parallel", "data_shards")

@@ -2,7 +2,7 @@
 
 The table was written from this project's own calls, which the default tests made under torch 2.11 (see
 docs/gpu.md). Look into 2.11 before a line is added; where a newer keyword is wanted, ask `inspect.signature`
-first, as swin_moe/backbone/compile.py does.
+first, as swin_moe/backbone/stage.py does.
 """
 
 import ast
@@ -15,7 +15,7 @@ import torch
 import torch._dynamo
 
 from swin_moe import build_model
-from swin_moe.backbone.compile import GRAPHS_PER_STAGE, compile_blocks
+from swin_moe.backbone.stage import GRAPHS_PER_STAGE, compile_blocks
 from tests.models import small_swin
 
 ROOT = Path(__file__).resolve().parents[1]

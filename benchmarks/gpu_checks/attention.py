@@ -63,7 +63,7 @@ class Inputs:
 
     def attend(self, qkv: Tensor, bias: Tensor) -> Tensor:
         """As WindowAttention does it, without its two linear maps."""
-        q, k, v = self.mixer._heads(qkv, 1 if self.mask is None else len(self.mask))
+        q, k, v = self.mixer.split_heads(qkv, 1 if self.mask is None else len(self.mask))
         if self.mask is not None:
             bias = bias + self.mask.to(bias.dtype)[:, None]
         return attention.fused_attention(q, k, v, bias.to(q.dtype), self.mixer.scale)
@@ -167,7 +167,7 @@ def errors_of(inputs: Inputs, kind: str) -> tuple[dict[str, float | None], bool]
     out, gradients = inputs.run(kind)
     found = {"out": out}
     if kind in ("bias trains", "bias frozen"):
-        parts = inputs.mixer._heads(gradients[0], 1 if inputs.mask is None else len(inputs.mask))
+        parts = inputs.mixer.split_heads(gradients[0], 1 if inputs.mask is None else len(inputs.mask))
         found |= dict(zip(("dq", "dk", "dv"), parts, strict=True))
     if kind in ("bias trains", "only the bias trains"):
         found["dbias"] = gradients[-1]

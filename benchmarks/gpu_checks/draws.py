@@ -105,9 +105,9 @@ def model_draws(place: Place) -> Iterator[Row]:
     works: dict[str, Callable[[torch.device], Tensor]] = {
         "sample_keys": lambda at: sample_keys(3, torch.arange(rows, device=at)),
         "mix of a transposed tensor": lambda at: hashing.mix(keys[:198].to(at).view(2, 3, 33).mT),
-        "fork by a number": lambda at: randomness.fork(keys.to(at), 7),
-        "fork by tokens": lambda at: randomness.fork(keys.to(at)[:, None], torch.arange(9, device=at)),
-        "fork_all": lambda at: randomness.fork_all(keys.to(at), 49),
+        "fold_in by a number": lambda at: randomness.fold_in(keys.to(at), 7),
+        "fold_in by tokens": lambda at: randomness.fold_in(keys.to(at)[:, None], torch.arange(9, device=at)),
+        "split_keys": lambda at: randomness.split_keys(keys.to(at), 49),
         "uniform": lambda at: randomness.uniform(keys.to(at), 9),
         "words": lambda at: hashing.words(keys.to(at), n, 0),
         "words, one a row": lambda at: hashing.words(keys.to(at), 1, 3),
@@ -155,36 +155,38 @@ def dropout(place: Place) -> Iterator[Row]:
     for dtype in DTYPES:
         for width, start in ((n, 0), (1, 0), (33, 7)):
             x = special(width, dtype, rows)
-            name = f"sink_dropped, {dtype}, {width} columns"
+            name = f"mask_preactivations_, {dtype}, {width} columns"
             yield both(place, name, lambda at, x=x, start=start: sunk(x, keys, at, start))
             if place.on_gpu:
                 yield attempt(
                     name, lambda x=x, start=start, name=name: by_operators(place, x, keys, start, name)
                 )
         yield both(
-            place, f"sink_dropped, {dtype}, of a wider tensor", lambda at, d=dtype: strided(d, keys, at)
+            place,
+            f"mask_preactivations_, {dtype}, of a wider tensor",
+            lambda at, d=dtype: strided(d, keys, at),
         )
         for name, function in (("GELU", F.gelu), ("SiLU", F.silu)):
-            what = f"{name} of what sink_dropped sank, {dtype}"
+            what = f"{name} of what mask_preactivations_ sank, {dtype}"
             yield attempt(
                 what, lambda f=function, d=dtype, what=what: ends_at_zero(place, f, keys, n, d, what)
             )
     yield both(place, "Dropout, forward and backward", lambda at: masked(keys, at))
     if place.on_gpu:
-        yield attempt("sink_dropped past 2^31 elements", lambda: past_32_bits(place))
+        yield attempt("mask_preactivations_ past 2^31 elements", lambda: past_32_bits(place))
 
 
 def sunk(x: Tensor, keys: Tensor, at: torch.device, start: int) -> Tensor:
     """A copy of x on a device, with its dropped elements sunk."""
     x = x.to(at, copy=True)
-    randomness.sink_dropped(x, keys.to(at), 0.1, start=start)
+    randomness.mask_preactivations_(x, keys.to(at), 0.1, start=start)
     return x
 
 
 def by_operators(place: Place, x: Tensor, keys: Tensor, start: int, name: str) -> Row:
     """The Triton kernel against torch's operators, both on the GPU."""
     wanted = x.to(place.device, copy=True)
-    hashing._sink(wanted, keys.to(place.device), randomness._bound(0.1), start)
+    hashing.torch_mask_(wanted, keys.to(place.device), randomness.drop_bound(0.1), start)
     got = sunk(x, keys, place.device, start)
     return equal(name, got, wanted)
 
@@ -192,7 +194,7 @@ def by_operators(place: Place, x: Tensor, keys: Tensor, start: int, name: str) -
 def strided(dtype: torch.dtype, keys: Tensor, at: torch.device) -> Tensor:
     """Some columns of a wider tensor; the others must stay."""
     x = special(64, dtype, len(keys)).to(at)
-    randomness.sink_dropped(x[:, 8:40], keys.to(at), 0.3, start=8)
+    randomness.mask_preactivations_(x[:, 8:40], keys.to(at), 0.3, start=8)
     return x
 
 
@@ -204,7 +206,7 @@ def ends_at_zero(
     keys = keys.to(place.device)
     keep = randomness.keep_mask(keys, n, 0.3)
     low = x.clone()
-    randomness.sink_dropped(low, keys, 0.3)
+    randomness.mask_preactivations_(low, keys, 0.3)
     low.requires_grad_()
     whole = x.clone().requires_grad_()
     value, expected = function(low), function(whole)
@@ -231,10 +233,10 @@ def past_32_bits(place: Place) -> Row:
     rows, n = 2**17 + 8, 2**14 + 16
     keys = sample_keys(1, torch.arange(rows, device=place.device))
     x = torch.zeros(rows, n, dtype=torch.bfloat16, device=place.device)
-    randomness.sink_dropped(x, keys, 0.1)
+    randomness.mask_preactivations_(x, keys, 0.1)
     wanted = torch.zeros_like(x[-9:])
-    hashing._sink(wanted, keys[-9:], randomness._bound(0.1), 0)
-    return equal("sink_dropped past 2^31 elements", x[-9:], wanted)
+    hashing.torch_mask_(wanted, keys[-9:], randomness.drop_bound(0.1), 0)
+    return equal("mask_preactivations_ past 2^31 elements", x[-9:], wanted)
 
 
 def data_draws(place: Place) -> Iterator[Row]:

@@ -18,10 +18,10 @@ import swin_moe
 from gpu_checks.cases import as_in_a_run, attempt, distance, not_numbers
 from gpu_checks.place import Place, Row, row
 from parallel.experts.exchange import ExchangeOptions
+from swin_moe.heads.classification import classification_loss
 from swin_moe.heads.simmim import SimMIM, build_simmim
 from swin_moe.heads.simmim_config import SimMIMConfig
-from swin_moe.moe.layer import MoECall
-from swin_moe.moe.losses import classification_loss
+from swin_moe.moe.layer import RoutingOverrides
 from swin_moe.moe.routers import base as routing
 from swin_moe.random.keyed import sample_keys
 from swin_moe.registry import load_model_config
@@ -35,7 +35,7 @@ SWIN_MOE = "swin_moe_small_patch4_window12_192_8expert_32gpu_22k"
 SIZE: dict[str, Any] = {"num_classes": 10, "embed_dim": 32, "num_heads": (1, 2, 4, 8), "drop_path_rate": 0.2}
 TINY: dict[str, Any] = {"embed_dim": 16, "image_size": 32, "window_size": 4}  # of a rehearsal
 EXPERTS: dict[str, Any] = {"routing_group_images": 2, "blocks": ((), (), (1,), (0,))}
-PADDED = MoECall(exchange=ExchangeOptions(padded=True))
+PADDED = RoutingOverrides(exchange=ExchangeOptions(padded=True))
 CHANCE = {"gate_noise": 0.0, "load_balance_weight": 0.0, "balance_loss": "auto", "batch_prioritized": False}
 BOUNDS = {torch.float32: 1e-4, torch.bfloat16: 0.05}
 BOUND_OF_ROUTED = 0.1  # in bf16: a token near a border may go to another expert, or lose its slot
@@ -50,7 +50,7 @@ class Variant:
     model: str
     changes: dict[str, Any] = field(default_factory=dict)
     moe: dict[str, Any] = field(default_factory=dict)
-    call: MoECall | None = None
+    call: RoutingOverrides | None = None
     mim: SimMIMConfig | None = None
     side: int = 0  # of the images, if not the configured one
 
@@ -68,7 +68,7 @@ class Result:
     integers: list[Tensor]  # load, dropped; SimMIM's mask
 
 
-def router(name: str, call: MoECall | None = None, **moe: Any) -> Variant:
+def router(name: str, call: RoutingOverrides | None = None, **moe: Any) -> Variant:
     """A Swin-MoE with other options of its layers."""
     return Variant(name=f"Swin-MoE, {name}", model=SWIN_MOE, moe=moe, call=call)
 
@@ -94,7 +94,7 @@ VARIANTS = (
     router("shared expert", shared_expert=True),
     router("SwiGLU, recomputed", expert_activation="swiglu", recompute_activation=True),
     router("recomputed, dropless", recompute_activation=True, capacity_factor=0.0, batch_prioritized=False),
-    router("statistics by image", MoECall(by_image=True)),
+    router("statistics by image", RoutingOverrides(by_image=True)),
     Variant(name="Swin-MoE, checkpoints", model=SWIN_MOE, changes={"activation_checkpoint_every": 1}),
     Variant(name="SimMIM of Swin", model=SWIN, mim=SimMIMConfig()),
     Variant(name="SimMIM of SwinV2", model=SWINV2, mim=SimMIMConfig(norm_target_window=47)),

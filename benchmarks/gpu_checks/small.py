@@ -12,7 +12,7 @@ from parallel.zero.engine import Engine
 from parallel.zero.options import EngineOptions, Precision, ZeroStage
 from swin_moe import ModelConfig, MoEConfig
 from swin_moe.backbone.model import build_model
-from swin_moe.moe.losses import classification_loss
+from swin_moe.heads.classification import classification_loss
 from swin_moe.random.keyed import sample_keys
 
 CLASSES, IMAGE, EXPERTS = 10, 32, 8

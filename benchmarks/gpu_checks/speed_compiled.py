@@ -22,8 +22,8 @@ from gpu_checks.subjects import (
     settings_of,
     timm_model,
 )
-from swin_moe.backbone.compile import compile_blocks
 from swin_moe.backbone.model import build_model
+from swin_moe.backbone.stage import compile_blocks
 from swin_moe.config import ModelConfig
 from swin_moe.random.keyed import sample_keys
 

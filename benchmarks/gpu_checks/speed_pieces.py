@@ -10,7 +10,7 @@ from gpu_checks.place import Place, Row, close, row
 from gpu_checks.subjects import Work, device_of, free
 from swin_moe.moe.dispatch import _weighted_sum
 from swin_moe.random import hashing
-from swin_moe.random.keyed import DropPath, _bound, branch_scales, sample_keys, sink_dropped
+from swin_moe.random.keyed import DropPath, branch_scales, drop_bound, mask_preactivations_, sample_keys
 
 BF16 = torch.bfloat16
 
@@ -18,7 +18,7 @@ BF16 = torch.bfloat16
 def pieces(place: Place) -> Iterator[Row]:
     """Every comparison; one that fails costs itself alone."""
     device = device_of(place)
-    for make in (_sink, _drop_paths, _qkv, _layer_norm, _patches, _combine, _sort):
+    for make in (_mask, _drop_paths, _qkv, _layer_norm, _patches, _combine, _sort):
         try:
             yield from make(place, device)
         except Exception as error:
@@ -42,20 +42,20 @@ def _rows(place: Place, small: int, large: int) -> int:
     return small if place.rehearsal else large
 
 
-def _sink(place: Place, device: torch.device) -> Iterator[Row]:
+def _mask(place: Place, device: torch.device) -> Iterator[Row]:
     """Dropout of the experts' hidden rows at a rate of 0.1: our kernel, our operators, torch's own."""
     n, rows, rate = 1536, _rows(place, 64, 18432), 0.1
     x = torch.randn(rows, n, device=device, dtype=BF16)
     keys = sample_keys(0, torch.arange(rows)).to(device)
     a, b = x.clone(), x.clone()
-    sink_dropped(a, keys, rate)
-    hashing._sink(b, keys, _bound(rate), 0)
-    yield row("sink_dropped and its operators in torch are equal", ok=bool(torch.equal(a, b)))
+    mask_preactivations_(a, keys, rate)
+    hashing.torch_mask_(b, keys, drop_bound(rate), 0)
+    yield row("mask_preactivations_ and its operators in torch are equal", ok=bool(torch.equal(a, b)))
     share = float((a.float() < -1e30).float().mean())
-    yield row("share that sink_dropped drops", ok=abs(share - rate) < 0.02, share=share, rate=rate)
+    yield row("share that mask_preactivations_ drops", ok=abs(share - rate) < 0.02, share=share, rate=rate)
     works: dict[str, Work] = {
-        "sink_dropped": lambda: sink_dropped(a, keys, rate),
-        "its operators in torch": lambda: hashing._sink(b, keys, _bound(rate), 0),
+        "mask_preactivations_": lambda: mask_preactivations_(a, keys, rate),
+        "its operators in torch": lambda: hashing.torch_mask_(b, keys, drop_bound(rate), 0),
         "F.dropout": lambda: F.dropout(x, rate, training=True),
     }
     yield from _timed(place, "expert dropout", works, moved=4.0 * rows * n)

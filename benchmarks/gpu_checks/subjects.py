@@ -265,7 +265,7 @@ class Training:
         tally.add(torch.stack([loss, output.aux_loss]), output)
         totals = tally.reduce({}, {"stop": False})
         self.masters.update_ema()
-        self.backbone.balance(totals.loads)
+        self.backbone.update_router_bias(totals.loads)
         return totals.sums[0]
 
     def close(self) -> None:

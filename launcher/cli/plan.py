@@ -88,8 +88,6 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
     counts = parse_range(args.simulate) if args.simulate else []
     nodes = [args.gpus_per_node or hardware.ranks_per_node] * args.nodes
     hardware.peak(config.train.precision)
-    if config.model.moe is not None and config.model.moe.backend == "reference":
-        raise ConfigError("plan cannot predict model.moe.backend=reference: set model.moe.backend=native")
     if (counts or args.search) and (errors := run_errors(config)):
         raise ConfigError("\n".join(["no layout can be had:", *(f"  {error}" for error in errors)]))
     found: dict[str, Any] = {}

@@ -26,7 +26,7 @@ from data_shards.stream.batch import Batch
 from launcher.config.load import ConfigError
 from launcher.tasks.classification.metric import ClassificationMetric
 from swin_moe.backbone.model import ModelOutput
-from swin_moe.moe.losses import evaluation_sums
+from swin_moe.heads.classification import evaluation_sums
 from swin_moe.text_files import read_text
 
 FORMAT = "swin-moe labels 1"

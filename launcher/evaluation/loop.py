@@ -1,7 +1,7 @@
 """Evaluation: every image of a split exactly once, on any number of ranks, in one way or in several.
 
-A way is a `MoECall`: the capacity and the number of choices of the MoE layers. All ways see the same batches,
-which are read and decoded once. Legend: B images, W ranks.
+A way is a `RoutingOverrides`: the capacity and the number of choices of the MoE layers. All ways see the same
+batches, which are read and decoded once. Legend: B images, W ranks.
 """
 
 import time
@@ -24,7 +24,7 @@ from launcher.tasks.base import Task, normalize_images
 from parallel.ranks.host import send
 from parallel.ranks.mesh import Mesh
 from swin_moe.config import MoEConfig
-from swin_moe.moe.layer import MoECall
+from swin_moe.moe.layer import RoutingOverrides
 from swin_moe.random.keyed import sample_keys
 
 ORDER_SEED = 0  # of the validation images where routing groups matter: the same for every run
@@ -121,7 +121,7 @@ def evaluate(
         (each expert's fraction of the choices by MoE layer), without padding images; and an image of the
         first batch of rank 0, if the task makes one.
     """
-    return evaluate_ways(module, stream, task, data, device, [MoECall()], beat)[0]
+    return evaluate_ways(module, stream, task, data, device, [RoutingOverrides()], beat)[0]
 
 
 @torch.no_grad()
@@ -131,7 +131,7 @@ def evaluate_ways(
     task: Task,
     data: DataConfig,
     device: torch.device,
-    calls: Sequence[MoECall],
+    calls: Sequence[RoutingOverrides],
     beat: Callable[[], None] = lambda: None,
     observers: Sequence[Observer] = (),
 ) -> list[Evaluation]:
@@ -159,7 +159,7 @@ class _Way:
     """One way of evaluation, and what it has added up."""
 
     def __init__(
-        self, call: MoECall, module: nn.Module, stream: EvalStream, task: Task, device: torch.device
+        self, call: RoutingOverrides, module: nn.Module, stream: EvalStream, task: Task, device: torch.device
     ) -> None:
         self._forward = Forward(module, device, call)
         self._task, self._device, self._world_size = task, device, stream.dp_size
@@ -191,12 +191,12 @@ class Forward:
     """A forward pass, timed: the host waits for the device before and after it.
 
     Args:
-        module: a model that takes images, keys and a MoECall.
+        module: a model that takes images, keys and a RoutingOverrides.
         device: of the module.
         call: of every pass; the statistics tell the images apart in any case.
     """
 
-    def __init__(self, module: nn.Module, device: torch.device, call: MoECall) -> None:
+    def __init__(self, module: nn.Module, device: torch.device, call: RoutingOverrides) -> None:
         self._module, self._device = module, device
         self._call = replace(call, by_image=True)
 

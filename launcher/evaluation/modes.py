@@ -7,14 +7,14 @@ from typing import Any, NamedTuple
 from launcher.evaluation.loop import Evaluation
 from launcher.tasks.base import Task
 from swin_moe.config import MoEConfig
-from swin_moe.moe.layer import MoECall
+from swin_moe.moe.layer import RoutingOverrides
 
 
 class Way(NamedTuple):
     """A way of evaluation and what it is called."""
 
     name: str
-    call: MoECall
+    call: RoutingOverrides
     capacity_factor: float  # 0 is dropless, which is exact
     top_k: int  # 0 without experts
 
@@ -39,7 +39,7 @@ def modes(moe: MoEConfig | None, factor: float | None = None) -> list[Way]:
         factor: the capacity factor; None is that of evaluation, or else that of training.
     """
     if moe is None or moe.router == "soft":
-        return [Way("exact", MoECall(), 0.0, moe.top_k if moe else 0)]
+        return [Way("exact", RoutingOverrides(), 0.0, moe.top_k if moe else 0)]
     factor = (moe.eval_capacity_factor or moe.capacity_factor) if factor is None else factor
     exact = [way(moe, 0.0, moe.top_k)] if moe.router != "expert_choice" else []
     return exact + ([way(moe, factor, moe.top_k)] if factor else [])
@@ -54,7 +54,7 @@ def combinations(moe: MoEConfig, factors: Sequence[float], choices: Sequence[int
 def way(moe: MoEConfig, factor: float, top_k: int) -> Way:
     """One capacity and one number of choices."""
     name = f"capacity {factor:g} in routing groups of {moe.routing_group_images}" if factor else "exact"
-    return Way(name, MoECall(capacity_factor=factor, top_k=top_k), factor, top_k)
+    return Way(name, RoutingOverrides(capacity_factor=factor, top_k=top_k), factor, top_k)
 
 
 def grouped(ways: Sequence[Way]) -> bool:

@@ -30,7 +30,7 @@ from parallel.ranks.mesh import Mesh, build_mesh
 from parallel.zero.engine import Engine
 from parallel.zero.master_weights import MasterWeights
 from parallel.zero.options import EngineOptions
-from swin_moe.backbone.compile import compile_blocks
+from swin_moe.backbone.stage import compile_blocks
 
 
 def run_mesh(parallel: ParallelConfig, nodes: Sequence[int]) -> Mesh:

@@ -156,7 +156,7 @@ class Trainer:
         # Average the weights and move the routers' biases, unless the update was skipped.
         if not self.engine.skipped:
             self.masters.update_ema()
-            self.backbone.balance(totals.loads)
+            self.backbone.update_router_bias(totals.loads)
 
         # Record.
         self.step += 1

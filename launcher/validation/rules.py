@@ -228,11 +228,6 @@ def _exchange_errors(config: RunConfig) -> list[str]:
 def _backend_errors(moe: MoEConfig, parallel: ParallelConfig) -> list[str]:
     """What the backends other than the native one cannot do."""
     ep_size, slices, errors = parallel.ep_size, parallel.expert_tensor_parallel_size, []
-    if moe.backend == "reference" and (ep_size > 1 or moe.router == "soft"):
-        errors.append(
-            f"model.moe.backend=reference needs parallel.ep_size=1 (got {ep_size}) and a router other than "
-            f"soft (got {moe.router}); set model.moe.backend=native"
-        )
     if moe.backend == "tutel":
         errors += _messages(import_tutel, ModelError)
         if slices > 1 or moe.num_experts % ep_size:

@@ -28,8 +28,8 @@ class WindowAttention(nn.Module):
         num_heads: h.
         position_bias: called without arguments, gives (h, n, n).
         qkv_bias: whether queries, keys and values have one.
-        attention_chunk: 0 for all; else so many windows are attended to at once and recomputed in the
-            backward pass, which caps the memory of the attention (Liu et al. 2022, section 3.4).
+        attention_chunk: 0 for all windows at once; else so many at a time, recomputed in the backward pass,
+            which bounds the memory of the attention (Liu et al. 2022, section 3.4).
     """
 
     def __init__(
@@ -63,14 +63,14 @@ class WindowAttention(nn.Module):
 
     def _attend(self, x: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
         windows, n, c = x.shape
-        q, k, v = self._heads(self._project(x), 1 if mask is None else len(mask))
+        q, k, v = self.split_heads(self.project(x), 1 if mask is None else len(mask))
         if mask is not None:
             bias = bias + mask.to(bias.dtype)[:, None]  # (S, h, n, n)
         q, k = self._prepare(q, k)
         out = _attention(q, k, v, bias.to(q.dtype), self.scale)
         return self.proj(out.transpose(2, 3).reshape(windows, n, c))
 
-    def _heads(self, qkv: Tensor, per_image: int) -> tuple[Tensor, ...]:
+    def split_heads(self, qkv: Tensor, per_image: int) -> tuple[Tensor, ...]:
         """(B * S, n, 3 * C) -> queries, keys and values, (B, S, h, n, d) each.
 
         Where S is 1 the kernels of a GPU read them where they are, and their gradients are put together in
@@ -82,7 +82,7 @@ class WindowAttention(nn.Module):
             return tuple(x.transpose(2, 3) for x in qkv.unbind(3))
         return qkv.permute(3, 0, 1, 4, 2, 5).contiguous().unbind(0)
 
-    def _project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
         """Queries, keys and values side by side: (W, n, C) -> (W, n, 3 * C)."""
         return self.qkv(x)
 
@@ -124,7 +124,7 @@ class CosineAttention(WindowAttention):
         self.v_bias = nn.Parameter(torch.zeros(dim)) if qkv_bias else None
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10.0)))
 
-    def _project(self, x: Tensor) -> Tensor:
+    def project(self, x: Tensor) -> Tensor:
         if self.q_bias is None or self.v_bias is None:
             return self.qkv(x)
         bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))

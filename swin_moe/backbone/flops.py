@@ -19,7 +19,7 @@ from swin_moe.backbone.block import SwinBlock
 from swin_moe.backbone.model import M, SwinTransformer
 from swin_moe.config import ModelConfig
 from swin_moe.moe.layer import MoELayer
-from swin_moe.moe.routers.base import RouterCall
+from swin_moe.moe.routers.base import RoutingRequest
 
 
 class Cost(NamedTuple):
@@ -113,7 +113,7 @@ class _ActiveExperts(nn.Module):
         """(B, L, C) with the images' keys -> (B, L, C), and no statistics."""
         layer, config = self.layer, self.layer.config
         images, length, channels = x.shape
-        asked = RouterCall(groups=1, length=length, top_k=config.top_k, factor=0.0, slots=images * length)
+        asked = RoutingRequest(groups=1, length=length, top_k=config.top_k, factor=0.0, slots=images * length)
         self.router(torch.zeros(images * length, channels), torch.zeros(images * length).long(), asked)
         if config.router == "soft":
             mix = x.new_empty(images, length, config.num_experts * config.slots_per_expert)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from parallel.experts.names import own_slice_of_expert, unsliced_shape
 from parallel.experts.placement import experts_of, global_name
 from parallel.zero.init import gathered
-from swin_moe.moe.routers.registry import CosineTopKRouter
+from swin_moe.moe.routers.topk import CosineTopKRouter
 
 
 @torch.no_grad()

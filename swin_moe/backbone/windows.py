@@ -1,4 +1,4 @@
-"""Windows of a token map: how a map of any size is cut into them, who may see whom, and the way back.
+"""Windows of a token map: cutting a map of any size into them, their attention mask, and joining them again.
 
 Legend: B images, H x W tokens, h x w tokens a window, n = h * w, S windows an image, C channels.
 Axis 0 is the height, axis 1 the width.
@@ -64,10 +64,10 @@ class WindowGrid:
         return x[:, top : top + height, left : left + width]
 
     def mask(self, height: int, width: int) -> Tensor | None:
-        """Who may see whom: (S, n, n) additive, -inf between tokens that are no neighbours in the map.
+        """The additive mask of attention (S, n, n): -inf between tokens that do not see each other.
 
-        After a cyclic shift a window may hold tokens of opposite edges, and padding is nobody's neighbour but
-        its own. None where every window is whole.
+        After a cyclic shift a window may hold tokens of opposite edges. Padding attends to padding alone.
+        None where no window needs a mask.
         """
         if not self.cyclic or (self._is_whole(height, 0) and self._is_whole(width, 1)):
             return None
@@ -98,3 +98,28 @@ class WindowGrid:
     def _roll(self, x: Tensor, height: int, width: int, sign: int) -> Tensor:
         shifts = (sign * self.shift(height, 0), sign * self.shift(width, 1))
         return x.roll(shifts, dims=(1, 2)) if any(shifts) else x
+
+
+class WindowMasks:
+    """The masks of maps of any size, for the blocks of a stage that cut them by one grid.
+
+    The mask of the last size is kept until another size comes. So blocks of one forward pass share it, and
+    images of many sizes hold no more memory of the device than one mask a stage and grid.
+    """
+
+    def __init__(self, grid: WindowGrid) -> None:
+        self.grid = grid
+        self._size: tuple[int, int, torch.device] | None = None
+        self._mask: Tensor | None = None
+
+    def mask(self, height: int, width: int, device: torch.device) -> Tensor | None:
+        """The mask (S, n, n) of a map of height x width tokens, on the device."""
+        if torch.compiler.is_compiling():  # a graph does not depend on what was kept before
+            return self._make(height, width, device)
+        if self._size != (height, width, device):
+            self._size, self._mask = (height, width, device), self._make(height, width, device)
+        return self._mask
+
+    def _make(self, height: int, width: int, device: torch.device) -> Tensor | None:
+        mask = self.grid.mask(height, width)
+        return None if mask is None else mask.to(device)

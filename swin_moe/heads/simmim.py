@@ -16,8 +16,8 @@ from parallel.ranks.mesh import Mesh
 from swin_moe.backbone.model import SwinTransformer, construct, total_loss
 from swin_moe.config import ModelConfig, require
 from swin_moe.heads.simmim_config import SimMIMConfig
-from swin_moe.moe.layer import MoECall, MoEStats
-from swin_moe.random.keyed import fork, uniform
+from swin_moe.moe.layer import MoEStats, RoutingOverrides
+from swin_moe.random.keyed import fold_in, uniform
 
 MASK_SITE = -1  # the sites of a model count from 0
 
@@ -43,7 +43,7 @@ def draw_masks(keys: Tensor, rows: int, columns: int, ratio: float) -> Tensor:
     ceil(ratio * rows * columns) of them, those with the lowest draws of the image's own key: the same on any
     layout of ranks.
     """
-    draws = uniform(fork(keys, MASK_SITE), rows * columns)
+    draws = uniform(fold_in(keys, MASK_SITE), rows * columns)
     hidden = draws.argsort(dim=1, stable=True)[:, : math.ceil(ratio * rows * columns)]
     mask = torch.zeros(draws.shape, dtype=torch.bool, device=keys.device)
     return mask.scatter_(1, hidden, True).view(-1, rows, columns)
@@ -111,7 +111,7 @@ class SimMIM(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, model.embed_dim))
         self.decoder = nn.Conv2d(model.stage_dim(stages - 1), self.stride**2 * model.in_chans, kernel_size=1)
 
-    def forward(self, images: Tensor, keys: Tensor, call: MoECall | None = None) -> SimMIMOutput:
+    def forward(self, images: Tensor, keys: Tensor, call: RoutingOverrides | None = None) -> SimMIMOutput:
         """Hide patches of images (B, in_chans, h, w) by their keys (B,), and predict them.
 
         `call` is what the MoE layers do otherwise than configured in this pass.

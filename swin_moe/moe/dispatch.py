@@ -1,4 +1,4 @@
-"""Capacity, the plan of who goes where, and the gathers that follow it. Local and pure.
+"""Capacity, the row of every assignment, and the gathers to rows and back. On this rank alone, without state.
 
 Legend: T tokens, k choices a token, E experts, G routing groups, S = T / G tokens a group, N rows,
 C channels. An assignment is one choice of one token: number token * k + choice.
@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swin_moe import gpu
-from swin_moe.random.keyed import fork
+from swin_moe.random.keyed import fold_in
 
 
 def capacity(factor: float, tokens: int, num_experts: int, top_k: int) -> int:
     """Slots of one expert in one routing group: top_k * int(|factor| * ceil(tokens / num_experts)).
 
-    This is the rounding of the released Swin-MoE models, here of a routing group and not of a rank's batch:
-    no layout changes who is dropped. Factor 0 means dropless, a slot for every token. A factor below 0 is at
-    most its absolute value: without the slots that no load could fill, as a token chooses an expert once. So
-    -f drops the tokens that f drops.
+    This is the rounding of the released Swin-MoE models, here of a routing group and not of a rank's batch,
+    so that no layout changes which choices are dropped. Factor 0 is dropless: a slot for every token. A
+    factor -f drops what f drops, without the slots that no load could fill, as a token chooses an expert
+    once.
     """
     if factor == 0:
         return tokens
@@ -31,30 +31,30 @@ def capacity(factor: float, tokens: int, num_experts: int, top_k: int) -> int:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """Where each kept assignment goes: rows are sorted by expert, then by routing group and order of service.
+class DispatchPlan:
+    """The row of each kept assignment: rows are sorted by expert, then by routing group, then by priority.
 
-    A padded plan has as many rows for every (expert, group), and the ones left over read zeros. Where a
-    capacity may drop assignments the device alone knows how many are kept: the plan then has `rows_bound`
-    rows, the last of which read zeros too, until `settled` cuts them off.
+    A padded plan has as many rows for every (expert, group); rows without an assignment read zeros. Where a
+    capacity may drop assignments, the number of rows is known to the device alone: the plan then has
+    `rows_bound` rows, the last of which read zeros too, until `settled` removes them.
     """
 
     gates: Tensor  # (T, k) weight of each choice, differentiable
-    order: Tensor  # (N,) the assignment in each row, T * k in a row that only pads
+    order: Tensor  # (N,) the assignment in each row, T * k in a row without one
     row: Tensor  # (T, k) the row of each assignment, `rows_bound` where it was dropped
-    counts: Tensor  # (E,) rows for each expert, padding included, but not the rows that `settled` cuts off
+    counts: Tensor  # (E,) rows for each expert, padding included, but not the rows that `settled` removes
     load: Tensor  # (E,) assignments that wanted each expert, dropped ones included
     dropped: Tensor  # scalar: assignments without a slot, and tokens that no expert chose
     static_count: int | None  # rows for every expert of a padded plan, known without the device
     rows_bound: int  # N or more, the same for every plan of as many tokens
     complete: bool  # every assignment has a row and every row an assignment: nothing is masked
 
-    def settled(self, rows: int | None) -> "Plan":
-        """The plan with the rows that the experts get, and no others.
+    def settled(self, rows: int | None) -> "DispatchPlan":
+        """The plan with the rows that the experts get.
 
         Args:
             rows: the sum of `counts`, or None where the host does not know it. On a CPU it is then read; on
-                a GPU the rows left over stay, are computed by the last expert and read by nobody.
+                a GPU the further rows stay: the last expert computes them, and `combine` does not read them.
         """
         if self.complete or self.static_count is not None:
             return self
@@ -63,7 +63,7 @@ class Plan:
         return replace(self, order=self.order[:rows])
 
     def dispatch(self, tokens: Tensor) -> Tensor:
-        """Copy tokens into their rows: (T, C) -> (N, C), differentiable, gathers only."""
+        """Gather each row's token: (T, C) -> (N, C), differentiable, without atomic additions."""
         return _Dispatch.apply(tokens, self.order, self.row, not self.complete)
 
     def combine(self, rows: Tensor) -> Tensor:
@@ -76,45 +76,45 @@ class Plan:
         top_k = self.row.shape[1]
         token = _token(self.order, top_k)
         token = token if self.complete else token.clamp(max=len(token_keys) - 1)
-        return fork(token_keys.index_select(0, token), 0 if top_k == 1 else self.order % top_k)
+        return fold_in(token_keys.index_select(0, token), 0 if top_k == 1 else self.order % top_k)
 
 
 def make_plan(
     gates: Tensor,
     expert_index: Tensor,
-    queue: Tensor,
+    priority: Tensor,
     *,
     slots: int,
     num_experts: int,
     padded: bool,
     every_choice: bool = False,
-) -> Plan:
-    """Give every assignment a slot of its expert, or none. Nothing waits for the device.
+) -> DispatchPlan:
+    """Give every assignment a slot of its expert, or drop it. Nothing waits for the device.
 
     Args:
         gates: (T, k).
         expert_index: (T, k); num_experts where there is no choice.
-        queue: (G, k, S) the assignments of each group in the order in which they are served.
-        slots: of one expert in one group; each group decides on its own who fits.
+        priority: (G, k, S) the assignments of each group, highest priority first.
+        slots: of one expert in one group; each group fills its own.
         num_experts: E.
         padded: whether every expert gets exactly G * slots rows.
         every_choice: whether it is known that every token has k choices, of distinct experts.
     """
-    groups, segments, total = len(queue), num_experts * len(queue), queue.numel()
-    complete = every_choice and not padded and slots >= queue.shape[2]
-    segment = expert_index.reshape(-1)[queue]
+    groups, segments, total = len(priority), num_experts * len(priority), priority.numel()
+    complete = every_choice and not padded and slots >= priority.shape[2]
+    segment = expert_index.reshape(-1)[priority]
     if groups > 1:
-        segment = segment * groups + _range(groups, queue)[:, None, None]
-    if gpu.on_gpu(queue) and segments + groups < 2**31:
+        segment = segment * groups + _range(groups, priority)[:, None, None]
+    if gpu.on_gpu(priority) and segments + groups < 2**31:
         segment = segment.int()  # half of the passes of a radix sort, and the same order
     segment, position = segment.reshape(-1).sort(stable=True)
-    assignment = queue.reshape(-1)[position]
+    assignment = priority.reshape(-1)[position]
     edges = torch.searchsorted(segment, _range(segments + 1, segment))  # bincount would wait for the device
     start, wanted = edges[:-1], edges.diff()  # (E * G,)
     load = _by_expert(wanted, num_experts)
     if complete:
-        row = torch.empty_like(assignment).scatter_(0, assignment, _range(total, queue))
-        return Plan(
+        row = torch.empty_like(assignment).scatter_(0, assignment, _range(total, priority))
+        return DispatchPlan(
             gates=gates,
             order=assignment,
             row=row.view_as(expert_index),
@@ -126,20 +126,20 @@ def make_plan(
             complete=True,
         )
 
-    bound = segments * slots if padded else min(total, segments * min(slots, queue.shape[2]))
+    bound = segments * slots if padded else min(total, segments * min(slots, priority.shape[2]))
     kept = wanted.clamp(max=slots)
-    first = _range(segments, queue) * slots if padded else kept.cumsum(0) - kept  # row of each segment
+    first = _range(segments, priority) * slots if padded else kept.cumsum(0) - kept  # row of each segment
     own = segment if every_choice else segment.clamp(max=segments - 1)
-    place = _range(total, queue)
-    fits = place < (start + slots).index_select(0, own)
+    sorted_position = _range(total, priority)
+    fits = sorted_position < (start + slots).index_select(0, own)
     if not every_choice:
         fits &= segment < segments
-    target = ((first - start).index_select(0, own) + place).where(fits, bound)
+    target = ((first - start).index_select(0, own) + sorted_position).where(fits, bound)
     row = torch.empty_like(assignment).scatter_(0, assignment, target)
-    order = queue.new_full((bound + 1,), total).scatter_(0, target, assignment)[:bound]
+    order = priority.new_full((bound + 1,), total).scatter_(0, target, assignment)[:bound]
     counts = _by_expert(kept, num_experts)
     dropped = (load - counts).sum()
-    return Plan(
+    return DispatchPlan(
         gates=gates,
         order=order,
         row=row.view_as(expert_index),
@@ -163,7 +163,7 @@ def _range(n: int, like: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SoftPlan:
+class SoftDispatchPlan:
     """The plan of Soft MoE: a row is a mixture of the tokens of one image (Puigcerver et al. 2023, eq. 2).
 
     Legend: B images, L tokens an image, p slots an expert and image. Rows are sorted by expert, image, slot:
@@ -178,7 +178,7 @@ class SoftPlan:
     static_count: int  # B * p
     rows_bound: int  # N
 
-    def settled(self, rows: int | None) -> "SoftPlan":
+    def settled(self, rows: int | None) -> "SoftDispatchPlan":
         """The plan itself: its rows are known without the device."""
         return self
 
@@ -199,7 +199,7 @@ class SoftPlan:
     def keys(self, token_keys: Tensor) -> Tensor:
         """Keys of the rows, of the image's first token and the number of the slot: (T,) -> (N,)."""
         _, length, slots = self.mix_in.shape
-        keys = fork(token_keys[::length, None], _range(slots, token_keys))  # (B, E * p)
+        keys = fold_in(token_keys[::length, None], _range(slots, token_keys))  # (B, E * p)
         return self._swap(keys.unflatten(1, (len(self.counts), -1)))
 
     @staticmethod

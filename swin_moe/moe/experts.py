@@ -1,11 +1,12 @@
-"""Expert MLPs as grouped tensors: rows sorted by expert, one GEMM an expert, no padding.
+"""The dense MLP, and expert MLPs as grouped tensors: rows sorted by expert, one GEMM an expert, no padding.
 
-Legend: M rows, L local experts, C channels, H hidden channels, of a slice where experts are sliced.
+Legend: B images, M rows, L local experts, C channels, H hidden channels, of a slice where experts are sliced.
 """
 
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel.experts.placement import ExpertParallel, ExpertSlice
@@ -17,26 +18,42 @@ from swin_moe.moe.grouped_gemm import (
     has_grouped_products,
     loop,
 )
-from swin_moe.random.keyed import Dropout
+from swin_moe.random.keyed import Dropout, SiteCounter
+
+
+class MLP(nn.Module):
+    """Linear, GELU, linear, with dropout after each: of a dense block, or as an MoE layer's shared expert."""
+
+    def __init__(self, dim: int, hidden: int, *, dropout: float, fc2_bias: bool, sites: SiteCounter) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(dim, hidden)
+        self.fc2 = nn.Linear(hidden, dim, bias=fc2_bias)
+        self.drop1 = Dropout(dropout, sites.next())
+        self.drop2 = Dropout(dropout, sites.next())
+
+    def forward(self, x: Tensor, keys: Tensor, call: object = None) -> tuple[Tensor, None]:
+        """(B, tokens, C) with the images' keys (B,) -> (B, tokens, C), and no statistics."""
+        x = self.drop1(F.gelu(self.fc1(x)), keys)
+        return self.drop2(self.fc2(x), keys), None
 
 
 class ExpertMLP(nn.Module):
     """The MLP of every local expert: linear, GELU or SwiGLU, dropout, linear.
 
     A slice of an expert holds some columns of the hidden dim and adds its part of fc2's bias to its own
-    columns of the output: the answers of the slices sum to the whole expert's.
+    columns of the output: the answers of the slices sum to the expert's.
 
-    Kept for backward, in bytes a row, of elements of b bytes: b (C + 2 H), and b (C + H) with `recompute`;
+    Saved for backward, in bytes a row, of elements of b bytes: b (C + 2 H), and b (C + H) with `recompute`;
     of SwiGLU b (C + 3 H) and b (C + 2 H). Dropout adds nothing, but 8 (its key) with `recompute`.
 
     Args:
         dim: C.
-        hidden: hidden channels of a whole expert.
+        hidden: hidden channels of an expert that is not sliced.
         placement: which experts are here, and which part of each.
         activation: `gelu` or `swiglu`, whose gate is one more linear layer.
         dropout: rate after the activation.
         fc2_bias: whether the last linear layer has a bias.
-        recompute: compute the activation again in backward instead of keeping it.
+        recompute: compute the activation again in backward instead of saving it.
         site: of the dropout's draws.
     """
 
@@ -71,9 +88,8 @@ class ExpertMLP(nn.Module):
         self.dropout = Dropout(dropout, site)
 
     def weights(self) -> list[nn.Parameter]:
-        """fc1 weight (L, C, H) and bias (L, H), the gate's likewise, fc2 weight (L, H, C) and bias (L, C).
-
-        Those that are there, with this rank's columns.
+        """This rank's columns of those that exist: fc1 weight (L, C, H) and bias (L, H), the gate's likewise,
+        fc2 weight (L, H, C) and bias (L, C).
         """
         fc1, gate = (self.fc1_weight, self.fc1_bias), (self.gate_weight, self.gate_bias)
         return [x for x in (*fc1, *gate, self.fc2_weight, self.fc2_bias) if x is not None]

@@ -1,8 +1,8 @@
 """All experts' MLPs on rows sorted by expert: two ways to the same numbers, by device and dtype.
 
-Dropped hidden elements are marked in what goes into the activation (`randomness.sink_dropped`): value and
-derivative are then zero by themselves, and the survivors' factor 1 / (1 - rate) is part of the products.
-So dropout keeps nothing for backward, and backward draws nothing.
+Dropout masks pre-activations (`mask_preactivations_`): value and derivative of a dropped hidden element are
+then zero. The factor 1 / (1 - rate) of the others is part of the products. So dropout saves nothing for
+backward, and backward draws nothing.
 
 Legend: M rows, L experts, C channels, H hidden channels here.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from swin_moe.random.keyed import sink_dropped
+from swin_moe.random.keyed import mask_preactivations_
 
 ActivationName = Literal["gelu", "swiglu"]
 
@@ -101,7 +101,7 @@ class ExpertCall:
     def drop(self, inputs: Sequence[Tensor], keys: Tensor | None) -> None:
         """Mark what dropout drops, by the keys of the rows (M,); None: nothing."""
         if keys is not None:
-            sink_dropped(inputs[-1], keys, self.rate, start=self.hidden.start)
+            mask_preactivations_(inputs[-1], keys, self.rate, start=self.hidden.start)
 
 
 class _Weights:

@@ -1,6 +1,6 @@
-"""The MoE layer: router, plan, exchange, experts, combine.
+"""The MoE layer: router, dispatch, exchange, experts, combine.
 
-Legend: B images, L tokens an image, T = B * L tokens, E experts, C channels.
+Legend: B images, L tokens an image, T = B * L tokens, k choices a token, E experts, C channels.
 """
 
 from dataclasses import dataclass
@@ -12,25 +12,26 @@ from torch import Tensor, nn
 from parallel.experts.exchange import ExchangeOptions, ExpertExchange
 from parallel.experts.placement import ExpertParallel
 from swin_moe.config import MoEConfig, require
-from swin_moe.moe.backends.native import BACKENDS, Routed
+from swin_moe.moe.backends import BACKENDS
+from swin_moe.moe.backends.base import ExpertOutput, RoutedTokens
 from swin_moe.moe.dispatch import capacity
-from swin_moe.moe.experts import ExpertMLP
-from swin_moe.moe.mlp import MLP
-from swin_moe.moe.routers.registry import ROUTERS, RouterCall, Routing, SoftRouting
-from swin_moe.random.keyed import SiteCounter, fork_all
+from swin_moe.moe.experts import MLP, ExpertMLP
+from swin_moe.moe.routers import ROUTERS
+from swin_moe.moe.routers.base import Routing, RoutingRequest, SoftRouting
+from swin_moe.random.keyed import SiteCounter, split_keys
 
 
 @dataclass(frozen=True, kw_only=True)
-class MoECall:
-    """What one forward pass changes of every MoE layer's configuration; None leaves it as it is.
+class RoutingOverrides:
+    """What one forward pass changes of every MoE layer's configuration; None keeps it.
 
-    Nothing is rebuilt: the parameters and their places stay.
+    Nothing is rebuilt: parameters and placement stay.
     """
 
     top_k: int | None = None
     capacity_factor: float | None = None
     exchange: ExchangeOptions | None = None
-    by_image: bool = False  # whether the statistics tell the images apart
+    by_image: bool = False  # whether the statistics are also given for each image
 
 
 class MoEStats(NamedTuple):
@@ -41,11 +42,11 @@ class MoEStats(NamedTuple):
     dropped: Tensor  # scalar int64: choices that found no slot
     entropy: Tensor  # scalar: mean over the tokens of the entropy of their scores, in nats
     received: Tensor  # scalar int64: rows that this rank's experts computed
-    choices: Tensor | None = None  # (B, E) int64: `load` by image, if the call asks for it
-    lost: Tensor | None = None  # (B,) int64: `dropped` by image, likewise
+    choices: Tensor | None = None  # (B, E) int64: `load` by image, with `by_image`
+    lost: Tensor | None = None  # (B,) int64: `dropped` by image, with `by_image`
 
     def of_images(self, weights: Tensor) -> "MoEStats":
-        """The same with the load and the drops of some images alone: weights (B,), 0 leaves one out."""
+        """The statistics with the load and the drops of some images: weights (B,), 0 leaves an image out."""
         assert self.choices is not None
         assert self.lost is not None
         counted = weights.to(torch.int64)
@@ -57,8 +58,8 @@ class MoEStats(NamedTuple):
 class MoELayer(nn.Module):
     """A mixture of expert MLPs in the place of a block's MLP.
 
-    The same tokens get the same answer on any layout: who is dropped is decided inside routing groups of
-    `routing_group_images` images, and every random draw is keyed by its token.
+    The same tokens get the same answer on any layout: routing groups of `routing_group_images` images decide
+    which choices are dropped, and every random draw is keyed by its token.
 
     Args:
         dim: C.
@@ -97,42 +98,87 @@ class MoELayer(nn.Module):
         if config.shared_expert:
             self.shared = MLP(dim, hidden, dropout=config.expert_dropout, fc2_bias=fc2_bias, sites=sites)
 
-    def forward(self, x: Tensor, keys: Tensor, call: MoECall | None = None) -> tuple[Tensor, MoEStats]:
+    def forward(
+        self, x: Tensor, keys: Tensor, call: RoutingOverrides | None = None
+    ) -> tuple[Tensor, MoEStats]:
         """Send every token to its experts and back.
+
+        1. Router: the experts of each token, the weight of each choice, the order of the choices, the losses.
+        2. Dispatch: each choice gets a slot of its expert or is dropped; rows are sorted by expert.
+        3. Exchange: rows travel to the ranks of their experts, or weights to the rows.
+        4. Experts: one MLP an expert on its rows.
+        5. Combine: rows travel back; each token is the sum of its rows, weighted by its gates.
+
+        The backend does steps 2 to 5: backends/native.py, or Tutel.
 
         Args:
             x: (B, L, C).
             keys: (B,) of the images.
-            call: what this pass does otherwise than the configuration says.
+            call: what this pass changes of the configuration.
 
         Returns:
             (B, L, C), zero where every choice of a token was dropped (the shared expert's answer, if there is
             one); and the statistics.
 
         Raises:
-            ModelError: the images do not fill whole routing groups, or `call` asks for the impossible.
+            ModelError: the images do not fill complete routing groups, or `call` asks for the impossible.
         """
         images, length, channels = x.shape
-        call = call or MoECall()
-        tokens = x.reshape(-1, channels)
-        token_keys = fork_all(keys, length).view(-1)  # (T,)
+        call = call or RoutingOverrides()
+        tokens = x.reshape(-1, channels)  # (T, C)
+        token_keys = split_keys(keys, length).view(-1)  # (T,)
         request = self._request(images, length, call)
 
         routing = self.router(tokens, token_keys, request)
-        done = BACKENDS[self.config.backend](
-            Routed(self, tokens, token_keys, routing, request, call.exchange)
-        )
-        y = done.y.view_as(x)
+        run_experts = BACKENDS[self.config.backend]
+        output = run_experts(self, RoutedTokens(tokens, token_keys, routing, request, call.exchange))
+
+        y = output.y.view_as(x)
         if self.shared is not None:
             y = y + self.shared(x, keys)[0]
-        stats = MoEStats(
-            loss=self._loss(routing.losses, x.device),
-            load=done.load,
-            dropped=done.dropped,
-            entropy=routing.entropy,
-            received=done.received,
+        return y, self._stats(routing, output, images if call.by_image else None)
+
+    def _request(self, images: int, length: int, call: RoutingOverrides) -> RoutingRequest:
+        """Groups, choices, and the slots of one expert in one group, by configuration and `call`."""
+        moe = self.config
+        top_k = moe.top_k if call.top_k is None else call.top_k
+        require(
+            1 <= top_k <= moe.num_experts, f"top_k ({top_k}) must lie in 1..num_experts ({moe.num_experts})"
         )
-        return y, self._by_image(stats, routing, done.kept, images) if call.by_image else stats
+        factor = moe.capacity_factor if self.training else moe.eval_capacity_factor
+        factor = factor if call.capacity_factor is None else call.capacity_factor
+        size = moe.routing_group_images
+        if moe.router == "soft" or (not self.training and factor == 0):  # the groups decide nothing
+            size = max(1, images)
+        require(
+            images % size == 0,
+            f"model.moe.routing_group_images ({size}) must divide the images of a forward pass ({images}); "
+            "change it or the micro-batch",
+        )
+        return RoutingRequest(
+            groups=images // size,
+            length=length,
+            top_k=top_k,
+            factor=factor,
+            slots=capacity(factor, size * length, moe.num_experts, top_k),
+        )
+
+    def _stats(self, routing: Routing | SoftRouting, output: ExpertOutput, images: int | None) -> MoEStats:
+        """The statistics of a pass; with those of each image where `images` is their number."""
+        stats = MoEStats(
+            loss=self._loss(routing.losses, output.y.device),
+            load=output.load,
+            dropped=output.dropped,
+            entropy=routing.entropy,
+            received=output.received,
+        )
+        return stats if images is None else self._by_image(stats, routing, output.kept, images)
+
+    def _loss(self, losses: dict[str, Tensor], device: torch.device) -> Tensor:
+        """The weighted sum of the router's losses: scalar, fp32."""
+        weights = {"balance": self.config.load_balance_weight, "z": self.config.z_loss_weight}
+        weighted = [weights[name] * loss for name, loss in losses.items()]
+        return sum(weighted[1:], weighted[0]) if weighted else torch.zeros((), device=device)
 
     def _by_image(
         self, stats: MoEStats, routing: Routing | SoftRouting, kept: Tensor | None, images: int
@@ -149,34 +195,3 @@ class MoELayer(nn.Module):
         lost = ((index < experts) & ~kept.reshape(images, -1)).sum(1)
         unchosen = (routing.expert_index[:, 0] == experts).view(images, -1).sum(1)
         return stats._replace(choices=counts[:, :-1], lost=lost + unchosen)
-
-    def _loss(self, losses: dict[str, Tensor], device: torch.device) -> Tensor:
-        """The weighted sum of the router's losses: scalar, fp32."""
-        weights = {"balance": self.config.load_balance_weight, "z": self.config.z_loss_weight}
-        weighted = [weights[name] * loss for name, loss in losses.items()]
-        return sum(weighted[1:], weighted[0]) if weighted else torch.zeros((), device=device)
-
-    def _request(self, images: int, length: int, call: MoECall) -> RouterCall:
-        """What this pass asks of the router: groups, choices, and the slots of one expert in one group."""
-        moe = self.config
-        top_k = moe.top_k if call.top_k is None else call.top_k
-        require(
-            1 <= top_k <= moe.num_experts, f"top_k ({top_k}) must lie in 1..num_experts ({moe.num_experts})"
-        )
-        factor = moe.capacity_factor if self.training else moe.eval_capacity_factor
-        factor = factor if call.capacity_factor is None else call.capacity_factor
-        size = moe.routing_group_images
-        if moe.router == "soft" or (not self.training and factor == 0):  # the groups decide nothing
-            size = max(1, images)
-        require(
-            images % size == 0,
-            f"model.moe.routing_group_images ({size}) must divide the images of a forward pass ({images}); "
-            "change it or the micro-batch",
-        )
-        return RouterCall(
-            groups=images // size,
-            length=length,
-            top_k=top_k,
-            factor=factor,
-            slots=capacity(factor, size * length, moe.num_experts, top_k),
-        )

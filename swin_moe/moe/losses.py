@@ -1,17 +1,17 @@
-"""Losses: of the classification, and of a router's balance.
+"""Auxiliary losses of routers: load balance, and the size of the logits.
 
-Legend: G routing groups, S tokens a group, T = G * S, E experts, k choices a token, B images. A router's loss
-looks at the tokens of one group at a time and is the mean over the groups, so in training it is the same
-however the groups are spread over ranks and micro-batches.
+A loss is computed inside each routing group and averaged over the groups. So it does not depend on how the
+groups are spread over ranks and micro-batches.
+
+Legend: G routing groups, S tokens a group, T = G * S, E experts, k choices a token.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
 def load_balance_loss(scores: Tensor, expert_index: Tensor, groups: int) -> Tensor:
-    """GShard's loss: E * sum_e(mean score of e * share of first choices that took e).
+    """GShard's loss: E * sum_e(mean score of e * fraction of first choices that took e).
 
     Lepikhin et al. 2020, section 2.2, with the sum over e instead of the mean and E twice: 1.0 is perfect
     balance.
@@ -23,8 +23,8 @@ def load_balance_loss(scores: Tensor, expert_index: Tensor, groups: int) -> Tens
     """
     num_experts = scores.shape[1]
     first = expert_index[:, :1] == torch.arange(num_experts, device=scores.device)  # (T, E)
-    share = _by_group(first.to(scores.dtype), groups).mean(1)  # (G, E)
-    return num_experts * (_by_group(scores, groups).mean(1) * share).sum(-1).mean()
+    fraction = _by_group(first.to(scores.dtype), groups).mean(1)  # (G, E)
+    return num_experts * (_by_group(scores, groups).mean(1) * fraction).sum(-1).mean()
 
 
 def importance_loss(logits: Tensor, groups: int, *, tutel: bool = False) -> Tensor:
@@ -81,32 +81,3 @@ def _squared_variation(totals: Tensor, tutel: bool) -> Tensor:
 def _by_group(x: Tensor, groups: int) -> Tensor:
     """(T, E) -> (G, S, E)."""
     return x.view(groups, -1, x.shape[1])
-
-
-def classification_loss(logits: Tensor, targets: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy with smoothed targets in fp32, mean over the images.
-
-    Args:
-        logits: (B, classes).
-        targets: (B,) int64 labels, or (B, classes) probabilities of mixed images.
-        label_smoothing: of the probability that is spread over all classes.
-    """
-    return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
-
-
-def evaluation_sums(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
-    """What evaluation adds up over batches and ranks: weighted loss, top-1 and top-5 hits, weight.
-
-    Args:
-        logits: (B, classes).
-        labels: (B,).
-        weights: (B,) 1, or 0 for an image that only pads the batch.
-
-    Returns:
-        (4,) float64.
-    """
-    losses = F.cross_entropy(logits.float(), labels, reduction="none")
-    best = logits.topk(min(5, logits.shape[-1]), dim=-1).indices  # best first
-    hits = (best == labels[:, None]).to(losses.dtype)
-    rows = [losses, hits[:, 0], hits.sum(-1), torch.ones_like(losses)]
-    return (torch.stack(rows) * weights).double().sum(1)

@@ -18,7 +18,7 @@ from swin_moe import gpu
 
 def mix(z: Tensor) -> Tensor:
     """`mix64_tensor` of parallel/counter_rng.py: int64 of any shape."""
-    return torch.ops.swin_moe.mix(z) if _as_kernel(z) else _mix(z)
+    return torch.ops.swin_moe.mix(z) if _as_kernel(z) else torch_mix(z)
 
 
 def words(keys: Tensor, n: int, start: int) -> Tensor:
@@ -27,25 +27,25 @@ def words(keys: Tensor, n: int, start: int) -> Tensor:
     The finaliser of murmur3 on 32 bits an element, with both halves of the key: six cheap passes, where
     splitmix64 would need 64-bit ones.
     """
-    return torch.ops.swin_moe.words(keys, n, start) if _as_kernel(keys) else _words(keys, n, start)
+    return torch.ops.swin_moe.words(keys, n, start) if _as_kernel(keys) else torch_words(keys, n, start)
 
 
-def sink(x: Tensor, keys: Tensor, bound: int, start: int) -> None:
+def mask_(x: Tensor, keys: Tensor, bound: int, start: int) -> None:
     """Add half of the lowest number to every element of x (N, n) whose word is below `bound`, in place.
 
     On a CPU rows are taken as many at a time as stay in its cache; no step is a comparison, which is not
     vectorised together with a choice.
     """
     if _as_kernel(x):
-        torch.ops.swin_moe.sink(x, keys, bound, start)
+        torch.ops.swin_moe.mask_(x, keys, bound, start)
         return
     rows = max(1, 2**17 // max(1, x.shape[1]))
     for piece, k in zip(x.split(rows), keys.split(rows), strict=True):
-        _sink(piece, k, bound, start)
+        torch_mask_(piece, k, bound, start)
 
 
 def lowest(dtype: torch.dtype) -> float:
-    """What `sink` adds: half of the lowest number of a dtype."""
+    """What `mask_` adds: half of the lowest number of a dtype."""
     return torch.finfo(dtype).min / 2
 
 
@@ -54,11 +54,11 @@ def _as_kernel(x: Tensor) -> bool:
     return gpu.on_gpu(x) and not torch.compiler.is_compiling()
 
 
-def _mix(z: Tensor) -> Tensor:
+def torch_mix(z: Tensor) -> Tensor:
     return mix64_tensor(z)
 
 
-def _words(keys: Tensor, n: int, start: int) -> Tensor:
+def torch_words(keys: Tensor, n: int, start: int) -> Tensor:
     low, high = keys.to(torch.int32), shift_right(keys, 32).to(torch.int32)  # .to keeps the low 32 bits
     column = torch.arange(start, start + n, device=keys.device, dtype=torch.int32)
     h = column * -1640531527 + low[:, None]  # (N, n)
@@ -71,17 +71,17 @@ def _words(keys: Tensor, n: int, start: int) -> Tensor:
     return h
 
 
-def _sink(x: Tensor, keys: Tensor, bound: int, start: int) -> None:
-    dropped = _words(keys, x.shape[1], start).clamp_(max(bound - 1, -(2**31)), bound).sub_(bound)
+def torch_mask_(x: Tensor, keys: Tensor, bound: int, start: int) -> None:
+    dropped = torch_words(keys, x.shape[1], start).clamp_(max(bound - 1, -(2**31)), bound).sub_(bound)
     x.add_(dropped.to(x.dtype), alpha=-lowest(x.dtype))  # `dropped` is -1, or 0 where kept
 
 
-_mix_op = torch.library.custom_op("swin_moe::mix", _mix, mutates_args=())
-_words_op = torch.library.custom_op("swin_moe::words", _words, mutates_args=())
-_sink_op = torch.library.custom_op("swin_moe::sink", _sink, mutates_args=("x",))
+_mix_op = torch.library.custom_op("swin_moe::mix", torch_mix, mutates_args=())
+_words_op = torch.library.custom_op("swin_moe::words", torch_words, mutates_args=())
+_mask_op = torch.library.custom_op("swin_moe::mask_", torch_mask_, mutates_args=("x",))
 _mix_op.register_fake(torch.empty_like)
 _words_op.register_fake(lambda keys, n, start: keys.new_empty((len(keys), n), dtype=torch.int32))
-_sink_op.register_fake(lambda x, keys, bound, start: None)
+_mask_op.register_fake(lambda x, keys, bound, start: None)
 
 
 if importlib.util.find_spec("triton"):  # it is imported by the first kernel
@@ -98,11 +98,11 @@ if importlib.util.find_spec("triton"):  # it is imported by the first kernel
 
         return triton_hashing.words(keys, n, start)
 
-    @_sink_op.register_kernel("cuda")
+    @_mask_op.register_kernel("cuda")
     def _(x: Tensor, keys: Tensor, bound: int, start: int) -> None:
         from swin_moe.random import triton_hashing
 
         if x.dtype == torch.float64:  # the kernel computes in fp32
-            _sink(x, keys, bound, start)
+            torch_mask_(x, keys, bound, start)
         else:
-            triton_hashing.sink(x, keys, bound, start)
+            triton_hashing.mask_(x, keys, bound, start, lowest(x.dtype))

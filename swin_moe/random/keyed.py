@@ -1,4 +1,4 @@
-"""Random numbers that depend on (seed, sample, place in the model) alone: counter-based, no state.
+"""Random numbers that depend on (seed, sample, place in the model) alone: counter-based, without state.
 
 Every draw of drop path, dropout and gate noise is a hash of the sample's key, the site (one number a module)
 and the element. So a draw is the same on any rank, in any micro-batch, after any restart and when a block is
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from parallel.counter_rng import GAMMA, SIGNED_GAMMA, shift_right, signed
 from swin_moe import gpu
-from swin_moe.random.hashing import mix, sink, words
+from swin_moe.random.hashing import mask_, mix, words
 
 
 def sample_keys(seed: int, positions: Tensor) -> Tensor:
@@ -33,24 +33,24 @@ def sample_keys(seed: int, positions: Tensor) -> Tensor:
     return mix(mix(torch.full_like(positions, seed) + SIGNED_GAMMA) + positions * SIGNED_GAMMA)
 
 
-def fork(keys: Tensor, number: int | Tensor) -> Tensor:
+def fold_in(keys: Tensor, number: int | Tensor) -> Tensor:
     """Keys of a sub-stream: of a site (an int) or of each token of a sample (a tensor that broadcasts)."""
     return mix(keys + (_offset(number) if isinstance(number, int) else (number + 1) * SIGNED_GAMMA))
 
 
 def _offset(number: int) -> int:
-    """What `fork` adds to the keys: Python's integers do not wrap by themselves."""
+    """What `fold_in` adds to the keys: Python's integers do not wrap by themselves."""
     return signed((number + 1) * GAMMA)
 
 
-def fork_all(keys: Tensor, n: int) -> Tensor:
+def split_keys(keys: Tensor, n: int) -> Tensor:
     """Keys of the sub-streams 0 .. n - 1 of each key: (N,) -> (N, n)."""
     return mix(keys[:, None] + torch.arange(1, n + 1, device=keys.device) * SIGNED_GAMMA)
 
 
 def uniform(keys: Tensor, n: int) -> Tensor:
     """Uniform draws in (0, 1), both ends excluded: (N,) keys -> (N, n) float32 of 23 bits."""
-    bits = shift_right(fork_all(keys, n), 41)
+    bits = shift_right(split_keys(keys, n), 41)
     return (bits.float() + 0.5) * 2.0**-23
 
 
@@ -67,18 +67,18 @@ def keep_mask(keys: Tensor, n: int, rate: float, *, start: int = 0) -> Tensor:
 
     Columns start .. start + n of a wider mask are the same elements.
     """
-    return words(keys, n, start) >= _bound(rate)
+    return words(keys, n, start) >= drop_bound(rate)
 
 
-def sink_dropped(x: Tensor, keys: Tensor, rate: float, *, start: int = 0) -> None:
-    """Sink what `keep_mask` would drop of pre-activations (N, n) to where GELU and SiLU end, in place.
+def mask_preactivations_(x: Tensor, keys: Tensor, rate: float, *, start: int = 0) -> None:
+    """Mask the pre-activations (N, n) that `keep_mask` would drop, in place.
 
-    Value and derivative of either are exactly zero there, in every dtype.
+    They become so low that value and derivative of GELU and SiLU are exactly zero, in every dtype.
     """
-    sink(x, keys, _bound(rate), start)
+    mask_(x, keys, drop_bound(rate), start)
 
 
-def _bound(rate: float) -> int:
+def drop_bound(rate: float) -> int:
     """Words below it, as signed numbers, are dropped."""
     return int(rate * 2**32) - 2**31
 
@@ -109,13 +109,13 @@ class _KeyedDrop(nn.Module):
     def reset_buffers(self) -> None:
         """Compute the constants again, after a construction on the meta device.
 
-        They are what `fork` adds to a key, the lowest draw of 23 bits that is kept, and the bits of the fp64
-        number 1 - rate: no cast of the model rounds an int64.
+        They are what `fold_in` adds to a key, the lowest draw of 23 bits that is kept, and the bits of the
+        fp64 number 1 - rate: no cast of the model rounds an int64.
         """
         rate = torch.tensor(self.rate, dtype=torch.float32, device="cpu").item()  # draws are fp32
         lowest = math.ceil(rate * 2**23 - 0.5)
-        (share,) = struct.unpack("<q", struct.pack("<d", 1.0 - self.rate))  # zero.Init rounds tensors of fp64
-        values = [_offset(self.site), lowest, share]
+        (kept,) = struct.unpack("<q", struct.pack("<d", 1.0 - self.rate))  # zero.Init rounds tensors of fp64
+        values = [_offset(self.site), lowest, kept]
         self.constants.copy_(torch.tensor(values, dtype=torch.int64, device="cpu"))
 
 
@@ -123,7 +123,7 @@ class Dropout(_KeyedDrop):
     """Dropout whose mask is a function of the rows' keys (Srivastava et al. 2014)."""
 
     def keys(self, keys: Tensor) -> Tensor:
-        """Keys of this site: (N,) -> (N,), those of `fork(keys, site)`."""
+        """Keys of this site: (N,) -> (N,), those of `fold_in(keys, site)`."""
         return mix(keys + self.constants[0])
 
     def forward(self, x: Tensor, keys: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ class DropPath(_KeyedDrop):
 def branch_scales(drop_paths: Sequence[DropPath], keys: Tensor, dtype: torch.dtype) -> Tensor | None:
     """What the residual branches of each sample are multiplied by: 0, or 1 / (1 - rate).
 
-    A branch's draw is `uniform(fork(keys, site), 1)`, whatever it is drawn together with.
+    A branch's draw is `uniform(fold_in(keys, site), 1)`, whatever it is drawn together with.
 
     Args:
         drop_paths: of D branches.
@@ -156,10 +156,10 @@ def branch_scales(drop_paths: Sequence[DropPath], keys: Tensor, dtype: torch.dty
     """
     if not any(drop_path.training and drop_path.rate > 0.0 for drop_path in drop_paths):
         return None
-    offset, lowest, share = torch.stack([x.constants for x in drop_paths]).t()[..., None].unbind(0)  # (D, 1)
+    offset, lowest, kept = torch.stack([x.constants for x in drop_paths]).t()[..., None].unbind(0)  # (D, 1)
     bits = shift_right(mix(mix(keys + offset) + SIGNED_GAMMA), 41)  # (D, B)
     wide = torch.promote_types(dtype, torch.float32)
-    return ((bits >= lowest).to(wide) / share.contiguous().view(torch.float64).to(wide)).to(dtype)
+    return ((bits >= lowest).to(wide) / kept.contiguous().view(torch.float64).to(wide)).to(dtype)
 
 
 def add_branch(x: Tensor, y: Tensor, scale: Tensor | None) -> Tensor:

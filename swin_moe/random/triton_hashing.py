@@ -11,7 +11,6 @@ import triton.language as tl
 from torch import Tensor
 
 from parallel.counter_rng import SIGNED_FIRST, SIGNED_SECOND
-from swin_moe.random.hashing import lowest
 
 BLOCK = 1024  # elements of a program
 FIRST, SECOND = tl.constexpr(SIGNED_FIRST), tl.constexpr(SIGNED_SECOND)
@@ -22,7 +21,7 @@ def mix(z: Tensor) -> Tensor:
     z = z.contiguous()
     out = torch.empty_like(z)
     if z.numel():
-        _mix_kernel[(triton.cdiv(z.numel(), BLOCK),)](z, out, z.numel(), BLOCK=BLOCK)
+        mix_kernel[(triton.cdiv(z.numel(), BLOCK),)](z, out, z.numel(), BLOCK=BLOCK)
     return out
 
 
@@ -31,19 +30,16 @@ def words(keys: Tensor, n: int, start: int) -> Tensor:
     out = keys.new_empty((len(keys), n), dtype=torch.int32)
     if out.numel():
         grid, tile = _tiles(len(keys), n)
-        _words_kernel[grid](keys.contiguous(), out, len(keys), n, start, **tile)
+        words_kernel[grid](keys.contiguous(), out, len(keys), n, start, **tile)
     return out
 
 
-def sink(x: Tensor, keys: Tensor, bound: int, start: int) -> None:
-    """Add half of the lowest number to every element of x (N, n) whose word is below `bound`, in place."""
+def mask_(x: Tensor, keys: Tensor, bound: int, start: int, amount: float) -> None:
+    """Add `amount` to every element of x (N, n) whose word is below `bound`, in place."""
     assert x.stride(1) == 1 or x.shape[1] == 1, "rows lie in one piece"
     if x.numel():
         grid, tile = _tiles(*x.shape)
-        amount = lowest(x.dtype)
-        _sink_kernel[grid](
-            x, keys.contiguous(), len(x), x.shape[1], x.stride(0), start, bound, amount, **tile
-        )
+        mask_kernel[grid](x, keys.contiguous(), len(x), x.shape[1], x.stride(0), start, bound, amount, **tile)
 
 
 def _tiles(rows: int, n: int) -> tuple[tuple[int, int], dict[str, int]]:
@@ -59,7 +55,7 @@ def _shift(z, bits: tl.constexpr):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _mix_kernel(z_ptr, out_ptr, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
+def mix_kernel(z_ptr, out_ptr, size, BLOCK: tl.constexpr):  # type: ignore[no-untyped-def]
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     z = tl.load(z_ptr + at, mask=at < size, other=0)
     z = (z ^ _shift(z, 30)) * FIRST
@@ -83,7 +79,7 @@ def _tile_words(keys_ptr, row, column, rows, start):  # type: ignore[no-untyped-
 
 
 @triton.jit
-def _words_kernel(  # type: ignore[no-untyped-def]
+def words_kernel(  # type: ignore[no-untyped-def]
     keys_ptr, out_ptr, rows, n, start, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -94,7 +90,7 @@ def _words_kernel(  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def _sink_kernel(  # type: ignore[no-untyped-def]
+def mask_kernel(  # type: ignore[no-untyped-def]
     x_ptr, keys_ptr, rows, n, stride, start, bound, amount, ROWS: tl.constexpr, COLUMNS: tl.constexpr
 ):
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -103,5 +99,5 @@ def _sink_kernel(  # type: ignore[no-untyped-def]
     dropped = _tile_words(keys_ptr, row, column, rows, start) < bound
     at = x_ptr + row.to(tl.int64)[:, None] * stride + column[None, :]
     x = tl.load(at, mask=inside)
-    sunk = x.to(tl.float32) + tl.where(dropped, amount, 0.0)
-    tl.store(at, sunk.to(x.dtype), mask=inside)
+    masked = x.to(tl.float32) + tl.where(dropped, amount, 0.0)
+    tl.store(at, masked.to(x.dtype), mask=inside)

@@ -18,8 +18,8 @@ from torch import Tensor
 from swin_moe.config import ModelConfig
 from swin_moe.sizes import Size, as_text, sides
 from swin_moe.text_files import read_text
+from swin_moe.weights.converted import ConvertedStateDict, Window
 from swin_moe.weights.errors import WeightsError
-from swin_moe.weights.translated import Translated, Window
 
 HEAD = ("head.weight", "head.bias")
 REMEDY = "to keep the model's own classifier: head=replace; to pick classes: head=FILE, a class map"
@@ -55,7 +55,7 @@ class ClassMap:
 Head = Literal["strict", "replace"] | ClassMap
 
 
-def adapt_head(found: Translated, shapes: Mapping[str, list[int]], head: Head) -> list[str]:
+def adapt_head(found: ConvertedStateDict, shapes: Mapping[str, list[int]], head: Head) -> list[str]:
     """Make the classifier of the weights that of the model, as asked: returns what was done.
 
     With `replace` the model's own stays, and the tensors of the weights are dropped.
@@ -76,7 +76,7 @@ def adapt_head(found: Translated, shapes: Mapping[str, list[int]], head: Head) -
     return []
 
 
-def _pick(found: Translated, head: ClassMap, theirs: int, ours: int) -> str:
+def _pick(found: ConvertedStateDict, head: ClassMap, theirs: int, ours: int) -> str:
     if len(head.indices) != ours:
         raise WeightsError(
             f"{head.name} has {len(head.indices)} lines, model.num_classes is {ours}: one each"
@@ -90,7 +90,7 @@ def _pick(found: Translated, head: ClassMap, theirs: int, ours: int) -> str:
 
 
 def resize_tables(
-    found: Translated, shapes: Mapping[str, list[int]], config: ModelConfig
+    found: ConvertedStateDict, shapes: Mapping[str, list[int]], config: ModelConfig
 ) -> tuple[list[str], list[str]]:
     """Resize position bias tables (R, h) to the model's windows, bicubically.
 
@@ -140,7 +140,7 @@ def _resized(table: Tensor, old: Window, new: Window) -> Tensor:
     return resized.flatten(2)[0].t().to(table.dtype)
 
 
-def check_windows(found: Translated, config: ModelConfig) -> list[str]:
+def check_windows(found: ConvertedStateDict, config: ModelConfig) -> list[str]:
     """See that a log-spaced position bias is relative to the windows that it was learned with.
 
     Returns:
@@ -181,7 +181,7 @@ def _written(windows: Sequence[Size]) -> list[int | list[int]]:
     return [height if height == width else [height, width] for height, width in pairs]
 
 
-def drop_unneeded(found: Translated, shapes: Mapping[str, list[int]]) -> None:
+def drop_unneeded(found: ConvertedStateDict, shapes: Mapping[str, list[int]]) -> None:
     """What a model can do without: a mask token, and Tutel's fc2 biases where they are frozen at zero."""
     if "mask_token" in found.tensors and "mask_token" not in shapes:
         found.dropped[found.names["mask_token"]] = "the mask token, and the model has none"

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from swin_moe.config import ModelConfig
 from swin_moe.sizes import as_text, sides
+from swin_moe.weights.converted import ConvertedStateDict, learned_windows, windows_of
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.square import is_other
-from swin_moe.weights.translated import Translated, learned_windows, windows_of
 
 ENTRY = "embeddings.patch_embeddings.projection.weight"
 PARTS = ("query", "key", "value")
@@ -54,10 +54,10 @@ IN_MEMORY = {  # transformers 5's names of Swin's modules -> those of the files
 SAME = {"hidden_act": "gelu", "use_absolute_embeddings": False, "layer_norm_eps": 1e-5}  # as it is here
 
 
-def translate(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> Translated:
+def convert(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> ConvertedStateDict:
     """Their names to ours; `config` is config.json, where there is one."""
     cosine = any(name.endswith("logit_scale") for name in tensors)
-    result = Translated(format="Hugging Face Swinv2" if cosine else "Hugging Face Swin")
+    result = ConvertedStateDict(format="Hugging Face Swinv2" if cosine else "Hugging Face Swin")
     _check_config(config or {})
     fused: dict[str, dict[str, Tensor]] = {}
     for theirs, tensor in tensors.items():
@@ -181,7 +181,7 @@ def _merge(name: str) -> str | None:
     return f"layers.{int(found[1]) + 1}.merge.{found[2]}" if found and found[2] in MERGE else None
 
 
-def _put_fused(result: Translated, ours: str, pieces: dict[str, Tensor], *, cosine: bool) -> None:
+def _put_fused(result: ConvertedStateDict, ours: str, pieces: dict[str, Tensor], *, cosine: bool) -> None:
     """Queries, keys and values together; in Swinv2, whose keys have no bias, the biases stay apart."""
     theirs = result.names.pop(ours)
     if cosine and ours.endswith("qkv.bias"):

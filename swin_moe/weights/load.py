@@ -17,10 +17,10 @@ from parallel.zero.init import gathered
 from swin_moe.backbone.model import SwinTransformer
 from swin_moe.weights import hf, moe_shards, native, official
 from swin_moe.weights.adapt import HEAD, Head, adapt_head, check_windows, drop_unneeded, resize_tables
+from swin_moe.weights.converted import ConvertedStateDict
 from swin_moe.weights.errors import WeightsError, some
 from swin_moe.weights.files import Content, read_file, read_folder, read_json
 from swin_moe.weights.finite import check_finite
-from swin_moe.weights.translated import Translated
 from swin_moe.weights.upcycle import upcycle
 
 
@@ -97,7 +97,7 @@ def fit(
     path = Path(path)
     content = read(path, ema=ema)
     try:
-        found = translate(content)
+        found = convert(content)
         shapes = _shapes(model)
         resized, unknown = resize_tables(found, shapes, model.config)
         changes = [*adapt_head(found, shapes, head), *resized]
@@ -160,7 +160,7 @@ def read(path: Path, *, ema: bool = False) -> Content:
     return content
 
 
-def translate(content: Content) -> Translated:
+def convert(content: Content) -> ConvertedStateDict:
     """Recognise a format by the names of its tensors, and give them ours.
 
     Raises:
@@ -168,18 +168,18 @@ def translate(content: Content) -> Translated:
     """
     names = content.tensors
     if any(name.endswith(hf.ENTRY) for name in names):
-        return hf.translate(names, content.config)
+        return hf.convert(names, content.config)
     if any(name.removeprefix("encoder.").startswith("layers.0.blocks.0.attention.") for name in names):
-        return native.translate(names, content.config)
+        return native.convert(names, content.config)
     if "patch_embed.proj.weight" in names or "encoder.patch_embed.proj.weight" in names:
-        return official.translate(names)
+        return official.convert(names)
     raise WeightsError(
         f"these are no weights of a Swin that is known here; the tensors begin {some([*names])}"
     )
 
 
 def _upcycled(
-    model: SwinTransformer, found: Translated, shapes: Mapping[str, list[int]], noise: float
+    model: SwinTransformer, found: ConvertedStateDict, shapes: Mapping[str, list[int]], noise: float
 ) -> tuple[list[str], set[str]]:
     if model.config.moe is None:
         raise WeightsError("train.upcycle_noise is for a model with experts: set model.moe")
@@ -193,7 +193,7 @@ def _shapes(model: SwinTransformer) -> dict[str, list[int]]:
     return parameter_shapes(model, moe.num_experts if moe else 0) | buffers
 
 
-def _check(found: Translated, shapes: Mapping[str, list[int]]) -> None:
+def _check(found: ConvertedStateDict, shapes: Mapping[str, list[int]]) -> None:
     """The tensors must be exactly the model's."""
     tensors, problems = found.tensors, []
     if missing := [name for name in shapes if name not in tensors]:

@@ -17,9 +17,9 @@ from parallel.experts.placement import experts_of, global_name
 from swin_moe.config import ModelConfig
 from swin_moe.registry import load_model_config
 from swin_moe.renamed import current_names
+from swin_moe.weights.converted import ConvertedStateDict, learned_windows, windows_of
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.files import Content, read_config
-from swin_moe.weights.translated import Translated, learned_windows, windows_of
 from swin_moe.yaml_files import parse_yaml
 
 
@@ -67,9 +67,9 @@ def config_of(path: Path) -> ModelConfig | None:
     return load_model_config(ModelConfig(), **tree) if tree else None
 
 
-def translate(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> Translated:
+def convert(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> ConvertedStateDict:
     """Our own names, as they are; of a run of SimMIM, those of the encoder."""
-    result = Translated(format="swin-moe")
+    result = ConvertedStateDict(format="swin-moe")
     if config and (own := windows_of(config, rounds_up=True)):
         result.windows, result.table_windows = learned_windows(config, own), dict(enumerate(own))
     for name, tensor in tensors.items():

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from swin_moe.config import ModelConfig
+from swin_moe.weights.converted import ConvertedStateDict, indexed_window, learned_window
 from swin_moe.weights.errors import WeightsError
-from swin_moe.weights.translated import Translated, indexed_window, learned_window
 
 BLOCK = {  # official -> ours, below layers.I.blocks.J
     **{f"norm{i}.{leaf}": f"norm{i}.{leaf}" for i in (1, 2) for leaf in ("weight", "bias")},
@@ -55,7 +55,7 @@ BUFFERS = ("relative_position_index", "attn_mask", "relative_coords_table", "k_b
 ROUTERS = {"mlp.router.weight": 0, "mlp.router.sim_matrix": 1}  # and the dim along which experts stand
 
 
-def translate(tensors: Mapping[str, Tensor]) -> Translated:
+def convert(tensors: Mapping[str, Tensor]) -> ConvertedStateDict:
     """Official, SimMIM or timm names to ours.
 
     Raises:
@@ -64,7 +64,7 @@ def translate(tensors: Mapping[str, Tensor]) -> Translated:
     simmim = "encoder.patch_embed.proj.weight" in tensors
     first = not simmim and _merges_first(tensors)
     timm = first or "head.fc.weight" in tensors
-    result = Translated(format="SimMIM" if simmim else "timm" if timm else "official")
+    result = ConvertedStateDict(format="SimMIM" if simmim else "timm" if timm else "official")
     for theirs, tensor in tensors.items():
         name = theirs.removeprefix("encoder.") if simmim else theirs
         if simmim and theirs.startswith("decoder."):
@@ -126,7 +126,7 @@ def _leaf(name: str) -> str:
     return name.partition(EXPERTS)[2]
 
 
-def _put_experts(result: Translated, name: str, theirs: str, tensor: Tensor) -> None:
+def _put_experts(result: ConvertedStateDict, name: str, theirs: str, tensor: Tensor) -> None:
     """Tutel's tensor of all experts, apart: (E, H, C), or (E, H) and in old versions (E, 1, H)."""
     leaf, prefix = EXPERT[_leaf(name)], name.partition("_moe_layer")[0]
     for expert, piece in enumerate(tensor.unbind(0)):
@@ -137,7 +137,7 @@ def _put_experts(result: Translated, name: str, theirs: str, tensor: Tensor) -> 
         result.put(f"{prefix}experts.{expert}.{leaf}", f"{theirs}[{expert}]", piece)
 
 
-def _note_window(result: Translated, name: str, tensor: Tensor) -> None:
+def _note_window(result: ConvertedStateDict, name: str, tensor: Tensor) -> None:
     """What a buffer of a stage's first block says of its windows."""
     found = re.fullmatch(r"layers\.(\d+)\.blocks\.0\.attn\.(\w+)", name)
     if found and found[2] == "relative_coords_table" and tensor.dim() == 4 and tensor.shape[3] == 2:
@@ -148,7 +148,7 @@ def _note_window(result: Translated, name: str, tensor: Tensor) -> None:
         result.table_windows[int(found[1])] = indexed_window(tensor)
 
 
-def _check_all_experts(result: Translated) -> None:
+def _check_all_experts(result: ConvertedStateDict) -> None:
     for name, tensor in result.tensors.items():
         layer, router, leaf = name.partition("mlp.router.")
         if router + leaf not in ROUTERS:

@@ -63,7 +63,7 @@ def read_training_state(path: Path) -> TrainingState:
         for kind in MOMENTS:
             whole = [part[kind] for part in parts]
             merged = moe_shards.merge(base, whole[0], whole) if base else whole[0]
-            state.moments[kind] = official.translate(merged).tensors
+            state.moments[kind] = official.convert(merged).tensors
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
     return state

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from swin_moe.config import MoEConfig
+from swin_moe.weights.converted import ConvertedStateDict
 from swin_moe.weights.errors import WeightsError
-from swin_moe.weights.translated import Translated
 
 _EXPERT = re.compile(r"(.*\.mlp\.)experts\.(\d+)\.(fc1|fc2)_(weight|bias)")
 
 
 def upcycle(
-    found: Translated, shapes: Mapping[str, list[int]], moe: MoEConfig, *, noise: float, seed: int = 0
+    found: ConvertedStateDict, shapes: Mapping[str, list[int]], moe: MoEConfig, *, noise: float, seed: int = 0
 ) -> tuple[list[str], set[str]]:
     """Put the MLPs of dense weights in the place of the experts that the model has there.
 

@@ -16,10 +16,10 @@ from torch.utils._pytree import tree_leaves
 
 import swin_moe
 from parallel.experts.exchange import ExchangeOptions
+from swin_moe.heads.classification import classification_loss, evaluation_sums
 from swin_moe.heads.simmim import build_simmim
 from swin_moe.heads.simmim_config import SimMIMConfig
-from swin_moe.moe.layer import MoECall
-from swin_moe.moe.losses import classification_loss, evaluation_sums
+from swin_moe.moe.layer import RoutingOverrides
 from swin_moe.registry import load_model_config
 
 MOE_S = "swin_moe_small_patch4_window12_192_8expert_32gpu_22k"
@@ -29,9 +29,9 @@ FAMILIES = [
     "swin_mlp_tiny_c6_patch4_window8_256",
 ]
 SMALL: dict[str, Any] = {"num_classes": 10, "embed_dim": 32, "num_heads": (1, 2, 4, 8)}
-PADDED = MoECall(exchange=ExchangeOptions(padded=True))
+PADDED = RoutingOverrides(exchange=ExchangeOptions(padded=True))
 CHANCE = {"gate_noise": 0.0, "load_balance_weight": 0.0, "balance_loss": "auto", "batch_prioritized": False}
-ROUTERS: dict[str, tuple[dict[str, Any], MoECall | None]] = {
+ROUTERS: dict[str, tuple[dict[str, Any], RoutingOverrides | None]] = {
     "linear": ({}, None),
     "dropless": ({"capacity_factor": 0.0, "batch_prioritized": False}, None),
     "padded": ({}, PADDED),

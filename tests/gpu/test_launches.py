@@ -12,8 +12,8 @@ from torch import Tensor
 import swin_moe
 from parallel.experts.exchange import ExchangeOptions
 from parallel.experts.placement import ExpertParallel
-from swin_moe.moe.layer import MoECall, MoELayer
-from swin_moe.moe.losses import classification_loss
+from swin_moe.heads.classification import classification_loss
+from swin_moe.moe.layer import MoELayer, RoutingOverrides
 from swin_moe.random.keyed import SiteCounter, sample_keys
 from swin_moe.registry import load_model_config
 from tests.gpu.counting import Count, counted, gpu_paths
@@ -71,7 +71,7 @@ def launches_of(options: ExchangeOptions | None = None, **moe: Any) -> tuple[int
     """Launches forward and backward of one layer."""
     made, tokens, keys = layer(**moe)
     with counted() as count:
-        y, stats = made(tokens, keys, MoECall(exchange=options))
+        y, stats = made(tokens, keys, RoutingOverrides(exchange=options))
         forward = count.launches
         learned = [x for x in (y, stats.loss) if x.requires_grad]
         torch.autograd.backward(learned, [torch.ones_like(x) for x in learned])
@@ -128,7 +128,7 @@ def test_rows_that_only_pad_change_nothing(monkeypatch: pytest.MonkeyPatch, top_
         monkeypatch.setattr("swin_moe.gpu.on_gpu", lambda x, on_gpu=on_gpu: on_gpu)
         torch.manual_seed(0)
         made, tokens, keys = layer(top_k=top_k, capacity_factor=0.5)
-        y, stats = made(tokens, keys, MoECall(exchange=options))
+        y, stats = made(tokens, keys, RoutingOverrides(exchange=options))
         (y.float().square().sum() + stats.loss).backward()
         assert stats.dropped > 0
         found.append([y, tokens.grad, *(p.grad for p in made.parameters()), *stats[:5]])

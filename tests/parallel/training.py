@@ -20,7 +20,7 @@ from parallel.zero.options import EngineOptions, OptimizerName, Precision, ZeroS
 from swin_moe import ModelConfig, ModelOutput, MoEConfig, SwinTransformer
 from swin_moe.backbone.model import build_model
 from swin_moe.config import RouterName
-from swin_moe.moe.losses import classification_loss
+from swin_moe.heads.classification import classification_loss
 from swin_moe.random.keyed import sample_keys
 
 BATCH, CLASSES, IMAGE, EXPERTS = 16, 10, 32, 8

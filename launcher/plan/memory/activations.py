@@ -26,9 +26,9 @@ from parallel.ranks.mesh import ParallelDims
 from parallel.zero.options import DTYPES
 from swin_moe.backbone.model import SwinTransformer
 from swin_moe.config import ModelConfig
+from swin_moe.heads.classification import classification_loss
 from swin_moe.heads.simmim import SimMIM, SimMIMOutput
 from swin_moe.heads.simmim_config import SimMIMConfig
-from swin_moe.moe.losses import classification_loss
 from swin_moe.random.keyed import sample_keys
 
 BATCH, PATCHES, HEAD = "input batch", "patch embedding", "head and loss"

@@ -18,11 +18,18 @@ from launcher.plan.base.capacity import Slots, Way, degree_of, slots_of, way_of
 from parallel.experts.exchange import Compute
 from parallel.experts.gather import expert_numel
 from parallel.experts.placement import ExchangeOptions, sliced_of
-from swin_moe.moe.dispatch import Plan
+from swin_moe.moe.dispatch import DispatchPlan
 from swin_moe.moe.layer import MoELayer
-from swin_moe.moe.routers.base import best_experts, mean_entropy, serving_order, widen
+from swin_moe.moe.routers.base import (
+    Routing,
+    RoutingRequest,
+    SoftRouting,
+    mean_entropy,
+    priority_order,
+    to_fp32,
+    topk,
+)
 from swin_moe.moe.routers.other import ExpertChoiceRouter
-from swin_moe.moe.routers.registry import RouterCall, Routing, SoftRouting
 
 
 def spread_evenly(model: nn.Module) -> None:
@@ -38,12 +45,12 @@ class _EvenRouting(Routing):
 
     slots: Slots
 
-    def plan(self, *, groups: int, slots: int, padded: bool) -> Plan:
+    def plan(self, *, groups: int, slots: int, padded: bool) -> DispatchPlan:
         """As many rows for every expert."""
         index, rows = self.expert_index, self.slots.rows
         counts, load = (index.new_empty(self.num_experts) for _ in range(2))
         complete = not padded and rows == index.numel()
-        return Plan(
+        return DispatchPlan(
             gates=self.gates,
             order=index.new_empty(rows + (not complete))[:rows],  # one more takes what is dropped
             row=torch.empty_like(index),
@@ -63,12 +70,12 @@ class _EvenRouter(nn.Module):
         super().__init__()
         self.inner, self.moe, self.padded = layer.router, layer.config, layer.placement.options.padded
 
-    def forward(self, tokens: Tensor, keys: Tensor, call: RouterCall) -> Routing | SoftRouting:
+    def forward(self, tokens: Tensor, keys: Tensor, call: RoutingRequest) -> Routing | SoftRouting:
         """Route tokens (T, C) with keys (T,)."""
         if isinstance(self.inner, ExpertChoiceRouter):
-            routing: Routing | SoftRouting = _expert_choice(self.inner, widen(tokens), call)
+            routing: Routing | SoftRouting = _expert_choice(self.inner, to_fp32(tokens), call)
         else:
-            routing = self.inner.route(widen(tokens), keys, call)
+            routing = self.inner.route(to_fp32(tokens), keys, call)
         if isinstance(routing, SoftRouting):
             return routing
         even = _EvenRouting(**{name: getattr(routing, name) for name in Routing.__dataclass_fields__})
@@ -78,17 +85,17 @@ class _EvenRouter(nn.Module):
         return even
 
 
-def _expert_choice(router: ExpertChoiceRouter, tokens: Tensor, call: RouterCall) -> Routing:
+def _expert_choice(router: ExpertChoiceRouter, tokens: Tensor, call: RoutingRequest) -> Routing:
     """The router's answer, where the most experts that choose one token are taken for twice their mean."""
     moe, size = router.config, max(1, len(tokens) // max(1, call.groups))
     scores = torch.nn.functional.linear(tokens, router.weight.to(tokens.dtype)).softmax(dim=-1)
     top_k = min(moe.num_experts, 2 * math.ceil(moe.num_experts * min(call.slots, size) / size))
-    index = best_experts(scores, top_k)
+    index = topk(scores, top_k)
     return Routing(
         num_experts=moe.num_experts,
         gates=scores.gather(1, index) * torch.ones_like(index, dtype=torch.bool),
         expert_index=index,
-        order=serving_order(call.groups, top_k, len(tokens), scores[:, 0], prioritized=False),
+        priority=priority_order(call.groups, top_k, len(tokens), scores[:, 0], prioritized=False),
         losses={},
         entropy=mean_entropy(scores),
     )

@@ -15,10 +15,10 @@ from swin_moe.backbone.block import SwinBlock
 from swin_moe.backbone.model import SwinTransformer
 from swin_moe.config import ModelConfig
 from swin_moe.heads.simmim_config import SimMIMConfig
-from swin_moe.moe.dispatch import Plan, SoftPlan, make_plan
+from swin_moe.moe.dispatch import DispatchPlan, SoftDispatchPlan, make_plan
 from swin_moe.moe.experts import ExpertMLP
 from swin_moe.moe.layer import MoELayer
-from swin_moe.moe.routers.base import RouterCall, SoftRouting
+from swin_moe.moe.routers.base import RoutingRequest, SoftRouting
 
 BIAS = "position bias"  # once a batch of any size: no part of a model's published FLOPs
 
@@ -115,17 +115,19 @@ def _routed(layer: MoELayer, x: Tensor, keys: Tensor) -> Tensor:
     """All of an MoE layer but its experts and the exchange: each image is a routing group here."""
     images, length, channels = x.shape
     moe, tokens = layer.config, x.reshape(-1, channels)
-    request = RouterCall(groups=images, length=length, top_k=moe.top_k, factor=moe.capacity_factor, slots=1)
+    request = RoutingRequest(
+        groups=images, length=length, top_k=moe.top_k, factor=moe.capacity_factor, slots=1
+    )
     # `route`: fp32 it is here, and autocast, which the router turns off, knows no meta device
     routing = layer.router.route(tokens, keys[:, None].expand(-1, length).reshape(-1), request)
     if isinstance(routing, SoftRouting):
-        plan: Plan | SoftPlan = routing.plan(groups=images, slots=1, padded=False)
+        plan: DispatchPlan | SoftDispatchPlan = routing.plan(groups=images, slots=1, padded=False)
     else:
         choices = routing.expert_index.shape[1]
         made = make_plan(
             routing.gates,
             routing.expert_index,
-            routing.order,
+            routing.priority,
             slots=1,
             num_experts=moe.num_experts,
             padded=True,

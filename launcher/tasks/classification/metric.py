@@ -11,7 +11,7 @@ from torch import Tensor
 from data_shards.stream.batch import Batch
 from parallel.ranks.host import send
 from swin_moe.backbone.model import ModelOutput
-from swin_moe.moe.losses import evaluation_sums
+from swin_moe.heads.classification import evaluation_sums
 
 
 class ClassificationMetric:

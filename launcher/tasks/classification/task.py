@@ -18,7 +18,7 @@ from parallel.ranks.host import send
 from parallel.ranks.mesh import Mesh
 from swin_moe.backbone.flops import build_on_meta
 from swin_moe.backbone.model import ModelOutput, SwinTransformer, build_model
-from swin_moe.moe.losses import classification_loss
+from swin_moe.heads.classification import classification_loss
 
 
 class ClassificationTask:

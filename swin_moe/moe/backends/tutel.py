@@ -9,18 +9,15 @@ and losses are the layer's own, so a checkpoint knows nothing of the backend.
 """
 
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from swin_moe.config import ModelError, require
-from swin_moe.moe.routers.base import RouterCall, Routing
-from swin_moe.random.keyed import fork
-
-if TYPE_CHECKING:
-    from swin_moe.moe.backends.native import Done
-    from swin_moe.moe.layer import MoELayer
+from swin_moe.moe.backends.base import ExpertLayer, ExpertOutput, RoutedTokens
+from swin_moe.moe.routers.base import Routing, RoutingRequest
+from swin_moe.random.keyed import fold_in
 
 INSTALL = (
     "pip install --no-build-isolation "
@@ -41,27 +38,24 @@ def import_tutel() -> tuple[ModuleType, ModuleType]:
     return moe, net
 
 
-def run_tutel(
-    layer: "MoELayer", tokens: Tensor, keys: Tensor, routing: Routing, request: RouterCall
-) -> "Done":
-    """Send every token to its experts and back by Tutel.
+def run_tutel(layer: ExpertLayer, routed: RoutedTokens) -> ExpertOutput:
+    """Dispatch, exchange, experts, combine by Tutel.
 
     Each routing group is decided on its own, as in every backend; all of them travel in one exchange.
 
     Args:
-        layer: whose experts compute; its placement has whole experts, the same number on every rank.
-        tokens: (T, C).
-        keys: (T,).
-        routing: of the tokens, by a softmax router.
-        request: what the router was asked.
+        layer: with unsliced experts, the same number on every rank.
+        routed: by a softmax router.
 
     Raises:
-        ModelError: Tutel is not installed, or cannot do what the layer or `request` asks.
+        ModelError: Tutel is not installed, or cannot do what the layer or the request needs.
     """
-    from swin_moe.moe.backends.native import Done
-
+    tokens, keys, routing, request, _ = routed
+    assert isinstance(routing, Routing)
     _check(layer, request)
     moe, net = import_tutel()
+
+    # dispatch
     group, groups = layer.placement.group, request.groups
     decided = [_decide(moe, layer, routing, g) for g in range(groups)]
     location = torch.cat([torch.stack(one[2], dim=1) for one in decided]).long()  # (T, k)
@@ -70,27 +64,33 @@ def run_tutel(
 
     wide = tokens.to(routing.gates.dtype).contiguous().chunk(groups)  # Tutel's kernels are fp32 on the CPU
     rows = torch.cat([moe.fast_encode(x, one) for x, one in zip(wide, decided, strict=True)], dim=1)
+
+    # exchange
     rows = _exchange(net, rows.to(tokens.dtype), 1, 0, group)  # (E, M, C) -> (L, R * M, C)
     counts = [rows.shape[1]] * rows.shape[0]
     row_keys = None
     if layer.training and layer.experts.dropout.rate > 0:
-        travelling = _row_keys(keys, routing, location, groups, slots)  # (E, M, 1)
-        row_keys = _exchange(net, travelling, 1, 0, group).flatten()
+        sent = _row_keys(keys, routing, location, groups, slots)  # (E, M, 1)
+        row_keys = _exchange(net, sent, 1, 0, group).flatten()
+
+    # experts
     experts = layer.experts
-    done = experts(experts.weights(), rows.flatten(0, 1), counts, row_keys, layer.placement.part)
-    done = _exchange(net, done.view_as(rows), 0, 1, group).to(routing.gates.dtype)  # (E, M, C)
-    pieces = zip(done.split(slots, dim=1), decided, strict=True)
-    y = torch.cat([moe.fast_decode(piece.contiguous(), one) for piece, one in pieces])
+    answers = experts(experts.weights(), rows.flatten(0, 1), counts, row_keys, layer.placement.part)
+
+    # exchange back, and combine
+    answers = _exchange(net, answers.view_as(rows), 0, 1, group).to(routing.gates.dtype)  # (E, M, C)
+    pieces = zip(answers.split(slots, dim=1), decided, strict=True)
+    y = torch.cat([moe.fast_decode(piece.contiguous(), one) for piece, one in pieces])  # (T, C)
 
     wanted = routing.expert_index.flatten()
     load = wanted.new_zeros(routing.num_experts).scatter_add_(0, wanted, torch.ones_like(wanted))
     received = torch.full((), sum(counts), dtype=torch.int64, device=tokens.device)
     kept = location < slots
-    return Done(y=y.to(tokens.dtype), load=load, dropped=(~kept).sum(), received=received, kept=kept)
+    return ExpertOutput(y=y.to(tokens.dtype), load=load, dropped=(~kept).sum(), received=received, kept=kept)
 
 
-def _check(layer: "MoELayer", request: RouterCall) -> None:
-    """Refuse what Tutel cannot do, of this call too, whose capacity and top_k may be its own."""
+def _check(layer: ExpertLayer, request: RoutingRequest) -> None:
+    """Refuse what Tutel cannot do; capacity and top_k are those of this forward pass."""
     placement = layer.placement
     require(
         request.factor > 0 or not layer.config.batch_prioritized,
@@ -111,20 +111,20 @@ def _check(layer: "MoELayer", request: RouterCall) -> None:
     )
 
 
-def _decide(moe: ModuleType, layer: "MoELayer", routing: Routing, group: int) -> tuple[Any, ...]:
+def _decide(moe: ModuleType, layer: ExpertLayer, routing: Routing, group: int) -> tuple[Any, ...]:
     """Tutel's decision about one routing group, with the router's own gates.
 
     extract_critical sees scores that say no more than the router's choices and their order, all of them
-    distinct: choice j of the token that is served as number r gets k - j + 1 - r / S. So ties fall as in
-    every backend, and scores that underflow to 0 lose no choice. The capacity comes later: for a factor <= 0
-    Tutel would take a maximum over the whole world where the layer has no expert group.
+    distinct: choice j of the token with rank r in the priority order gets k - j + 1 - r / S. So ties fall as
+    in every backend, and scores that underflow to 0 lose no choice. The capacity comes later: for a factor
+    <= 0 Tutel would take a maximum over all ranks where the layer has no expert group.
     """
-    size, top_k = routing.order.shape[2], routing.expert_index.shape[1]
+    size, top_k = routing.priority.shape[2], routing.expert_index.shape[1]
     mine = slice(group * size, (group + 1) * size)
     device = routing.gates.device
-    served = routing.order[group, 0] // top_k - group * size  # (S,) tokens in their order
+    token = routing.priority[group, 0] // top_k - group * size  # (S,) of the group, highest priority first
     rank = torch.empty(size, device=device)
-    rank[served] = torch.arange(size, device=device) / size
+    rank[token] = torch.arange(size, device=device) / size
     wish = torch.arange(top_k, 0, -1, device=device) + 1 - rank[:, None]  # (S, k)
     scores = torch.zeros(size, routing.num_experts, device=device)
     scores.scatter_(1, routing.expert_index[mine], wish)
@@ -155,7 +155,7 @@ def _exchange(net: ModuleType, rows: Tensor, split_dim: int, gather_dim: int, gr
 def _row_keys(keys: Tensor, routing: Routing, location: Tensor, groups: int, slots: int) -> Tensor:
     """Dropout keys of the rows, as the native plan gives them, 0 for empty rows: (E, M, 1)."""
     tokens, top_k = routing.expert_index.shape
-    of_choice = fork(keys[:, None], torch.arange(top_k, device=keys.device))  # (T, k)
+    of_choice = fold_in(keys[:, None], torch.arange(top_k, device=keys.device))  # (T, k)
     group = torch.arange(tokens, device=keys.device)[:, None] // (tokens // groups)
     row = (routing.expert_index * groups + group) * slots + location
     rows = routing.num_experts * groups * slots

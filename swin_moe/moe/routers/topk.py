@@ -13,14 +13,14 @@ from swin_moe.config import MoEConfig
 from swin_moe.moe.losses import importance_load_loss, importance_loss, load_balance_loss, router_z_loss
 from swin_moe.moe.routers.base import (
     Router,
-    RouterCall,
     Routing,
-    best_experts,
+    RoutingRequest,
     mean_entropy,
     normalized,
-    serving_order,
+    priority_order,
+    topk,
 )
-from swin_moe.random.keyed import fork, normal
+from swin_moe.random.keyed import fold_in, normal
 
 
 class SoftmaxRouter(Router):
@@ -35,25 +35,25 @@ class SoftmaxRouter(Router):
         """How much each token wants each expert: (T, C) -> (T, E)."""
         raise NotImplementedError
 
-    def route(self, tokens: Tensor, keys: Tensor, call: RouterCall) -> Routing:
+    def route(self, tokens: Tensor, keys: Tensor, request: RoutingRequest) -> Routing:
         """Route tokens (T, C) with keys (T,)."""
         moe = self.config
         logits = noisy = self.logits(tokens)  # (T, E)
         if self.training and moe.gate_noise:
-            noisy = logits + normal(fork(keys, self.site), moe.num_experts) * self._noise_std
+            noisy = logits + normal(fold_in(keys, self.site), moe.num_experts) * self._noise_std
         scores = noisy.softmax(dim=-1)
-        expert_index = best_experts(noisy, call.top_k)
+        expert_index = topk(noisy, request.top_k)
         best = gates = scores.gather(1, expert_index)
-        if moe.normalize_gates and (moe.compat != "tutel" or call.top_k > 1):
+        if moe.normalize_gates and (moe.compat != "tutel" or request.top_k > 1):
             gates = normalized(gates)
         return Routing(
             num_experts=moe.num_experts,
             gates=gates,
             expert_index=expert_index,
-            order=serving_order(
-                call.groups, call.top_k, len(tokens), best[:, 0], prioritized=moe.batch_prioritized
+            priority=priority_order(
+                request.groups, request.top_k, len(tokens), best[:, 0], prioritized=moe.batch_prioritized
             ),
-            losses=self._losses(logits, noisy, scores, expert_index, call.groups) if self.training else {},
+            losses=self._losses(logits, noisy, scores, expert_index, request.groups) if self.training else {},
             entropy=mean_entropy(scores),
         )
 
@@ -122,7 +122,7 @@ class SigmoidTopKRouter(Router):
 
     Auxiliary-loss-free balance (Wang et al. 2024, algorithm 1; DeepSeek-V3, eqs. 13-16): an expert's bias
     moves by `bias_update_rate` after every optimizer step, up if the expert got less than the mean load. It
-    is kept as a whole number of such moves, so that no cast of the model rounds it.
+    is stored as an integer number of such moves, so that no cast of the model rounds it.
     """
 
     bias_steps: Tensor  # (E,) int64
@@ -137,7 +137,7 @@ class SigmoidTopKRouter(Router):
         self.bias_steps.zero_()
 
     @torch.no_grad()
-    def balance(self, load: Tensor) -> None:
+    def update_router_bias(self, load: Tensor) -> None:
         """Move the biases once, after an optimizer step.
 
         Args:
@@ -145,30 +145,32 @@ class SigmoidTopKRouter(Router):
         """
         self.bias_steps += (load.sum() - load * len(load)).sign()
 
-    def route(self, tokens: Tensor, keys: Tensor, call: RouterCall) -> Routing:
+    def route(self, tokens: Tensor, keys: Tensor, request: RoutingRequest) -> Routing:
         """Route tokens (T, C)."""
         moe = self.config
         logits = F.linear(tokens, self.weight.to(tokens.dtype))  # (T, E)
         scores = logits.sigmoid()
         bias = self.bias_steps.to(scores.dtype) * moe.bias_update_rate
-        expert_index = best_experts(scores + bias, call.top_k)
+        expert_index = topk(scores + bias, request.top_k)
         gates = scores.gather(1, expert_index)
-        shares = normalized(scores)
+        probabilities = normalized(scores)
         return Routing(
             num_experts=moe.num_experts,
             gates=normalized(gates) if moe.normalize_gates else gates,
             expert_index=expert_index,
-            order=serving_order(
-                call.groups, call.top_k, len(tokens), scores.amax(1), prioritized=moe.batch_prioritized
+            priority=priority_order(
+                request.groups, request.top_k, len(tokens), scores.amax(1), prioritized=moe.batch_prioritized
             ),
-            losses=self._losses(logits, shares, expert_index, call.groups) if self.training else {},
-            entropy=mean_entropy(shares),
+            losses=self._losses(logits, probabilities, expert_index, request.groups) if self.training else {},
+            entropy=mean_entropy(probabilities),
         )
 
-    def _losses(self, logits: Tensor, shares: Tensor, expert_index: Tensor, groups: int) -> dict[str, Tensor]:
+    def _losses(
+        self, logits: Tensor, probabilities: Tensor, expert_index: Tensor, groups: int
+    ) -> dict[str, Tensor]:
         losses = {}
         if self.config.load_balance_weight and self.config.balance == "gshard":
-            losses["balance"] = load_balance_loss(shares, expert_index, groups)
+            losses["balance"] = load_balance_loss(probabilities, expert_index, groups)
         if self.config.z_loss_weight:
             losses["z"] = router_z_loss(logits)
         return losses

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from swin_moe import ModelConfig, build_model, save_weights
-from swin_moe.weights.official import translate
+from swin_moe.weights.official import convert
 
 RANKS, UPDATES = 8, 3
 BLOCK = """
@@ -136,4 +136,4 @@ def moments_of(weights: dict[str, Tensor], optimizer: dict[str, Any], kind: str)
 
 def ours(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Under our names, without the fc2 bias that our model does not have."""
-    return {n: t for n, t in translate(tensors).tensors.items() if not n.endswith(".experts.fc2_bias")}
+    return {n: t for n, t in convert(tensors).tensors.items() if not n.endswith(".experts.fc2_bias")}

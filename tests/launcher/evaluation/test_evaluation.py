@@ -13,7 +13,7 @@ from launcher.config.load import load_config
 from launcher.evaluation.labels import FORMAT
 from launcher.tasks.base import normalize_images
 from swin_moe import build_model, load_weights
-from swin_moe.moe.layer import MoECall
+from swin_moe.moe.layer import RoutingOverrides
 from swin_moe.random.keyed import sample_keys
 from tests.data_shards.streams import eval_stream
 from tests.distributed import run_on_ranks
@@ -134,7 +134,9 @@ def logits_of(run: Path, images: torch.Tensor) -> torch.Tensor:
     keys = sample_keys(0, torch.arange(len(images)))
     with torch.no_grad():
         pairs = zip(images.split(1), keys.split(1), strict=True)
-        return torch.cat([model.eval()(*pair, MoECall(capacity_factor=0.0)).logits for pair in pairs])
+        return torch.cat(
+            [model.eval()(*pair, RoutingOverrides(capacity_factor=0.0)).logits for pair in pairs]
+        )
 
 
 def test_exact_is_one_image_at_a_time(run: Path, shards: Path) -> None:

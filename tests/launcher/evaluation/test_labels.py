@@ -12,7 +12,7 @@ from data_shards.stream.batch import Batch
 from launcher.config.load import ConfigError
 from launcher.evaluation.labels import FORMAT, RelabelledMetric, read_labels, right_sums
 from swin_moe.backbone.model import ModelOutput
-from swin_moe.moe.losses import evaluation_sums
+from swin_moe.heads.classification import evaluation_sums
 
 CPU = torch.device("cpu")
 

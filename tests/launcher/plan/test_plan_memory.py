@@ -24,10 +24,10 @@ from launcher.tasks.base import normalize_images
 from parallel.experts.placement import ExchangeOptions, ExpertParallel, ExpertSlice
 from swin_moe import ModelConfig, MoEConfig
 from swin_moe.backbone.model import build_model
+from swin_moe.heads.classification import classification_loss
 from swin_moe.heads.simmim import build_simmim
 from swin_moe.heads.simmim_config import SimMIMConfig
 from swin_moe.moe.layer import MoELayer
-from swin_moe.moe.losses import classification_loss
 from swin_moe.random.keyed import sample_keys
 
 IMAGES = 4

@@ -44,14 +44,6 @@ RULES = [  # of any machine: options, and the line
     ),
     (("optim.base_lr=1e-6",), "optim.min_lr (5e-06) must be at most optim.base_lr (1e-06)"),
     (("optim.warmup_lr=0.5",), "optim.warmup_lr (0.5) must be at most optim.base_lr (0.01)"),
-    (
-        ("model.moe.backend=reference", "parallel.ep_size=2"),
-        "model.moe.backend=reference needs parallel.ep_size=1 (got 2) and a router other than soft",
-    ),
-    (
-        ("model.moe.backend=reference", "model.moe.router=soft", "model.moe.top_k=1"),
-        "model.moe.backend=reference needs parallel.ep_size=1 (got 1) and a router other than soft",
-    ),
     (("optim.freeze=[no.such]",), "optim.freeze (no.such) matches no parameter of the model"),
     (("optim.freeze=['*']",), "optim.freeze (['*']) leaves nothing to train"),
     (

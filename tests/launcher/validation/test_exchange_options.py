@@ -96,15 +96,19 @@ FOUR = ("parallel.ep_size=4", "train.micro_batch_size=4", "model.moe.routing_gro
             "parallel.expert_exchange.padded needs a bound on an expert's rows: set "
             "model.moe.capacity_factor (0.0) other than 0, or padded=false",
         ),
-        (
-            ("parallel.expert_exchange.overlap=2", "model.moe.backend=reference", "parallel.ep_size=1"),
-            "parallel.expert_exchange is for model.moe.backend=native, not reference: leave the section out",
-        ),
     ],
 )
 def test_rules_across_sections(overrides: tuple[str, ...], said: str) -> None:
     assert complaints(None, *FOUR, *overrides) == said
     assert complaints(4, *FOUR, *overrides) == said
+
+
+def test_exchange_options_are_for_the_native_backend() -> None:
+    tutel = ("model.moe.backend=tutel", "model.moe.eval_capacity_factor=1.25")
+    said = complaints(None, *FOUR, "parallel.expert_exchange.overlap=2", *tutel)
+    assert (
+        "parallel.expert_exchange is for model.moe.backend=native, not tutel: leave the section out" in said
+    )
 
 
 def test_ranks_that_the_expert_group_does_not_divide() -> None:

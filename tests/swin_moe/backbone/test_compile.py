@@ -10,7 +10,7 @@ import torch._dynamo
 from torch import Tensor
 
 from swin_moe import ModelConfig, build_model
-from swin_moe.backbone.compile import compile_blocks
+from swin_moe.backbone.stage import compile_blocks
 from swin_moe.random.keyed import sample_keys
 from tests.models import V2, images_of, small_moe, small_swin
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from swin_moe import ModelConfig, SwinTransformer, build_model
 from swin_moe.backbone.attention import CosineAttention, SpatialMLP
-from swin_moe.backbone.block import SwinBlock
+from swin_moe.backbone.block import BlockOptions, SwinBlock
 from swin_moe.backbone.patch import PatchEmbed, PatchMerging
 from swin_moe.backbone.position_bias import LogCpbBias
-from swin_moe.backbone.windows import WindowGrid
+from swin_moe.backbone.windows import WindowGrid, WindowMasks
+from swin_moe.moe.layer import RoutingOverrides
 from swin_moe.random.keyed import SiteCounter, sample_keys
 from tests.models import V2, randn, randomize, small_moe, small_swin
 
@@ -55,18 +56,9 @@ def test_spatial_mlp_equals_plain_loops(height: int, width: int, shifted: bool) 
     layer = SpatialMLP(4, 2, (2, 2)).double()
     randomize(layer)
     assert layer.spatial_mlp.weight.shape == (2 * 4, 4, 1)
-    block = SwinBlock(
-        4,
-        layer,
-        nn.Identity(),
-        grid=WindowGrid(window=(2, 2), shifted=shifted, cyclic=False),
-        resolution=(4, 4),
-        norm="pre",
-        main_norm=False,
-        drop_path=0.0,
-        dropout=0.0,
-        sites=SiteCounter(),
-    )
+    masks = WindowMasks(WindowGrid(window=(2, 2), shifted=shifted, cyclic=False))
+    options = BlockOptions(dim=4, masks=masks, resolution=(4, 4))
+    block = SwinBlock(options, layer, nn.Identity(), sites=SiteCounter())
     x = double((2, height, width, 4))
     top, left = (1 if shifted and side > 2 else 0 for side in (height, width))
     tall, wide = 2 * -(-(top + height) // 2), 2 * -(-(left + width) // 2)
@@ -79,7 +71,7 @@ def test_spatial_mlp_equals_plain_loops(height: int, width: int, shifted: bool) 
                 mixed = spatial_mlp(layer, window, 2)
                 padded[b, row : row + 2, column : column + 2] = mixed.view(2, 2, 4)
     expected = padded[:, top : top + height, left : left + width]
-    torch.testing.assert_close(block._mix(x), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(block.mix_windows(x), expected, rtol=1e-12, atol=1e-12)
 
 
 # SwinV2's attention.
@@ -185,7 +177,7 @@ def test_post_norm_and_main_norm_by_hand() -> None:
 
 
 def padded_by_hand(block: SwinBlock, x: Tensor, filler: float) -> Tensor:
-    """`block._mix` of a map whose padding to whole windows holds `filler` instead of zeros."""
+    """`block.mix_windows` of a map whose padding to whole windows holds `filler` instead of zeros."""
     _, height, width, channels = x.shape
     h, w = block.grid.window
     tall, wide = -(-height // h) * h, -(-width // w) * w
@@ -210,7 +202,7 @@ def test_real_tokens_do_not_see_the_padding(
     randomize(model)
     x = double((2, height, width, 8)).requires_grad_()
     for block in model.layers[0].blocks:
-        got = block._mix(x)
+        got = block.mix_windows(x)
         for filler in (0.0, 1.0, -1e4):
             assert torch.equal(got, padded_by_hand(block, x, filler)) or (
                 (got - padded_by_hand(block, x, filler)).abs().max() < 1e-12
@@ -248,7 +240,7 @@ def attention_by_coordinates(block: SwinBlock, x: Tensor) -> Tensor:
             [(r - shift[0]) % sides[0] % h * w + (c - shift[1]) % sides[1] % w for r, c in tokens]
         )
         values = torch.stack([x[:, r, c] for r, c in tokens], 1)  # (B, m, C)
-        qkv = layer._project(values).view(len(x), len(tokens), 3, layer.num_heads, -1)
+        qkv = layer.project(values).view(len(x), len(tokens), 3, layer.num_heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)
         if isinstance(layer, CosineAttention):
             q, k = q / q.norm(dim=-1, keepdim=True), k / k.norm(dim=-1, keepdim=True)
@@ -311,7 +303,7 @@ def test_forward_features_are_the_stages_maps(kind: str, height: int, width: int
     for stage in model.layers:
         stage.register_forward_hook(lambda _module, _inputs, output: maps.append(output[0]))
     images = double((2, 3, height, width))
-    features = model.forward_features(images)
+    features = model.forward_features(images).maps
     expected = [(2, -(-height // s), -(-width // s), c) for s, c in ((4, 8), (8, 16))]
     assert [tuple(x.shape) for x in features] == expected
     assert all(torch.equal(a, b) for a, b in zip(features, maps, strict=True))
@@ -325,12 +317,41 @@ def test_forward_features_have_four_strides() -> None:
     with torch.device("meta"):
         model = SwinTransformer(ModelConfig()).eval()
     features = model.forward_features(torch.empty(1, 3, 200, 333, device="meta"))
-    assert [tuple(x.shape) for x in features] == [
+    assert features.strides == (4, 8, 16, 32)
+    assert [tuple(x.shape) for x in features.maps] == [
         (1, 50, 84, 96),
         (1, 25, 42, 192),
         (1, 13, 21, 384),
         (1, 7, 11, 768),
     ]
+
+
+def test_forward_features_have_the_statistics_of_forward() -> None:
+    """With overrides too; maps of 8 x 8 and 4 x 4 tokens with an MoE layer each."""
+    model = build_model(KINDS["moe"]).eval()
+    images, keys, call = randn(2, 3, 32, 32), sample_keys(0, torch.arange(2)), RoutingOverrides(top_k=3)
+    for overrides in (None, call):
+        features, output = (run(images, keys, overrides) for run in (model.forward_features, model))
+        assert features.moe.keys() == output.moe.keys()
+        assert len(features.moe) == 2
+        for name, stats in output.moe.items():
+            assert torch.equal(features.moe[name].load, stats.load)
+        assert features.aux_loss == output.aux_loss
+        choices = 2 if overrides is None else 3
+        assert sum(int(stats.load.sum()) for stats in features.moe.values()) == choices * 2 * (64 + 16)
+
+
+def test_masks_of_many_sizes_keep_one() -> None:
+    """Blocks of a stage share the mask of the last size; another size replaces it."""
+    first, second = build_model(replace(SMALL, depths=(4, 2))).layers[0].blocks[1::2]
+    masks = first.options.masks
+    assert masks is second.options.masks
+    cpu = torch.device("cpu")
+    mask = masks.mask(7, 5, cpu)
+    assert torch.equal(mask, first.grid.mask(7, 5))
+    assert masks.mask(7, 5, cpu) is mask
+    assert torch.equal(masks.mask(9, 9, cpu), first.grid.mask(9, 9))
+    assert masks.mask(7, 5, cpu) is not mask
 
 
 @pytest.mark.parametrize("kind", KINDS)

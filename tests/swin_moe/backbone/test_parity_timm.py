@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from swin_moe import SwinTransformer, build_model, load_weights, save_weights
 from swin_moe.registry import load_model_config
-from swin_moe.weights.official import translate
+from swin_moe.weights.official import convert
 from tests.models import randn, randomize_by_fan_in
 
 timm = pytest.importorskip("timm", reason="pip install timm")
@@ -90,7 +90,7 @@ def differences(ours: SwinTransformer, theirs: nn.Module, size: int) -> dict[str
         ours.forward_pooled(x)[0],
         theirs.forward_head(theirs.forward_features(x), pre_logits=True),
     )
-    for i, pair in enumerate(zip(ours.forward_features(x), maps, strict=True)):
+    for i, pair in enumerate(zip(ours.forward_features(x).maps, maps, strict=True)):
         pairs[f"stage {i}"] = pair
     return {name: ((a - b).abs().max() / b.abs().max().clamp(min=1)).item() for name, (a, b) in pairs.items()}
 
@@ -204,7 +204,7 @@ def test_gradients(name: str, tmp_path: Path) -> None:
 def test_the_published_models_have_our_shapes(theirs: str, ours: str) -> None:
     """Every tensor of timm's model has its place and shape in ours, at full size."""
     with torch.device("meta"):
-        found = translate(timm.create_model(theirs).state_dict())
+        found = convert(timm.create_model(theirs).state_dict())
         model = SwinTransformer(load_model_config(ours))
     assert found.unknown == []
     assert {name: tensor.shape for name, tensor in found.tensors.items()} == {

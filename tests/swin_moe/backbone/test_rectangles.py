@@ -26,8 +26,8 @@ from swin_moe.backbone.position_bias import log_coordinates
 from swin_moe.heads.simmim import SimMIMConfig, build_simmim
 from swin_moe.random.keyed import sample_keys
 from swin_moe.registry import load_model_config
+from swin_moe.weights.converted import learned_window
 from swin_moe.weights.official import export
-from swin_moe.weights.translated import learned_window
 from tests.models import V2, images_of, randn, randomize_by_fan_in, small_moe, small_swin
 from tests.swin_moe.backbone.transformers_models import compare, ours_and_theirs
 from tests.swin_moe.weights.official_files import assert_same, cubic
@@ -129,7 +129,7 @@ def test_stages_by_hand() -> None:
     assert [config.stage_resolution(i) for i in range(3)] == [(10, 25), (5, 13), (3, 7)]
     assert [config.stage_tokens(i) for i in range(3)] == [250, 65, 21]
     assert [config.stage_window(i) for i in range(3)] == [(6, 6), (5, 6), (3, 6)]
-    maps = build_model(config).forward_features(images_of(config))
+    maps = build_model(config).forward_features(images_of(config)).maps
     assert [tuple(x.shape[1:3]) for x in maps] == [(10, 25), (5, 13), (3, 7)]
     tables = [m for n, m in build_model(config).named_parameters() if n.endswith("bias_table")]
     assert [len(table) for table in tables] == [11 * 11, 9 * 11, 5 * 11]

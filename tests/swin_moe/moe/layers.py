@@ -4,11 +4,14 @@ import torch
 from torch import Tensor
 
 from swin_moe.config import MoEConfig
-from swin_moe.moe.layer import MoECall, MoELayer
+from swin_moe.moe.backends import BACKENDS
+from swin_moe.moe.layer import MoELayer, RoutingOverrides
 from swin_moe.random.keyed import sample_keys
 from tests.models import moe_layer, randn
+from tests.swin_moe.moe.backends.reference import run_reference
 from tests.swin_moe.moe.plain_moe import Asked, Reference, reference
 
+BACKENDS["reference"] = run_reference
 IMAGES, LENGTH, DIM, HIDDEN, EXPERTS, GROUP = 6, 5, 4, 6, 4, 2
 TOP_K_ROUTERS = ("linear", "cosine", "sigmoid")
 
@@ -53,7 +56,7 @@ def compare(
     factor: float,
     group_images: int,
     tolerance: float,
-    call: MoECall | None = None,
+    call: RoutingOverrides | None = None,
 ) -> Reference:
     """Outputs, loss, counts and all gradients of the layer and of the loops."""
     y, stats = layer(x, keys_of(len(x)), call)

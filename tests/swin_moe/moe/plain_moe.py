@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from swin_moe.moe.layer import MoELayer
-from swin_moe.moe.routers.registry import RouterCall
-from swin_moe.random.keyed import fork
+from swin_moe.moe.routers.base import RoutingRequest
+from swin_moe.random.keyed import fold_in
 
 
 @dataclass
@@ -176,8 +176,8 @@ def drawn(
 ) -> tuple[list[list[int]], list[list[Tensor]]]:
     """The choices of the hash and the random router, as the router draws them; gates 1 / k."""
     length = len(tokens) // len(keys)
-    token_keys = fork(keys[:, None], torch.arange(length)).view(-1)
-    call = RouterCall(groups=1, length=length, top_k=asked.top_k, factor=asked.factor, slots=len(tokens))
+    token_keys = fold_in(keys[:, None], torch.arange(length)).view(-1)
+    call = RoutingRequest(groups=1, length=length, top_k=asked.top_k, factor=asked.factor, slots=len(tokens))
     choices = layer.router(torch.stack(tokens), token_keys, call).expert_index.tolist()
     share = torch.tensor(1 / asked.top_k, dtype=tokens[0].dtype)
     return choices, [[share] * asked.top_k for _ in tokens]

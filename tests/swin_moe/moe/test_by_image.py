@@ -3,12 +3,12 @@
 import pytest
 import torch
 
-from swin_moe.moe.layer import MoECall, MoELayer
-from swin_moe.moe.routers.registry import Routing
+from swin_moe.moe.layer import MoELayer, RoutingOverrides
+from swin_moe.moe.routers.base import Routing
 from tests.swin_moe.moe.layers import EXPERTS, GROUP, IMAGES, LENGTH, keys_of, make_images, make_layer
 
 ROUTERS = ("linear", "sigmoid", "expert_choice", "hash", "random")
-CALL = MoECall(capacity_factor=0.5, by_image=True)
+CALL = RoutingOverrides(capacity_factor=0.5, by_image=True)
 
 
 def counts_by_hand(layer: MoELayer, routing: Routing) -> tuple[list[list[int]], list[int]]:
@@ -16,7 +16,7 @@ def counts_by_hand(layer: MoELayer, routing: Routing) -> tuple[list[list[int]], 
     size, index = GROUP * LENGTH, routing.expert_index.tolist()
     slots = layer.config.top_k * int(0.5 * -(-size // EXPERTS))
     choices, lost = [[0] * EXPERTS for _ in range(IMAGES)], [0] * IMAGES
-    for order in routing.order.flatten(1).tolist():
+    for order in routing.priority.flatten(1).tolist():
         used = [0] * EXPERTS
         for token, choice in (divmod(one, routing.expert_index.shape[1]) for one in order):
             image, expert = token // LENGTH, index[token][choice]
@@ -59,7 +59,7 @@ def test_choices_and_losses_by_hand(
 
 def test_a_soft_router_has_the_same_slots_of_every_image() -> None:
     layer = make_layer(router="soft", slots_per_expert=3).eval()
-    _, stats = layer(make_images(), keys_of(), MoECall(by_image=True))
+    _, stats = layer(make_images(), keys_of(), RoutingOverrides(by_image=True))
     assert stats.choices.tolist() == [[3] * EXPERTS] * IMAGES
     assert stats.choices.sum(0).tolist() == stats.load.tolist()
     assert stats.lost.tolist() == [0] * IMAGES

@@ -7,9 +7,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from swin_moe.moe.dispatch import Plan, SoftPlan, capacity, make_plan
-from swin_moe.moe.routers.base import SoftRouting, serving_order
-from swin_moe.random.keyed import fork, sample_keys
+from swin_moe.moe.dispatch import DispatchPlan, SoftDispatchPlan, capacity, make_plan
+from swin_moe.moe.routers.base import SoftRouting, priority_order
+from swin_moe.random.keyed import fold_in, sample_keys
 
 
 @pytest.mark.parametrize(
@@ -46,26 +46,28 @@ def plan_of(
     slots: int,
     prioritized: bool,
     padded: bool = False,
-) -> Plan:
+) -> DispatchPlan:
     """Choices of T tokens; only the first choice's score decides about priority, gates may be normalised."""
     expert_index = torch.tensor(index)
     tokens, top_k = expert_index.shape
     return make_plan(
         torch.full(expert_index.shape, 1.0 / top_k),
         expert_index,
-        serving_order(groups, top_k, tokens, torch.tensor(best), prioritized=prioritized),
+        priority_order(groups, top_k, tokens, torch.tensor(best), prioritized=prioritized),
         slots=slots,
         num_experts=num_experts,
         padded=padded,
     ).settled(None)
 
 
-def rows_of(plan: Plan) -> list[list[int]]:
+def rows_of(plan: DispatchPlan) -> list[list[int]]:
     """(T, k) the row of each assignment, N where it was dropped."""
     return plan.row.clamp(max=len(plan.order)).tolist()
 
 
-def check(plan: Plan, order: list[int], row: list[list[int]], counts: list[int], load: list[int]) -> None:
+def check(
+    plan: DispatchPlan, order: list[int], row: list[list[int]], counts: list[int], load: list[int]
+) -> None:
     assert plan.order.tolist() == order
     assert rows_of(plan) == row
     assert plan.counts.tolist() == counts
@@ -180,7 +182,7 @@ def test_rows_bound() -> None:
     assert plan_of([[0], [1]], [0.5] * 2, 2, slots=9, prioritized=True).rows_bound == 2
 
 
-def some_plan(kind: str, *, padded: bool = False) -> Plan:
+def some_plan(kind: str, *, padded: bool = False) -> DispatchPlan:
     if kind == "drops":  # token 2 loses both choices, others one, token 0 and 1 none
         return plan_of(CHOICES, GATES, 3, slots=2, prioritized=False, padded=padded)
     if kind == "dropless":
@@ -202,7 +204,7 @@ def draw(*shape: int, seed: int) -> Tensor:
     return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
 
 
-def with_gates(plan: Plan, gates: Tensor) -> Plan:
+def with_gates(plan: DispatchPlan, gates: Tensor) -> DispatchPlan:
     return replace(plan, gates=gates)
 
 
@@ -302,10 +304,10 @@ def test_keys_of_rows(padded: bool) -> None:
     assert len(rows) == len(plan.order)
     for place, assignment in enumerate(plan.order.tolist()):
         if assignment < 10:
-            assert rows[place] == fork(keys[assignment // 2 : assignment // 2 + 1], assignment % 2)
+            assert rows[place] == fold_in(keys[assignment // 2 : assignment // 2 + 1], assignment % 2)
 
 
-def soft_plan() -> SoftPlan:
+def soft_plan() -> SoftDispatchPlan:
     """2 images of 3 tokens, 2 experts of 2 slots each."""
     routing = SoftRouting(
         num_experts=2,
@@ -337,5 +339,5 @@ def test_soft_plan_keys() -> None:
     keys = sample_keys(0, torch.arange(6))
     rows = soft_plan().keys(keys)
     for e, b, p in itertools.product(range(2), range(2), range(2)):
-        assert rows[(e * 2 + b) * 2 + p] == fork(keys[3 * b : 3 * b + 1], 2 * e + p)
+        assert rows[(e * 2 + b) * 2 + p] == fold_in(keys[3 * b : 3 * b + 1], 2 * e + p)
     assert len(rows.unique()) == 8

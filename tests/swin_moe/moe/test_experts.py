@@ -12,7 +12,7 @@ from torch import Tensor
 from parallel.experts.placement import ExpertParallel, ExpertSlice, Sliced
 from swin_moe.moe.experts import ExpertMLP
 from swin_moe.moe.grouped_gemm import grouped
-from swin_moe.random.keyed import fork, keep_mask, sample_keys
+from swin_moe.random.keyed import fold_in, keep_mask, sample_keys
 
 C, H, SITE = 4, 6, 7
 COUNTS = [[3, 2, 4], [3, 0, 2], [0, 0, 5], [5, 0, 0], [1, 1, 1], [0, 0, 0]]
@@ -67,7 +67,7 @@ def keys_of(rows: Tensor) -> Tensor:
 def row_by_row(layer: ExpertMLP, rows: Tensor, counts: list[int]) -> Tensor:
     """Each row by the expert that owns it, in the words of the definition."""
     owner = [expert for expert, count in enumerate(counts) for _ in range(count)]
-    keep = keep_mask(fork(keys_of(rows), SITE), layer.hidden, layer.dropout.rate)
+    keep = keep_mask(fold_in(keys_of(rows), SITE), layer.hidden, layer.dropout.rate)
     answers = []
     for row, e, kept in zip(rows, owner, keep, strict=True):
         hidden = row @ layer.fc1_weight[e] + layer.fc1_bias[e]

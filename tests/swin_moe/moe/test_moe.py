@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from swin_moe.config import ModelError, MoEConfig
-from swin_moe.moe.layer import MoECall, MoELayer, MoEStats
+from swin_moe.moe.layer import MoELayer, MoEStats, RoutingOverrides
 from swin_moe.random.keyed import sample_keys
 from tests.models import moe_layer
 from tests.swin_moe.moe.layers import (
@@ -89,7 +89,7 @@ def test_training_equals_plain_loops_in_fp32(options: dict[str, object]) -> None
 
 @pytest.mark.parametrize("options", CASES[2::3], ids=name_of)
 def test_the_reference_backend_agrees(options: dict[str, object]) -> None:
-    """The loop that users can switch to, with noise and dropout too: same outputs, gradients and counts."""
+    """A plain loop as backend, with noise and dropout too: same outputs, gradients and counts."""
     noisy = options | {"expert_dropout": 0.3}
     if options["router"] in ("linear", "cosine"):
         noisy |= {"gate_noise": 2.0, "balance_loss": "importance_load"}
@@ -111,7 +111,7 @@ def test_a_call_changes_choices_and_capacity_without_rebuilding(router: str) -> 
     """One layer, three passes; the third is the first again, bit for bit."""
     layer, x = make_layer(router=router, capacity_factor=1.25, eval_capacity_factor=1.0), make_images()
     before = layer(x, keys_of())[0]
-    call = MoECall(top_k=3, capacity_factor=0.5)
+    call = RoutingOverrides(top_k=3, capacity_factor=0.5)
     compare(layer, x, factor=0.5, group_images=GROUP, tolerance=1e-10, call=call)
     assert torch.equal(layer(x, keys_of())[0], before)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from swin_moe.config import ModelError, MoEConfig
-from swin_moe.moe.layer import MoECall
+from swin_moe.moe.layer import RoutingOverrides
 from swin_moe.random.keyed import sample_keys
 from tests.models import moe_layer
 from tests.swin_moe.moe.layers import (
@@ -100,7 +100,7 @@ def test_no_image_at_all() -> None:
 @pytest.mark.parametrize("top_k", [0, 5])
 def test_a_call_cannot_ask_for_more_experts_than_there_are(top_k: int) -> None:
     with pytest.raises(ModelError, match=rf"top_k \({top_k}\) must lie in 1..num_experts \(4\)"):
-        make_layer()(make_images(), keys_of(), MoECall(top_k=top_k))
+        make_layer()(make_images(), keys_of(), RoutingOverrides(top_k=top_k))
 
 
 @pytest.mark.parametrize("router", ["linear", "cosine", "sigmoid", "expert_choice", "soft"])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from swin_moe import gpu
 from swin_moe.random import hashing
-from swin_moe.random.keyed import fork, keep_mask, normal, sample_keys, sink_dropped, uniform
+from swin_moe.random.keyed import fold_in, keep_mask, mask_preactivations_, normal, sample_keys, uniform
 
 EDGES = torch.tensor([0, -1, 2**63 - 1, -(2**63), 2**31, 2**32 - 1])
 KEYS = torch.cat([EDGES, sample_keys(5, torch.arange(60))])
@@ -41,21 +41,21 @@ def compare_kernels() -> None:
     """Run by `test_triton_kernels` in a process of its own."""
     from swin_moe.random import triton_hashing
 
-    assert torch.equal(triton_hashing.mix(KEYS), hashing._mix(KEYS))
-    assert torch.equal(triton_hashing.mix(KEYS.view(2, 3, 11).mT), hashing._mix(KEYS.view(2, 3, 11).mT))
+    assert torch.equal(triton_hashing.mix(KEYS), hashing.mix(KEYS))
+    assert torch.equal(triton_hashing.mix(KEYS.view(2, 3, 11).mT), hashing.mix(KEYS.view(2, 3, 11).mT))
     assert triton_hashing.mix(KEYS[:0]).shape == (0,)
     for n, start in [(1, 0), (8, 0), (50, 7), (1500, 3), (0, 0)]:
-        words = hashing._words(KEYS, n, start)
+        words = hashing.words(KEYS, n, start)
         assert torch.equal(triton_hashing.words(KEYS, n, start), words)
         for dtype in DTYPES if n else []:
             for bound in BOUNDS:
                 got, expected = special(n, dtype), special(n, dtype)
-                triton_hashing.sink(got, KEYS, bound, start)
-                hashing._sink(expected, KEYS, bound, start)
+                triton_hashing.mask_(got, KEYS, bound, start, hashing.lowest(dtype))
+                hashing.mask_(expected, KEYS, bound, start)
                 assert torch.equal(bits(got), bits(expected)), (n, dtype, bound)
     wide, expected = special(64, torch.float32), special(64, torch.float32)  # some columns of a wider matrix
-    triton_hashing.sink(wide[:, 8:40], KEYS, 0, 8)
-    hashing._sink(expected[:, 8:40], KEYS, 0, 8)
+    triton_hashing.mask_(wide[:, 8:40], KEYS, 0, 8, hashing.lowest(torch.float32))
+    hashing.mask_(expected[:, 8:40], KEYS, 0, 8)
     assert torch.equal(bits(wide), bits(expected))
 
 
@@ -93,7 +93,7 @@ def test_triton_kernels_compile_without_a_gpu(capability: int) -> None:
     integers = ("rows", "n", "stride", "start", "bound")
     signature = {"x_ptr": "*bf16", "keys_ptr": "*i64", **dict.fromkeys(integers, "i32"), "amount": "fp32"}
     source = ASTSource(
-        fn=triton_hashing._sink_kernel,
+        fn=triton_hashing.mask_kernel,
         signature={**signature, "ROWS": "constexpr", "COLUMNS": "constexpr"},
         constexprs={(8,): 1, (9,): 1024},
         attrs={(i,): [["tt.divisibility", 16]] for i in (0, 3, 4)},
@@ -109,16 +109,16 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def draws() -> list[Tensor]:
     """Every kind of draw."""
-    sunk = special(50, torch.bfloat16)
-    sink_dropped(sunk, KEYS, 0.3, start=7)
+    masked = special(50, torch.bfloat16)
+    mask_preactivations_(masked, KEYS, 0.3, start=7)
     return [
-        fork(KEYS, 3),
-        fork(KEYS[:, None], torch.arange(4)),
+        fold_in(KEYS, 3),
+        fold_in(KEYS[:, None], torch.arange(4)),
         sample_keys(1, torch.arange(5)),
         uniform(KEYS, 9),
         normal(KEYS, 9),
         keep_mask(KEYS, 9, 0.3, start=2),
-        bits(sunk),
+        bits(masked),
     ]
 
 
@@ -132,11 +132,11 @@ def test_operators_give_the_same_draws(request: pytest.FixtureRequest) -> None:
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_operators_know_tensors_without_values() -> None:
     keys = KEYS.to("meta")
-    assert (fork(keys, 3).shape, normal(keys, 9).shape) == ((66,), (66, 9))
-    sink_dropped(torch.empty(66, 5, device="meta"), keys, 0.3)
+    assert (fold_in(keys, 3).shape, normal(keys, 9).shape) == ((66,), (66, 9))
+    mask_preactivations_(torch.empty(66, 5, device="meta"), keys, 0.3)
     for operator, arguments in [
         (torch.ops.swin_moe.mix, (KEYS,)),
         (torch.ops.swin_moe.words, (KEYS, 5, 2)),
-        (torch.ops.swin_moe.sink, (torch.zeros(66, 5), KEYS, 3, 2)),
+        (torch.ops.swin_moe.mask_, (torch.zeros(66, 5), KEYS, 3, 2)),
     ]:
         torch.library.opcheck(operator, arguments)

@@ -14,7 +14,7 @@ from swin_moe.random.keyed import (
     DropPath,
     SiteCounter,
     branch_scales,
-    fork,
+    fold_in,
     keep_mask,
     normal,
     sample_keys,
@@ -59,7 +59,7 @@ def correlation(a: Tensor, b: Tensor) -> float:
 def test_fork_gives_the_published_outputs_of_splitmix64() -> None:
     """The first five outputs for seed 1234567, as Rosetta Code and the xoshiro authors' C code give them."""
     key = torch.tensor([1234567])
-    assert [unsigned(fork(key, i))[0] for i in range(5)] == [
+    assert [unsigned(fold_in(key, i))[0] for i in range(5)] == [
         6457827717110365317,
         3203168211198807973,
         9817491932198370423,
@@ -79,10 +79,10 @@ def test_fork_equals_integer_arithmetic() -> None:
     keys = [0, 1, -1, 2**63 - 1, -(2**63), 123456789]
     numbers = [0, 1, 7, 10**6]
     expected = [[mix((key + (number + 1) * GOLDEN) & MASK_64) for number in numbers] for key in keys]
-    together = fork(torch.tensor(keys)[:, None], torch.tensor(numbers))
+    together = fold_in(torch.tensor(keys)[:, None], torch.tensor(numbers))
     assert [unsigned(row) for row in together] == expected
     for column, number in enumerate(numbers):  # a plain int takes another path to the same number
-        assert unsigned(fork(torch.tensor(keys), number)) == [row[column] for row in expected]
+        assert unsigned(fold_in(torch.tensor(keys), number)) == [row[column] for row in expected]
 
 
 def test_uniform_equals_integer_arithmetic() -> None:
@@ -144,7 +144,7 @@ def unmix(z: int) -> int:
 def draw_of_word(word: int) -> float:
     """The first uniform draw of the key whose first output is this 64-bit word."""
     key = (unmix(word) - GOLDEN) & MASK_64
-    assert unsigned(fork(torch.tensor([signed(key)]), 0)) == [word]
+    assert unsigned(fold_in(torch.tensor([signed(key)]), 0)) == [word]
     return uniform(torch.tensor([signed(key)]), 1).item()
 
 
@@ -182,7 +182,7 @@ def test_an_odd_number_of_normals_is_a_prefix_of_columns() -> None:
 
 
 def test_normal_draws_of_a_row_and_of_neighbouring_rows_are_uncorrelated() -> None:
-    draws = normal(fork(KEYS[:1], torch.arange(512)), 1000)
+    draws = normal(fold_in(KEYS[:1], torch.arange(512)), 1000)
     bound = 4 / math.sqrt(draws.numel())
     assert abs(correlation(draws[:, 1:], draws[:, :-1])) < bound
     assert abs(correlation(draws[1:], draws[:-1])) < bound
@@ -191,7 +191,7 @@ def test_normal_draws_of_a_row_and_of_neighbouring_rows_are_uncorrelated() -> No
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 @pytest.mark.parametrize("tokens", [False, True], ids=["samples", "tokens-of-one-sample"])
 def test_keep_mask_drops_at_its_rate(rate: float, tokens: bool) -> None:
-    keys = fork(KEYS[:1], torch.arange(512)) if tokens else KEYS
+    keys = fold_in(KEYS[:1], torch.arange(512)) if tokens else KEYS
     dropped = (~keep_mask(keys, 2048, rate)).double()
     sigma = math.sqrt(rate * (1 - rate))
     assert abs(dropped.mean() - rate) < 4 * sigma / math.sqrt(dropped.numel())
@@ -203,14 +203,14 @@ def test_keep_mask_drops_at_its_rate(rate: float, tokens: bool) -> None:
 @pytest.mark.parametrize("rate", [0.1, 0.5])
 def test_keep_masks_of_neighbours_are_uncorrelated(rate: float) -> None:
     """Between tokens, between elements, between sites, and between choices of the same token."""
-    tokens = fork(KEYS[:1], torch.arange(256))
-    mask = keep_mask(fork(tokens, 3), 2048, rate)
+    tokens = fold_in(KEYS[:1], torch.arange(256))
+    mask = keep_mask(fold_in(tokens, 3), 2048, rate)
     bound = 4 / math.sqrt(mask.numel())
     for lag in (1, 2, 16, 64):
         assert abs(correlation(mask[:, lag:], mask[:, :-lag])) < bound * 1.1
         assert abs(correlation(mask[lag:], mask[:-lag])) < bound * 1.2
-    assert abs(correlation(mask, keep_mask(fork(tokens, 4), 2048, rate))) < bound
-    choices = [keep_mask(fork(fork(tokens, choice), 3), 2048, rate) for choice in (0, 1)]
+    assert abs(correlation(mask, keep_mask(fold_in(tokens, 4), 2048, rate))) < bound
+    choices = [keep_mask(fold_in(fold_in(tokens, choice), 3), 2048, rate) for choice in (0, 1)]
     assert abs(correlation(*choices)) < bound
 
 
@@ -248,7 +248,7 @@ def test_dropout_scales_what_it_keeps() -> None:
     x = torch.randn(6, 3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x.requires_grad_()
     y = Dropout(0.2, site=9)(x, KEYS[:6])
-    keep = keep_mask(fork(KEYS[:6], 9), 15, 0.2).view(6, 3, 5)
+    keep = keep_mask(fold_in(KEYS[:6], 9), 15, 0.2).view(6, 3, 5)
     assert 0 < (~keep).sum() < 90
     torch.testing.assert_close(y, torch.where(keep, x / 0.8, torch.zeros_like(x)), rtol=1e-12, atol=0)
     (grad,) = torch.autograd.grad(y.sum(), x)
@@ -266,7 +266,7 @@ def scales_by_single_draws(drop_paths: list[DropPath], keys: Tensor, dtype: torc
     """One draw after the other, as the definition reads: kept where the draw is not below the rate."""
     rows = []
     for drop_path in drop_paths:
-        keep = uniform(fork(keys, drop_path.site), 1)[:, 0] >= drop_path.rate
+        keep = uniform(fold_in(keys, drop_path.site), 1)[:, 0] >= drop_path.rate
         rows.append(keep.to(dtype) / (1.0 - drop_path.rate))
     return torch.stack(rows)
 
@@ -292,7 +292,7 @@ def test_a_draw_at_the_rate_is_kept_and_one_below_is_not(word: int, nudge: int) 
     draw = torch.tensor((word + 0.5) / 2**23)
     rate = draw if nudge == 0 else torch.nextafter(draw, torch.tensor(float(nudge > 0)))
     key = signed((unmix((unmix(word << 41) - GOLDEN) & MASK_64) - GOLDEN) & MASK_64)  # of site 0
-    assert uniform(fork(torch.tensor([key]), 0), 1).item() == draw
+    assert uniform(fold_in(torch.tensor([key]), 0), 1).item() == draw
     scale = branch_scales([DropPath(rate.item(), site=0)], torch.tensor([key]), torch.float32)
     assert (scale > 0).item() == (draw >= rate).item()
 

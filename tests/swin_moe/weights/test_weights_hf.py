@@ -86,7 +86,7 @@ def test_a_body_without_classifier(kind: str, tmp_path: Path) -> None:
     body = source if kind == "Model" else source.swinv2
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
-        last = model.norm(model.forward_features(images)[-1]).flatten(1, 2)
+        last = model.norm(model.forward_features(images).maps[-1]).flatten(1, 2)
         expected = body(images).last_hidden_state
     torch.testing.assert_close(last, expected, rtol=1e-5, atol=1e-5)
 

@@ -21,8 +21,8 @@ from parallel.ranks.mesh import ParallelDims, build_mesh
 from swin_moe import MoEConfig, SwinTransformer, build_model
 from swin_moe.config import ModelError
 from swin_moe.moe.backends.tutel import INSTALL
-from swin_moe.moe.layer import MoECall, MoELayer, MoEStats
-from swin_moe.random.keyed import fork, normal, sample_keys
+from swin_moe.moe.layer import MoELayer, MoEStats, RoutingOverrides
+from swin_moe.random.keyed import fold_in, normal, sample_keys
 from tests.distributed import run_on_ranks
 from tests.models import images_of, moe_layer, randn, small_moe, small_swin
 
@@ -113,11 +113,13 @@ class Genuine(nn.Module):
         short = {"weight": "w", "bias": "bias"}[kind]
         return getattr(self.moe.experts, f"batched_{layer}_{short}"), leaf == "fc1_weight"
 
-    def forward(self, x: Tensor, keys: Tensor, call: MoECall | None = None) -> tuple[Tensor, MoEStats]:
+    def forward(
+        self, x: Tensor, keys: Tensor, call: RoutingOverrides | None = None
+    ) -> tuple[Tensor, MoEStats]:
         """The interface of MoELayer."""
         (layer,) = self.ours
-        token_keys = fork(keys[:, None], torch.arange(x.shape[1])).view(-1)
-        noise = normal(fork(token_keys, layer.router.site), layer.config.num_experts)
+        token_keys = fold_in(keys[:, None], torch.arange(x.shape[1])).view(-1)
+        noise = normal(fold_in(token_keys, layer.router.site), layer.config.num_experts)
         with mock.patch.object(torch, "randn_like", return_value=noise):
             y = self.moe(x)
         with torch.no_grad():
@@ -144,7 +146,9 @@ def assert_close(ours: Gradients, theirs: Gradients, tolerance: float = TOLERANC
     assert max(deviations.values()) <= tolerance, deviations
 
 
-def run(layer: nn.Module, x: Tensor, keys: Tensor, call: MoECall | None = None) -> tuple[Gradients, MoEStats]:
+def run(
+    layer: nn.Module, x: Tensor, keys: Tensor, call: RoutingOverrides | None = None
+) -> tuple[Gradients, MoEStats]:
     """Output, loss and gradients of a random weighting of the output plus 30 times the loss, by name."""
     layer.zero_grad()
     x.grad = None
@@ -298,7 +302,7 @@ def test_backend_equals_native(name: str) -> None:
 
 @needs_tutel
 def test_backend_takes_a_calls_capacity_and_top_k() -> None:
-    x, keys, call = make_images(), keys_of(), MoECall(top_k=3, capacity_factor=0.7)
+    x, keys, call = make_images(), keys_of(), RoutingOverrides(top_k=3, capacity_factor=0.7)
     native, stats = run(make_layer(), x, keys, call)
     tutel, tutel_stats = run(make_layer(backend="tutel"), x, keys, call)
     assert_close(tutel, native)
@@ -371,13 +375,13 @@ def test_missing_tutel_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("factor", [0.0, -1.0])
 def test_prioritised_without_capacity_is_refused_per_call(factor: float) -> None:
     with pytest.raises(ModelError, match=rf"capacity factor \({factor}\) <= 0 would drop tokens silently"):
-        make_layer(backend="tutel")(make_images(), keys_of(), MoECall(capacity_factor=factor))
+        make_layer(backend="tutel")(make_images(), keys_of(), RoutingOverrides(capacity_factor=factor))
 
 
 def test_no_slot_is_refused() -> None:
     """E = 6, 144 tokens: int(.04 * 24) = 0."""
     with pytest.raises(ModelError, match=r"capacity factor of 0\.04 leaves an expert no slot"):
-        make_layer(backend="tutel")(make_images(), keys_of(), MoECall(capacity_factor=0.04))
+        make_layer(backend="tutel")(make_images(), keys_of(), RoutingOverrides(capacity_factor=0.04))
 
 
 def test_uneven_experts_are_refused() -> None:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from swin_moe.config import MoEConfig
 from swin_moe.moe.dispatch import capacity
-from swin_moe.moe.routers.registry import ROUTERS, Router, RouterCall
-from swin_moe.random.keyed import fork, normal, sample_keys, uniform
+from swin_moe.moe.routers import ROUTERS
+from swin_moe.moe.routers.base import Router, RoutingRequest
+from swin_moe.random.keyed import fold_in, normal, sample_keys, uniform
 
 IMAGES, LENGTH, DIM, EXPERTS, GROUPS, SITE = 4, 5, 3, 4, 2, 3
 SIZE = IMAGES * LENGTH // GROUPS  # tokens of a routing group
@@ -58,9 +59,9 @@ def make_case(name: str, *, images: int = IMAGES, num_experts: int = EXPERTS, **
     return Case(router, tokens, keys, draw(num_experts, DIM, DIM), draw(num_experts, DIM))
 
 
-def make_call(case: Case, *, factor: float, top_k: int, groups: int = GROUPS) -> RouterCall:
+def make_call(case: Case, *, factor: float, top_k: int, groups: int = GROUPS) -> RoutingRequest:
     slots = capacity(factor, len(case.tokens) // groups, case.router.config.num_experts, top_k)
-    return RouterCall(groups=groups, length=LENGTH, top_k=top_k, factor=factor, slots=slots)
+    return RoutingRequest(groups=groups, length=LENGTH, top_k=top_k, factor=factor, slots=slots)
 
 
 @dataclass
@@ -72,7 +73,7 @@ class Answer:
     entropy: float
 
 
-def answer(case: Case, call: RouterCall, *, padded: bool = False) -> Answer:
+def answer(case: Case, call: RoutingRequest, *, padded: bool = False) -> Answer:
     """By the code under test."""
     routing = case.router(case.tokens, case.keys, call)
     plan = routing.plan(groups=call.groups, slots=call.slots, padded=padded).settled(None)
@@ -116,12 +117,12 @@ def best(values: list[float], count: int) -> list[int]:
     return sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]
 
 
-def choose(case: Case, call: RouterCall, t: int) -> tuple[list[int], list[Tensor], float, dict]:
+def choose(case: Case, call: RoutingRequest, t: int) -> tuple[list[int], list[Tensor], float, dict]:
     """Of token t: experts, gates, priority, and what the losses and the entropy look at."""
     moe, experts = case.router.config, range(case.router.config.num_experts)
     if moe.router in ("hash", "random"):
         place = sample_keys(SITE, torch.tensor([t % call.length]))
-        key = place if moe.router == "hash" else fork(case.keys[t : t + 1], SITE)
+        key = place if moe.router == "hash" else fold_in(case.keys[t : t + 1], SITE)
         chosen = best(uniform(key, moe.num_experts)[0].tolist(), call.top_k)
         share = torch.tensor(1.0 / call.top_k, dtype=torch.float64)
         return chosen, [share] * call.top_k, 0.0, {"scores": [share] * call.top_k}
@@ -132,7 +133,7 @@ def choose(case: Case, call: RouterCall, t: int) -> tuple[list[int], list[Tensor
         scores = [value / sum(values) for value in values]
     else:
         if case.router.training and moe.gate_noise:
-            noise = normal(fork(case.keys, SITE), moe.num_experts)[t] * (moe.gate_noise / moe.num_experts)
+            noise = normal(fold_in(case.keys, SITE), moe.num_experts)[t] * (moe.gate_noise / moe.num_experts)
             noisy = [logits[e] + noise[e] for e in experts]
         scores = values = softmax(noisy)
         bias = [0.0] * moe.num_experts
@@ -144,7 +145,7 @@ def choose(case: Case, call: RouterCall, t: int) -> tuple[list[int], list[Tensor
     return chosen, gates, max(value.item() for value in values), facts
 
 
-def choose_by_expert(case: Case, call: RouterCall, group: range) -> dict[int, tuple]:
+def choose_by_expert(case: Case, call: RoutingRequest, group: range) -> dict[int, tuple]:
     """What `choose` gives, for the tokens of a group in a router where experts choose."""
     facts = {}
     for t in group:
@@ -184,7 +185,7 @@ def balance_of(moe: MoEConfig, facts: list[dict]) -> Tensor:
     return (importance + variation(load, tutel)) / 2
 
 
-def reference(case: Case, call: RouterCall) -> Answer:
+def reference(case: Case, call: RoutingRequest) -> Answer:
     moe = case.router.config
     if moe.router == "soft":
         return soft_reference(case, call.length)

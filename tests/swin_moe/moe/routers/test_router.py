@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from swin_moe.config import MoEConfig
-from swin_moe.moe.routers.registry import ROUTERS, Router, RouterCall, Routing
+from swin_moe.moe.routers import ROUTERS
+from swin_moe.moe.routers.base import Router, Routing, RoutingRequest
 from swin_moe.moe.routers.topk import CosineTopKRouter, SigmoidTopKRouter
-from swin_moe.random.keyed import fork, normal, sample_keys
+from swin_moe.random.keyed import fold_in, normal, sample_keys
 
 
 def make_router(weight: list[list[float]], name: str = "linear", **options: object) -> Router:
@@ -26,7 +27,7 @@ def route(
     """With 1 token an image, and the configuration's top_k."""
     keys = sample_keys(0, torch.arange(len(tokens)))
     top_k = layer.config.top_k if top_k is None else top_k
-    return layer(tokens, keys, RouterCall(groups=groups, length=1, top_k=top_k, factor=1.0, slots=slots))
+    return layer(tokens, keys, RoutingRequest(groups=groups, length=1, top_k=top_k, factor=1.0, slots=slots))
 
 
 def log(*scores: float) -> list[list[float]]:
@@ -118,7 +119,7 @@ def test_noise_is_the_keyed_draw_of_the_routers_site_in_training_only() -> None:
     layer = make_router([[1.0], [2.0], [3.0]], gate_noise=1.5, top_k=3)
     tokens, keys = torch.tensor([[0.5], [-1.0]]), sample_keys(0, torch.arange(2))
     clean = tokens * torch.tensor([[1.0, 2.0, 3.0]])
-    noisy = clean + normal(fork(keys, 3), 3) * (1.5 / 3)
+    noisy = clean + normal(fold_in(keys, 3), 3) * (1.5 / 3)
     for logits, routing in ((noisy, route(layer, tokens)), (clean, route(layer.eval(), tokens))):
         scores = torch.zeros(2, 3).scatter(1, routing.expert_index, routing.gates)
         torch.testing.assert_close(scores, logits.softmax(-1))
@@ -130,7 +131,7 @@ def test_noise_is_the_keyed_draw_of_the_routers_site_in_training_only() -> None:
 def served(scores: list[float], *, prioritized: bool) -> list[int]:
     """Tokens of two groups of 3 in the order in which they are served: logits (x, 0) for expert 0."""
     layer = make_router([[1.0], [0.0]], batch_prioritized=prioritized).eval()
-    return route(layer, torch.tensor(scores)[:, None], groups=2).order.flatten().tolist()
+    return route(layer, torch.tensor(scores)[:, None], groups=2).priority.flatten().tolist()
 
 
 def test_order_by_hand() -> None:
@@ -142,8 +143,8 @@ def test_order_by_hand() -> None:
 
 def test_first_choices_of_all_come_before_second_ones() -> None:
     layer = make_router([[1.0], [0.0]], top_k=2).eval()
-    order = route(layer, torch.tensor([[1.0], [2.0]])).order
-    assert order.tolist() == [[[2, 0], [3, 1]]]  # token 1 is surer; choice c of token t is 2 * t + c
+    priority = route(layer, torch.tensor([[1.0], [2.0]])).priority
+    assert priority.tolist() == [[[2, 0], [3, 1]]]  # token 1 is surer; choice c of token t is 2 * t + c
 
 
 # Cosine.
@@ -202,11 +203,11 @@ def test_the_bias_chooses_and_the_score_weighs(normalize: bool, gates: list[floa
 def test_bias_moves_by_one_towards_the_mean_load() -> None:
     """Loads 5, 1, 3, 3: the mean is 3. Loads 1, 1, 1, 0: the mean is 3/4, no integer."""
     layer = sigmoid_router(0.5, 0.5, 0.5, 0.5)
-    layer.balance(torch.tensor([5, 1, 3, 3]))
+    layer.update_router_bias(torch.tensor([5, 1, 3, 3]))
     assert layer.bias_steps.tolist() == [-1, 1, 0, 0]
-    layer.balance(torch.tensor([1, 1, 1, 0]))
+    layer.update_router_bias(torch.tensor([1, 1, 1, 0]))
     assert layer.bias_steps.tolist() == [-2, 0, -1, 1]
-    layer.balance(torch.tensor([0, 0, 0, 0]))
+    layer.update_router_bias(torch.tensor([0, 0, 0, 0]))
     assert layer.bias_steps.tolist() == [-2, 0, -1, 1]
 
 
@@ -227,7 +228,7 @@ def test_balancing_evens_a_skewed_load() -> None:
     loads = []
     for _ in range(40):
         loads.append(route(layer, scores.logit()).expert_index.flatten().bincount(minlength=2))
-        layer.balance(loads[-1])
+        layer.update_router_bias(loads[-1])
     assert loads[0][0] > 880  # the difference is .1 +- .07: 92 %
     assert abs(loads[-1][0] - 500) < 60
 
@@ -264,7 +265,7 @@ def test_expert_choice_in_groups() -> None:
 
 def drawn(name: str, keys: Tensor, *, length: int, top_k: int, site: int = 3) -> Tensor:
     layer = ROUTERS[name](1, MoEConfig(blocks=(), num_experts=8, router=name), site)
-    call = RouterCall(groups=1, length=length, top_k=top_k, factor=0.0, slots=len(keys))
+    call = RoutingRequest(groups=1, length=length, top_k=top_k, factor=0.0, slots=len(keys))
     routing = layer(torch.zeros(len(keys), 1), keys, call)
     assert torch.equal(layer.eval()(torch.zeros(len(keys), 1), keys, call).expert_index, routing.expert_index)
     assert not list(layer.parameters())
@@ -309,7 +310,7 @@ def test_soft_by_hand() -> None:
     with torch.no_grad():
         layer.phi.copy_(torch.tensor([[2.0, 0.0], [0.0, 7.0]]))
         layer.scale.fill_(math.log(3))
-    call = RouterCall(groups=1, length=2, top_k=1, factor=1.0, slots=1)
+    call = RoutingRequest(groups=1, length=2, top_k=1, factor=1.0, slots=1)
     routing = layer(torch.tensor([[3.0, 0.0], [0.0, 5.0]]), sample_keys(0, torch.arange(2)), call)
     expected = torch.tensor([[[0.75, 0.25], [0.25, 0.75]]])
     torch.testing.assert_close(routing.mix_in, expected)

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from swin_moe.moe.dispatch import capacity
-from swin_moe.moe.routers.registry import ROUTERS, Router, RouterCall
+from swin_moe.moe.routers import ROUTERS
+from swin_moe.moe.routers.base import Router, RoutingRequest
 from tests.swin_moe.moe.routers.plain_routers import (
     DIM,
     EXPERTS,
@@ -142,7 +143,7 @@ def test_more_experts_than_tokens(name: str, factor: float) -> None:
 def test_one_token(name: str) -> None:
     case = make_case(name)
     case.tokens, case.keys = case.tokens[:1].detach().requires_grad_(), case.keys[:1]
-    call = RouterCall(groups=1, length=1, top_k=2, factor=1.0, slots=1)
+    call = RoutingRequest(groups=1, length=1, top_k=2, factor=1.0, slots=1)
     for padded in (False, True):
         check_same(answer(case, call, padded=padded), reference(case, call), case.leaves, 1e-10)
 
@@ -154,7 +155,9 @@ def test_no_tokens(name: str) -> None:
     case.router.eval()
     case.tokens, case.keys = case.tokens[:0].detach().requires_grad_(), case.keys[:0]
     for padded in (False, True):
-        got = answer(case, RouterCall(groups=0, length=LENGTH, top_k=2, factor=1.0, slots=3), padded=padded)
+        got = answer(
+            case, RoutingRequest(groups=0, length=LENGTH, top_k=2, factor=1.0, slots=3), padded=padded
+        )
         assert got.y.shape == (0, DIM)
         assert (got.load, got.dropped, got.entropy) == ([0] * EXPERTS, 0, 0.0)
 
@@ -184,7 +187,7 @@ def test_nan_reaches_the_output_and_the_plan_stays_valid(
     if name != "soft":
         assert ((routing.expert_index >= 0) & (routing.expert_index <= EXPERTS)).all()
         assert name == "expert_choice" or (routing.expert_index < EXPERTS).all()
-        assert sorted(routing.order.flatten().tolist()) == list(range(routing.gates.numel()))
+        assert sorted(routing.priority.flatten().tolist()) == list(range(routing.gates.numel()))
 
 
 @pytest.mark.parametrize("name", ["linear", "sigmoid", "expert_choice", "hash", "random"])

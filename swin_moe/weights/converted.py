@@ -13,7 +13,7 @@ Window = tuple[int, int]  # height and width in tokens
 
 
 @dataclass(kw_only=True)
-class Translated:
+class ConvertedStateDict:
     """Tensors under our names, one name an expert (`layers.1.blocks.3.mlp.experts.5.fc1_weight`)."""
 
     format: str
