@@ -55,10 +55,12 @@ def _as_kernel(x: Tensor) -> bool:
 
 
 def torch_mix(z: Tensor) -> Tensor:
+    """`mix` by torch's operators."""
     return mix64_tensor(z)
 
 
 def torch_words(keys: Tensor, n: int, start: int) -> Tensor:
+    """`words` by torch's operators."""
     low, high = keys.to(torch.int32), shift_right(keys, 32).to(torch.int32)  # .to keeps the low 32 bits
     column = torch.arange(start, start + n, device=keys.device, dtype=torch.int32)
     h = column * -1640531527 + low[:, None]  # (N, n)
@@ -72,6 +74,7 @@ def torch_words(keys: Tensor, n: int, start: int) -> Tensor:
 
 
 def torch_mask_(x: Tensor, keys: Tensor, bound: int, start: int) -> None:
+    """`mask_` by torch's operators, all rows at once."""
     dropped = torch_words(keys, x.shape[1], start).clamp_(max(bound - 1, -(2**31)), bound).sub_(bound)
     x.add_(dropped.to(x.dtype), alpha=-lowest(x.dtype))  # `dropped` is -1, or 0 where kept
 
