@@ -71,7 +71,7 @@ class Stage(nn.Module):
     def forward(
         self, x: Tensor, keys: Tensor, call: RoutingOverrides | None = None, scales: Tensor | None = None
     ) -> tuple[Tensor, dict[str, MoEStats]]:
-        """Run the blocks, `activation_checkpoint_every` at a time with activations that backward computes again.
+        """Run the blocks; backward recomputes the activations of `activation_checkpoint_every` at a time.
 
         Args:
             x: (B, H, W, C).
