@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 
 from launcher.config.schema import RunConfig
-from parallel.ranks.bandwidth import Place, by_node
+from parallel.ranks.bandwidth import RankNode, by_node
 from parallel.ranks.discover import Ranks
 
 T = TypeVar("T")
@@ -31,7 +31,7 @@ class Here:
 class Seen:
     """What one check saw on every rank."""
 
-    places: Sequence[Place]
+    places: Sequence[RankNode]
     values: Sequence[Any]  # by rank
     config: RunConfig | None = None
     device_type: str = "cpu"

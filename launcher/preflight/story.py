@@ -17,7 +17,7 @@ from launcher.preflight import links as link_figures
 from launcher.preflight.checks import CHECKS
 from launcher.preflight.disk import token
 from launcher.preflight.report import Here, Report, Seen
-from parallel.ranks.bandwidth import Place, Times, measure, scopes
+from parallel.ranks.bandwidth import RankNode, Times, measure, scopes
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.discover import Ranks
 from parallel.ranks.identity import node_name
@@ -63,7 +63,7 @@ def preflight(
     """
     began_s = time.perf_counter()
     with token(config, is_first=ranks.rank == 0) as left:
-        met = gather_objects((Place(ranks.rank, node_name()), left))
+        met = gather_objects((RankNode(ranks.rank, node_name()), left))
         met_s = time.time()
         places, run_token = [place for place, _ in met], met[0][1]
         here = Here(

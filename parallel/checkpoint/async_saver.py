@@ -1,11 +1,17 @@
 """Saving beside training: a step waits for the copy to host memory, a thread writes and commits.
 
     main thread    step 40 | copy | step 41 | step 42 | ...
-    saver's thread               | write, agree, commit, prune |  -> SaveResult, told at the next `poll`
+    saver's thread               | write, agree, commit, prune |  -> SaveResult, at the next `poll`
+
+A save reads in this order:
+1. `CheckpointSaver.start`: `StagingBuffers.copy` (staging.py) copies the tensors that this rank owns;
+2. `_Save` runs `write` (write.py): every rank writes its files, the ranks agree, rank 0 describes them;
+3. `commit` (commit.py): manifest, rename, pointer; then `prune` deletes old checkpoints;
+4. `CheckpointSaver.poll` returns the `SaveResult`.
 
 The thread's collectives run in a group of their own, so that they never mix with those of training. At most
-one save is under way. A save that fails is an outcome like any other, the same on every rank: the run goes
-on, and the checkpoints before it stand.
+one save runs at a time. A save that fails is a result like any other, the same on every rank: the run goes
+on, and the checkpoints before it stay.
 """
 
 import json
@@ -36,9 +42,7 @@ class SaveResult:
 
     step: int
     error: str | None = None  # why there is no such checkpoint
-    warning: str | None = (
-        None  # it is committed, but the oldest could not be deleted (told by the first rank)
-    )
+    warning: str | None = None  # on rank 0: it is committed, but old ones could not be deleted
     bytes: int = 0  # of its files
     copy_s: float = 0.0  # of reading and copying to host memory, on this rank
     stall_s: float = 0.0  # that training waited for it, on this rank
@@ -72,7 +76,7 @@ class CheckpointSaver:
         self._group = new_group(backend="gloo", timeout=PATIENCE) if several else None
         self._buffers = StagingBuffers()
         self._save: _Save | None = None
-        self._untold: list[SaveResult] = []
+        self._unreported: list[SaveResult] = []
 
     @property
     def writing(self) -> bool:
@@ -80,42 +84,42 @@ class CheckpointSaver:
         return self._save is not None and self._save.is_alive()
 
     def start(self, step: int, masters: MasterWeights, record: dict[str, Any]) -> None:
-        """Save the state as it is now; first waits for the save before it, should it still be under way.
+        """Save the state as it is now; waits first for the save before it, if that still runs.
 
         Args:
             step: optimizer steps taken.
             masters: what to save; only read here.
             record: JSON-able, kept in the manifest.
         """
-        self._settle()
+        self._collect()
         began_s = time.monotonic()
         tensors = self._buffers.copy(masters, self.mesh)
-        snapshot = json.loads(
-            json.dumps({"adam_steps": masters.adam_steps, **record})
-        )  # training goes on and may change what it refers to
+        # a copy: training goes on and may change what `record` refers to
+        snapshot = json.loads(json.dumps({"adam_steps": masters.adam_steps, **record}))
         self._save = _Save(self, step, tensors, snapshot, began_s)
         if not self._asynchronous:
-            self._settle()
+            self._collect()
 
     def poll(self) -> list[SaveResult]:
-        """The saves that ended since the last time; never waits, so ranks may learn it at different steps."""
+        """Return the saves that ended since the last call, without waiting: ranks may differ in the step."""
         if self._save is not None and not self._save.is_alive():
-            self._settle()
-        untold, self._untold = self._untold, []
-        return untold
+            self._collect()
+        results, self._unreported = self._unreported, []
+        return results
 
     def finish(self) -> list[SaveResult]:
-        """Wait for the save that is under way, if any, then as `poll`."""
-        self._settle()
+        """Wait for the save that runs, if any, and return what `poll` does."""
+        self._collect()
         return self.poll()
 
-    def _settle(self) -> None:
+    def _collect(self) -> None:
+        """Wait for the save that runs, if any, and keep its result for `poll`."""
         if self._save is not None:
             save, self._save = self._save, None
-            self._untold.append(save.outcome())
+            self._unreported.append(save.result())
 
     def _write(self, step: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> dict[str, Any]:
-        """What becomes of one save: fields of its outcome."""
+        """Write, commit and prune; returns fields of the result."""
         try:
             size = write(self.directory, step, tensors, self.mesh, record, self._group)
         except CheckpointError as error:
@@ -129,7 +133,7 @@ class CheckpointSaver:
 
 
 class _Save(threading.Thread):
-    """One save. It always starts at once, and whatever goes wrong in it comes out of `outcome`."""
+    """One save. It starts at once; `result` waits for it and raises what went wrong in it."""
 
     def __init__(
         self,
@@ -150,15 +154,15 @@ class _Save(threading.Thread):
     def run(self) -> None:
         try:
             self._fields = self._work()
-        except BaseException as error:  # raised again where someone listens
+        except BaseException as error:  # raised again by `result`
             self._bug = error
         self._fields["save_s"] = time.monotonic() - self._began_s
 
-    def outcome(self) -> SaveResult:
+    def result(self) -> SaveResult:
         """Wait for the end.
 
         Raises:
-            Whatever was no failure to write: a bug, or a lost connection to another rank.
+            Anything but a failure to write: a bug, or a lost connection to another rank.
         """
         waited_s = time.monotonic()
         self.join()

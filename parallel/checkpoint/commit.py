@@ -21,7 +21,7 @@ _STEP = re.compile(r"step-([0-9]{8,})", re.ASCII)
 
 
 def path_of(directory: Path, step: int) -> Path:
-    """Where the checkpoint of a step lies once it is committed."""
+    """The path of the checkpoint of a step once it is committed."""
     return directory / f"step-{step:08d}"
 
 
@@ -33,15 +33,15 @@ def step_of(path: Path) -> int:
 
 
 def committed(directory: Path) -> list[Path]:
-    """Every directory that was committed, by step; some may have been damaged since."""
-    found = [path for path in directory.glob("step-*") if _STEP.fullmatch(path.name)]
-    return sorted(found, key=step_of)
+    """Every committed directory, by step; some may have been damaged since."""
+    paths = [path for path in directory.glob("step-*") if _STEP.fullmatch(path.name)]
+    return sorted(paths, key=step_of)
 
 
 def open_partial(partial: Path) -> None:
-    """Sweep what killed saves left, and make an empty directory; none is ever written into twice.
+    """Delete what killed saves left, and make an empty directory.
 
-    Only the run that holds the directory's lock calls it, and never while a save of its own is under way.
+    Only the run that holds the directory's lock may call it, and not while it writes another save.
     """
     for stale in partial.parent.glob("step-*.tmp"):
         shutil.rmtree(stale)
@@ -50,7 +50,7 @@ def open_partial(partial: Path) -> None:
 
 
 def commit(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
-    """Manifest, rename, pointer: each durable before the next."""
+    """Write the manifest, rename the directory and set the pointer, each durable before the next."""
     atomic_write(partial / MANIFEST, json.dumps(with_checksum(manifest), indent=1), sync="directory")
     replaced = final.with_suffix(".replaced.tmp")
     if final.exists():  # the run went back before this step and came here again
@@ -63,17 +63,17 @@ def commit(partial: Path, final: Path, manifest: dict[str, Any]) -> None:
 
 
 def set_latest(path: Path) -> None:
-    """Make a committed checkpoint the one to go on from, durably."""
+    """Make a committed checkpoint the one to resume from, durably."""
     atomic_write(path.parent / POINTER, path.name + "\n", sync="directory")
 
 
 def steps_to_keep(steps: Iterable[int], current: int, keep_last: int, keep_every: int | None) -> set[int]:
-    """Which checkpoints stay: the last ones of the run, and all at multiples of `keep_every`.
+    """Which checkpoints to keep: the last ones of the run, and all at multiples of `keep_every`.
 
     Args:
-        steps: of all checkpoints there are.
-        current: the one to go on from, which always stays. After going back there may be later ones, of a
-            branch that was left: they count as older than the run's own.
+        steps: of all checkpoints.
+        current: the one to resume from, which is always kept. After the run went back to an earlier step
+            there may be later ones, of an abandoned branch: they count as older than the run's own.
         keep_last: how many, at least 1.
         keep_every: steps; None keeps no others.
     """
@@ -84,17 +84,17 @@ def steps_to_keep(steps: Iterable[int], current: int, keep_last: int, keep_every
 
 
 def prune(directory: Path, keep_last: int, keep_every: int | None = None) -> None:
-    """Delete what `kept` does not name; one rank calls it, right after a commit."""
+    """Delete all checkpoints but `steps_to_keep`; one rank calls it, right after a commit."""
     newest = latest(directory)
     if newest is None:
         return
     paths = committed(directory)
-    staying = steps_to_keep(map(step_of, paths), step_of(newest), keep_last, keep_every)
+    keep = steps_to_keep(map(step_of, paths), step_of(newest), keep_last, keep_every)
     for old in paths:
-        if step_of(old) not in staying:
-            leaving = old.with_suffix(".pruned.tmp")  # a kill leaves no half of a checkpoint
-            os.rename(old, leaving)
-            shutil.rmtree(leaving)
+        if step_of(old) not in keep:
+            removed = old.with_suffix(".pruned.tmp")  # a kill leaves no half of a checkpoint
+            os.rename(old, removed)
+            shutil.rmtree(removed)
 
 
 def latest(directory: Path) -> Path | None:

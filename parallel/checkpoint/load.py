@@ -1,13 +1,13 @@
-"""One logical checkpoint: fp32 masters and optimizer states under global names, whatever the layout.
+"""Loading a checkpoint: fp32 master weights and optimizer states under global names, for any layout.
 
     checkpoints/step-00000040/   __0_0.distcp __1_0.distcp ...   one file a rank: what it owns, written once
                                  .metadata                       of torch.distributed.checkpoint
                                  manifest.json                   step, state, config, every tensor and file
     checkpoints/latest           the name of the newest committed step
 
-A tensor's name says what it is: `exp_avg/layers.1.blocks.3.mlp.experts.5.fc1_weight`, one name an expert, and
-the whole expert whether or not its ranks held slices of it; `buffer/NAME` is state that no optimizer knows.
-The files are verified against the manifest before anything is deserialised.
+A tensor's name has its kind: `exp_avg/layers.1.blocks.3.mlp.experts.5.fc1_weight`. There is one name an
+expert, with the unsliced expert whether or not its ranks held slices of it; `buffer/NAME` is state of the
+model. The files are verified against the manifest before anything is deserialised.
 """
 
 from collections.abc import Callable, Sequence
@@ -54,13 +54,13 @@ def global_shapes(module: nn.Module, num_experts: int, kinds: Sequence[str] = KI
 def load_checkpoint(
     path: Path, masters: MasterWeights, num_experts: int, manifest: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Verify a checkpoint and load it, whatever layout wrote it; every rank calls it together.
+    """Verify a checkpoint and load it, of any layout; every rank calls it together.
 
     Args:
         path: of the checkpoint.
         masters: what to load into.
         num_experts: of the model.
-        manifest: what `read_verified` returned, where it was called already.
+        manifest: from `read_verified`, if it was called already.
 
     Returns:
         The manifest.
@@ -78,9 +78,9 @@ def load_checkpoint(
 
 
 def missing_kinds(masters: MasterWeights, manifest: dict[str, Any]) -> list[str]:
-    """What these masters have of each parameter and a checkpoint does not: `load_checkpoint` starts it anew.
+    """The kinds that these master weights keep and a checkpoint has not: `load_checkpoint` initialises them.
 
-    It is of another optimizer, or its run kept no moving average.
+    They are missing if its run used another optimizer or kept no moving average.
     """
     return [kind for kind in masters.kinds if kind not in kinds_of(manifest)]
 
@@ -110,19 +110,19 @@ def load_weights(
 
 
 def kinds_of(manifest: dict[str, Any]) -> Sequence[str]:
-    """What a checkpoint holds of each parameter: which states depends on its run's optimizer and average."""
-    found = {name.partition("/")[0] for name in manifest["tensors"]}
-    return [kind for kind in ALL_KINDS if kind in found or kind == MASTER]
+    """The kinds of tensors that a checkpoint has of each parameter."""
+    present = {name.partition("/")[0] for name in manifest["tensors"]}
+    return [kind for kind in ALL_KINDS if kind in present or kind == MASTER]
 
 
 def _check_tensors(path: Path, module: nn.Module, num_experts: int, manifest: dict[str, Any]) -> None:
     """The checkpoint must hold exactly the tensors of this model."""
-    found = manifest["tensors"]
+    stored = manifest["tensors"]
     expected = global_shapes(module, num_experts, kinds_of(manifest))
-    missing, extra = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    other = [name for name in sorted(expected.keys() & found.keys()) if expected[name] != found[name]]
+    missing, extra = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
+    other = [name for name in sorted(expected.keys() & stored.keys()) if expected[name] != stored[name]]
     if missing or extra or other:
-        shapes = [f"{name} {found[name]} instead of {expected[name]}" for name in other[:3]]
+        shapes = [f"{name} {stored[name]} instead of {expected[name]}" for name in other[:3]]
         raise CheckpointError(
             f"{path} is of another model: {len(missing)} tensors missing {missing[:3]}, {len(extra)} unknown "
             f"{extra[:3]}, {len(other)} of another shape {shapes}; train with the configuration beside it"

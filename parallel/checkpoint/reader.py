@@ -24,7 +24,7 @@ METADATA = ".metadata"  # the file of torch.distributed.checkpoint that describe
 
 
 class CheckpointReader(Mapping[str, Tensor]):
-    """The tensors of one committed checkpoint; its files are taken to be sound, see `problems`.
+    """The tensors of one committed checkpoint; its files are assumed to be intact, see verify.py.
 
     Raises:
         CheckpointError: there is no checkpoint, or, of a tensor, it cannot be read.
@@ -60,7 +60,7 @@ class CheckpointReader(Mapping[str, Tensor]):
         return tensor
 
     def kinds(self) -> list[str]:
-        """What the checkpoint holds of each parameter, and of buffers: `master`, `exp_avg`, `buffer` ..."""
+        """The kinds of tensors in the checkpoint: `master`, `exp_avg`, `buffer` ..."""
         return list(dict.fromkeys(name.partition("/")[0] for name in self.shapes))
 
     def kind(self, kind: str) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""What a rank owns of a checkpoint, copied to host memory: all that a step of training waits for."""
+"""The copy of a rank's tensors of a checkpoint to host memory: all that training waits for."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -17,38 +17,39 @@ SLAB = 2**26  # bytes; a power of two, to which torch rounds each pinned allocat
 
 
 class Slabs:
-    """Pinned memory in few large pieces, out of which tensors are cut.
+    """Pinned memory in few large allocations, out of which tensors are taken.
 
-    Pinned one by one, each tensor would be rounded up to a power of two, and thousands of system calls would
-    lie inside of the first save.
+    Pinned one by one, each tensor would be rounded up to a power of two, and the first save would make
+    thousands of system calls.
 
     Args:
-        pinned: whether to pin it; a test on a machine without a GPU does not.
+        pinned: whether to pin it, which needs a GPU.
+        slab_bytes: of an allocation.
     """
 
-    def __init__(self, *, pinned: bool = True) -> None:
-        self._pinned = pinned
+    def __init__(self, *, pinned: bool = True, slab_bytes: int = SLAB) -> None:
+        self._pinned, self._slab_bytes = pinned, slab_bytes
         self._free = torch.empty(0, dtype=torch.uint8)
         self.reserved = 0  # bytes
 
     def empty(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
-        """A tensor whose values are anything; one of more than a slab has memory of its own."""
+        """An uninitialised tensor; one of more than a slab has an allocation of its own."""
         size = math.prod(shape) * dtype.itemsize
-        room = -(-size // ALIGNMENT) * ALIGNMENT
-        if room > SLAB:
-            return self._piece(size).view(dtype).view(shape)
-        if room > len(self._free):
-            self._free = self._piece(SLAB)
-        piece, self._free = self._free[:size], self._free[room:]
-        return piece.view(dtype).view(shape)
+        aligned = -(-size // ALIGNMENT) * ALIGNMENT
+        if aligned > self._slab_bytes:
+            return self._allocate(size).view(dtype).view(shape)
+        if aligned > len(self._free):
+            self._free = self._allocate(self._slab_bytes)
+        memory, self._free = self._free[:size], self._free[aligned:]
+        return memory.view(dtype).view(shape)
 
-    def _piece(self, size: int) -> Tensor:
+    def _allocate(self, size: int) -> Tensor:
         self.reserved += size
         return torch.empty(size, dtype=torch.uint8, pin_memory=self._pinned)
 
 
 class StagingBuffers:
-    """Host memory for one rank's share of a checkpoint, pinned beside a GPU, and used again by every save."""
+    """Host memory for the tensors that one rank saves, pinned if there is a GPU, and reused by every save."""
 
     def __init__(self) -> None:
         self._memory: dict[str, Tensor] = {}
@@ -56,15 +57,15 @@ class StagingBuffers:
 
     @torch.no_grad()
     def copy(self, masters: MasterWeights, mesh: Mesh) -> dict[str, Tensor]:
-        """Copy this rank's share, by global name; every rank calls it together.
+        """Copy the tensors that this rank owns, by global name; every rank calls it together.
 
-        The tensors are good until the next call.
+        The copies are valid until the next call.
         """
-        taken = {name: self._copy(name, tensor) for name, tensor in owned_tensors(masters, mesh)}
+        copies = {name: self._copy(name, tensor) for name, tensor in owned_tensors(masters, mesh)}
         if torch.cuda.is_available():
-            torch.cuda.synchronize()  # the copies to pinned memory are under way until here
-        self._memory = taken
-        return dict(taken)
+            torch.cuda.synchronize()  # copies to pinned memory are asynchronous
+        self._memory = copies
+        return dict(copies)
 
     def _copy(self, name: str, tensor: Tensor) -> Tensor:
         memory = self._memory.get(name)
@@ -75,58 +76,60 @@ class StagingBuffers:
 
 
 def owned_tensors(masters: MasterWeights, mesh: Mesh) -> Iterator[tuple[str, Tensor]]:
-    """This rank's share of all tensors by global name: each parameter is written by one of its holders.
+    """The tensors that this rank writes, by global name: one of the ranks that hold a parameter writes it.
 
-    A partition of ZeRO's that holds all of a parameter is read by its rank alone. Any other parameter is read
-    by all holders together, and the slices of one copy of an expert come together; the one that has least to
-    write so far keeps it.
+    A ZeRO partition that has a complete parameter is read by its rank alone. Any other parameter is read by
+    all its holders together, and the slices of one copy of an expert are gathered; the holder with the fewest
+    elements so far writes it.
     """
     slices = mesh.dims.expert_tensor_parallel_size
-    burden = {True: [0] * mesh.dims.dp_size * slices, False: [0] * mesh.dims.world_size}
-    ready = _ready_places(masters, mesh)
+    loads = {True: [0] * mesh.dims.dp_size * slices, False: [0] * mesh.dims.world_size}
+    ready = _ready_holders(masters, mesh)
     for name, parameter in masters.module.named_parameters():
         experts = experts_of(parameter)
-        holders = burden[experts is not None]
-        owner = min(ready[name] or range(len(holders)), key=holders.__getitem__)
-        holders[owner] += math.prod(unsliced_shape(parameter))
-        place = mesh.rank if experts is None else mesh.rank // mesh.dims.ep_size * slices + mesh.rank % slices
-        if ready[name] and place != owner:
+        load = loads[experts is not None]  # elements by holder
+        owner = min(ready[name] or range(len(load)), key=load.__getitem__)
+        load[owner] += math.prod(unsliced_shape(parameter))
+        holder = (
+            mesh.rank if experts is None else mesh.rank // mesh.dims.ep_size * slices + mesh.rank % slices
+        )
+        if ready[name] and holder != owner:
             continue
         values = masters.read_local(parameter) if ready[name] else masters.read(parameter)
         assert values is not None
         for kind, tensor in values.items():
-            if sliced_of(parameter) is not None and place // slices == owner // slices:
+            if sliced_of(parameter) is not None and holder // slices == owner // slices:
                 tensor = _joined(parameter, tensor, owner % slices, mesh)
-            if place == owner:
+            if holder == owner:
                 yield from by_global_name(kind, name, parameter, tensor).items()
     if mesh.is_first:
         for name, buffer in persistent_buffers(masters.module).items():
             yield f"{BUFFER}/{name}", to_stored_dtype(buffer)
 
 
-def _ready_places(masters: MasterWeights, mesh: Mesh) -> dict[str, list[int]]:
-    """For each parameter of this rank the places among its holders that need no other to read it."""
+def _ready_holders(masters: MasterWeights, mesh: Mesh) -> dict[str, list[int]]:
+    """For each parameter of this rank, the numbers of those holders that can read it without the others."""
     named = dict(masters.module.named_parameters())
     here = [masters.read_local(parameter) is not None for parameter in named.values()]
-    ep_size, told = mesh.dims.ep_size, gather_objects(here)
-    places: dict[str, list[int]] = {}
+    ep_size, by_rank = mesh.dims.ep_size, gather_objects(here)
+    holders: dict[str, list[int]] = {}
     for number, (name, parameter) in enumerate(named.items()):
-        ranks = [rank for rank, ready in enumerate(told) if ready[number]]
+        ranks = [rank for rank, ready in enumerate(by_rank) if ready[number]]
         if experts_of(parameter) is None:
-            places[name] = ranks
-        else:  # of the same experts; slices have to come together in any case
+            holders[name] = ranks
+        else:  # of the same experts; slices have to be gathered in any case
             same = [rank for rank in ranks if rank % ep_size == mesh.ep_rank]
-            places[name] = (
+            holders[name] = (
                 [rank // ep_size for rank in same] if mesh.dims.expert_tensor_parallel_size == 1 else []
             )
-    return places
+    return holders
 
 
 @torch.no_grad()
 def _joined(parameter: nn.Parameter, tensor: Tensor, owner: int, mesh: Mesh) -> Tensor:
-    """One tensor of sliced experts, whole, at the slice numbered `owner`; all slices of a block call it.
+    """Gather one tensor of sliced experts at the slice numbered `owner`; all slices of a block call it.
 
-    Elsewhere it is what was given.
+    Other slices get their own tensor back.
     """
     sliced, slices = sliced_of(parameter), mesh.dims.expert_tensor_parallel_size
     if sliced is None or slices == 1:

@@ -1,4 +1,4 @@
-"""Reads the files of a checkpoint without trusting them: what its metadata may name is written down here."""
+"""Reads the metadata of a checkpoint without trusting it: SAFE_GLOBALS lists all that it may name."""
 
 import pickle
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata
 
 from parallel.checkpoint.manifest import CheckpointError
 
-SAFE_GLOBALS = {  # all that a .metadata of ours names, and all that one may name
+SAFE_GLOBALS = {  # all that a .metadata written by this project names
     "torch.distributed.checkpoint.metadata": {
         "ChunkStorageMetadata",
         "Metadata",

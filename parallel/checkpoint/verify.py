@@ -30,15 +30,15 @@ def verify_files(path: Path, files: dict[str, dict[str, Any]]) -> None:
 
 
 def read_verified(path: Path) -> dict[str, Any]:
-    """The manifest of a checkpoint whose files are whole, of which every rank verifies a share.
+    """Read the manifest of a checkpoint and verify its files, of which every rank verifies a part.
 
     Raises:
         CheckpointError: it is no checkpoint, or a file is damaged.
     """
     (manifest, *_) = on_all_ranks(lambda: read_manifest(path), f"read {path}")
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-    share = dict(sorted(manifest["files"].items())[rank::world])
-    on_all_ranks(lambda: verify_files(path, share), f"verify {path}")
+    own = dict(sorted(manifest["files"].items())[rank::world])
+    on_all_ranks(lambda: verify_files(path, own), f"verify {path}")
     if METADATA not in manifest["files"] or "tensors" not in manifest:
         raise CheckpointError(f"{path} is not a checkpoint: its manifest describes no tensors")
     return manifest
@@ -47,18 +47,18 @@ def read_verified(path: Path) -> dict[str, Any]:
 def problems(
     path: Path, *, deep: bool = True, progress: Callable[[int, int], None] | None = None
 ) -> list[str]:
-    """Everything that is wrong with a checkpoint; nothing is deserialised but what its manifest vouches for.
+    """List everything that is wrong with a checkpoint; nothing is deserialised before it is verified.
 
     Args:
         path: the directory of one step.
         deep: read every file for its sha256 and compare the tensors' names; otherwise sizes alone.
-        progress: told of bytes read and bytes in all.
+        progress: called with the bytes read and the bytes of all files.
     """
     try:
         manifest = read_manifest(path)
         files, tensors = manifest["files"], manifest["tensors"]
-        found = _by_files(path, files, progress) if deep else _by_sizes(path, files)
-        return found or (tensor_problems(path, tensors) if deep else [])
+        errors = _by_files(path, files, progress) if deep else _by_sizes(path, files)
+        return errors or (tensor_problems(path, tensors) if deep else [])
     except CheckpointError as error:
         return [str(error).removeprefix(f"{path} ").removeprefix(f"{path}: ")]
     except (KeyError, TypeError, AttributeError):
@@ -66,44 +66,44 @@ def problems(
 
 
 def _by_sizes(path: Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    found = []
+    errors = []
     for name, entry in sorted(files.items()):
         if not (path / name).is_file():
-            found.append(f"{name} is missing")
+            errors.append(f"{name} is missing")
         elif (size := (path / name).stat().st_size) != entry["bytes"]:
-            found.append(f"{name} is damaged: {size} bytes instead of {entry['bytes']}")
-    return found
+            errors.append(f"{name} is damaged: {size} bytes instead of {entry['bytes']}")
+    return errors
 
 
 def _by_files(
     path: Path, files: Mapping[str, dict[str, Any]], progress: Callable[[int, int], None] | None
 ) -> list[str]:
-    found, done, total = [], 0, sum(entry["bytes"] for entry in files.values())
+    errors, done, total = [], 0, sum(entry["bytes"] for entry in files.values())
     with ThreadPoolExecutor(THREADS) as pool:
         checks = {pool.submit(verify_files, path, {name: entry}): name for name, entry in files.items()}
         for check in as_completed(checks):
             error = check.exception()
             if isinstance(error, FileNotFoundError):
-                found.append(f"{checks[check]} is missing")
+                errors.append(f"{checks[check]} is missing")
             elif isinstance(error, CheckpointError):
-                found.append(str(error))
+                errors.append(str(error))
             elif error is not None:
-                found.append(f"{checks[check]} cannot be read: {error}")
+                errors.append(f"{checks[check]} cannot be read: {error}")
             done += files[checks[check]]["bytes"]
             if progress:
                 progress(done, total)
-    return sorted(found)
+    return sorted(errors)
 
 
 def tensor_problems(path: Path, tensors: Mapping[str, list[int]]) -> list[str]:
     """How the tensors in .metadata, which can name our types only, differ from those of the manifest."""
     described = read_metadata(path).state_dict_metadata
-    found = [f"the tensor {name} is in no file" for name in sorted(tensors.keys() - described.keys())]
-    found += [f"the tensor {name} is unknown" for name in sorted(described.keys() - tensors.keys())]
+    errors = [f"the tensor {name} is in no file" for name in sorted(tensors.keys() - described.keys())]
+    errors += [f"the tensor {name} is unknown" for name in sorted(described.keys() - tensors.keys())]
     for name in sorted(tensors.keys() & described.keys()):
         entry = described[name]
         if not isinstance(entry, TensorStorageMetadata):
-            found.append(f"{name} is no tensor")
+            errors.append(f"{name} is no tensor")
         elif list(entry.size) != tensors[name]:
-            found.append(f"{name} has shape {list(entry.size)}, the manifest says {tensors[name]}")
-    return found
+            errors.append(f"{name} has shape {list(entry.size)}, the manifest says {tensors[name]}")
+    return errors

@@ -1,8 +1,8 @@
-"""Writing one checkpoint: every rank its own file, agreed step by step, committed by the first.
+"""Writing one checkpoint: every rank writes its own file, all agree after each phase, rank 0 commits.
 
-The files are those of torch.distributed.checkpoint, planned by each rank alone and described by the first:
-no collective runs while a file is written, so that a rank that fails there is one answer and not a wait.
-Their checksums are of the bytes on their way to the disk; reading them back would prove no more.
+The files are those of torch.distributed.checkpoint, planned by each rank alone and described by rank 0: no
+collective runs while a file is written, so that a rank that fails there gives an answer and blocks no other.
+Checksums are computed of the bytes as they are written; reading the files back would prove no more.
 """
 
 import contextlib
@@ -34,7 +34,7 @@ from parallel.ranks.mesh import Mesh
 T = TypeVar("T")
 
 ENTRY_BYTES = 2048  # at most, of a tensor's frame in its file, in .metadata and in the manifest
-BUFFERED, AT_ONCE = 2**20, 16 * 2**20  # bytes
+BUFFERED, WRITEBACK = 2**20, 16 * 2**20  # bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def write(
     Args:
         directory: of all checkpoints of the run.
         step: optimizer steps taken.
-        tensors: this rank's share, by global name.
+        tensors: those that this rank owns, by global name.
         mesh: the layout.
         record: JSON-able, kept in the manifest beside ours.
         group: of all ranks, for tensors on the CPU; None is the default group.
@@ -69,7 +69,7 @@ def write(
         Bytes of all files together.
 
     Raises:
-        CheckpointError: a rank could not write; what there was of the checkpoint is gone, all others stand.
+        CheckpointError: a rank could not write; the partial checkpoint is deleted, all others stay.
     """
     final = path_of(directory, step)
     partial = final.with_suffix(".tmp")
@@ -84,7 +84,7 @@ def write(
     def prepare() -> None:
         if mesh.is_first:
             open_partial(partial)
-            _check_room(partial, needed)
+            check_free_space(partial, needed)
 
     def finish(parts: list[WrittenFiles]) -> int:
         if not mesh.is_first:
@@ -97,12 +97,12 @@ def write(
 
     try:
         on_all_ranks(prepare, f"prepare {partial}", group)
-        parts = on_all_ranks(lambda: _write_part(partial, tensors, mesh.rank), f"write {partial}", group)
+        parts = on_all_ranks(lambda: write_rank_files(partial, tensors, mesh.rank), f"write {partial}", group)
         return on_all_ranks(lambda: finish(parts), f"commit {final}", group)[0]
     except CheckpointError:
         if mesh.is_first:
             shutil.rmtree(partial, ignore_errors=True)
-        gather_objects(None, group)  # it failed on all ranks, and is gone for all of them
+        gather_objects(None, group)  # no rank goes on before it is deleted
         raise
 
 
@@ -152,17 +152,17 @@ def _bytes_needed(tensors: dict[str, Tensor], record: dict[str, Any]) -> int:
     return sum(tensor.nbytes + ENTRY_BYTES for tensor in tensors.values()) + len(str(record))
 
 
-def _check_room(partial: Path, needed: int) -> None:
-    """Refuse to begin what the file system cannot hold."""
+def check_free_space(partial: Path, needed: int) -> None:
+    """Refuse to write what the file system cannot hold."""
     system = os.statvfs(partial)
     free = system.f_bavail * system.f_frsize
-    if system.f_blocks and free < needed:  # some network file systems do not tell
+    if system.f_blocks and free < needed:  # some network file systems report no size
         raise CheckpointError(
             f"{needed} bytes are needed and {free} are free on the file system of {partial.parent}"
         )
 
 
-def _write_part(partial: Path, tensors: dict[str, Tensor], rank: int) -> WrittenFiles:
+def write_rank_files(partial: Path, tensors: dict[str, Tensor], rank: int) -> WrittenFiles:
     """Write this rank's tensors durably into a file of its own."""
     planner, storage = DefaultSavePlanner(), _storage(partial)
     planner.set_up_planner(dict(tensors), is_coordinator=rank == 0)
@@ -193,7 +193,7 @@ def _storage(partial: Path) -> Any:
 
 @contextlib.contextmanager
 def _first_error(storage: Any) -> Iterator[None]:
-    """What the file system said, and not what torch's writer made of it."""
+    """Raise the error of the file system instead of the one that torch's writer makes of it."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -202,7 +202,7 @@ def _first_error(storage: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_crc32() -> Iterator[None]:
-    """torch's writer leaves out its own checksums, which no reader of it looks at: a third of its time."""
+    """Make torch's writer leave out its own checksums, which no reader uses: a third of its time."""
     before = torch.serialization.get_crc32_options()
     torch.serialization.set_crc32_options(False)
     try:
@@ -242,7 +242,7 @@ class _HashedFile(io.BufferedWriter):
     def __init__(self, path: str | os.PathLike) -> None:
         super().__init__(io.FileIO(path, "x"), BUFFERED)
         self.digest, self.size = hashlib.sha256(), 0
-        self._begun = 0
+        self._written_back = 0
         self.error: OSError | None = None
 
     def write(self, data: Any) -> int:
@@ -254,8 +254,8 @@ class _HashedFile(io.BufferedWriter):
             raise
         self.digest.update(data)
         self.size += memoryview(data).nbytes
-        if self.size - self._begun >= AT_ONCE:
-            self._begin_writing()
+        if self.size - self._written_back >= WRITEBACK:
+            self._start_writeback()
         return memoryview(data).nbytes
 
     def flush(self) -> None:
@@ -263,13 +263,14 @@ class _HashedFile(io.BufferedWriter):
         if not self.closed:
             super().flush()
 
-    def _begin_writing(self) -> None:
-        """Let the disk begin with what it was given, so that it works while the next piece is hashed.
+    def _start_writeback(self) -> None:
+        """Start writing to the disk while the next bytes are hashed.
 
-        Of the ways to ask for that it is the one that Python has: pages that are not yet on the disk are
-        written, and stay.
+        POSIX_FADV_DONTNEED is the way to do this from Python: dirty pages are written, and stay in memory.
         """
         if hasattr(os, "posix_fadvise"):
             self.flush()
-            os.posix_fadvise(self.fileno(), self._begun, self.size - self._begun, os.POSIX_FADV_DONTNEED)
-        self._begun = self.size
+            os.posix_fadvise(
+                self.fileno(), self._written_back, self.size - self._written_back, os.POSIX_FADV_DONTNEED
+            )
+        self._written_back = self.size

@@ -1,6 +1,6 @@
-"""The tensors of a model that outlive a run: their global names and shapes, on every layout alike.
+"""Global names and shapes of the tensors of a checkpoint, the same on every layout.
 
-Legend: L local experts. An expert's tensors have one name an expert, and the shape of the whole expert.
+Each expert has a name of its own, and the shape of the unsliced expert. Legend: L local experts.
 """
 
 import torch
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from parallel.experts.placement import experts_of, global_name, sliced_of
 
-MASTER, EMA, BUFFER = "master", "ema", "buffer"  # kinds: weights, their average, what no optimizer knows
+MASTER, EMA, BUFFER = "master", "ema", "buffer"  # kinds: weights, their average, buffers of the model
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW and LAMB
 MOMENTUM = "momentum_buffer"  # of SGD
 KINDS = (MASTER, *MOMENTS)  # of every parameter, under AdamW
@@ -16,38 +16,38 @@ ALL_KINDS = (*KINDS, MOMENTUM, EMA)  # of parameters, under any optimizer
 
 
 def shape_of(parameter: Tensor) -> torch.Size:
-    """The shape of a parameter when it is there whole: ZeRO stage 3 leaves an empty one in its place."""
+    """The shape of a parameter before ZeRO stage 3 partitioned it, which leaves an empty tensor."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def unsliced_shape(parameter: Tensor) -> list[int]:
-    """The shape of a parameter, (L, ...) for a marked one, were its experts not sliced."""
+    """The shape of a parameter, (L, ...) for a marked one, with unsliced experts."""
     shape, sliced = list(shape_of(parameter)), sliced_of(parameter)
     if sliced is not None:
         shape[sliced.dim] = sliced.size
     return shape
 
 
-def own_slice(parameter: Tensor, whole: Tensor) -> Tensor:
-    """What a parameter, (L, ...) for a marked one, holds of the same with whole experts: a view."""
+def own_slice(parameter: Tensor, unsliced: Tensor) -> Tensor:
+    """The slice that a parameter holds of the same tensor with unsliced experts, (L, ...): a view."""
     sliced = sliced_of(parameter)
-    return whole if sliced is None else sliced.take(whole)
+    return unsliced if sliced is None else sliced.take(unsliced)
 
 
-def own_slice_of_expert(parameter: Tensor, whole: Tensor) -> Tensor:
-    """What a marked parameter holds of one whole expert's tensor: a view."""
-    return own_slice(parameter, whole[None])[0]
+def own_slice_of_expert(parameter: Tensor, unsliced: Tensor) -> Tensor:
+    """The slice that a marked parameter holds of one unsliced expert's tensor: a view."""
+    return own_slice(parameter, unsliced[None])[0]
 
 
 def parameter_shapes(module: nn.Module, num_experts: int) -> dict[str, list[int]]:
-    """Shape of every parameter of the whole model by global name, whichever experts are here."""
+    """Shape of every parameter of the complete model by global name, whichever experts this rank has."""
     shapes: dict[str, list[int]] = {}
     for name, parameter in module.named_parameters():
         if experts_of(parameter) is None:
             shapes[name] = list(shape_of(parameter))
         else:
-            whole = unsliced_shape(parameter)[1:]
-            shapes |= {global_name(name, expert): whole for expert in range(num_experts)}
+            shape = unsliced_shape(parameter)[1:]
+            shapes |= {global_name(name, expert): shape for expert in range(num_experts)}
     return shapes
 
 
@@ -67,5 +67,5 @@ def by_global_name(kind: str, name: str, parameter: nn.Parameter, tensor: Tensor
 
 
 def to_stored_dtype(buffer: Tensor) -> Tensor:
-    """Whole numbers as int64, all else as fp32: the only types of a checkpoint."""
+    """Integers as int64, all else as fp32: the only dtypes of a checkpoint."""
     return buffer.float() if buffer.is_floating_point() else buffer.long()

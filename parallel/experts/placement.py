@@ -1,4 +1,4 @@
-"""Experts spread over ranks: which rank holds which, or which slice of it, and how parameters are marked.
+"""Experts distributed over ranks: which rank holds which expert or slice, and how parameters are marked.
 
 Legend: L local experts. How rows and experts come together is in exchange.py.
 """
@@ -17,18 +17,18 @@ Strategy = Literal["ep", "dp", "auto"] | int
 
 @dataclass(frozen=True, kw_only=True)
 class ExchangeOptions:
-    """How rows and experts come together; none of it changes results.
+    """How rows reach experts; none of it changes results.
 
     `strategy`: `ep` sends rows to the experts' ranks; `dp` gathers all experts' weights at every rank, and no
     row moves; a number g gathers weights over g neighbouring ranks and sends rows to one of each g (Hwang et
-    al. 2023, "Tutel", section 3.1: g = expert_tensor_parallel_size is its EP + DP, `ep` with slices its
-    EP + MP); `auto` takes the one of ep, expert_tensor_parallel_size and dp that moves the fewest bytes.
+    al. 2023, "Tutel", section 3.1: g = expert_tensor_parallel_size is its EP + DP, `ep` with slices its EP + MP); `auto`
+    takes the one of ep, expert_tensor_parallel_size and dp that moves the fewest bytes (gather_degree.py).
     """
 
     strategy: Strategy = "ep"
     hierarchical: bool = False  # inside the node, then across
     padded: bool = False  # even splits and no wait for the device, where a capacity bounds them
-    overlap: int = 1  # pieces that rows are cut into: one travels while another is computed
+    overlap: int = 1  # chunks of rows: one is in flight while another is computed
     communication_dtype: Literal["same", "bf16"] = (
         "same"  # bf16: fp32 rows and their gradients travel rounded
     )
@@ -56,16 +56,16 @@ class ExpertSlice:
 
 
 class Sliced(NamedTuple):
-    """What a rank holds of a parameter whose experts are sliced."""
+    """The slice that a rank holds of a parameter whose experts are sliced."""
 
     dim: int  # of (L, ...)
     part: ExpertSlice
-    size: int  # of the whole dim
+    size: int  # of the unsliced dim
 
-    def take(self, whole: Tensor) -> Tensor:
-        """The view of this rank's part of a whole parameter (L, ...)."""
+    def take(self, unsliced: Tensor) -> Tensor:
+        """The view of this rank's slice of an unsliced parameter (L, ...)."""
         held = self.part.range(self.size)
-        return whole.narrow(self.dim, held.start, len(held))
+        return unsliced.narrow(self.dim, held.start, len(held))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,14 +78,14 @@ class ExpertParallel:
     ep_size: int = 1
     group: dist.ProcessGroup | None = None
     expert_dp_group: dist.ProcessGroup | None = (
-        None  # ranks with the same experts, over which ZeRO 3 cuts them
+        None  # ranks with the same experts, over which ZeRO 3 partitions them
     )
-    mesh: Mesh | None = None  # None where nothing travels
-    options: ExchangeOptions = ExchangeOptions()  # of calls that bring none of their own
+    mesh: Mesh | None = None  # None where no row travels
+    options: ExchangeOptions = ExchangeOptions()  # of calls without options of their own
 
     @staticmethod
     def on_one_rank(num_experts: int) -> "ExpertParallel":
-        """All experts here: nothing travels."""
+        """All experts on this rank."""
         return ExpertParallel(num_experts=num_experts, local_experts=range(num_experts))
 
     @staticmethod
@@ -119,9 +119,9 @@ class ExpertParallel:
 
         Args:
             parameter: what this rank holds: (L, ...).
-            sliced_dim: dim of (L, ...) that is cut over the ranks of a block; an expert that is sliced
+            sliced_dim: dim of (L, ...) that is sliced over the ranks of a block; an expert that is sliced
                 has no parameter without one.
-            full_size: of that dim in the whole expert.
+            full_size: of that dim in the unsliced expert.
         """
         assert (sliced_dim is None) == (full_size is None), "a sliced dim has a full size"
         assert sliced_dim is not None or self.part.of == 1, "each slice of an expert must own what it holds"
@@ -138,14 +138,14 @@ class ExpertParallel:
 
 
 def copy_mark(source: Tensor, target: Tensor) -> None:
-    """Mark a parameter that has taken the place of another as that one was."""
+    """Copy the marks of a parameter to the one that replaces it."""
     for name in ("allreduce", "group_name", "ds_zero_partition_process_group", "experts", "sliced"):
         if hasattr(source, name):
             setattr(target, name, getattr(source, name))
 
 
 def sliced_of(parameter: Tensor) -> Sliced | None:
-    """How a marked parameter is sliced; None for a whole one."""
+    """How a marked parameter is sliced; None for one that is not."""
     return getattr(parameter, "sliced", None)
 
 

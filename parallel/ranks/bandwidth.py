@@ -27,8 +27,8 @@ WARM_UPS, REPETITIONS = 1, 3
 Pair = tuple[int, int]
 
 
-class Place(NamedTuple):
-    """Where a rank is."""
+class RankNode(NamedTuple):
+    """A rank and its node."""
 
     rank: int
     node: str
@@ -52,7 +52,7 @@ class Times:
     neighbours: dict[int, float] = field(default_factory=dict)  # by the other rank
 
 
-def by_node(places: Sequence[Place]) -> list[list[int]]:
+def by_node(places: Sequence[RankNode]) -> list[list[int]]:
     """The ranks of each node."""
     nodes: dict[str, list[int]] = {}
     for place in places:
@@ -60,7 +60,7 @@ def by_node(places: Sequence[Place]) -> list[list[int]]:
     return list(nodes.values())
 
 
-def across(places: Sequence[Place]) -> list[list[int]]:
+def across(places: Sequence[RankNode]) -> list[list[int]]:
     """The ranks that have the same place on each node, as far as nodes have as many; none of one rank."""
     nodes = by_node(places)
     rings = [[node[i] for node in nodes if i < len(node)] for i in range(max(map(len, nodes)))]
@@ -76,7 +76,7 @@ def rounds(ring: Sequence[int]) -> list[list[Pair]]:
 
 
 @contextmanager
-def scopes(places: Sequence[Place], rank: int) -> Iterator[list[Scope]]:
+def scopes(places: Sequence[RankNode], rank: int) -> Iterator[list[Scope]]:
     """What there is to measure; every rank enters, and leaves after a collective behind the last of these."""
     nodes, rings = [node for node in by_node(places) if len(node) > 1], across(places)
     several = len({place.node for place in places}) > 1
@@ -99,7 +99,11 @@ def scopes(places: Sequence[Place], rank: int) -> Iterator[list[Scope]]:
 
 
 def measure(
-    places: Sequence[Place], rank: int, device: torch.device, to_measure: Sequence[Scope], message_bytes: int
+    places: Sequence[RankNode],
+    rank: int,
+    device: torch.device,
+    to_measure: Sequence[Scope],
+    message_bytes: int,
 ) -> Times:
     """Time every collective and every neighbour; all ranks call it together.
 

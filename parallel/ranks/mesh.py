@@ -8,8 +8,7 @@ With world_size = 4 and ep_size = 2, every rank has its own images (data paralle
     expert-dp [ 0 --------------2 ] [ 1 --------------3 ]   gradients of one expert are reduced over it
 
 Expert-parallel ranks are contiguous, so that an expert group stays inside a node where it fits. With
-expert_tensor_parallel_size = n the hidden channels of each expert are split over n neighbouring ranks, a
-*block* of ranks.
+expert_tensor_parallel_size = n the hidden channels of each expert are sliced over n neighbouring ranks, a *block* of ranks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -62,7 +61,7 @@ class ParallelDims:
         return list(range(rank % self.ep_size, self.world_size, self.ep_size))
 
     def gather_ranks(self, rank: int, degree: int) -> list[int]:
-        """The `degree` neighbouring ranks that bring their weights together at that gather degree."""
+        """The `degree` neighbouring ranks that gather their weights at that gather degree."""
         first = rank - rank % degree
         return list(range(first, first + degree))
 
@@ -146,12 +145,12 @@ class Mesh:
 
     @property
     def ep_rank(self) -> int:
-        """Place of this rank in its expert-parallel group."""
+        """The number of this rank in its expert-parallel group."""
         return self.rank % self.dims.ep_size
 
     @property
     def is_first(self) -> bool:
-        """Whether this rank speaks for the run."""
+        """Whether this is rank 0, which prints and writes for the run."""
         return self.rank == 0
 
 
@@ -171,8 +170,8 @@ def build_mesh(
     rank = dist.get_rank()
     for degree in gather_degrees:
         dims.check_gather_degree(degree)
-    told = set(gather_objects(ranks_per_node))
-    per_node = ranks_per_node if len(told) == 1 else None
+    sizes = set(gather_objects(ranks_per_node))
+    per_node = ranks_per_node if len(sizes) == 1 else None
     ep_group = _own_group(dims, dims.ep_ranks, rank)
     groups = {}
     for degree in sorted({1, dims.expert_tensor_parallel_size, dims.ep_size, *gather_degrees}):
@@ -206,12 +205,12 @@ def _exchange_groups(
     def in_node(r: int) -> list[int]:
         return next(part for part in by_node(dims.exchange_ranks(r, degree), per_node) if r in part)
 
-    def across(r: int) -> list[int]:
+    def between_nodes(r: int) -> list[int]:
         place = in_node(r).index(r)
         return [part[place] for part in by_node(dims.exchange_ranks(r, degree), per_node)]
 
-    stages = _own_group(dims, in_node, rank), _own_group(dims, across, rank)
-    if 1 in (len(in_node(rank)), len(across(rank))):
+    stages = _own_group(dims, in_node, rank), _own_group(dims, between_nodes, rank)
+    if 1 in (len(in_node(rank)), len(between_nodes(rank))):
         return ExchangeGroups(gather=gather, exchange=exchange)
     return ExchangeGroups(
         gather=gather,

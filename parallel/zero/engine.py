@@ -1,10 +1,10 @@
 """A DeepSpeed engine whose gradients, clip norm and states are right beside our own experts.
 
 What DeepSpeed 0.19.8 needs for that, and where it goes wrong silently (tests/parallel hold both):
-- it must be told of the experts: parallel/zero/experts.py;
+- it has to know the experts: parallel/zero/experts.py;
 - at stage 0 it averages rank-local norms (runtime/utils.py: clip_grad_norm_), so we clip there; nor does it
-  skip a step there whose norm is not finite, or not on every rank, so we see to that too: at every stage the
-  optimizer's own step stands behind a gate (parallel/zero/optimizers.py), which knows the norm;
+  skip a step there whose norm is not finite, or not on every rank, so we do that too: at every stage a
+  `StepGate` (parallel/zero/optimizers.py), which knows the norm, replaces the optimizer's own step;
 - the model's output must be a tuple, list or dict of tensors: its backward hooks hang on them, and without
   them stage 1 in bf16 counts the first micro-batches of a step several times;
 - at stage 0 in bf16, and at stage 3, it takes a step on zero gradients while it starts, which decays the
@@ -49,7 +49,7 @@ class Engine:
     """One model under ZeRO: forward, backward and step of micro-batches, and access to what is partitioned.
 
     A step whose global gradient norm is not finite is skipped, on all ranks alike; so is one that `accept`
-    does not want. Then masters, moments and the optimizer's count stay.
+    rejects. Then master weights, moments and the optimizer's step count do not change.
 
     Raises ExtensionError where the offloaded optimizer cannot be compiled, OptimizerError where Apex is not.
 
@@ -59,7 +59,7 @@ class Engine:
             learning rate, which a group's `lr_scale` multiplies.
         mesh: the layout.
         options: the rest.
-        accept: asked once a step, with its finite norm, the same on every rank: whether to take the step.
+        accept: whether to take a step, called once a step with its finite norm, the same on every rank.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class Engine:
     ) -> None:
         self.mesh, self.options = mesh, options
         self._parameters = list(model.parameters())
-        self._norm, self._accept = 0.0, accept  # the norm is on the host: one read serves gate and record
+        self._norm, self._accept = 0.0, accept  # the norm is on the host, read once a step
         self.loss_scale = LossScale() if options.precision == "fp16" else None
-        self._verdict: bool | None = True  # on the step under way: whether it is taken
+        self._is_taken: bool | None = True  # whether the current step is taken; None: not decided yet
         start_deepspeed()
         read_norm_once()
         if declare_experts(model, mesh, options.zero_stage):
@@ -93,7 +93,7 @@ class Engine:
             )
         reset_state(optimizer)  # the empty step
         if isinstance(optimizer, Lamb):
-            optimizer.pieces = segments_of(self.deepspeed, mesh)
+            optimizer.segments = segments_of(self.deepspeed, mesh)
         self._gate = StepGate(optimizer, self._should_step)
 
     def __call__(self, *args: Any) -> Any:
@@ -123,12 +123,12 @@ class Engine:
             group["lr"] = lr * group.get("lr_scale", 1.0)
         last = self.ends_step
         if last:
-            self._verdict = None
+            self._is_taken = None
             self._gate.begin()
             if self.options.zero_stage == 0:
                 self._clip()
         self.deepspeed.step()
-        if self._verdict is None and self.options.zero_stage:  # DeepSpeed skipped the step before the gate
+        if self._is_taken is None and self.options.zero_stage:  # DeepSpeed skipped the step before the gate
             self._norm = math.inf
         if last and self.loss_scale:
             self.loss_scale.update(overflowed=math.isinf(self.grad_norm))
@@ -145,20 +145,20 @@ class Engine:
 
     @property
     def skipped(self) -> bool:
-        """Whether the last step was left out: its gradient was not finite, or it was not accepted."""
-        return not self._verdict
+        """Whether the last step was skipped: its gradient was not finite, or it was not accepted."""
+        return not self._is_taken
 
     def state_dict(self) -> dict[str, Any]:
-        """What of an engine outlives it beside the masters: JSON-able, the same on all ranks and layouts."""
+        """The state besides the master weights: JSON-able, the same on all ranks and layouts."""
         return {"loss_scale": self.loss_scale.state_dict()} if self.loss_scale else {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`; one of another precision says nothing."""
+        """Restore `state`; that of another precision is ignored."""
         if self.loss_scale and "loss_scale" in state:
             self.loss_scale.load_state_dict(state["loss_scale"])
 
     def gradient(self, parameter: nn.Parameter) -> Tensor:
-        """This rank's whole gradient of a parameter, between the last backward of a step and its step.
+        """This rank's unpartitioned gradient of a parameter, after the last backward pass of a step.
 
         Every rank that holds the parameter calls it together.
         """
@@ -181,20 +181,20 @@ class Engine:
                 gradient.mul_((bound / (norm + 1e-6)).clamp(max=1.0))
 
     def _should_step(self) -> bool:
-        """Whether the optimizer may take this step: decided at the first of its parts, alike on all ranks."""
-        if self._verdict is None:
+        """Whether to take this step: decided at the first of its parts, alike on all ranks."""
+        if self._is_taken is None:
             if self.options.zero_stage:
                 self._norm = _on_host(self.deepspeed.optimizer._global_grad_norm)
-            self._verdict = math.isfinite(self._norm) and self._is_accepted()
-        return self._verdict
+            self._is_taken = math.isfinite(self._norm) and self._is_accepted()
+        return self._is_taken
 
     def _is_accepted(self) -> bool:
         return self._accept is None or self._accept(self._agreed(self._norm))
 
     def _agreed(self, norm: float) -> float:
-        """The norm as rank 0 has it: a last bit must not divide the ranks."""
-        told = torch.tensor(norm if self.mesh.is_first else 0.0, dtype=torch.float64)
-        return float(read(sum_over(send(told, self.deepspeed.device))))
+        """The norm of rank 0: ranks whose norms differ in the last bit must not decide differently."""
+        own = torch.tensor(norm if self.mesh.is_first else 0.0, dtype=torch.float64)
+        return float(read(sum_over(send(own, self.deepspeed.device))))
 
 
 def _on_host(norm: Tensor | float) -> float:

@@ -1,4 +1,4 @@
-"""How DeepSpeed 0.19.8 is told of experts that are not its own.
+"""Declares to DeepSpeed 0.19.8 experts that are not its own.
 
 Its groups of experts have names and must exist before `initialize`: they are our mesh's, under its names. Up
 to stage 2 it looks for experts only in instances of its own MoE class, so a parameterless marker of that
@@ -16,7 +16,7 @@ from parallel.ranks.mesh import Mesh
 
 
 class _ExpertMarker(MoE):
-    """Tells DeepSpeed's engine that the model has experts; holds and does nothing."""
+    """Makes DeepSpeed's engine see that the model has experts; has no parameters and does nothing."""
 
     def __init__(self, group_name: str, num_experts: int, num_local_experts: int, ep_size: int) -> None:
         nn.Module.__init__(self)
@@ -28,7 +28,7 @@ class _ExpertMarker(MoE):
 
 
 def declare_experts(model: nn.Module, mesh: Mesh, zero_stage: int) -> bool:
-    """Tell DeepSpeed of the model's experts, if it has any; returns whether the optimizer has some."""
+    """Declare the model's experts to DeepSpeed; returns whether the optimizer has some."""
     experts = [parameter for parameter in model.parameters() if experts_of(parameter) is not None]
     if not experts:
         return False

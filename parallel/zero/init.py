@@ -1,8 +1,8 @@
-"""Models that no rank can hold whole: every parameter is partitioned as soon as its module exists.
+"""Models that no rank can hold completely: every parameter is partitioned as soon as its module exists.
 
 DeepSpeed's zero.Init takes the place of an allocation on every rank (ZeRO stage 3, Rajbhandari et al. 2020);
-values are then filled in one parameter at a time. Dense parameters are cut over the whole world, experts over
-the ranks that hold the same ones (`ExpertParallel.mark` tells DeepSpeed which).
+values are then filled in one parameter at a time. Dense parameters are partitioned over the world, experts
+over the ranks that hold the same ones (`ExpertParallel.mark` declares which).
 """
 
 from collections.abc import Callable
@@ -73,9 +73,9 @@ def cast_partitions(module: nn.Module, dtype: torch.dtype) -> None:
 
 
 def gathered(parameter: nn.Parameter) -> AbstractContextManager[Any]:
-    """Within it, every holder has the whole of a parameter, partitioned or not, and may write it.
+    """Gather a parameter, partitioned or not, on all ranks that hold parts of it, which may write it.
 
-    All holders write the same; at the end the values of the first of them are kept.
+    All of them write the same; at the end the values of the first of them are kept.
     """
     if not hasattr(parameter, "ds_id"):
         return nullcontext()

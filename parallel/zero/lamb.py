@@ -4,8 +4,8 @@
     r = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
     u = r + decay w                      w = w - lr |w| / |u| u
 
-The trust ratio |w| / |u| is of one whole tensor, and of one whole expert: `segments.py` brings the
-norms together where ranks hold parts of it. As in the authors' code and in NVIDIA Apex's, a tensor without
+The trust ratio |w| / |u| is of one whole tensor, and of one whole expert: `segments.py` sums the
+norms where ranks hold parts of it. As in the authors' code and in NVIDIA Apex's, a tensor without
 weight decay (biases, norms) keeps a ratio of 1, and so does one whose norm or update is zero.
 """
 
@@ -40,7 +40,7 @@ class Lamb(torch.optim.Optimizer):
         super().__init__(
             params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "step": 0}
         )
-        self.pieces: dict[Tensor, Segments] = {}  # of a parameter that is not one whole tensor
+        self.segments: dict[Tensor, Segments] = {}  # of a parameter that is not one complete tensor
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -67,8 +67,8 @@ class Lamb(torch.optim.Optimizer):
 
     def _trusted(self, parameter: Tensor, update: Tensor) -> Tensor:
         """The update by the trust ratio of each tensor."""
-        pieces = self.pieces.get(parameter) or Segments([parameter.numel()], [0], 1)
+        segments = self.segments.get(parameter) or Segments([parameter.numel()], [0], 1)
         flat = update.reshape(-1)
-        length, change = pieces.norms(parameter.reshape(-1), flat)
+        length, change = segments.norms(parameter.reshape(-1), flat)
         ratio = torch.where((length > 0) & (change > 0), length / change, 1.0)
-        return (flat * pieces.spread(ratio.to(flat.dtype))).view(parameter.shape)
+        return (flat * segments.spread(ratio.to(flat.dtype))).view(parameter.shape)

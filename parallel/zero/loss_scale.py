@@ -1,7 +1,7 @@
 """The dynamic loss scale of fp16 (Micikevicius et al. 2018, section 3.2), the same at every ZeRO stage.
 
 DeepSpeed's own scalers count differently at stage 0 and above, so that a run's scale would depend on its
-stage; here its static one is told the scale of each step.
+stage; here its static one gets the scale of each step.
 """
 
 from typing import Any

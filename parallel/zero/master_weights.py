@@ -1,10 +1,11 @@
-"""The fp32 masters and optimizer states of a model, whole and by parameter, behind any ZeRO stage.
+"""The fp32 master weights and optimizer states of a model by parameter, unpartitioned, at any ZeRO stage.
 
-Stage 0 keeps whole masters: the parameters in fp32, copies of them in half precision. Stages 1 and 2 keep one
-flat fp32 partition a rank and parameter group, and link each parameter to its fragment of it (`_hp_mapping`);
-stage 3 cuts each parameter evenly over its holders, the last part padded. DeepSpeed links the moments of the
-first group only, and none before the first step: `_link` does both. An exponential moving average of the
-masters is one more of the optimizer's states, so it is cut, linked, offloaded and saved as they are.
+Stage 0 keeps unpartitioned masters: the parameters in fp32, copies of them in half precision. Stages 1 and 2
+keep one flat fp32 partition a rank and parameter group, and link each parameter to its fragment of it
+(`_hp_mapping`); stage 3 partitions each parameter evenly over its ranks, the last partition padded. DeepSpeed
+links the moments of the first group only, and none before the first step: `_link` does both. An exponential
+moving average of the masters is one more state of the optimizer, so that it is partitioned, linked, offloaded
+and saved as the others are.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,10 +25,11 @@ from torch import Tensor, nn
 from parallel.experts.names import EMA, MASTER
 from parallel.zero.init import gathered
 from parallel.zero.optimizers import fresh_state, moments_of, set_steps, steps_of
+from parallel.zero.segments import unpartitioned_masters
 
 
 class MasterWeights:
-    """Reads and writes what an engine's optimizer knows of each parameter.
+    """Reads and writes the master weight and optimizer states of each parameter.
 
     Every rank that holds a parameter calls `read` of it together; `write` is local.
 
@@ -41,13 +43,13 @@ class MasterWeights:
         self._optimizer, self._basic = engine.optimizer, engine.basic_optimizer
         self.kinds = (MASTER, *moments_of(self._basic), *((EMA,) if ema_decay else ()))
         self._stage, self._ema_decay = int(engine.zero_optimization_stage()), ema_decay
-        self._whole = {} if self._stage else self._whole_masters()
+        self._unpartitioned = {} if self._stage else dict(unpartitioned_masters(self._optimizer, self.module))
         self._link()
 
     def read(self, parameter: nn.Parameter, kinds: Sequence[str] = ()) -> dict[str, Tensor]:
-        """The whole master, moments and average of a parameter, in its own shape and fp32.
+        """The unpartitioned master, moments and average of a parameter, in its shape and fp32.
 
-        A frozen one is its own master and average, and its moments are zero.
+        A frozen parameter is its own master and average, and its moments are zero.
 
         Args:
             parameter: of the model.
@@ -60,30 +62,30 @@ class MasterWeights:
 
     def _read(self, parameter: nn.Parameter, kind: str) -> Tensor:
         if not self._stage:
-            master = self._whole[parameter]
+            master = self._unpartitioned[parameter]
             return master.detach() if kind == MASTER else self._basic.state[master][kind]
         if kind == MASTER:
             return safe_get_full_fp32_param(parameter)
         return safe_get_full_optimizer_state(parameter, kind)
 
     def read_local(self, parameter: nn.Parameter) -> dict[str, Tensor] | None:
-        """What `read` gives, as views, where this rank's partition holds all of it; asks no other rank."""
+        """What `read` returns, as views, or None unless this rank's partition has all of it; a local call."""
         mapping = getattr(parameter, "_hp_mapping", None)
         if mapping is None or self._stage not in (1, 2):
             return None
         if mapping.lp_fragment_address.numel != parameter.numel():
-            return None  # the boundary of two partitions goes through it
+            return None  # it lies in two partitions
         flat = {kind: mapping.get_hp_fragment(None if kind == MASTER else kind) for kind in self.kinds}
         return {kind: tensor.detach().view(parameter.shape) for kind, tensor in flat.items()}
 
     @torch.no_grad()
     def write(self, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
-        """Set what `read` reads, and the parameter's working copy, from whole fp32 tensors.
+        """Set what `read` reads, and the parameter's working copy, from unpartitioned fp32 tensors.
 
-        What `values` does not have starts anew: an average at the master, a moment at zero.
+        Kinds that `values` does not have are initialised: an average to the master, a moment to zero.
         """
-        anew = self._anew(values[MASTER], [kind for kind in self.kinds if kind not in values])
-        values = {kind: values[kind] if kind in values else anew[kind] for kind in self.kinds}
+        initial = self._initial(values[MASTER], [kind for kind in self.kinds if kind not in values])
+        values = {kind: values[kind] if kind in values else initial[kind] for kind in self.kinds}
         if not parameter.requires_grad:
             self._write_working_copy(parameter, values[MASTER])
             return
@@ -94,21 +96,23 @@ class MasterWeights:
             if self._stage:
                 parameter.set_full_hp_param(value, None if kind == MASTER else kind)  # type: ignore[attr-defined]
             else:
-                master = self._whole[parameter]
+                master = self._unpartitioned[parameter]
                 (master if kind == MASTER else self._basic.state[master][kind]).copy_(value)
         parameter.copy_(values[MASTER])
 
     @torch.no_grad()
     def update_ema(self) -> None:
-        """After a step that was taken: move the average towards the masters."""
+        """Move the average towards the masters, after a step that was taken."""
         if self._ema_decay:
             for master in self._flat_masters():
                 self._basic.state[master][EMA].lerp_(master, 1.0 - self._ema_decay)
 
     @contextmanager
     def ema_applied(self) -> Iterator[None]:
-        """Within it, the model computes with the moving average; every rank enters and leaves it together."""
-        own = {p: p.detach().clone() for p, master in self._whole.items() if master is p}  # fp32 at stage 0
+        """Let the model compute with the moving average; every rank enters and leaves together."""
+        own = {
+            p: p.detach().clone() for p, master in self._unpartitioned.items() if master is p
+        }  # fp32 at stage 0
         self._compute_with(EMA)
         try:
             yield
@@ -119,7 +123,7 @@ class MasterWeights:
 
     @property
     def adam_steps(self) -> int:
-        """Steps that Adam took, which its bias correction uses; those that were skipped do not count."""
+        """Steps that Adam took, for its bias correction, without those that were skipped."""
         return steps_of(self._basic)
 
     def set_step(self, step: int) -> None:
@@ -128,23 +132,25 @@ class MasterWeights:
 
     def _write_partition(self, parameter: Any, values: dict[str, Tensor]) -> None:
         for kind, value in values.items():
-            part = _own_part(parameter, value)
+            part = _own_partition(parameter, value)
             if kind == MASTER:
                 safe_set_local_fp32_param(parameter, part)
                 parameter.ds_tensor.copy_(part)
             else:
                 safe_set_local_optimizer_state(parameter, part, kind)
-        if parameter.ds_status == ZeroParamStatus.AVAILABLE:  # a small one, which stays whole between steps
+        if (
+            parameter.ds_status == ZeroParamStatus.AVAILABLE
+        ):  # a small one, which stays gathered between steps
             parameter.data.copy_(values[MASTER])
 
     def _read_frozen(self, parameter: nn.Parameter, kinds: Sequence[str]) -> dict[str, Tensor]:
         with gathered(parameter):
             value = parameter.detach().float().clone()
-        return self._anew(value, kinds)
+        return self._initial(value, kinds)
 
     @staticmethod
-    def _anew(master: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
-        """What an optimizer starts with."""
+    def _initial(master: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
+        """The values with which an optimizer starts."""
         return {kind: master if kind in (MASTER, EMA) else torch.zeros_like(master) for kind in kinds}
 
     @torch.no_grad()
@@ -157,26 +163,19 @@ class MasterWeights:
         if self._stage < 3:
             parameter.copy_(value)
             return
-        parameter.ds_tensor.copy_(_own_part(parameter, value))
+        parameter.ds_tensor.copy_(_own_partition(parameter, value))
         if parameter.ds_status == ZeroParamStatus.AVAILABLE:
             parameter.data.copy_(value)
 
-    def _whole_masters(self) -> dict[nn.Parameter, Tensor]:
-        """Stage 0: each parameter's fp32 master."""
-        if not hasattr(self._optimizer, "fp32_groups"):
-            return {parameter: parameter for parameter in self.module.parameters()}
-        groups = zip(self._optimizer.fp16_groups, self._optimizer.fp32_groups, strict=True)
-        return {p: master for low, high in groups for p, master in zip(low, high, strict=True)}
-
     def _flat_masters(self) -> list[Tensor]:
-        """The tensors that the optimizer knows its states by."""
+        """The tensors that are the keys of the optimizer's states."""
         if self._stage == 3:
             return list(self._optimizer.fp32_partitioned_groups_flat)
         return [master for group in self._basic.param_groups for master in group["params"]]
 
     @torch.no_grad()
     def _link(self) -> None:
-        """Give every master that has none its states, as an optimizer does at its first step."""
+        """Create the states of every master that has none, as an optimizer does at its first step."""
         for master in self._flat_masters():
             state = self._basic.state[master]
             if not state:
@@ -188,9 +187,9 @@ class MasterWeights:
             self._optimizer._lazy_init_hp_params_optimizer_state()
 
 
-def _own_part(parameter: Any, whole: Tensor) -> Tensor:
-    """This rank's part of a parameter that stage 3 cuts: flat, padded with zeros."""
-    size, flat = parameter.ds_tensor.numel(), whole.reshape(-1)
+def _own_partition(parameter: Any, value: Tensor) -> Tensor:
+    """This rank's partition of a parameter at stage 3: flat, padded with zeros."""
+    size, flat = parameter.ds_tensor.numel(), value.reshape(-1)
     first = parameter.ds_zero_partition_rank * size
     part = flat.new_zeros(size)
     mine = flat[first : first + size]

@@ -23,7 +23,7 @@ INSTALL = (
 
 
 class OptimizerError(ValueError):
-    """An optimizer cannot be had here; the message has the command that installs it."""
+    """An optimizer is not installed; the message has the command that installs it."""
 
 
 def build_optimizer(param_groups: list[dict[str, Any]], options: EngineOptions) -> torch.optim.Optimizer:
@@ -75,29 +75,29 @@ def moments_of(optimizer: torch.optim.Optimizer) -> tuple[str, ...]:
 
 def steps_of(optimizer: torch.optim.Optimizer) -> int:
     """Steps taken, as bias corrections count them; 0 where none does."""
-    place = _counts_in(optimizer)
-    if place == "groups":
+    location = _counts_in(optimizer)
+    if location == "groups":
         return max(int(group.get("step", 0)) for group in optimizer.param_groups)
-    if place == "nowhere" or not optimizer.state:
+    if location == "nowhere" or not optimizer.state:
         return 0
     return int(next(iter(optimizer.state.values()))["step"])
 
 
 def set_steps(optimizer: torch.optim.Optimizer, steps: int) -> None:
     """Set the count of steps."""
-    place = _counts_in(optimizer)
-    for group in optimizer.param_groups if place == "groups" else ():
+    location = _counts_in(optimizer)
+    for group in optimizer.param_groups if location == "groups" else ():
         group["step"] = steps
-    for state in optimizer.state.values() if place in ("tensors", "states") else ():
-        state["step"] = torch.full_like(state["step"], steps) if place == "tensors" else steps
+    for state in optimizer.state.values() if location in ("tensors", "states") else ():
+        state["step"] = torch.full_like(state["step"], steps) if location == "tensors" else steps
 
 
 def fresh_state(optimizer: torch.optim.Optimizer, master: Tensor) -> dict[str, Any]:
     """The state of a master as the first step of its optimizer makes it."""
-    place = _counts_in(optimizer)
+    location = _counts_in(optimizer)
     state: dict[str, Any] = {}
-    if place in ("tensors", "states"):
-        state["step"] = torch.zeros((), device=master.device) if place == "tensors" else 0
+    if location in ("tensors", "states"):
+        state["step"] = torch.zeros((), device=master.device) if location == "tensors" else 0
     for kind in moments_of(optimizer):
         state[kind] = torch.zeros_like(master, memory_format=torch.preserve_format)
     return state
@@ -110,15 +110,16 @@ def reset_state(optimizer: torch.optim.Optimizer) -> None:
 
 
 class StepGate:
-    """Stands before an optimizer's `step`: asks whether it may be taken, and hands it its part of it.
+    """Replaces an optimizer's `step` by one that skips steps and counts each step once.
 
-    DeepSpeed takes a step in parts, a group or a piece of a group a call, at stage 3 beside groups that are
-    empty then. An optimizer that counts in its groups would count each call (Apex), or take the first call's
-    groups for all (its `param_groups_master`): so it sees groups with parameters only, and its count is kept.
+    DeepSpeed takes a step in parts: each call updates a group or a part of it, at stage 3 with empty groups
+    beside it. An optimizer that counts in its groups would count each call (Apex), or keep the first call's
+    groups for all (its `param_groups_master`): so it sees groups with parameters only, and the gate restores
+    its count.
 
     Args:
         optimizer: whose `step` is replaced.
-        should_step: asked at each part of a step; the same answer to all.
+        should_step: whether to take the step, called at each part of it; all parts get the same answer.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, should_step: Callable[[], bool]) -> None:
@@ -127,12 +128,12 @@ class StepGate:
         optimizer.step = self  # type: ignore[assignment, method-assign]
 
     def begin(self) -> None:
-        """Before the first part of a step; only a count in the groups has to be kept, and is on the host."""
+        """Start a step; only a count in the groups has to be saved, which is on the host."""
         if _counts_in(self._optimizer) == "groups":
             self._taken = steps_of(self._optimizer)
 
     def __call__(self) -> None:
-        """Take one part, or leave it out."""
+        """Take one part of the step, or skip it."""
         if not self._should_step():
             return
         groups = self._optimizer.param_groups

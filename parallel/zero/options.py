@@ -20,7 +20,7 @@ DTYPES: dict[str, torch.dtype] = {  # by Precision
     "fp16": torch.float16,
 }
 
-DECIDED_BY = {  # DeepSpeed's option -> who decides it here
+DECIDED_BY = {  # DeepSpeed's option -> what decides it here
     "train_batch_size": "train.global_batch_size",
     "train_micro_batch_size_per_gpu": "train.micro_batch_size",
     "gradient_accumulation_steps": "train.global_batch_size and train.micro_batch_size",
@@ -104,7 +104,7 @@ class EngineOptions:
 
 
 def check_deepspeed(options: Mapping[str, Any]) -> None:
-    """Raise ValueError for what DeepSpeed is not to be told, naming what decides it, or does not know."""
+    """Raise ValueError for unknown options of DeepSpeed, and for those that other options here decide."""
     names = [*options, *(f"zero_optimization.{name}" for name in _section(options))]
     errors = [
         f"deepspeed.{name} is decided by {DECIDED_BY[name]}; leave it out"

@@ -1,10 +1,10 @@
-"""Which tensors of the model a master is made of, at every ZeRO stage: for what must know whole tensors.
+"""The segments of flat master weights, one a tensor of the model, at every ZeRO stage: for norms of tensors.
 
 A rank's master may hold a part of one tensor, many tensors, or the experts of a layer; each expert is a
-tensor of its own, so that nothing depends on who holds which. Who reads this asks how long a tensor is, by
-sums over all that hold a part of it.
+tensor of its own, so that norms do not depend on the layout. The norm of a tensor is a sum over all ranks
+that hold a part of it.
 
-Legend: N pieces of a master, T tensors that the ranks which share its group hold together.
+Legend: N segments of a master, T tensors that the ranks of its group hold together.
 """
 
 from collections.abc import Iterable, Sequence
@@ -25,13 +25,13 @@ Span = tuple[nn.Parameter, int, int, int]  # parameter, first element of it, how
 
 @dataclass(frozen=True)
 class Segments:
-    """The pieces that a flat master consists of, in order.
+    """The consecutive segments of a flat master.
 
     Args:
         sizes: (N,) elements of each.
         tensors: (N,) the number of each one's tensor; T for padding.
         count: T.
-        groups: over which to sum, one after the other, for whole tensors; None is the world.
+        groups: over which to sum, one after the other, for complete tensors; None is the world.
     """
 
     sizes: Sequence[int]
@@ -40,7 +40,7 @@ class Segments:
     groups: Sequence[dist.ProcessGroup | None] = ()
 
     def norms(self, *values: Tensor) -> Tensor:
-        """The L2 norms of whole tensors, for each piece of one or more flat ones: (values, N) in fp64."""
+        """The L2 norm of each segment's complete tensor, for one or more flat values: (values, N) in fp64."""
         index = torch.tensor(self.tensors, device=values[0].device)
         squares = torch.zeros(len(values), self.count + 1, dtype=torch.float64, device=values[0].device)
         for row, value in zip(squares, values, strict=True):
@@ -51,44 +51,45 @@ class Segments:
         return squares[:, index].sqrt()
 
     def spread(self, values: Tensor) -> Tensor:
-        """One number a piece, (N,), for every element."""
+        """Repeat one number a segment, (N,), for every element."""
         sizes = torch.tensor(self.sizes, device=values.device)
         return values.repeat_interleave(sizes, output_size=sum(self.sizes))
 
 
 def segments_of(engine: Any, mesh: Mesh) -> dict[Tensor, Segments]:
-    """The pieces of every master of DeepSpeed's engine."""
+    """The segments of every master of DeepSpeed's engine."""
     stage, optimizer = int(engine.zero_optimization_stage()), engine.optimizer
-    found: dict[Tensor, Segments] = {}
+    segments: dict[Tensor, Segments] = {}
     if stage == 0:
-        for parameter, master in _whole(optimizer, engine.module):
+        for parameter, master in unpartitioned_masters(optimizer, engine.module):
             span = (parameter, 0, parameter.numel(), 0)
-            found[master] = _pieces([span], [parameter], _groups(parameter, mesh, cut=False))
-        return found
+            segments[master] = _segments([span], [parameter], _groups(parameter, mesh, partitioned=False))
+        return segments
     if stage == 3:
         groups, masters = optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat
     else:
         groups = getattr(optimizer, "bf16_groups", None) or optimizer.bit16_groups
         masters = [master for group in engine.basic_optimizer.param_groups for master in group["params"]]
     for parameters, master in zip(groups, masters, strict=True):
-        spans = _own_parts(parameters) if stage == 3 else _fragments(parameters, master.numel())
-        found[master] = _pieces(spans, parameters, _groups(parameters[0], mesh, cut=True))
-    return found
+        spans = _own_partitions(parameters) if stage == 3 else _fragments(parameters, master.numel())
+        segments[master] = _segments(spans, parameters, _groups(parameters[0], mesh, partitioned=True))
+    return segments
 
 
-def _whole(optimizer: Any, module: nn.Module) -> Iterable[tuple[nn.Parameter, Tensor]]:
+def unpartitioned_masters(optimizer: Any, module: nn.Module) -> Iterable[tuple[nn.Parameter, Tensor]]:
+    """Stage 0: each parameter and its fp32 master, which in fp32 is the parameter itself."""
     if not hasattr(optimizer, "fp32_groups"):
         return ((parameter, parameter) for parameter in module.parameters())
     groups = zip(optimizer.fp16_groups, optimizer.fp32_groups, strict=True)
     return (pair for low, high in groups for pair in zip(low, high, strict=True))
 
 
-def _groups(parameter: nn.Parameter, mesh: Mesh, *, cut: bool) -> list[dist.ProcessGroup | None]:
-    """Who holds parts of a parameter's tensors: the holders of its partitions, and of its slices."""
+def _groups(parameter: nn.Parameter, mesh: Mesh, *, partitioned: bool) -> list[dist.ProcessGroup | None]:
+    """The groups whose ranks hold parts of a parameter's tensors: its partitions, and its slices."""
     if experts_of(parameter) is None:
-        return [None] if cut else []
+        return [None] if partitioned else []
     slices = mesh.dims.expert_tensor_parallel_size
-    holders = [mesh.expert_dp_group] if cut else []
+    holders = [mesh.expert_dp_group] if partitioned else []
     return [*holders, mesh.exchange_groups[slices].gather] if slices > 1 else holders
 
 
@@ -104,8 +105,8 @@ def _fragments(parameters: Sequence[Any], size: int) -> list[Span]:
     return spans or [(parameters[0], 0, 0, size)]  # nothing but padding
 
 
-def _own_parts(parameters: Sequence[Any]) -> list[Span]:
-    """Stage 3: each parameter is cut evenly over its holders, and the end of the last part is padding."""
+def _own_partitions(parameters: Sequence[Any]) -> list[Span]:
+    """Stage 3: each parameter is partitioned evenly over its ranks, and the last partition is padded."""
     spans: list[Span] = []
     for parameter in parameters:
         size = parameter.ds_tensor.ds_numel
@@ -115,10 +116,10 @@ def _own_parts(parameters: Sequence[Any]) -> list[Span]:
     return spans
 
 
-def _pieces(
+def _segments(
     spans: Sequence[Span], parameters: Sequence[nn.Parameter], groups: Sequence[dist.ProcessGroup | None]
 ) -> Segments:
-    """Cut every span where one expert ends and the next begins."""
+    """Divide every span where one expert ends and the next begins."""
     numbers, count = {}, 0
     for parameter in parameters:
         numbers[parameter] = count

@@ -13,7 +13,7 @@ from launcher.config.time_limits import seconds_of
 from launcher.preflight import devices as preflight_devices
 from launcher.preflight.report import Seen, Verdict
 from parallel.ranks import devices
-from parallel.ranks.bandwidth import Place
+from parallel.ranks.bandwidth import RankNode
 from parallel.ranks.devices import DeviceError, Gpu, as_json, gpus, node_gpus, own_device
 from tests.launcher.running import CONFIG
 
@@ -75,7 +75,7 @@ def judged(*values: dict[str, Any], table: str = TABLE, apps: str = APPS) -> Ver
     """Two ranks on node a, further ones on node b."""
     first, *others = values
     told = [{**first, "table": as_json(gpus(table, apps))}, *others]
-    places = [Place(rank, "aabb"[rank]) for rank in range(len(values))]
+    places = [RankNode(rank, "aabb"[rank]) for rank in range(len(values))]
     config = load_config(CONFIG, ["train.precision=bf16", f"data.train={Path.cwd()}"])
     return preflight_devices.judge(Seen(places=places, values=told, config=config, device_type="cuda"))
 

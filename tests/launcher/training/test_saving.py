@@ -46,7 +46,7 @@ def killed_in(place: str, step: int, rank: int, *line: str) -> None:
 @pytest.mark.parametrize(
     ("place", "rank", "found"),
     [
-        ("_write_part", 1, 14),  # while rank 0 writes
+        ("write_rank_files", 1, 14),  # while rank 0 writes
         pytest.param("commit", 0, 14, marks=pytest.mark.slow),  # everything written, nothing said
         pytest.param(
             "set_latest", 0, 14, marks=pytest.mark.slow
@@ -72,14 +72,14 @@ def test_killed_inside_a_save_beside_training(
 
 def command_without_room(steps: list[int], *line: str) -> Any:
     """A command during which the disk is full whenever one of these steps is saved."""
-    original = write._check_room
+    original = write.check_free_space
 
     def check(partial: Path, needed: int) -> None:
         if int(partial.name[5:13]) in steps:
             raise CheckpointError("no room")
         original(partial, needed)
 
-    with mock.patch.object(write, "_check_room", check):
+    with mock.patch.object(write, "check_free_space", check):
         return command(*line)
 
 

@@ -36,14 +36,14 @@ class Gate:
 @contextlib.contextmanager
 def gate() -> Iterator[Gate]:
     """A gate before the files are written."""
-    original, here = write._write_part, Gate()
+    original, here = write.write_rank_files, Gate()
 
     def waiting(*arguments: Any) -> Any:
         here.reached.set()
         assert here.opened.wait(60)
         return original(*arguments)
 
-    with mock.patch.object(write, "_write_part", waiting):
+    with mock.patch.object(write, "write_rank_files", waiting):
         yield here
 
 
@@ -125,7 +125,7 @@ def test_too_little_room_is_found_before_anything_is_written(tmp_path: Path, asy
     full = SimpleNamespace(f_bavail=3, f_frsize=512, f_blocks=100)
     with (
         mock.patch.object(os, "statvfs", return_value=full),
-        mock.patch.object(write, "_write_part") as never,
+        mock.patch.object(write, "write_rank_files") as never,
     ):
         saver.start(2, PlainMasterWeights(2), {})
         (second,) = saver.finish()
@@ -158,7 +158,7 @@ def test_old_ones_that_cannot_be_deleted_are_a_warning(tmp_path: Path) -> None:
 
 def test_a_bug_in_the_thread_comes_out(tmp_path: Path) -> None:
     saver = CheckpointSaver(tmp_path, mesh_of())
-    with mock.patch.object(write, "_write_part", side_effect=ZeroDivisionError("a bug")):
+    with mock.patch.object(write, "write_rank_files", side_effect=ZeroDivisionError("a bug")):
         saver.start(1, PlainMasterWeights(1), {})
         with pytest.raises(ZeroDivisionError, match="a bug"):
             saver.finish()

@@ -22,9 +22,11 @@ Share = dict[str, Tensor]
 
 
 @pytest.mark.parametrize("slab", [256, 4096])
-def test_tensors_are_cut_out_of_few_pieces_of_memory(monkeypatch: pytest.MonkeyPatch, slab: int) -> None:
-    monkeypatch.setattr("parallel.checkpoint.staging.SLAB", slab)
-    slabs, shapes = Slabs(pinned=False), [(3,), (2, 5), (), (0, 4), (7, 7), (64,), (100, 30), (1,)]
+def test_tensors_are_taken_out_of_few_allocations(slab: int) -> None:
+    slabs, shapes = (
+        Slabs(pinned=False, slab_bytes=slab),
+        [(3,), (2, 5), (), (0, 4), (7, 7), (64,), (100, 30), (1,)],
+    )
     dtypes = [torch.float32, torch.bfloat16, torch.int64, torch.bool]
     made = [slabs.empty(shape, dtype) for shape in shapes for dtype in dtypes]
     for number, tensor in enumerate(made):

@@ -12,7 +12,7 @@ from parallel.ranks.bandwidth import (
     BETWEEN,
     IN_NODE,
     WORLD,
-    Place,
+    RankNode,
     Times,
     across,
     by_node,
@@ -52,7 +52,7 @@ def test_every_neighbour_once_and_nobody_in_two_pairs_at_a_time(count: int) -> N
 
 
 def test_groups_of_nodes_that_are_not_alike() -> None:
-    places = [Place(rank, node) for rank, node in enumerate("abacb")]
+    places = [RankNode(rank, node) for rank, node in enumerate("abacb")]
     assert by_node(places) == [[0, 2], [1, 4], [3]]
     assert across(places) == [[0, 1, 3], [2, 4]]
     assert across(places[:1]) == []
@@ -61,7 +61,7 @@ def test_groups_of_nodes_that_are_not_alike() -> None:
 def measured(nodes: str, slow_rank: int | None = None, slow_peer: int | None = None) -> Times:
     """One rank's times on faked nodes; a rank is late with every message, or with those to one other."""
     rank = dist.get_rank()
-    places = [Place(number, node) for number, node in enumerate(nodes)]
+    places = [RankNode(number, node) for number, node in enumerate(nodes)]
     original = links.exchange
 
     def late(peer: int, sent: torch.Tensor, received: torch.Tensor) -> None:
