@@ -9,6 +9,7 @@ from unittest import mock
 
 import pytest
 
+from parallel.ranks.logs import set_up_logging
 from parallel.zero.extensions import OFFLOADED, prepare_extensions
 from tests.accelerator import answering
 
@@ -22,6 +23,12 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     path = tmp_path_factory.mktemp("cwd")
     with chdir(path):
         yield path
+
+
+@pytest.fixture(autouse=True)
+def log_to_stderr() -> None:
+    """Set the log up as a command does, for tests that call less than a command."""
+    set_up_logging()
 
 
 @pytest.fixture(autouse=True)

@@ -3,12 +3,12 @@
     sampling = TrainSampling(seed=0, global_batch_size=64, micro_batch_size=16)
     stream = WebDatasetStream("/data/x/{000000..000146}.tar", sampling, transform, num_classes=1000)
 
-The first iteration prints what is not guaranteed. B = samples in a micro-batch.
+The first iteration logs what is not guaranteed. B = samples in a micro-batch.
 """
 
+import logging
 import random
 import re
-import sys
 import tarfile
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import replace
@@ -30,6 +30,8 @@ from data_shards.stream.batch import Batch, BatchPlan, BufferPool
 from data_shards.stream.options import DEFAULT_OPTIONS, ReadOptions, StreamOptions, TrainSampling
 from data_shards.stream.patterns import expand, redacted
 from data_shards.stream.workers import Fetched, prefetched
+
+logger = logging.getLogger(__name__)
 
 SHUFFLE_BUFFER = 1000  # compressed samples
 STATEMENT = """{location}: no manifest, so webdataset {version} reads its tars ({count}). Not guaranteed are
@@ -130,7 +132,7 @@ class WebDatasetStream(SingleIterator):
 
     def _batches(self) -> Generator[Batch, None, None]:
         if self.dp_rank == 0:
-            print(statement(self.location, self.shuffle), file=sys.stderr, flush=True)
+            logger.warning("%s", statement(self.location, self.shuffle))
         self._source = self._samples(self.samples)
         pool = BufferPool(self.transform.sides, self.options.prefetch + 2, self.options.read.pinned)
         batches = prefetched(self._plans(), self, pool, self.options)
@@ -172,7 +174,7 @@ class WebDatasetStream(SingleIterator):
         if not is_hidden(name):
             return True
         if not self._skipped.kinds:
-            print(f"{redacted(self._url)}: {HIDDEN} are skipped, such as {name}", file=sys.stderr, flush=True)
+            logger.warning("%s: %s are skipped, such as %s", redacted(self._url), HIDDEN, name)
         self._skipped.add(HIDDEN, name)
         return False
 
@@ -195,7 +197,7 @@ class WebDatasetStream(SingleIterator):
                 self._url = self.urls[i]
                 yield {"url": self._url}
             for note in self._skipped.notes(redacted(self.location)) if turn == 0 else ():
-                print(note, file=sys.stderr, flush=True)
+                logger.warning("%s", note)
             turn += 1
         raise DataError(f"{redacted(self.location)}: no samples in these tars")
 

@@ -32,6 +32,7 @@ from launcher.validation.layout import full_nodes, layout, print_lines
 from launcher.validation.resume_policy import check_changes
 from launcher.validation.rules import check, steps_in
 from parallel.ranks.discover import LaunchError, Ranks, without_local_rank
+from parallel.ranks.logs import set_up_logging
 
 DESCRIPTION = """\
 Train expert-parallel Swin Transformers from WebDataset shards.
@@ -70,6 +71,7 @@ def main(arguments: list[str] | None = None, runtime: Runtime | None = None) -> 
         arguments: of the command line; None is this process's.
         runtime: how this process becomes a rank, where the command has ranks.
     """
+    set_up_logging()
     arguments = without_local_rank(sys.argv[1:] if arguments is None else arguments)
     try:
         args = _parse(arguments)

@@ -2,7 +2,7 @@
 
 import csv
 import json
-import sys
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import gcd
@@ -26,6 +26,8 @@ from parallel.ranks.collectives import RanksError, agree
 from parallel.ranks.discover import Ranks
 from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
 from parallel.zero.options import DTYPES
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +111,8 @@ def load(
     load_weights(found.path, model, moe.num_experts if moe else 0, found.manifest, kind=kind)
     model.to(DTYPES[config.train.precision])
     if mesh.is_first:
-        sys.stderr.writelines(f"{notice}\n" for notice in found.notices)
+        for notice in found.notices:
+            logger.warning("%s", notice)
     return Loaded(
         config=config,
         run=run,

@@ -4,7 +4,7 @@ Every rank looks by itself (launcher/preflight/checks.py), all measure their lin
 brings it all to every rank, and each comes to the same verdicts.
 """
 
-import sys
+import logging
 import time
 from dataclasses import asdict
 from typing import Any
@@ -21,6 +21,8 @@ from parallel.ranks.bandwidth import RankNode, Times, measure, scopes
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.discover import Ranks
 from parallel.ranks.identity import node_name
+
+logger = logging.getLogger(__name__)
 
 SMALL_MIB = {"cpu": 1.0, "cuda": 16.0}  # messages before every run
 
@@ -39,7 +41,8 @@ def before_training(config: RunConfig, ranks: Ranks, device: torch.device) -> No
     report = preflight(config, ranks, device, message_bytes=int(megabytes * 2**20), in_train=True)
     if ranks.rank == 0:
         print(f"preflight: {summary(report)}", flush=True)
-        sys.stderr.write("".join(f"preflight: warning: {line}\n" for line in report.warnings))
+        for line in report.warnings:
+            logger.warning("preflight: warning: %s", line)
     if report.failures:
         raise PreflightError(joined(report.failures))
 

@@ -35,6 +35,7 @@ from launcher.rundir.sessions import Sessions
 from parallel.checkpoint.manifest import CheckpointError
 from parallel.ranks import gpu
 from parallel.ranks.discover import Ranks, discover, join, leave, prepare_process
+from parallel.ranks.logs import set_up_logging
 from parallel.ranks.mesh import LayoutError
 from parallel.watchdog.watch import PREFIX, SLOW, Watchdog, WatchdogOptions, connect
 from swin_moe.config import ModelError
@@ -102,6 +103,7 @@ def run_rank(config: RunConfig, work: Work, runtime: Runtime | None = None) -> i
     runtime = runtime or Runtime()
     with StopRequest() as stop:
         ranks = runtime.discover()
+        set_up_logging(ranks.rank, ranks.world_size)
         device = prepare_process(ranks)
         if device.type == "cuda":
             gpu.dump_collectives_to(config.run_dir, os.environ)

@@ -7,8 +7,8 @@ file, which its holder touches.
 """
 
 import json
+import logging
 import os
-import sys
 import threading
 from pathlib import Path
 from typing import IO, Any
@@ -16,6 +16,8 @@ from typing import IO, Any
 from launcher.rundir.squeue import squeue
 from parallel.durable import is_at, lock_file
 from parallel.ranks.identity import identity, is_gone, slurm_job
+
+logger = logging.getLogger(__name__)
 
 TOUCH_S = 20.0
 LEASE_S = 300.0  # a lock that nobody touched for so long, on another machine, has no holder
@@ -43,7 +45,7 @@ class Lease:
         locked = lock_file(file, wait=False)
         owner = _read(file)
         if why := _dead(owner, self.path) if owner else None:
-            sys.stderr.write(f"taking over {self.path} of {_name(owner)}: {why}\n")
+            logger.warning("taking over %s of %s: %s", self.path, _name(owner), why)
         elif not locked or (owner and not _is_me(owner)):
             file.close()
             raise LeaseError(_name(owner))

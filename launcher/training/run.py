@@ -3,7 +3,7 @@
 Every rank calls `train`. What fails before the first step fails on all ranks together, with one message.
 """
 
-import sys
+import logging
 from collections.abc import Sequence
 from typing import Literal
 
@@ -30,6 +30,8 @@ from parallel.ranks.collectives import RanksError, agree
 from parallel.ranks.discover import Ranks
 from parallel.ranks.topology import node_sizes
 from parallel.zero.extensions import OFFLOADED, ExtensionError, prepare_extensions
+
+logger = logging.getLogger(__name__)
 
 Resume = Literal["auto", "never"]
 
@@ -61,7 +63,8 @@ def train(
     mesh = run_mesh(config.parallel, nodes)
     if mesh.is_first:
         print_lines([*layout(config, nodes), *class_notes(config)])
-        sys.stderr.writelines(f"{line}\n" for line in advice(config, device.type))
+        for line in advice(config, device.type):
+            logger.warning("%s", line)
     if changed and mesh.is_first:
         print("\n  ".join(["going on with another configuration, as --allow-change says:", *changed]))
     with (

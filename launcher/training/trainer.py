@@ -3,8 +3,8 @@
 `Trainer.train` is the loop, `Trainer.train_step` is one optimizer step. `builders.build_trainer` makes it.
 """
 
+import logging
 import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -42,6 +42,8 @@ from parallel.ranks.mesh import Mesh
 from parallel.zero.engine import Engine
 from parallel.zero.master_weights import MasterWeights
 from swin_moe.random.keyed import sample_keys
+
+logger = logging.getLogger(__name__)
 
 Event = Literal["start", "step", "evaluate", "save", "end"]
 Hook = Callable[[Event, "Trainer"], None]  # called before what the event names, and at the end of training
@@ -279,7 +281,8 @@ class Trainer:
             return
         path, manifest = checkpoint.path, checkpoint.manifest
         if self.mesh.is_first:
-            sys.stderr.writelines(f"{notice}\n" for notice in checkpoint.notices)
+            for notice in checkpoint.notices:
+                logger.warning("%s", notice)
         num_experts = self.config.model.moe.num_experts if self.config.model.moe else 0
         state = manifest["state"]
         self.stream.load_state_dict(state["data"])
@@ -289,7 +292,7 @@ class Trainer:
         load_checkpoint(path, self.masters, num_experts, manifest)
         missing = missing_kinds(self.masters, manifest)
         if missing and self.mesh.is_first:
-            sys.stderr.write(f"{path} holds no {', '.join(missing)}: started anew\n")
+            logger.warning("%s holds no %s: started anew", path, ", ".join(missing))
         self.engine.load_state_dict(state.get("engine", {}))
         self.step = self.saved_step = manifest["step"]
         self.watch.beat(self.step)

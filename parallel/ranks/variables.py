@@ -6,6 +6,8 @@ Every reader here returns a usable value or raises LaunchError with the variable
 import re
 from collections.abc import Mapping
 
+from parallel.ranks import logs
+
 START = "start ranks with --nproc, torchrun, mpirun or srun"
 LARGEST_WORLD = 2**20  # ranks; a larger number is garbled
 HOST = re.compile(r"(?=.*[A-Za-z.:])[A-Za-z0-9_.:%-]+")  # a name or an address, IPv6 too; not a bare number
@@ -101,7 +103,7 @@ def check_pairs(env: Mapping[str, str]) -> None:
 
 
 def check_process(env: Mapping[str, str]) -> None:
-    """Check what this process and its libraries read by themselves: threads, devices, the accelerator.
+    """Check what this process and its libraries read by themselves: threads, devices, log level, accelerator.
 
     Raises:
         LaunchError: a library would ignore the value without a word, or fail with a traceback.
@@ -117,6 +119,12 @@ def check_process(env: Mapping[str, str]) -> None:
         raise LaunchError(
             f"CUDA_VISIBLE_DEVICES ({devices!r}) must list numbers or UUIDs of GPUs, such as 0,1; "
             "set it, or `unset CUDA_VISIBLE_DEVICES`"
+        )
+    level = env.get(logs.VARIABLE, "INFO")
+    if level.strip().upper() not in logs.LEVELS:
+        raise LaunchError(
+            f"{logs.VARIABLE} ({level!r}) must be one of {', '.join(logs.LEVELS)}; set it, or "
+            f"`unset {logs.VARIABLE}`"
         )
     accelerator = env.get("DS_ACCELERATOR", "cpu")
     if accelerator not in ACCELERATORS:

@@ -6,6 +6,7 @@ collective, in a cache of its own for these versions, under a `flock` that dies 
 locks.
 """
 
+import logging
 import os
 import platform
 import signal
@@ -19,6 +20,8 @@ from pathlib import Path
 from typing import IO
 
 from parallel.durable import lock_file
+
+logger = logging.getLogger(__name__)
 
 OFFLOADED = ("CPUAdamBuilder",)  # what an optimizer in host memory needs
 LOAD_S = 30.0  # more than loading what is built takes
@@ -90,15 +93,15 @@ def _sweep(lock: Path, young_s: float) -> None:
         while time.time() - lock.stat().st_mtime < young_s:
             time.sleep(0.1)
         lock.unlink()
-        sys.stderr.write(f"removed {lock}, which a killed process left\n")
+        logger.info("removed %s, which a killed process left", lock)
 
 
 def _build(names: Sequence[str], left_s: float) -> None:
-    """Build in a process of its own, so that a deadline can end it, compiler and all; say so to the user."""
-    start_s = time.monotonic()
-    sys.stderr.write(
-        f"building {', '.join(names)}, once for this machine, in {os.environ[CACHE]} (about a minute, "
-        f"at most {left_s:.0f} s)\n"
+    """Build in a process of its own, so that a deadline can end it with its compiler."""
+    start_s, operators = time.monotonic(), ", ".join(names)
+    logger.info(
+        "building %s, once for this machine, in %s (about a minute, at most %.0f s)",
+        *(operators, os.environ[CACHE], left_s),
     )
     process = subprocess.Popen(
         [sys.executable, "-c", BUILD, *names],
@@ -113,14 +116,9 @@ def _build(names: Sequence[str], left_s: float) -> None:
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         process.communicate()
-        raise ExtensionError(f"{', '.join(names)} took longer than {left_s:.0f} s to build") from None
+        raise ExtensionError(f"{operators} took longer than {left_s:.0f} s to build") from None
     if process.returncode:
-        told = (
-            [line for line in out.splitlines() if "error" in line.lower()]
-            or out.splitlines()
-            or ["no reason"]
-        )
-        raise ExtensionError(
-            f"{', '.join(names)} cannot be built: {told[-1].strip()}; it needs a C++ compiler and ninja"
-        )
-    sys.stderr.write(f"built {', '.join(names)} in {time.monotonic() - start_s:.0f} s\n")
+        errors = [line for line in out.splitlines() if "error" in line.lower()]
+        reason = (errors or out.splitlines() or ["no reason"])[-1].strip()
+        raise ExtensionError(f"{operators} cannot be built: {reason}; it needs a C++ compiler and ninja")
+    logger.info("built %s in %.0f s", operators, time.monotonic() - start_s)

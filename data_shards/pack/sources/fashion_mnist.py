@@ -2,7 +2,7 @@
 
 import gzip
 import hashlib
-import sys
+import logging
 import urllib.request
 import zlib
 from http.client import HTTPException
@@ -12,6 +12,8 @@ import numpy as np
 
 from data_shards.errors import DataError
 from parallel.durable import atomic_write
+
+logger = logging.getLogger(__name__)
 
 PACKAGE = "dataset-fashion-mnist"
 PACKAGE_DIRECTORY = Path("/usr/share/datasets/fashion-mnist")
@@ -75,7 +77,7 @@ def _ways() -> str:
 
 def download(cache: Path) -> dict[str, Path]:
     """Download the published files to `cache`, MD5 checked; DataError with the other ways when that fails."""
-    print(f"downloading Fashion-MNIST from {URL} to {cache}", file=sys.stderr)
+    logger.info("downloading Fashion-MNIST from %s to %s", URL, cache)
     try:
         cache.mkdir(parents=True, exist_ok=True)
         for name, md5 in PUBLISHED_MD5.items():

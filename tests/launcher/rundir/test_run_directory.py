@@ -147,7 +147,7 @@ def test_a_pointer_to_no_checkpoint(copy: Path, shards: Path, capsys: pytest.Cap
     first, second = resumed(copy, shards)
     assert [first.code, second.code] == [0, 0]
     notice = first.err.splitlines()[0]
-    assert notice.startswith("run/checkpoints/latest ")
+    assert notice.startswith("[rank 0] run/checkpoints/latest ")
     assert "step-00000009" in notice
     assert "['step-00000002']" in notice
     assert second.err == ""

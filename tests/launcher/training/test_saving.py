@@ -128,8 +128,8 @@ def test_a_damaged_newest_is_passed_over_by_train_and_eval(
     content[100] ^= 4
     data.write_bytes(content)
     notice = (
-        "step-00000040 is damaged: rank 0: __1_0.distcp is damaged: its sha256 is not the manifest's; it "
-        "stays where it is, step-00000035 takes its place\n"
+        "[rank 0] step-00000040 is damaged: rank 0: __1_0.distcp is damaged: its sha256 is not the "
+        "manifest's; it stays where it is, step-00000035 takes its place\n"
     )
     lines = [["eval", str(run)], ["eval", str(run), "--checkpoint", damaged.name], train_line(shards, run)]
     newest, named, resumed = run_on_ranks(commands, 2, lines)[0]
