@@ -21,8 +21,9 @@ class ExchangeOptions:
 
     `strategy`: `ep` sends rows to the experts' ranks; `dp` gathers all experts' weights at every rank, and no
     row moves; a number g gathers weights over g neighbouring ranks and sends rows to one of each g (Hwang et
-    al. 2023, "Tutel", section 3.1: g = expert_tensor_parallel_size is its EP + DP, `ep` with slices its EP + MP); `auto`
-    takes the one of ep, expert_tensor_parallel_size and dp that moves the fewest bytes (gather_degree.py).
+    al. 2023, "Tutel", section 3.1: g = expert_tensor_parallel_size is its EP + DP, `ep` with slices its
+    EP + MP); `auto` takes the one of ep, expert_tensor_parallel_size and dp that moves the fewest bytes
+    (gather_degree.py).
     """
 
     strategy: Strategy = "ep"

@@ -36,7 +36,7 @@ class StderrHandler(logging.StreamHandler):
     """Writes to whatever `sys.stderr` is at the time, which tests and notebooks replace."""
 
     @property
-    def stream(self) -> TextIO:  # type: ignore[override]
+    def stream(self) -> TextIO:
         """The standard error of this process."""
         return sys.stderr
 

@@ -8,7 +8,8 @@ With world_size = 4 and ep_size = 2, every rank has its own images (data paralle
     expert-dp [ 0 --------------2 ] [ 1 --------------3 ]   gradients of one expert are reduced over it
 
 Expert-parallel ranks are contiguous, so that an expert group stays inside a node where it fits. With
-expert_tensor_parallel_size = n the hidden channels of each expert are sliced over n neighbouring ranks, a *block* of ranks.
+expert_tensor_parallel_size = n the hidden channels of each expert are sliced over n neighbouring ranks, a
+*block* of ranks.
 """
 
 from collections.abc import Callable, Mapping, Sequence
