@@ -130,7 +130,7 @@ def test_every_stage_and_layout_takes_the_steps_of_an_independent_optimizer(
 def train_carelessly() -> Trace:
     """LAMB that takes the experts of a parameter for one tensor."""
     run = Run.start(Layout(optimizer="lamb"))
-    run.engine.deepspeed.basic_optimizer.pieces = {}
+    run.engine.deepspeed.basic_optimizer.segments = {}
     return run.train(STEPS)
 
 
@@ -154,10 +154,10 @@ def test_a_step_of_lamb_by_hand() -> None:
 
 def test_norms_of_pieces_are_of_their_tensors() -> None:
     """Two experts (3, 4) and (0, 2), a padding of 9: norms 5 and 2, and nothing counts the padding."""
-    pieces = Segments([2, 2, 1], [0, 1, 2], 2)
-    found = pieces.norms(torch.tensor([3.0, 4.0, 0.0, 2.0, 9.0]))
+    segments = Segments([2, 2, 1], [0, 1, 2], 2)
+    found = segments.norms(torch.tensor([3.0, 4.0, 0.0, 2.0, 9.0]))
     assert found.tolist() == [[5.0, 2.0, 9.0]]
-    assert pieces.spread(torch.tensor([1.0, 2.0, 3.0])).tolist() == [1, 1, 2, 2, 3]
+    assert segments.spread(torch.tensor([1.0, 2.0, 3.0])).tolist() == [1, 1, 2, 2, 3]
 
 
 # --- Apex
