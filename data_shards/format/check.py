@@ -20,7 +20,7 @@ class BadSample(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One sample cut out of a shard; `end` is the offset in bytes at which the next one starts."""
+    """One sample of a shard; `end` is the offset in bytes at which the next one starts."""
 
     key: str
     body: bytes
@@ -51,7 +51,7 @@ def key_at(tar: Bytes | bytes, offset: int, row: int) -> str:
 
 
 def cut_sample(tar: Bytes | bytes, record: tuple[int, int, int, int], start: int) -> Sample:
-    """Cut the sample of an index `record` that must start at `start`; ValueError says what does not agree."""
+    """Cut out the sample of an index `record`, which must start at `start`; ValueError where they differ."""
     offset, size, label, checksum = record
     if offset != start + BLOCK:
         raise ValueError(f"index says its JPEG is at {offset}, the tar at {start + BLOCK}")

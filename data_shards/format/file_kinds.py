@@ -1,4 +1,4 @@
-"""What a file is by its first bytes, for the message when it is not what its name says."""
+"""The kind of a file by its first bytes, for the message when its name is wrong."""
 
 HEAD_BYTES = 512
 KINDS = (
@@ -21,7 +21,7 @@ HTML = (b"<!doctype html", b"<html", b"<head", b"<body")
 
 
 def kind_of(head: bytes) -> str:
-    """A file's kind, with its article; "" when its first bytes `head` do not tell."""
+    """A file's kind, with its article, by its first bytes `head`; "" when they are unknown."""
     if not head:
         return "an empty file"
     text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()

@@ -15,7 +15,7 @@ SYSTEM_NAMES = frozenset(
         *("@eadir", "#recycle", "#snapshot", "lost+found"),
     }
 )
-"""What macOS, Windows, network storage and file systems add to a directory, in lower case."""
+"""Names that macOS, Windows, network storage and file systems add to a directory, in lower case."""
 HIDDEN = "hidden or system files or directories"
 
 
@@ -25,7 +25,7 @@ def is_image(name: str) -> bool:
 
 
 def is_hidden(path: str) -> bool:
-    """Whether a part of a relative path, other than "." and "..", begins with a dot or is a system's name."""
+    """Whether a part of a relative path, other than "." and "..", begins with a dot or is a system name."""
     return any(
         part in SYSTEM_NAMES or (part[:1] == "." and part not in (".", ".."))
         for part in path.lower().split("/")
@@ -34,7 +34,7 @@ def is_hidden(path: str) -> bool:
 
 @dataclass
 class Skipped:
-    """What a source left out: of every kind, in the plural, how many there were and the first of them."""
+    """The files that a source skips: for every kind, in the plural, their number and the first of them."""
 
     kinds: dict[str, tuple[int, str]] = field(default_factory=dict)
 
@@ -49,7 +49,7 @@ class Skipped:
             self.add(kind, example, count)
 
     def notes(self, location: str) -> list[str]:
-        """A sentence for every kind, for the person who runs the command."""
+        """A sentence for every kind, which the command prints."""
         return [
             f"{location}: skipped {kind}: {count}, such as {example}"
             for kind, (count, example) in self.kinds.items()

@@ -26,8 +26,8 @@ class BadSource(NamedTuple):
 class Samples(Protocol):
     """A list of (image, label): an (H, W) or (H, W, 3) uint8 array, or the bytes of a finished image file.
 
-    Reading raises BadSourceError when a sample is damaged or missing for good, and DataError when it may
-    come back (an I/O error): then packing stops, because a shard must not depend on such luck.
+    Reading raises BadSourceError when a sample is permanently damaged or missing, and DataError for a
+    transient error (I/O): then packing stops, because a shard must not depend on it.
     """
 
     def __len__(self) -> int: ...
@@ -52,7 +52,7 @@ class Samples(Protocol):
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hex, of everything that the source can say about these samples without reading them."""
+        """SHA-256, in hex, of everything that the source knows of these samples without reading them."""
         ...
 
 
@@ -60,7 +60,7 @@ class Samples(Protocol):
 class Source:
     """A data set before packing; `description` is the same on every machine, as a digest covers it.
 
-    `notes` are for the person who packs: what the source contains that is not among its samples.
+    `notes` are printed when it is packed: what the source contains that is not among its samples.
     """
 
     name: str

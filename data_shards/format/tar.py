@@ -19,7 +19,7 @@ from data_shards.format.index import RECORD
 BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 CHECKSUM = slice(148, 156)
-MAX_BODY = 2**32 - 1  # what the index can say
+MAX_BODY = 2**32 - 1  # a uint32 in the index
 
 
 def padded(size: int) -> int:

@@ -28,7 +28,7 @@ def decode_crop(body: bytes, geometry: Geometry) -> np.ndarray:
     """The pixels of the geometry's crop before they are resized: (crop height, crop width, C) uint8.
 
     Where the crop has more pixels than the resize needs, its JPEG is decoded to 1/2 or 1/4 of its size.
-    `decode_region` says what is decoded at all.
+    See `decode_region` for the part that is decoded.
     """
     if geometry.in_full:
         return decode_pixels(body)
@@ -40,7 +40,7 @@ def resize(pixels: np.ndarray, geometry: Geometry) -> np.ndarray:
     """The rest of the geometry: (H, W, C) uint8 to (3, h, w) uint8, the same pixels where no size changes.
 
     Channels stay last in memory, where torch's kernel is faster by a third; it detects them by the strides,
-    also those of the batch. Its flip knows that layout too; NumPy's copies byte by byte.
+    also those of the batch. Its flip is fast in that layout too; NumPy's copies byte by byte.
     """
     contiguous = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
     image = contiguous[None].permute(0, 3, 1, 2)  # (1, C, H, W)

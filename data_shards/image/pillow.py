@@ -75,13 +75,13 @@ def decode_rgb(body: bytes, kind: str) -> Image.Image:
 
 
 def _rawmode(image: ImageFile.ImageFile) -> str:
-    """Pillow's name for how the pixels lie in the file; not of every format."""
+    """Pillow's name of the pixel layout in the file; not of every format."""
     args = image.tile[0][3] if image.tile else None
     return str(args[0] if isinstance(args, tuple) else args)
 
 
 def _read_as(image: ImageFile.ImageFile, rawmode: str) -> np.ndarray:
-    """The pixels of an opened image as if they lay in the file as `rawmode` says."""
+    """The pixels of an opened image, read as if the file had the layout `rawmode`."""
     tiles = [
         (tile, (rawmode, *tile.args[1:]) if isinstance(tile.args, tuple) else rawmode) for tile in image.tile
     ]
@@ -102,7 +102,7 @@ def _from_two_bytes(image: ImageFile.ImageFile, again: ImageFile.ImageFile, rawm
 def _scaled_gray(image: ImageFile.ImageFile, rawmode: str) -> Image.Image:
     """Gray of at most 16 bits (Pillow's modes I;16, I;16B) or of floating-point numbers (F)."""
     if image.mode == "I":
-        raise ValueError("32-bit integer pixels, whose white nobody can know; save it with 8 or 16 bits")
+        raise ValueError("32-bit integer pixels, whose white is unknown; save it with 8 or 16 bits")
     maxval, inverted = _gray_range(image) if isinstance(image, TiffImageFile) else (65535, False)
     if image.mode == "F":
         native = image.tile[0][0] == "libtiff"  # whatever the file's byte order, which Pillow forgets
@@ -149,7 +149,7 @@ def _check_complete_bmp(body: bytes) -> None:
 def _check_tiff_pixels(image: TiffImageFile) -> None:
     """ValueError for pixels that Pillow takes for others: signed ones, and deep ones in separate planes."""
     if image.tag_v2.get(SAMPLE_FORMAT, (1,))[0] == SIGNED:
-        raise ValueError("signed integer pixels, whose black and white nobody can know; save it unsigned")
+        raise ValueError("signed integer pixels, whose black and white are unknown; save it unsigned")
     if _planes(image) > 1 and image.tag_v2[BITS_PER_SAMPLE][0] != 8:
         raise ValueError("a TIFF of other than 8 bits in separate planes; save it with interleaved channels")
 

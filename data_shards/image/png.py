@@ -90,7 +90,7 @@ def _chunk(name: bytes, data: bytes) -> bytes:
 
 
 def _inflate(compressed: bytes, size: int) -> bytes:
-    """The first `size` bytes; of a stream that goes on after them the checksum is not looked at."""
+    """The first `size` bytes; of a stream that goes on after them the checksum is not verified."""
     stream = zlib.decompressobj()
     data = stream.decompress(compressed, size)
     if len(data) < size:

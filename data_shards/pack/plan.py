@@ -1,6 +1,6 @@
 """The plan of a pack: options, order and cuts, fixed before a shard is written.
 
-    pack.json   the plan being carried out; replaced by manifest.json at the end
+    pack.json   the plan of an unfinished pack; replaced by manifest.json at the end
 
 N = samples that the source lists; the plan includes damaged ones, since none has been read yet.
 """

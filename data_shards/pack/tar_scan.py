@@ -1,8 +1,8 @@
 """Scan a tar made by others for its samples: KEY.jpg, .png ... with KEY.cls, .json or .txt.
 
-A key is a member's name up to the first dot of its last part, as the webdataset library has it. The members
-of a key may stand anywhere in the tar; of several labels .cls goes before .json and .json before .txt. A hard
-link stands for the member that it names. Symbolic links are not followed: they may lead out of the tar.
+A key is a member's name up to the first dot of its last part, as in the webdataset library. The members
+of a key may be anywhere in the tar; of several labels, .cls precedes .json and .json precedes .txt. A hard
+link refers to the member that it names. Symbolic links are not followed: they may lead out of the tar.
 """
 
 import os

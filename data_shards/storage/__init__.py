@@ -1,8 +1,8 @@
-"""Where the files of a split lie: a directory, an object store, or what a command prints.
+"""The storage of a split: a directory, an object store or web server, or the output of a command.
 
 /data/x/train   file:/data/x/train         LocalStorage: reads anywhere in a file
 s3://b/x/train  gs://b/x  https://host/x   RemoteStorage: fsspec, ranged reads; the extra [remote]
-pipe:aws s3 cp s3://b/x/train/{} -         PipeStorage: what the command prints for the file named {}
+pipe:aws s3 cp s3://b/x/train/{} -         PipeStorage: the output of the command for the file {}
 """
 
 import re

@@ -67,8 +67,8 @@ class LocalFile:
 class Storage(ABC):
     """The files of one split by their names.
 
-    `random_access` is whether `open` works, and `needs_cache` says why not. `knows_ends` is whether a file is
-    complete where `chunks` ends without an error.
+    `random_access` is whether `open` works, and `needs_cache` is the reason why not. `knows_ends` is whether
+    a file is complete where `chunks` ends without an error.
     """
 
     random_access, knows_ends = True, True

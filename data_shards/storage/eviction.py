@@ -3,9 +3,9 @@
     DIR/.lock               held (flock) while usage is counted and space reserved
     DIR/.user-PID-TOKEN     one process's next shards in order; held (flock) while that process lives
     DIR/DATASET/.NAME.tmp   a shard being fetched; its full size is reserved when it is opened
-    DIR/DATASET/NAME        a shard; held shared (flock) by whoever has it open, and then never evicted
+    DIR/DATASET/NAME        a shard; held shared (flock) by a process that has it open; then never evicted
 
-Locks die with their process, so a file whose lock can be taken has no owner left.
+Locks end with their process, so a file whose lock can be taken has no owner.
 """
 
 import json
@@ -18,7 +18,7 @@ from pathlib import Path
 from data_shards.errors import DataError
 from parallel.durable import is_at, lock_file
 
-NEVER = 1 << 62  # the next use of a shard that nobody has announced
+NEVER = 1 << 62  # the next use of a shard that no process has announced
 
 
 class CacheSpace:
@@ -53,7 +53,7 @@ class CacheSpace:
             os.close(handle)
 
     def sweep(self) -> None:
-        """Remove the temporaries and announcements of processes that are gone."""
+        """Remove the temporaries and announcements of processes that have ended."""
         for path in [*self.root.glob("*/.*.tmp"), *self.root.glob(".user-*")]:
             remove_unheld(path)
 
@@ -121,7 +121,7 @@ class CacheSpace:
 
 
 def remove_unheld(path: Path) -> bool:
-    """Remove a file unless some process holds its lock; whether it is gone."""
+    """Remove a file unless a process holds its lock; whether it is removed."""
     try:
         handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:

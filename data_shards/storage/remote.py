@@ -102,7 +102,7 @@ class RemoteStorage(Storage):
 
     @contextmanager
     def _os_errors(self) -> Iterator[None]:
-        """aiohttp, botocore and Google each have exceptions of their own; an OSError says what to do."""
+        """Turn the exceptions of aiohttp, botocore and Google into OSErrors."""
         try:
             yield
         except Exception as error:

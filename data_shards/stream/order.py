@@ -2,7 +2,7 @@
 
 The order is a pure function of (samples per shard, seed, position):
 
-    epoch = position // N          the stream goes on over epochs: nothing is dropped, nothing is padded
+    epoch = position // N          the stream continues over epochs: nothing is dropped, nothing is padded
     shards permuted                end to end they are the epoch's concatenated stream of N samples
     `interleave` segments          equal parts of that stream, sizes at most one apart, the larger ones first
     `shuffle_buffer` samples       consecutive samples of a segment, permuted

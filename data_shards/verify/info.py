@@ -1,4 +1,4 @@
-"""A split in numbers, from its manifest and its indices; no tar is opened. C = classes, N = samples."""
+"""Statistics of a split, from its manifest and its indices; no tar is opened. C = classes, N = samples."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ class Info:
     sizes: np.ndarray
 
     def lines(self, classes: int = 30) -> Iterator[str]:
-        """What a person wants to see, at most `classes` of the classes one by one: the smallest."""
+        """A summary for the command, with at most `classes` of the classes, the smallest."""
         manifest, counts = self.manifest, self.samples_per_class
         shards = np.array([shard.bytes for shard in manifest.shards])
         yield f"{manifest.samples} samples, {len(shards)} shards, {self.bytes / 2**20:.1f} MiB"

@@ -34,7 +34,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True)
 class Repair:
-    """What was done: indices and shards written again, samples left out of the new set, what remains.
+    """The result: indices and shards written again, samples left out of the new set, and remaining defects.
 
     `remaining` is empty when the directory, or the new set if one was requested, is intact.
     """
@@ -53,7 +53,7 @@ def repair(
     workers: int = 1,
     progress: Progress | None = None,
 ) -> Repair:
-    """Find what is damaged, then bring it back: indices from their tars, shards from `source`.
+    """Verify the split, then restore what is damaged: indices from their tars, shards from `source`.
 
     With `drop_to`, a new set in that directory: intact shards are linked, damaged ones without their bad
     samples. DataError: another source than the packed one, or one that gives other bytes now.

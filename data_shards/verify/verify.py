@@ -19,7 +19,7 @@ PIECE = 2**22  # bytes hashed at a time
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` read, and everything that was wrong; `ok` when nothing was."""
+    """The counts of what `verify` read, and every defect."""
 
     shards: int
     samples: int
@@ -28,7 +28,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every shard is as the manifest says."""
+        """Whether every shard agrees with the manifest."""
         return not self.bad
 
 
@@ -58,7 +58,7 @@ def verify(
 def verify_shard(
     directory: Path, shard: ShardEntry, decode: bool = False, layout: str = "packed"
 ) -> list[BadSample]:
-    """Everything wrong with one shard; a damaged index hides its samples, a damaged tar does not."""
+    """The defects of one shard; a damaged index hides its samples, a damaged tar does not."""
     try:
         with open(directory / shard.name, "rb") as file:
             tar = Bytes(file.fileno())

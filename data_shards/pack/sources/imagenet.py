@@ -1,4 +1,4 @@
-"""ImageNet as Swin Transformer's own code has it on the disk: zipped (1K), or a folder with lists (22K)."""
+"""ImageNet in the layout of Swin Transformer's code: zip archives (1K), or a folder with lists (22K)."""
 
 import json
 from array import array
@@ -186,7 +186,7 @@ def _json_pairs(path: Path, chunk: int = CHUNK) -> Iterator[tuple[str, int]]:
 
 
 def _integer(value: object) -> int | None:
-    """The label that a JSON number says: 3 or 3.0."""
+    """The label in a JSON number, 3 or 3.0; None for any other value."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return value if isinstance(value, int) and not isinstance(value, bool) else None

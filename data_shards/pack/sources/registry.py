@@ -1,4 +1,4 @@
-"""Where images come from before they are shards. A new source is one function and one entry in SOURCES.
+"""The sources that can be packed. A new source is one function and one entry in SOURCES.
 
 A source gives, for every split, a list of samples (format/samples.py) that can be indexed in any order,
 so that any worker can make any shard. H, W = height and width in pixels.
@@ -32,7 +32,7 @@ FASHION_CLASSES = (
 class SyntheticSamples:
     """Coloured gratings whose direction and colour tell the class, under noise; in integers throughout.
 
-    Sample i of the split has label i mod num_classes; `rows` (N,) says which samples these are.
+    Sample i of the split has label i mod num_classes; `rows` (N,) are the numbers of these samples.
     """
 
     rows: np.ndarray
@@ -106,7 +106,7 @@ def fashion_mnist(directory: str | Path | None = None) -> Source:
 
 
 def synthetic(num_train: int, num_val: int, num_classes: int, image_size: int, seed: int = 0) -> Source:
-    """Made-up images that a network can learn to tell apart; the manifest calls them synthetic."""
+    """Synthetic images that a network can learn to classify; the manifest names them synthetic."""
     for option, value in {
         "num_train": num_train,
         "num_classes": num_classes,

@@ -18,7 +18,7 @@ SHOWN = 5
 
 @dataclass(frozen=True, kw_only=True)
 class SplitFolders:
-    """`paths` of the splits, by the names that they have in a manifest; `notes` say what else is there."""
+    """`paths` of the splits, by the names that they have in a manifest; `notes` name what else is there."""
 
     paths: dict[str, Path]
     notes: tuple[str, ...]

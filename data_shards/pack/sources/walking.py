@@ -1,4 +1,4 @@
-"""The image files below a directory: every real directory once, whatever symbolic links point to it.
+"""The image files below a directory: every real directory once, however many symbolic links lead to it.
 
 Links are followed, so that a class may lie on another disk, except into what is listed anyway: a link to a
 directory of the tree or to one that contains it, a second link to one directory outside, a link to an image

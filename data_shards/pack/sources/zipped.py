@@ -64,9 +64,7 @@ def read_directory(path: Path) -> np.ndarray:
         raise DataError(f"{path}: cannot read this zip archive: {reason}") from error
     members = np.sort(members, order="name")
     if (members["name"][1:] == members["name"][:-1]).any():
-        raise DataError(
-            f"{path}: two members have one name, and which is meant nobody can tell; zip it again"
-        )
+        raise DataError(f"{path}: two members have the same name; zip it again")
     return members
 
 
@@ -193,7 +191,7 @@ class ZipSamples:
         return body, int(self.labels[i])
 
     def _packed_bytes(self, i: int, offset: int, packed: int) -> bytes:
-        """The bytes of member i as they are stored, its local header checked to bear its name."""
+        """The stored bytes of member i; its local header must have its name."""
         name, handle = (self.prefix + self.names[i]).encode(), self._file.fileno()
         header = os.pread(handle, LOCAL.size + len(name), offset)
         if len(header) != LOCAL.size + len(name):
@@ -218,7 +216,7 @@ class ZipSamples:
         return int(self.labels[i])
 
     def sizes(self) -> np.ndarray:
-        """(N,) int64: bytes, uncompressed, as the archive's directory says."""
+        """(N,) int64: bytes, uncompressed, from the archive's directory."""
         return np.where(self.members["method"] == MISSING, 0, self.members["size"]).astype(np.int64)
 
     @property
