@@ -36,8 +36,9 @@ from parallel.checkpoint.async_saver import CheckpointSaver
 from parallel.checkpoint.commit import latest, path_of
 from parallel.checkpoint.load import load_checkpoint
 from parallel.ranks.collectives import gather_objects
-from parallel.ranks.discover import Ranks, join, leave, prepare_process
+from parallel.ranks.init import join, leave, prepare_process
 from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
+from parallel.ranks.rank import Ranks
 from parallel.zero.engine import Engine
 from parallel.zero.master_weights import MasterWeights
 from swin_moe import ModelConfig, MoEConfig, build_model

@@ -43,8 +43,9 @@ from moe_chart import draw  # noqa: E402
 from moe_layers import Case, Clock, Entry, peak_bytes, works_of  # noqa: E402
 from moe_ranks import on_ranks  # noqa: E402
 
-from parallel.ranks.discover import Ranks, join, leave, prepare_process  # noqa: E402
+from parallel.ranks.init import join, leave, prepare_process  # noqa: E402
 from parallel.ranks.mesh import Mesh, ParallelDims  # noqa: E402
+from parallel.ranks.rank import Ranks  # noqa: E402
 from parallel.zero.start import start_deepspeed  # noqa: E402
 from swin_moe.config import ModelError  # noqa: E402
 from swin_moe.moe.backends.tutel import INSTALL, import_tutel  # noqa: E402

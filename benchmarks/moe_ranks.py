@@ -23,8 +23,9 @@ import torch.distributed as dist
 from moe_layers import Case, Entry, Work, peak_bytes, works_of
 
 from parallel.ranks.collectives import gather_objects
-from parallel.ranks.discover import Ranks, join, leave, prepare_process
+from parallel.ranks.init import join, leave, prepare_process
 from parallel.ranks.mesh import ParallelDims, build_mesh
+from parallel.ranks.rank import Ranks
 from parallel.zero.start import start_deepspeed
 
 Row = dict[str, Any]

@@ -46,7 +46,8 @@ from launcher.tasks.param_groups import parameter_groups
 from launcher.tasks.registry import build_task
 from launcher.training.builders import engine_options, run_mesh
 from parallel.ranks.collectives import gather_objects
-from parallel.ranks.discover import Ranks, join, leave, prepare_process
+from parallel.ranks.init import join, leave, prepare_process
+from parallel.ranks.rank import Ranks
 from parallel.zero.engine import Engine
 from parallel.zero.master_weights import MasterWeights
 from swin_moe.random.keyed import sample_keys

@@ -26,7 +26,7 @@ def calls(nproc: int, data: str, run_dir: str) -> list[tuple[float, float]]:
 
     import launcher.training.run
     from launcher.config.load import load_config
-    from parallel.ranks.discover import Ranks
+    from parallel.ranks.rank import Ranks
 
     places = [f"data.{split}={data}/{split}" for split in ("train", "val")]
     config = load_config("configs/debug.yaml", [*places, f"run_dir={run_dir}"])

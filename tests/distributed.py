@@ -22,7 +22,8 @@ from typing import Any
 
 import torch.distributed as dist
 
-from parallel.ranks.discover import Ranks, join, leave, prepare_process
+from parallel.ranks.init import join, leave, prepare_process
+from parallel.ranks.rank import Ranks
 from tests.accelerator import Surroundings
 
 # one thread a rank; gloo on the loopback interface, whatever the machine's name resolves to

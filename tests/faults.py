@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal
 from unittest import mock
 
-from parallel.ranks.discover import Ranks
+from parallel.ranks.rank import Ranks
 from tests.accelerator import Surroundings
 from tests.distributed import ENVIRONMENT, PRELOAD, environment
 

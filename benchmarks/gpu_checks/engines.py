@@ -241,7 +241,8 @@ def host_reads(place: Place) -> Iterator[Row]:
     """Of the third step: each time that a GPU makes the host wait, by the project's line."""
     if not place.on_gpu:
         os.environ.update(ON_CPU)
-    from parallel.ranks.discover import discover, join, leave, prepare_process
+    from parallel.ranks.discover import discover
+    from parallel.ranks.init import join, leave, prepare_process
 
     ranks = discover()
     device = prepare_process(ranks)

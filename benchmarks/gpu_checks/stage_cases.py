@@ -100,7 +100,8 @@ def _equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
 
 def main(folder: Path, device_type: str, steps: int, cases: list[str]) -> None:
     """Each case in turn; one that raises is written down, and the next one goes on."""
-    from parallel.ranks.discover import discover, join, leave, prepare_process
+    from parallel.ranks.discover import discover
+    from parallel.ranks.init import join, leave, prepare_process
 
     ranks = discover()
     device = prepare_process(ranks)

@@ -100,7 +100,8 @@ def engine(place: Place) -> Iterator[Row]:
     import torch.distributed as dist
 
     from parallel.ranks import gpu
-    from parallel.ranks.discover import discover, join, leave, prepare_process
+    from parallel.ranks.discover import discover
+    from parallel.ranks.init import join, leave, prepare_process
 
     ranks = discover()
     device = prepare_process(ranks)

@@ -21,8 +21,9 @@ from gpu_checks.place import Place
 from launcher.config.schema import DataConfig, OptimConfig, ParallelConfig, RunConfig, TrainConfig
 from launcher.metrics.accumulator import MetricAccumulator
 from launcher.tasks.registry import build_task
-from parallel.ranks.discover import Ranks, join, leave, prepare_process
 from parallel.ranks.host import send
+from parallel.ranks.init import join, leave, prepare_process
+from parallel.ranks.rank import Ranks
 from swin_moe.backbone.flops import cost
 from swin_moe.config import ModelConfig
 from swin_moe.random.keyed import DropPath, sample_keys

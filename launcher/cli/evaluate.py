@@ -18,7 +18,7 @@ from launcher.process import local_launcher as local
 from launcher.process.run_rank import RankContext, run_rank
 from launcher.rundir.directory import RunDirectory
 from launcher.validation.run_rules import slots_error
-from parallel.ranks.discover import Ranks
+from parallel.ranks.rank import Ranks
 from parallel.zero.options import DTYPES
 from swin_moe.config import MOST_CAPACITY
 

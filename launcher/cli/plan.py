@@ -18,7 +18,7 @@ from launcher.process import local_launcher as local
 from launcher.process.run_rank import RankContext, run_rank
 from launcher.validation.rules import problems
 from launcher.validation.run_rules import run_errors
-from parallel.ranks.discover import Ranks
+from parallel.ranks.rank import Ranks
 
 HELP = """\
 examples:

@@ -10,7 +10,7 @@ from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import DataConfig, RunConfig
 from launcher.process import local_launcher as local
 from launcher.process.run_rank import RankContext, run_rank
-from parallel.ranks.discover import Ranks
+from parallel.ranks.rank import Ranks
 from swin_moe.config import ModelConfig
 
 HELP = """\

@@ -31,8 +31,10 @@ from launcher.validation.label_spaces import class_notes
 from launcher.validation.layout import full_nodes, layout, print_lines
 from launcher.validation.resume_policy import check_changes
 from launcher.validation.rules import check, steps_in
-from parallel.ranks.discover import LaunchError, Ranks, without_local_rank
+from parallel.ranks.discover import without_local_rank
 from parallel.ranks.logs import set_up_logging
+from parallel.ranks.rank import Ranks
+from parallel.ranks.variables import LaunchError
 
 DESCRIPTION = """\
 Train expert-parallel Swin Transformers from WebDataset shards.

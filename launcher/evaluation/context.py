@@ -23,8 +23,8 @@ from parallel.checkpoint.verify import read_verified
 from parallel.durable import atomic_write
 from parallel.experts.names import EMA, MASTER
 from parallel.ranks.collectives import RanksError, agree
-from parallel.ranks.discover import Ranks
 from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
+from parallel.ranks.rank import Ranks
 from parallel.zero.options import DTYPES
 
 logger = logging.getLogger(__name__)

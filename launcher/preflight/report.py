@@ -9,7 +9,7 @@ import torch
 
 from launcher.config.schema import RunConfig
 from parallel.ranks.bandwidth import RankNode, by_node
-from parallel.ranks.discover import Ranks
+from parallel.ranks.rank import Ranks
 
 T = TypeVar("T")
 

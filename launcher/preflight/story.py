@@ -19,8 +19,8 @@ from launcher.preflight.disk import token
 from launcher.preflight.report import Here, Report, Seen
 from parallel.ranks.bandwidth import RankNode, Times, measure, scopes
 from parallel.ranks.collectives import gather_objects
-from parallel.ranks.discover import Ranks
 from parallel.ranks.identity import node_name
+from parallel.ranks.rank import Ranks
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,9 @@ from launcher.config.time_limits import seconds_of
 from launcher.preflight.report import Here, Seen, Verdict
 from launcher.process.run_rank import longest_wait
 from launcher.rundir.squeue import squeue
-from parallel.ranks.discover import job_end_s, nccl_settings
+from parallel.ranks.discover import job_end_s
 from parallel.ranks.identity import slurm_job
+from parallel.ranks.init import nccl_settings
 
 SIGNAL_LEAD_S = 120  # --signal=B:USR1@120 of slurm/job.sbatch
 SQUEUE_S = 5.0

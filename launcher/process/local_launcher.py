@@ -23,8 +23,9 @@ import torch.distributed as dist
 from launcher.exit_codes import ExitCode
 from launcher.process.signals import ASKING, StopRequest
 from launcher.rundir.postmortem import CRASHES, MEMORY_ADVICE, Ending, cause
-from parallel.ranks.discover import LaunchError, is_one_task, is_shell_of_a_job, launcher_of, threads_per_rank
-from parallel.ranks.variables import check_process, number
+from parallel.ranks.discover import is_one_task, is_shell_of_a_job, launcher_of
+from parallel.ranks.init import threads_per_rank
+from parallel.ranks.variables import LaunchError, check_process, number
 from parallel.watchdog.diagnosis import DIAGNOSIS
 from parallel.watchdog.watch import NCCL, PREFIX
 

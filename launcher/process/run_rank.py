@@ -34,9 +34,11 @@ from launcher.rundir.paths import RunFiles
 from launcher.rundir.sessions import Sessions
 from parallel.checkpoint.manifest import CheckpointError
 from parallel.ranks import gpu
-from parallel.ranks.discover import Ranks, discover, join, leave, prepare_process
+from parallel.ranks.discover import discover
+from parallel.ranks.init import join, leave, prepare_process
 from parallel.ranks.logs import set_up_logging
 from parallel.ranks.mesh import LayoutError
+from parallel.ranks.rank import Ranks
 from parallel.watchdog.watch import PREFIX, SLOW, Watchdog, WatchdogOptions, connect
 from swin_moe.config import ModelError
 

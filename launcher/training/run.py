@@ -27,7 +27,7 @@ from launcher.validation.resume_policy import check_changes
 from launcher.validation.rules import advice, check, steps_in
 from parallel.checkpoint.manifest import CheckpointError
 from parallel.ranks.collectives import RanksError, agree
-from parallel.ranks.discover import Ranks
+from parallel.ranks.rank import Ranks
 from parallel.ranks.topology import node_sizes
 from parallel.zero.extensions import OFFLOADED, ExtensionError, prepare_extensions
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 from math import gcd
 
 from parallel.ranks.collectives import gather_objects
-from parallel.ranks.discover import Ranks
 from parallel.ranks.mesh import LayoutError, ParallelDims
+from parallel.ranks.rank import Ranks
 
 SHOWN = 4  # groups, or ranks of a group, that are written out
 Groups = list[list[int]]

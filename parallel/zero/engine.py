@@ -37,12 +37,13 @@ from parallel.ranks.mesh import Mesh
 from parallel.zero.experts import declare_experts
 from parallel.zero.init import cast_partitions
 from parallel.zero.lamb import Lamb
-from parallel.zero.loss_scale import LossScale
 from parallel.zero.norm import read_norm_once
 from parallel.zero.optimizers import StepGate, build_optimizer, reset_state
 from parallel.zero.options import DTYPES, EngineOptions, deepspeed_config
 from parallel.zero.segments import segments_of
 from parallel.zero.start import start_deepspeed
+
+START, FACTOR, WINDOW, LOWEST = 2.0**16, 2.0, 1000, 1.0  # of the loss scale
 
 
 class Engine:
@@ -199,3 +200,32 @@ class Engine:
 
 def _on_host(norm: Tensor | float) -> float:
     return float(read(norm)) if isinstance(norm, Tensor) else float(norm)
+
+
+class LossScale:
+    """The dynamic loss scale of fp16 (Micikevicius et al. 2018, section 3.2), the same at every ZeRO stage.
+
+    It is halved when a step overflowed and doubled after `WINDOW` steps that did not. DeepSpeed's own scalers
+    count differently at stage 0 and above, so that a run's scale would depend on its stage; here its static
+    scaler gets the scale of each step.
+    """
+
+    def __init__(self) -> None:
+        self.value, self._good_steps = START, 0
+
+    def update(self, *, overflowed: bool) -> None:
+        """Count a step; all ranks pass the same."""
+        if overflowed:
+            self.value, self._good_steps = max(LOWEST, self.value / FACTOR), 0
+            return
+        self._good_steps += 1
+        if self._good_steps == WINDOW:
+            self.value, self._good_steps = self.value * FACTOR, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"value": self.value, "good_steps": self._good_steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore `state`."""
+        self.value, self._good_steps = float(state["value"]), int(state["good_steps"])

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from parallel.ranks.discover import choose_accelerator
+from parallel.ranks.init import choose_accelerator
 
 ZeroStage = Literal[0, 1, 2, 3]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -223,7 +223,7 @@ def deepspeed_config(options: EngineOptions, world_size: int, uneven_elements: i
         "fp16": {
             "enabled": precision == "fp16",
             "loss_scale": 1.0,
-        },  # static: parallel/zero/loss_scale.py sets it
+        },  # static: parallel/zero/engine.py sets it
     }
     if precision == "bf16" and stage:  # DeepSpeed refuses fp32 accumulation at stage 0
         config["data_types"] = {"grad_accum_dtype": "fp32"}

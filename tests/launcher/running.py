@@ -21,7 +21,7 @@ from unittest import mock
 import torch
 import torch.distributed as dist
 
-from parallel.ranks.discover import Ranks
+from parallel.ranks.rank import Ranks
 from tests.distributed import run_on_ranks, set_timeout
 
 CONFIG = Path(__file__).parents[2] / "configs" / "debug.yaml"

@@ -16,7 +16,7 @@ from launcher.study.grid.resolve import Plan, Planned
 from launcher.study.grid.state import State, seconds_of, state_of
 from launcher.study.run.status import failures, summary
 from launcher.study.run.worker import Work
-from parallel.ranks.discover import threads_per_rank
+from parallel.ranks.init import threads_per_rank
 
 POLL_S = 0.1
 

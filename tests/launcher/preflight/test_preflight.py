@@ -31,7 +31,7 @@ from launcher.preflight.data import first_sample
 from launcher.preflight.story import preflight
 from launcher.process.run_rank import longest_wait
 from parallel.ranks import bandwidth as links
-from parallel.ranks.discover import Ranks
+from parallel.ranks.rank import Ranks
 from tests.distributed import run_on_ranks, set_timeout
 from tests.launcher.running import CONFIG, overrides
 

@@ -16,7 +16,7 @@ from launcher.cli.program import main
 from launcher.config.load import load_config
 from launcher.preflight import data
 from launcher.preflight.report import Here
-from parallel.ranks.discover import Ranks
+from parallel.ranks.rank import Ranks
 from tests.launcher.running import CONFIG, overrides
 from tests.web import Patient
 

@@ -9,21 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from parallel.ranks import discover as env
-from parallel.ranks import slurm_env
-from parallel.ranks.discover import (
-    COLLECTIVE_TIMEOUT,
-    LaunchError,
-    Ranks,
-    discover,
-    is_one_task,
-    is_shell_of_a_job,
-    join,
-    launcher_of,
-    leave,
-    threads_per_rank,
-    without_local_rank,
-)
+from parallel.ranks import init, slurm_env
+from parallel.ranks.discover import discover, is_one_task, is_shell_of_a_job, launcher_of, without_local_rank
+from parallel.ranks.init import COLLECTIVE_TIMEOUT, join, leave, threads_per_rank
+from parallel.ranks.rank import Ranks
+from parallel.ranks.variables import LaunchError
 from tests.distributed import run_on_ranks
 from tests.parallel.ranks.environments import (
     ARRAY,
@@ -307,7 +297,7 @@ def test_mpirun_without_mpi4py_says_what_to_install(monkeypatch: pytest.MonkeyPa
 def test_ranks_times_threads_stay_within_the_cores(
     monkeypatch: pytest.MonkeyPatch, cores: int, ranks: int, threads: int
 ) -> None:
-    monkeypatch.setattr(env.os, "sched_getaffinity", lambda _: set(range(cores)))
+    monkeypatch.setattr(init.os, "sched_getaffinity", lambda _: set(range(cores)))
     assert threads_per_rank(ranks) == threads
 
 
@@ -323,7 +313,8 @@ def test_a_process_alone_joins_without_a_port_and_leaves_as_often_as_it_likes() 
 
 PREPARE = """
 import os, torch
-from parallel.ranks.discover import Ranks, prepare_process
+from parallel.ranks.init import prepare_process
+from parallel.ranks.rank import Ranks
 device = prepare_process(Ranks(rank=3, world_size=4, local_rank=3, local_world_size=1))
 print(device, os.environ["LOCAL_RANK"], os.environ["DS_ACCELERATOR"], torch.get_num_threads())
 """

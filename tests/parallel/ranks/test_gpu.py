@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from parallel.ranks import discover as env
-from parallel.ranks import gpu
-from parallel.ranks.discover import Ranks, prepare_process
+from parallel.ranks import gpu, init
+from parallel.ranks.init import prepare_process
+from parallel.ranks.rank import Ranks
 
 PROPERTIES = SimpleNamespace(pci_domain_id=0, pci_bus_id=0x1B, pci_device_id=0)
 VARIABLES = ("LOCAL_RANK", "OMP_NUM_THREADS", "OMPI_COMM_WORLD_LOCAL_RANK", *gpu.DEFAULTS, *gpu.ALLOCATOR)
@@ -37,7 +37,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SimpleNamespace:
     monkeypatch.setattr(os, "sched_setaffinity", lambda _, cores: made.bound.append(cores))
     monkeypatch.setattr(gpu.cores_beside, "__defaults__", (tmp_path,))
     monkeypatch.setattr(gpu.bind_to_cores_of, "__defaults__", (tmp_path,))
-    monkeypatch.setattr(env, "GPUS", tmp_path / "none")
+    monkeypatch.setattr(init, "GPUS", tmp_path / "none")
     return made
 
 

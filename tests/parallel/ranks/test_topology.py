@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch.distributed as dist
 
-from parallel.ranks.discover import Ranks
 from parallel.ranks.mesh import LayoutError, ParallelDims
+from parallel.ranks.rank import Ranks
 from parallel.ranks.topology import crossing_share, describe, home_of, node_sizes, sizes_of, straddling
 from tests.distributed import run_on_ranks
 

@@ -12,9 +12,12 @@ import torch
 
 from launcher.cli.program import main
 from launcher.process import local_launcher as local
-from parallel.ranks import discover as env
-from parallel.ranks.discover import LaunchError, Ranks, choose_accelerator, discover, job_end_s, join
+from parallel.ranks import init
+from parallel.ranks.discover import discover, job_end_s
 from parallel.ranks.identity import slurm_job
+from parallel.ranks.init import choose_accelerator, join
+from parallel.ranks.rank import Ranks
+from parallel.ranks.variables import LaunchError
 from tests.parallel.ranks.environments import (
     BATCH,
     MPIRUN_IN_SALLOC,
@@ -156,14 +159,14 @@ def test_what_libraries_accept_is_accepted(environment: dict[str, str]) -> None:
 def test_devices_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA ends its list, without a word, at the first GPU that does not exist."""
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    monkeypatch.setattr(env, "GPUS", tmp_path)
-    env.check_devices({"CUDA_VISIBLE_DEVICES": "0,9"})  # of a machine without GPUs nothing is known
+    monkeypatch.setattr(init, "GPUS", tmp_path)
+    init.check_devices({"CUDA_VISIBLE_DEVICES": "0,9"})  # of a machine without GPUs nothing is known
     (tmp_path / "0000:01:00.0").mkdir()
-    env.check_devices({"CUDA_VISIBLE_DEVICES": "0"})
+    init.check_devices({"CUDA_VISIBLE_DEVICES": "0"})
     with pytest.raises(
         LaunchError, match=r"CUDA_VISIBLE_DEVICES \(0,9\) names 2 GPUs, of which CUDA finds 1"
     ):
-        env.check_devices({"CUDA_VISIBLE_DEVICES": "0,9"})
+        init.check_devices({"CUDA_VISIBLE_DEVICES": "0,9"})
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a machine without a GPU")
@@ -208,7 +211,7 @@ def test_a_host_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("unknown host")
 
     monkeypatch.setattr("parallel.ranks.slurm_env.socket.getaddrinfo", unknown)
-    monkeypatch.setattr(env, "RESOLVE_S", 0.0)
+    monkeypatch.setattr(init, "RESOLVE_S", 0.0)
     ranks = Ranks(rank=1, world_size=2, launcher="slurm", init_method="tcp://gpu07:20000")
     with pytest.raises(
         LaunchError, match=r"the host of rank 0 \(gpu07\) is not known on .*; set MASTER_ADDR"

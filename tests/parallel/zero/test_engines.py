@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.torch_version import TorchVersion
 
-from parallel.zero.loss_scale import LossScale
+from parallel.zero.engine import LossScale
 from parallel.zero.master_weights import MasterWeights
 from parallel.zero.options import ZeroStage
 from tests.distributed import run_on_ranks
