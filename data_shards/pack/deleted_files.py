@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 
 from data_shards.format.index import MANIFEST_NAME, Manifest, read_json
-from data_shards.format.names import Names
 from data_shards.format.samples import BadSource, Samples
 from data_shards.pack.plan import PLAN_NAME, PackOptions, comparable, order
 from data_shards.pack.progress import read_bad, refused
 from data_shards.pack.sources.file_samples import FileSamples
+from data_shards.pack.sources.path_list import PathList
 
 
 def restore_deleted(
@@ -49,7 +49,7 @@ def _with(samples: FileSamples, gone: list[BadSource], indices: np.ndarray) -> F
     at = dict(zip(indices.tolist(), gone, strict=True))
     remaining = iter(range(len(samples)))
     names = (at[row].source if row in at else samples.names[next(remaining)] for row in range(len(rows)))
-    return replace(samples, names=Names.of(names), labels=labels)
+    return replace(samples, names=PathList.of(names), labels=labels)
 
 
 def resume_plan(

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.format.names import Names
 from data_shards.format.samples import BadSourceError
+from data_shards.pack.sources.path_list import PathList
 
 STAT_THREADS, STAT_CHUNK = 16, 4096  # a network file system answers many at a time
 NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG)
@@ -23,7 +23,7 @@ class FileSamples:
     """Samples that are files below `root`; labels (N,) uint32."""
 
     root: Path
-    names: Names
+    names: PathList
     labels: np.ndarray
 
     def __len__(self) -> int:

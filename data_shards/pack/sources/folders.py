@@ -9,9 +9,9 @@ import numpy as np
 
 from data_shards.errors import DataError
 from data_shards.format.image_names import HIDDEN, is_hidden, is_image
-from data_shards.format.names import Names
 from data_shards.format.samples import Source
 from data_shards.pack.sources.file_samples import FileSamples, empty_classes
+from data_shards.pack.sources.path_list import PathList
 from data_shards.pack.sources.split_folders import SplitFolders, find_splits
 from data_shards.pack.sources.walking import Tree, Walk, is_directory, scan
 
@@ -99,7 +99,7 @@ class _Folder:
                     counts[label] += 1
                     yield path[above:]
 
-        names = Names.of(paths())
+        names = PathList.of(paths())
         labels = np.repeat(np.arange(len(classes), dtype=np.uint32), counts)
         return FileSamples(self.path, names, labels)
 

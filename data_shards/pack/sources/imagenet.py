@@ -12,10 +12,10 @@ import numpy as np
 from data_shards.errors import DataError
 from data_shards.format.image_names import HIDDEN, Skipped, is_hidden
 from data_shards.format.labels import parse_label
-from data_shards.format.names import Names
 from data_shards.format.samples import Source
 from data_shards.pack.sources.file_samples import FileSamples, empty_classes
 from data_shards.pack.sources.folders import needed
+from data_shards.pack.sources.path_list import PathList
 from data_shards.pack.sources.split_folders import ALIASES
 from data_shards.pack.sources.zipped import MISSING, ZipSamples, check_members, find_members, read_directory
 
@@ -46,7 +46,7 @@ def imagenet_zip(directory: str | Path | None, *, allow_empty: bool = False) -> 
     return _source("imagenet-zip", "zip archives with maps", splits, notes, root, allow_empty)
 
 
-def _in_archive(archive: Path, listed: Path, name: str, names: Names, labels: np.ndarray) -> ZipSamples:
+def _in_archive(archive: Path, listed: Path, name: str, names: PathList, labels: np.ndarray) -> ZipSamples:
     """The members called `names`, below `name`/ where the archive was made of that directory."""
     members, prefix = read_directory(archive), ""
     listed_members = find_members(members, names)
@@ -121,7 +121,7 @@ def _renamed(root: Path, lists: Mapping[str, str]) -> list[str]:
     ]
 
 
-def _collect(path: Path, pairs: Iterable[tuple[str, int]], skipped: Skipped) -> tuple[Names, np.ndarray]:
+def _collect(path: Path, pairs: Iterable[tuple[str, int]], skipped: Skipped) -> tuple[PathList, np.ndarray]:
     """Paths and labels apart: N names and (N,) uint32; hidden files are counted and left out."""
     labels = array("I")
 
@@ -133,7 +133,7 @@ def _collect(path: Path, pairs: Iterable[tuple[str, int]], skipped: Skipped) -> 
             labels.append(label)
             yield name.removeprefix("./")
 
-    names = Names.of(paths())
+    names = PathList.of(paths())
     if not labels:
         raise DataError(f"{path}: the list of samples is empty; get it again")
     return names, np.frombuffer(labels, dtype=np.uint32)

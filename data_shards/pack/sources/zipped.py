@@ -19,8 +19,8 @@ import xxhash
 
 from data_shards.errors import DataError
 from data_shards.format.file_kinds import HEAD_BYTES, kind_of
-from data_shards.format.names import Names
 from data_shards.format.samples import BadSourceError
+from data_shards.pack.sources.path_list import PathList
 
 END, END64, LOCATOR64 = b"PK\x05\x06", b"PK\x06\x06", b"PK\x06\x07"
 CENTRAL = struct.Struct("<4s4xHH4xLLLHHH8xL")  # signature, flags, method, crc, 2 sizes, 3 lengths, offset
@@ -68,7 +68,7 @@ def read_directory(path: Path) -> np.ndarray:
     return members
 
 
-def check_members(path: Path, chosen: np.ndarray, names: Names) -> None:
+def check_members(path: Path, chosen: np.ndarray, names: PathList) -> None:
     """DataError when one of the members that were looked for cannot be unpacked by anybody here."""
     other = np.flatnonzero(~np.isin(chosen["method"], (STORED, DEFLATED, MISSING)))
     if len(other):
@@ -137,7 +137,7 @@ def _zip64(extra: bytes, *fields: int) -> tuple[int, ...]:
     return fields
 
 
-def find_members(members: np.ndarray, names: Names, prefix: str = "") -> np.ndarray:
+def find_members(members: np.ndarray, names: PathList, prefix: str = "") -> np.ndarray:
     """The member of every name: (N,) of MEMBER; method MISSING where the archive has none."""
     hashes = np.fromiter(
         (xxhash.xxh3_64_intdigest((prefix + names[i]).encode()) for i in range(len(names))),
@@ -160,7 +160,7 @@ class ZipSamples:
 
     path: Path
     prefix: str
-    names: Names
+    names: PathList
     labels: np.ndarray
     members: np.ndarray
 

@@ -7,26 +7,26 @@ import numpy as np
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.format.names import Names
 from data_shards.format.samples import BadSourceError
 from data_shards.pack.sources.folders import image_folder
+from data_shards.pack.sources.path_list import PathList
 from tests.data_shards.image_folders import jpeg, make_folder
 
 PATHS = ["a/b/1.jpg", "2.jpg", "a/3.jpg", "ä/ö/ü.jpg", "a/b/4", "a/\udcff.jpg"]
 
 
 def test_names_come_back_whole_and_selected() -> None:
-    names = Names.of(PATHS)
+    names = PathList.of(PATHS)
     assert [names[i] for i in range(len(names))] == PATHS
     rows = np.array([3, 0, 3, 5])
     picked = names.select(rows)
     assert [picked[i] for i in range(4)] == [PATHS[row] for row in rows]
     assert set(picked.directories) == {"ä/ö/", "a/b/", "a/"}
-    assert len(Names.of([])) == 0
+    assert len(PathList.of([])) == 0
 
 
 def test_names_take_few_bytes() -> None:
-    names = Names.of(f"n{i % 50:08d}/n{i % 50:08d}_{i}.JPEG" for i in range(20000))
+    names = PathList.of(f"n{i % 50:08d}/n{i % 50:08d}_{i}.JPEG" for i in range(20000))
     taken = names.last_parts.nbytes + names.ends.nbytes + names.directory_ids.nbytes
     # Per name: n00000000_ (10) and up to 5 digits and .JPEG (5), two 32-bit numbers.
     assert taken / 20000 <= 10 + 5 + 5 + 8

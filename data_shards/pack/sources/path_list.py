@@ -1,6 +1,6 @@
-"""Millions of relative paths in a few bytes each: `names = Names.of(paths); names[3]; names.select(rows)`.
+"""A compact list of relative paths: `paths = PathList.of(texts); paths[3]; paths.select(rows)`.
 
-A path is a directory, kept once, and a last part, kept in one run of bytes: ImageNet-22K's 14.2 million take
+Directories are stored once, last parts in one array of bytes. The 14.2 million paths of ImageNet-22K take
 0.4 GB, where Python's strings would take 1.5. N = number of paths.
 """
 
@@ -17,7 +17,7 @@ MAX_BYTES = 2**32 - 1  # of all last parts together, so that an end fits 32 bits
 
 
 @dataclass(frozen=True)
-class Names:
+class PathList:
     """`directories[directory_ids[i]]` + the bytes of `last_parts` from `ends[i - 1]` to `ends[i]`.
 
     directory_ids (N,) and ends (N,) uint32; last_parts (bytes,) uint8. Directories end in "/" or are empty.
@@ -29,7 +29,7 @@ class Names:
     ends: np.ndarray
 
     @classmethod
-    def of(cls, paths: Iterable[str]) -> "Names":
+    def of(cls, paths: Iterable[str]) -> "PathList":
         """Pack `paths`, in their order; DataError beyond 4 GB of last parts."""
         known: dict[str, int] = {}
         ids, ends, text = array("I"), array("I"), bytearray()
@@ -52,12 +52,12 @@ class Names:
         last = self.last_parts[start : int(self.ends[i])].tobytes().decode("utf-8", "surrogateescape")
         return self.directories[self.directory_ids[i]] + last
 
-    def select(self, rows: np.ndarray) -> "Names":
-        """The names at `rows`, copied, with no directory that they do not need."""
-        return Names.of(self[row] for row in rows.tolist())
+    def select(self, rows: np.ndarray) -> "PathList":
+        """The paths at `rows`, copied, with the directories that they need."""
+        return PathList.of(self[row] for row in rows.tolist())
 
     def update(self, sha: "hashlib._Hash") -> None:
-        """Feed everything that decides these names to a hash."""
+        """Update a hash with all paths."""
         sha.update("\0".join(self.directories).encode("utf-8", "surrogateescape"))
         for part in (self.directory_ids.astype("<u4"), self.last_parts, self.ends.astype("<u4")):
             sha.update(np.ascontiguousarray(part).data)
