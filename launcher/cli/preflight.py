@@ -1,4 +1,4 @@
-"""`swin-moe preflight`: the checks of launcher/preflight/story.py by themselves, under any launcher."""
+"""`swin-moe preflight`: the checks of launcher/preflight/run.py by themselves, under any launcher."""
 
 import argparse
 import json
@@ -64,7 +64,7 @@ def no_run() -> RunConfig:
 
 
 def _report(args: argparse.Namespace, config: RunConfig | None, ranks: Ranks, device: torch.device) -> None:
-    from launcher.preflight.story import PreflightError, as_json, joined, preflight, render
+    from launcher.preflight.run import PreflightError, as_json, joined, preflight, render
 
     megabytes = args.megabytes or MEGABYTES[device.type]
     report = preflight(config, ranks, device, message_bytes=int(megabytes * 2**20))

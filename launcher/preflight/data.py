@@ -18,57 +18,57 @@ from data_shards.stream.order import GlobalOrder
 from data_shards.stream.patterns import expand, names_tars, redacted
 from data_shards.stream.reader import SampleError, ShardReader
 from launcher.config.schema import RunConfig
-from launcher.preflight.report import Here, Seen, Verdict
+from launcher.preflight.report import ProbeContext, ProbeResults, Verdict
 
 SPLITS = ("train", "val")
 
 
-def look(here: Here) -> dict[str, Any] | None:
+def probe(context: ProbeContext) -> dict[str, Any] | None:
     """For each split the manifest's digest and what was read, or the error and whether it may pass."""
-    config = here.config
+    config = context.config
     if config is None:
         return None
-    deadline_s = min(here.deadline_s, config.data.retry_s)
-    return {split: _try(config, split, here, deadline_s) for split in SPLITS}
+    deadline_s = min(context.deadline_s, config.data.retry_s)
+    return {split: _try(config, split, context, deadline_s) for split in SPLITS}
 
 
-def judge(seen: Seen) -> Verdict:
+def evaluate(results: ProbeResults) -> Verdict:
     """Every rank reads the same split, and reads it at all."""
-    assert seen.config is not None
-    found = Verdict()
-    told = []
+    assert results.config is not None
+    verdict = Verdict()
+    message = []
     for split in SPLITS:
-        values = [value[split] for value in seen.values]
-        found.failures += seen.each(_error(split, value, fatal=True) for value in values)
-        found.warnings += seen.each(_error(split, value, fatal=False) for value in values)
+        values = [value[split] for value in results.values]
+        verdict.failures += results.each(_error(split, value, fatal=True) for value in values)
+        verdict.warnings += results.each(_error(split, value, fatal=False) for value in values)
         digests = [value.get("digest") for value in values]
         if len({digest for digest in digests if digest}) > 1:
-            found.failures.append(
-                f"data.{split}: manifest {seen.spread(digest and digest[:12] for digest in digests)}; every "
-                "node must see the same shards"
+            verdict.failures.append(
+                f"data.{split}: manifest {results.spread(digest and digest[:12] for digest in digests)}; "
+                "every node must see the same shards"
             )
-        told.append(f"{split} {values[0].get('told', 'unreadable')}")
-    found.told = f"{', '.join(told)}; samples read and decoded"
-    return found
+        message.append(f"{split} {values[0].get('message', 'unreadable')}")
+    verdict.message = f"{', '.join(message)}; samples read and decoded"
+    return verdict
 
 
 def _error(split: str, value: dict[str, Any], *, fatal: bool) -> str | None:
     return f"data.{split}: {value['error']}" if "error" in value and value["fatal"] == fatal else None
 
 
-def _try(config: RunConfig, split: str, here: Here, deadline_s: float) -> dict[str, Any]:
+def _try(config: RunConfig, split: str, context: ProbeContext, deadline_s: float) -> dict[str, Any]:
     place = getattr(config.data, split)
     found: dict[str, Any] = {}
     try:
         if names_tars(place):
-            return _of_tars(place, here.ranks.rank)
+            return _of_tars(place, context.ranks.rank)
         storage, retries = storage_for(place, deadline_s), Retries(deadline_s, Telemetry())
         manifest = load_manifest(storage, retries)
-        found |= {"digest": manifest.digest, "told": manifest.digest[:12]}
+        found |= {"digest": manifest.digest, "message": manifest.digest[:12]}
         check_access(storage, cached=config.data.cache is not None)
         if not storage.random_access:
-            return found | {"told": f"{manifest.digest[:12]} in whole shards, not sampled"}
-        shard, row = first_sample(manifest, config, split, here.ranks.rank, here.ranks.world_size)
+            return found | {"message": f"{manifest.digest[:12]} in whole shards, not sampled"}
+        shard, row = first_sample(manifest, config, split, context.ranks.rank, context.ranks.world_size)
         reader = ShardReader(storage, manifest, retries=retries)
         try:
             _decode(reader, shard, row, config.model.image_sides)
@@ -76,7 +76,7 @@ def _try(config: RunConfig, split: str, here: Here, deadline_s: float) -> dict[s
             reader.close()
     except DataError as error:
         return found | {"error": str(error), "fatal": _is_fatal(error, config, split)}
-    return found | {"told": f"{manifest.digest[:12]} of {len(manifest.shards)} shard(s)"}
+    return found | {"message": f"{manifest.digest[:12]} of {len(manifest.shards)} shard(s)"}
 
 
 def first_sample(
@@ -107,7 +107,7 @@ def _of_tars(place: str, rank: int) -> dict[str, Any]:
     """Tars without a manifest: that the first bytes of a local one can be read."""
     urls = expand(place)
     url = urls[rank % len(urls)]
-    told = f"{len(urls)} tars without a manifest, not sampled"
+    message = f"{len(urls)} tars without a manifest, not sampled"
     try:
         if Path(url).is_file():
             with open(url, "rb") as file:
@@ -115,7 +115,7 @@ def _of_tars(place: str, rank: int) -> dict[str, Any]:
                     return {"error": f"{url}: is empty", "fatal": True}
     except OSError as error:
         return {"error": f"{redacted(url)}: {error.strerror}", "fatal": True}
-    return {"told": told}
+    return {"message": message}
 
 
 def _is_fatal(error: DataError, config: RunConfig, split: str) -> bool:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from launcher.preflight.report import Here, Seen, Verdict
+from launcher.preflight.report import ProbeContext, ProbeResults, Verdict
 from parallel.ranks.devices import DeviceError, Gpu, as_json, node_gpus, own_device
 
 FREE_SHARE = 0.9  # of the memory, beside this process's own beginnings
@@ -10,12 +10,12 @@ OWN_MIB = 2048  # contexts of CUDA and NCCL
 BF16_CAPABILITY = (8, 0)
 
 
-def look(here: Here) -> dict[str, Any] | None:
+def probe(context: ProbeContext) -> dict[str, Any] | None:
     """This rank's GPU; the first rank of a node asks for the table of all."""
-    if here.device.type != "cuda":
+    if context.device.type != "cuda":
         return None
-    found = own_device(here.device)
-    if here.ranks.local_rank == 0:
+    found = own_device(context.device)
+    if context.ranks.local_rank == 0:
         try:
             found["table"] = as_json(node_gpus())
         except DeviceError as error:
@@ -23,60 +23,60 @@ def look(here: Here) -> dict[str, Any] | None:
     return found
 
 
-def judge(seen: Seen) -> Verdict:
+def evaluate(results: ProbeResults) -> Verdict:
     """One GPU a rank, the same model everywhere, able to do what the run asks, without errors or others."""
-    values, first = seen.values, seen.values[0]
-    found = Verdict(told=f"{len(values)} x {first['name']}")
-    for ranks in seen.nodes:
-        _judge_node(found, seen, ranks)
+    values, first = results.values, results.values[0]
+    verdict = Verdict(message=f"{len(values)} x {first['name']}")
+    for ranks in results.nodes:
+        _evaluate_node(verdict, results, ranks)
     if len({value["name"] for value in values}) > 1:
-        found.failures.append(
-            f"GPU: {seen.spread(value['name'] for value in values)}; ask for nodes of one kind"
+        verdict.failures.append(
+            f"GPU: {results.spread(value['name'] for value in values)}; ask for nodes of one kind"
         )
-    if seen.config is not None and seen.config.train.precision == "bf16":
+    if results.config is not None and results.config.train.precision == "bf16":
         old = [tuple(value["capability"]) < BF16_CAPABILITY for value in values]
-        found.failures += seen.each(
+        verdict.failures += results.each(
             f"{value['name']} cannot do bf16; set train.precision=fp16" if is_old else None
             for value, is_old in zip(values, old, strict=True)
         )
-    found.warnings += seen.each(
+    verdict.warnings += results.each(
         f"the state of the GPUs is not known: {value['error']}" if "error" in value else None
         for value in values
     )
-    return found
+    return verdict
 
 
-def _judge_node(found: Verdict, seen: Seen, ranks: list[int]) -> None:
+def _evaluate_node(verdict: Verdict, results: ProbeResults, ranks: list[int]) -> None:
     owners: dict[str, list[int]] = {}
     for rank in ranks:
-        owners.setdefault(seen.values[rank]["uuid"], []).append(rank)
+        owners.setdefault(results.values[rank]["uuid"], []).append(rank)
     for uuid, sharers in owners.items():
         if len(sharers) > 1:
-            visible = seen.values[sharers[0]]["visible"]
-            found.failures.append(
-                f"{seen.where(sharers)} use one GPU ({uuid}), of {visible} visible to each of them; start no "
-                "more ranks than GPUs on a node, each with a local rank of its own"
+            visible = results.values[sharers[0]]["visible"]
+            verdict.failures.append(
+                f"{results.where(sharers)} use one GPU ({uuid}), of {visible} visible to each of them; start "
+                "no more ranks than GPUs on a node, each with a local rank of its own"
             )
-    tables = [seen.values[rank]["table"] for rank in ranks if "table" in seen.values[rank]]
-    own = {seen.values[rank]["pid"] for rank in ranks}
+    tables = [results.values[rank]["table"] for rank in ranks if "table" in results.values[rank]]
+    own = {results.values[rank]["pid"] for rank in ranks}
     for row in tables[0] if tables else ():
         gpu = Gpu(**row)
         if gpu.uuid in owners:
-            _judge_gpu(found, gpu, own, f"the GPU of {seen.where(owners[gpu.uuid])} ({gpu.uuid})")
+            _evaluate_gpu(verdict, gpu, own, f"the GPU of {results.where(owners[gpu.uuid])} ({gpu.uuid})")
 
 
-def _judge_gpu(found: Verdict, gpu: Gpu, own: set[int], name: str) -> None:
+def _evaluate_gpu(verdict: Verdict, gpu: Gpu, own: set[int], name: str) -> None:
     if gpu.ecc_errors:
-        found.warnings.append(  # detected, so nothing was computed wrongly: the next one ends a run
+        verdict.warnings.append(  # detected, so nothing was computed wrongly: the next one ends a run
             f"{name} has had {gpu.ecc_errors} uncorrected memory errors since it was reset; leave out that "
             "node, and tell its keeper"
         )
     others = strangers(gpu, own)
     said = f", where {', '.join(f'{n} ({pid})' for pid, n in others.items())} runs as well" if others else ""
     if gpu.free_mib < min(FREE_SHARE * gpu.total_mib, gpu.total_mib - OWN_MIB):
-        found.warnings.append(f"{name} has {gpu.free_mib} of {gpu.total_mib} MiB free{said}; free it")
+        verdict.warnings.append(f"{name} has {gpu.free_mib} of {gpu.total_mib} MiB free{said}; free it")
     elif others:
-        found.warnings.append(f"{name} is not ours alone{said}; end it, or choose another GPU")
+        verdict.warnings.append(f"{name} is not ours alone{said}; end it, or choose another GPU")
 
 
 def strangers(gpu: Gpu, own: set[int]) -> dict[int, str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.schema import RunConfig
-from launcher.preflight.report import Here, Seen, Verdict, gib
+from launcher.preflight.report import ProbeContext, ProbeResults, Verdict, gib
 from parallel.checkpoint.commit import committed
 from swin_moe.backbone.flops import build_on_meta, count_parameters
 
@@ -46,51 +46,51 @@ def token(config: RunConfig | None, *, is_first: bool) -> Iterator[str]:
                 parent.rmdir()
 
 
-def look_at_run(here: Here) -> dict[str, Any] | None:
+def probe_run(context: ProbeContext) -> dict[str, Any] | None:
     """Whether this rank sees what rank 0 left, and can write beside it; on rank 0 the space."""
-    if here.config is None:
+    if context.config is None:
         return None
-    path = Path(here.config.run_dir)
+    path = Path(context.config.run_dir)
     found: dict[str, Any] = {"path": str(path.absolute())}
-    if here.token and not _appears(path / here.token):
+    if context.token and not _appears(path / context.token):
         return found | {"unshared": True}
-    probe = path / f"{TOKEN}{here.token[-8:]}-{here.ranks.rank}"
+    probe = path / f"{TOKEN}{context.token[-8:]}-{context.ranks.rank}"
     try:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        why = f"cannot write into run_dir ({here.config.run_dir}): {error.strerror}"
+        why = f"cannot write into run_dir ({context.config.run_dir}): {error.strerror}"
         return found | {"error": f"{why}; see to it, or choose another run_dir"}
-    return found | (checkpoint_space(here.config, path) if here.ranks.rank == 0 else {})
+    return found | (checkpoint_space(context.config, path) if context.ranks.rank == 0 else {})
 
 
-def judge_run(seen: Seen) -> Verdict:
+def evaluate_run(results: ProbeResults) -> Verdict:
     """One directory, everyone may write, one checkpoint fits, and all that are kept."""
-    assert seen.config is not None
-    found, run_dir = Verdict(), seen.config.run_dir
-    blind = [rank for rank, value in enumerate(seen.values) if value.get("unshared")]
+    assert results.config is not None
+    verdict, run_dir = Verdict(), results.config.run_dir
+    blind = [rank for rank, value in enumerate(results.values) if value.get("unshared")]
     if blind:
-        found.failures.append(
-            f"run_dir ({run_dir}) is not shared: what rank 0 (node {seen.places[0].node}) writes into "
-            f"{seen.values[0]['path']} is not seen as {seen.values[blind[0]]['path']} on "
-            f"{seen.where(blind)}; choose a run_dir on a file system that all nodes share"
+        verdict.failures.append(
+            f"run_dir ({run_dir}) is not shared: what rank 0 (node {results.places[0].node}) writes into "
+            f"{results.values[0]['path']} is not seen as {results.values[blind[0]]['path']} on "
+            f"{results.where(blind)}; choose a run_dir on a file system that all nodes share"
         )
-    found.failures += seen.each(value.get("error") for value in seen.values)
-    if "free" in seen.values[0]:
-        _judge_space(found, run_dir, seen.values[0], seen.config.checkpoint.keep_last)
-    return found
+    verdict.failures += results.each(value.get("error") for value in results.values)
+    if "free" in results.values[0]:
+        _evaluate_space(verdict, run_dir, results.values[0], results.config.checkpoint.keep_last)
+    return verdict
 
 
-def _judge_space(found: Verdict, run_dir: str, space: dict[str, Any], keep_last: int) -> None:
+def _evaluate_space(verdict: Verdict, run_dir: str, space: dict[str, Any], keep_last: int) -> None:
     one, free = space["checkpoint"], space["free"]
     needed = one * max(1, keep_last + 1 - space["present"])
     takes = f"a checkpoint takes {gib(one)} ({space['parameters']:,} parameters x {space['values']} in fp32)"
-    found.told = f"{gib(free)} free in {space['path']}, {takes}"
+    verdict.message = f"{gib(free)} free in {space['path']}, {takes}"
     fix = "make room, or choose another run_dir"
     if free < one:
-        found.failures.append(f"run_dir ({run_dir}) has {gib(free)} free, and {takes}; {fix}")
+        verdict.failures.append(f"run_dir ({run_dir}) has {gib(free)} free, and {takes}; {fix}")
     elif free < needed:
-        found.warnings.append(
+        verdict.warnings.append(
             f"run_dir ({run_dir}) has {gib(free)} free, and {gib(needed)} are needed: {takes}, and "
             f"checkpoint.keep_last + 1 ({keep_last + 1}) are there at times; {fix}"
         )
@@ -127,11 +127,11 @@ def _free(path: Path) -> int:
     return system.f_bavail * system.f_frsize
 
 
-def look_at_scratch(here: Here) -> dict[str, Any]:
+def probe_scratch(context: ProbeContext) -> dict[str, Any]:
     """What is free where temporary files and cached shards go, on this rank's node."""
     directory = Path(tempfile.gettempdir())
     found: dict[str, Any] = {"tmp": str(directory), "tmp_free": _free(directory)}
-    data = here.config.data if here.config else None
+    data = context.config.data if context.config else None
     if data is None or data.cache is None:
         return found
     cache = os.path.expandvars(data.cache)
@@ -143,17 +143,17 @@ def look_at_scratch(here: Here) -> dict[str, Any]:
     return found | {"cache": cache, "cache_free": _free(Path(cache)), "cache_holds": held}
 
 
-def judge_scratch(seen: Seen) -> Verdict:
+def evaluate_scratch(results: ProbeResults) -> Verdict:
     """Room for temporary files and for all of the cache; both are missed without harm to the run."""
-    values, first = seen.values, seen.values[0]
-    found = Verdict(told=f"{gib(first['tmp_free'])} free in {first['tmp']}")
-    found.failures += seen.each(value.get("error") for value in values)
-    found.warnings += seen.each(_short_of_scratch(value) for value in values)
-    if seen.config is not None and "cache" in first:
-        found.told += f", {gib(first['cache_free'])} in {first['cache']}"
-        cap = int(seen.config.data.cache_gib * 2**30)
-        found.warnings += seen.each(_short_of_cache(value, cap) for value in values)
-    return found
+    values, first = results.values, results.values[0]
+    verdict = Verdict(message=f"{gib(first['tmp_free'])} free in {first['tmp']}")
+    verdict.failures += results.each(value.get("error") for value in values)
+    verdict.warnings += results.each(_short_of_scratch(value) for value in values)
+    if results.config is not None and "cache" in first:
+        verdict.message += f", {gib(first['cache_free'])} in {first['cache']}"
+        cap = int(results.config.data.cache_gib * 2**30)
+        verdict.warnings += results.each(_short_of_cache(value, cap) for value in values)
+    return verdict
 
 
 def _short_of_scratch(value: dict[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ import torch
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
 from data_shards.stream.reader import OPEN_SHARDS
-from launcher.preflight.report import Here, Seen, Verdict, gib, noise_s, slow
+from launcher.preflight.report import ProbeContext, ProbeResults, Verdict, gib, noise_s, slow
 
 MAX_SKEW_S = 2.0
 SLOW_COMPUTE = 1.5  # times the median
@@ -22,29 +22,29 @@ FILES, MANY_RANKS = 4096, 64
 SHM_BYTES = 2**29
 
 
-def look_at_clock(here: Here) -> float:
+def probe_clock(context: ProbeContext) -> float:
     """The time of day at a moment that all ranks share."""
-    return here.met_s
+    return context.met_s
 
 
-def judge_clocks(seen: Seen) -> Verdict:
+def evaluate_clocks(results: ProbeResults) -> Verdict:
     """Nothing depends on clocks but the age of a lock and the order of log lines."""
-    nodes = {seen.places[ranks[0]].node: min(seen.values[r] for r in ranks) for ranks in seen.nodes}
+    nodes = {results.places[ranks[0]].node: min(results.values[r] for r in ranks) for ranks in results.nodes}
     early, late = min(nodes, key=nodes.__getitem__), max(nodes, key=nodes.__getitem__)
     skew_s = nodes[late] - nodes[early]
-    found = Verdict(told=f"{skew_s:.3f} s apart on {len(nodes)} node{'s' * (len(nodes) > 1)}")
+    verdict = Verdict(message=f"{skew_s:.3f} s apart on {len(nodes)} node{'s' * (len(nodes) > 1)}")
     if skew_s > MAX_SKEW_S:
-        found.warnings.append(
+        verdict.warnings.append(
             f"the clock of node {late} is {skew_s:.1f} s ahead of that of node {early}: training does not "
             "mind, the age of a lock and the order of log lines do; see to NTP"
         )
-    return found
+    return verdict
 
 
-def look_at_compute(here: Here) -> float:
+def probe_compute(context: ProbeContext) -> float:
     """Seconds of a matrix product, the best of a few."""
-    size = 4096 if here.device.type == "cuda" else 256
-    left = torch.ones(size, size, device=here.device)
+    size = 4096 if context.device.type == "cuda" else 256
+    left = torch.ones(size, size, device=context.device)
     return min([_product_s(left) for _ in range(1 + SAMPLES)][1:])
 
 
@@ -61,66 +61,68 @@ def product(left: torch.Tensor) -> torch.Tensor:
     return left @ left
 
 
-def judge_compute(seen: Seen) -> Verdict:
+def evaluate_compute(results: ProbeResults) -> Verdict:
     """No rank much slower than the others."""
-    seconds, usual = dict(enumerate(seen.values)), statistics.median_low(seen.values)
-    worst = max(seen.values)
-    found = Verdict(told=f"a matrix product in {1e3 * usual:.2f} ms, in {1e3 * worst:.2f} ms at the slowest")
-    if late := slow(seconds, SLOW_COMPUTE, noise_s(seen.device_type)):
-        found.warnings.append(
-            f"compute takes up to {worst / usual:.1f} times the median on {seen.where(late)}; look for other "
-            "processes, power caps and heat there"
+    seconds, usual = dict(enumerate(results.values)), statistics.median_low(results.values)
+    worst = max(results.values)
+    verdict = Verdict(
+        message=f"a matrix product in {1e3 * usual:.2f} ms, in {1e3 * worst:.2f} ms at the slowest"
+    )
+    if late := slow(seconds, SLOW_COMPUTE, noise_s(results.device_type)):
+        verdict.warnings.append(
+            f"compute takes up to {worst / usual:.1f} times the median on {results.where(late)}; look for "
+            "other processes, power caps and heat there"
         )
-    return found
+    return verdict
 
 
-def look_at_limits(here: Here) -> dict[str, Any]:
+def probe_limits(context: ProbeContext) -> dict[str, Any]:
     """Threads and the cores they may use, open files, shared memory."""
     found = {
         "threads": torch.get_num_threads(),
         "cores": sum(1 << core for core in os.sched_getaffinity(0)),  # a bit each
         "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-        "shards": _shards(here),
+        "shards": _shards(context),
     }
-    if here.device.type == "cuda" and Path("/dev/shm").is_dir():
+    if context.device.type == "cuda" and Path("/dev/shm").is_dir():
         found["shm"] = shutil.disk_usage("/dev/shm").total
     return found
 
 
-def _shards(here: Here) -> int:
+def _shards(context: ProbeContext) -> int:
     """Of a local training split; 0 where that is not known without asking a storage far away."""
     try:
-        return len(Manifest.load(here.config.data.train).shards) if here.config else 0
+        return len(Manifest.load(context.config.data.train).shards) if context.config else 0
     except DataError:
         return 0
 
 
-def judge_limits(seen: Seen) -> Verdict:
+def evaluate_limits(results: ProbeResults) -> Verdict:
     """Enough of each."""
-    first = seen.values[0]
-    found = Verdict(told=f"{_threads(seen, seen.nodes[0])}, {first['files']} open files")
-    for ranks in seen.nodes:
-        if sum(seen.values[rank]["threads"] for rank in ranks) > _cores(seen, ranks):
-            found.warnings.append(
-                f"{_threads(seen, ranks)}, on {seen.where(ranks)}: lower OMP_NUM_THREADS, or start fewer "
-                "ranks on a node"
+    first = results.values[0]
+    verdict = Verdict(message=f"{_threads(results, results.nodes[0])}, {first['files']} open files")
+    for ranks in results.nodes:
+        if sum(results.values[rank]["threads"] for rank in ranks) > _cores(results, ranks):
+            verdict.warnings.append(
+                f"{_threads(results, ranks)}, on {results.where(ranks)}: lower OMP_NUM_THREADS, or start "
+                "fewer ranks on a node"
             )
-    found.warnings += seen.each(_few_files(value, len(seen.places)) for value in seen.values)
-    found.warnings += seen.each(_small_shm(value) for value in seen.values)
-    return found
+    verdict.warnings += results.each(_few_files(value, len(results.places)) for value in results.values)
+    verdict.warnings += results.each(_small_shm(value) for value in results.values)
+    return verdict
 
 
-def _cores(seen: Seen, ranks: list[int]) -> int:
+def _cores(results: ProbeResults, ranks: list[int]) -> int:
     """Cores that these ranks have together: bound to some each, or all to the same."""
     mask = 0
     for rank in ranks:
-        mask |= seen.values[rank]["cores"]
+        mask |= results.values[rank]["cores"]
     return mask.bit_count()
 
 
-def _threads(seen: Seen, ranks: list[int]) -> str:
-    threads = sum(seen.values[rank]["threads"] for rank in ranks)
-    return f"{threads} threads of {len(ranks)} ranks on {_cores(seen, ranks)} cores"
+def _threads(results: ProbeResults, ranks: list[int]) -> str:
+    threads = sum(results.values[rank]["threads"] for rank in ranks)
+    return f"{threads} threads of {len(ranks)} ranks on {_cores(results, ranks)} cores"
 
 
 def _few_files(value: dict[str, Any], world_size: int) -> str | None:

@@ -1,4 +1,4 @@
-"""What the checks of a preflight are made of: what all ranks saw, in words, and a verdict on it."""
+"""The parts of a preflight check: its context on a rank, the results of all ranks, and a verdict on them."""
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Here:
-    """What a check may look at on its rank."""
+class ProbeContext:
+    """The arguments of a probe."""
 
     config: RunConfig | None  # None: the machine alone
     ranks: Ranks
@@ -28,8 +28,8 @@ class Here:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """What one check saw on every rank."""
+class ProbeResults:
+    """The values that one probe returned on every rank."""
 
     places: Sequence[RankNode]
     values: Sequence[Any]  # by rank
@@ -57,7 +57,7 @@ class Seen:
         )
 
     def each(self, values: Iterable[str | None]) -> list[str]:
-        """`rank 3 (node b): TEXT` for each different text; None is nothing to tell."""
+        """`rank 3 (node b): TEXT` for each different text; None has no line."""
         return [f"{self.where(ranks)}: {text}" for text, ranks in self.groups(values) if text is not None]
 
     @property
@@ -68,9 +68,9 @@ class Seen:
 
 @dataclass(kw_only=True)
 class Verdict:
-    """What a check says: one line of what it saw, and one for each thing that is wrong."""
+    """The result of a check: one line of its values, and one for each thing that is wrong."""
 
-    told: str = ""
+    message: str = ""
     warnings: list[str] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
 
@@ -81,20 +81,20 @@ class Verdict:
 
 
 class Check(NamedTuple):
-    """`look` runs on every rank by itself (None: does not apply here); `judge` sees what all of them saw."""
+    """`probe` runs on each rank (None: the check does not apply); `evaluate` gets the values of all ranks."""
 
     name: str
-    look: Callable[[Here], Any]
-    judge: Callable[[Seen], Verdict]
+    probe: Callable[[ProbeContext], Any]
+    evaluate: Callable[[ProbeResults], Verdict]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
     """A whole preflight."""
 
-    seen: dict[str, Seen]
+    results: dict[str, ProbeResults]
     verdicts: dict[str, Verdict]
-    links: Seen  # Times by rank
+    links: ProbeResults  # Times by rank
     message_bytes: int
     seconds: float
 

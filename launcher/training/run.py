@@ -14,7 +14,7 @@ from launcher.config.schema import RunConfig
 from launcher.errors import CrashLoopError
 from launcher.evaluation.loop import eval_stream
 from launcher.metrics.summary import render, summarise
-from launcher.preflight.story import before_training
+from launcher.preflight.run import before_training
 from launcher.process.run_rank import RankContext
 from launcher.rundir.directory import RunDirectory
 from launcher.rundir.heartbeat import Heartbeat

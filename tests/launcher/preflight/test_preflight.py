@@ -28,7 +28,7 @@ from launcher.preflight import checks as preflight_checks
 from launcher.preflight import disk as preflight_disk
 from launcher.preflight import machine as preflight_machine
 from launcher.preflight.data import first_sample
-from launcher.preflight.story import preflight
+from launcher.preflight.run import preflight
 from launcher.process.run_rank import longest_wait
 from parallel.ranks import bandwidth as links
 from parallel.ranks.rank import Ranks
@@ -140,7 +140,7 @@ def cases() -> dict[str, Case]:
     }
 
 
-def told(folder: Path) -> dict[str, Told]:
+def results(folder: Path) -> dict[str, Told]:
     """Every case, one after the other, on this rank."""
     os.chdir(folder)
     return {name: one(folder, case) for name, case in cases().items()}
@@ -197,7 +197,7 @@ def spoil(config: RunConfig, directory: Path, split: str) -> None:
 @pytest.fixture(scope="module")
 def said(folder: Path) -> dict[str, Told]:
     """What all ranks said alike in every case."""
-    by_rank = run_on_ranks(told, 4, folder)
+    by_rank = run_on_ranks(results, 4, folder)
     for other_rank in by_rank[1:]:
         assert other_rank == by_rank[0]
     return by_rank[0]

@@ -11,7 +11,7 @@ import torch
 from launcher.config.load import load_config
 from launcher.config.time_limits import seconds_of
 from launcher.preflight import devices as preflight_devices
-from launcher.preflight.report import Seen, Verdict
+from launcher.preflight.report import ProbeResults, Verdict
 from parallel.ranks import devices
 from parallel.ranks.bandwidth import RankNode
 from parallel.ranks.devices import DeviceError, Gpu, as_json, gpus, node_gpus, own_device
@@ -74,14 +74,16 @@ def value(uuid: str, pid: int, **more: Any) -> dict[str, Any]:
 def judged(*values: dict[str, Any], table: str = TABLE, apps: str = APPS) -> Verdict:
     """Two ranks on node a, further ones on node b."""
     first, *others = values
-    told = [{**first, "table": as_json(gpus(table, apps))}, *others]
+    message = [{**first, "table": as_json(gpus(table, apps))}, *others]
     places = [RankNode(rank, "aabb"[rank]) for rank in range(len(values))]
     config = load_config(CONFIG, ["train.precision=bf16", f"data.train={Path.cwd()}"])
-    return preflight_devices.judge(Seen(places=places, values=told, config=config, device_type="cuda"))
+    return preflight_devices.evaluate(
+        ProbeResults(places=places, values=message, config=config, device_type="cuda")
+    )
 
 
 def test_sound_gpus() -> None:
-    assert judged(value(A, 101), value(B, 102)) == Verdict(told="2 x NVIDIA H100 80GB HBM3")
+    assert judged(value(A, 101), value(B, 102)) == Verdict(message="2 x NVIDIA H100 80GB HBM3")
 
 
 def test_two_ranks_on_one_gpu() -> None:

@@ -1,7 +1,7 @@
-"""Before the first step: are all ranks alike, able, and quick to talk?
+"""The preflight: checks of all ranks before the first step.
 
-Every rank looks by itself (launcher/preflight/checks.py), all measure their links together, one gathering
-brings it all to every rank, and each comes to the same verdicts.
+Each rank runs its probes (launcher/preflight/checks.py), all ranks measure their links together, one gather
+brings the values to every rank, and every rank comes to the same verdicts.
 """
 
 import logging
@@ -16,7 +16,7 @@ from launcher.config.schema import RunConfig
 from launcher.preflight import links as link_figures
 from launcher.preflight.checks import CHECKS
 from launcher.preflight.disk import token
-from launcher.preflight.report import Here, Report, Seen
+from launcher.preflight.report import ProbeContext, ProbeResults, Report
 from parallel.ranks.bandwidth import RankNode, Times, measure, scopes
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.identity import node_name
@@ -28,11 +28,11 @@ SMALL_MIB = {"cpu": 1.0, "cuda": 16.0}  # messages before every run
 
 
 class PreflightError(ConfigError):
-    """What a run would fail of, or be wrong by; raised on all ranks alike."""
+    """A check failed; raised on all ranks."""
 
 
 def before_training(config: RunConfig, ranks: Ranks, device: torch.device) -> None:
-    """The checks of a run before its first step: rank 0 says what is not well, and one line of all.
+    """The checks of a run before its first step: rank 0 prints the warnings and a summary.
 
     Raises:
         PreflightError: on all ranks, with every failure in a line.
@@ -55,7 +55,7 @@ def preflight(
     message_bytes: int,
     in_train: bool = False,
 ) -> Report:
-    """Look, measure, gather and judge; every rank calls it, and gets the same report.
+    """Probe, measure, gather and evaluate. Every rank calls it and gets the same report.
 
     Args:
         config: of the run; None leaves out what needs one.
@@ -69,15 +69,15 @@ def preflight(
         met = gather_objects((RankNode(ranks.rank, node_name()), left))
         met_s = time.time()
         places, run_token = [place for place, _ in met], met[0][1]
-        here = Here(
+        context = ProbeContext(
             config=config, ranks=ranks, device=device, met_s=met_s, token=run_token, in_train=in_train
         )
-        looks = {check.name: check.look(here) for check in CHECKS}
+        probed = {check.name: check.probe(context) for check in CHECKS}
         with scopes(places, ranks.rank) as links:
             times = measure(places, ranks.rank, device, links, message_bytes)
-            gathered = gather_objects((looks, times))
-    seen = {
-        check.name: Seen(
+            gathered = gather_objects((probed, times))
+    results = {
+        check.name: ProbeResults(
             places=places,
             values=[rank_looks[check.name] for rank_looks, _ in gathered],
             config=config,
@@ -85,13 +85,15 @@ def preflight(
         )
         for check in CHECKS
     }
-    all_times = Seen(
+    all_times = ProbeResults(
         places=places, values=[rank_times for _, rank_times in gathered], device_type=device.type
     )
-    verdicts = {check.name: check.judge(seen[check.name]) for check in CHECKS if applies(seen[check.name])}
-    verdicts["links"] = link_figures.judge(all_times, message_bytes)
+    verdicts = {
+        check.name: check.evaluate(results[check.name]) for check in CHECKS if applies(results[check.name])
+    }
+    verdicts["links"] = link_figures.evaluate(all_times, message_bytes)
     return Report(
-        seen=seen,
+        results=results,
         verdicts=verdicts,
         links=all_times,
         message_bytes=message_bytes,
@@ -99,9 +101,9 @@ def preflight(
     )
 
 
-def applies(seen: Seen) -> bool:
-    """Whether a check saw anything on any rank."""
-    return any(value is not None for value in seen.values)
+def applies(results: ProbeResults) -> bool:
+    """Whether a probe returned a value on any rank."""
+    return any(value is not None for value in results.values)
 
 
 def summary(report: Report) -> str:
@@ -114,7 +116,7 @@ def render(report: Report) -> str:
     """The table of the command: a line for each check and for each complaint, then the links."""
     lines = []
     for name, verdict in report.verdicts.items():
-        lines.append(f"{verdict.word:4}  {name:13}  {verdict.told}".rstrip())
+        lines.append(f"{verdict.word:4}  {name:13}  {verdict.message}".rstrip())
         lines += [
             f"      {'FAIL' if line in verdict.failures else 'warn'}: {line}"
             for line in [*verdict.failures, *verdict.warnings]
@@ -139,7 +141,7 @@ def as_json(report: Report) -> dict[str, Any]:
 
 
 def _values(report: Report, name: str) -> list[Any]:
-    values = report.seen[name].values if name in report.seen else report.links.values
+    values = report.results[name].values if name in report.results else report.links.values
     return [asdict(value) if isinstance(value, Times) else value for value in values]
 
 
