@@ -367,10 +367,12 @@ class _Stream:
 
 
 def _evaluate(engine: Any, task: Any, one: Any, config: Any, device: torch.device) -> None:
-    from launcher.evaluation.loop import evaluate
+    from launcher.evaluation.loop import Evaluated, evaluate
 
     stream: Any = _Stream((one, replace(one)))
-    evaluate(engine.module, stream, task, config.data, device)
+    data = config.data
+    evaluated = Evaluated(model=engine.module, task=task, data=data, device=device, heartbeat=lambda: None)
+    evaluate(evaluated, stream)
 
 
 def _counted_on_cpu(step: Callable[[], None], host: list[torch.Tensor]) -> Counter[str]:

@@ -4,7 +4,7 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,6 +21,9 @@ from launcher.validation.run_rules import slots_error
 from parallel.ranks.rank import Ranks
 from parallel.zero.options import DTYPES
 from swin_moe.config import MOST_CAPACITY
+
+if TYPE_CHECKING:
+    from launcher.evaluation.context import EvalContext
 
 HELP = """\
 examples:
@@ -94,13 +97,19 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
         return local.run_local(args.nproc, arguments)
 
     def work(ranks: Ranks, device: torch.device, context: RankContext) -> None:
-        evaluate(args, config, directory, judged, ranks, device, context)
+        from launcher.evaluation.context import EvalRequest, load  # imports DeepSpeed, which finds its device
+
+        if args.few_shot or args.knn:
+            check_support(args, config, judged.support.mapped_to)
+        request = EvalRequest(config=config, run=directory, checkpoint=args.checkpoint, averaged=args.ema)
+        loaded = load(request, ranks, device, context.watch.beat)
+        evaluate(args, replace(loaded, mapped_to=judged.model.mapped_to), judged)
 
     return run_rank(config, work, args.runtime)
 
 
 def check_options(args: argparse.Namespace, config: RunConfig) -> None:
-    """Refuse what makes no sense for the run, before anything is loaded.
+    """Refuse what makes no sense for the run, before the checkpoint is loaded.
 
     Raises:
         ConfigError: the first such option.
@@ -135,70 +144,59 @@ def check_options(args: argparse.Namespace, config: RunConfig) -> None:
 
 
 def is_standard(args: argparse.Namespace) -> bool:
-    """Whether the ordinary evaluation is asked for, by itself or to look on."""
+    """Whether the command line asks for the standard evaluation, by itself or for its observers."""
     studies = any(getattr(args, name) for name in STUDIES)
     return bool(args.labels or args.confusion or args.affinity or not studies)
 
 
 def is_by_model(args: argparse.Namespace) -> bool:
-    """Whether the classifier judges images in anything that is asked for."""
+    """Whether an evaluation of the command line uses the classifier's head."""
     return bool(is_standard(args) or args.sweep_capacity or args.sweep_top_k)
 
 
-def evaluate(
-    args: argparse.Namespace,
-    config: RunConfig,
-    directory: RunDirectory,
-    judged: Judging,
-    ranks: Ranks,
-    device: torch.device,
-    context: RankContext,
-) -> None:
-    """Load the checkpoint once and do all that is asked; every rank calls it."""
-    # these know DeepSpeed, which looks for its device when it is imported
-    from launcher.evaluation.context import load
+def evaluate(args: argparse.Namespace, context: "EvalContext", judged: Judging) -> None:
+    """Do all evaluations of the command line with one checkpoint; every rank calls it."""
     from launcher.evaluation.few_shot import few_shot
-    from launcher.evaluation.knn import nearest
-    from launcher.evaluation.sweep import sweep
+    from launcher.evaluation.knn import evaluate_knn
+    from launcher.evaluation.run import sweep
     from launcher.evaluation.throughput import measure
 
-    if args.few_shot or args.knn:
-        check_support(args, config, judged.support.mapped_to)
-    beat = context.watch.beat
-    loaded = load(config, directory, args.checkpoint, ranks, device, beat, averaged=args.ema)
-    loaded = replace(loaded, mapped_to=judged.model.mapped_to)
-    if ranks.rank == 0:
+    if context.mesh.is_first:
         sys.stderr.writelines(f"{note}\n" for note in judged.notes)
     if is_standard(args):
-        standard(args, loaded, judged)
+        standard(args, context, judged)
     if args.sweep_capacity or args.sweep_top_k:
-        sweep(loaded, args.sweep_capacity or [], args.sweep_top_k or [])
+        sweep(context, args.sweep_capacity or [], args.sweep_top_k or [])
     if args.few_shot:
         seeds = range(args.shots_seed, args.shots_seed + args.shots_draws)
-        few_shot(loaded, args.few_shot, seeds, judged.support.mapped_to)
+        few_shot(context, args.few_shot, seeds, judged.support.mapped_to)
     if args.knn:
-        nearest(loaded, args.knn, args.bank, args.shots_seed, judged.support.mapped_to)
+        evaluate_knn(context, args.knn, args.bank, args.shots_seed, judged.support.mapped_to)
     if args.throughput:
-        measure(loaded, args.capacity_factor, warm_up=WARM_UP, repeats=args.passes)
+        measure(context, args.capacity_factor, warm_up=WARM_UP, repeats=args.passes)
 
 
-def standard(args: argparse.Namespace, loaded: Any, judged: Judging) -> None:
+def standard(args: argparse.Namespace, context: "EvalContext", judged: Judging) -> None:
     """Evaluate in the label space of `judged`, which holds for a sweep too, and write the tables."""
     from launcher.evaluation.affinity import Affinity
     from launcher.evaluation.confusion import Confusion
     from launcher.evaluation.labels import RelabelledMetric
-    from launcher.evaluation.standard import evaluate_modes
+    from launcher.evaluation.run import evaluate_standard
+    from launcher.tasks.classification.metric import ClassificationMetric
 
-    device = loaded.device
+    device = context.device
     if judged.labels is not None:
-        loaded.task.metric = RelabelledMetric(device, judged.labels)
-    confusion = [Confusion(loaded.task.metric, len(judged.names), device)] if args.confusion else []
+        context.task.metric = RelabelledMetric(device, judged.labels)
+    metric, confusion = context.task.metric, []
+    if args.confusion:
+        assert isinstance(metric, ClassificationMetric)  # see check_options
+        confusion = [Confusion(metric, len(judged.names), device)]
     affinity = [Affinity(len(judged.classes), device)] if args.affinity else []
-    evaluate_modes(loaded, args.capacity_factor, [*confusion, *affinity])
-    for seen in confusion:
-        seen.write(loaded, judged.names)
-    for known in affinity:
-        known.write(loaded, judged.classes)
+    evaluate_standard(context, args.capacity_factor, [*confusion, *affinity])
+    for matrix in confusion:
+        matrix.write(context, judged.names)
+    for experts in affinity:
+        experts.write(context, judged.classes)
 
 
 def _flag(name: str) -> str:

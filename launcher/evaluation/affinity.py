@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from data_shards.stream.batch import Batch
-from launcher.evaluation.context import Loaded
+from launcher.evaluation.context import EvalContext
 from launcher.metrics.heat_map import CELL, heat_map
 from parallel.ranks.collectives import sum_over
 
@@ -31,7 +31,7 @@ class Affinity:
         self._classes, self._device = num_classes, device
         self._counts: dict[str, Tensor] = {}
 
-    def see(self, output: Any, batch: Batch) -> None:
+    def update(self, output: Any, batch: Batch) -> None:
         """Count one batch; padding does not."""
         labels, counted = batch.labels.to(self._device), batch.weights.to(self._device, torch.int64)
         for layer, stats in output.moe.items():
@@ -44,26 +44,26 @@ class Affinity:
         """Choices of a class's tokens (row) that wanted an expert, by layer, of all ranks: (K, E) int64."""
         return {layer: sum_over(counts.clone()) for layer, counts in self._counts.items()}
 
-    def write(self, loaded: Loaded, classes: Sequence[str]) -> None:
+    def write(self, context: EvalContext, classes: Sequence[str]) -> None:
         """Write a CSV and a PNG a layer, and the pictures for TensorBoard; every rank calls it together."""
         counts = {layer: found.cpu() for layer, found in self.counts().items()}
         for layer, found in counts.items():
             header = ["class", *(f"expert_{expert}" for expert in range(found.shape[1])), "choices"]
             rows = zip(classes, shares(found).tolist(), found.sum(1).tolist(), strict=True)
-            loaded.write_csv(f"affinity-{layer}", header, [[name, *row, total] for name, row, total in rows])
-        if loaded.mesh.is_first:
-            self._draw(loaded, counts)
+            context.write_csv(f"affinity-{layer}", header, [[name, *row, total] for name, row, total in rows])
+        if context.mesh.is_first:
+            self._draw(context, counts)
 
-    def _draw(self, loaded: Loaded, counts: dict[str, Tensor]) -> None:
+    def _draw(self, context: EvalContext, counts: dict[str, Tensor]) -> None:
         """A picture a layer: a row a class, a column an expert, coloured by its share over the mean."""
-        step = loaded.found.manifest["step"]
-        with SummaryWriter(str(loaded.run.path / "eval" / "tensorboard")) as board:
+        step = context.checkpoint.manifest["step"]
+        with SummaryWriter(str(context.run.path / "eval" / "tensorboard")) as board:
             for layer, found in counts.items():
                 cell = max(1, min(CELL, TALLEST // len(found)))
                 picture = heat_map(found.tolist(), cell)
-                Image.fromarray(picture.transpose(1, 2, 0)).save(loaded.directory / f"affinity-{layer}.png")
+                Image.fromarray(picture.transpose(1, 2, 0)).save(context.directory / f"affinity-{layer}.png")
                 board.add_image(f"affinity/{layer}", picture, step)
-        loaded.say(f"  which expert takes which classes: {loaded.directory}/affinity-*")
+        context.say(f"  which expert takes which classes: {context.directory}/affinity-*")
 
 
 def shares(counts: Tensor) -> Tensor:

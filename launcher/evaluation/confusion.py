@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from data_shards.stream.batch import Batch
-from launcher.evaluation.context import Loaded
+from launcher.evaluation.context import EvalContext
 from launcher.tasks.classification.metric import ClassificationMetric
 from parallel.ranks.collectives import sum_over
 
@@ -28,7 +28,7 @@ class Confusion:
         self._metric, self._classes, self._device = metric, num_classes, device
         self._pairs = torch.zeros(num_classes**2, dtype=torch.int64, device=device)
 
-    def see(self, output: Any, batch: Batch) -> None:
+    def update(self, output: Any, batch: Batch) -> None:
         """Count one batch; padding does not."""
         best = self._metric.scores(output).argmax(1)
         pairs = batch.labels.to(self._device) * self._classes + best
@@ -38,16 +38,16 @@ class Confusion:
         """Images of a class (row) that were taken for a class (column), of all ranks: (K, K) int64."""
         return sum_over(self._pairs).view(self._classes, self._classes)
 
-    def write(self, loaded: Loaded, classes: Sequence[str]) -> None:
+    def write(self, context: EvalContext, classes: Sequence[str]) -> None:
         """Write confusion.csv and classes.csv, and name the worst classes; every rank calls it together."""
         matrix = self.matrix().cpu()
         rows = [[name, *row] for name, row in zip(classes, matrix.tolist(), strict=True)]
-        loaded.write_csv("confusion", ["class", *classes], rows)
+        context.write_csv("confusion", ["class", *classes], rows)
         worst = worst_classes(matrix, classes)
-        loaded.write_csv("classes", ["class", "images", "accuracy", "most_taken_for", "times"], worst)
+        context.write_csv("classes", ["class", "images", "accuracy", "most_taken_for", "times"], worst)
         for name, images, accuracy, other, times in worst[:5]:
             if times:
-                loaded.say(f"  {name}: {accuracy:.2%} of {images} images, {times} taken for {other}")
+                context.say(f"  {name}: {accuracy:.2%} of {images} images, {times} taken for {other}")
 
 
 def worst_classes(matrix: Tensor, classes: Sequence[str]) -> list[list[Any]]:

@@ -1,4 +1,4 @@
-"""A checkpoint of a run, loaded for evaluation, and where what is found goes: RUN/eval/CHECKPOINT/."""
+"""A checkpoint that is loaded for evaluation, and the files of its results: RUN/eval/CHECKPOINT/."""
 
 import csv
 import json
@@ -14,6 +14,7 @@ from torch import nn
 
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
+from launcher.evaluation.loop import Evaluated
 from launcher.rundir.directory import RunDirectory
 from launcher.tasks.base import Task
 from launcher.tasks.registry import build_task
@@ -31,26 +32,47 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Loaded:
-    """A checkpoint's model on this rank, and all that an evaluation of it needs."""
+class EvalRequest:
+    """Which checkpoint of which run is evaluated."""
+
+    config: RunConfig  # the model computes in its precision, as in the evaluations of training
+    run: RunDirectory
+    checkpoint: str | None = None  # its name; None is the newest intact one
+    averaged: bool = False  # the moving average of the weights, which a run keeps with train.ema_decay
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalContext:
+    """A checkpoint's model on this rank, and everything else that its evaluation needs."""
 
     config: RunConfig
     run: RunDirectory
-    found: IntactCheckpoint
+    checkpoint: IntactCheckpoint
     mesh: Mesh
     device: torch.device
     task: Task
     model: nn.Module
-    beat: Callable[[], None]
-    directory: Path  # for results, there on rank 0
+    heartbeat: Callable[[], None]  # called after every batch
+    directory: Path  # of the results
     mapped_to: Sequence[str] | None = None  # the class names to which labels of data.val are mapped
+
+    @property
+    def evaluated(self) -> Evaluated:
+        """The model for `evaluate`."""
+        return Evaluated(
+            model=self.model,
+            task=self.task,
+            data=self.config.data,
+            device=self.device,
+            heartbeat=self.heartbeat,
+        )
 
     @property
     def name(self) -> str:
         """The checkpoint for a person, with the precision where that is not fp32."""
         precision = self.config.train.precision
         computed = "" if precision == "fp32" else f", {precision}"
-        return f"{self.found.path.name} (step {self.found.manifest['step']}{computed})"
+        return f"{self.checkpoint.path.name} (step {self.checkpoint.manifest['step']}{computed})"
 
     def say(self, text: str) -> None:
         """Print lines, on rank 0."""
@@ -60,7 +82,7 @@ class Loaded:
     def write_json(self, name: str, record: Mapping[str, Any]) -> None:
         """Write NAME.json, on rank 0, with the checkpoint's name and step, and the precision."""
         if self.mesh.is_first:
-            of = {"checkpoint": self.found.path.name, "step": self.found.manifest["step"]}
+            of = {"checkpoint": self.checkpoint.path.name, "step": self.checkpoint.manifest["step"]}
             of["precision"] = self.config.train.precision
             text = json.dumps({**of, **record}, indent=1) + "\n"
             atomic_write(self.directory / f"{name}.json", text, sync="none")
@@ -73,32 +95,23 @@ class Loaded:
 
 
 def load(
-    config: RunConfig,
-    run: RunDirectory,
-    name: str | None,
-    ranks: Ranks,
-    device: torch.device,
-    beat: Callable[[], None],
-    *,
-    averaged: bool = False,
-) -> Loaded:
-    """Load one checkpoint of a run on any number of ranks; every rank calls it.
+    request: EvalRequest, ranks: Ranks, device: torch.device, heartbeat: Callable[[], None]
+) -> EvalContext:
+    """Load a checkpoint on any number of ranks; every rank calls it.
 
     Args:
-        config: of the run; the model computes in its precision, as in the evaluations of its training.
-        run: its directory.
-        name: of the checkpoint; None is the newest that is whole.
-        ranks: of this evaluation; the experts spread over as many as divide both, none of them sliced.
+        request: the checkpoint.
+        ranks: of this evaluation. The experts spread over as many of them as divide both numbers, unsliced.
         device: of this rank.
-        beat: called after every batch.
-        averaged: take the moving average of the weights, which the run kept with train.ema_decay.
+        heartbeat: called after every batch.
 
     Raises:
         ConfigError: there is no such checkpoint, or no place for the results.
         CheckpointError: it is damaged, of another model, or holds no moving average.
     """
-    found, config, moe = chosen(run, name), natively(config), config.model.moe
-    directory = run.path / "eval" / f"{found.path.name}{'-average' if averaged else ''}"
+    run, config, moe = request.run, with_native_backend(request.config), request.config.model.moe
+    checkpoint = chosen(run, request.checkpoint)
+    directory = run.path / "eval" / f"{checkpoint.path.name}{'-average' if request.averaged else ''}"
     make(directory, first=ranks.rank == 0)
     ep_size = gcd(ranks.world_size, moe.num_experts) if moe else 1
     dims = ParallelDims(world_size=ranks.world_size, ep_size=ep_size)
@@ -107,27 +120,27 @@ def load(
     exchange = replace(config.parallel.expert_exchange, strategy="ep", hierarchical=False)
     task = build_task(config, device)
     model = task.build(mesh, sharded=False, exchange=exchange).to(device)
-    kind = EMA if averaged else MASTER
-    load_weights(found.path, model, moe.num_experts if moe else 0, found.manifest, kind=kind)
+    kind = EMA if request.averaged else MASTER
+    load_weights(checkpoint.path, model, moe.num_experts if moe else 0, checkpoint.manifest, kind=kind)
     model.to(DTYPES[config.train.precision])
     if mesh.is_first:
-        for notice in found.notices:
+        for notice in checkpoint.notices:
             logger.warning("%s", notice)
-    return Loaded(
+    return EvalContext(
         config=config,
         run=run,
-        found=found,
+        checkpoint=checkpoint,
         mesh=mesh,
         device=device,
         task=task,
         model=model.eval(),
-        beat=beat,
+        heartbeat=heartbeat,
         directory=directory,
     )
 
 
-def natively(config: RunConfig) -> RunConfig:
-    """The same computed by our own layer, which knows every capacity; Tutel drops where it should not."""
+def with_native_backend(config: RunConfig) -> RunConfig:
+    """The configuration with our own MoE backend, which has every capacity. Tutel drops more."""
     model = config.model
     if model.moe is None or model.moe.backend != "tutel":
         return config
@@ -149,12 +162,12 @@ def make(directory: Path, *, first: bool) -> None:
 def chosen(run: RunDirectory, name: str | None) -> IntactCheckpoint:
     """The checkpoint of a name, or the newest that is whole; every rank calls it together."""
     if name is None:
-        found = latest_intact(run.checkpoints)
+        checkpoint = latest_intact(run.checkpoints)
     else:
         path = run.checkpoints / name
-        found = (
+        checkpoint = (
             IntactCheckpoint(path=path, manifest=read_verified(path), notices=[]) if path.is_dir() else None
         )
-    if found is None:
+    if checkpoint is None:
         raise ConfigError(f"{run.path} has no checkpoint {name or 'yet'}; they lie in {run.checkpoints}")
-    return found
+    return checkpoint

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from data_shards.errors import DataError
 from launcher.errors import RankError
-from launcher.evaluation.context import Loaded
+from launcher.evaluation.context import EvalContext
 from launcher.evaluation.loop import eval_stream
-from launcher.evaluation.modes import grouped, modes
+from launcher.evaluation.modes import need_groups, standard_modes
 from launcher.tasks.base import normalize_images
 from parallel.ranks.collectives import sum_over
 from parallel.ranks.host import send
@@ -30,7 +30,7 @@ class Features(NamedTuple):
 
 @torch.no_grad()
 def pooled_features(
-    loaded: Loaded,
+    context: EvalContext,
     place: str,
     samples: np.ndarray | None = None,
     *,
@@ -41,7 +41,7 @@ def pooled_features(
     Each rank computes its share and the sum over the ranks joins them: zeros but for one rank, so exact.
 
     Args:
-        loaded: the checkpoint.
+        context: the checkpoint.
         place: of the split.
         samples: (n,) int64 those to take, in this order; None is all of them.
         mapped_to: class names to which labels are mapped; None where they stay.
@@ -49,10 +49,10 @@ def pooled_features(
     Raises:
         RankError: this rank's data cannot be read.
     """
-    config, device, ways = loaded.config, loaded.device, modes(loaded.config.model.moe)[:1]
-    backbone = loaded.task.backbone(loaded.model)
+    config, device, modes = context.config, context.device, standard_modes(context.config.model.moe)[:1]
+    backbone = context.task.backbone(context.model)
     with eval_stream(
-        config, loaded.mesh, grouped=grouped(ways), place=place, classes=mapped_to, samples=samples
+        config, context.mesh, grouped=need_groups(modes), place=place, classes=mapped_to, samples=samples
     ) as stream:
         # by their places in the stream, which routing groups may have shuffled
         values = torch.zeros(stream.num_samples, backbone.norm.normalized_shape[0], device=device)
@@ -60,16 +60,16 @@ def pooled_features(
             for i, batch in enumerate(stream):
                 images = normalize_images(batch.images, config.data, device)
                 keys = send(sample_keys(0, batch.positions), device)
-                features, _ = backbone.forward_pooled(images, keys, ways[0].call)
+                features, _ = backbone.forward_pooled(images, keys, modes[0].call)
                 first = (i * stream.dp_size + stream.dp_rank) * stream.batch_size
                 count = min(len(features), max(0, stream.num_samples - first))
                 values[first : first + count] = features[:count].float()
-                loaded.beat()
+                context.heartbeat()
             labels = torch.from_numpy(stream.labels()[stream.samples]).to(device)
         except DataError as error:
             raise RankError(f"rank {stream.dp_rank}, features of {place}: {error}") from error
         values = sum_over(values)
-        if stream.in_order or samples is not None and not grouped(ways):
+        if stream.in_order or samples is not None and not need_groups(modes):
             return Features(values, labels)
         wanted = np.arange(stream.num_samples) if samples is None else samples
         back = torch.from_numpy(places(stream.samples, wanted)).to(device)

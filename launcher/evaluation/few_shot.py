@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_shards.format.rng import Purpose, permutation
-from launcher.evaluation.context import Loaded
+from launcher.evaluation.context import EvalContext
 from launcher.evaluation.features import Features, pooled_features
 from launcher.evaluation.loop import eval_stream
 
@@ -92,26 +92,26 @@ def draw_shots(labels: np.ndarray, num_classes: int, shots: int, seed: int) -> n
 
 
 def few_shot(
-    loaded: Loaded, shots: int, seeds: Sequence[int], mapped_to: Sequence[str] | None = None
+    context: EvalContext, shots: int, seeds: Sequence[int], mapped_to: Sequence[str] | None = None
 ) -> None:
     """Evaluate k shots by several seeds, print mean and deviation, and write few_shot.json.
 
     Args:
-        loaded: the checkpoint.
+        context: the checkpoint.
         shots: k; `check_support` has found that many images of every class.
         seeds: of the draws.
         mapped_to: the classes of data.train, where labels of data.val are mapped to them by name.
     """
-    data = loaded.config.data
-    with eval_stream(loaded.config, loaded.mesh, grouped=False, place=data.train) as stream:
+    data = context.config.data
+    with eval_stream(context.config, context.mesh, grouped=False, place=data.train) as stream:
         labels, num_classes = stream.labels(), stream.num_classes
     drawn = [draw_shots(labels, num_classes, shots, seed) for seed in seeds]
     union = np.unique(np.concatenate(drawn))
-    train = pooled_features(loaded, data.train, union)
-    test = pooled_features(loaded, data.val, mapped_to=mapped_to)
+    train = pooled_features(context, data.train, union)
+    test = pooled_features(context, data.val, mapped_to=mapped_to)
     accuracies = [accuracy(train, test, np.searchsorted(union, one), num_classes) for one in drawn]
-    loaded.say(
-        f"{loaded.name}: {shots}-shot top-1 {mean(accuracies):.2%} +- {pstdev(accuracies):.2%} "
+    context.say(
+        f"{context.name}: {shots}-shot top-1 {mean(accuracies):.2%} +- {pstdev(accuracies):.2%} "
         f"({', '.join(f'{one:.2%}' for one in accuracies)} by seed {', '.join(map(str, seeds))})"
     )
     record = {
@@ -123,7 +123,7 @@ def few_shot(
         "regulariser": REGULARISER,
         "images": len(test.labels),
     }
-    loaded.write_json("few_shot", record)
+    context.write_json("few_shot", record)
 
 
 def accuracy(train: Features, test: Features, rows: np.ndarray, num_classes: int) -> float:

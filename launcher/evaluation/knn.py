@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_shards.format.rng import Purpose, permutation
-from launcher.evaluation.context import Loaded
+from launcher.evaluation.context import EvalContext
 from launcher.evaluation.features import pooled_features
 from launcher.evaluation.loop import eval_stream
 from parallel.ranks.collectives import sum_over
@@ -41,8 +41,8 @@ def votes(bank: Tensor, labels: Tensor, test: Tensor, *, neighbours: int, num_cl
     return weights.new_zeros(len(test), num_classes).scatter_add_(1, labels[index], weights)
 
 
-def nearest(
-    loaded: Loaded,
+def evaluate_knn(
+    context: EvalContext,
     neighbours: int,
     bank_size: int | None,
     seed: int,
@@ -51,29 +51,29 @@ def nearest(
     """Evaluate k-NN with a bank of training images, print it and write knn.json; the ranks share the test.
 
     Args:
-        loaded: the checkpoint.
+        context: the checkpoint.
         neighbours: k.
         bank_size: images in the bank, drawn by `seed`; None is all of the training split.
         seed: of the draw.
         mapped_to: the classes of data.train, where labels of data.val are mapped to them by name.
     """
-    data, mesh = loaded.config.data, loaded.mesh
-    with eval_stream(loaded.config, mesh, grouped=False, place=data.train) as stream:
+    data, mesh = context.config.data, context.mesh
+    with eval_stream(context.config, mesh, grouped=False, place=data.train) as stream:
         found, num_classes = stream.num_samples, stream.num_classes
     drawn = np.sort(permutation(found, Purpose.SHOTS, seed)[:bank_size]) if bank_size else None
-    bank = pooled_features(loaded, data.train, drawn)
-    test = pooled_features(loaded, data.val, mapped_to=mapped_to)
+    bank = pooled_features(context, data.train, drawn)
+    test = pooled_features(context, data.val, mapped_to=mapped_to)
     mine = slice(mesh.rank, None, mesh.dims.world_size)
-    hits = torch.zeros(2, dtype=torch.float64, device=loaded.device)
+    hits = torch.zeros(2, dtype=torch.float64, device=context.device)
     for values, labels in zip(test.values[mine].split(CHUNK), test.labels[mine].split(CHUNK), strict=True):
-        tally = votes(bank.values, bank.labels, values, neighbours=neighbours, num_classes=num_classes)
-        right = tally.topk(min(5, num_classes), dim=1).indices == labels[:, None]
+        scores = votes(bank.values, bank.labels, values, neighbours=neighbours, num_classes=num_classes)
+        right = scores.topk(min(5, num_classes), dim=1).indices == labels[:, None]
         hits += torch.stack([right[:, 0].sum(), right.sum()])
-        loaded.beat()
+        context.heartbeat()
     top1, top5 = (sum_over(hits) / len(test.labels)).tolist()
-    loaded.say(
-        f"{loaded.name}: {neighbours}-NN top-1 {top1:.2%}, top-5 {top5:.2%} on {len(test.labels)} images, "
+    context.say(
+        f"{context.name}: {neighbours}-NN top-1 {top1:.2%}, top-5 {top5:.2%} on {len(test.labels)} images, "
         f"bank of {len(bank.labels)}"
     )
     record = {"neighbours": neighbours, "temperature": TEMPERATURE, "bank": len(bank.labels), "seed": seed}
-    loaded.write_json("knn", record | {"top1": top1, "top5": top5, "images": len(test.labels)})
+    context.write_json("knn", record | {"top1": top1, "top5": top5, "images": len(test.labels)})

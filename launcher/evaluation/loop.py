@@ -1,12 +1,12 @@
-"""Evaluation: every image of a split exactly once, on any number of ranks, in one way or in several.
+"""Evaluation: every image of a split exactly once, on any number of ranks, in one mode or in several.
 
-A way is a `RoutingOverrides`: the capacity and the number of choices of the MoE layers. All ways see the same
-batches, which are read and decoded once. Legend: B images, W ranks.
+A mode is a `RoutingOverrides`: the capacity and the top_k of the MoE layers. All modes get the same batches, which are
+read and decoded once. Legend: B images.
 """
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -100,90 +100,90 @@ class Evaluation(NamedTuple):
 
 
 class Observer(Protocol):
-    """Looks on while a model is evaluated in the first way."""
+    """Gets the outputs of the first mode of an evaluation."""
 
-    def see(self, output: Any, batch: Batch) -> None:
-        """One batch: what the model made of it, statistics of MoE layers by image included."""
+    def update(self, output: Any, batch: Batch) -> None:
+        """Take the model's output for one batch, with the statistics of its MoE layers by image."""
 
 
-def evaluate(
-    module: nn.Module,
-    stream: EvalStream,
-    task: Task,
-    data: DataConfig,
-    device: torch.device,
-    beat: Callable[[], None] = lambda: None,
-) -> Evaluation:
-    """Evaluate a model on all ranks together, at its evaluation capacity, with a `beat` after every batch.
+@dataclass(frozen=True, kw_only=True)
+class Evaluated:
+    """What is evaluated: a model, its task, and the options of its data."""
 
-    Returns:
-        The task's metrics, images_s of the forward passes on all ranks, dropped_fraction and expert_load
-        (each expert's fraction of the choices by MoE layer), without padding images; and an image of the
-        first batch of rank 0, if the task makes one.
-    """
-    return evaluate_ways(module, stream, task, data, device, [RoutingOverrides()], beat)[0]
+    model: nn.Module
+    task: Task
+    data: DataConfig
+    device: torch.device
+    heartbeat: Callable[[], None]  # called after every batch
 
 
 @torch.no_grad()
-def evaluate_ways(
-    module: nn.Module,
+def evaluate(
+    evaluated: Evaluated,
     stream: EvalStream,
-    task: Task,
-    data: DataConfig,
-    device: torch.device,
-    calls: Sequence[RoutingOverrides],
-    beat: Callable[[], None] = lambda: None,
+    calls: Sequence[RoutingOverrides] = (RoutingOverrides(),),
     observers: Sequence[Observer] = (),
 ) -> list[Evaluation]:
-    """The same in several ways, the `observers` looking on at the first."""
-    was_training, image = module.training, None
-    module.eval()
-    ways = [_Way(call, module, stream, task, device) for call in calls]
+    """Evaluate a model on all ranks together, once for each call, on the same batches.
+
+    Args:
+        evaluated: the model.
+        stream: this rank's part of the split.
+        calls: one for each mode; the default has the evaluation capacity of the model.
+        observers: get the outputs of the first call.
+
+    Returns:
+        An evaluation for each call: the task's metrics, images_s of the forward passes on all ranks,
+        dropped_fraction and expert_load (each expert's fraction of the choices by MoE layer), without padding
+        images. The first one has an image of the first batch of rank 0, if the task makes one.
+    """
+    model, task, device = evaluated.model, evaluated.task, evaluated.device
+    was_training, image = model.training, None
+    model.eval()
+    modes = [_ModeTotals(call, evaluated, stream) for call in calls]
     try:
         for i, batch in enumerate(stream):
-            images = normalize_images(batch.images, data, device)
+            images = normalize_images(batch.images, evaluated.data, device)
             keys = send(sample_keys(0, batch.positions), device)
-            outputs = [way.take(images, keys, batch, timed=i > 0 or len(stream) == 1) for way in ways]
+            is_timed = i > 0 or len(stream) == 1  # the first batch also warms up
+            outputs = [mode.add(images, keys, batch, timed=is_timed) for mode in modes]
             if i == 0 and stream.dp_rank == 0:
-                image = task.visualize(module, images, outputs[0])
+                image = task.visualize(model, images, outputs[0])
             for observer in observers:
-                observer.see(outputs[0], batch)
-            beat()
+                observer.update(outputs[0], batch)
+            evaluated.heartbeat()
     except DataError as error:
         raise RankError(f"rank {stream.dp_rank}, evaluation: {error}") from error
-    module.train(was_training)
-    return [Evaluation(way.metrics(), None if i else image) for i, way in enumerate(ways)]
+    model.train(was_training)
+    return [Evaluation(mode.metrics(), None if i else image) for i, mode in enumerate(modes)]
 
 
-class _Way:
-    """One way of evaluation, and what it has added up."""
+class _ModeTotals:
+    """The sums of one mode of an evaluation."""
 
-    def __init__(
-        self, call: RoutingOverrides, module: nn.Module, stream: EvalStream, task: Task, device: torch.device
-    ) -> None:
-        self._forward = Forward(module, device, call)
-        self._task, self._device, self._world_size = task, device, stream.dp_size
-        self._tally = MetricAccumulator(rank=stream.dp_rank, world_size=stream.dp_size)
+    def __init__(self, call: RoutingOverrides, evaluated: Evaluated, stream: EvalStream) -> None:
+        self._metric, self._device, self._world_size = evaluated.task.metric, evaluated.device, stream.dp_size
+        self._forward = Forward(evaluated.model, evaluated.device, call)
+        self._totals = MetricAccumulator(rank=stream.dp_rank, world_size=stream.dp_size)
 
-    def take(self, images: Tensor, keys: Tensor, batch: Batch, *, timed: bool) -> Any:
-        """One batch: the model's output. The first one is not `timed`, as it also warms up."""
+    def add(self, images: Tensor, keys: Tensor, batch: Batch, *, timed: bool) -> Any:
+        """Compute one batch and add it to the sums; its time counts if it is `timed`. The model's output."""
         output, elapsed_s = self._forward(images, keys)
         clock = torch.tensor([elapsed_s, len(images)], dtype=torch.float64, device=self._device) * timed
         weights = send(batch.weights, self._device)
         counted = {name: stats.of_images(weights) for name, stats in output.moe.items()}
-        self._tally.add(
-            torch.cat([self._task.metric.sums(output, batch), clock]), output._replace(moe=counted)
-        )
+        sums = torch.cat([self._metric.sums(output, batch), clock])
+        self._totals.add(sums, output._replace(moe=counted))
         return output
 
     def metrics(self) -> dict[str, Any]:
         """The result, summed over all ranks, which call it together."""
-        totals = self._tally.reduce()
+        totals = self._totals.reduce()
         *sums, elapsed_s, images = totals.sums
-        return self._task.metric.compute(sums) | {
+        return self._metric.compute(sums) | {
             "images_s": images * self._world_size / elapsed_s,  # the ranks work at the same time
             "dropped_fraction": totals.dropped_fraction,
-            "expert_load": {layer: found.shares for layer, found in totals.layers.items()},
+            "expert_load": {layer: one.shares for layer, one in totals.layers.items()},
         }
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from launcher.evaluation.context import Loaded
+from launcher.evaluation.context import EvalContext
 from launcher.evaluation.loop import Forward, eval_stream
-from launcher.evaluation.modes import Way, modes
+from launcher.evaluation.modes import EvalMode, standard_modes
 from launcher.tasks.base import normalize_images
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.host import send
@@ -17,40 +17,40 @@ from swin_moe.random.keyed import sample_keys
 
 
 @torch.no_grad()
-def measure(loaded: Loaded, factor: float | None, *, warm_up: int, repeats: int) -> None:
+def measure(context: EvalContext, factor: float | None, *, warm_up: int, repeats: int) -> None:
     """Time forward passes in every mode, print them and write throughput.json; every rank calls it together.
 
     The reference's `--throughput` has 50 passes of warm-up and the mean of 30; this is their median, which a
     hiccup does not move. Images and keys are on the device before the clock starts.
 
     Args:
-        loaded: the checkpoint; of a SimMIM run the encoder is measured.
+        context: the checkpoint; of a SimMIM run the encoder is measured.
         factor: of the mode with a capacity; None is that of the configuration.
         warm_up: passes that are not timed, at least one.
         repeats: timed passes.
     """
-    config, ways = loaded.config, modes(loaded.config.model.moe, factor)
-    with eval_stream(config, loaded.mesh, grouped=config.model.moe is not None) as stream:
+    config, modes = context.config, standard_modes(context.config.model.moe, factor)
+    with eval_stream(config, context.mesh, grouped=config.model.moe is not None) as stream:
         batch = next(iter(stream))
-        images = normalize_images(batch.images, config.data, loaded.device)
-    keys = send(sample_keys(0, batch.positions), loaded.device)
+        images = normalize_images(batch.images, config.data, context.device)
+    keys = send(sample_keys(0, batch.positions), context.device)
     flops, rows = 2 * cost(config.model).flops, []  # a multiply-add is two
-    for way in ways:
-        forward = Forward(loaded.task.backbone(loaded.model), loaded.device, way.call)
+    for mode in modes:
+        forward = Forward(context.task.backbone(context.model), context.device, mode.call)
         times_s: list[float] = []
         for _ in range(warm_up + repeats):
             times_s.append(forward(images, keys)[1])
-            loaded.beat()
-        rows.append(figures(way, times_s[warm_up:], len(images), flops))
-        loaded.say(f"{loaded.name}, {way.name}: {line(rows[-1])}")
-    loaded.write_json("throughput", {"device": device_name(loaded.device), "modes": rows})
+            context.heartbeat()
+        rows.append(figures(mode, times_s[warm_up:], len(images), flops))
+        context.say(f"{context.name}, {mode.name}: {line(rows[-1])}")
+    context.write_json("throughput", {"device": device_name(context.device), "modes": rows})
 
 
-def figures(way: Way, times_s: Sequence[float], images: int, flops: int) -> dict[str, Any]:
+def figures(mode: EvalMode, times_s: Sequence[float], images: int, flops: int) -> dict[str, Any]:
     """What was measured on all ranks; a pass takes as long as on the slowest one.
 
     Args:
-        way: what was measured.
+        mode: what was measured.
         times_s: of this rank's passes.
         images: a pass and rank.
         flops: of one image.
@@ -59,7 +59,7 @@ def figures(way: Way, times_s: Sequence[float], images: int, flops: int) -> dict
     ranks, median_s = len(gather_objects(None)), median(passes_s)
     images_s = ranks * images / median_s
     return {
-        "way": way.name,
+        "way": mode.name,
         "images_s": images_s,
         "flop_s": images_s * flops,
         "median_s": median_s,

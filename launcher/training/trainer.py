@@ -22,7 +22,7 @@ from data_shards.stream.webdataset import WebDatasetStream
 from launcher.config.load import dump_config
 from launcher.config.schema import RunConfig
 from launcher.errors import BadDataError, DivergedError, FinalSaveError, RankError, Stopped
-from launcher.evaluation.loop import Evaluation, evaluate
+from launcher.evaluation.loop import Evaluated, Evaluation, evaluate
 from launcher.metrics.accumulator import MetricAccumulator, Totals
 from launcher.metrics.log import MetricsLog
 from launcher.process.run_rank import RankContext, no_hook
@@ -271,8 +271,14 @@ class Trainer:
 
     def evaluate_weights(self) -> Evaluation:
         """Evaluate the weights that the model computes with now."""
-        module, data = self.engine.module, self.config.data
-        return evaluate(module, self.val, self.task, data, self.device, self.watch.beat)
+        evaluated = Evaluated(
+            model=self.engine.module,
+            task=self.task,
+            data=self.config.data,
+            device=self.device,
+            heartbeat=self.watch.beat,
+        )
+        return evaluate(evaluated, self.val)[0]
 
     def resume(self) -> None:
         """Continue from the newest complete checkpoint, if there is one."""

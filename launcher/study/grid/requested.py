@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.schema import RunConfig
-from launcher.evaluation.modes import combinations
+from launcher.evaluation.modes import sweep_modes
 from launcher.rundir.paths import RunFiles, read_json
 from launcher.study.grid.trials import Study
 from launcher.validation.run_rules import slots_error
@@ -47,7 +47,7 @@ def asked_of(config: RunConfig, study: Study) -> Asked:
         return Asked()
     options = {"--sweep-capacity": factors, "--sweep-top-k": choices}
     arguments = [(name, ",".join(map(repr, values))) for name, values in options.items() if values]
-    ways = frozenset((way.capacity_factor, way.top_k) for way in combinations(moe, factors, choices))
+    ways = frozenset((way.capacity_factor, way.top_k) for way in sweep_modes(moe, factors, choices))
     return Asked(arguments=tuple(text for pair in arguments for text in pair), ways=ways)
 
 
@@ -72,5 +72,5 @@ def results(run: RunFiles, step: int) -> Path:
 
 
 def ways_in(rows: Iterable[Any]) -> frozenset[Way]:
-    """The combinations that a sweep.json holds."""
+    """The sweep_modes that a sweep.json holds."""
     return frozenset((float(row["capacity_factor"]), int(row["top_k"])) for row in rows)

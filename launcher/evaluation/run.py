@@ -1,0 +1,75 @@
+"""Evaluation of a checkpoint: in its standard modes, or in all modes of a sweep."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from launcher.evaluation.context import EvalContext
+from launcher.evaluation.loop import Evaluation, Observer, eval_stream, evaluate
+from launcher.evaluation.modes import EvalMode, need_groups, standard_modes, sweep_modes
+
+COLUMNS = ("capacity_factor", "top_k", "top1", "top5", "loss", "dropped_fraction", "images_s")  # of a sweep
+
+
+def evaluate_standard(context: EvalContext, factor: float | None, observers: Sequence[Observer] = ()) -> None:
+    """Evaluate in the standard modes, print one line per mode and write evaluation.json.
+
+    Args:
+        context: the checkpoint.
+        factor: of the mode with a capacity; None is that of the configuration.
+        observers: get the outputs of the first mode.
+    """
+    modes = standard_modes(context.config.model.moe, factor)
+    evaluations = _evaluate(context, modes, observers)
+    heads = [context.name, *(f"  {mode.name}" for mode in modes[1:])]
+    if modes[0].name != "exact":
+        heads[0] += f", {modes[0].name}"
+    for head, mode, one in zip(heads, modes, evaluations, strict=True):
+        context.say(f"{head}: {mode.line(context.task, one.metrics)}")
+    records = [mode.record(one) for mode, one in zip(modes, evaluations, strict=True)]
+    context.write_json("evaluation", {"ranks": context.mesh.dims.world_size, "modes": records})
+
+
+def sweep(context: EvalContext, factors: Sequence[float], choices: Sequence[int]) -> None:
+    """Evaluate every capacity factor with every top_k, print a table, and write sweep.json and sweep.csv.
+
+    The checkpoint is loaded once, and every image is decoded once.
+    """
+    moe = context.config.model.moe
+    assert moe is not None
+    modes = sweep_modes(moe, factors, choices)
+    records = [mode.record(one) for mode, one in zip(modes, _evaluate(context, modes), strict=True)]
+    columns = [name for name in COLUMNS if name in records[0]]
+    rows = [[record[name] for name in columns] for record in records]
+    context.say(f"{context.name}, {records[0]['images']} images\n{_table(columns, rows)}")
+    context.write_json("sweep", {"ranks": context.mesh.dims.world_size, "rows": records})
+    context.write_csv("sweep", columns, rows)
+
+
+def _evaluate(
+    context: EvalContext, modes: Sequence[EvalMode], observers: Sequence[Observer] = ()
+) -> list[Evaluation]:
+    """Evaluate a checkpoint in some modes on its validation split; every rank calls it."""
+    calls = [mode.call for mode in modes]
+    with eval_stream(
+        context.config, context.mesh, grouped=need_groups(modes), classes=context.mapped_to
+    ) as stream:
+        return evaluate(context.evaluated, stream, calls, observers)
+
+
+def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """The rows as text, one column per metric."""
+    titles = [column.removesuffix("_factor").removesuffix("_fraction") for column in columns]
+    cells = [titles, *([_shown(c, value) for c, value in zip(columns, row, strict=True)] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return "\n".join(
+        "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells
+    )
+
+
+def _shown(column: str, value: float) -> str:
+    """One value in the unit of its column."""
+    if column in ("top1", "top5", "dropped_fraction"):
+        return f"{value:.2%}"
+    if column == "capacity_factor":
+        return f"{value:g}" if value else "none"
+    return f"{value:.4f}" if column == "loss" else f"{value:.0f}"
