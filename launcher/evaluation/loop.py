@@ -1,7 +1,7 @@
 """Evaluation: every image of a split exactly once, on any number of ranks, in one mode or in several.
 
-A mode is a `RoutingOverrides`: the capacity and the top_k of the MoE layers. All modes get the same batches, which are
-read and decoded once. Legend: B images.
+A mode is a `RoutingOverrides`: the capacity and the top_k of the MoE layers. All modes get the same batches,
+which are read and decoded once. Legend: B images.
 """
 
 import time
