@@ -15,7 +15,7 @@ SYSTEM_NAMES = frozenset(
         *("@eadir", "#recycle", "#snapshot", "lost+found"),
     }
 )
-"""PathList that macOS, Windows, network storage and file systems add to a directory, in lower case."""
+"""Names that macOS, Windows, network storage and file systems add to a directory, in lower case."""
 HIDDEN = "hidden or system files or directories"
 
 

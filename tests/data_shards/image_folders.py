@@ -9,7 +9,7 @@ from data_shards.format.index import Manifest, read_index
 
 
 def jpeg(number: int, height: int = 24, width: int = 32) -> bytes:
-    """A picture that no other number has."""
+    """An image that no other number has."""
     noise = np.random.default_rng(number).integers(0, 255, (height // 8, width // 8, 3), dtype=np.uint8)
     return simplejpeg.encode_jpeg(np.ascontiguousarray(noise.repeat(8, 0).repeat(8, 1)), quality=90)
 

@@ -1,4 +1,4 @@
-"""Pictures of H x W pixels against torchvision, timm, and plain loops over the draws of `draws.py`."""
+"""Images of H x W pixels against torchvision, timm, and plain loops over the draws of `draws.py`."""
 
 import io
 import math
@@ -47,7 +47,7 @@ RATIOS = (3 / 4, 4 / 3)
 
 
 @pytest.mark.parametrize("sides", [(24, 40), (40, 24), (8, 60)])
-def test_train_picture_is_torchvisions_resized_crop(sides: tuple[int, int]) -> None:
+def test_train_image_is_torchvisions_resized_crop(sides: tuple[int, int]) -> None:
     """RandomResizedCrop(size=(h, w)) cuts a crop whose ratio does not look at h / w, and stretches it."""
     body, transform = encode_jpeg(smooth_image(120, 200)), TrainTransform(image_size=sides)
     image = Image.open(io.BytesIO(body))
@@ -63,7 +63,7 @@ def test_train_picture_is_torchvisions_resized_crop(sides: tuple[int, int]) -> N
 
 
 def test_crops_are_distributed_as_torchvisions() -> None:
-    """Area and log ratio of 3000 crops each: means within 4.5 standard errors, both for a wide picture."""
+    """Area and log ratio of 3000 crops each: means within 4.5 standard errors, both for a wide image."""
     torch.manual_seed(0)
     transform, image = TrainTransform(image_size=SIDES), torch.empty(3, 120, 200)
     theirs = [RandomResizedCrop.get_params(image, [0.08, 1.0], list(RATIOS)) for _ in range(3000)]
@@ -73,7 +73,7 @@ def test_crops_are_distributed_as_torchvisions() -> None:
         assert abs(a.mean() - b.mean()) < 4.5 * math.sqrt((a.var() + b.var()) / 3000)
 
 
-def test_the_picture_does_not_change_the_crop() -> None:
+def test_the_image_does_not_change_the_crop() -> None:
     crops = [
         [draw_crop(90, 70, (1, position), TrainTransform(image_size=size)) for position in range(50)]
         for size in (24, (24, 40), (40, 24))
@@ -100,7 +100,7 @@ def test_both_sides_must_have_pixels_to_spare(height: int, width: int, factor: i
 
 @pytest.mark.parametrize("source", [(60, 90), (100, 90), (53, 300), (33, 47), (200, 61)])
 @pytest.mark.parametrize(("sides", "ratio"), [((28, 42), 0.875), ((42, 28), 0.875), ((24, 48), 0.75)])
-def test_eval_picture_is_timms(source: tuple[int, int], sides: tuple[int, int], ratio: float) -> None:
+def test_eval_image_is_timms(source: tuple[int, int], sides: tuple[int, int], ratio: float) -> None:
     """timm scales an image so for an input that is no square, and torchvision cuts the centre out.
 
     The sizes are such that both round alike; torchvision's centre of an odd rest may lie one pixel further.
@@ -152,7 +152,7 @@ def train(shards: Path, **options: object) -> TrainStream:
     return train_stream(shards, TrainTransform(image_size=SIDES), **(batches | options))
 
 
-def test_the_training_stream_gives_these_pictures(shards: Path) -> None:
+def test_the_training_stream_gives_these_images(shards: Path) -> None:
     bodies, _ = bodies_of(shards)
     with train(shards) as stream:
         for batch in islice(stream, 8):
@@ -165,7 +165,7 @@ def test_the_training_stream_gives_these_pictures(shards: Path) -> None:
                 assert np.array_equal(image.numpy(), expected)
 
 
-def test_the_evaluation_stream_gives_these_pictures(shards: Path) -> None:
+def test_the_evaluation_stream_gives_these_images(shards: Path) -> None:
     bodies, _ = bodies_of(shards)
     options = {"batch_size": 25, "image_size": SIDES, "crop_ratio": 0.75}
     with eval_stream(shards, **options) as stream:
@@ -183,7 +183,7 @@ def test_the_evaluation_stream_gives_these_pictures(shards: Path) -> None:
     assert (batches[-1].positions == -1).sum() == 125 - SAMPLES
 
 
-def test_tars_of_others_give_these_pictures(shards: Path) -> None:
+def test_tars_of_others_give_these_images(shards: Path) -> None:
     bodies, _ = bodies_of(shards)
     transform = TrainTransform(image_size=SIDES)
     batches = {"seed": 1, "global_batch_size": 4, "micro_batch_size": 4}
@@ -195,7 +195,7 @@ def test_tars_of_others_give_these_pictures(shards: Path) -> None:
         assert any(np.array_equal(image.numpy(), decode_image(b, transform, (1, position))) for b in bodies)
 
 
-def test_ranks_share_the_pictures_of_one(shards: Path) -> None:
+def test_ranks_share_the_images_of_one(shards: Path) -> None:
     with train(shards, micro_batch_size=24) as stream:
         (whole,) = islice(stream, 1)
     parts = []
@@ -262,7 +262,7 @@ def test_cutmix_boxes_and_shares_by_plain_loops(sides: tuple[int, int]) -> None:
 
 
 def source_of(op: ImageOp, value: float, x: float, y: float) -> tuple[float, float]:
-    """Whence the pixel centre (x, y) of a picture of 24 x 40 comes, worked out from the geometry."""
+    """Whence the pixel centre (x, y) of an image of 24 x 40 comes, worked out from the geometry."""
     if op == ImageOp.ROTATE:  # counter-clockwise about (20, 12); y points down
         angle, dx, dy = math.radians(value), x - WIDTH / 2, y - HEIGHT / 2
         return (
@@ -276,7 +276,7 @@ def source_of(op: ImageOp, value: float, x: float, y: float) -> tuple[float, flo
     return x + shear_x * y + shift_x, y + shear_y * x + shift_y
 
 
-def interpolated(picture: Tensor, u: float, v: float) -> list[float]:
+def interpolated(image: Tensor, u: float, v: float) -> list[float]:
     """Bilinear between pixel centres, the border's pixels going on: (3,)."""
     left, top = math.floor(u - 0.5), math.floor(v - 0.5)
     a, b = u - 0.5 - left, v - 0.5 - top
@@ -284,7 +284,7 @@ def interpolated(picture: Tensor, u: float, v: float) -> list[float]:
     for i, j, weight in ((0, 0, (1 - a) * (1 - b)), (1, 0, a * (1 - b)), (0, 1, (1 - a) * b), (1, 1, a * b)):
         column, row = min(max(left + i, 0), WIDTH - 1), min(max(top + j, 0), HEIGHT - 1)
         for channel in range(3):
-            found[channel] += weight * picture[channel, row, column].item()
+            found[channel] += weight * image[channel, row, column].item()
     return found
 
 
@@ -301,8 +301,8 @@ def interpolated(picture: Tensor, u: float, v: float) -> list[float]:
 )
 def test_warps_by_plain_loops(op: ImageOp, value: float) -> None:
     generator = np.random.default_rng(5)
-    picture = torch.from_numpy(generator.integers(0, 256, (3, *SIDES), dtype=np.uint8))
-    ours, fill = picture[None].clone(), torch.tensor([124, 116, 104], dtype=torch.uint8)
+    image = torch.from_numpy(generator.integers(0, 256, (3, *SIDES), dtype=np.uint8))
+    ours, fill = image[None].clone(), torch.tensor([124, 116, 104], dtype=torch.uint8)
     value = float(np.float32(value))
     operate(ours, torch.tensor([op]), torch.tensor([value]), fill, "bilinear")
     wrong = 0
@@ -310,14 +310,14 @@ def test_warps_by_plain_loops(op: ImageOp, value: float) -> None:
         for column in range(WIDTH):
             u, v = source_of(op, value, column + 0.5, row + 0.5)
             is_inside = 0 <= u < WIDTH and 0 <= v < HEIGHT
-            expected = interpolated(picture, u, v) if is_inside else fill.tolist()
+            expected = interpolated(image, u, v) if is_inside else fill.tolist()
             got = ours[0, :, row, column].tolist()
             wrong += any(abs(a - math.floor(b + 2**-8)) > 1 for a, b in zip(got, expected, strict=True))
     assert wrong <= 2  # a source point on the very edge may fall either way
 
 
 def test_all_of_it_together_keeps_to_its_sides() -> None:
-    """Mixed pictures lie between their parts, pairs are pairs, and a batch may be split anywhere."""
+    """Mixed images lie between their parts, pairs are pairs, and a batch may be split anywhere."""
     config = AugmentConfig(erase_prob=1.0)
     augment = Augment(config, seed=3, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     generator = np.random.default_rng(2)
@@ -331,7 +331,7 @@ def test_all_of_it_together_keeps_to_its_sides() -> None:
 
 
 @pytest.mark.parametrize("sides", [(1, 9), (2, 7), (3, 3), (1, 1)])
-def test_slim_pictures_are_augmented(sides: tuple[int, int]) -> None:
+def test_slim_images_are_augmented(sides: tuple[int, int]) -> None:
     config = AugmentConfig(auto_augment="rand-m9-mstd0.5-n8-inc1", erase_prob=1.0)
     augment = Augment(config, seed=3, mean=(0.5,) * 3, std=(0.2,) * 3)
     images = torch.full((64, 3, *sides), 9, dtype=torch.uint8)
@@ -340,7 +340,7 @@ def test_slim_pictures_are_augmented(sides: tuple[int, int]) -> None:
     assert mixed.isfinite().all()
 
 
-def test_gray_pictures_have_three_channels() -> None:
+def test_gray_images_have_three_channels() -> None:
     body = simplejpeg.encode_jpeg(
         smooth_image(28, 50, 1), quality=95, colorspace="GRAY", colorsubsampling="Gray"
     )

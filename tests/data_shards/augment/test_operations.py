@@ -37,7 +37,7 @@ ARGUMENTS = {
 }
 
 
-def pictures() -> Tensor:
+def images() -> Tensor:
     """(12, 3, H, W) uint8: noise, narrow ranges, few values, flat, ramps and soft spots."""
     generator = np.random.default_rng(5)
     full = (3, HEIGHT, WIDTH)
@@ -52,7 +52,7 @@ def pictures() -> Tensor:
 
 
 def by_pil(batch: Tensor, act: object, argument: float) -> np.ndarray:
-    images = [Image.fromarray(picture.permute(1, 2, 0).numpy()) for picture in batch]
+    images = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in batch]
     return np.stack([np.asarray(act(image, argument)) for image in images]).transpose(0, 3, 1, 2)
 
 
@@ -67,14 +67,14 @@ def by_us(batch: Tensor, op: ImageOp, argument: float, resample: str = "bilinear
 def test_tables_are_pils_bit_for_bit(op: ImageOp) -> None:
     for argument in ARGUMENTS.get(op, (0,)):
         argument = float(np.float32(argument))
-        np.testing.assert_array_equal(by_us(pictures(), op, argument), by_pil(pictures(), SAME[op], argument))
+        np.testing.assert_array_equal(by_us(images(), op, argument), by_pil(images(), SAME[op], argument))
 
 
 @pytest.mark.parametrize("op", BLENDS, ids=lambda op: op.name)
 def test_blends_are_within_one_level(op: ImageOp) -> None:
     for factor in FACTORS:
         factor = float(np.float32(factor))
-        ours, theirs = by_us(pictures(), op, factor), by_pil(pictures(), BLENDS[op], factor)
+        ours, theirs = by_us(images(), op, factor), by_pil(images(), BLENDS[op], factor)
         assert np.abs(ours.astype(int) - theirs).max() <= 1
         assert np.mean(ours != theirs) < 1e-3
 
@@ -101,26 +101,26 @@ def test_bilinear_warps_are_within_one_level(op: ImageOp) -> None:
     act, arguments = WARPED[op]
     for argument in arguments:
         argument = float(np.float32(argument))
-        theirs = by_pil(pictures(), lambda image, v: act(image, v, RESAMPLING["bilinear"]), argument)
-        difference = np.abs(by_us(pictures(), op, argument).astype(int) - theirs)
+        theirs = by_pil(images(), lambda image, v: act(image, v, RESAMPLING["bilinear"]), argument)
+        difference = np.abs(by_us(images(), op, argument).astype(int) - theirs)
         assert np.mean(difference > 1) < 2e-4, argument  # a source point on the very edge may fall either way
         assert np.mean(difference > 0) < 0.05, argument
 
 
 @pytest.mark.parametrize("op", WARPED, ids=lambda op: op.name)
-def test_bicubic_warps_of_soft_pictures_are_pils_at_50_db(op: ImageOp) -> None:
+def test_bicubic_warps_of_soft_images_are_pils_at_50_db(op: ImageOp) -> None:
     # PIL's cubic has a = -1, torch's a = -3/4 (Keys 1981, equation 8)
     act, arguments = WARPED[op]
     for argument in arguments:
-        theirs = by_pil(pictures()[:3], lambda image, v: act(image, v, RESAMPLING["bicubic"]), argument)
-        difference = by_us(pictures()[:3], op, argument, "bicubic").astype(int) - theirs
+        theirs = by_pil(images()[:3], lambda image, v: act(image, v, RESAMPLING["bicubic"]), argument)
+        difference = by_us(images()[:3], op, argument, "bicubic").astype(int) - theirs
         db = 10 * np.log10(255**2 / max(np.mean(difference**2), 1e-9))
         assert db > 50
         assert np.abs(difference).max() <= 2
 
 
-def test_each_picture_has_its_own_operation_and_nothing_is_left_alone() -> None:
-    batch = pictures()[[0, 1, 3, 11]].repeat(4, 1, 1, 1)  # 16 pictures, one an operation
+def test_each_image_has_its_own_operation_and_nothing_is_left_alone() -> None:
+    batch = images()[[0, 1, 3, 11]].repeat(4, 1, 1, 1)  # 16 images, one an operation
     arguments = torch.tensor([0, 0, 0, 20.0, 2, 26, 99, 1.5, 0.3, 1.7, 1.9, 0.2, -0.2, 9.5, -4.0, 7.0])
     together, alone = batch.clone(), batch.clone()
     fill = torch.tensor(FILL, dtype=torch.uint8)

@@ -86,7 +86,7 @@ def test_arguments_at_level_nine_by_hand() -> None:
     black = RandAugment(magnitude=10.0, num_ops=64).draw(0, torch.arange(64), (100, 200))
     assert black.arguments[black.ops == ImageOp.POSTERIZE].unique().tolist() == [
         1.0
-    ]  # timm: 0, a black picture
+    ]  # timm: 0, a black image
 
 
 def test_notation() -> None:

@@ -29,7 +29,7 @@ def by_pil(body: bytes, box: tuple[int, int, int, int], size: tuple[int, int]) -
     return np.asarray(image.resize(size, Image.Resampling.BICUBIC)).transpose(2, 0, 1)
 
 
-def test_train_picture_is_pils_crop_and_resize() -> None:
+def test_train_image_is_pils_crop_and_resize() -> None:
     body, transform = encode_jpeg(smooth_image(120, 200)), TrainTransform(image_size=48)
     flips = set()
     for position in range(20):
@@ -51,7 +51,7 @@ def test_crops_with_twice_the_pixels_are_decoded_smaller(side: int, factor: int)
 
 
 def soft_noise(height: int, width: int) -> np.ndarray:
-    """A picture with the spectrum of natural images, 1 / f: (H, W, 3) uint8."""
+    """An image with the spectrum of natural images, 1 / f: (H, W, 3) uint8."""
     generator = np.random.default_rng(3)
     f = np.hypot(np.fft.fftfreq(height)[:, None] * height, np.fft.rfftfreq(width) * width)
     channels = []
@@ -63,7 +63,7 @@ def soft_noise(height: int, width: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("subsampling", ["444", "420"])
-def test_decoding_smaller_is_the_same_picture_at_44_db(subsampling: str) -> None:
+def test_decoding_smaller_is_the_same_image_at_44_db(subsampling: str) -> None:
     body = simplejpeg.encode_jpeg(soft_noise(257, 331), quality=92, colorsubsampling=subsampling)
     transform, factors = TrainTransform(image_size=32, scale=(0.2, 1.0), flip_prob=0.0), set()
     for position in range(24):
@@ -79,7 +79,7 @@ def test_decoding_smaller_is_the_same_picture_at_44_db(subsampling: str) -> None
 
 @pytest.mark.parametrize("factor", [2, 4])
 @pytest.mark.parametrize(("height", "width"), [(64, 48), (61, 47), (5, 9)])
-def test_smaller_pictures_have_sides_rounded_up_in_every_format(height: int, width: int, factor: int) -> None:
+def test_smaller_images_have_sides_rounded_up_in_every_format(height: int, width: int, factor: int) -> None:
     png = io.BytesIO()
     Image.fromarray(smooth_image(height, width)).save(png, "PNG")
     full = smooth_image(height, width).astype(float)
@@ -134,11 +134,11 @@ def test_gray_becomes_three_equal_channels() -> None:
     body = simplejpeg.encode_jpeg(
         smooth_image(28, 28, 1), quality=95, colorspace="GRAY", colorsubsampling="Gray"
     )
-    picture = decode_image(body, EvalTransform(image_size=32))
-    assert picture.shape == (3, 32, 32)
-    np.testing.assert_array_equal(picture[0], picture[1])
-    np.testing.assert_array_equal(picture[0], picture[2])
-    assert_same_image(picture, by_pil(body, (0, 0, 28, 28), (32, 32)))
+    image = decode_image(body, EvalTransform(image_size=32))
+    assert image.shape == (3, 32, 32)
+    np.testing.assert_array_equal(image[0], image[1])
+    np.testing.assert_array_equal(image[0], image[2])
+    assert_same_image(image, by_pil(body, (0, 0, 28, 28), (32, 32)))
 
 
 def test_eval_resizes_the_short_side_and_cuts_the_centre() -> None:

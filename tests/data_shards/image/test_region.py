@@ -25,7 +25,7 @@ built = pytest.mark.skipif(
 SAMPLINGS = ("444", "422", "420", "440", "411", "Gray")
 
 
-def picture(height: int, width: int, channels: int, seed: int) -> np.ndarray:
+def image(height: int, width: int, channels: int, seed: int) -> np.ndarray:
     """Blocks of 5 pixels and noise, so that every edge and every pixel tells: (H, W, C) uint8."""
     generator = np.random.default_rng(seed)
     blocks = generator.integers(0, 200, (height // 5 + 1, width // 5 + 1, channels))
@@ -36,7 +36,7 @@ def picture(height: int, width: int, channels: int, seed: int) -> np.ndarray:
 def jpeg(height: int, width: int, sampling: str, seed: int = 0) -> bytes:
     gray = sampling == "Gray"
     return simplejpeg.encode_jpeg(
-        picture(height, width, 1 if gray else 3, seed),
+        image(height, width, 1 if gray else 3, seed),
         quality=90,
         colorspace="GRAY" if gray else "RGB",
         colorsubsampling=sampling,
@@ -46,7 +46,7 @@ def jpeg(height: int, width: int, sampling: str, seed: int = 0) -> bytes:
 def by_pil(**options: object) -> bytes:
     file = io.BytesIO()
     mode = options.pop("mode", "RGB")
-    Image.fromarray(picture(70, 90, 3, 1)).convert(str(mode)).save(file, "JPEG", quality=90, **options)
+    Image.fromarray(image(70, 90, 3, 1)).convert(str(mode)).save(file, "JPEG", quality=90, **options)
     return file.getvalue()
 
 
@@ -104,7 +104,7 @@ def test_gray_with_any_sampling_factors(factor: int) -> None:
 
 
 @built
-def test_a_rectangle_that_reaches_out_of_the_picture_is_refused() -> None:
+def test_a_rectangle_that_reaches_out_of_the_image_is_refused() -> None:
     body = jpeg(40, 50, "420")
     assert region.decode(body, Crop(3, 5, 7, 11), 1).shape == (7, 11, 3)
     assert region.decode(body, Crop(34, 5, 7, 11), 1) is None
@@ -136,17 +136,17 @@ def test_what_is_left_to_the_full_decode(name: str) -> None:
     assert region.decode(OTHERS[name], Crop(1, 1, 4, 4), 1) is None
 
 
-def test_without_the_c_part_the_pictures_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_c_part_the_images_are_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     bodies = [jpeg(97, 131, sampling) for sampling in SAMPLINGS] + [OTHERS["progressive"], OTHERS["CMYK"]]
     transform = TrainTransform(image_size=16)
 
-    def pictures() -> list[np.ndarray]:
+    def images() -> list[np.ndarray]:
         return [decode_image(body, transform, (5, p)) for body in bodies for p in range(12)]
 
-    ours = pictures()
+    ours = images()
     monkeypatch.setattr(region, "decode_in_c", None)
     assert region.decode(bodies[0], Crop(0, 0, 4, 4), 1) is None
-    for with_c, without in zip(ours, pictures(), strict=True):
+    for with_c, without in zip(ours, images(), strict=True):
         np.testing.assert_array_equal(with_c, without)
 
 
@@ -163,7 +163,7 @@ def test_damage_is_judged_by_the_full_decode_or_not_met(sampling: str) -> None:
         try:
             pixels = decode_region(one, crop)
             outcomes.add("alone" if alone is not None else "in full")
-            assert pixels.shape[0] <= 24  # less where the flip made the picture lower
+            assert pixels.shape[0] <= 24  # less where the flip made the image lower
         except DataError:
             outcomes.add("refused")
             assert alone is None

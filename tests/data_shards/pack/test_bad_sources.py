@@ -60,7 +60,7 @@ def test_they_change_nothing_about_who_packs(folders: tuple[Source, Source], tmp
     assert contents(tmp_path / "a") == contents(tmp_path / "b") == contents(tmp_path / "c")
 
 
-def test_a_mended_pack_remembers_them(folders: tuple[Source, Source], tmp_path: Path) -> None:
+def test_a_repaired_pack_remembers_them(folders: tuple[Source, Source], tmp_path: Path) -> None:
     _, bad = folders
     out = tmp_path / "out"
     pack(bad, "train", out, samples_per_shard=PER_SHARD)

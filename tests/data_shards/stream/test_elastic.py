@@ -93,7 +93,7 @@ def rss() -> int:
 
 @pytest.mark.filterwarnings("ignore:quarantined")
 def test_memory_does_not_grow_over_five_epochs(shards: Path, tmp_path: Path) -> None:
-    """30 x 103 samples, two of them bad, through the cache: 36 MB of pictures an epoch."""
+    """30 x 103 samples, two of them bad, through the cache: 36 MB of images an epoch."""
     bodies, labels = bodies_of(shards)
     many = [*bodies * 30]
     many[5] = many[2000] = b"no image"

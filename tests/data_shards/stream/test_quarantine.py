@@ -59,7 +59,7 @@ def test_the_replacement_depends_on_bytes_alone(shards: Path, damaged: Path, tmp
     lie = json.loads(path.read_text().splitlines()[0]) | {"shard": "000000.tar", "row": 1, "position": 0}
     path.write_text(path.read_text() + json.dumps(lie) + "\n" + '{"torn')
     assert together(damaged, 3, quarantine=path) == truth
-    assert together(shards, 3, quarantine=path) == healthy  # mended: read again, although written down
+    assert together(shards, 3, quarantine=path) == healthy  # repaired: read again, although written down
 
 
 @pytest.mark.parametrize("url", ["{}", "pipe:cat {}/{{}}"])
@@ -161,7 +161,7 @@ def test_too_many_end_the_run_with_the_worst_shards(shards: Path, tmp_path: Path
         DataError, match=r"11 bad samples \(at most .*= 10\), most in 000002.tar \(8\), 000004.tar \(3\)"
     ):
         seen(tiny_stream(split, quarantine=path), 10)
-    with pytest.raises(DataError, match="11 bad samples"):  # and again, until somebody mends them
+    with pytest.raises(DataError, match="11 bad samples"):  # and again, until somebody repairs them
         seen(tiny_stream(split, quarantine=path), 10)
 
 

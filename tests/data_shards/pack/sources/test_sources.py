@@ -114,7 +114,7 @@ def test_damaged_gzip_and_unequal_counts(tmp_path: Path) -> None:
 
 
 def test_synthetic_is_deterministic_and_learnable() -> None:
-    """The nearest class mean of 200 training pictures, by colour alone, recognises most of the others."""
+    """The nearest class mean of 200 training images, by colour alone, recognises most of the others."""
     source, again = (synthetic(200, 100, 4, 16, seed=1) for _ in range(2))
     train, val = source.splits["train"], source.splits["val"]
     assert source.name == "synthetic"

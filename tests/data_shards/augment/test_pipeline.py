@@ -44,7 +44,7 @@ def test_nothing_on_is_normalising() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"auto_augment": None}, {"mixup_alpha": 0.0, "cutmix_alpha": 0.0}])
-def test_no_split_or_order_of_the_batch_changes_a_picture(changes: dict[str, float | None]) -> None:
+def test_no_split_or_order_of_the_batch_changes_an_image(changes: dict[str, float | None]) -> None:
     config = AugmentConfig(**changes)
     whole = augmented(config)
     for size in (2, 6, 32):
@@ -54,7 +54,7 @@ def test_no_split_or_order_of_the_batch_changes_a_picture(changes: dict[str, flo
     assert torch.equal(augmented(config, shuffled), whole[shuffled])
 
 
-def test_pictures_depend_on_seed_and_position_alone_and_arguments_are_kept() -> None:
+def test_images_depend_on_seed_and_position_alone_and_arguments_are_kept() -> None:
     images, labels, positions = batch()
     before = images.clone()
     first, _ = augment_of(AugmentConfig(), seed=0)(images, labels, positions)
@@ -115,7 +115,7 @@ def test_rectangles_are_those_of_the_paper() -> None:
     assert found.top.min() == 0
 
 
-def test_a_picture_too_small_to_erase_is_left_alone() -> None:
+def test_an_image_too_small_to_erase_is_left_alone() -> None:
     images, labels, positions = batch()
     config = AugmentConfig(**OFF | {"erase_prob": 1.0})
     ours, _ = augment_of(config, seed=0)(images[:, :, :1, :1], labels, positions)

@@ -1,4 +1,4 @@
-"""A pack that damaged sources have stopped goes on once they are mended or deleted."""
+"""A pack that damaged sources have stopped goes on once they are repaired or deleted."""
 
 import json
 import shutil
@@ -25,7 +25,7 @@ def path_of(root: Path, number: int) -> Path:
     return root / "train" / f"class-{number % 3}" / f"{number:04d}.jpg"
 
 
-def picture(number: int) -> bytes:
+def image(number: int) -> bytes:
     return jpeg(number, 24 + 8 * (number % 7))  # as make_folder writes it
 
 
@@ -48,17 +48,17 @@ def refused(out: Path) -> list[int]:
     return sorted(int(source.source[-8:-4]) for source in read_bad(out))
 
 
-@pytest.mark.parametrize("mended", [BAD, BAD[:2], BAD[5:]])
-def test_mended_files_give_what_packing_from_scratch_gives(
-    stopped: Path, tmp_path: Path, mended: Sequence[int]
+@pytest.mark.parametrize("repaired", [BAD, BAD[:2], BAD[5:]])
+def test_repaired_files_give_what_packing_from_scratch_gives(
+    stopped: Path, tmp_path: Path, repaired: Sequence[int]
 ) -> None:
-    for number in mended:
-        path_of(stopped, number).write_bytes(picture(number))
+    for number in repaired:
+        path_of(stopped, number).write_bytes(image(number))
     manifest = run(stopped, tmp_path / "out")
     run(stopped, tmp_path / "scratch")
     assert contents(tmp_path / "out") == contents(tmp_path / "scratch")
-    assert manifest.bad_sources == len(BAD) - len(mended)
-    assert (tmp_path / "out" / BAD_NAME).exists() == (len(mended) < len(BAD))
+    assert manifest.bad_sources == len(BAD) - len(repaired)
+    assert (tmp_path / "out" / BAD_NAME).exists() == (len(repaired) < len(BAD))
 
 
 def test_deleted_files_leave_every_other_sample_where_it_was(stopped: Path, tmp_path: Path) -> None:
@@ -78,14 +78,14 @@ def test_deleted_files_leave_every_other_sample_where_it_was(stopped: Path, tmp_
     assert contents(tmp_path / "out") == before
 
 
-def test_some_mended_some_deleted(stopped: Path, tmp_path: Path) -> None:
+def test_some_repaired_some_deleted(stopped: Path, tmp_path: Path) -> None:
     for place, number in enumerate(refused(tmp_path / "out")):
         if place % 2:
             path_of(stopped, number).unlink()
         else:
-            path_of(stopped, number).write_bytes(picture(number))
+            path_of(stopped, number).write_bytes(image(number))
     run(stopped, tmp_path / "out")
-    expected = {number: picture(number) for number in range(COUNT) if number not in refused(tmp_path / "out")}
+    expected = {number: image(number) for number in range(COUNT) if number not in refused(tmp_path / "out")}
     bodies = by_key(tmp_path / "out").values()
     assert sorted(bodies) == sorted(body + b"%d" % (number % 3) for number, body in expected.items())
 
@@ -96,7 +96,7 @@ def test_tasks_go_on_whatever_their_number_was(stopped: Path, tmp_path: Path, ta
     for number in gone[:6]:
         path_of(stopped, number).unlink()
     for number in gone[6:]:
-        path_of(stopped, number).write_bytes(picture(number))
+        path_of(stopped, number).write_bytes(image(number))
     shutil.copytree(tmp_path / "out", tmp_path / "copy")
     run(stopped, tmp_path / "out")
     for i in range(tasks):
