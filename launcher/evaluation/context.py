@@ -160,7 +160,7 @@ def make(directory: Path, *, first: bool) -> None:
 
 
 def chosen(run: RunDirectory, name: str | None) -> IntactCheckpoint:
-    """The checkpoint of a name, or the newest that is whole; every rank calls it together."""
+    """The checkpoint of a name, or the newest intact one; every rank calls it together."""
     if name is None:
         checkpoint = latest_intact(run.checkpoints)
     else:

@@ -44,7 +44,7 @@ def latest_intact(directory: Path) -> IntactCheckpoint | None:
     if not candidates and not notices:
         return None
     raise CheckpointError(
-        f"{directory} holds no checkpoint that is whole: {'; '.join([*notices, *skipped])}. Bring one "
+        f"{directory} holds no intact checkpoint: {'; '.join([*notices, *skipped])}. Bring one "
         "back from a copy, write the name of a later one into `latest`, or choose another run_dir"
     )
 
@@ -55,9 +55,9 @@ def _candidates(directory: Path) -> tuple[list[Path], list[str]]:
     try:
         pointed = latest(directory)
     except CheckpointError as error:
-        return paths, [f"{error}; taking the newest that is whole"]
+        return paths, [f"{error}; taking the newest intact one"]
     if pointed is None:
-        notices = [f"{directory / 'latest'} is missing; taking the newest that is whole"] if paths else []
+        notices = [f"{directory / 'latest'} is missing; taking the newest intact one"] if paths else []
         return paths, notices
     later = [path.name for path in paths if step_of(path) > step_of(pointed)]
     notices = [f"`latest` names {pointed.name}, although {later[0]} is later"] if later else []

@@ -1,4 +1,4 @@
-"""A committed checkpoint as tensors by name, each read when it is asked for: no model, no process group.
+"""A committed checkpoint as tensors by name, each read on access: no model, no process group.
 
     stored = CheckpointReader(Path("runs/x/checkpoints/step-00000040"))
     stored["master/norm.weight"]       # one tensor of memory, whatever layout wrote it

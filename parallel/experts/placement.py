@@ -1,6 +1,6 @@
 """Experts distributed over ranks: which rank holds which expert or slice, and how parameters are marked.
 
-Legend: L local experts. How rows and experts come together is in exchange.py.
+Legend: L local experts. How rows reach experts is in exchange.py.
 """
 
 from dataclasses import dataclass

@@ -80,21 +80,21 @@ def scopes(places: Sequence[RankNode], rank: int) -> Iterator[list[Scope]]:
     """What there is to measure; every rank enters, and leaves after a collective behind the last of these."""
     nodes, rings = [node for node in by_node(places) if len(node) > 1], across(places)
     several = len({place.node for place in places}) > 1
-    asked = [(IN_NODE, nodes), (BETWEEN, rings)] if several else []
-    made, found = list[dist.ProcessGroup](), list[Scope]()
-    for name, members in asked:
+    scopes_to_make = [(IN_NODE, nodes), (BETWEEN, rings)] if several else []
+    groups, result = list[dist.ProcessGroup](), list[Scope]()
+    for name, members in scopes_to_make:
         for ranks in members:
             group = new_group(ranks)
             if rank in ranks:
-                made.append(group)
-                found.append(Scope(name, members, ranks, group))
+                groups.append(group)
+                result.append(Scope(name, members, ranks, group))
     if len(places) > 1:
         everyone = [place.rank for place in places]
-        found.append(Scope(WORLD, [everyone], everyone, None))
+        result.append(Scope(WORLD, [everyone], everyone, None))
     try:
-        yield found
+        yield result
     finally:
-        for group in made:
+        for group in groups:
             dist.destroy_process_group(group)
 
 

@@ -1,6 +1,6 @@
 """What a GPU says of itself: torch's properties of this rank's, and nvidia-smi's table of the node's.
 
-`nvidia-smi` is asked rather than NVML through a package, as every driver brings it along.
+It calls `nvidia-smi` rather than NVML through a package, because every driver includes it.
 """
 
 import os
@@ -17,7 +17,7 @@ FORMAT = "--format=csv,noheader,nounits"
 
 
 class DeviceError(ValueError):
-    """nvidia-smi is missing, does not answer, or says something else than asked for."""
+    """nvidia-smi is missing, does not answer, or gives an unexpected answer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,14 +37,14 @@ def gpus(gpu_table: str, apps_table: str) -> list[Gpu]:
     Raises:
         DeviceError: a row has other columns.
     """
-    found, processes = [], dict[str, dict[int, str]]()
+    rows, processes = [], dict[str, dict[int, str]]()
     for uuid, pid, name in _rows(apps_table, 3):
         if pid.isdecimal():
             processes.setdefault(uuid, {})[int(pid)] = name
     for uuid, total, free, ecc in _rows(gpu_table, 4):
         if not (total.isdecimal() and free.isdecimal()):
             raise DeviceError(f"nvidia-smi does not know the memory of {uuid} ({total}, {free})")
-        found.append(
+        rows.append(
             Gpu(
                 uuid=uuid,
                 total_mib=int(total),
@@ -53,7 +53,7 @@ def gpus(gpu_table: str, apps_table: str) -> list[Gpu]:
                 processes=processes.get(uuid, {}),
             )
         )
-    return found
+    return rows
 
 
 def node_gpus() -> list[Gpu]:

@@ -67,6 +67,6 @@ def without_local_rank(arguments: Sequence[str]) -> list[str]:
 
 
 def job_end_s(env: Mapping[str, str] = os.environ) -> float | None:
-    """When Slurm will end this job, in seconds since 1970; None where it is not said."""
+    """When Slurm will end this job, in seconds since 1970; None if it is not known."""
     text = env.get("SLURM_JOB_END_TIME", "")
     return float(text) if text.isdecimal() else None

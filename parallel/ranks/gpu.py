@@ -82,13 +82,13 @@ def cores_beside(device: torch.device, devices: Path = PCI_DEVICES) -> set[int]:
 
 def cores(text: str) -> set[int]:
     """The numbers of a list of the kernel's: "0-3,8" -> {0, 1, 2, 3, 8}; empty for anything else."""
-    found: set[int] = set()
+    numbers: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if match is None:
             return set()
-        found |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
-    return found
+        numbers |= set(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return numbers
 
 
 def choose_interface(host: str, env: MutableMapping[str, str]) -> None:

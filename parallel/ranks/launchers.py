@@ -1,4 +1,4 @@
-"""The ranks as each launcher says them: torchrun, MPI and Slurm; for discover.py, without torch."""
+"""Reads the ranks from the variables of torchrun, MPI and Slurm; for discover.py, without torch."""
 
 import socket
 import zlib
@@ -30,7 +30,7 @@ def from_torchrun(env: Mapping[str, str]) -> Ranks:
     master_port(env)
     local = "LOCAL_SIZE" if "LOCAL_WORLD_SIZE" not in env and "LOCAL_SIZE" in env else "LOCAL_WORLD_SIZE"
     rank, world_size = member(env, "RANK", "WORLD_SIZE")
-    local_rank, local_world_size = member(env, "LOCAL_RANK", local)  # LOCAL_SIZE is DeepSpeed's word
+    local_rank, local_world_size = member(env, "LOCAL_RANK", local)  # LOCAL_SIZE is DeepSpeed's name
     check_local(local_world_size, world_size, local, "WORLD_SIZE")
     return Ranks(
         rank=rank,
@@ -83,7 +83,7 @@ def _check_mpi(world_size: int, name: str, env: Mapping[str, str]) -> None:
 
 
 def _free_port() -> int:
-    """A port that the system just said is free."""
+    """A port that the system reports as free."""
     with socket.socket() as probe:
         probe.bind(("", 0))
         return int(probe.getsockname()[1])

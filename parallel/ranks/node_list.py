@@ -68,7 +68,7 @@ def _names(item: str) -> list[str]:
 
 def _numbers(ranges: str) -> list[str]:
     """`08-10,12` -> 08, 09, 10, 12."""
-    found: list[str] = []
+    numbers: list[str] = []
     for text in ranges.split(","):
         match = RANGE.fullmatch(text)
         if match is None or int(match[2] or match[1]) < int(match[1]):
@@ -76,8 +76,8 @@ def _numbers(ranges: str) -> list[str]:
         first, last = int(match[1]), int(match[2] or match[1])
         if last - first >= MOST:
             raise ValueError(f"[{ranges}] has more than {MOST} numbers")
-        found += [f"{value:0{len(match[1])}d}" for value in range(first, last + 1)]
-    return found
+        numbers += [f"{value:0{len(match[1])}d}" for value in range(first, last + 1)]
+    return numbers
 
 
 def _by_scontrol(text: str) -> list[str] | None:
@@ -90,8 +90,10 @@ def _by_scontrol(text: str) -> list[str] | None:
         return None
     command = [scontrol, "show", "hostnames", text]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=SCONTROL_S, check=True).stdout
+        output = subprocess.run(
+            command, capture_output=True, text=True, timeout=SCONTROL_S, check=True
+        ).stdout
     except (OSError, ValueError, subprocess.SubprocessError):
         return None
-    names = said.split()
+    names = output.split()
     return names if names and all(map(NAME.fullmatch, names)) else None

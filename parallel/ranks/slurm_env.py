@@ -1,4 +1,4 @@
-"""What Slurm's variables say of a step's nodes and tasks, for discover.py; recorded on Slurm 22.05."""
+"""The nodes and tasks of a step, from Slurm's variables, for discover.py; recorded on Slurm 22.05."""
 
 import re
 import shutil
@@ -55,11 +55,13 @@ def node_address(name: str) -> str | None:
         return None
     command = [scontrol, "show", "node", "--oneliner", name]
     try:
-        said = subprocess.run(command, capture_output=True, text=True, timeout=SCONTROL_S, check=True).stdout
+        output = subprocess.run(
+            command, capture_output=True, text=True, timeout=SCONTROL_S, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    found = re.search(r"\bNodeAddr=(\S+)", said)
-    return found[1] if found else None
+    match = re.search(r"\bNodeAddr=(\S+)", output)
+    return match[1] if match else None
 
 
 def resolves(host: str) -> bool:

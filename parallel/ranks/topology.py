@@ -35,10 +35,10 @@ def sizes_of(places: Sequence[tuple[int, int]]) -> list[int]:
         size = max(1, places[first][1])
         node = list(places[first : first + size])
         if node != [(place, size) for place in range(size)]:
-            found = " ".join(f"{place} of {ranks}" for place, ranks in node[:SHOWN])
+            numbering = " ".join(f"{place} of {ranks}" for place, ranks in node[:SHOWN])
             raise LayoutError(
                 f"ranks must be numbered node after node, but on their nodes those from {first} on are "
-                f"{found}: start them with mpirun --map-by slot, or srun --distribution=block"
+                f"{numbering}: start them with mpirun --map-by slot, or srun --distribution=block"
             )
         sizes.append(size)
     return sizes
@@ -97,18 +97,18 @@ def straddling(dims: ParallelDims, nodes: Sequence[int]) -> Groups:
 
 def _groups(dims: ParallelDims, ranks_of: Callable[[int], list[int]]) -> Groups:
     """Every group once, by its first rank."""
-    found, seen = [], set[int]()
+    groups, seen = [], set[int]()
     for rank in range(dims.world_size):
         if rank not in seen:
-            found.append(group := ranks_of(rank))
+            groups.append(group := ranks_of(rank))
             seen.update(group)
-    return found
+    return groups
 
 
 def _line(name: str, groups: Groups, home: Sequence[int], *, alone: str = "") -> str:
     size, each = len(groups[0]), "each " if len(groups) > 1 else ""
-    said = f"{_count(len(groups), 'group')} of {size}: {_shown(groups)}, {each}{_span(groups, home)}"
-    return f"  {name:<17}{alone if alone and size == 1 else said}"
+    text = f"{_count(len(groups), 'group')} of {size}: {_shown(groups)}, {each}{_span(groups, home)}"
+    return f"  {name:<17}{alone if alone and size == 1 else text}"
 
 
 def _span(groups: Sequence[Sequence[int]], home: Sequence[int]) -> str:

@@ -106,7 +106,7 @@ def check_process(env: Mapping[str, str]) -> None:
     """Check what this process and its libraries read by themselves: threads, devices, log level, accelerator.
 
     Raises:
-        LaunchError: a library would ignore the value without a word, or fail with a traceback.
+        LaunchError: a library would silently ignore the value, or fail with a traceback.
     """
     threads = env.get("OMP_NUM_THREADS", "1")
     if not re.fullmatch(r"\s*0*[1-9][0-9]{0,5}\s*(,\s*0*[1-9][0-9]{0,5}\s*)*", threads):

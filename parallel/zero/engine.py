@@ -14,7 +14,7 @@ What DeepSpeed 0.19.8 needs for that, and where it goes wrong silently (tests/pa
   uneven experts would reduce dense gradients in different pieces, so there all go into one bucket;
 - on the CPU it would compile and attach a shared-memory collective whose segments and build lock two runs on
   one machine fight over; gloo serves instead.
-Gradients need no scaling by hand: every stage divides by the size of the whole world.
+Gradients need no scaling by hand: every stage divides by the world size.
 """
 
 import contextlib

@@ -4,7 +4,7 @@
     r = m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps)
     u = r + decay w                      w = w - lr |w| / |u| u
 
-The trust ratio |w| / |u| is of one whole tensor, and of one whole expert: `segments.py` sums the
+The trust ratio |w| / |u| is of one complete tensor, and of one unsliced expert: `segments.py` sums the
 norms where ranks hold parts of it. As in the authors' code and in NVIDIA Apex's, a tensor without
 weight decay (biases, norms) keeps a ratio of 1, and so does one whose norm or update is zero.
 """

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from parallel.ranks.host import read
 
-INVALID = -1.0  # DeepSpeed's word for a norm that is not finite
+INVALID = -1.0  # DeepSpeed's value for a norm that is not finite
 
 
 def norm_of_tensors(
@@ -55,10 +55,10 @@ def norm_with_experts(
         norm_of_tensors(tensors, norm_type, mpu, groups._get_expert_parallel_group(name))
         for name, tensors in expert_tensors.items()
     ]
-    found = read(torch.stack([non_expert_norm, *experts]))
-    if is_invalid_grad_norm(found):
+    norms = read(torch.stack([non_expert_norm, *experts]))
+    if is_invalid_grad_norm(norms):
         return INVALID
-    total = float(found.pow(norm_type).sum().item() ** (1.0 / norm_type))
+    total = float(norms.pow(norm_type).sum().item() ** (1.0 / norm_type))
     return INVALID if total == float("inf") else total
 
 

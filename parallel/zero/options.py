@@ -118,8 +118,8 @@ def check_deepspeed(options: Mapping[str, Any]) -> None:
             errors.append(f"deepspeed.{name}: no such option; {hint}")
         elif name in ALLOWED and not _is_of(options[name], ALLOWED[name]):
             wanted = ALLOWED[name]
-            said = f"one of {', '.join(wanted)}" if isinstance(wanted, tuple) else KINDS[wanted]
-            errors.append(f"deepspeed.{name} ({options[name]!r}) must be {said}")
+            allowed = f"one of {', '.join(wanted)}" if isinstance(wanted, tuple) else KINDS[wanted]
+            errors.append(f"deepspeed.{name} ({options[name]!r}) must be {allowed}")
     if errors:
         raise ValueError("; ".join(errors))
 
@@ -147,8 +147,8 @@ def check_with_deepspeed(options: Mapping[str, Any]) -> None:
         prefix = "deepspeed"
         DeepSpeedConfig({"train_batch_size": 1, "train_micro_batch_size_per_gpu": 1, **options})
     except ValidationError as error:
-        found = (f"{'.'.join([prefix, *map(str, e['loc'])])}: {e['msg']}" for e in error.errors())
-        raise ValueError("; ".join(found)) from error
+        errors = (f"{'.'.join([prefix, *map(str, e['loc'])])}: {e['msg']}" for e in error.errors())
+        raise ValueError("; ".join(errors)) from error
     except (DeepSpeedConfigError, ValueError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"deepspeed: {error}") from error
 

@@ -171,7 +171,7 @@ def test_without_a_whole_one_every_reason_is_told(three: Path) -> None:
     reason = "is damaged: __0_0.distcp is damaged: its sha256 is not the manifest's"
     reasons = "; ".join(f"step-{step:08d} {reason}" for step in (3, 2, 1))
     assert str(error.value) == (
-        f"{three} holds no checkpoint that is whole: {reasons}. Bring one back from a copy, write the name "
+        f"{three} holds no intact checkpoint: {reasons}. Bring one back from a copy, write the name "
         "of a later one into `latest`, or choose another run_dir"
     )
 
@@ -191,7 +191,7 @@ def test_a_pointer_that_is_lost_or_wrong(three: Path, content: bytes | None) -> 
     step, notices = resumed_step(three)
     assert step == 3
     assert len(notices) == (content != b"step-00000003")
-    assert all(notice.endswith("; taking the newest that is whole") for notice in notices)
+    assert all(notice.endswith("; taking the newest intact one") for notice in notices)
 
 
 def test_a_person_may_go_back(three: Path) -> None:
