@@ -29,6 +29,7 @@ setup(
     license="MIT",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["launcher*", "swin_moe*", "parallel*", "data_shards*"]),
+    package_data={"launcher.study.report": ["page.html.jinja", "published.csv"]},
     ext_modules=[  # decodes the crop of a JPEG alone; without a compiler or jpeglib.h only speed is lost
         Extension(
             "data_shards.image._region", ["data_shards/image/region.c"], libraries=["jpeg"], optional=True
@@ -46,6 +47,9 @@ setup(
         "simplejpeg>=1.8",  # JPEG decoding without the GIL, 1.85 x PIL's rate
         "safetensors>=0.4.3",  # weights without code in them
         "matplotlib>=3.9",  # charts of `study report` and `plan --simulate`, as SVG and PNG
+        "pandas>=2.2",  # `study report`: groups of seeds, differences, CSV; imported by nothing else
+        "scipy>=1.14",  # `study report`: power laws and Student's t
+        "jinja2>=3.1",  # `study report`: the page, with markupsafe, which it brings along
         "pillow>=11.3",  # AVIF; the fallback for whatever libjpeg-turbo does not read
         "xxhash>=3.5",  # a checksum a sample at 40 GB/s
         "ninja>=1.11",  # DeepSpeed compiles its CPU operators with it

@@ -30,34 +30,38 @@ class CellCost:
         return None if self.images is None else FORWARDS * self.model.flops * self.images
 
 
+class ModelCosts:
+    """Costs of models, each counted once: capacity and the order of service change none."""
+
+    def __init__(self) -> None:
+        self._known: dict[ModelConfig, Cost] = {}
+
+    def of(self, model: ModelConfig, top_k: int | None = None) -> Cost:
+        """The cost of a model, with another number of choices if one is given."""
+        if moe := model.moe:
+            moe = replace(moe, capacity_factor=1.0, eval_capacity_factor=1.0, batch_prioritized=False)
+            model = replace(model, moe=replace(moe, top_k=top_k or moe.top_k))
+        if model not in self._known:
+            self._known[model] = cost(model)
+        return self._known[model]
+
+
 def costs_of(cells: Iterable[Planned], epoch_images: int | None = None) -> dict[str, CellCost]:
-    """The cost of every cell by its name; a model that several cells share is counted once.
+    """The cost of every cell by its name.
 
     Args:
         cells: resolved.
         epoch_images: of data.train where that is not here.
     """
-    models: dict[ModelConfig, Cost] = {}
-    samples: dict[str, int | None] = {}
-    found = {}
+    models, samples, costs = ModelCosts(), dict[str, int | None](), {}
     for planned in cells:
         config, place = planned.config, planned.config.data.train
-        if (model := _counted_alike(config.model)) not in models:
-            models[model] = cost(model)
         if place not in samples:
             samples[place] = _samples(place, epoch_images)
         steps = _steps(config, samples[place])
         images = None if steps is None else steps * config.train.global_batch_size
-        found[planned.cell.name] = CellCost(model=models[model], steps=steps, images=images)
-    return found
-
-
-def _counted_alike(model: ModelConfig) -> ModelConfig:
-    """The same size and work, whatever its capacity and its order of service."""
-    if model.moe is None:
-        return model
-    moe = replace(model.moe, capacity_factor=1.0, eval_capacity_factor=1.0, batch_prioritized=False)
-    return replace(model, moe=moe)
+        costs[planned.cell.name] = CellCost(model=models.of(config.model), steps=steps, images=images)
+    return costs
 
 
 def _samples(place: str, epoch_images: int | None) -> int | None:

@@ -7,23 +7,19 @@ logarithms; the interval is Student's t over the seeds' exponents. Nothing is dr
 Legend: s seeds, n distinct sizes x.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
+from scipy import optimize, stats
 
 Array = NDArray[np.float64]
 OFFSET_POINTS = 5  # distinct x from which a constant is fitted too: two more than the form has parameters
 FEWEST_POINTS, FEWEST_SEEDS, LEAST_RANGE = 4, 2, 4.0
-OFF_ERRORS = 3.0  # a law may miss the means by so many of their standard errors
-# two-sided 95 % points of Student's t by degrees of freedom; beyond, the last, which is a little wide
-# fmt: off
-STUDENT_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145,
-    2.131, 2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048,
-)
-# fmt: on
+MOST_ERRORS = 3.0  # the means may miss a law by so many of their standard errors
+CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +40,7 @@ class Fit:
     """A law through the means over seeds, the interval of its exponent, and every reason for doubt."""
 
     law: Law | None  # None: too little data for any line
-    interval: tuple[float, float] | None  # of b, 95 %
+    interval: tuple[float, float] | None  # of b
     r2: float | None  # of the logarithms of the means
     x: tuple[float, ...]
     seeds: int
@@ -52,106 +48,131 @@ class Fit:
 
     @property
     def is_supported(self) -> bool:
-        """Whether the data support the law: no warning stands."""
+        """Whether the data support the law: there is no warning."""
         return not self.warnings
 
 
 def power_law(x: Array, y: Array) -> Law:
     """The a and b of y = a x^-b by least squares on logarithms; (n,) each, all above 0."""
-    slope, intercept = np.polyfit(np.log(x), np.log(y), 1)
-    return Law(a=float(np.exp(intercept)), b=float(-slope))
+    line = stats.linregress(np.log(x), np.log(y))
+    return Law(a=float(np.exp(line.intercept)), b=float(-line.slope))
 
 
 def offset_law(x: Array, y: Array) -> Law:
-    """The a, b and c of y = c + a x^-b: the best c of a grid that is made finer three times."""
-    low, high = 0.0, float(y.min()) * (1 - 1e-6)
-    for _ in range(4):
-        grid = np.linspace(low, high, 101)
-        errors = [_error(x, y, float(c)) for c in grid]
-        best, width = float(grid[int(np.argmin(errors))]), (high - low) / 100
-        low, high = max(0.0, best - width), min(float(y.min()) * (1 - 1e-6), best + width)
-    law = power_law(x, y - best)
-    return Law(a=law.a, b=law.b, c=best)
+    """The a, b and c of y = c + a x^-b: the c below all y with the least squared error of the logarithms."""
+
+    def law(c: float) -> Law:
+        inner = power_law(x, y - c)
+        return Law(a=inner.a, b=inner.b, c=c)
+
+    def error(c: float) -> float:
+        return float(np.sum((np.log(y) - np.log(law(c).at(x))) ** 2))
+
+    grid = np.linspace(0.0, float(y.min()) * (1 - 1e-6), 101)
+    i = int(np.argmin([error(c) for c in grid]))
+    bounds = grid[max(0, i - 1)], grid[min(100, i + 1)]
+    best = optimize.minimize_scalar(error, bounds=bounds, method="bounded", options={"xatol": 1e-9})
+    return law(float(min(best.x, grid[i], key=error)))
 
 
-def _error(x: Array, y: Array, c: float) -> float:
-    law = power_law(x, y - c)
-    return float(np.sum((np.log(y) - np.log(c + law.at(x))) ** 2))
-
-
-def fit(losses: Mapping[int, Mapping[float, float]], *, offset: bool = False) -> Fit:
+def fit(losses: pd.DataFrame, *, offset: bool = False) -> Fit:
     """Fit a law to losses by seed and size.
 
     Args:
-        losses: seed -> {x: loss}. Seeds that lack a size are left out of the interval, not of the means.
+        losses: (s, n), NaN where a seed lacks a size. Such seeds count in the means, not in the interval.
         offset: fit the constant c too.
     """
-    sizes = sorted({x for points in losses.values() for x in points})
-    x = np.array(sizes)
+    losses = losses.sort_index(axis=1)
+    sizes, complete = losses.columns.astype(float).tolist(), losses.dropna()
     if len(sizes) < 3 or (offset and len(sizes) < OFFSET_POINTS):
-        return Fit(law=None, interval=None, r2=None, x=tuple(sizes), seeds=len(losses), warnings=_few(sizes))
-    solve = offset_law if offset else power_law
-    means = np.array([np.mean([p[size] for p in losses.values() if size in p]) for size in sizes])
-    whole = [
-        np.array([points[size] for size in sizes]) for points in losses.values() if len(points) == len(x)
-    ]
-    law, exponents = solve(x, means), [solve(x, y).b for y in whole]
-    interval = t_interval(exponents)
-    warnings = [*_few(sizes), *_doubts(sizes, interval, len(losses), len(whole)), *_off(law, x, whole)]
-    found = _r2(law, x, means)
+        few = tuple(_few(sizes))
+        return Fit(law=None, interval=None, r2=None, x=tuple(sizes), seeds=len(losses), warnings=few)
+    solve: Callable[[Array, Array], Law] = offset_law if offset else power_law
+    x, means = np.array(sizes), losses.mean().to_numpy()
+    law, interval = solve(x, means), t_interval([solve(x, y).b for y in complete.to_numpy()])
+    logs = np.log(means)
+    missed, total = np.sum((logs - np.log(law.at(x))) ** 2), np.sum((logs - logs.mean()) ** 2)
     return Fit(
-        law=law, interval=interval, r2=found, x=tuple(sizes), seeds=len(whole), warnings=tuple(warnings)
+        law=law,
+        interval=interval,
+        r2=float(1 - missed / total) if total else 1.0,
+        x=tuple(sizes),
+        seeds=len(complete),
+        warnings=(
+            *_few(sizes),
+            *_doubts(sizes, interval, len(losses), len(complete)),
+            *_misfit(law, x, np.log(complete.to_numpy())),
+        ),
     )
 
 
-def t_interval(values: list[float]) -> tuple[float, float] | None:
-    """The 95 % interval of the mean of values, by Student's t; None for fewer than two."""
+def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
+    """The CONFIDENCE interval of the mean of values, by Student's t; None for fewer than two."""
     if len(values) < FEWEST_SEEDS:
         return None
-    degrees = len(values) - 1
-    t = STUDENT_T[min(degrees, len(STUDENT_T)) - 1]
-    half = t * float(np.std(values, ddof=1)) / len(values) ** 0.5
-    middle = float(np.mean(values))
-    return middle - half, middle + half
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, len(values) - 1) * stats.sem(values))
+    return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
-def _few(sizes: list[float]) -> tuple[str, ...]:
+def front(gain: Sequence[float], cost: Sequence[float]) -> list[int]:
+    """The indices of the non-dominated points, cheapest first.
+
+    A point is dominated if another has at least its gain for at most its cost and is better in one of them.
+    Of equal points all stay. By one pass in order of cost, and of falling gain where the cost is the same.
+
+    Args:
+        gain: of each point, more is better.
+        cost: of each point, less is better.
+    """
+    kept: list[int] = []
+    for i in sorted(range(len(gain)), key=lambda i: (cost[i], -gain[i], i)):
+        last = kept[-1] if kept else None
+        if last is None or gain[i] > gain[last] or (gain[i], cost[i]) == (gain[last], cost[last]):
+            kept.append(i)
+    return kept
+
+
+def _few(sizes: Sequence[float]) -> list[str]:
     if len(sizes) >= FEWEST_POINTS:
-        return ()
-    return (f"too few sizes ({len(sizes)}) to see a law; at least {FEWEST_POINTS} are needed",)
+        return []
+    return [f"too few sizes ({len(sizes)}) to see a law; at least {FEWEST_POINTS} are needed"]
 
 
-def _doubts(sizes: list[float], interval: tuple[float, float] | None, seeds: int, whole: int) -> list[str]:
-    found = []
+def _doubts(
+    sizes: Sequence[float], interval: tuple[float, float] | None, seeds: int, complete: int
+) -> list[str]:
+    warnings = []
     if sizes[-1] < LEAST_RANGE * sizes[0]:
-        found.append(f"sizes span a factor of {sizes[-1] / sizes[0]:.2f}; at least {LEAST_RANGE:g} is needed")
-    if whole < seeds:
-        found.append(f"{seeds - whole} of {seeds} seeds lack a size and are left out of the interval")
+        spanned = f"sizes span a factor of {sizes[-1] / sizes[0]:.2f}"
+        warnings.append(f"{spanned}; at least {LEAST_RANGE:g} is needed")
+    if complete < seeds:
+        warnings.append(f"{seeds - complete} of {seeds} seeds lack a size and are left out of the interval")
     if interval is None:
-        found.append(
-            f"{whole} seed with every size: there is no interval; at least {FEWEST_SEEDS} are needed"
+        warnings.append(
+            f"{complete} seed with every size: there is no interval; at least {FEWEST_SEEDS} are needed"
         )
     elif interval[0] <= 0 <= interval[1]:
-        found.append("the interval of b holds 0: the seeds do not show that the loss changes with the size")
+        warnings.append(
+            "the interval of b holds 0: the seeds do not show that the loss changes with the size"
+        )
     elif interval[1] < 0:
-        found.append("b is below 0: the loss rises with the size")
-    return found
+        warnings.append("b is below 0: the loss rises with the size")
+    return warnings
 
 
-def _off(law: Law, x: Array, whole: list[Array]) -> list[str]:
-    """Whether the means miss the law by more than their own uncertainty explains."""
-    if len(whole) < FEWEST_SEEDS:
+def _misfit(law: Law, x: Array, logs: Array) -> list[str]:
+    """Whether the means miss the law by more than their own uncertainty explains.
+
+    Args:
+        law: through the means.
+        x: (n,).
+        logs: (s, n), the logarithms of the losses of the seeds that have every size.
+    """
+    if len(logs) < FEWEST_SEEDS:
         return []
-    logs = np.log(np.stack(whole))  # (s, n)
-    error = np.sqrt(np.mean(logs.var(axis=0, ddof=1)) / len(whole))
+    error = np.sqrt(np.mean(logs.var(axis=0, ddof=1)) / len(logs))
     miss = np.sqrt(np.mean((logs.mean(axis=0) - np.log(law.at(x))) ** 2))
-    if miss <= OFF_ERRORS * error + 1e-6:
+    if miss <= MOST_ERRORS * error + 1e-6:
         return []
     times = f"{miss / error:.0f} times their standard error" if error > 1e-6 else "though the seeds agree"
     return [f"the points lie {miss:.1%} off the law, {times}: another form would fit better"]
-
-
-def _r2(law: Law, x: Array, means: Array) -> float:
-    residual = np.sum((np.log(means) - np.log(law.at(x))) ** 2)
-    total = np.sum((np.log(means) - np.log(means).mean()) ** 2)
-    return float(1 - residual / total) if total else 1.0

@@ -1,4 +1,4 @@
-"""What was run: the head of a report."""
+"""The head of a report: what was run, and how to run it again."""
 
 import json
 from collections import Counter
@@ -9,7 +9,7 @@ from typing import Any
 
 from launcher.config.load import dump_config
 from launcher.study.grid.trials import Study
-from launcher.study.report.findings import Findings
+from launcher.study.report.data import ReportData, option
 
 SHARED = (
     "task",
@@ -28,40 +28,39 @@ SHARED = (
     "train.precision",
     "optim.optimizer",
     "optim.base_lr",
-)  # of the configuration, where all cells agree
+)  # of the configuration, where all trials agree
 
 
-def about(findings: Findings, directory: Path) -> list[tuple[str, str]]:
+def about(data: ReportData, directory: Path) -> list[tuple[str, str]]:
     """Names and values for the head of the page."""
-    study, results = findings.study, findings.results
+    study, results = data.study, data.results
     states = Counter(result.state for result in results)
-    told = ", ".join(f"{count} {state}" for state, count in states.most_common())
     started = min((r.started for r in results if r.started), default="")
     ended = max((r.ended for r in results if r.ended), default="")
     hosts = sorted({r.host for r in results if r.host})
-    ranks = sorted({r.summary["world_size"] for r in results if "world_size" in r.summary})
-    images = sorted({r.summary["images"] for r in results if "images" in r.summary})
+    ranks, images = (
+        sorted({r.summary[name] for r in results if name in r.summary}) for name in ("world_size", "images")
+    )
     return [
-        ("cells", f"{len(results)}: {told}"),
-        ("seeds", ", ".join(map(str, sorted({cell.seed for cell in study.cells})))),
-        *[(name, ", ".join(map(_text, values))) for name, values in study.axes.items()],
+        ("cells", f"{len(results)}: " + ", ".join(f"{n} {state}" for state, n in states.most_common())),
+        ("seeds", _listed(sorted({cell.seed for cell in study.cells}))),
+        *[(name, _listed(values)) for name, values in study.axes.items()],
         ("evaluated at", _evaluated(study)),
-        ("same in all cells", _shared(findings)),
-        ("images of an evaluation", ", ".join(map(str, images)) or "–"),
-        ("host, ranks a cell", f"{', '.join(hosts) or '–'}; {', '.join(map(str, ranks)) or '–'}"),
+        ("same in all cells", _shared(data)),
+        ("images of an evaluation", _listed(images) or "–"),
+        ("host, ranks a cell", f"{_listed(hosts) or '–'}; {_listed(ranks) or '–'}"),
         ("run from, to", f"{_time(started)} to {_time(ended)}" if started else "not started"),
         ("directory", str(directory)),
     ]
 
 
-def commands(findings: Findings, directory: Path) -> list[str]:
-    """What a reader types to do it again."""
-    study = findings.study
-    name = next((r.cell.name for r in findings.results if r.rows), "NAME")
+def commands(data: ReportData, directory: Path) -> list[str]:
+    """The commands that do it again."""
+    name = next((r.cell.name for r in data.results if r.evaluations), "NAME")
     run = f"{directory}/cells/{name}"
-    factors = ",".join(f"{value:g}" for value in study.capacity_factors)
+    factors = ",".join(f"{value:g}" for value in data.study.capacity_factors)
     sweep = f" --sweep-capacity {factors}" if factors else ""
-    sweep += f" --sweep-top-k {','.join(map(str, study.top_k))}" if study.top_k else ""
+    sweep += f" --sweep-top-k {','.join(map(str, data.study.top_k))}" if data.study.top_k else ""
     return [
         f"swin-moe train '{run}/config.yaml' --nproc N    # one cell",
         f"swin-moe eval '{run}'{sweep}",
@@ -69,34 +68,39 @@ def commands(findings: Findings, directory: Path) -> list[str]:
     ]
 
 
-def example_config(findings: Findings) -> tuple[str, str]:
-    """A cell's name and its resolved configuration; empty where there is none."""
-    found = next((r for r in findings.results if r.config is not None), None)
-    return (found.cell.name, dump_config(found.config)) if found and found.config else ("", "")
+def example_config(data: ReportData) -> tuple[str, str]:
+    """A trial's name and its resolved configuration; empty where there is none."""
+    return next(((r.cell.name, dump_config(r.config)) for r in data.results if r.config), ("", ""))
+
+
+def notices(data: ReportData) -> list[str]:
+    """What a reader should know before any number."""
+    missing, texts = sum(result.state != "finished" for result in data.results), []
+    if missing:
+        texts.append(f"{missing} of {len(data.results)} cells are not finished: see the table below.")
+    if data.settings and data.seeds_of(data.settings) == [1]:
+        texts.append("Every configuration has one seed: no spread is known, and no difference can be judged.")
+    return texts
 
 
 def _evaluated(study: Study) -> str:
     factors = ", ".join(f"{value:g}" if value else "dropless" for value in study.capacity_factors)
-    top_k = ", ".join(map(str, study.top_k))
-    return (
-        "; ".join(filter(None, [factors and f"capacity {factors}", top_k and f"k = {top_k}"])) or "as trained"
-    )
+    parts = [f"capacity {factors}" if factors else "", f"k = {_listed(study.top_k)}" if study.top_k else ""]
+    return "; ".join(filter(None, parts)) or "as trained"
 
 
-def _shared(findings: Findings) -> str:
-    configs = [asdict(result.config) for result in findings.results if result.config]
-    found = []
+def _shared(data: ReportData) -> str:
+    configs = [asdict(result.config) for result in data.results if result.config]
+    texts = []
     for name in SHARED:
-        values = [value for config in configs if (value := _option(config, name)) is not None]
-        if values and all(value == values[0] for value in values) and name not in findings.study.axes:
-            found.append(f"{name}={_text(values[0])}")
-    return ", ".join(found) or "–"
+        values = [value for config in configs if (value := option(config, name)) is not None]
+        if values and all(value == values[0] for value in values) and name not in data.study.axes:
+            texts.append(f"{name}={_text(values[0])}")
+    return ", ".join(texts) or "–"
 
 
-def _option(config: Any, name: str) -> Any:
-    for part in name.split("."):
-        config = config.get(part) if isinstance(config, dict) else None
-    return config
+def _listed(values: Sequence[Any]) -> str:
+    return ", ".join(map(_text, values))
 
 
 def _text(value: Any) -> str:
@@ -105,16 +109,3 @@ def _text(value: Any) -> str:
 
 def _time(text: str) -> str:
     return text[:16].replace("T", " ")
-
-
-def notable(findings: Findings) -> Sequence[str]:
-    """What a reader should know before any figure."""
-    missing = [r for r in findings.results if r.state != "finished"]
-    found = []
-    if missing:
-        found.append(
-            f"{len(missing)} of {len(findings.results)} cells are not finished: see the table below."
-        )
-    if findings.groups and all(len(group.results) == 1 for group in findings.groups):
-        found.append("Every configuration has one seed: no spread is known, and no difference can be judged.")
-    return found

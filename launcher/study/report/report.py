@@ -1,26 +1,29 @@
-"""`swin-moe study report`: what a study came to, as one HTML file, CSV and PNG."""
+"""`swin-moe study report`: the results of a study as one HTML file, CSV and PNG.
+
+The page is self-contained: no script, font or picture from elsewhere. page.html.jinja is its template.
+"""
 
 import argparse
 import time
-from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
 
 from launcher.config.load import ConfigError
 from launcher.study.grid.trials import StudyError, read_study
-from launcher.study.report.charts import capacity_sections
-from launcher.study.report.charts_fit import Fitted, fit_section, fits
-from launcher.study.report.charts_layers import layer_section
-from launcher.study.report.charts_pareto import pareto_section
-from launcher.study.report.charts_price import price_section
-from launcher.study.report.charts_published import published_section
-from launcher.study.report.csv_files import files
-from launcher.study.report.findings import Findings, Section
-from launcher.study.report.header import about, commands, example_config, notable
-from launcher.study.report.page import Page, render
+from launcher.study.report.charts import Section, capacity_sections, layer_section, price_section
+from launcher.study.report.charts_fit import fit_section, fits
+from launcher.study.report.charts_pareto import choices, pareto_section
+from launcher.study.report.data import ReportData
+from launcher.study.report.header import about, commands, example_config, notices
+from launcher.study.report.paper import paper_section
 from launcher.study.report.results import read_results
-from launcher.study.report.summary import facts
+from launcher.study.report.summary import summary
 from launcher.study.report.tables import (
     Table,
+    csv_files,
     fit_table,
     group_table,
     open_table,
@@ -30,83 +33,76 @@ from launcher.study.report.tables import (
 
 
 def run(args: argparse.Namespace) -> int:
-    """Carry out `study report`; ConfigError where there is no study or no place for the report."""
+    """Carry out `study report`; ConfigError where there is no study or the report cannot be written."""
     out = args.out or args.study / "report"
     try:
-        findings = read(args.study)
-        written = write(findings, args.study, out)
+        data = read(args.study)
+        charts = write(data, args.study, out)
     except StudyError as error:
         raise ConfigError(str(error)) from None
-    finished = sum(result.state == "finished" for result in findings.results)
-    print(f"{out / 'index.html'}: {finished} of {len(findings.results)} cells finished, {written} charts")
+    finished = sum(result.state == "finished" for result in data.results)
+    print(f"{out / 'index.html'}: {finished} of {len(data.results)} cells finished, {charts} charts")
     return 0
 
 
-def read(directory: Path) -> Findings:
+def read(directory: Path) -> ReportData:
     """Read a study and its results.
 
     Raises:
-        StudyError: there is none, or no cell in it.
+        StudyError: there is none, or no trial in it.
     """
     study = read_study(directory)
     if not study.cells:
         raise StudyError(f"{directory / 'study.json'} has no cells: there is nothing to report")
-    return Findings.of(study, read_results(directory, study))
+    return ReportData.of(study, read_results(directory, study))
 
 
-def write(findings: Findings, directory: Path, out: Path) -> int:
-    """Write the report; returns how many charts it has.
+def write(data: ReportData, directory: Path, out: Path) -> int:
+    """Write the report; returns the number of its charts.
 
     Raises:
         StudyError: the directory cannot be written.
     """
-    laws = fits(findings)
-    sections = sections_of(findings, laws)
-    texts = files(findings, laws)
-    pictures = {f"{c.name}.png": c.picture.png for section, _ in sections for c in section.charts}
-    page = page_of(findings, directory, sections, laws, [*texts, *pictures])
+    table, laws = choices(data), fits(data)
+    sections: list[tuple[Section, list[Table]]] = []
+    if data.settings:
+        sections = [
+            *[(section, []) for section in capacity_sections(data)],
+            (price_section(data), []),
+            (pareto_section(data, table), pareto_tables(data, table)),
+            (layer_section(data), []),
+            (paper_section(data), [published_table(data)]),
+            (fit_section(data, laws), [fit_table(laws)]),
+        ]
+    charts = [chart for section, _ in sections for chart in section.charts]
+    texts, pictures = csv_files(data, table, laws), {f"{chart.name}.png": chart.png for chart in charts}
+    texts["index.html"] = render(
+        title=f"Study: {data.study.name}",
+        written=f"Written {time.strftime('%Y-%m-%d %H:%M')} by `swin-moe study report`.",
+        notices=notices(data),
+        sentences=[sentence.partition(": ") for sentence in summary(data)],
+        about=about(data, directory),
+        commands="\n".join(commands(data, directory)),
+        config=example_config(data),
+        sections=sections,
+        tables=[group_table(data), open_table(data)],
+        files=[*texts, *pictures],
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, text in {**texts, "index.html": render(page)}.items():
+        for name, text in texts.items():
             (out / name).write_text(text)
         for name, content in pictures.items():
             (out / name).write_bytes(content)
     except OSError as error:
         raise StudyError(f"--out ({out}) cannot be written: {error.strerror}; choose another") from None
-    return len(pictures)
+    return len(charts)
 
 
-def sections_of(findings: Findings, laws: Sequence[Fitted]) -> list[tuple[Section, Sequence[Table]]]:
-    """Every section of charts with the tables below it."""
-    if not findings.groups:
-        return []
-    return [
-        *[(section, ()) for section in capacity_sections(findings)],
-        (price_section(findings), ()),
-        (pareto_section(findings), pareto_tables(findings)),
-        (layer_section(findings), ()),
-        (published_section(findings), [published_table(findings)]),
-        (fit_section(findings, laws), [fit_table(laws)]),
-    ]
-
-
-def page_of(
-    findings: Findings,
-    directory: Path,
-    sections: Sequence[tuple[Section, Sequence[Table]]],
-    laws: Sequence[Fitted],
-    names: Sequence[str],
-) -> Page:
-    """The page, ready to be rendered."""
-    return Page(
-        title=f"Study: {findings.study.name}",
-        made=f"Written {time.strftime('%Y-%m-%d %H:%M')} by `swin-moe study report`.",
-        about=about(findings, directory),
-        commands=commands(findings, directory),
-        config=example_config(findings),
-        facts=facts(findings),
-        notable=notable(findings),
-        sections=sections,
-        tables=[group_table(findings), open_table(findings)],
-        files=names,
+def render(**page: Any) -> str:
+    """The page as HTML."""
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
+    template = files(__package__).joinpath("page.html.jinja").read_text()
+    return environment.from_string(template).render(page)

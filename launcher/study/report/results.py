@@ -1,22 +1,24 @@
-"""What the cells of a study came to, read from their run directories; nothing is trained or written here."""
+"""The results of every trial of a study, read from its run directory; nothing is trained or written here."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import RunConfig
 from launcher.metrics.log import read_records
 from launcher.rundir.history import all_sessions
 from launcher.rundir.paths import RunFiles, read_json
+from launcher.study.grid.cost import FORWARDS, ModelCosts
 from launcher.study.grid.state import is_trained, state_of
 from launcher.study.grid.trials import Cell, Study, run_directory
-from swin_moe.backbone.flops import Cost, cost
-from swin_moe.config import ModelConfig
+from swin_moe.backbone.flops import Cost
 
-CURVES = ("dropped_fraction", "load_max_over_mean")  # of every MoE layer, over the steps
+LAYER_METRICS = ("dropped_fraction", "load_max_over_mean")  # of every MoE layer at every step
 REASONS = {
     "waiting": ("waiting", "it has not been started"),
     "starting": ("unfinished", "its training is starting"),
@@ -24,16 +26,15 @@ REASONS = {
     "evaluating": ("unfinished", "its evaluation is running"),
     "trained": ("finished", ""),
 }  # of a state of `study status`: the state here, and why it is not finished
-TRAINING_PASSES = 3  # forward, and twice its work for the gradients of inputs and of weights
-Curves = dict[str, dict[str, list[tuple[int, float]]]]  # figure -> layer -> (step, value)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """One cell and what is known of it.
+    """One trial and its results.
 
-    `rows` are the evaluations at inference, each with its capacity_factor (0 is dropless), top_k, loss,
-    images_s, and the flops of one image; empty where the checkpoint was not evaluated.
+    `evaluations` are those at inference, each with its capacity_factor (0 is dropless), top_k, loss,
+    images_s, and the flops of one image; empty where the checkpoint was not evaluated. `layers` has one row
+    for each step and MoE layer, with the LAYER_METRICS.
     """
 
     cell: Cell
@@ -42,15 +43,15 @@ class Result:
     config: RunConfig | None = None
     cost: Cost | None = None
     summary: dict[str, Any] = field(default_factory=dict)
-    rows: tuple[dict[str, Any], ...] = ()
-    curves: Curves = field(default_factory=dict)
+    evaluations: Sequence[dict[str, Any]] = ()
+    layers: pd.DataFrame = field(default_factory=pd.DataFrame)
     started: str = ""
     ended: str = ""
     host: str = ""
 
     @property
     def is_trained(self) -> bool:
-        """Whether the cell has figures to show."""
+        """Whether the trial has metrics to show."""
         return bool(self.summary)
 
     @property
@@ -63,48 +64,29 @@ class Result:
     def train_flops(self) -> int:
         """Multiply-adds of its training, counted as three forward passes an image."""
         assert self.cost is not None
-        return TRAINING_PASSES * self.cost.flops * self.images
-
-
-class Costs:
-    """Costs of models, each counted once."""
-
-    def __init__(self) -> None:
-        self._known: dict[ModelConfig, Cost] = {}
-
-    def of(self, model: ModelConfig, top_k: int | None = None) -> Cost:
-        """The cost of a model, with another number of choices if one is given; capacity changes nothing."""
-        if model.moe is not None:
-            even = replace(model.moe, capacity_factor=1.25, eval_capacity_factor=1.25, batch_prioritized=True)
-            model = replace(model, moe=replace(even, top_k=top_k or even.top_k))
-        if model not in self._known:
-            self._known[model] = cost(model)
-        return self._known[model]
+        return FORWARDS * self.cost.flops * self.images
 
 
 def read_results(directory: Path, study: Study) -> list[Result]:
-    """Read every cell of a study, whatever its state, in the study's order."""
-    costs = Costs()
-    return [read_result(cell, RunFiles(run_directory(directory, cell)), costs) for cell in study.cells]
+    """Read every trial of a study, whatever its state, in the study's order."""
+    costs = ModelCosts()
+    return [_read(cell, RunFiles(run_directory(directory, cell)), costs) for cell in study.cells]
 
 
-def read_result(cell: Cell, run: RunFiles, costs: Costs) -> Result:
-    """Read one cell; what is missing or cannot be read becomes its state and its reason."""
-    result = _life(cell, run)
+def _read(cell: Cell, run: RunFiles, costs: ModelCosts) -> Result:
+    """Read one trial; what is missing or cannot be read becomes its state and its reason."""
+    result = _history(cell, run)
     if not is_trained(run):
         return result
     try:
         config, summary = load_config(run.config), _summary(run)
-        rows = tuple(row | {"flops": costs.of(config.model, row["top_k"]).flops} for row in _rows(run))
+        rows = [row | {"flops": costs.of(config.model, row["top_k"]).flops} for row in _evaluations(run)]
     except (ConfigError, OSError, ValueError, KeyError, TypeError) as error:
         return replace(result, state="failed", reason=_one_line(error))
-    result = replace(result, config=config, cost=costs.of(config.model), summary=summary, rows=rows)
-    result = replace(result, curves=_curves(read_records(run.metrics)))
-    if result.state != "finished":
-        return result
-    return (
-        result if rows else replace(result, state="not evaluated", reason="its checkpoint is not evaluated")
-    )
+    if result.state == "finished" and not rows:
+        result = replace(result, state="not evaluated", reason="its checkpoint is not evaluated")
+    layers, cost = _layers(read_records(run.metrics)), costs.of(config.model)
+    return replace(result, config=config, cost=cost, summary=summary, evaluations=rows, layers=layers)
 
 
 def _summary(run: RunFiles) -> dict[str, Any]:
@@ -115,32 +97,29 @@ def _summary(run: RunFiles) -> dict[str, Any]:
     return summary
 
 
-def _rows(run: RunFiles) -> Iterable[dict[str, Any]]:
-    """The evaluations of the newest checkpoint: a sweep if there is one, else exact and at a capacity."""
-    found = sorted(path for path in (run.path / "eval").glob("step-*") if path.name[5:].isdecimal())
-    for path in reversed(found):
+def _evaluations(run: RunFiles) -> list[dict[str, Any]]:
+    """The evaluations of the latest checkpoint: a sweep if there is one, else exact and at a capacity."""
+    steps = sorted(path for path in (run.path / "eval").glob("step-*") if path.name[5:].isdecimal())
+    for path in reversed(steps):
         for name, rows in (("sweep", "rows"), ("evaluation", "modes")):
             if record := read_json(path / f"{name}.json"):
                 return [{"ranks": record["ranks"], **row} for row in record[rows]]
     return []
 
 
-def _curves(records: Iterable[dict[str, Any]]) -> Curves:
-    """Every figure of CURVES by layer and step; an earlier figure of a step that was repeated is replaced."""
-    found: dict[str, dict[str, dict[int, float]]] = {figure: {} for figure in CURVES}
-    for record in records:
-        for layer, figures in record.get("moe", {}).items():
-            for figure in CURVES:
-                if figure in figures:
-                    found[figure].setdefault(layer, {})[record["step"]] = figures[figure]
-    return {
-        figure: {layer: sorted(points.items()) for layer, points in layers.items()}
-        for figure, layers in found.items()
-    }
+def _layers(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """The LAYER_METRICS by step and layer; of a step that was repeated the later one."""
+    rows = [
+        {"step": record["step"], "layer": layer, **{name: stats.get(name) for name in LAYER_METRICS}}
+        for record in records
+        for layer, stats in record.get("moe", {}).items()
+    ]
+    frame = pd.DataFrame(rows, columns=["step", "layer", *LAYER_METRICS])
+    return frame.drop_duplicates(["step", "layer"], keep="last").astype(dict.fromkeys(LAYER_METRICS, float))
 
 
-def _life(cell: Cell, run: RunFiles) -> Result:
-    """How its training went, as `study status` sees it, and when and where."""
+def _history(cell: Cell, run: RunFiles) -> Result:
+    """How its training went, as `study status` shows it, and when and where."""
     state, sessions = state_of(run, None), all_sessions(run)
     at = f" (at step {state.step} of {state.total_steps or 'unknown'})" if state.step is not None else ""
     name, reason = REASONS.get(state.name, (state.name, state.reason or "no reason is on record"))

@@ -1,31 +1,129 @@
-"""The tables of the page, as rows of text."""
+"""The CSV files of a report, with every digit, and the tables of the page, as rows of text."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-from launcher.study.report.charts_fit import Fitted
-from launcher.study.report.charts_pareto import PRICES, Choice, best, choices
+import pandas as pd
+
+from launcher.study.report.charts import layer_curves
+from launcher.study.report.charts_fit import QUANTITIES, FamilyFit
+from launcher.study.report.charts_pareto import PRICES
+from launcher.study.report.data import Metric, ReportData, Spread
 from launcher.study.report.drawing import short
-from launcher.study.report.findings import Findings, Metric
-from launcher.study.report.groups import Spread
-from launcher.study.report.paper import compares, published_rows
+from launcher.study.report.paper import comparison, is_same_task
+from launcher.study.report.results import Result
+
+SWEPT = (
+    "capacity_factor",
+    "top_k",
+    "top1",
+    "top5",
+    "loss",
+    "dropped_fraction",
+    "images_s",
+    "images",
+    "ranks",
+)
+SUMMED = ("top1", "top5", "loss", "images_s", "dropped_fraction", "steps", "wall_s", "world_size")
+LONG = 40  # letters from which a cell of a table may break its line
 
 
-@dataclass(frozen=True, kw_only=True)
-class Table:
+class Table(NamedTuple):
     """A table of the page: columns, and rows of texts."""
 
     name: str
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
 
+    @property
+    def kinds(self) -> list[str]:
+        """The class of each column: numbers are aligned to the right, long texts break."""
+        return [_kind([row[i] for row in self.rows]) for i in range(len(self.columns))]
 
-def pareto_tables(findings: Findings) -> list[Table]:
+
+def csv_files(data: ReportData, choices: pd.DataFrame, fits: Sequence[FamilyFit]) -> dict[str, str]:
+    """Every CSV file of a report, by name."""
+    metrics = [name for m in data.metrics[:1] for name in (m.key, f"{m.key}_sd")]
+    stored = {name: choices[name] / data.metrics[0].unit for name in metrics if name in choices}
+    frames = {
+        "cells": _frame(_trial_row(result) for result in data.results),
+        "sweep": _frame(row for result in data.results for row in _sweep_rows(result)),
+        "layers": layer_curves(data),
+        "pareto": choices.assign(**stored).drop(columns="at", errors="ignore"),
+        "published": comparison(data),
+        "fits": _frame(_fit_row(each) for each in fits),
+    }
+    return {f"{name}.csv": frame.to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
+
+
+def _frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
+    """Rows with a column for every key that any of them has; values are written as they are."""
+    return pd.DataFrame(list(rows), dtype=object)
+
+
+def _trial_row(result: Result) -> dict[str, Any]:
+    cell, config, cost = result.cell, result.config, result.cost
+    row = {"cell": cell.name, "seed": cell.seed, "state": result.state, "reason": result.reason, **cell.axes}
+    if cost is None or config is None:
+        return row
+    for name in ("num_experts", "top_k", "capacity_factor", "batch_prioritized", "router"):
+        row[name] = getattr(config.model.moe, name, None)
+    row |= cost._asdict() | {"train_images": result.images, "train_flops": result.train_flops}
+    return row | {name: result.summary[name] for name in SUMMED if name in result.summary}
+
+
+def _sweep_rows(result: Result) -> Iterable[dict[str, Any]]:
+    for row in result.evaluations:
+        values = {name: row[name] for name in (*SWEPT, "flops") if name in row}
+        yield {"cell": result.cell.name, "seed": result.cell.seed, **values}
+
+
+def _fit_row(each: FamilyFit) -> dict[str, Any]:
+    law, interval = each.fit.law, each.fit.interval or (None, None)
+    return {
+        "loss_in": QUANTITIES[each.quantity][0],
+        "configurations": each.family,
+        "form": _form(each),
+        **{name: getattr(law, name, None) for name in "abc"},
+        "b_low": interval[0],
+        "b_high": interval[1],
+        "r2": each.fit.r2,
+        "sizes": len(each.fit.x),
+        "seeds": each.fit.seeds,
+        "supported": each.fit.is_supported,
+        "warnings": "; ".join(each.fit.warnings),
+    }
+
+
+def _form(each: FamilyFit) -> str:
+    return "c + a x^-b" if each.offset else "a x^-b"
+
+
+def group_table(data: ReportData) -> Table:
+    """The configurations, means and spreads over seeds."""
+    columns = ["configuration", "seeds", *(metric.label for metric in data.metrics), "dropped in training"]
+    columns += ["images/s in training", "parameters", "active", "multiply-adds"]
+    rows = []
+    for label, trials in data.trials.groupby("configuration", sort=False):
+        quality = [Spread.of(trials[metric.key]).text(metric.digits) for metric in data.metrics]
+        dropped = Spread.of(100 * trials.dropped_fraction).text(1)
+        sizes = [short(trials[name].iloc[0]) for name in ("parameters", "active_parameters", "flops")]
+        speed = Spread.of(trials.images_s).text(0)
+        rows.append([str(label), f"{len(trials)}", *quality, f"{dropped} %", speed, *sizes])
+    return Table("Configurations", columns, rows)
+
+
+def open_table(data: ReportData) -> Table:
+    """The trials that are not finished, and why."""
+    rows = [[r.cell.name, r.state, r.reason] for r in data.results if r.state != "finished"]
+    return Table("Cells that are not finished", ("cell", "state", "reason"), rows)
+
+
+def pareto_tables(data: ReportData, choices: pd.DataFrame) -> list[Table]:
     """The choices on each front."""
-    if not findings.metrics:
+    if choices.empty:
         return []
-    metric = findings.metrics[0]
-    found = choices(findings, metric)
+    metric, tables = data.metrics[0], []
     columns = (
         "#",
         "configuration",
@@ -36,114 +134,68 @@ def pareto_tables(findings: Findings) -> list[Table]:
         "dropped",
         "seeds",
     )
-    return [
-        Table(
-            name=f"On the front against {price.title}",
-            columns=columns,
-            rows=[_front_row(i, choice, metric) for i, choice in enumerate(best(found, metric, price), 1)],
-        )
-        for price in PRICES
-        if found
-    ]
+    for price in PRICES:
+        kept = choices.dropna(subset=f"front_{price.name}").sort_values(f"front_{price.name}")
+        rows = [_front_row(i, row, metric) for i, row in enumerate(kept.to_dict("records"), 1)]
+        tables.append(Table(f"On the front against {price.title}", columns, rows))
+    return tables
 
 
-def _front_row(i: int, choice: Choice, metric: Metric) -> list[str]:
-    return [
-        f"{i}",
-        choice.group.label,
-        choice.way,
-        spread_text(choice.quality, 2 if metric.unit == 100 else 4),
-        spread_text(choice.images_s, 0),
-        short(choice.flops),
-        f"{choice.dropped_fraction:.1%}",
-        f"{choice.quality.n}",
-    ]
-
-
-def group_table(findings: Findings) -> Table:
-    """The configurations, means and spreads over seeds."""
-    columns = ["configuration", "seeds", *(metric.label for metric in findings.metrics)]
-    columns += ["dropped in training", "images/s in training", "parameters", "active", "multiply-adds"]
-    rows = []
-    for group in findings.groups:
-        cost, summaries = group.any.cost, [result.summary for result in group.results.values()]
-        assert cost is not None
-        quality = [spread_text(group.spread(m.of), 2 if m.unit == 100 else 4) for m in findings.metrics]
-        dropped = Spread.of([100 * summary["dropped_fraction"] for summary in summaries])
-        speed = Spread.of([summary["images_s"] for summary in summaries])
-        sizes = [short(cost.parameters), short(cost.active_parameters), short(cost.flops)]
-        first = [group.label, f"{len(summaries)}", *quality]
-        rows.append([*first, f"{spread_text(dropped, 1)} %", spread_text(speed, 0), *sizes])
-    return Table(name="Configurations", columns=columns, rows=rows)
-
-
-def open_table(findings: Findings) -> Table:
-    """The cells that are not finished, and why."""
-    rows = [[r.cell.name, r.state, r.reason] for r in findings.results if r.state != "finished"]
-    return Table(name="Cells that are not finished", columns=("cell", "state", "reason"), rows=rows)
-
-
-def fit_table(fits: Sequence[Fitted]) -> Table:
-    """The laws and their warnings."""
-    columns = (
-        "loss in",
-        "configurations",
-        "form",
-        "b",
-        "95 % interval of b",
-        "c",
-        "R²",
-        "sizes",
-        "seeds",
-        "warnings",
+def _front_row(i: int, row: dict[Any, Any], metric: Metric) -> list[str]:
+    quality, speed = (
+        Spread(row[name], row[f"{name}_sd"], row["seeds"]).text(digits)
+        for name, digits in ((metric.key, metric.digits), ("images_s", 0))
     )
-    return Table(name="Fits", columns=columns, rows=[_fit_texts(each) for each in fits])
+    cost = [short(row["flops"]), f"{row['dropped_fraction']:.1%}", f"{row['seeds']}"]
+    return [f"{i}", row["configuration"], row["at"], quality, speed, *cost]
 
 
-def _fit_texts(each: Fitted) -> list[str]:
-    law, interval = each.fit.law, each.fit.interval
-    warnings = "; ".join(each.fit.warnings)
+def fit_table(fits: Sequence[FamilyFit]) -> Table:
+    """The laws and their warnings."""
+    columns = ("loss in", "configurations", "form", "b", "95 % interval of b", "c")
+    return Table("Fits", (*columns, "R²", "sizes", "seeds", "warnings"), [_fit_texts(each) for each in fits])
+
+
+def _fit_texts(each: FamilyFit) -> list[str]:
+    law, interval, r2 = each.fit.law, each.fit.interval, each.fit.r2
     return [
-        each.quantity.title,
+        QUANTITIES[each.quantity][0],
         each.family,
-        "c + a x^-b" if each.offset else "a x^-b",
+        _form(each),
         f"{law.b:.4f}" if law else "–",
         f"{interval[0]:.4f} to {interval[1]:.4f}" if interval else "–",
         f"{law.c:.4f}" if law and each.offset else "–",
-        f"{each.fit.r2:.3f}" if each.fit.r2 is not None else "–",
+        f"{r2:.3f}" if r2 is not None else "–",
         f"{len(each.fit.x)}",
         f"{each.fit.seeds}",
-        f"⚠ {warnings}" if warnings else "none",
+        f"⚠ {'; '.join(each.fit.warnings)}" if each.fit.warnings else "none",
     ]
 
 
-def published_table(findings: Findings) -> Table:
-    """Published figures, ours beside them where there are any."""
-    data = "" if compares(findings) else ", other data"
-    theirs = ("published for", "published top-1", "published images/s")
-    columns = (*theirs, "ours", f"our top-1{data}", "our images/s")
+def published_table(data: ReportData) -> Table:
+    """Published values, ours beside them where there are any."""
+    columns = ["published for", "published top-1", "published images/s", "ours"]
+    columns += [f"our top-1{'' if is_same_task(data) else ', other data'}", "our images/s"]
     rows = [
         [
             row["what"],
-            _percent(row["published_top1"]),
-            _number(row["published_images_s"]),
+            _text(row["published_top1"], ".1%"),
+            _text(row["published_images_s"], ".0f"),
             row["our_cell"] or "not in this study",
-            _percent(row["our_top1"]),
-            _number(row["our_images_s"]),
+            _text(row["our_top1"], ".1%"),
+            _text(row["our_images_s"], ".0f"),
         ]
-        for row in published_rows(findings)
+        for row in comparison(data).to_dict("records")
     ]
-    return Table(name="Published figures and ours", columns=columns, rows=rows)
+    return Table("Published figures and ours", columns, rows)
 
 
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1%}"
+def _text(value: float | None, form: str) -> str:
+    return "–" if pd.isna(value) else f"{value:{form}}"
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.0f}"
-
-
-def spread_text(spread: Spread, digits: int) -> str:
-    """`62.10 ± 0.34`."""
-    return f"{spread.mean:.{digits}f}" + (f" ± {spread.sd:.{digits}f}" if spread.sd is not None else "")
+def _kind(texts: Sequence[str]) -> str:
+    if max(map(len, texts), default=0) > LONG:
+        return "long"
+    is_number = all(text == "–" or text.lstrip("-+")[:1].isdigit() for text in texts)
+    return "number" if is_number else ""

@@ -1,6 +1,8 @@
 """`swin-moe study report`: its files, studies of hardly anything, and what the user can correct."""
 
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -121,7 +123,14 @@ def test_ids_and_colours_of_a_picture() -> None:
         '<?xml version="1.0"?>\n<svg width="10pt" height="20pt" viewBox="0 0 10 20"><!-- a --><metadata>\n'
         '</metadata><path id="m1" style="fill: #1b1e23"/><use xlink:href="#m1" clip-path="url(#p2)"/></svg>'
     )
-    assert for_page(svg, "chart") == (
-        '<svg viewBox="0 0 10 20"><path id="chart-m1" style="fill: var(--ink)"/>'
+    assert for_page(svg, "chart", 'a "title"') == (
+        '<svg role="img" aria-label="a &#34;title&#34;" viewBox="0 0 10 20">'
+        '<path id="chart-m1" style="fill: var(--ink)"/>'
         '<use xlink:href="#chart-m1" clip-path="url(#chart-p2)"/></svg>'
     )
+
+
+def test_nothing_else_imports_what_a_report_needs() -> None:
+    code = "import sys, launcher.cli.program, launcher.training.run as _; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not {"pandas", "scipy", "jinja2", "matplotlib"} & set(loaded.split())
