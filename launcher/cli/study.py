@@ -29,7 +29,7 @@ examples:
 REPORT_HELP = """\
 examples:
   swin-moe study report runs/fashion_capacity
-  swin-moe study report runs/fashion_capacity --out docs/example_study
+  swin-moe study report runs/fashion_capacity --out fashion_report
 
 Writes index.html, which is one file and asks nothing of a network, every chart as PNG, and cells.csv,
 sweep.csv, layers.csv, pareto.csv, published.csv and fits.csv. Cells that are not finished are listed with the
@@ -53,9 +53,8 @@ def add_parser(subparsers: Commands) -> None:
 
 
 def _report(args: argparse.Namespace) -> int:
-    from launcher.study.report.report import (
-        run,  # draws with matplotlib, which every start of ranks would import
-    )
+    # not above: it imports pandas, scipy and matplotlib, which every start of ranks would wait for
+    from launcher.study.report.report import run
 
     return run(args)
 

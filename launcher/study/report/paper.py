@@ -134,7 +134,7 @@ def speed_by_capacity(data: ReportData) -> Chart | str:
 
 
 def _ours_by_capacity(data: ReportData, column: str, choices: tuple[int, ...]) -> list[Line]:
-    """The change from capacity 1.25, or else the largest, for each seed: a ratio of speeds, else a difference."""
+    """The change from capacity 1.25, or else the largest: a ratio of speeds, a difference of accuracies."""
     lines: list[Line] = []
     for label in nearest(data)[:MOST_OURS] if len(data.evaluations) else ():
         for k in choices:

@@ -105,7 +105,7 @@ def number(text: str) -> float | str:
 
 def test_the_numbers_of_an_older_version(reported: Path, data: ReportData) -> None:
     """Recorded when Student's t was a table of three decimals."""
-    recorded = Path(__file__).parents[1] / "data" / "study_report"
+    recorded = Path(__file__).parents[2] / "data" / "study_report"
     for name in ("fits.csv", "pareto.csv", "published.csv"):
         with (recorded / name).open() as file:
             before = list(csv.DictReader(file))
