@@ -44,7 +44,7 @@ def _staging(place: Place, device: torch.device) -> Iterator[Row]:
         pinned = all(x.is_pinned() for x in taken.values()) if place.on_gpu else None
         figures = {"seconds": seconds, "gb": gb, "gb_s": gb / seconds, "tensors": len(taken)}
         yield row(
-            f"StagingBuffers.copy {number}", ok=pinned, **figures, reserved_gb=buffers._slabs.reserved / 1e9
+            f"StagingBuffers.copy {number}", ok=pinned, **figures, reserved_gb=buffers.pinned_bytes / 1e9
         )
     whole = {n: p for n, p in training.masters.module.named_parameters() if f"master/{n}" in taken}
     name = max(whole, key=lambda n: whole[n].numel())

@@ -55,6 +55,11 @@ class StagingBuffers:
         self._memory: dict[str, Tensor] = {}
         self._slabs = Slabs()
 
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes of pinned memory."""
+        return self._slabs.reserved
+
     @torch.no_grad()
     def copy(self, masters: MasterWeights, mesh: Mesh) -> dict[str, Tensor]:
         """Copy the tensors that this rank owns, by global name; every rank calls it together.

@@ -95,7 +95,9 @@ def test_places(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found.text.startswith("all_reduce (parallel/ranks/collectives.py:")
 
     exchange = AsyncAllToAll([1], [1], None)  # type: ignore[arg-type]
-    exchange._in_flight = torch.zeros(1), torch.zeros(1), SimpleNamespace(wait=held.acquire)  # type: ignore
+    work = SimpleNamespace(wait=held.acquire)
+    monkeypatch.setattr(dist, "all_to_all_single", lambda *_, **options: work)
+    exchange.send(torch.zeros(1), reverse=False)
     found = place_in(exchange.receive)
     assert found.is_collective
     assert found.text.startswith("all_to_all_single (parallel/ranks/collectives.py:")
