@@ -110,7 +110,7 @@ def test_a_read_of_the_device_is_a_wait_for_others() -> None:
     held.acquire()
     found = place_in(lambda: read(SimpleNamespace(cpu=held.acquire)))  # type: ignore[arg-type]
     assert found.is_collective
-    assert found.text.startswith("read (tests/parallel/watchdog/test_watchdog.py:")
+    assert found.text.startswith("read (tests/parallel/watchdog/test_watch.py:")
 
 
 DEVICE_WAITS = (
