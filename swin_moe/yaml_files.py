@@ -77,8 +77,8 @@ def read_yaml(path: Path, above: tuple[Path, ...] = ()) -> tuple[Tree, Origins]:
     tree, origins = Tree(), Origins()
     for name in _bases(own, path):
         base = Path(os.path.normpath(path.parent / name))
-        below, found = read_yaml(base, (*above, path))
-        tree, origins = merge(tree, below), origins | found
+        below, below_origins = read_yaml(base, (*above, path))
+        tree, origins = merge(tree, below), origins | below_origins
     own.pop("base", None)
     try:
         own = current_names(own)
@@ -123,8 +123,8 @@ def _refuse_bomb(tree: Any) -> None:
             sizes[id(value)] = 1 + sum(map(size, below))
         return sizes[id(value)]
 
-    if (found := size(tree)) > MOST_VALUES:
-        raise ValueError(f"its aliases stand for {found} values; write them out, at most {MOST_VALUES}")
+    if (values := size(tree)) > MOST_VALUES:
+        raise ValueError(f"its aliases stand for {values} values; write them out, at most {MOST_VALUES}")
 
 
 def got(value: Any) -> str:

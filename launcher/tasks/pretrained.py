@@ -10,7 +10,7 @@ from parallel.ranks.mesh import Mesh
 from swin_moe.backbone.model import SwinTransformer
 from swin_moe.weights import ClassMap
 from swin_moe.weights.adapt import Head
-from swin_moe.weights.load import Fitted, fit, write
+from swin_moe.weights.load import LoadOptions, LoadPlan, apply, plan_load
 
 
 def start_from(train: TrainConfig, model: SwinTransformer, mesh: Mesh) -> None:
@@ -19,17 +19,17 @@ def start_from(train: TrainConfig, model: SwinTransformer, mesh: Mesh) -> None:
     Raises:
         ConfigError: they cannot be read or do not fit, on all ranks alike.
     """
-    found: list[Fitted] = []
+    plans: list[LoadPlan] = []
     try:
-        agree(lambda: found.append(fitted(train, model)), (ConfigError,))
+        agree(lambda: plans.append(plan_pretrained(train, model)), (ConfigError,))
     except RanksError as error:
         raise ConfigError(str(error)) from error
-    report = write(model, found[0])
+    report = apply(model, plans[0])
     if mesh.is_first:
         print(report)
 
 
-def fitted(train: TrainConfig, model: SwinTransformer) -> Fitted:
+def plan_pretrained(train: TrainConfig, model: SwinTransformer) -> LoadPlan:
     """The weights that `train.pretrained` names, fitted to a model and not yet written into it.
 
     Args:
@@ -47,6 +47,6 @@ def fitted(train: TrainConfig, model: SwinTransformer) -> Fitted:
                 f"{path} is a run; make a file of it first: swin-moe convert {path} FILE --to native"
             )
         known = heads.get(head) or ClassMap.read(head)
-        return fit(model, path, head=known, upcycle_noise=train.upcycle_noise)
+        return plan_load(model, path, LoadOptions(head=known, upcycle_noise=train.upcycle_noise))
     except (ValueError, OSError) as error:
         raise ConfigError(f"train.pretrained: {error}") from error

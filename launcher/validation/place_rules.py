@@ -7,7 +7,7 @@ from pathlib import Path
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.rundir.directory import RunDirectory
-from launcher.tasks.pretrained import fitted
+from launcher.tasks.pretrained import plan_pretrained
 from launcher.tasks.registry import backbone_on_meta
 from parallel.checkpoint.commit import committed
 from parallel.zero.options import check_precision
@@ -58,7 +58,7 @@ def _weights_errors(config: RunConfig) -> list[str]:
     if config.train.pretrained is None or has_begun(config):
         return []
     try:
-        fitted(config.train, backbone_on_meta(config))
+        plan_pretrained(config.train, backbone_on_meta(config))
     except ConfigError as error:
         return [str(error)]
     return []

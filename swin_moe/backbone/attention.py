@@ -74,7 +74,7 @@ class WindowAttention(nn.Module):
         """(B * S, n, 3 * C) -> queries, keys and values, (B, S, h, n, d) each.
 
         Where S is 1 the kernels of a GPU read them where they are, and their gradients are put together in
-        one pass. Else they are brought into place, in one copy: a CPU is faster with it in any case.
+        one pass. Otherwise they are copied once, which is also faster on a CPU.
         """
         windows, n, _ = qkv.shape
         qkv = qkv.view(windows // per_image, per_image, n, 3, self.num_heads, -1)

@@ -113,8 +113,10 @@ class _ActiveExperts(nn.Module):
         """(B, L, C) with the images' keys -> (B, L, C), and no statistics."""
         layer, config = self.layer, self.layer.config
         images, length, channels = x.shape
-        asked = RoutingRequest(groups=1, length=length, top_k=config.top_k, factor=0.0, slots=images * length)
-        self.router(torch.zeros(images * length, channels), torch.zeros(images * length).long(), asked)
+        request = RoutingRequest(
+            groups=1, length=length, top_k=config.top_k, factor=0.0, slots=images * length
+        )
+        self.router(torch.zeros(images * length, channels), torch.zeros(images * length).long(), request)
         if config.router == "soft":
             mix = x.new_empty(images, length, config.num_experts * config.slots_per_expert)
             y = mix @ self._experts(mix.mT @ x)

@@ -55,17 +55,17 @@ def enlarge(mask: Tensor, factor: int, height: int, width: int) -> Tensor:
 
 
 def normalize_target(images: Tensor, window: int) -> Tensor:
-    """Each pixel less the mean of the window around it, over its deviation: (B, c, h, w) -> the same, fp32.
+    """Normalise each pixel by the mean and std of the window around it: (B, c, h, w) -> the same, fp32.
 
     The variance is unbiased, and pixels outside of the image are not counted. A rectangle's mean is the mean
     over rows of the mean over columns, which takes 2 * window terms a pixel instead of window^2.
     """
-    mean, deviation = _moments(images, window)
-    return (images.float() - mean) / deviation
+    mean, std = _moments(images, window)
+    return (images.float() - mean) / std
 
 
 def _moments(images: Tensor, window: int) -> tuple[Tensor, Tensor]:
-    """Mean and deviation of the window around each pixel: (B, c, h, w) twice, fp32."""
+    """Mean and standard deviation of the window around each pixel: (B, c, h, w) twice, fp32."""
     x = images.float()
     mean = _box_mean(x, window)
     count = _box_count(x.shape[2], window, x.device)[:, None] * _box_count(x.shape[3], window, x.device)
@@ -148,8 +148,8 @@ class SimMIM(nn.Module):
         """The images (B, c, h, w) with the predicted pixels where they were hidden, fp32."""
         prediction, window = output.prediction.float(), self.config.norm_target_window
         if window:  # the prediction is of normalised pixels
-            mean, deviation = _moments(images, window)
-            prediction = prediction * deviation + mean
+            mean, std = _moments(images, window)
+            prediction = prediction * std + mean
         return torch.where(output.mask[:, None], prediction, images.float())
 
 

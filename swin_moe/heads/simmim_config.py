@@ -12,7 +12,7 @@ class SimMIMConfig:
 
     `mask_patch_size` is in pixels, a multiple of the model's patch; `mask_ratio` of an image's mask patches
     are hidden, rounded up. `norm_target_window` is the side of the window of pixels by whose mean and
-    deviation a target is normalised (SwinV2: 47), 0 for the pixels as they are.
+    standard deviation a target is normalised (SwinV2: 47), 0 for the pixels as they are.
     """
 
     mask_patch_size: int = 32

@@ -63,7 +63,7 @@ class ExpertCall:
         counts: rows of each expert, on the host or (L,) on the device; further rows are the last expert's.
         activation: between the layers.
         rate: of the dropout after it; 0 outside of training.
-        hidden: columns of the whole hidden dim that are here.
+        hidden: columns of the unsliced hidden dim that are here.
         outputs: columns of the output to which fc2's bias here is added.
         recompute: keep pre-activations alone for backward.
         backward: whether there will be one.
@@ -245,7 +245,7 @@ def loop(call: ExpertCall, rows: Tensor, keys: Tensor | None, weights: Sequence[
     """One GEMM an expert and layer, on any device, in any precision.
 
     Args:
-        call: what is asked.
+        call: of the pass.
         rows: (M, C), sorted by expert.
         keys: (M,) of the rows at this site, or None where nothing is dropped.
         weights: as ExpertMLP.weights.

@@ -84,7 +84,7 @@ def drop_bound(rate: float) -> int:
 
 
 class SiteCounter:
-    """Numbers the random places of one model in the order in which it is built."""
+    """Numbers the random places of a model in the order in which it is built."""
 
     def __init__(self) -> None:
         self._numbers = itertools.count()
@@ -135,7 +135,7 @@ class Dropout(_KeyedDrop):
 
 
 class DropPath(_KeyedDrop):
-    """Stochastic depth: drops a sample's whole residual branch (Huang et al. 2016).
+    """Stochastic depth: drops a sample's residual branch (Huang et al. 2016).
 
     The module holds rate and site; `branch_scales` draws for many of them at once.
     """

@@ -55,28 +55,28 @@ class ClassMap:
 Head = Literal["strict", "replace"] | ClassMap
 
 
-def adapt_head(found: ConvertedStateDict, shapes: Mapping[str, list[int]], head: Head) -> list[str]:
-    """Make the classifier of the weights that of the model, as asked: returns what was done.
+def adapt_head(converted: ConvertedStateDict, shapes: Mapping[str, list[int]], head: Head) -> list[str]:
+    """Adapt the classifier of the weights to the model by `head`. Returns what was done.
 
     With `replace` the model's own stays, and the tensors of the weights are dropped.
     """
-    theirs = next((len(found.tensors[name]) for name in HEAD if name in found.tensors), 0)
+    theirs = next((len(converted.tensors[name]) for name in HEAD if name in converted.tensors), 0)
     ours = next((shapes[name][0] for name in HEAD if name in shapes), 0)
     if head == "replace":
         for name in HEAD:
-            if found.tensors.pop(name, None) is not None:
-                found.dropped[found.names[name]] = "the classifier is replaced"
+            if converted.tensors.pop(name, None) is not None:
+                converted.dropped[converted.names[name]] = "the classifier is replaced"
         return [f"classifier: the model's own of {ours} classes stays, that of {theirs} classes is not used"]
     if theirs == 0 and ours:
         raise WeightsError(f"the weights have no classifier, the model has one of {ours} classes; {REMEDY}")
     if isinstance(head, ClassMap):
-        return [_pick(found, head, theirs, ours)]
+        return [_pick(converted, head, theirs, ours)]
     if theirs != ours:
         raise WeightsError(f"the weights have {theirs} classes, model.num_classes is {ours}; {REMEDY}")
     return []
 
 
-def _pick(found: ConvertedStateDict, head: ClassMap, theirs: int, ours: int) -> str:
+def _pick(converted: ConvertedStateDict, head: ClassMap, theirs: int, ours: int) -> str:
     if len(head.indices) != ours:
         raise WeightsError(
             f"{head.name} has {len(head.indices)} lines, model.num_classes is {ours}: one each"
@@ -84,38 +84,38 @@ def _pick(found: ConvertedStateDict, head: ClassMap, theirs: int, ours: int) -> 
     if max(head.indices, default=0) >= theirs:
         raise WeightsError(f"{head.name} names class {max(head.indices)}; the weights have 0..{theirs - 1}")
     for name in HEAD:
-        if name in found.tensors:
-            found.tensors[name] = found.tensors[name][torch.tensor(head.indices)]
+        if name in converted.tensors:
+            converted.tensors[name] = converted.tensors[name][torch.tensor(head.indices)]
     return f"classifier: {ours} of {theirs} classes, by {head.name}"
 
 
 def resize_tables(
-    found: ConvertedStateDict, shapes: Mapping[str, list[int]], config: ModelConfig
+    converted: ConvertedStateDict, shapes: Mapping[str, list[int]], config: ModelConfig
 ) -> tuple[list[str], list[str]]:
     """Resize position bias tables (R, h) to the model's windows, bicubically.
 
     As in Liu et al. 2021, section 4.1: each head's table is an image of 2H - 1 x 2W - 1 pixels.
 
     Returns:
-        What was done, and what cannot be told from the weights.
+        What was done, and what the weights do not determine.
     """
     changes: dict[str, int] = {}
     unknown: dict[int, Window] = {}
-    for name, table in found.tensors.items():
+    for name, table in converted.tensors.items():
         if not name.endswith("relative_position_bias_table") or name not in shapes or table.dim() != 2:
             continue
         stage = int(name.split(".")[1])
-        own, old = config.stage_window(stage), found.table_windows.get(stage)
+        own, old = config.stage_window(stage), converted.table_windows.get(stage)
         if old is None or _rows(old) != len(table):  # the file does not say
             old = own if _rows(own) == len(table) else _square(len(table))
             unknown |= {stage: own} if old == own and own[0] != own[1] else {}
         if old == own or _rows(old) != len(table) or table.shape[1] != shapes[name][1]:
             continue  # fits, or is of another model, as the comparison of shapes will say
-        found.tensors[name] = _resized(table, old, own)
+        converted.tensors[name] = _resized(table, old, own)
         change = f"position bias: window {as_text(old)} resized to {as_text(own)}, bicubic"
         changes[change] = changes.get(change, 0) + 1
     notices = [
-        f"position bias: a {found.format} file does not tell the height of a window from its width; stage "
+        f"position bias: a {converted.format} file does not tell the height of a window from its width; stage "
         f"{stage}'s is taken as {as_text(window)}"
         for stage, window in unknown.items()
     ]
@@ -140,11 +140,11 @@ def _resized(table: Tensor, old: Window, new: Window) -> Tensor:
     return resized.flatten(2)[0].t().to(table.dtype)
 
 
-def check_windows(found: ConvertedStateDict, config: ModelConfig) -> list[str]:
+def check_windows(converted: ConvertedStateDict, config: ModelConfig) -> list[str]:
     """See that a log-spaced position bias is relative to the windows that it was learned with.
 
     Returns:
-        What cannot be told from the weights.
+        What the weights do not determine.
 
     Raises:
         WeightsError: the model's windows are others, and model.pretrained_window_sizes does not say so.
@@ -154,12 +154,12 @@ def check_windows(found: ConvertedStateDict, config: ModelConfig) -> list[str]:
     stages = range(len(config.depths))
     own = [config.stage_window(stage) for stage in stages]
     ours = [config.pretrained_window(stage) for stage in stages]
-    if not found.windows:
+    if not converted.windows:
         return [
-            f"position bias: a {found.format} file does not say with which windows it was learned; taken as "
+            f"position bias: a {converted.format} file does not say with which windows it was learned; taken as "
             f"{_written(ours)} (model.pretrained_window_sizes, where it is set)"
         ]
-    learned = [_known(found.windows.get(stage, (0, 0)), ours[stage]) for stage in stages]
+    learned = [_known(converted.windows.get(stage, (0, 0)), ours[stage]) for stage in stages]
     each = zip(chain(*learned), chain(*ours), chain(*own), strict=True)
     if any(a != b for a, b, side in each if side > 1):
         setting = _written(config.pretrained_window_sizes) if config.pretrained_window_sizes else None
@@ -181,12 +181,12 @@ def _written(windows: Sequence[Size]) -> list[int | list[int]]:
     return [height if height == width else [height, width] for height, width in pairs]
 
 
-def drop_unneeded(found: ConvertedStateDict, shapes: Mapping[str, list[int]]) -> None:
+def drop_unneeded(converted: ConvertedStateDict, shapes: Mapping[str, list[int]]) -> None:
     """What a model can do without: a mask token, and Tutel's fc2 biases where they are frozen at zero."""
-    if "mask_token" in found.tensors and "mask_token" not in shapes:
-        found.dropped[found.names["mask_token"]] = "the mask token, and the model has none"
-        del found.tensors["mask_token"]
-    for name in [name for name in found.tensors if re.search(r"\.experts\.\d+\.fc2_bias$", name)]:
-        if name not in shapes and not found.tensors[name].any():
-            found.dropped[found.names[name]] = "zero, and the model has none"
-            del found.tensors[name]
+    if "mask_token" in converted.tensors and "mask_token" not in shapes:
+        converted.dropped[converted.names["mask_token"]] = "the mask token, and the model has none"
+        del converted.tensors["mask_token"]
+    for name in [name for name in converted.tensors if re.search(r"\.experts\.\d+\.fc2_bias$", name)]:
+        if name not in shapes and not converted.tensors[name].any():
+            converted.dropped[converted.names[name]] = "zero, and the model has none"
+            del converted.tensors[name]

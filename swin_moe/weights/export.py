@@ -142,7 +142,7 @@ def _write_folder(out: Path, weights: dict[str, Tensor], config: dict[str, Any])
 
 
 def _put(path: Path, write: Callable[[Path], Any]) -> Path:
-    """Write beside the place and rename, so that a half-written file is never taken for a whole one."""
+    """Write to a temporary name and rename, so that a partial file is never taken for a complete one."""
     partial = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

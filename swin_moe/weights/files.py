@@ -1,7 +1,6 @@
 """Tensors out of files that are not trusted: safetensors, or pickles of tensors and plain data alone.
 
-What a file is, its first bytes say; its name says nothing. Tensors are mapped, not read, where the file
-allows it.
+The first bytes of a file decide what it is, not its name. Tensors are memory-mapped where the file allows it.
 """
 
 import json
@@ -50,7 +49,7 @@ REASONS = {  # what torch.load says, and what it means
 
 @dataclass(kw_only=True)
 class Content:
-    """What was found at a path."""
+    """The tensors at a path, and what else is there."""
 
     tensors: dict[str, Tensor]
     beside: Mapping[str, Any] = field(default_factory=dict)  # what is no weight: optimizer, epoch ...
@@ -88,7 +87,7 @@ def _is_safetensors(path: Path) -> bool:
 
 
 def read_config(path: Path) -> dict[str, Any] | None:
-    """The model that a safetensors file of ours says that it is of; None for every other file."""
+    """The model configuration in a safetensors file of ours; None for every other file."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
@@ -157,7 +156,7 @@ def _read_pickle(path: Path) -> Any:
 
 
 def _globals_in(message: str) -> str:
-    """What the restricted unpickler of torch says that it was asked for."""
+    """The globals that torch's restricted unpickler refused."""
     return ", ".join(dict.fromkeys(re.findall(r"GLOBAL ([\w.]+)", message)))
 
 
@@ -166,8 +165,8 @@ def _reason(error: Exception) -> str:
     message = str(error).strip()
     if known := next((reason for mark, reason in REASONS.items() if mark in message), None):
         return known
-    found = re.search(r"error: (.+)", message)
-    return (found[1] if found else (message.splitlines() or [type(error).__name__])[0])[:200]
+    match = re.search(r"error: (.+)", message)
+    return (match[1] if match else (message.splitlines() or [type(error).__name__])[0])[:200]
 
 
 def _unwrap(path: Path, loaded: Any, *, ema: bool) -> Content:
@@ -187,7 +186,7 @@ def _unwrap(path: Path, loaded: Any, *, ema: bool) -> Content:
 
 
 def _choice(taken: str, average: str, model: str | None) -> str:
-    """What is said of a file with a moving average in it."""
+    """The notice for a file with a moving average in it."""
     if model is None:
         return f"the weights are the moving average {average}: the file holds no others"
     how = "" if taken == average else "; for the moving average: convert --ema"

@@ -40,8 +40,8 @@ def foreign(path: Path) -> str | None:
         return "a git-lfs pointer, not the file itself; run `git lfs pull`"
     if start[257:262] == b"ustar":
         return "a tar archive; unpack it"
-    if found := next((what for magic, what in MAGIC.items() if start.startswith(magic)), None):
-        return f"{found}, no checkpoint" if ";" not in found else found
+    if known := next((what for magic, what in MAGIC.items() if start.startswith(magic)), None):
+        return f"{known}, no checkpoint" if ";" not in known else known
     if zipfile.is_zipfile(path):
         return _zip(path)
     return _text(path, start)

@@ -66,11 +66,11 @@ def convert(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> 
             result.dropped[theirs] = "a buffer, computed anew"
         elif theirs.startswith("decoder."):
             result.dropped[theirs] = "the decoder of masked image modelling"
-        elif found := re.fullmatch(r"(.*attention\.)self\.(query|key|value)\.(weight|bias)", name):
-            if block := _block(found[1] + "output.dense.weight"):
+        elif match := re.fullmatch(r"(.*attention\.)self\.(query|key|value)\.(weight|bias)", name):
+            if block := _block(match[1] + "output.dense.weight"):
                 own = block.removesuffix("proj.weight")
-                fused.setdefault(f"{own}qkv.{found[3]}", {})[found[2]] = tensor
-                result.names[f"{own}qkv.{found[3]}"] = theirs
+                fused.setdefault(f"{own}qkv.{match[3]}", {})[match[2]] = tensor
+                result.names[f"{own}qkv.{match[3]}"] = theirs
             else:
                 result.unknown.append(theirs)
         elif ours := TOP.get(name) or _merge(name) or _block(name):
@@ -93,10 +93,10 @@ def export(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tens
     for ours, tensor in tensors.items():
         if ours in top:
             result[("" if ours.startswith("head.") else body) + top[ours]] = tensor
-        elif found := re.fullmatch(r"layers\.(\d+)\.merge\.(.+)", ours):
-            result[f"{body}encoder.layers.{int(found[1]) - 1}.downsample.{found[2]}"] = tensor
-        elif found := re.fullmatch(r"(layers\.\d+\.blocks\.\d+)\.(.+)", ours):
-            prefix, leaf = f"{body}encoder.{found[1]}.", found[2]
+        elif match := re.fullmatch(r"layers\.(\d+)\.merge\.(.+)", ours):
+            result[f"{body}encoder.layers.{int(match[1]) - 1}.downsample.{match[2]}"] = tensor
+        elif match := re.fullmatch(r"(layers\.\d+\.blocks\.\d+)\.(.+)", ours):
+            prefix, leaf = f"{body}encoder.{match[1]}.", match[2]
             if leaf in block:
                 result[prefix + block[leaf]] = tensor
             else:
@@ -172,13 +172,13 @@ def _published(name: str) -> str:
 
 
 def _block(name: str) -> str | None:
-    found = re.fullmatch(r"encoder\.(layers\.\d+\.blocks\.\d+)\.(.+)", name)
-    return f"{found[1]}.{BLOCK[found[2]]}" if found and found[2] in BLOCK else None
+    match = re.fullmatch(r"encoder\.(layers\.\d+\.blocks\.\d+)\.(.+)", name)
+    return f"{match[1]}.{BLOCK[match[2]]}" if match and match[2] in BLOCK else None
 
 
 def _merge(name: str) -> str | None:
-    found = re.fullmatch(r"encoder\.layers\.(\d+)\.downsample\.(.+)", name)
-    return f"layers.{int(found[1]) + 1}.merge.{found[2]}" if found and found[2] in MERGE else None
+    match = re.fullmatch(r"encoder\.layers\.(\d+)\.downsample\.(.+)", name)
+    return f"layers.{int(match[1]) + 1}.merge.{match[2]}" if match and match[2] in MERGE else None
 
 
 def _put_fused(result: ConvertedStateDict, ours: str, pieces: dict[str, Tensor], *, cosine: bool) -> None:

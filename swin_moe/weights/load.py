@@ -47,7 +47,23 @@ class LoadReport:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fitted:
+class LoadOptions:
+    """What is taken from weights, and how.
+
+    - `head`: `strict` refuses another classifier, `replace` keeps the model's own, a ClassMap picks classes.
+    - `ema`: take the moving average of the weights: of a run of ours, a checkpoint of one, or a file in which
+      a trainer saved it beside the weights.
+    - `upcycle_noise`: make each expert a copy of the dense model's MLP that it replaces, with so much noise
+      (see upcycle.py); None takes weights with experts.
+    """
+
+    head: Head = "strict"
+    ema: bool = False
+    upcycle_noise: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadPlan:
     """Weights that fit a model, not yet written into it."""
 
     tensors: Mapping[str, Tensor]  # by global name
@@ -70,70 +86,63 @@ def load_weights(
     Args:
         model: to be written into.
         path: a file, a Hugging Face folder, a run, a checkpoint, or NAME.pth of NAME.pth.rank0 ...
-        head: `strict` refuses another classifier, `replace` keeps the model's own, a ClassMap picks classes.
-        ema: take the moving average of the weights: of a run of ours, a checkpoint of one, or a file in
-            which a trainer saved it beside the weights.
-        upcycle_noise: of a dense model's weights, make each expert a copy of the MLP that it replaces, with
-            so much noise (see upcycle.py); None takes weights with experts.
+        head: see LoadOptions; so are `ema` and `upcycle_noise`.
 
     Raises:
         WeightsError: the file is damaged or not trusted, or a tensor is missing, unknown or of another shape.
     """
-    return write(model, fit(model, path, head=head, ema=ema, upcycle_noise=upcycle_noise))
+    options = LoadOptions(head=head, ema=ema, upcycle_noise=upcycle_noise)
+    return apply(model, plan_load(model, path, options))
 
 
-def fit(
-    model: SwinTransformer,
-    path: str | Path,
-    *,
-    head: Head = "strict",
-    ema: bool = False,
-    upcycle_noise: float | None = None,
-) -> Fitted:
-    """The first half of `load_weights`: all that can go wrong, and nothing is written.
+def plan_load(model: SwinTransformer, path: str | Path, options: LoadOptions) -> LoadPlan:
+    """Read weights and fit them to a model, without writing into it. `apply` then cannot fail.
 
     Only the shapes of the model count: it may be on the meta device.
+
+    Raises:
+        WeightsError: as `load_weights`.
     """
-    path = Path(path)
-    content = read(path, ema=ema)
+    path, head = Path(path), options.head
+    content = read(path, ema=options.ema)
     try:
-        found = convert(content)
+        converted = convert(content)
         shapes = _shapes(model)
-        resized, unknown = resize_tables(found, shapes, model.config)
-        changes = [*adapt_head(found, shapes, head), *resized]
-        notices = [*content.notices, *unknown, *check_windows(found, model.config)]
-        drop_unneeded(found, shapes)
+        resized, unknown = resize_tables(converted, shapes, model.config)
+        changes = [*adapt_head(converted, shapes, head), *resized]
+        notices = [*content.notices, *unknown, *check_windows(converted, model.config)]
+        drop_unneeded(converted, shapes)
         kept = set(HEAD if head == "replace" else ())
-        if upcycle_noise is not None:
-            done, routers = _upcycled(model, found, shapes, upcycle_noise)
-            changes, kept = [*changes, *done], kept | routers
-        _check(found, {name: shape for name, shape in shapes.items() if name not in kept})
-        check_finite({found.names[name]: tensor for name, tensor in found.tensors.items()})
+        if options.upcycle_noise is not None:
+            upcycled, routers = _upcycled(model, converted, shapes, options.upcycle_noise)
+            changes, kept = [*changes, *upcycled], kept | routers
+        _check(converted, {name: shape for name, shape in shapes.items() if name not in kept})
+        check_finite({converted.names[name]: tensor for name, tensor in converted.tensors.items()})
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
     report = LoadReport(
         path=path,
-        format=found.format,
+        format=converted.format,
         loaded=0,
-        dropped=content.dropped | found.dropped,
+        dropped=content.dropped | converted.dropped,
         changes=changes,
         notices=notices,
         beside=[*content.beside],
     )
-    return Fitted(tensors=found.tensors, report=report)
+    return LoadPlan(tensors=converted.tensors, report=report)
 
 
 @torch.no_grad()
-def write(model: SwinTransformer, fitted: Fitted) -> LoadReport:
-    """The second half; of a model in shards, every rank calls it together."""
+def apply(model: SwinTransformer, plan: LoadPlan) -> LoadReport:
+    """Write planned weights into a model. Of a partitioned model, every rank calls it together."""
     _refuse_meta(model)
-    loaded = _write(model, fitted.tensors)
+    loaded = _write(model, plan.tensors)
     model.train(model.training)  # a position bias that was kept is of the old weights
-    return replace(fitted.report, loaded=loaded)
+    return replace(plan.report, loaded=loaded)
 
 
 def read(path: Path, *, ema: bool = False) -> Content:
-    """Whatever lies at a path; of a checkpoint of ours the masters, or the moving average."""
+    """Read what is at a path; of a checkpoint of ours the master weights, or their moving average."""
     if (base := moe_shards.base_of(path)) and not ema:
         return moe_shards.read_ranks(base)
     if path.is_dir():
@@ -179,39 +188,39 @@ def convert(content: Content) -> ConvertedStateDict:
 
 
 def _upcycled(
-    model: SwinTransformer, found: ConvertedStateDict, shapes: Mapping[str, list[int]], noise: float
+    model: SwinTransformer, converted: ConvertedStateDict, shapes: Mapping[str, list[int]], noise: float
 ) -> tuple[list[str], set[str]]:
     if model.config.moe is None:
         raise WeightsError("train.upcycle_noise is for a model with experts: set model.moe")
-    return upcycle(found, shapes, model.config.moe, noise=noise)
+    return upcycle(converted, shapes, model.config.moe, noise=noise)
 
 
 def _shapes(model: SwinTransformer) -> dict[str, list[int]]:
-    """Shape of every tensor of the whole model by global name, whichever experts are here."""
+    """Shape of every tensor of the model by global name, whichever experts this rank holds."""
     moe = model.config.moe
     buffers = {name: list(buffer.shape) for name, buffer in persistent_buffers(model).items()}
     return parameter_shapes(model, moe.num_experts if moe else 0) | buffers
 
 
-def _check(found: ConvertedStateDict, shapes: Mapping[str, list[int]]) -> None:
+def _check(converted: ConvertedStateDict, shapes: Mapping[str, list[int]]) -> None:
     """The tensors must be exactly the model's."""
-    tensors, problems = found.tensors, []
+    tensors, problems = converted.tensors, []
     if missing := [name for name in shapes if name not in tensors]:
         dense = any(".experts." in name for name in missing) and not any(".experts." in n for n in tensors)
         hint = "; to make experts of a dense model's MLPs: train.upcycle_noise=0" if dense else ""
         problems.append(f"{len(missing)} tensors of the model are missing ({some(missing)}){hint}")
-    extra = [*found.unknown, *(found.names[name] for name in tensors if name not in shapes)]
+    extra = [*converted.unknown, *(converted.names[name] for name in tensors if name not in shapes)]
     if extra:
         problems.append(f"{len(extra)} tensors are none of the model's ({some(extra)})")
     other = [
-        f"{found.names[name]} {list(tensors[name].shape)} instead of {shape}"
+        f"{converted.names[name]} {list(tensors[name].shape)} instead of {shape}"
         for name, shape in shapes.items()
         if name in tensors and list(tensors[name].shape) != shape
     ]
     if other:
         problems.append(f"{len(other)} tensors have another shape ({some(other)})")
     if problems:
-        raise WeightsError(f"{found.format} weights of another model: {'; '.join(problems)}")
+        raise WeightsError(f"{converted.format} weights of another model: {'; '.join(problems)}")
 
 
 def _write(model: SwinTransformer, tensors: Mapping[str, Tensor]) -> int:

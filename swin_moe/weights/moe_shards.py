@@ -80,7 +80,7 @@ def merge(base: Path, dense: dict[str, Tensor], ranks: Sequence[dict[str, Tensor
 def _numbered(base: Path) -> dict[int, Path]:
     pattern = re.compile(re.escape(base.name) + r"\.rank(\d+)")
     paths = base.parent.iterdir() if base.parent.is_dir() else []
-    return {int(found[1]): path for path in paths if (found := pattern.fullmatch(path.name))}
+    return {int(match[1]): path for path in paths if (match := pattern.fullmatch(path.name))}
 
 
 def _dense(content: Content) -> dict[str, Tensor]:

@@ -58,10 +58,10 @@ def _model_section(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def config_of(path: Path) -> ModelConfig | None:
-    """The model that a checkpoint, a run or a safetensors file of ours says it is of; None for others."""
+    """The model configuration in a checkpoint, a run or a safetensors file of ours; None for others."""
     if path.is_dir():
-        found = checkpoint_in(path)
-        tree = _model_section(read_manifest(found)) if found else None
+        checkpoint = checkpoint_in(path)
+        tree = _model_section(read_manifest(checkpoint)) if checkpoint else None
     else:
         tree = current_names(read_config(path), "model", notice=False)
     return load_model_config(ModelConfig(), **tree) if tree else None
@@ -104,5 +104,5 @@ def tensors_of(model: nn.Module, num_experts: int) -> dict[str, Tensor]:
 
 
 def metadata(config: ModelConfig) -> dict[str, str]:
-    """What a safetensors file of ours says of its model."""
+    """The metadata of a safetensors file of ours: its model configuration."""
     return {"format": "pt", "writer": "swin-moe", "config": json.dumps(asdict(config))}

@@ -88,14 +88,14 @@ def export(tensors: Mapping[str, Tensor], config: ModelConfig, *, timm: bool = F
     result: dict[str, Tensor] = {}
     experts: dict[str, list[Tensor]] = {}
     for ours, tensor in tensors.items():
-        if found := re.fullmatch(r"(layers\.\d+\.blocks\.\d+)\.mlp\.experts\.(\d+)\.(\w+)", ours):
-            batched = next(theirs for theirs, leaf in EXPERT.items() if leaf == found[3])
-            piece = tensor.t() if found[3] == "fc1_weight" else tensor
-            experts.setdefault(f"{found[1]}.{EXPERTS}{batched}", []).append(piece)
-        elif found := re.fullmatch(r"layers\.(\d+)\.merge\.(.+)", ours):
-            result[f"layers.{int(found[1]) - (not timm)}.downsample.{found[2]}"] = tensor
-        elif (found := re.fullmatch(r"(layers\.\d+\.blocks\.\d+)\.(.+)", ours)) and found[2] in block:
-            result[f"{found[1]}.{block[found[2]]}"] = tensor
+        if match := re.fullmatch(r"(layers\.\d+\.blocks\.\d+)\.mlp\.experts\.(\d+)\.(\w+)", ours):
+            batched = next(theirs for theirs, leaf in EXPERT.items() if leaf == match[3])
+            piece = tensor.t() if match[3] == "fc1_weight" else tensor
+            experts.setdefault(f"{match[1]}.{EXPERTS}{batched}", []).append(piece)
+        elif match := re.fullmatch(r"layers\.(\d+)\.merge\.(.+)", ours):
+            result[f"layers.{int(match[1]) - (not timm)}.downsample.{match[2]}"] = tensor
+        elif (match := re.fullmatch(r"(layers\.\d+\.blocks\.\d+)\.(.+)", ours)) and match[2] in block:
+            result[f"{match[1]}.{block[match[2]]}"] = tensor
         elif ours in top:
             result[ours.replace("head.", "head.fc.") if timm else ours] = tensor
         else:
@@ -110,15 +110,15 @@ def export(tensors: Mapping[str, Tensor], config: ModelConfig, *, timm: bool = F
 
 def _merges_first(tensors: Mapping[str, Tensor]) -> bool:
     """Whether the merging stands at the start of its stage: then stage 0 has none, and a later one has."""
-    stages = {found[1] for name in tensors if (found := re.match(r"layers\.(\d+)\.downsample\.", name))}
+    stages = {match[1] for name in tensors if (match := re.match(r"layers\.(\d+)\.downsample\.", name))}
     return bool(stages) and "0" not in stages
 
 
 def _ours(name: str, *, merges_first: bool) -> str | None:
-    if found := re.fullmatch(r"(layers\.\d+\.blocks\.\d+)\.(.+)", name):
-        return f"{found[1]}.{BLOCK[found[2]]}" if found[2] in BLOCK else None
-    if (found := re.fullmatch(r"layers\.(\d+)\.downsample\.(.+)", name)) and found[2] in MERGE:
-        return f"layers.{int(found[1]) + (not merges_first)}.merge.{found[2]}"
+    if match := re.fullmatch(r"(layers\.\d+\.blocks\.\d+)\.(.+)", name):
+        return f"{match[1]}.{BLOCK[match[2]]}" if match[2] in BLOCK else None
+    if (match := re.fullmatch(r"layers\.(\d+)\.downsample\.(.+)", name)) and match[2] in MERGE:
+        return f"layers.{int(match[1]) + (not merges_first)}.merge.{match[2]}"
     return TOP.get(name.replace("head.fc.", "head."))
 
 
@@ -139,13 +139,13 @@ def _put_experts(result: ConvertedStateDict, name: str, theirs: str, tensor: Ten
 
 def _note_window(result: ConvertedStateDict, name: str, tensor: Tensor) -> None:
     """What a buffer of a stage's first block says of its windows."""
-    found = re.fullmatch(r"layers\.(\d+)\.blocks\.0\.attn\.(\w+)", name)
-    if found and found[2] == "relative_coords_table" and tensor.dim() == 4 and tensor.shape[3] == 2:
+    match = re.fullmatch(r"layers\.(\d+)\.blocks\.0\.attn\.(\w+)", name)
+    if match and match[2] == "relative_coords_table" and tensor.dim() == 4 and tensor.shape[3] == 2:
         window = learned_window(tensor)
         if any(window):
-            result.windows[int(found[1])] = window
-    elif found and found[2] == "relative_position_index" and tensor.dim() == 2 and len(tensor):
-        result.table_windows[int(found[1])] = indexed_window(tensor)
+            result.windows[int(match[1])] = window
+    elif match and match[2] == "relative_position_index" and tensor.dim() == 2 and len(tensor):
+        result.table_windows[int(match[1])] = indexed_window(tensor)
 
 
 def _check_all_experts(result: ConvertedStateDict) -> None:

@@ -61,8 +61,8 @@ def read_training_state(path: Path) -> TrainingState:
     try:
         parts = [_moments(content, state) for content in contents]
         for kind in MOMENTS:
-            whole = [part[kind] for part in parts]
-            merged = moe_shards.merge(base, whole[0], whole) if base else whole[0]
+            by_rank = [part[kind] for part in parts]
+            merged = moe_shards.merge(base, by_rank[0], by_rank) if base else by_rank[0]
             state.moments[kind] = official.convert(merged).tensors
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
@@ -85,7 +85,7 @@ def _moments(content: Content, state: TrainingState) -> Moments:
     if any("momentum_buffer" in entry for entry in entries.values() if isinstance(entry, Mapping)):
         raise WeightsError(f"its optimizer is SGD, not AdamW; {REMEDY}")
     names = _numbered([_numbers(group) for group in groups], content.tensors)
-    found: Moments = {kind: {} for kind in MOMENTS}
+    moments: Moments = {kind: {} for kind in MOMENTS}
     fresh = [name for number, name in names.items() if number not in entries]
     for number, name in names.items():
         entry = entries.get(number, {})
@@ -98,11 +98,11 @@ def _moments(content: Content, state: TrainingState) -> Moments:
                     f"its optimizer's {kind} number {number} is {shape}, of {name} {list(weight.shape)}: the "
                     f"weights are in another order; {REMEDY}"
                 )
-            found[kind][name] = value.float()
+            moments[kind][name] = value.float()
     _note(state, [_updates(entry) for entry in entries.values()] + [_updates(group) for group in groups])
     if fresh:
         state.notices.append(f"no moments of {some(fresh)}: zero, as before a first update")
-    return found
+    return moments
 
 
 def _numbers(group: Any) -> list[int]:

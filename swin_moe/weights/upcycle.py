@@ -19,15 +19,20 @@ _EXPERT = re.compile(r"(.*\.mlp\.)experts\.(\d+)\.(fc1|fc2)_(weight|bias)")
 
 
 def upcycle(
-    found: ConvertedStateDict, shapes: Mapping[str, list[int]], moe: MoEConfig, *, noise: float, seed: int = 0
+    converted: ConvertedStateDict,
+    shapes: Mapping[str, list[int]],
+    moe: MoEConfig,
+    *,
+    noise: float,
+    seed: int = 0,
 ) -> tuple[list[str], set[str]]:
     """Put the MLPs of dense weights in the place of the experts that the model has there.
 
     Args:
-        found: the weights; changed in place.
+        converted: the weights; changed in place.
         shapes: of the model's tensors, by global name.
         moe: of the model.
-        noise: standard deviation of what is added to each expert's matrices, as a share of their own.
+        noise: standard deviation of the noise on each expert's matrices, as a fraction of their own.
         seed: of the noise.
 
     Returns:
@@ -36,7 +41,7 @@ def upcycle(
     Raises:
         WeightsError: the weights have experts already, or the model's are no plain MLPs.
     """
-    if any(_EXPERT.fullmatch(name) for name in found.tensors):
+    if any(_EXPERT.fullmatch(name) for name in converted.tensors):
         raise WeightsError("these weights have experts already: leave out train.upcycle_noise")
     if moe.expert_activation != "gelu" or moe.shared_expert:
         raise WeightsError(
@@ -48,11 +53,11 @@ def upcycle(
         if match := _EXPERT.fullmatch(name):
             layer, _, linear, kind = match.groups()
             source = f"{layer}{linear}.{kind}"
-            if source in found.tensors:
-                dense[source] = found.tensors[source]
-                found.put(name, found.names[source], _expert(dense[source], name, noise, seed))
+            if source in converted.tensors:
+                dense[source] = converted.tensors[source]
+                converted.put(name, converted.names[source], _expert(dense[source], name, noise, seed))
     for source in dense:
-        del found.tensors[source], found.names[source]
+        del converted.tensors[source], converted.names[source]
     layers = {source.split(".mlp.")[0] for source in dense}
     routers = {name for name in shapes if any(name.startswith(f"{layer}.mlp.router.") for layer in layers)}
     spread = f" with {noise:g} of noise" if noise else ""
