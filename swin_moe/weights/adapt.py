@@ -115,8 +115,8 @@ def resize_tables(
         change = f"position bias: window {as_text(old)} resized to {as_text(own)}, bicubic"
         changes[change] = changes.get(change, 0) + 1
     notices = [
-        f"position bias: a {converted.format} file does not tell the height of a window from its width; stage "
-        f"{stage}'s is taken as {as_text(window)}"
+        f"position bias: a {converted.format} file does not tell the height of a window from its width; "
+        f"stage {stage}'s is taken as {as_text(window)}"
         for stage, window in unknown.items()
     ]
     return [f"{change} ({count} tables)" for change, count in changes.items()], notices
@@ -156,8 +156,8 @@ def check_windows(converted: ConvertedStateDict, config: ModelConfig) -> list[st
     ours = [config.pretrained_window(stage) for stage in stages]
     if not converted.windows:
         return [
-            f"position bias: a {converted.format} file does not say with which windows it was learned; taken as "
-            f"{_written(ours)} (model.pretrained_window_sizes, where it is set)"
+            f"position bias: a {converted.format} file does not say with which windows it was learned; taken "
+            f"as {_written(ours)} (model.pretrained_window_sizes, where it is set)"
         ]
     learned = [_known(converted.windows.get(stage, (0, 0)), ours[stage]) for stage in stages]
     each = zip(chain(*learned), chain(*ours), chain(*own), strict=True)

@@ -1,7 +1,7 @@
 """Which of a file's tensors are the Swin's, and what wrappers put before their names.
 
-A wrapper's prefix is removed and reported. Tensors beside those of the Swin, such as a detector's neck, are left
-out by name; a classifier beside a backbone stays. `encoder.` stays where it is SimMIM's.
+A wrapper's prefix is removed and reported. Tensors beside those of the Swin, such as a detector's neck, are
+left out by name; a classifier beside a backbone stays. `encoder.` stays where it is SimMIM's.
 """
 
 from collections.abc import Mapping
