@@ -5,21 +5,27 @@
 Only the `model:` section is read here; the launcher reads and validates the whole run.
 """
 
-from collections.abc import Mapping
-from dataclasses import MISSING, asdict, fields, is_dataclass
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 from parallel.ranks.mesh import Mesh
 from swin_moe.backbone import model
-from swin_moe.config import ModelConfig, ModelError, MoEConfig, require
+from swin_moe.config import ModelConfig, ModelError, MoEConfig
+from swin_moe.options import from_tree, option_problems
 from swin_moe.renamed import RenamedError, current_names
-from swin_moe.yaml_files import YamlError, got, merge, read_yaml
+from swin_moe.yaml_files import YamlError, merge, read_yaml
 
 NOT_RECIPES = ("base", "hardware", "studies")  # folders of configs/ that hold no configuration of a run
 NOT_MODELS = ("configs", "recipes")  # folders with configurations whose models have no published name
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """The section of a file that is read here, so that options are named `model.depths` and so on."""
+
+    model: ModelConfig
 
 
 def recipe_files() -> dict[str, Path]:
@@ -58,9 +64,12 @@ def load_model_config(name_or_config: str | ModelConfig, **overrides: Any) -> Mo
     }
     tree = _read(name_or_config) if isinstance(name_or_config, str) else asdict(name_or_config)
     try:
-        return _section(ModelConfig, merge(tree, current_names(given, "model")), "model")
+        section = {"model": merge(tree, current_names(given, "model"))}
     except RenamedError as error:
         raise ModelError(str(error)) from None
+    if problems := option_problems(_Model, section):
+        raise ModelError("; ".join(dict.fromkeys(problems)))
+    return from_tree(_Model, section).model
 
 
 def build_model(
@@ -93,39 +102,3 @@ def _read(name: str) -> dict[str, Any]:
     except YamlError as error:
         raise ModelError(str(error)) from None
     return tree.get("model") or {}
-
-
-def _section(section: type, tree: Any, path: str) -> Any:
-    """A frozen dataclass from a tree, by the types of its fields."""
-    require(isinstance(tree, Mapping), f"{path} must be a mapping of options{got(tree)}")
-    hints = get_type_hints(section)
-    for name in tree:
-        near = get_close_matches(str(name), hints, n=1)
-        hint = f"did you mean {path}.{near[0]}?" if near else f"known here: {', '.join(hints)}"
-        require(name in hints, f"{path}.{name}: no such option; {hint}")
-    for field in fields(section):
-        required = field.default is MISSING and field.default_factory is MISSING
-        require(not required or field.name in tree, f"{path}.{field.name}: required, but not given")
-    return section(**{name: _value(hints[name], value, f"{path}.{name}") for name, value in tree.items()})
-
-
-def _value(hint: Any, value: Any, path: str) -> Any:
-    """A value as its field wants it: an int fills a float and a list a tuple, nothing else is bent."""
-    kind, choices = get_origin(hint), get_args(hint)
-    if is_dataclass(hint):
-        return _section(hint, value, path)  # type: ignore[arg-type]
-    if kind is Literal:
-        require(value in choices, f"{path} must be one of {', '.join(map(repr, choices))}{got(value)}")
-        return value
-    if kind is tuple:
-        require(isinstance(value, list | tuple), f"{path} must be a list{got(value)}")
-        return tuple(_value(choices[0], item, f"{path}[{i}]") for i, item in enumerate(value))
-    if type(None) in choices:
-        return None if value is None else _value(choices[0], value, path)
-    if kind is UnionType:  # one number, or a list of them
-        is_list = isinstance(value, list | tuple)
-        return _value(next(c for c in choices if (get_origin(c) is tuple) == is_list), value, path)
-    if hint is float and type(value) is int:
-        return float(value)
-    require(type(value) is hint, f"{path} must be of type {hint.__name__}{got(value)}")
-    return value

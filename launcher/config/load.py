@@ -1,37 +1,23 @@
 """From a YAML file and dotted overrides to a RunConfig, with every error at once; and back to YAML.
 
-`load_section` does the same for any other dataclass that a file holds.
-
-The schema is plain dataclasses, in which pydantic cannot be told to forbid extra keys: unknown options are
-found here. Values are checked in pydantic's strict JSON mode: a list fills a tuple and an int a float, but
-True is no int, 1 no bool, and neither "8" nor 2.0 an int. How YAML is read, and what a file takes from its
-`base:`, stands in swin_moe/yaml_files.py.
+`load_section` does the same for any other dataclass that a file holds. swin_moe/options.py validates,
+swin_moe/yaml_files.py reads YAML and merges what a file takes from its `base:`.
 """
 
-import json
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, asdict, fields, is_dataclass
-from difflib import SequenceMatcher, get_close_matches
+from collections.abc import Sequence
+from dataclasses import asdict
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar
 
 import yaml
-from pydantic import TypeAdapter, ValidationError
-from pydantic_core import ErrorDetails
 
 from launcher.config.schema import RunConfig
+from swin_moe.options import from_tree, option_names, option_problems
 from swin_moe.registry import recipe_files
 from swin_moe.renamed import RENAMED, RenamedError, current_name, current_names
 from swin_moe.yaml_files import SCALARS, YAML, Origins, Tree, YamlError, got, parse_yaml, read_yaml
-
-_SHAPES = {  # pydantic speaks of JSON
-    "tuple_type": "Input should be a valid list",
-    "dataclass_type": "Input should be a mapping of options",
-    "int_or_list": "Input should be a valid integer, or a list of two",
-    "missing": "too short",  # of a list; a missing option has its own line
-}
-
 
 Section = TypeVar("Section")
 
@@ -95,7 +81,7 @@ def load_section(kind: type[Section], path: str | Path, overrides: Sequence[str]
         tree, origins = read_yaml(Path(path))
     except YamlError as error:
         raise ConfigError(str(error)) from None
-    needed = ", ".join(name for name, needed in _options(kind).items() if needed)
+    needed = ", ".join(name for name, needed in option_names(kind).items() if needed)
     if needed and not tree:
         raise ConfigError(f"{path} is empty; a {kind.__name__} needs at least {needed}")
     problems: list[str] = []
@@ -104,14 +90,12 @@ def load_section(kind: type[Section], path: str | Path, overrides: Sequence[str]
             tree = _apply(tree, override)
         except ConfigError as error:
             problems.append(str(error))
-    adapter, document = TypeAdapter(kind), json.dumps(tree)
-    problems += _structure_problems(kind, tree)
-    problems += _value_problems(kind, adapter, document)
+    problems += option_problems(kind, tree)
     if problems:
         elsewhere = _elsewhere(origins, Path(path), overrides)
         lines = "".join(f"\n  {line}{_origin(line, elsewhere)}" for line in dict.fromkeys(problems))
         raise ConfigError(f"{path} is not a valid {kind.__name__}:{lines}")
-    return adapter.validate_json(document, strict=True)
+    return from_tree(kind, tree)
 
 
 def dump_config(config: RunConfig) -> str:
@@ -157,95 +141,3 @@ def _put(tree: Tree, parts: list[str], value: Any, prefix: str) -> Tree:
     if not isinstance(below, dict | None):
         raise ConfigError(f"{prefix}{head} holds no options{got(below)}")
     return {**tree, head: _put(below or {}, rest, value, f"{prefix}{head}.")}
-
-
-def _sections(hint: Any) -> list[Any]:
-    """The dataclasses that a type holds: itself, or those of Section | None and tuple[Section, ...]."""
-    return [hint] if is_dataclass(hint) else [s for arg in get_args(hint) for s in _sections(arg)]
-
-
-def _options(section: type, prefix: str = "", needed: bool = True) -> dict[str, bool]:
-    """Every dotted name below a section, and whether a run must give it."""
-    options, hints = {}, get_type_hints(section)
-    for option in fields(section):
-        name = prefix + option.name
-        options[name] = needed and option.default is MISSING and option.default_factory is MISSING
-        for below in _sections(hints[option.name]):
-            options |= _options(below, f"{name}.", options[name])
-    return options
-
-
-def _structure_problems(kind: type, tree: Tree) -> Iterator[str]:
-    """Unknown options, and what pydantic takes for a Literal though only `==` holds (True and 1.0 for 1)."""
-
-    def problems(hint: Any, value: Any, path: str) -> Iterator[str]:
-        sections = _sections(hint)
-        if isinstance(value, list):
-            for i, item in enumerate(value if sections else ()):
-                yield from problems(hint, item, f"{path}[{i}]")
-        elif isinstance(value, dict) and sections:
-            hints = {name: h for section in sections for name, h in get_type_hints(section).items()}
-            for key, below in value.items():
-                name = f"{path}.{key}" if path else str(key)
-                if key in hints:
-                    yield from problems(hints[key], below, name)
-                else:
-                    yield f"{name}: no such option; {_suggestion(name, kind)}"
-        else:
-            choices = [c for h in (hint, *get_args(hint)) if get_origin(h) is Literal for c in get_args(h)]
-            if value in choices and type(value) not in [type(c) for c in choices if c == value]:
-                yield f"{path}: Input should be one of {', '.join(map(repr, choices))}{got(value)}"
-
-    yield from problems(kind, tree, "")
-
-
-def _suggestion(name: str, kind: type) -> str:
-    """The nearest option: by its last part, wherever it stands, then by its whole name."""
-    options, (section, _, last) = _options(kind), name.rpartition(".")
-    pairs = {valid: ((last, valid.rpartition(".")[2]), (name, valid)) for valid in options}
-    likeness = {valid: [SequenceMatcher(None, *p).ratio() for p in pair] for valid, pair in pairs.items()}
-    nearest = max(options, key=lambda valid: likeness[valid])
-    if nearest == name:  # a YAML key with dots in it
-        return "dotted names are for overrides, in YAML write nested mappings"
-    if likeness[nearest][0] >= 0.6:
-        return f"did you mean {nearest}?"
-    section = re.sub(r"\[\d+]", "", section)  # of a section in a list
-    split = (valid.rpartition(".") for valid in options)
-    return "known here: " + ", ".join(leaf for above, _, leaf in split if above == section)
-
-
-def _value_problems(section: type, adapter: TypeAdapter[Any], document: str) -> Iterator[str]:
-    strict, lax = (_pydantic_errors(adapter, document, strict) for strict in (True, False))
-    better = {error["loc"]: error["msg"] for error in lax}  # lax mode says why a text is not a number
-    options = _options(section)
-    names = {part for name in options for part in name.split(".")}  # what pydantic calls a union is not one
-    for error in _of_one_choice(strict):
-        loc, kind = [part for part in error["loc"] if isinstance(part, int) or part in names], error["type"]
-        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)[1:]
-        if kind in ("value_error", "assertion_error"):  # a section's own rule, which names its options
-            yield str(error["ctx"]["error"])
-        elif kind == "missing" and isinstance(loc[-1], str):
-            below = ", ".join(name for name in options if options[name] and name.startswith(f"{path}."))
-            yield f"{path}: required, but not given" + (f"; it needs {below}" if below else "")
-        else:
-            reason = _SHAPES.get(kind) or better.get(error["loc"], error["msg"])
-            yield f"{path}: {reason}{got(error['input'])}"
-
-
-def _of_one_choice(errors: list[ErrorDetails]) -> Iterator[ErrorDetails]:
-    """Of an option that takes a number or a list, the errors of the choice that the value looks like."""
-    places = [(error["loc"][:-1], str(error["loc"][-1]) if error["loc"] else "") for error in errors]
-    no_lists = {option for option, choice in places if choice.startswith("tuple[")}
-    for error, (option, choice) in zip(errors, places, strict=True):
-        if option in no_lists and choice == "int":
-            yield {**error, "type": "int_or_list"}
-        elif option not in no_lists and not (choice == "int" and isinstance(error["input"], list)):
-            yield error
-
-
-def _pydantic_errors(adapter: TypeAdapter[Any], document: str, strict: bool) -> list[ErrorDetails]:
-    try:
-        adapter.validate_json(document, strict=strict)
-    except ValidationError as error:
-        return error.errors(include_url=False)
-    return []

@@ -1,0 +1,142 @@
+"""From a mapping of options to a frozen dataclass, with every problem at once, each under its dotted name.
+
+The dataclasses are those of the standard library, for which pydantic does not forbid extra keys: this module
+checks names. pydantic checks values in its strict JSON mode: a list fills a tuple and an int a float, but
+True is not an int, 1 is not a bool, and neither "8" nor 2.0 is an int.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import MISSING, fields, is_dataclass
+from difflib import SequenceMatcher
+from functools import cache
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import ErrorDetails
+
+from swin_moe.yaml_files import got
+
+_SHAPES = {  # pydantic speaks of JSON
+    "tuple_type": "Input should be a valid list",
+    "dataclass_type": "Input should be a mapping of options",
+    "int_or_list": "Input should be a valid integer, or a list of two",
+    "missing": "too short",  # of a list; a missing option has its own line
+}
+
+Section = TypeVar("Section")
+
+
+def option_problems(kind: type, tree: Any) -> list[str]:
+    """All that is wrong with a tree of options for a dataclass, one line each; rules of the dataclass too."""
+    return [*_structure_problems(kind, tree), *_value_problems(kind, tree)]
+
+
+def from_tree(kind: type[Section], tree: Any) -> Section:
+    """The dataclass with the options of a tree in which `option_problems` sees none."""
+    section: Section = _adapter(cast(Any, kind)).validate_json(_document(tree), strict=True)
+    return section
+
+
+def _sections(hint: Any) -> list[Any]:
+    """The dataclasses that a type holds: itself, or those of Section | None and tuple[Section, ...]."""
+    return [hint] if is_dataclass(hint) else [s for arg in get_args(hint) for s in _sections(arg)]
+
+
+def option_names(section: type, prefix: str = "", needed: bool = True) -> dict[str, bool]:
+    """Every dotted name below a section, and whether it must be given."""
+    options, hints = {}, get_type_hints(section)
+    for option in fields(section):
+        name = prefix + option.name
+        options[name] = needed and option.default is MISSING and option.default_factory is MISSING
+        for below in _sections(hints[option.name]):
+            options |= option_names(below, f"{name}.", options[name])
+    return options
+
+
+def _structure_problems(kind: type, tree: Any) -> Iterator[str]:
+    """Unknown options, and what pydantic takes for a Literal though only `==` holds (True and 1.0 for 1)."""
+
+    def problems(hint: Any, value: Any, path: str) -> Iterator[str]:
+        sections = _sections(hint)
+        if isinstance(value, list):
+            for i, item in enumerate(value if sections else ()):
+                yield from problems(hint, item, f"{path}[{i}]")
+        elif isinstance(value, dict) and sections:
+            hints = {name: h for section in sections for name, h in get_type_hints(section).items()}
+            for key, below in value.items():
+                name = f"{path}.{key}" if path else str(key)
+                if key in hints:
+                    yield from problems(hints[key], below, name)
+                else:
+                    yield f"{name}: no such option; {_suggestion(name, kind)}"
+        else:
+            choices = [c for h in (hint, *get_args(hint)) if get_origin(h) is Literal for c in get_args(h)]
+            if value in choices and type(value) not in [type(c) for c in choices if c == value]:
+                yield f"{path}: Input should be one of {', '.join(map(repr, choices))}{got(value)}"
+
+    yield from problems(kind, tree, "")
+
+
+def _suggestion(name: str, kind: type) -> str:
+    """The nearest option: by its last part, wherever it stands, then by its whole name."""
+    options, (section, _, last) = option_names(kind), name.rpartition(".")
+    pairs = {valid: ((last, valid.rpartition(".")[2]), (name, valid)) for valid in options}
+    likeness = {valid: [SequenceMatcher(None, *p).ratio() for p in pair] for valid, pair in pairs.items()}
+    nearest = max(options, key=lambda valid: likeness[valid])
+    if nearest == name:  # a YAML key with dots in it
+        return "dotted names are for overrides, in YAML write nested mappings"
+    if likeness[nearest][0] >= 0.6:
+        return f"did you mean {nearest}?"
+    section = re.sub(r"\[\d+]", "", section)  # of a section in a list
+    split = (valid.rpartition(".") for valid in options)
+    return "known here: " + ", ".join(leaf for above, _, leaf in split if above == section)
+
+
+def _value_problems(section: type, tree: Any) -> Iterator[str]:
+    """Missing options, and values that pydantic or a section's own rules refuse."""
+    strict, lax = (_pydantic_errors(section, tree, strict) for strict in (True, False))
+    better = {error["loc"]: error["msg"] for error in lax}  # lax mode says why a text is not a number
+    options = option_names(section)
+    names = {part for name in options for part in name.split(".")}  # what pydantic calls a union is not one
+    for error in _of_one_choice(strict):
+        loc, kind = [part for part in error["loc"] if isinstance(part, int) or part in names], error["type"]
+        path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)[1:]
+        if kind in ("value_error", "assertion_error"):  # a section's own rule, which names its options
+            yield str(error["ctx"]["error"])
+        elif kind == "missing" and isinstance(loc[-1], str):
+            below = ", ".join(name for name in options if options[name] and name.startswith(f"{path}."))
+            yield f"{path}: required, but not given" + (f"; it needs {below}" if below else "")
+        else:
+            reason = _SHAPES.get(kind) or better.get(error["loc"], error["msg"])
+            yield f"{path}: {reason}{got(error['input'])}"
+
+
+def _of_one_choice(errors: list[ErrorDetails]) -> Iterator[ErrorDetails]:
+    """Of an option that takes a number or a list, the errors of the choice that the value looks like."""
+    places = [(error["loc"][:-1], str(error["loc"][-1]) if error["loc"] else "") for error in errors]
+    no_lists = {option for option, choice in places if choice.startswith("tuple[")}
+    for error, (option, choice) in zip(errors, places, strict=True):
+        if option in no_lists and choice == "int":
+            yield {**error, "type": "int_or_list"}
+        elif option not in no_lists and not (choice == "int" and isinstance(error["input"], list)):
+            yield error
+
+
+def _pydantic_errors(section: type, tree: Any, strict: bool) -> list[ErrorDetails]:
+    try:
+        _adapter(section).validate_json(_document(tree), strict=strict)
+    except ValidationError as error:
+        return error.errors(include_url=False)
+    return []
+
+
+@cache
+def _adapter(section: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(section)
+
+
+def _document(tree: Any) -> str:
+    """A tree as JSON; what JSON has no form for becomes text, which no option but a string takes."""
+    return json.dumps(tree, default=repr)
