@@ -1,7 +1,7 @@
 """`swin-moe eval`: everything that can be asked of a trained checkpoint."""
 
 import argparse
-import sys
+import logging
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,8 @@ from launcher.validation.run_rules import slots_error
 from parallel.ranks.rank import Ranks
 from parallel.zero.options import DTYPES
 from swin_moe.config import MOST_CAPACITY
+
+logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from launcher.evaluation.context import EvalContext
@@ -162,7 +164,8 @@ def evaluate(args: argparse.Namespace, context: "EvalContext", judged: Judging) 
     from launcher.evaluation.throughput import measure
 
     if context.mesh.is_first:
-        sys.stderr.writelines(f"{note}\n" for note in judged.notes)
+        for note in judged.notes:
+            logger.warning("%s", note)
     if is_standard(args):
         standard(args, context, judged)
     if args.sweep_capacity or args.sweep_top_k:

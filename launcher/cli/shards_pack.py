@@ -1,11 +1,11 @@
 """The arguments of `swin-moe shards pack`, and what they mean: a source, options, a share of the work."""
 
 import argparse
+import logging
 import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from data_shards.pack.sources.fashion_mnist import PACKAGE, TIMEOUT_S, is_presen
 from data_shards.pack.sources.registry import SOURCES, Source
 from data_shards.pack.write import merge, pack, pack_task
 from launcher.console.progress import progress_line
+
+logger = logging.getLogger(__name__)
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 OF_CLASSES = ("folder", "imagenet-zip", "imagenet22k")  # the sources that --allow-empty is for
@@ -121,24 +123,24 @@ def make_source(args: argparse.Namespace) -> Source:
         install_fashion_mnist()
     source = SOURCES[args.source](args.directory, **options)
     for note in source.notes:
-        print(note, file=sys.stderr)
+        logger.warning("%s", note)
     return source
 
 
 def install_fashion_mnist() -> bool:
-    """Try `apt-get install` of its Debian package, as root only, and print it; returns whether it worked."""
+    """Try `apt-get install` of its Debian package, as root only; returns whether it worked."""
     if os.geteuid() != 0 or not shutil.which("apt-get"):
         return False
     timeout = f"Acquire::http::Timeout={TIMEOUT_S}"
     command = ["apt-get", "install", "-y", "--no-install-recommends", "-o", timeout, PACKAGE]
-    print(f"Fashion-MNIST is not on this machine; running: {' '.join(command)}", file=sys.stderr)
+    logger.info("Fashion-MNIST is not on this machine; running: %s", " ".join(command))
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=15 * TIMEOUT_S, check=False)
     except subprocess.TimeoutExpired:
         return False
     if done.returncode:
         reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        print(f"apt-get failed: {reason}", file=sys.stderr)
+        logger.warning("apt-get failed: %s", reason)
     return done.returncode == 0
 
 

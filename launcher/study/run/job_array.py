@@ -5,8 +5,8 @@ links to the directories of the cells. RUN/slurm/evaluate tells the batch script
 """
 
 import argparse
+import logging
 import os
-import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +21,8 @@ from launcher.slurm.submission import Submission, ordered, read_submission
 from launcher.slurm.submit import Prepared, jobs_alive, post, prepare, refuse_while_queued
 from launcher.study.grid.resolve import Plan, Planned
 from launcher.study.grid.state import note_submitted
+
+logger = logging.getLogger(__name__)
 
 
 def submission_of(args: argparse.Namespace, name: str) -> Submission:
@@ -88,7 +90,7 @@ def in_queue(directory: Path) -> set[str]:
     try:
         alive = {job.name for job in jobs_alive(files)}
     except ConfigError as error:  # the study can be described without Slurm
-        sys.stderr.write(f"{error}\n")
+        logger.warning("%s", error)
         return set()
     numbers = {task: f"{one.job}_{task}" for one in files.submitted() for task in one.tasks}
     return {names[task] for task, name in numbers.items() if name in alive and task < len(names)}
