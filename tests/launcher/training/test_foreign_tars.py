@@ -52,7 +52,7 @@ def test_a_run_says_what_it_cannot_promise_and_records_what_it_knows(
 ) -> None:
     run, (first, second) = finished
     assert f"{shards}/{PATTERN}: no manifest, so webdataset" in first.err
-    for words in ("exactly-once", "exact resume", "number of ranks", "integrity", "patience"):
+    for words in ("exactly-once", "exact resume", "number of ranks", "integrity", "fault tolerance"):
         assert words in first.err
     assert "step 6/6" in first.err
     assert "in all of training" in first.out
@@ -85,7 +85,7 @@ def test_killed_and_resumed_counts_on_in_a_new_order(
     with pytest.raises(RankError, match="died with exit code -9"):
         run_on_ranks(partial(command, kill=("step", 3)), 2, *line(shards, run))
     resumed = trained(*line(shards, run))
-    assert "a resumed run begins a new order" in resumed[0].err
+    assert "a resumed run starts a new order" in resumed[0].err
     assert [record["step"] for record in steps(run)] == [1, 2, 3, 4, 5, 6]
     found, wanted = ([only(record, EXACT) for record in steps(path)] for path in (run, finished[0]))
     assert found[:2] == wanted[:2]
