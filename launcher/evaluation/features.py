@@ -21,7 +21,7 @@ from parallel.ranks.host import send
 from swin_moe.random.keyed import sample_keys
 
 
-class Features(NamedTuple):
+class LabelledFeatures(NamedTuple):
     """What the head would see of n samples, and their labels."""
 
     values: Tensor  # (n, C) fp32
@@ -35,7 +35,7 @@ def pooled_features(
     samples: np.ndarray | None = None,
     *,
     mapped_to: Sequence[str] | None = None,
-) -> Features:
+) -> LabelledFeatures:
     """The features of a split's samples, without augmentation; every rank calls it and gets all of them.
 
     Each rank computes its share and the sum over the ranks joins them: zeros but for one rank, so exact.
@@ -70,10 +70,10 @@ def pooled_features(
             raise RankError(f"rank {stream.dp_rank}, features of {place}: {error}") from error
         values = sum_over(values)
         if stream.in_order or samples is not None and not need_groups(modes):
-            return Features(values, labels)
+            return LabelledFeatures(values, labels)
         wanted = np.arange(stream.num_samples) if samples is None else samples
         back = torch.from_numpy(places(stream.samples, wanted)).to(device)
-        return Features(values[back], labels[back])
+        return LabelledFeatures(values[back], labels[back])
 
 
 def places(given: np.ndarray, wanted: np.ndarray) -> np.ndarray:

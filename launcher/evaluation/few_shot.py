@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_shards.format.rng import Purpose, permutation
 from launcher.evaluation.context import EvalContext
-from launcher.evaluation.features import Features, pooled_features
+from launcher.evaluation.features import LabelledFeatures, pooled_features
 from launcher.evaluation.loop import eval_stream
 
 BIAS = 100.0  # of the constant feature: so large that its weight is hardly regularised
@@ -126,7 +126,7 @@ def few_shot(
     context.write_json("few_shot", record)
 
 
-def accuracy(train: Features, test: Features, rows: np.ndarray, num_classes: int) -> float:
+def accuracy(train: LabelledFeatures, test: LabelledFeatures, rows: np.ndarray, num_classes: int) -> float:
     """Top-1 accuracy on all of `test` after a fit to some rows of `train`."""
     chosen = torch.from_numpy(rows).to(train.labels.device)
     ridge = fit(train.values[chosen], train.labels[chosen], num_classes)

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from launcher.evaluation.features import Features, places
+from launcher.evaluation.features import LabelledFeatures, places
 from launcher.evaluation.few_shot import accuracy, draw_shots, fit
 from launcher.evaluation.knn import votes
 
@@ -44,8 +44,8 @@ def test_one_feature_by_hand() -> None:
 
 
 def test_accuracy_counts_hits() -> None:
-    train = Features(torch.tensor([[1.0], [3.0], [9.0]]), torch.tensor([0, 1, 1]))
-    test = Features(torch.tensor([[0.0], [5.0], [4.0]]), torch.tensor([0, 1, 0]))
+    train = LabelledFeatures(torch.tensor([[1.0], [3.0], [9.0]]), torch.tensor([0, 1, 1]))
+    test = LabelledFeatures(torch.tensor([[0.0], [5.0], [4.0]]), torch.tensor([0, 1, 0]))
     assert accuracy(train, test, np.array([0, 1]), 2) == pytest.approx(2 / 3)
 
 
