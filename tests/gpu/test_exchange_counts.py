@@ -16,10 +16,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from parallel.experts.exchange import ExchangeOptions
 from parallel.experts.placement import ExpertParallel
 from parallel.ranks.mesh import ParallelDims, build_mesh
-from swin_moe.moe.layer import MoELayer
-from swin_moe.random.keyed import SiteCounter, sample_keys
+from swin_moe.random.keyed import sample_keys
 from swin_moe.registry import load_model_config
 from tests.gpu.counting import Count, counted, gpu_paths
+from tests.models import moe_layer
 
 __all__ = ["gpu_paths"]
 pytestmark = pytest.mark.usefixtures("gpu_paths")
@@ -58,7 +58,7 @@ def step(options: ExchangeOptions, **moe: Any) -> tuple[Count, Tensor]:
     config = load_model_config(MOE_S, moe={"routing_group_images": 8, **moe}).moe
     mesh = build_mesh(ParallelDims(world_size=WORLD, ep_size=WORLD), ranks_per_node=4)
     placement = ExpertParallel.over(mesh, config.num_experts, options)
-    layer = MoELayer(32, 64, config, placement, fc2_bias=False, sites=SiteCounter()).to(torch.bfloat16)
+    layer = moe_layer(config, dim=32, hidden=64, placement=placement, fc2_bias=False).to(torch.bfloat16)
     for parameter in layer.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     tokens = torch.randn(8, 144, 32, dtype=torch.bfloat16, requires_grad=True)

@@ -11,12 +11,12 @@ from torch import Tensor
 
 import swin_moe
 from parallel.experts.exchange import ExchangeOptions
-from parallel.experts.placement import ExpertParallel
 from swin_moe.heads.classification import classification_loss
 from swin_moe.moe.layer import MoELayer, RoutingOverrides
-from swin_moe.random.keyed import SiteCounter, sample_keys
+from swin_moe.random.keyed import sample_keys
 from swin_moe.registry import load_model_config
 from tests.gpu.counting import Count, counted, gpu_paths
+from tests.models import moe_layer
 
 __all__ = ["gpu_paths"]
 pytestmark = pytest.mark.usefixtures("gpu_paths")
@@ -59,8 +59,7 @@ def test_a_training_step(name: str, moe: dict[str, Any], launches: int, megabyte
 def layer(**moe: Any) -> tuple[MoELayer, Tensor, Tensor]:
     """The layer of stage 3 of Swin-MoE-S, small in width alone, with tokens and keys of 8 images."""
     config = load_model_config(MOE_S, moe={"routing_group_images": 8, **moe}).moe
-    placement = ExpertParallel.on_one_rank(config.num_experts)
-    made = MoELayer(32, 64, config, placement, fc2_bias=False, sites=SiteCounter()).to(torch.bfloat16)
+    made = moe_layer(config, dim=32, hidden=64, fc2_bias=False).to(torch.bfloat16)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, std=0.02)
     tokens = torch.randn(8, 144, 32, dtype=torch.bfloat16, requires_grad=True)

@@ -17,11 +17,12 @@ from parallel.ranks.collectives import gather_objects, sum_over
 from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
 from parallel.zero.engine import Engine
 from parallel.zero.options import EngineOptions, OptimizerName, Precision, ZeroStage
-from swin_moe import ModelConfig, ModelOutput, MoEConfig, SwinTransformer
+from swin_moe import ModelConfig, ModelOutput, SwinTransformer
 from swin_moe.backbone.model import build_model
 from swin_moe.config import RouterName
 from swin_moe.heads.classification import classification_loss
 from swin_moe.random.keyed import sample_keys
+from tests.models import small_moe, small_swin
 
 BATCH, CLASSES, IMAGE, EXPERTS = 16, 10, 32, 8
 CLIP_NORM, LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 1.1, 1e-3, 0.05, 0.1
@@ -31,18 +32,17 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 def model_config(top_k: int = 2, *, experts: int = EXPERTS, router: RouterName = "linear") -> ModelConfig:
     """Two MoE layers; 32 tokens a routing group, so that capacity 1.25 drops some of them."""
-    moe = MoEConfig(
+    moe = small_moe(
         blocks=((), (0, 1)),
         num_experts=experts,
         router=router,
         top_k=top_k,
         capacity_factor=1.25,
-        routing_group_images=2,
         batch_prioritized=True,
         gate_noise=1.0,
         expert_dropout=0.1,
     )
-    return ModelConfig(
+    return small_swin(
         image_size=IMAGE,
         num_classes=CLASSES,
         embed_dim=12,
