@@ -9,6 +9,7 @@ import pytest
 from launcher.cli.program import main
 from tests.launcher.refusals import refused
 from tests.launcher.running import CONFIG, overrides
+from tests.messages import assert_each_names, assert_names
 
 FORMS = ("20 epochs", "0.5 epochs", "500 steps", "1_000_000 images")  # of a duration
 
@@ -24,9 +25,7 @@ def assert_errors(message: str, *errors: tuple[str, ...], headline: str = "Confi
     """A headline, and below it one line for each error, which holds all of its parts."""
     first, *lines = message.removesuffix("\n").split("\n  ")
     assert first.startswith(headline)
-    assert len(lines) == len(errors), lines
-    for line, parts in zip(lines, errors, strict=True):
-        assert [part for part in parts if part not in line] == [], line
+    assert_each_names(lines, *errors)
 
 
 INVALID = f"ConfigError: {CONFIG} is not a valid RunConfig:"
@@ -197,9 +196,7 @@ def test_command_line(capsys: pytest.CaptureFixture[str], line: tuple[str, ...],
 def test_no_such_configuration(capsys: pytest.CaptureFixture[str]) -> None:
     Path("debug.yaml").touch()
     message = refused(capsys, "train", "debgu.yaml")
-    assert message.count("\n") == 1
-    for part in ("ConfigError: ", "debgu.yaml: No such file or directory", "debug.yaml?"):
-        assert part in message
+    assert_names(message, "ConfigError: ", "debgu.yaml: No such file or directory", "debug.yaml?")
 
 
 def test_nproc_under_torchrun(

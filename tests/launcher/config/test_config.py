@@ -11,6 +11,7 @@ from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.config.schema import CheckpointConfig, DataConfig, OptimConfig, RunConfig
 from swin_moe.config import ModelConfig, MoEConfig
 from tests.launcher.config.loading import BASE, BASE_CONFIG, error_of, load
+from tests.messages import assert_each_names, assert_names
 
 CONFIGS = sorted((Path(__file__).parents[3] / "configs").rglob("*.yaml"))
 CONFIGS = [path for path in CONFIGS if not {"base", "hardware", "studies"} & set(path.parts)]
@@ -64,22 +65,19 @@ base.yaml is not a valid RunConfig:
 
 
 def test_a_rule_of_a_section_keeps_its_own_words() -> None:
-    assert lines_of(MOE, "model.moe.top_k=5", "seed=x", "data.vall=w") == [
-        "data.vall: no such option; did you mean data.val?",
-        "model.moe.top_k (5) must lie in 1..model.moe.num_experts (4)",
-        "seed: Input should be a valid integer, unable to parse string as an integer (got 'x')",
-    ]
-    assert lines_of("model.num_heads=[3, 6, 12, 25]") == [
-        "model.num_heads[3] (25) must divide the width of stage 3 (768)"  # 96 * 2^3 = 768
-    ]
+    assert_each_names(
+        lines_of(MOE, "model.moe.top_k=5", "seed=x", "data.vall=w"),
+        ("data.vall: ", "data.val?"),
+        ("model.moe.top_k (5)", "model.moe.num_experts (4)"),
+        ("seed: ", "valid integer", "'x'"),
+    )
+    errors = lines_of("model.num_heads=[3, 6, 12, 25]")
+    assert_each_names(errors, ("model.num_heads[3] (25)", "stage 3 (768)"))  # 96 * 2^3 = 768
 
 
 def test_a_missing_section_says_what_it_needs() -> None:
-    assert error_of("run_dir: a") == (
-        "base.yaml is not a valid RunConfig:\n"
-        "  model: required, but not given\n"
-        "  data: required, but not given; it needs data.train, data.val"
-    )
+    _, *lines = error_of("run_dir: a").split("\n  ")
+    assert_each_names(lines, ("model: required",), ("data: required", "data.train, data.val"))
 
 
 @pytest.mark.parametrize(
@@ -242,17 +240,15 @@ def test_files_that_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
         return str(caught.value)
 
     nearest = "runs/swin_moe_b.yaml"
-    assert message("runs/swin_moe_s.yaml") == (
-        f"cannot read runs/swin_moe_s.yaml: No such file or directory; did you mean {nearest}?"
-    )
-    assert message("nowhere/a.yaml") == "cannot read nowhere/a.yaml: No such file or directory"
-    assert message("runs") == "cannot read runs: Is a directory; it holds swin_moe_b.yaml"
+    assert_names(message("runs/swin_moe_s.yaml"), "swin_moe_s.yaml: No such file or directory", f"{nearest}?")
+    assert message("nowhere/a.yaml").endswith("nowhere/a.yaml: No such file or directory")
+    assert_names(message("runs"), "runs: Is a directory", "swin_moe_b.yaml")
 
     def refuse(path: Path) -> bytes:
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(Path, "read_bytes", refuse)  # root reads any file, so chmod would prove nothing
-    assert message(nearest) == f"cannot read {nearest}: Permission denied"
+    assert message(nearest).endswith(f"{nearest}: Permission denied")
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)

@@ -34,6 +34,7 @@ from parallel.ranks import bandwidth as links
 from parallel.ranks.rank import Ranks
 from tests.distributed import run_on_ranks, set_timeout
 from tests.launcher.running import CONFIG, overrides
+from tests.messages import assert_each_names, assert_names
 
 CORES = frozenset(range(8))
 FREE = 10 * 2**30
@@ -213,11 +214,9 @@ def test_all_is_well(said: dict[str, Told]) -> None:
 
 
 def test_another_version(said: dict[str, Told]) -> None:
-    line = (
-        f"torch: {version('torch')} on ranks 0-2, 2.0 on rank 3 (node b); install the same version on every "
-        "node"
-    )
-    assert said["version"] == Told([line], [])
+    assert said["version"].warnings == []
+    line = one_line(said["version"].failures)
+    assert_names(line, f"torch: {version('torch')} on ranks 0-2, 2.0 on rank 3 (node b)")
 
 
 def test_another_configuration(said: dict[str, Told]) -> None:
@@ -230,72 +229,54 @@ def test_another_configuration(said: dict[str, Told]) -> None:
 
 
 def test_a_clock_that_is_ahead(said: dict[str, Told]) -> None:
-    assert said["clock"] == Told(
-        [],
-        [
-            "the clock of node b is 5.0 s ahead of that of node a: training does not mind, the age of a lock "
-            "and the order of log lines do; see to NTP"
-        ],
-    )
+    assert said["clock"].failures == []
+    assert_names(one_line(said["clock"].warnings), "node b", "5.0 s", "node a", "NTP")
 
 
 def test_a_run_directory_that_is_not_shared(said: dict[str, Told], folder: Path) -> None:
-    line = (
-        f"run_dir (run) is not shared: what rank 0 (node a) writes into {folder}/run is not seen as "
-        f"{folder}/elsewhere/run on ranks 2-3 (node b); choose a run_dir on a file system that all nodes "
-        "share"
-    )
-    assert said["not shared"] == Told([line], [])
+    assert said["not shared"].warnings == []
+    line = one_line(said["not shared"].failures)
+    assert_names(line, "run_dir (run)", "rank 0 (node a)", f"{folder}/run ", f"{folder}/elsewhere/run")
+    assert_names(line, "ranks 2-3 (node b)")
     assert not (folder / "run").exists()  # only looked at
 
 
 def test_a_rank_that_cannot_write(said: dict[str, Told], folder: Path) -> None:
-    line = (
-        f"rank 1 (node a): cannot write into run_dir ({folder}/run): Input/output error; see to it, or "
-        "choose another run_dir"
-    )
-    assert said["not writable"] == Told([line], [])
+    assert said["not writable"].warnings == []
+    line = one_line(said["not writable"].failures)
+    assert_names(line, "rank 1 (node a): ", f"run_dir ({folder}/run): Input/output error")
 
 
 def test_a_full_disk(said: dict[str, Told], folder: Path) -> None:
-    takes = "a checkpoint takes 0.7 MiB (61,278 parameters x 3 in fp32)"
-    fix = "make room, or choose another run_dir"
-    scratch = "rank 0 (node a): TMPDIR (/tmp) has {} MiB free, not 256.0 MiB; set TMPDIR"
-    assert said["disk full"] == Told(
-        [f"run_dir ({folder}/run) has 0.5 MiB free, and {takes}; {fix}"], [scratch.format("0.5")]
-    )
-    assert said["disk nearly full"] == Told(
-        [],
-        [
-            f"run_dir ({folder}/run) has 1.5 MiB free, and 2.1 MiB are needed: {takes}, and "
-            f"checkpoint.keep_last + 1 (3) are there at times; {fix}",
-            scratch.format("1.5"),
-        ],
+    checkpoint = ("0.7 MiB", "61,278 parameters x 3 in fp32")
+    full, nearly = said["disk full"], said["disk nearly full"]
+    assert_names(one_line(full.failures), f"run_dir ({folder}/run)", "0.5 MiB", *checkpoint)
+    assert_names(one_line(full.warnings), "rank 0 (node a): TMPDIR (/tmp)", "0.5 MiB", "256.0 MiB")
+    assert nearly.failures == []
+    assert_each_names(
+        nearly.warnings,
+        (f"run_dir ({folder}/run)", "1.5 MiB", "2.1 MiB", *checkpoint, "checkpoint.keep_last + 1 (3)"),
+        ("rank 0 (node a): TMPDIR (/tmp)", "1.5 MiB", "256.0 MiB"),
     )
 
 
 def test_no_room_for_temporary_files(said: dict[str, Told]) -> None:
-    assert said["no room for temporary files"].warnings == [
-        "rank 3 (node b): TMPDIR (/tmp) has 1.0 MiB free, not 256.0 MiB; set TMPDIR"
-    ]
+    line = one_line(said["no room for temporary files"].warnings)
+    assert_names(line, "rank 3 (node b): TMPDIR (/tmp)", "1.0 MiB", "256.0 MiB")
 
 
 def test_no_room_for_the_cache(said: dict[str, Told]) -> None:
-    assert said["cache"].warnings == [
-        "ranks 0-3 (nodes a, b): data.cache (cache) has room for 10.0 GiB, not 20.0 GiB; lower "
-        "data.cache_gib, or make room"
-    ]
+    line = one_line(said["cache"].warnings)
+    parts = ("ranks 0-3 (nodes a, b): data.cache (cache)", "10.0 GiB", "20.0 GiB", "data.cache_gib")
+    assert_names(line, *parts)
 
 
 def test_shards_that_one_rank_cannot_read(said: dict[str, Told]) -> None:
     path = "shards/train/000000.tar"
-    assert said["no shards"] == Told(
-        [
-            f"rank 1 (node a): data.train: {path}: No such file or directory; see `swin-moe shards verify "
-            "shards/train`, then `swin-moe shards repair`"
-        ],
-        [],
-    )
+    assert said["no shards"].warnings == []
+    line = one_line(said["no shards"].failures)
+    assert_names(line, f"rank 1 (node a): data.train: {path}: No such file or directory")
+    assert_names(line, "`swin-moe shards verify shards/train`", "`swin-moe shards repair`")
 
 
 def test_shards_of_another_time(said: dict[str, Told], folder: Path) -> None:
@@ -303,11 +284,9 @@ def test_shards_of_another_time(said: dict[str, Told], folder: Path) -> None:
     for split in ("train", "val"):
         ours, theirs = (Manifest.load(folder / at / split).digest[:12] for at in ("shards", "others/shards"))
         if ours != theirs:
-            lines.append(
-                f"data.{split}: manifest {ours} on ranks 0, 2-3, {theirs} on rank 1 (node a); every node "
-                "must see the same shards"
-            )
-    assert said["other shards"] == Told(lines, [])
+            lines.append((f"data.{split}: ", f"{ours} on ranks 0, 2-3, {theirs} on rank 1 (node a)"))
+    assert said["other shards"].warnings == []
+    assert_each_names(said["other shards"].failures, *lines)
     assert len(lines) >= 1
 
 
@@ -346,28 +325,21 @@ def test_a_slow_link_and_a_slow_rank(said: dict[str, Told]) -> None:
 
 
 def test_another_time_out_of_the_group(said: dict[str, Told]) -> None:
-    assert said["time-out"] == Told(
-        [],
-        [
-            "rank 3 (node b): the process group's time-out is 77 s, not 2400 s as "
-            "parallel.collective_timeout_s asks for: a hang may end without a name"
-        ],
-    )
+    assert said["time-out"].failures == []
+    line = one_line(said["time-out"].warnings)
+    assert_names(line, "rank 3 (node b): ", "77 s", "2400 s", "parallel.collective_timeout_s")
 
 
 def test_more_threads_than_cores(said: dict[str, Told]) -> None:
-    assert said["threads"] == Told(
-        [],
-        [
-            "10 threads of 2 ranks on 8 cores, on ranks 2-3 (node b): lower OMP_NUM_THREADS, or start fewer "
-            "ranks on a node"
-        ],
-    )
+    assert said["threads"].failures == []
+    line = one_line(said["threads"].warnings)
+    assert_names(line, "10 threads of 2 ranks on 8 cores", "ranks 2-3 (node b)", "OMP_NUM_THREADS")
 
 
 def test_few_open_files(said: dict[str, Told]) -> None:
-    line = "rank 1 (node a): 1024 open files are few for 4 ranks; ulimit -n 4096"
-    assert said["files"] == Told([], [line])
+    assert said["files"].failures == []
+    line = one_line(said["files"].warnings)
+    assert_names(line, "rank 1 (node a): ", "1024", "4 ranks", "ulimit -n 4096")
 
 
 def test_a_job_that_is_over_before_it_begins(said: dict[str, Told]) -> None:

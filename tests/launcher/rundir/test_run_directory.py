@@ -16,6 +16,7 @@ from launcher.rundir.directory import RunDirectory
 from tests.distributed import run_on_ranks
 from tests.launcher.refusals import refused
 from tests.launcher.running import CONFIG, Outcome, command, commands, overrides
+from tests.messages import assert_names
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -187,9 +188,7 @@ def test_eval_of_what_is_not_there(capsys: pytest.CaptureFixture[str], copy: Pat
     missing, empty, option = run_on_ranks(commands, 1, lines)[0]
     assert [outcome.code for outcome in (missing, empty, option)] == [2, 2, 2]
     assert missing.out == empty.out == ""
-    for part in ("ConfigError: run ", "step-00000009", "run/checkpoints\n"):
-        assert part in missing.err
-    for part in ("ConfigError: fresh ", "fresh/checkpoints\n"):
-        assert part in empty.err
+    assert_names(missing.err, "ConfigError: run ", "step-00000009", "run/checkpoints\n")
+    assert_names(empty.err, "ConfigError: fresh ", "fresh/checkpoints\n")
     assert option.err.startswith("ConfigError: run/config.yaml ")
     assert "\n  nonsense: " in option.err

@@ -19,6 +19,7 @@ from parallel.ranks.topology import straddling
 from tests.distributed import RankError, run_on_ranks
 from tests.faults import Wrapped
 from tests.launcher.running import CONFIG, Outcome, command, only, overrides, start, steps
+from tests.messages import assert_names
 
 GLOBAL = 24  # over 4 ranks 6 each, over 3 ranks 8, over 2 ranks 12; 256 images an epoch: 10 2/3 steps
 SAVED, KILLED, STEPS = 3, 4, 24
@@ -96,10 +97,7 @@ def test_an_exchange_in_two_stages_only_where_nodes_allow_it() -> None:
 def test_a_world_over_which_the_batch_does_not_divide() -> None:
     with pytest.raises(ConfigError) as error:
         replan(config(), 5)
-    assert str(error.value) == (
-        "--elastic: train.global_batch_size (24) does not divide over 5 ranks in micro-batches of a multiple "
-        "of 2, at most 6; 4 or 6 ranks would do"
-    )
+    assert_names(str(error.value), "--elastic: train.global_batch_size (24)", "5 ranks", "; 4 or 6 ranks")
     with pytest.raises(ConfigError, match="; 12 ranks would do$"):
         replan(config(), 13)
 

@@ -20,6 +20,7 @@ from parallel.checkpoint.async_saver import CheckpointSaver, SaveResult
 from parallel.checkpoint.manifest import CheckpointError, read_manifest
 from parallel.ranks.collectives import gather_objects
 from tests.distributed import RankError, run_on_ranks
+from tests.messages import assert_names
 from tests.parallel.checkpoint.saving import PlainMasterWeights, mesh_of, names, resumed_step, save
 
 BOTH = pytest.mark.parametrize("asynchronous", [False, True])
@@ -131,10 +132,9 @@ def test_too_little_room_is_found_before_anything_is_written(tmp_path: Path, asy
         (second,) = saver.finish()
     assert first.error is None
     # 4 tensors of 8 * 8 + 8 + 4 * 8 + 4 = 108 numbers, 3 kinds of 4 bytes; 2048 bytes beside each; "{}"
-    assert second.error == (
-        f"could not prepare {tmp_path}/step-00000002.tmp: {108 * 12 + 12 * 2048 + 17} bytes are needed and "
-        f"1536 are free on the file system of {tmp_path}"
-    )
+    assert second.error is not None
+    parts = (f"{tmp_path}/step-00000002.tmp: ", f"{108 * 12 + 12 * 2048 + 17} bytes", "1536 are free")
+    assert_names(second.error, *parts)
     never.assert_not_called()
     assert names(tmp_path) == ["latest", "step-00000001"]
     saver.start(3, PlainMasterWeights(3), {})
@@ -152,7 +152,9 @@ def test_old_ones_that_cannot_be_deleted_are_a_warning(tmp_path: Path) -> None:
         ):
             saver.start(step, PlainMasterWeights(step), {})
             (outcome,) = saver.finish()
-    assert (outcome.error, outcome.warning) == (None, "old checkpoints could not be deleted: busy")
+    assert outcome.error is None
+    assert outcome.warning is not None
+    assert outcome.warning.endswith(": busy")
     assert resumed_step(tmp_path)[0] == 2
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from parallel.ranks.node_list import expand, hosts
 from parallel.ranks.variables import LaunchError
+from tests.messages import assert_names
 
 # list, and what scontrol 22.05.8 prints of it
 RECORDED = {
@@ -93,9 +94,7 @@ def test_a_list_over_several_lines_of_brackets() -> None:
 def test_a_malformed_list_is_one_line(text: str) -> None:
     with pytest.raises(LaunchError) as error:
         hosts(text, "SLURM_STEP_NODELIST")
-    assert str(error.value) == (
-        f"SLURM_STEP_NODELIST ({text!r}) is not a list of nodes: {MALFORMED[text]}; set MASTER_ADDR"
-    )
+    assert_names(str(error.value), f"SLURM_STEP_NODELIST ({text!r})", MALFORMED[text], "MASTER_ADDR")
 
 
 def scontrol(directory: Path, body: str) -> None:

@@ -9,6 +9,7 @@ from parallel.ranks.mesh import LayoutError, ParallelDims
 from parallel.ranks.rank import Ranks
 from parallel.ranks.topology import crossing_share, describe, home_of, node_sizes, sizes_of, straddling
 from tests.distributed import run_on_ranks
+from tests.messages import assert_names
 
 FOUR_NODES = """\
 layout: 32 ranks on 4 nodes of 8
@@ -132,10 +133,8 @@ def test_the_sizes_of_nodes(places: list[tuple[int, int]], sizes: list[int]) -> 
 def test_ranks_that_are_not_numbered_node_after_node(places: list[tuple[int, int]], said: str) -> None:
     with pytest.raises(LayoutError) as error:
         sizes_of(places)
-    assert str(error.value) == (
-        f"ranks must be numbered node after node, but on their nodes those {said}: start them with mpirun "
-        "--map-by slot, or srun --distribution=block"
-    )
+    parts = (said, "mpirun --map-by slot", "srun --distribution=block")
+    assert_names(str(error.value), *parts)
 
 
 def sizes_from(places: list[tuple[int, int]]) -> list[int] | str:

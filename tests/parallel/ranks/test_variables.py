@@ -18,6 +18,7 @@ from parallel.ranks.identity import slurm_job
 from parallel.ranks.init import choose_accelerator, join
 from parallel.ranks.rank import Ranks
 from parallel.ranks.variables import LaunchError
+from tests.messages import assert_names
 from tests.parallel.ranks.environments import (
     BATCH,
     MPIRUN_IN_SALLOC,
@@ -200,10 +201,7 @@ def test_a_port_that_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
         )
         with pytest.raises(LaunchError) as error:
             join(ranks, torch.device("cpu"))
-    assert str(error.value) == (
-        f"rank 0 cannot listen on port {port} of 127.0.0.1: it is taken, or reserved; set "
-        "MASTER_PORT to another"
-    )
+    assert_names(str(error.value), f"port {port} of 127.0.0.1", "MASTER_PORT")
 
 
 def test_a_host_that_is_not_known(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,10 +230,7 @@ def test_on_the_command_line_it_is_one_line(
     for name, value in (TORCHRUN | {"RANK": "eight"}).items():
         monkeypatch.setenv(name, value)
     assert main(["preflight"]) == 2
-    assert capsys.readouterr().err == (
-        "LaunchError: the launcher set no usable RANK (got 'eight'); start ranks with --nproc, torchrun, "
-        "mpirun or srun\n"
-    )
+    assert_names(capsys.readouterr().err, "LaunchError: ", " RANK (got 'eight')", "--nproc")
 
 
 def test_mpi_that_cannot_be_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
