@@ -144,12 +144,14 @@ def test_truncated_and_missing_shards(capsys: pytest.CaptureFixture[str], shards
     os.truncate("data/train/000001.tar", 1000)
     Path("data/train/000003.tar").unlink()
     size = (shards / "train" / "000001.tar").stat().st_size
+    message, advice = train_refused(capsys, Path("data")).removesuffix("\n").rsplit("\n", 1)
     assert_errors(
-        train_refused(capsys, Path("data")),
+        message,
         ("data.train: ",),
         ("data/train/000001.tar: ", f"{size} bytes", "1000"),
-        ("data/train/000003.tar: No such file or directory", f"{size} bytes", "swin-moe shards pack"),
+        ("data/train/000003.tar: No such file or directory", f"{size} bytes"),
     )
+    assert "`swin-moe shards pack`" in advice
 
 
 @pytest.mark.parametrize(

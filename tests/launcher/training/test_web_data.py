@@ -15,7 +15,7 @@ from data_shards.pack.write import pack
 from launcher.cli.program import main
 from launcher.config.load import load_config
 from launcher.preflight import data
-from launcher.preflight.report import Here
+from launcher.preflight.report import ProbeContext
 from parallel.ranks.rank import Ranks
 from tests.launcher.running import CONFIG, overrides
 from tests.web import Patient
@@ -71,8 +71,8 @@ def test_check_and_preflight_refuse_it_without_a_cache(
     ranks = Ranks(rank=0, world_size=1, local_rank=0, local_world_size=1)
     for arguments, error in ((options, fix(url, split).partition(": ")[2]), (cached, None)):
         config = load_config(str(CONFIG), arguments)
-        here = Here(config=config, ranks=ranks, device=torch.device("cpu"), met_s=0, token="")
-        seen = data.look(here)
-        assert seen is not None
-        assert seen[split].get("error") == error
-        assert seen[split].get("fatal") is (True if error else None)
+        context = ProbeContext(config=config, ranks=ranks, device=torch.device("cpu"), met_s=0, token="")
+        found = data.probe(context)
+        assert found is not None
+        assert found[split].get("error") == error
+        assert found[split].get("fatal") is (True if error else None)
