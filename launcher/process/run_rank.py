@@ -39,7 +39,8 @@ from parallel.ranks.init import join, leave, prepare_process
 from parallel.ranks.logs import set_up_logging
 from parallel.ranks.mesh import LayoutError
 from parallel.ranks.rank import Ranks
-from parallel.watchdog.watch import PREFIX, SLOW, Watchdog, WatchdogOptions, connect
+from parallel.watchdog.options import WatchdogOptions
+from parallel.watchdog.watch import PREFIX, SLOW, Watchdog, connect
 from swin_moe.config import ModelError
 
 USER_ERRORS = (ConfigError, DataError, CheckpointError, LayoutError, ModelError)

@@ -9,14 +9,12 @@ both.
 
 import json
 import math
-import os
 import sys
 import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -31,42 +29,15 @@ from parallel.watchdog.diagnosis import (
     diagnose,
     read_statuses,
 )
+from parallel.watchdog.options import WatchdogOptions
 from parallel.watchdog.stack import CodeLocation, StackSampler
 
 EARLY = 0.9  # of the time-out: before that of the process groups
 SLOW = 3.0  # times the time-out: what phases may take that are known to be slow
-LOST_S = 60.0  # of silence, with NCCL: a collective with a dead rank does not return, nor raise
 AT_END_S = 5.0
 RANK_0_S = 10.0  # for rank 0 to write everything down
 PREFIX = "watch"  # of its keys, where the store is shared
 NCCL = "nccl"  # the key that is there where collectives run on GPUs
-
-
-@dataclass(frozen=True, kw_only=True)
-class WatchdogOptions:
-    """How the watchdog of a rank works.
-
-    Args:
-        timeout_s: how long a main thread may stand still.
-        hang_code: exit status where ranks wait for one that stands still.
-        lost_code: exit status where a rank is gone.
-        hosts_store: whether the store lives in this process.
-        listen_s: how often to read what the others posted; None: only when this main thread stands still.
-        nccl: whether collectives run on the device: then nothing tells the host that another rank is dead.
-        lost_s: silence after which a rank is lost, with NCCL.
-        clock: monotonic seconds.
-        end_process: ends this process with a status.
-    """
-
-    timeout_s: float
-    hang_code: int
-    lost_code: int
-    hosts_store: bool = False
-    listen_s: float | None = None
-    nccl: bool = False
-    lost_s: float = LOST_S
-    clock: Callable[[], float] = time.monotonic
-    end_process: Callable[[int], Any] = os._exit
 
 
 class Watchdog:

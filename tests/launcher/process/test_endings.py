@@ -6,7 +6,8 @@ import torch.distributed as dist
 from launcher.exit_codes import ExitCode
 from launcher.process.classify_exit import as_run_error
 from parallel.ranks.identity import node_name
-from parallel.watchdog.watch import Watchdog, WatchdogOptions
+from parallel.watchdog.options import WatchdogOptions
+from parallel.watchdog.watch import Watchdog
 
 
 @pytest.fixture

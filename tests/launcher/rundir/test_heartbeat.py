@@ -13,7 +13,8 @@ import torch.distributed as dist
 from launcher.rundir import heartbeat
 from launcher.rundir.heartbeat import Heartbeat, interval_s
 from launcher.rundir.paths import RunFiles, read_json
-from parallel.watchdog.watch import Watchdog, WatchdogOptions
+from parallel.watchdog.options import WatchdogOptions
+from parallel.watchdog.watch import Watchdog
 
 
 @pytest.fixture

@@ -15,8 +15,9 @@ import torch.distributed as dist
 from parallel.ranks.collectives import AsyncAllToAll, sum_over
 from parallel.ranks.host import read
 from parallel.watchdog.diagnosis import DIAGNOSIS, diagnose
+from parallel.watchdog.options import WatchdogOptions
 from parallel.watchdog.stack import CodeLocation, StackSampler, location_of, stack_of
-from parallel.watchdog.watch import Watchdog, WatchdogOptions
+from parallel.watchdog.watch import Watchdog
 
 
 class FixedSampler(StackSampler):
