@@ -70,7 +70,7 @@ class CheckpointReader(Mapping[str, Tensor]):
 
     @cached_property
     def metadata(self) -> Metadata:
-        """What torch.distributed.checkpoint wrote down of the files, without unpickling freely."""
+        """The metadata of torch.distributed.checkpoint, read by SafeUnpickler."""
         return read_metadata(self.path)
 
     @cached_property

@@ -73,7 +73,7 @@ class SafeUnpickler(pickle.Unpickler):
 
 
 def _memory_format(*arguments: Any) -> Any:
-    """What getattr is for: Python up to 3.11.3 pickles a member of an enumeration as getattr of its class."""
+    """Stand in for getattr, by which Python up to 3.11.3 pickles a member of an enumeration."""
     members = _MEM_FORMAT_ENCODING.__members__
     if len(arguments) != 2 or arguments[0] is not _MEM_FORMAT_ENCODING or arguments[1] not in members:
         raise _refused("builtins.getattr")

@@ -39,7 +39,7 @@ BUFFERED, WRITEBACK = 2**20, 16 * 2**20  # bytes
 
 @dataclass(frozen=True, kw_only=True)
 class WrittenFiles:
-    """What one rank wrote."""
+    """The files that one rank wrote."""
 
     plan: SavePlan
     results: list[WriteResult]

@@ -25,7 +25,7 @@ def copies_of_row(expert_tensor_parallel_size: int, degree: int) -> int:
 
 
 def bytes_of_row(options: ExchangeOptions, *, channels: int, element_size: int, keyed: bool) -> int:
-    """What travels for one row, there and back.
+    """Bytes that travel for one row, there and back.
 
     Args:
         options: of the exchange.
@@ -50,7 +50,7 @@ def bytes_received(
     row_bytes: int,
     rows: int,
 ) -> float:
-    """What a rank receives in a forward pass at a gather degree; the backward pass doubles it.
+    """Bytes that a rank receives in a forward pass at a gather degree; the backward pass doubles them.
 
     It receives (g - 1) / R of all weights, and as many rows as it sends, of which one in R / g stays.
 

@@ -45,7 +45,7 @@ class Scope(NamedTuple):
 
 @dataclass(kw_only=True)
 class Times:
-    """What one rank measured, in seconds a message."""
+    """The measurements of one rank, in seconds a message."""
 
     all_reduce: dict[str, float] = field(default_factory=dict)  # by the scope's name
     all_to_all: dict[str, float] = field(default_factory=dict)
@@ -77,7 +77,7 @@ def rounds(ring: Sequence[int]) -> list[list[Pair]]:
 
 @contextmanager
 def scopes(places: Sequence[RankNode], rank: int) -> Iterator[list[Scope]]:
-    """What there is to measure; every rank enters, and leaves after a collective behind the last of these."""
+    """Make the groups to measure; every rank enters, and leaves after a last collective."""
     nodes, rings = [node for node in by_node(places) if len(node) > 1], across(places)
     several = len({place.node for place in places}) > 1
     scopes_to_make = [(IN_NODE, nodes), (BETWEEN, rings)] if several else []
@@ -165,6 +165,6 @@ def _best(action: Callable[[], None], device: torch.device, meet: Callable[[], N
 
 
 def _finish(device: torch.device) -> None:
-    """What was launched on a GPU is done."""
+    """Wait for the work that was launched on a GPU."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""What a GPU says of itself: torch's properties of this rank's, and nvidia-smi's table of the node's.
+"""Properties of GPUs: of this rank's from torch, of the node's from nvidia-smi.
 
 It calls `nvidia-smi` rather than NVML through a package, because every driver includes it.
 """

@@ -1,4 +1,4 @@
-"""Between host and device: sends that do not wait, and reads that do, which the watch knows as waits."""
+"""Copies between host and device: sends that do not wait, and reads that do, which the watchdog knows."""
 
 import torch
 from torch import Tensor
@@ -14,7 +14,7 @@ def send(host: Tensor, device: torch.device) -> Tensor:
 def read(values: Tensor) -> Tensor:
     """A tensor on the host, once the device has computed it.
 
-    With NCCL this is where a rank stands that waits for others: a collective only enters the device's queue.
-    `parallel/watchdog/stack.py` therefore takes it for a collective.
+    With NCCL a rank that waits for others waits here, because a collective only enters the device's queue.
+    `parallel/watchdog/stack.py` therefore treats it as a collective.
     """
     return values.cpu()

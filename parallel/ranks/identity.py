@@ -41,5 +41,5 @@ def slurm_job(env: Mapping[str, str] = os.environ) -> dict[str, str | int] | Non
 
 
 def node_name(env: Mapping[str, str] = os.environ) -> str:
-    """What Slurm calls this machine, and otherwise its host name."""
+    """Slurm's name of this machine, or its host name."""
     return env.get("SLURMD_NODENAME") or socket.gethostname()

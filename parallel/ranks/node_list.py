@@ -81,10 +81,10 @@ def _numbers(ranges: str) -> list[str]:
 
 
 def _by_scontrol(text: str) -> list[str] | None:
-    """What Slurm itself makes of a list.
+    """Expand a list by `scontrol show hostnames`.
 
-    None where it does not answer with names: 22.05 knows no text behind the last bracket, and then prints
-    nothing with status 0.
+    None if it does not print names: 22.05 accepts no text behind the last bracket, and then prints nothing
+    with status 0.
     """
     if (scontrol := shutil.which("scontrol")) is None:
         return None

@@ -1,4 +1,4 @@
-"""What a layout means for the machines: who shares experts, and which links carry what.
+"""The layout on the nodes: which ranks share experts, and which links carry which traffic.
 
 Pure functions of `ParallelDims` and `nodes`, the number of ranks on each node, such as [8, 8, 8, 4]; but for
 `node_sizes`, which asks the ranks. Ranks are numbered node after node, as mesh.py: by_node needs it.
@@ -142,7 +142,7 @@ def _traffic(dims: ParallelDims, home: Sequence[int], degree: int) -> str:
 
 
 def _warning(dims: ParallelDims, nodes: Sequence[int]) -> list[str]:
-    """What would keep expert groups inside nodes."""
+    """A warning where expert groups straddle nodes, with the ep_size that avoids it."""
     if not (torn := straddling(dims, nodes)):
         return []
     common, ep_size, slices = gcd(*nodes), dims.ep_size, dims.expert_tensor_parallel_size

@@ -23,7 +23,7 @@ LostRank = tuple[
 
 
 def read_statuses(store: dist.Store, name: str, ranks: list[int]) -> dict[int, dict[str, Any]]:
-    """What ranks posted under a name: of 1000 ranks in 12 ms, in one request where all of them did."""
+    """Read what ranks posted under a name: in one request if all of them did, 12 ms for 1000 ranks."""
     keys = {rank: f"{name}/{rank}" for rank in ranks}
     if keys and not store.check(list(keys.values())):
         keys = {rank: key for rank, key in keys.items() if store.check([key])}

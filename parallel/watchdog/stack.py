@@ -1,4 +1,4 @@
-"""Where a process is, read off its Python frames: in which collective, called from where, and since when.
+"""Samples the stack of a process: in which collective it is, called from where, and since when.
 
 A stack is read in one call of C code, which no other Python code can interrupt: walking it frame by frame
 lets other threads run in between, and in CPython 3.11 a frame that ended meanwhile has crashed the process

@@ -69,7 +69,7 @@ class MasterWeights:
         return safe_get_full_optimizer_state(parameter, kind)
 
     def read_local(self, parameter: nn.Parameter) -> dict[str, Tensor] | None:
-        """What `read` returns, as views, or None unless this rank's partition has all of it; a local call."""
+        """Return what `read` does, as views, if this rank has all of the parameter, else None; local."""
         mapping = getattr(parameter, "_hp_mapping", None)
         if mapping is None or self._stage not in (1, 2):
             return None
