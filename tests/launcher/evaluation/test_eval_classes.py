@@ -124,9 +124,10 @@ def test_labels_mapped_by_name_change_no_figure(
         assert mapped[name] == again[name], name
         assert mapped[name] == near(plain[name]), name
     assert again["err"] == plain["err"] == ""
+    front = "[rank 0] " if ranks > 1 else ""
     assert mapped["err"] == (
-        f"the labels of data.val ({data}/turned) are mapped by name to the 6 classes of the run {run}\n"
-        f"the labels of data.val ({data}/turned) are mapped by name to the 6 classes of data.train "
+        f"{front}the labels of data.val ({data}/turned) are mapped by name to the 6 classes of the run {run}\n"
+        f"{front}the labels of data.val ({data}/turned) are mapped by name to the 6 classes of data.train "
         f"({data}/train)\n"
     )
 
