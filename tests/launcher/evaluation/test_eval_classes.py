@@ -125,11 +125,8 @@ def test_labels_mapped_by_name_change_no_figure(
         assert mapped[name] == near(plain[name]), name
     assert again["err"] == plain["err"] == ""
     front = "[rank 0] " if ranks > 1 else ""
-    assert mapped["err"] == (
-        f"{front}the labels of data.val ({data}/turned) are mapped by name to the 6 classes of the run {run}\n"
-        f"{front}the labels of data.val ({data}/turned) are mapped by name to the 6 classes of data.train "
-        f"({data}/train)\n"
-    )
+    said = f"{front}the labels of data.val ({data}/turned) are mapped by name to the 6 classes of "
+    assert mapped["err"] == f"{said}the run {run}\n{said}data.train ({data}/train)\n"
 
 
 def test_fewer_classes_are_rows_of_the_whole(run: Path, data: Path, plain: dict[str, Any]) -> None:
