@@ -29,7 +29,7 @@ def current_name(name: str) -> str:
     """The name of an option now, from its dotted name, which may be an old one."""
     if name not in RENAMED:
         return name
-    _notice(name)
+    log_renamed(name)
     return RENAMED[name]
 
 
@@ -63,11 +63,11 @@ def current_names(tree: Any, section: str = "", *, notice: bool = True) -> Any:
         below.clear()
         below.update(items)
         if notice:
-            _notice(old)
+            log_renamed(old)
     return tree
 
 
 @cache
-def _notice(old: str) -> None:
+def log_renamed(old: str) -> None:
     """Log an old name, once in a process."""
     logging.getLogger(__name__).warning("%s is now called %s", old, RENAMED[old])

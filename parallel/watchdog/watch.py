@@ -184,7 +184,7 @@ class Watchdog:
                     diagnosis = json.loads(self._store.get(DIAGNOSIS))
                     self._end(diagnosis["code"], diagnosis["line"])
                 if self._is_to_listen():
-                    self._listen()
+                    self.listen()
                 self._posted_s = self._clock()
             except STORE_ERRORS:  # its host is gone: the main thread will notice, or `_watch_loop`
                 return
@@ -219,7 +219,7 @@ class Watchdog:
         is_due = listen_s is not None and (is_new or now_s - self._listened_s > listen_s)
         return is_due or now_s - self._since_s > self.timeout_s / 3
 
-    def _listen(self) -> None:
+    def listen(self) -> None:
         """Read what the others posted."""
         now_s = self._listened_s = self._clock()
         others = [rank for rank in range(self.world_size) if rank != self.rank]

@@ -27,7 +27,7 @@ OLD = [
 
 @pytest.fixture(autouse=True)
 def _notices_again() -> None:
-    renamed._notice.cache_clear()
+    renamed.log_renamed.cache_clear()
 
 
 def by_new_names() -> RunConfig:

@@ -89,6 +89,6 @@ def test_a_thousand_ranks_are_cheap(tmp_path: Path) -> None:
         store.set(f"who/{rank}", json.dumps({"node": f"n{rank // 8}", "pid": rank}))
         store.set(f"beat/{rank}", json.dumps(watch.status() | {"posts": 1}))
     start_s = time.monotonic()
-    watch._listen()
+    watch.listen()
     assert time.monotonic() - start_s < 0.5
     assert len(watch.rank_statuses()) == 1000

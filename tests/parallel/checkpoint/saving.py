@@ -25,25 +25,25 @@ class PlainMasterWeights:
     def __init__(self, step: int = 0, width: int = 8) -> None:
         self.module = nn.Sequential(nn.Linear(width, width), nn.Linear(width, 4))
         self.step = step
-        self._state: dict[nn.Parameter, dict[str, Tensor]] = {}
+        self.state: dict[nn.Parameter, dict[str, Tensor]] = {}
         self.at(step)
 
     def at(self, step: int) -> None:
         """Be as after so many steps, in the same memory as before, as an optimizer would."""
         self.step = step
         for place, parameter in enumerate(self.module.parameters()):
-            state = self._state.setdefault(parameter, {k: torch.empty(parameter.shape) for k in KINDS})
+            state = self.state.setdefault(parameter, {k: torch.empty(parameter.shape) for k in KINDS})
             for number, tensor in enumerate(state.values()):
                 torch.arange(tensor.numel(), out=tensor.view(-1)).add_(1000.0 * step + 10 * number + place)
 
     def read(self, parameter: nn.Parameter) -> dict[str, Tensor]:
-        return self._state[parameter]
+        return self.state[parameter]
 
     def read_local(self, parameter: nn.Parameter) -> None:
         """Nothing is partitioned."""
 
     def write(self, parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
-        self._state[parameter] = values
+        self.state[parameter] = values
 
     def set_step(self, step: int) -> None:
         self.step = step
@@ -53,7 +53,7 @@ class PlainMasterWeights:
         return self.step
 
     def equals(self, other: "PlainMasterWeights") -> bool:
-        pairs = zip(self._state.values(), other._state.values(), strict=True)
+        pairs = zip(self.state.values(), other.state.values(), strict=True)
         return self.step == other.step and all(torch.equal(a[k], b[k]) for a, b in pairs for k in KINDS)
 
 
