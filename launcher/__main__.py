@@ -2,7 +2,7 @@
 
 import sys
 
-from launcher.cli.early import hold_requests
+from launcher.process.signals import block_signals
 
 
 def main() -> int:
@@ -11,7 +11,7 @@ def main() -> int:
     Returns:
         The exit status.
     """
-    hold_requests()
+    block_signals()
     from launcher.cli.program import main as program  # takes seconds: torch and DeepSpeed
 
     return program()

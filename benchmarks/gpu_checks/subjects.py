@@ -199,7 +199,7 @@ def run_config(model: ModelConfig, batch: int, *, augment: bool = False) -> RunC
 class Training:
     """Optimizer steps as launcher/training/trainer.py takes them, on random pictures in pinned memory.
 
-    The next step's inputs are made between the backward pass and the update, as training/ahead.py has it.
+    The next step's inputs are made between the backward pass and the update, as input_prefetch.py has it.
     A process group must be there: see `alone`.
 
     Args:

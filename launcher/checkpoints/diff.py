@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from launcher.validation.resume_policy import Change, changes, configuration, shown
+from launcher.validation.resume_policy import OptionChange, changed_options, configuration, shown
 from parallel.checkpoint.manifest import CheckpointError
 from parallel.checkpoint.reader import CheckpointReader
 
@@ -37,7 +37,7 @@ class Comparison:
     only_b: list[str] = field(default_factory=list)
     shapes: list[str] = field(default_factory=list)
     state: list[str] = field(default_factory=list)
-    options: list[Change] = field(default_factory=list)
+    options: list[OptionChange] = field(default_factory=list)
     compared: dict[str, int] = field(default_factory=dict)  # tensors in both, by kind
 
     @property
@@ -133,11 +133,11 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
-def _options(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[Change]:
+def _options(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[OptionChange]:
     try:
-        return changes(configuration(a), configuration(b))
+        return changed_options(configuration(a), configuration(b))
     except CheckpointError as error:
-        return [Change(f"(unknown: {error})", None, None)] if a.get("config") != b.get("config") else []
+        return [OptionChange(f"(unknown: {error})", None, None)] if a.get("config") != b.get("config") else []
 
 
 def _kind_line(gaps: list[Gap], compared: int) -> str:

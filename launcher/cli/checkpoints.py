@@ -162,19 +162,19 @@ def _run_prune(args: argparse.Namespace, _: list[str]) -> int:
     run = RunDirectory(directory.parent)
     run.lock(resume=True)  # while a process trains here, nothing goes
     try:
-        going = doomed(directory, args.keep_last, args.keep_every)
+        going = to_prune(directory, args.keep_last, args.keep_every)
         staying = [path.name for path in committed(directory) if path not in going]
         for path in going:
             print(f"{'would delete' if args.dry_run else 'deleting'} {path}")
             if not args.dry_run:
-                shutil.rmtree(_withdrawn(path))
+                shutil.rmtree(_tombstone(path))
     finally:
         run.unlock()
     print(f"{', '.join(staying)} stay" if len(staying) != 1 else f"{staying[0]} stays")
     return 0
 
 
-def doomed(directory: Path, keep_last: int, keep_every: int | None) -> list[Path]:
+def to_prune(directory: Path, keep_last: int, keep_every: int | None) -> list[Path]:
     """What pruning deletes: old checkpoints, and what killed saves left.
 
     A checkpoint that has lost a file, or a part of one, does not count as one that is kept.
@@ -186,7 +186,7 @@ def doomed(directory: Path, keep_last: int, keep_every: int | None) -> list[Path
     return [path for path in paths if step_of(path) not in staying] + sorted(directory.glob("step-*.tmp"))
 
 
-def _withdrawn(path: Path) -> Path:
+def _tombstone(path: Path) -> Path:
     """The same under a name that no reader looks at, so that a kill leaves no half of a checkpoint."""
     if path.suffix == ".tmp":
         return path

@@ -14,7 +14,7 @@ from launcher.config.schema import RunConfig
 from launcher.console.arguments import add_match_classes, positive
 from launcher.evaluation.judging import Judging, judging
 from launcher.evaluation.support import check_support
-from launcher.process import local_launcher as local
+from launcher.process.local_launcher import is_parent, run_local
 from launcher.process.run_rank import RankContext, run_rank
 from launcher.rundir.directory import RunDirectory
 from launcher.validation.run_rules import slots_error
@@ -95,8 +95,8 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
         config = replace(config, train=replace(config.train, precision=args.precision))
     check_options(args, config)
     judged = judging(args, config, directory, by_model=is_by_model(args))
-    if local.is_parent(args.nproc):
-        return local.run_local(args.nproc, arguments)
+    if is_parent(args.nproc):
+        return run_local(args.nproc, arguments)
 
     def work(ranks: Ranks, device: torch.device, context: RankContext) -> None:
         from launcher.evaluation.context import EvalRequest, load  # imports DeepSpeed, which finds its device

@@ -14,7 +14,7 @@ from launcher.config.schema import RunConfig
 from launcher.console.arguments import positive
 from launcher.plan.base.hardware import Hardware, load_hardware
 from launcher.plan.search.simulate import MTBF_GPU_H, Failures, parse_range
-from launcher.process import local_launcher as local
+from launcher.process.local_launcher import is_parent, run_local
 from launcher.process.run_rank import RankContext, run_rank
 from launcher.validation.rules import problems
 from launcher.validation.run_rules import run_errors
@@ -154,8 +154,8 @@ def _calibrate(args: argparse.Namespace, arguments: list[str]) -> int:
     if args.calibrate.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--calibrate ({args.calibrate}) must be a file that ends in .yaml")
     _check_directory("--calibrate", args.calibrate)
-    if local.is_parent(args.nproc):
-        return local.run_local(args.nproc, arguments)
+    if is_parent(args.nproc):
+        return run_local(args.nproc, arguments)
 
     def work(ranks: Ranks, device: torch.device, context: RankContext) -> None:
         from launcher.plan.time.calibrate import measure, write

@@ -8,7 +8,7 @@ import torch
 
 from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import DataConfig, RunConfig
-from launcher.process import local_launcher as local
+from launcher.process.local_launcher import is_parent, run_local
 from launcher.process.run_rank import RankContext, run_rank
 from parallel.ranks.rank import Ranks
 from swin_moe.config import ModelConfig
@@ -49,8 +49,8 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
         if value is not None and value <= 0:
             raise ConfigError(f"{option} ({value}) must be above 0")
     config = load_config(args.config, args.overrides) if args.config else None
-    if local.is_parent(args.nproc):
-        return local.run_local(args.nproc, arguments)
+    if is_parent(args.nproc):
+        return run_local(args.nproc, arguments)
 
     def work(ranks: Ranks, device: torch.device, context: RankContext) -> None:
         _report(args, config, ranks, device)

@@ -16,20 +16,20 @@ from data_shards.stream.patterns import expand, names_tars
 from data_shards.stream.webdataset import statement
 from launcher.cli import bench, checkpoints, convert, models, plan, preflight, shards, slurm, study
 from launcher.cli import evaluate as evaluation
-from launcher.cli.early import release_requests
 from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.console.arguments import add_match_classes, positive
 from launcher.errors import RunError
 from launcher.exit_codes import ExitCode
-from launcher.process import local_launcher as local
-from launcher.process.run_rank import USER_ERRORS, RankContext, Runtime, complain, run_rank
+from launcher.process.local_launcher import is_parent, run_local
+from launcher.process.run_rank import USER_ERRORS, RankContext, Runtime, print_error, run_rank
+from launcher.process.signals import unblock_signals
 from launcher.rundir.directory import RunDirectory
 from launcher.rundir.sessions import Sessions
 from launcher.rundir.versions import version_of
 from launcher.validation.elastic import replan
 from launcher.validation.label_spaces import class_notes
 from launcher.validation.layout import full_nodes, layout, print_lines
-from launcher.validation.resume_policy import check_changes
+from launcher.validation.resume_policy import check_resume
 from launcher.validation.rules import check, steps_in
 from parallel.ranks.discover import without_local_rank
 from parallel.ranks.logs import set_up_logging
@@ -79,15 +79,15 @@ def main(arguments: list[str] | None = None, runtime: Runtime | None = None) -> 
         args = _parse(arguments)
         args.runtime = runtime
         if args.run not in RANKS:
-            release_requests()
+            unblock_signals()
         code = int(args.run(args, arguments))
         sys.stdout.flush()
         return code
     except (*USER_ERRORS, LaunchError) as error:
-        complain(error)
+        print_error(error)
         return ExitCode.USER_ERROR
     except RunError as error:
-        complain(error)
+        print_error(error)
         return error.code
     except BrokenPipeError:  # whoever reads the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -134,18 +134,18 @@ def _training_data(place: str) -> tuple[int | None, str]:
 def _train(args: argparse.Namespace, arguments: list[str]) -> int:
     pretrained = [f"train.pretrained={json.dumps(args.pretrained)}"] if args.pretrained else []
     config = load_config(args.config, [*args.overrides, *pretrained, *args.match_classes])
-    if local.is_parent(args.nproc):
+    if is_parent(args.nproc):
         run = RunDirectory(config.run_dir)
         if args.elastic:
             config, _ = replan(config, args.nproc, args.nproc)  # rank 0 says how
         check(config, args.nproc, [args.nproc], here=True)
         run.lock(resume=args.resume == "auto")
         try:
-            check_changes(config, run.checkpoints, allow=args.allow_change)
+            check_resume(config, run.checkpoints, allow=args.allow_change)
             Sessions(run).check(config.checkpoint.crash_budget, reset=args.reset_crashes)
         finally:
             run.unlock()  # rank 0 will hold it
-        return local.run_local(args.nproc, arguments)
+        return run_local(args.nproc, arguments)
 
     def train(ranks: Ranks, device: torch.device, context: RankContext) -> None:
         from launcher.training.run import train  # DeepSpeed looks for its device when it is imported

@@ -10,7 +10,7 @@ from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.evaluation.labels import LabelSpace, read_labels
 from launcher.rundir.directory import RunDirectory
-from launcher.validation.label_spaces import Classes, Fit, fit, of_data
+from launcher.validation.label_spaces import Classes, LabelFit, fit, of_data
 from launcher.validation.resume_policy import newest_manifest, recorded_classes
 
 MOST_CLASSES = 4096  # of a confusion matrix: a table that can still be opened
@@ -29,8 +29,8 @@ class Judging:
     """
 
     classes: tuple[str, ...] = ()
-    model: Fit = Fit()
-    support: Fit = Fit()
+    model: LabelFit = LabelFit()
+    support: LabelFit = LabelFit()
     labels: LabelSpace | None = None
 
     @property
@@ -94,7 +94,7 @@ def classes_of_run(run: RunDirectory, num_classes: int) -> Classes:
     return Classes(of=f"the run {run.path}", names=names)
 
 
-def _support(config: RunConfig, val: Manifest) -> Fit:
+def _support(config: RunConfig, val: Manifest) -> LabelFit:
     """The images of data.val in the label space of data.train; the classifier has no say."""
     data = config.data
     wanted = of_data("data.train", data.train, checked_manifest(data.train))

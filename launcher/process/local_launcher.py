@@ -21,7 +21,7 @@ from pathlib import Path
 import torch.distributed as dist
 
 from launcher.exit_codes import ExitCode
-from launcher.process.signals import ASKING, StopRequest
+from launcher.process.signals import STOP_SIGNALS, StopRequest
 from launcher.rundir.postmortem import CRASHES, MEMORY_ADVICE, Ending, cause
 from parallel.ranks.discover import is_one_task, is_shell_of_a_job, launcher_of
 from parallel.ranks.init import threads_per_rank
@@ -48,14 +48,16 @@ def run_local(nproc: int, arguments: list[str]) -> int:
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     processes = RankProcesses(dist.PrefixStore(PREFIX, store))
     with StopRequest(processes.pass_on, processes.end_at_once):
-        signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # inherited: a rank unblocks them once it listens
+        signal.pthread_sigmask(
+            signal.SIG_BLOCK, STOP_SIGNALS
+        )  # inherited: a rank unblocks them once it listens
         for rank in range(nproc):
             environment = {**os.environ, **_rank_environment(nproc, rank, store.port)}
             command = [sys.executable, "-u", "-m", "launcher", *arguments]
             processes.ranks.append(subprocess.Popen(command, env=environment, start_new_session=True))
-            if processes.asked:  # before this one was there to be told
-                processes.ranks[-1].send_signal(processes.asked)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+            if processes.request:  # which came before this rank was started
+                processes.ranks[-1].send_signal(processes.request)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         return processes.wait()
 
 
@@ -85,7 +87,7 @@ class RankProcesses:
     store: dist.Store
     ranks: list[subprocess.Popen[bytes]] = field(default_factory=list)
     ended: dict[int, int] = field(default_factory=dict)
-    asked: signal.Signals | None = None
+    request: signal.Signals | None = None
     count_kills: Callable[[], int] = out_of_memory_kills
 
     def __post_init__(self) -> None:
@@ -112,7 +114,7 @@ class RankProcesses:
 
     def pass_on(self, number: signal.Signals) -> None:
         """Hand a request to stop to the ranks."""
-        self.asked = number
+        self.request = number
         sys.stderr.write(
             f"{number.name}: the run stops after this step and is saved; Ctrl-C or SIGTERM again ends it at "
             "once, unsaved\n"
@@ -136,7 +138,7 @@ class RankProcesses:
 
     def _announce(self, rank: int, code: int) -> None:
         """What a rank that a signal killed cannot say itself, said once, also to the other ranks."""
-        if code > 0 or (self.asked and -code in ASKING) or self.store.add("claims", 1) != 1:
+        if code > 0 or (self.request and -code in STOP_SIGNALS) or self.store.add("claims", 1) != 1:
             return
         reason = f"killed by {signal.Signals(-code).name}"
         if self._meaning(code) == ExitCode.OUT_OF_MEMORY:
@@ -153,7 +155,7 @@ class RankProcesses:
         """A rank's status, where a signal ended it as one of our own."""
         if code >= 0:
             return code
-        if self.asked and -code in ASKING:
+        if self.request and -code in STOP_SIGNALS:
             return ExitCode.STOPPED  # before it listened: nothing was there to save
         if -code == signal.SIGABRT and self.store.check([NCCL]):
             return ExitCode.LOST_RANK  # by NCCL's watchdog: it lost another

@@ -25,10 +25,10 @@ from launcher.errors import (
     Stopped,
 )
 from launcher.exit_codes import ExitCode
-from launcher.process import local_launcher as local
 from launcher.process.classify_exit import as_run_error, in_one_line
+from launcher.process.local_launcher import die_with_agent, is_rank
 from launcher.process.signals import StopRequest
-from launcher.rundir.crash_report import leave_words
+from launcher.rundir.crash_report import write_crash_report
 from launcher.rundir.heartbeat import Heartbeat, interval_s
 from launcher.rundir.paths import RunFiles
 from launcher.rundir.sessions import Sessions
@@ -101,7 +101,7 @@ def run_rank(config: RunConfig, work: Work, runtime: Runtime | None = None) -> i
     Returns:
         The exit status, unless the process ends here.
     """
-    local.die_with_agent()
+    die_with_agent()
     warnings.filterwarnings("ignore", module=r"torch\.distributed")  # of calls that DeepSpeed makes
     runtime = runtime or Runtime()
     with StopRequest() as stop:
@@ -113,7 +113,7 @@ def run_rank(config: RunConfig, work: Work, runtime: Runtime | None = None) -> i
         try:
             runtime.join(ranks, device, longest_wait(config))
         except dist.DistError as error:
-            complain(
+            print_error(
                 LostRankError(f"rank {ranks.rank} of {ranks.world_size} did not meet the others: {error}")
             )
             return ExitCode.LOST_RANK
@@ -142,7 +142,7 @@ def longest_wait(config: RunConfig) -> timedelta:
 
 def open_watch(ranks: Ranks, timeout_s: float) -> Watchdog:
     """The watch over this rank, through the store of whoever started it, or of the process group."""
-    if local.is_rank():
+    if is_rank():
         host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store: dist.Store = dist.PrefixStore(PREFIX, dist.TCPStore(host, port, is_master=False))
     else:
@@ -151,14 +151,14 @@ def open_watch(ranks: Ranks, timeout_s: float) -> Watchdog:
         timeout_s=timeout_s,
         hang_code=ExitCode.HANG,
         lost_code=ExitCode.LOST_RANK,
-        hosts_store=ranks.rank == 0 and not local.is_rank(),
+        hosts_store=ranks.rank == 0 and not is_rank(),
         listen_s=interval_s(timeout_s) if ranks.rank == 0 else None,
         nccl=dist.get_backend() == "nccl",
     )
     return Watchdog(store, ranks.rank, ranks.world_size, options)
 
 
-def complain(error: BaseException) -> None:
+def print_error(error: BaseException) -> None:
     """Say what happened in one line and without a traceback."""
     sys.stderr.write(f"{type(error).__name__}: {error}\n")  # one write: the ranks share the terminal
     sys.stderr.flush()
@@ -169,7 +169,7 @@ def _leave_with(error: BaseException, code: ExitCode, context: RankContext) -> i
     context.watch.close()
     _record(context, code, f"{type(error).__name__}: {error}")
     if context.watch.rank == 0:
-        complain(error)
+        print_error(error)
     context.watch.wait_for_rank_0()
     context.runtime.leave()
     return code
@@ -182,7 +182,7 @@ def _end(error: BaseException, config: RunConfig, context: RankContext) -> int:
     if found is None:
         traceback.print_exception(error)
     elif str(found):
-        complain(found)
+        print_error(found)
     line = f"{type(found or error).__name__}: {in_one_line(found or error) or context.watch.diagnosis}"
     context.watch.close()
     _record_alone(context, code, line)
@@ -197,7 +197,7 @@ def _end(error: BaseException, config: RunConfig, context: RankContext) -> int:
 def _record_alone(context: RankContext, code: int, line: str) -> None:
     """The last words first: the launcher may kill this process as soon as another has ended."""
     if context.run is not None:
-        leave_words(context.run, context.watch.rank, code, line, context.watch.step)
+        write_crash_report(context.run, context.watch.rank, code, line, context.watch.step)
     _record(context, code, line)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from launcher.config.load import ConfigError
 from launcher.rundir.paths import RunFiles
-from launcher.rundir.run_lock import Lease, LeaseError
+from launcher.rundir.run_lock import RunLock, RunLockedError
 from parallel.checkpoint.commit import POINTER, committed
 
 
@@ -17,7 +17,7 @@ class RunDirectory(RunFiles):
 
     def __init__(self, path: str | Path) -> None:
         super().__init__(path)
-        self._lease = Lease(self.path / "lock")
+        self._lock = RunLock(self.path / "lock")
 
     def lock(self, *, resume: bool) -> None:
         """Make the directory and take its lock; the system lets go of it when this process dies.
@@ -30,12 +30,12 @@ class RunDirectory(RunFiles):
         """
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-            self._lease.take()
+            self._lock.take()
         except OSError as error:
             raise ConfigError(
                 f"run_dir ({self.path}) cannot be written: {error.strerror}; choose another run_dir"
             ) from error
-        except LeaseError as error:
+        except RunLockedError as error:
             raise ConfigError(
                 f"run_dir ({self.path}) is in use by {error}; wait for it, or choose another run_dir"
             ) from error
@@ -48,4 +48,4 @@ class RunDirectory(RunFiles):
 
     def unlock(self) -> None:
         """Let go of the lock."""
-        self._lease.release()
+        self._lock.release()

@@ -43,14 +43,14 @@ def all_sessions(run: RunFiles) -> list[Session]:
 def crashes(run: RunFiles) -> list[Session]:
     """The last sessions, without a break, that started where the run still stands and crashed."""
     found = []
-    for session in reversed(fruitless(run)):
+    for session in reversed(sessions_without_progress(run)):
         if session.get("code") in NO_CRASH:
             break
         found.append(session)
     return found[::-1]
 
 
-def fruitless(run: RunFiles) -> list[Session]:
+def sessions_without_progress(run: RunFiles) -> list[Session]:
     """The last sessions, without a break, that left no checkpoint, stopped ones among them."""
     step, found = committed_step(run), []
     for session in reversed(all_sessions(run)):

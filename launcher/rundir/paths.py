@@ -17,7 +17,7 @@ class RunFiles:
         self.summary = self.path / "summary.json"
         self.sessions = self.path / "sessions.jsonl"
         self.progress = self.path / "progress.json"
-        self.last_words = self.path / "last_words"
+        self.crash_reports = self.path / "last_words"
         self.quarantine = self.path / "quarantine.jsonl"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
@@ -25,7 +25,7 @@ class RunFiles:
         self.cancelled = self.slurm / "cancelled"
         self.log = self.slurm / "log.txt"
         self.refused = self.slurm / "refused.txt"  # why the last start was, before it was a session
-        self.said_before = self.slurm / "srun-said-before.txt"  # by srun, of the step before this one
+        self.srun_log_before = self.slurm / "srun-said-before.txt"  # by srun, of the step before this one
 
 
 def replace_json(path: Path, record: dict[str, Any]) -> None:

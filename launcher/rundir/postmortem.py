@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from launcher.exit_codes import ExitCode
-from launcher.rundir.crash_report import words_left
+from launcher.rundir.crash_report import read_crash_reports
 from launcher.rundir.history import all_sessions, append
 from launcher.rundir.paths import RunFiles, read_json
 from launcher.rundir.srun_log import Event, events
@@ -41,68 +41,68 @@ def cause(endings: Sequence[Ending]) -> Ending | None:
     """The first ending that did not only suffer from another; else the first failure that has a reason."""
     failed = [ending for ending in endings if ending.code]
     caused = [ending for ending in failed if not ending.only_suffered]
-    told = [ending for ending in failed if ending.reason]
-    return next(iter([*caused, *told, *failed, *endings]), None)
+    explained = [ending for ending in failed if ending.reason]
+    return next(iter([*caused, *explained, *failed, *endings]), None)
 
 
-def examine(run: RunFiles, status: int | None = None, said: str = "") -> Ending:
+def examine(run: RunFiles, status: int | None = None, srun_log: str = "") -> Ending:
     """How the last session ended; reads, and writes nothing.
 
     Args:
         run: its files.
         status: with which the launcher of its ranks ended, where that is known.
-        said: srun's standard error.
+        srun_log: srun's standard error.
     """
     session = next(reversed(all_sessions(run)), {})
     progress = read_json(run.progress)
     progress = progress if progress.get("pid") == session.get("pid") else {}
-    return _judge(words_left(run), session, progress, status, events(said))
+    return _ending(read_crash_reports(run), session, progress, status, events(srun_log))
 
 
-def examine_start(status: int, said: str) -> Ending:
+def examine_start(status: int, srun_log: str) -> Ending:
     """How ranks ended that never began a session."""
-    return _judge([], {}, {}, status, events(said))
+    return _ending([], {}, {}, status, events(srun_log))
 
 
-def close_last(run: RunFiles, status: int | None = None, said: str = "") -> Ending | None:
+def close_last(run: RunFiles, status: int | None = None, srun_log: str = "") -> Ending | None:
     """Write the end of the last session where it could not, or knew less; None where there was none."""
     session = next(reversed(all_sessions(run)), None)
     if session is None:
         return None
     if session.get("by") == BY:  # it knew more than is there now
         return Ending(code=session["code"], reason=session["reason"])
-    ending = examine(run, status, said)
+    ending = examine(run, status, srun_log)
     if (session.get("code"), session.get("reason")) != (ending.code, ending.reason):
         append(run, {"event": "end", "code": ending.code, "reason": ending.reason, "by": BY})
     return ending
 
 
-def _judge(
-    words: list[dict[str, Any]],
+def _ending(
+    reports: list[dict[str, Any]],
     session: dict[str, Any],
     progress: dict[str, Any],
     status: int | None,
-    scene: list[Event],
+    log: list[Event],
 ) -> Ending:
     own = [Ending(code=session["code"], reason=session.get("reason", ""))] if "code" in session else []
     if own and own[0].code == ExitCode.FINISHED:
         return own[0]
-    spoken = [Ending(code=word["code"], reason=word.get("reason", "")) for word in words] + own
-    above = [event for event in scene if _explains(event, spoken, progress)]
-    below = [_of_event(event, progress) for event in scene if event not in above]
-    found = cause([*(_of_event(event, progress) for event in above), *spoken, *below])
+    reported = [Ending(code=report["code"], reason=report.get("reason", "")) for report in reports] + own
+    above = [event for event in log if _explains(event, reported, progress)]
+    below = [_of_event(event, progress) for event in log if event not in above]
+    found = cause([*(_of_event(event, progress) for event in above), *reported, *below])
     if found is None:
         return _by_status(status, progress)
-    is_vague = found in spoken and found.code == ExitCode.LOST_RANK and "lost rank" not in found.reason
-    if is_vague and scene and scene[0].kind == "signal":
-        return _of_event(scene[0], progress)  # srun learnt first which rank is gone
-    return replace(found, reason=_named(found.reason, scene, progress)) if found.only_suffered else found
+    is_vague = found in reported and found.code == ExitCode.LOST_RANK and "lost rank" not in found.reason
+    if is_vague and log and log[0].kind == "signal":
+        return _of_event(log[0], progress)  # srun learnt first which rank is gone
+    return replace(found, reason=_named(found.reason, log, progress)) if found.only_suffered else found
 
 
-def _explains(event: Event, spoken: Iterable[Ending], progress: dict[str, Any]) -> bool:
+def _explains(event: Event, reported: Iterable[Ending], progress: dict[str, Any]) -> bool:
     """Whether an event says more than the ranks that only suffered from it."""
     lost = [f"lost rank {rank}" for rank in _ranks_on(event.node, progress)]
-    is_named = any(each in ending.reason for each in lost for ending in spoken)
+    is_named = any(each in ending.reason for each in lost for ending in reported)
     return event.kind in ("limit", "preempted") or (event.kind == "node" and not is_named)
 
 
@@ -143,15 +143,15 @@ def _by_status(status: int | None, progress: dict[str, Any]) -> Ending:
     return Ending(code=status, reason=f"status {status}, see the log{last}")
 
 
-def _named(reason: str, scene: Iterable[Event], progress: dict[str, Any]) -> str:
-    """What a witness said, with the node of the first rank that it names, and by which signal that died."""
+def _named(reason: str, log: Iterable[Event], progress: dict[str, Any]) -> str:
+    """The reason that a rank gave, with the node of the first rank that it names, and what killed that rank."""
     match = re.search(r"rank (\d+)(?! \(node)", reason)
     if match is None or "(node " in reason:
         return reason
     rank = int(match[1])
-    death = next((event for event in scene if event.kind == "signal" and rank in event.tasks), None)
+    death = next((event for event in log if event.kind == "signal" and rank in event.tasks), None)
     node = death.node if death else _of_rank(rank, progress).get("node", "")
-    is_down = any(event.kind == "node" and event.node == node for event in scene)
+    is_down = any(event.kind == "node" and event.node == node for event in log)
     if (death or is_down) and "lost rank" in reason:
         how = f"killed by {_signal_name(death.number)}" if death else "the node failed"
         reason = re.sub(r"its process is gone without a word|nothing heard of it for \d+ s", how, reason)

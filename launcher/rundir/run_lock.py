@@ -1,6 +1,6 @@
-"""Who holds a run directory, and whether that process still lives.
+"""The lock of a run directory, and whether its holder still lives.
 
-The lock is a `flock`, which the system lets go of when its holder dies; where a file system does not carry it
+The lock is a `flock`, which the system releases when its holder dies; where a file system does not carry it
 from one machine to another, or keeps it for a machine that is gone, the holder's own record decides: host,
 process and its start time, Slurm job and how often that was requeued, and as the last resort the age of the
 file, which its holder touches.
@@ -20,14 +20,14 @@ from parallel.ranks.identity import identity, is_gone, slurm_job
 logger = logging.getLogger(__name__)
 
 TOUCH_S = 20.0
-LEASE_S = 300.0  # a lock that nobody touched for so long, on another machine, has no holder
+STALE_S = 300.0  # a lock that nobody touched for so long, on another machine, has no holder
 
 
-class LeaseError(ValueError):
+class RunLockedError(ValueError):
     """A living process holds it; the message names the holder."""
 
 
-class Lease:
+class RunLock:
     """A lock on one file, held until `release` or the end of the process, however that ends."""
 
     def __init__(self, path: Path) -> None:
@@ -39,7 +39,7 @@ class Lease:
         """Take the lock.
 
         Raises:
-            LeaseError: a living process holds it; OSError: it cannot be written.
+            RunLockedError: a living process holds it; OSError: it cannot be written.
         """
         file = self.path.open("a+")
         locked = lock_file(file, wait=False)
@@ -48,7 +48,7 @@ class Lease:
             logger.warning("taking over %s of %s: %s", self.path, _name(owner), why)
         elif not locked or (owner and not _is_me(owner)):
             file.close()
-            raise LeaseError(_name(owner))
+            raise RunLockedError(_name(owner))
         if not locked or not is_at(file, self.path):
             if is_at(file, self.path):  # the file system keeps a lock for a machine that is gone
                 os.replace(self.path, self.path.with_suffix(".stale"))
@@ -61,7 +61,7 @@ class Lease:
         return None
 
     def release(self) -> None:
-        """Let go of the lock."""
+        """Release the lock."""
         if self._file is not None:
             self._released.set()
             _write(self._file, None)
@@ -74,7 +74,7 @@ class Lease:
 
 
 def _is_me(owner: dict[str, Any]) -> bool:
-    """Whether the record is of this very process, which let go without saying so."""
+    """Whether the record is of this very process, which did not release it."""
     return identity().items() <= owner.items()
 
 
@@ -109,7 +109,7 @@ def _dead(owner: dict[str, Any], path: Path) -> str | None:
     if job and (state := _job_is_gone(job["id"])) is not None:
         return f"Slurm job {job['id']} has ended" if state else None
     age_s = _age_s(path)
-    return f"nobody touched it for {age_s:.0f} s (the lease is {LEASE_S:.0f} s)" if age_s > LEASE_S else None
+    return f"nobody touched it for {age_s:.0f} s (the lease is {STALE_S:.0f} s)" if age_s > STALE_S else None
 
 
 def _job_is_gone(job: str) -> bool | None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from launcher.errors import CrashLoopError
 from launcher.exit_codes import ExitCode
-from launcher.rundir.crash_report import sweep_words
+from launcher.rundir.crash_report import clear_crash_reports
 from launcher.rundir.history import append, committed_step, crashes
 from launcher.rundir.postmortem import close_last
 from parallel.ranks.identity import slurm_job
@@ -52,7 +52,7 @@ class Sessions:
             budget: of crashes, for whoever decides about a requeue.
         """
         self._close_last()
-        sweep_words(self._run)
+        clear_crash_reports(self._run)
         self._start = self._path.stat().st_size if self._path.exists() else 0
         if reset:
             append(self._run, {"event": "reset"})
@@ -69,7 +69,7 @@ class Sessions:
         )
 
     def end(self, code: int, reason: str, step: int | None = None) -> None:
-        """Write down how this session ends, and let go of the run's lock.
+        """Write down how this session ends, and release the run's lock.
 
         A session that the user can correct has never been.
         """
@@ -83,10 +83,10 @@ class Sessions:
 
     def _close_last(self) -> None:
         try:
-            said = self._run.said_before.read_text(errors="replace")
+            srun_log = self._run.srun_log_before.read_text(errors="replace")
         except OSError:
-            said = ""
-        close_last(self._run, said=said)
+            srun_log = ""
+        close_last(self._run, srun_log=srun_log)
 
     def _forget(self, start: int) -> None:
         if start:

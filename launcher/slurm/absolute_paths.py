@@ -11,7 +11,7 @@ from launcher.config.schema import RunConfig
 HEADS = ("strict", "replace")  # train.pretrained_head that is no file
 
 
-def settled(config: RunConfig) -> RunConfig:
+def with_absolute_paths(config: RunConfig) -> RunConfig:
     """The same configuration for any working directory; URLs, `pipe:` and data.cache stay as they are.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 
 from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import RunConfig
-from launcher.slurm.absolute_paths import settled
+from launcher.slurm.absolute_paths import with_absolute_paths
 from launcher.slurm.script import index_width
 from swin_moe.text_files import read_text
 from swin_moe.yaml_files import parse_yaml
@@ -40,14 +40,14 @@ def configurations(
     Raises:
         ConfigError: with the errors of all tasks, each by its number.
     """
-    above = Path(settled(load_config(config, overrides)).run_dir)
+    above = Path(with_absolute_paths(load_config(config, overrides)).run_dir)
     errors: list[str] = []
     found: list[RunConfig] = []
     for index, (task, directory) in enumerate(zip(tasks, directories(above, len(tasks)), strict=True)):
         try:
             if any(override.partition("=")[0].strip() == "run_dir" for override in task):
                 raise ConfigError(f"run_dir cannot be overridden: every task has its own, {directory}")
-            loaded = settled(load_config(config, [*overrides, *task]))
+            loaded = with_absolute_paths(load_config(config, [*overrides, *task]))
             found.append(replace(loaded, run_dir=str(directory)))
         except ConfigError as error:
             errors.append(named(index, task, error))

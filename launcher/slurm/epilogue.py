@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.exit_codes import ExitCode
-from launcher.rundir.history import all_sessions, append, committed_step, fruitless
+from launcher.rundir.history import all_sessions, append, committed_step, sessions_without_progress
 from launcher.rundir.paths import RunFiles
 from launcher.rundir.postmortem import BY, Ending, close_last, examine, examine_start
 from launcher.rundir.squeue import squeue
@@ -42,13 +42,14 @@ class Circumstances:
     Args:
         cancelled: by whom or what, "" where the job may go on.
         requeues: of the job so far; limit: of them.
-        fruitless: sessions in a row that left no new checkpoint; budget: of them, 0 for no limit.
+        sessions_without_progress: sessions in a row that left no new checkpoint.
+        budget: of such sessions; 0 for no limit.
     """
 
     cancelled: str = ""
     requeues: int = 0
     limit: int = 0
-    fruitless: int = 0
+    sessions_without_progress: int = 0
     budget: int = 0
 
 
@@ -63,8 +64,8 @@ def decide(code: int, now: Circumstances) -> tuple[int, str]:
     status = ExitCode.NOT_REQUEUED if code == ExitCode.STOPPED else code
     if now.cancelled:
         return status, f"not requeued: {now.cancelled}; `slurm resume` goes on"
-    if now.budget and now.fruitless >= now.budget:
-        why = f"{now.fruitless} sessions in a row left no new checkpoint"
+    if now.budget and now.sessions_without_progress >= now.budget:
+        why = f"{now.sessions_without_progress} sessions in a row left no new checkpoint"
         return ExitCode.CRASH_LOOP, f"not requeued: {why}; {ADVICE[ExitCode.CRASH_LOOP]}"
     if now.requeues >= now.limit:
         return status, f"not requeued: the limit of {now.limit} requeues; `slurm resume` goes on"
@@ -98,7 +99,7 @@ def _follow_up(args: argparse.Namespace) -> int:
         cancelled=_cancelled(run, job),
         requeues=int(job["restarts"]) if job else 0,
         limit=args.requeue_limit,
-        fruitless=len(fruitless(run)),
+        sessions_without_progress=len(sessions_without_progress(run)),
         budget=next((each["crash_budget"] for each in reversed(sessions) if "crash_budget" in each), 0),
     )
     status, what = decide(ending.code, now)

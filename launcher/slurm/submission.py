@@ -86,7 +86,7 @@ class Submission:
             )
 
 
-def ordered(given: Mapping[str, Any], below: Submission) -> Submission:
+def merged(given: Mapping[str, Any], below: Submission) -> Submission:
     """A submission with what the command line says (what it leaves out is None) on top of another one.
 
     Raises:

@@ -13,12 +13,12 @@ from launcher.config.load import ConfigError, config_file, dump_config, load_con
 from launcher.config.schema import RunConfig
 from launcher.rundir.directory import RunDirectory
 from launcher.slurm import array, scheduler
-from launcher.slurm.absolute_paths import settled
+from launcher.slurm.absolute_paths import with_absolute_paths
 from launcher.slurm.files import Changes, SlurmFiles, changing
 from launcher.slurm.quoting import word
 from launcher.slurm.script import environment_file, given, render
 from launcher.slurm.site import load_site
-from launcher.slurm.submission import Submission, dump_submission, ordered, read_submission
+from launcher.slurm.submission import Submission, dump_submission, merged, read_submission
 from launcher.slurm.validate import check_earlier, layout, node_counts
 from launcher.validation.rules import steps_in
 
@@ -43,9 +43,9 @@ def submit(args: argparse.Namespace, _: list[str]) -> int:
     """`swin-moe slurm submit`: ConfigError before anything is queued or written."""
     site = load_site()
     below = Submission(config=os.path.abspath(config_file(args.config)), directory=os.getcwd(), site=site)
-    submission = ordered({**vars(args), "config": None}, below)
+    submission = merged({**vars(args), "config": None}, below)
     if args.array is None:
-        config = settled(load_config(args.config, args.overrides))
+        config = with_absolute_paths(load_config(args.config, args.overrides))
         prepared = prepare(submission, Path(config.run_dir), [config])
     else:
         submission = replace(submission, tasks=array.read_tasks(args.array))
@@ -59,7 +59,7 @@ def resume(args: argparse.Namespace, _: list[str]) -> int:
     files = SlurmFiles(Path(os.path.abspath(args.run_directory)))
     before = read_submission(files.submission)
     site = replace(before.site, environment=load_site().environment)
-    submission = ordered(vars(args), replace(before, dependency=None, site=site))
+    submission = merged(vars(args), replace(before, dependency=None, site=site))
     directories = task_directories(files.run, submission)
     configs = [load_config(SlurmFiles(run).config) for run in directories]
     left = [i for i, config in enumerate(configs) if not is_finished(directories[i], config)]

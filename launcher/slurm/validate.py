@@ -6,7 +6,7 @@ from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.slurm.submission import Submission
 from launcher.validation.elastic import replan
-from launcher.validation.resume_policy import check_changes
+from launcher.validation.resume_policy import check_resume
 from launcher.validation.rules import check
 
 
@@ -34,7 +34,7 @@ def node_counts(config: RunConfig, submission: Submission) -> list[int]:
 
 def check_earlier(config: RunConfig, submission: Submission) -> None:
     """Raise ConfigError where the run directory holds checkpoints of another configuration."""
-    check_changes(config, Path(config.run_dir) / "checkpoints", allow=submission.allow_change)
+    check_resume(config, Path(config.run_dir) / "checkpoints", allow=submission.allow_change)
 
 
 def layout(config: RunConfig, submission: Submission) -> str:

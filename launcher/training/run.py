@@ -23,7 +23,7 @@ from launcher.training.builders import build_trainer, run_mesh, train_stream
 from launcher.validation.elastic import adapt
 from launcher.validation.label_spaces import class_notes, evaluated_classes
 from launcher.validation.layout import layout, print_lines
-from launcher.validation.resume_policy import check_changes
+from launcher.validation.resume_policy import check_resume
 from launcher.validation.rules import advice, check, steps_in
 from parallel.checkpoint.manifest import CheckpointError
 from parallel.ranks.collectives import RanksError, agree
@@ -58,7 +58,7 @@ def train(
     if elastic:
         config = adapt(config, run, nodes, say=ranks.rank == 0)
     open_run(config, run, nodes, context, resume, reset_crashes)
-    changed = check_changes(config, run.checkpoints, allow=allow_change)
+    changed = check_resume(config, run.checkpoints, allow=allow_change)
     before_training(config, ranks, device)
     mesh = run_mesh(config.parallel, nodes)
     if mesh.is_first:

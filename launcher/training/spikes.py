@@ -25,7 +25,7 @@ class SpikeGuard:
     ) -> None:
         self.total = 0  # spikes of the run
         self._factor, self._action, self._span, self._warm_up = factor, action, span, warm_up
-        self._norm, self._steps, self._found = 0.0, 0, ""
+        self._norm, self._steps, self._spike = 0.0, 0, ""
 
     @property
     def is_on(self) -> bool:
@@ -38,7 +38,7 @@ class SpikeGuard:
         spike = self._steps >= self._warm_up and norm > bound
         if spike:
             self.total += 1
-            self._found = (
+            self._spike = (
                 f"a gradient norm of {norm:.4g}, {norm / max(self._norm, 1e-30):.1f} times the running norm "
                 f"({self._norm:.4g}; train.spike_factor is {self._factor:g})"
             )
@@ -48,8 +48,8 @@ class SpikeGuard:
 
     def take(self) -> str:
         """What spike there was since the last call; "" for none."""
-        found, self._found = self._found, ""
-        return found
+        spike, self._spike = self._spike, ""
+        return spike
 
     def state_dict(self) -> dict[str, Any]:
         """JSON-able, the same on all ranks."""

@@ -29,7 +29,7 @@ from launcher.process.run_rank import RankContext, no_hook
 from launcher.rundir.directory import RunDirectory
 from launcher.rundir.versions import version_of
 from launcher.tasks.base import Task
-from launcher.training.ahead import Ahead
+from launcher.training.input_prefetch import InputPrefetcher
 from launcher.training.nonfinite import GradientSearch, SkippedSteps
 from launcher.training.schedules import Schedule
 from launcher.training.spikes import SpikeGuard
@@ -78,7 +78,7 @@ class Trainer:
     saved_step: int = 0
     last_save: SaveResult | None = None
     evaluation_is_due: bool = False  # of the current step
-    batches: Ahead = field(init=False)
+    batches: InputPrefetcher = field(init=False)
     log: MetricsLog | None = field(init=False, default=None)  # on rank 0
 
     def __post_init__(self) -> None:
@@ -86,7 +86,7 @@ class Trainer:
 
     def train(self) -> None:
         """Take every step that is left; evaluate and save on the way and at the end."""
-        self.batches = Ahead(self.stream, self.prepare)
+        self.batches = InputPrefetcher(self.stream, self.prepare)
         self.hook("start", self)
         if self.mesh.is_first:
             self.log = MetricsLog(self.run, start_step=self.step, total_steps=self.total_steps)
@@ -142,7 +142,7 @@ class Trainer:
             # On a GPU, enqueue the next step's inputs now: the host waits inside the update.
             if self.prefetch_inputs and self.engine.ends_step and self.step + 1 < self.total_steps:
                 with self.waiting_for_data():
-                    self.batches.look()
+                    self.batches.prefetch()
 
             # Clip and update the weights, after the last micro-batch. A gradient that is not finite skips it.
             self.engine.step(lr)
@@ -150,7 +150,7 @@ class Trainer:
             metrics.add(torch.stack([loss, output.aux_loss]), output)
 
         # Sum the metrics of all micro-batches and ranks: one all-reduce, and one wait for the device.
-        flags = {"stop": self.context.stop.is_there, "gradient": self.gradient_search.take()}
+        flags = {"stop": self.context.stop.is_set, "gradient": self.gradient_search.take()}
         totals = metrics.reduce(self.batches.counts(), flags)
         with self.failing_together():
             self.stream.check_counts(totals.counts)

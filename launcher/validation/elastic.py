@@ -44,7 +44,7 @@ def replan(
     even_nodes: bool = True,
     before: int | None = None,
 ) -> tuple[RunConfig, list[str]]:
-    """Fit a configuration to a number of ranks without changing what is computed.
+    """LabelFit a configuration to a number of ranks without changing what is computed.
 
     ep_size: the largest up to the configured one that divides the ranks and lies inside a node, or fills
     whole ones; where that put all experts on every rank, the smallest above, for the memory.

@@ -32,7 +32,7 @@ class Classes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
+class LabelFit:
     """How the labels of one data set become those of another, or of a run.
 
     `mapped_to` are the class names to which labels are mapped by name, None where they stay as they are.
@@ -54,7 +54,7 @@ def of_tars(option: str, place: str, count: int) -> Classes:
     return Classes(of=f"{option} ({redacted(place)})", names=numbered(count), unnamed=unnamed)
 
 
-def fit(found: Classes, wanted: Classes, *, match: bool, otherwise: str) -> Fit:
+def fit(found: Classes, wanted: Classes, *, match: bool, otherwise: str) -> LabelFit:
     """How labels of `found` become those of `wanted`.
 
     Args:
@@ -68,13 +68,13 @@ def fit(found: Classes, wanted: Classes, *, match: bool, otherwise: str) -> Fit:
     """
     unnamed = found.unnamed or wanted.unnamed
     if found.names == wanted.names and not unnamed:
-        return Fit()
+        return LabelFit()
     if match:
         return _mapped(found, wanted, otherwise)
     unnamed = unnamed or _numbers(found, wanted)
     if unnamed and len(found.names) == len(wanted.names):
         sides = f"the class names of {found.of} and of {wanted.of}"
-        return Fit(note=f"{sides} could not be compared ({unnamed}): label i is taken for label i")
+        return LabelFit(note=f"{sides} could not be compared ({unnamed}): label i is taken for label i")
     raise ConfigError(_misfit(found, wanted, unnamed, otherwise))
 
 
@@ -84,7 +84,7 @@ def _numbers(found: Classes, wanted: Classes) -> str:
     return f"{numbers[0]} has numbers for names" if len(numbers) == 1 else ""
 
 
-def _mapped(found: Classes, wanted: Classes, otherwise: str) -> Fit:
+def _mapped(found: Classes, wanted: Classes, otherwise: str) -> LabelFit:
     what = f"the labels of {found.of} cannot be mapped by name to those of {wanted.of}"
     if unnamed := found.unnamed or wanted.unnamed:
         raise ConfigError(f"{what}: {unnamed}; leave out --match-classes (data.match_classes)")
@@ -96,7 +96,9 @@ def _mapped(found: Classes, wanted: Classes, otherwise: str) -> Fit:
     missing = [name for name in wanted.names if name not in here]
     without = f"; it lacks {len(missing)} of these classes: {shown(missing)}" if missing else ""
     to = f"the {len(wanted.names)} classes of {wanted.of}"
-    return Fit(mapped_to=wanted.names, note=f"the labels of {found.of} are mapped by name to {to}{without}")
+    return LabelFit(
+        mapped_to=wanted.names, note=f"the labels of {found.of} are mapped by name to {to}{without}"
+    )
 
 
 def _misfit(found: Classes, wanted: Classes, unnamed: str, otherwise: str) -> str:
@@ -108,7 +110,7 @@ def _misfit(found: Classes, wanted: Classes, unnamed: str, otherwise: str) -> st
     return f"{must}: {differences(found.names, wanted.names)}; {MATCH if is_subset else otherwise}"
 
 
-def training_fit(config: RunConfig, train: Manifest | None, val: Manifest) -> Fit:
+def training_fit(config: RunConfig, train: Manifest | None, val: Manifest) -> LabelFit:
     """How the labels of data.val become those that a run is trained on.
 
     Args:
@@ -120,7 +122,7 @@ def training_fit(config: RunConfig, train: Manifest | None, val: Manifest) -> Fi
         ConfigError: see `fit`.
     """
     if config.task != "classification":
-        return Fit()
+        return LabelFit()
     data = config.data
     wanted = (
         of_tars("data.train", data.train, config.model.num_classes)

@@ -65,7 +65,7 @@ KINDS: dict[str, Kind] = {name: kind for kind, names in CLASSES.items() for name
 
 
 @dataclass(frozen=True)
-class Change:
+class OptionChange:
     """One option that a checkpoint has otherwise."""
 
     name: str
@@ -90,7 +90,7 @@ def kind_of(name: str) -> Kind | None:
     return None
 
 
-def changes(before: Tree, now: Tree) -> list[Change]:
+def changed_options(before: Tree, now: Tree) -> list[OptionChange]:
     """The options that differ between two configurations; one that the first does not know has its default.
 
     An optional section that only one of them has is one change.
@@ -127,7 +127,7 @@ def recorded_classes(manifest: Mapping[str, Any]) -> tuple[str, ...] | None:
     return tuple(names)
 
 
-def check_changes(config: RunConfig, checkpoints: Path, *, allow: bool) -> list[str]:
+def check_resume(config: RunConfig, checkpoints: Path, *, allow: bool) -> list[str]:
     """Compare a run's configuration with its newest checkpoint's; on many ranks all call it together.
 
     Args:
@@ -168,7 +168,7 @@ def _check(config: RunConfig, checkpoints: Path, allow: bool) -> list[str]:
     if (found := newest_manifest(checkpoints)) is None:
         return []
     path, manifest = found
-    differing = changes(configuration(manifest), parse_yaml(dump_config(config)))
+    differing = changed_options(configuration(manifest), parse_yaml(dump_config(config)))
     by_kind = {kind: [str(c) for c in differing if c.kind == kind] for kind in get_args(Kind)}
     by_kind["fixed"] += _other_classes(config, manifest)
     by_kind["training"] += _other_validation_split(config, manifest)
@@ -210,7 +210,7 @@ def _other_validation_split(config: RunConfig, manifest: Mapping[str, Any]) -> l
     ]
 
 
-def _differences(section: type, before: Tree, now: Tree, prefix: str) -> Iterator[Change]:
+def _differences(section: type, before: Tree, now: Tree, prefix: str) -> Iterator[OptionChange]:
     hints, known = get_type_hints(section), {field.name: field for field in fields(section)}
     for key in [*known, *(key for key in before if key not in known)]:
         name, new = f"{prefix}{key}", now.get(key)
@@ -219,7 +219,7 @@ def _differences(section: type, before: Tree, now: Tree, prefix: str) -> Iterato
         if below and isinstance(old, Mapping) and isinstance(new, Mapping):
             yield from _differences(below, old, new, f"{name}.")
         elif not _is_same(name, old, new):
-            yield Change(name, old, new)
+            yield OptionChange(name, old, new)
 
 
 def _is_same(name: str, old: Any, new: Any) -> bool:

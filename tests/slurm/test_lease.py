@@ -15,8 +15,8 @@ TAKE = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
 from pathlib import Path
-from launcher.rundir.run_lock import Lease
-Lease(Path(sys.argv[1])).take()
+from launcher.rundir.run_lock import RunLock
+RunLock(Path(sys.argv[1])).take()
 """
 RECORD = '{"host": "elsewhere", "pid": 1, "start": "1", "job": {"id": "%s", "restarts": %d}}'
 # its first start holds the lock on a machine of which nothing else is known, its second one takes it
@@ -57,7 +57,8 @@ def test_a_job_that_runs_was_requeued_and_has_ended(cluster: Cluster, tmp_path: 
     refused = take(cluster, lock)
     assert refused.returncode != 0
     assert (
-        f'LeaseError: {{"host": "elsewhere", "pid": 1, "start": "1", "job": {{"id": "{job}"' in refused.stderr
+        f'RunLockedError: {{"host": "elsewhere", "pid": 1, "start": "1", "job": {{"id": "{job}"'
+        in refused.stderr
     )
 
     cluster.run("scontrol", "requeue", job)

@@ -120,7 +120,7 @@ class _Counter:
     """Counts one forward and one backward pass of a model."""
 
     def __init__(self, asked: _Pass, model: nn.Module) -> None:
-        self.asked, self.model, self.tracker = asked, model, LiveBytes()
+        self.request, self.model, self.tracker = asked, model, LiveBytes()
         self.marks: list[tuple[str, int]] = []
         self.forward: list[Moment] = []
         self.backward: list[Moment] = []
@@ -150,7 +150,7 @@ class _Counter:
 
     def _loss(self) -> tuple[Tensor, Any]:
         """As launcher/tasks/base.py computes it: uint8 images, normalised on the device."""
-        model, images = self.asked.model, self.asked.images
+        model, images = self.request.model, self.request.images
         shape = images, model.in_chans, *model.image_sides
         keys = sample_keys(0, torch.empty(images, dtype=torch.int64))
         x = self._images(shape)
@@ -162,13 +162,13 @@ class _Counter:
 
     def _cross_entropy(self, logits: Tensor) -> Tensor:
         targets = torch.empty_like(logits, dtype=torch.float32)
-        if not self.asked.mixed:
+        if not self.request.mixed:
             targets = torch.empty(len(logits), dtype=torch.int64)
-        return classification_loss(logits, targets, self.asked.smoothing)
+        return classification_loss(logits, targets, self.request.smoothing)
 
     def _images(self, shape: tuple[int, ...]) -> Tensor:
         raw = torch.empty(shape, dtype=torch.uint8)
-        if self.asked.device == "cpu":  # they are on the host already: see memory.py
+        if self.request.device == "cpu":  # they are on the host already: see memory.py
             self.tracker.ignore(raw)
         mean = torch.empty(1, shape[1], 1, 1)
         return (raw.float() - mean) / mean

@@ -12,7 +12,7 @@ from launcher.study.grid.file import StudyFile, config_of
 from launcher.study.grid.grid import overrides_of, study_of
 from launcher.study.grid.requested import Asked, asked_of, sweep_errors
 from launcher.study.grid.trials import Cell, Study, run_directory
-from launcher.validation.resume_policy import changes
+from launcher.validation.resume_policy import changed_options
 from launcher.validation.rules import problems
 from swin_moe.config import SOFTMAX_ROUTERS, MoEConfig
 from swin_moe.renamed import RenamedError, current_names
@@ -103,7 +103,7 @@ def _changed(planned: Planned) -> list[str]:
         return []
     except (OSError, YamlError, RenamedError) as error:
         return [f"{planned.run.config} cannot be read: {error}"]
-    differing = changes(before, parse_yaml(dump_config(planned.config)))
+    differing = changed_options(before, parse_yaml(dump_config(planned.config)))
     return [
         f"{change.name} is {change.now!r} now, and the run has begun with {change.before!r}: set it as it "
         "was, choose another study_dir, or remove its directory below cells/"

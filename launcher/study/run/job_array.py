@@ -13,11 +13,11 @@ from pathlib import Path
 
 from launcher.config.load import ConfigError, dump_config
 from launcher.slurm import array, scheduler
-from launcher.slurm.absolute_paths import settled
+from launcher.slurm.absolute_paths import with_absolute_paths
 from launcher.slurm.files import SlurmFiles
 from launcher.slurm.quoting import job_name
 from launcher.slurm.site import load_site
-from launcher.slurm.submission import Submission, ordered, read_submission
+from launcher.slurm.submission import Submission, merged, read_submission
 from launcher.slurm.submit import Prepared, jobs_alive, post, prepare, refuse_while_queued
 from launcher.study.grid.resolve import Plan, Planned
 from launcher.study.grid.state import note_submitted
@@ -30,13 +30,13 @@ def submission_of(args: argparse.Namespace, name: str) -> Submission:
     below = Submission(
         config=os.path.abspath(args.file), directory=os.getcwd(), job_name=job_name(name), site=load_site()
     )
-    return ordered({**vars(args), "config": None}, below)
+    return merged({**vars(args), "config": None}, below)
 
 
 def check_options(args: argparse.Namespace) -> None:
     """Raise ConfigError for options that are only for Slurm, or only for cells that run here."""
     base = Submission(config="", directory="")
-    for_slurm = [name for name, value in vars(args).items() if ordered({name: value}, base) != base]
+    for_slurm = [name for name, value in vars(args).items() if merged({name: value}, base) != base]
     here = [name for name in ("nproc", "jobs") if getattr(args, name) is not None]
     for name in here if args.slurm else for_slurm:
         option = f"--{name.replace('_', '-')} ({getattr(args, name)})"
@@ -55,7 +55,7 @@ def prepared(plan: Plan, chosen: Sequence[Planned], submission: Submission) -> P
     names = _numbered(cells.run)
     names += [name for name in by_name if name not in names]
     submission = replace(submission, tasks=tuple((name,) for name in names))
-    configs = [settled(by_name.get(name, plan.cells[0]).config) for name in names]
+    configs = [with_absolute_paths(by_name.get(name, plan.cells[0]).config) for name in names]
     indices = sorted(names.index(planned.cell.name) for planned in chosen)
     return prepare(submission, cells.run, configs, indices)
 
@@ -72,7 +72,9 @@ def submit(plan: Plan, chosen: Sequence[Planned], array_of: Prepared) -> int:
     for planned in plan.cells:
         of_cell = SlurmFiles(files.run / planned.cell.name)
         of_cell.directory.mkdir(exist_ok=True)
-        of_cell.config.write_text(dump_config(settled(planned.config)))  # `slurm resume` reads every one
+        of_cell.config.write_text(
+            dump_config(with_absolute_paths(planned.config))
+        )  # `slurm resume` reads every one
         words = "".join(f"{word}\n" for word in planned.asked.arguments)
         (of_cell.directory / "evaluate").write_text(words)
     code = post(array_of)

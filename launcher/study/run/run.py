@@ -53,12 +53,12 @@ class Runner:
         """Run all cells; the exit status: that of the first that failed, 75 where the study was stopped."""
         self.waiting.extend(self.todo)
         with StopRequest(self._pass_on, self._at_once) as stop:
-            while self.under_way or (self.waiting and not stop.is_there):
-                while self.waiting and len(self.under_way) < self.options.jobs and not stop.is_there:
+            while self.under_way or (self.waiting and not stop.is_set):
+                while self.waiting and len(self.under_way) < self.options.jobs and not stop.is_set:
                     self._start(self.waiting.popleft(), stop)
                 self._look()
                 time.sleep(POLL_S)
-        return self._close(stop.is_there)
+        return self._close(stop.is_set)
 
     def _start(self, planned: Planned, stop: StopRequest) -> None:
         before = state_of(planned.run, planned.asked)

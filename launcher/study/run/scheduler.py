@@ -7,7 +7,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from launcher.config.load import ConfigError
-from launcher.rundir.run_lock import Lease, LeaseError
+from launcher.rundir.run_lock import RunLock, RunLockedError
 from launcher.slurm.submission import Submission
 from launcher.study.grid.cost import CellCost, Pace, costs_of, span
 from launcher.study.grid.file import load_study_file
@@ -148,13 +148,13 @@ def held(directory: Path) -> Iterator[None]:
     Raises:
         ConfigError: another process holds it, or it cannot be written.
     """
-    lease = Lease(directory / "lock")
+    lease = RunLock(directory / "lock")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         lease.take()
     except OSError as error:
         raise ConfigError(f"study_dir ({directory}) cannot be written: {error.strerror}") from error
-    except LeaseError as error:
+    except RunLockedError as error:
         raise ConfigError(
             f"study_dir ({directory}) is in use by {error}; wait for it, or look on with `study status`"
         ) from error

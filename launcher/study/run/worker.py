@@ -11,7 +11,7 @@ from typing import Any
 
 from launcher.config.load import dump_config
 from launcher.exit_codes import ExitCode
-from launcher.process.signals import ASKING
+from launcher.process.signals import STOP_SIGNALS
 from launcher.rundir.postmortem import close_last
 from launcher.slurm.epilogue import REFUSAL
 from launcher.study.grid.resolve import Planned
@@ -72,7 +72,7 @@ class Work:
         self._phase_began_s = time.monotonic()
         with (run.path / "log.txt").open("ab") as log:
             self._log_began = log.tell()
-            signal.pthread_sigmask(signal.SIG_BLOCK, ASKING)  # inherited, until the command listens
+            signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # inherited, until the command listens
             try:
                 self.process = subprocess.Popen(
                     [sys.executable, "-u", "-m", "launcher", *self._command(phase)],
@@ -84,7 +84,7 @@ class Work:
                     preexec_fn=self._die_with_us,
                 )
             finally:
-                signal.pthread_sigmask(signal.SIG_UNBLOCK, ASKING)
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         note(run, phase, self.process.pid)
 
     def _command(self, phase: str) -> list[str]:

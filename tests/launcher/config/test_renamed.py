@@ -7,7 +7,7 @@ import pytest
 
 from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.config.schema import RunConfig
-from launcher.validation.resume_policy import changes, configuration
+from launcher.validation.resume_policy import changed_options, configuration
 from swin_moe import renamed
 from swin_moe.config import ModelError
 from swin_moe.registry import load_model_config
@@ -83,7 +83,7 @@ def test_a_saved_configuration_compares_without_a_notice(caplog: pytest.LogCaptu
     for old, new in RENAMED.items():
         saved = saved.replace(f" {new.rpartition('.')[2]}:", f" {old.rpartition('.')[2]}:")
     assert "expert_slices: 2" in saved
-    assert changes(configuration({"config": saved}), parse_yaml(dump_config(by_new_names()))) == []
+    assert changed_options(configuration({"config": saved}), parse_yaml(dump_config(by_new_names()))) == []
     assert caplog.messages == []
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from launcher.exit_codes import ExitCode
-from launcher.rundir.crash_report import leave_words, sweep_words, words_left
+from launcher.rundir.crash_report import clear_crash_reports, read_crash_reports, write_crash_report
 from launcher.rundir.history import all_sessions, append
 from launcher.rundir.paths import RunFiles, read_json, replace_json
 from launcher.rundir.postmortem import Ending, cause, close_last, examine
@@ -113,7 +113,7 @@ def test_the_cause_of_an_end(
     ending: tuple[int, str],
 ) -> None:
     for rank, (code, reason) in words.items():
-        leave_words(run, rank, code, reason, 7)
+        write_crash_report(run, rank, code, reason, 7)
     if own:
         append(run, {"event": "end", "code": own[0], "reason": own[1]})
     found = examine(run, 137, said)
@@ -143,13 +143,16 @@ def test_the_heartbeat_of_another_session_is_no_witness(run: RunFiles) -> None:
 
 def test_last_words_in_their_order_and_swept(run: RunFiles) -> None:
     for rank in (3, 1):
-        leave_words(run, rank, 80, f"word {rank}", 5)
+        write_crash_report(run, rank, 80, f"word {rank}", 5)
         time.sleep(0.01)
-    (run.last_words / "rank-2.json").write_text('{"code": 8')  # cut short
-    assert [(word["rank"], word["reason"]) for word in words_left(run)] == [(3, "word 3"), (1, "word 1")]
-    sweep_words(run)
-    assert not words_left(run)
-    leave_words(RunFiles("/proc/nowhere"), 0, 80, "", 0)  # no error
+    (run.crash_reports / "rank-2.json").write_text('{"code": 8')  # cut short
+    assert [(word["rank"], word["reason"]) for word in read_crash_reports(run)] == [
+        (3, "word 3"),
+        (1, "word 1"),
+    ]
+    clear_crash_reports(run)
+    assert not read_crash_reports(run)
+    write_crash_report(RunFiles("/proc/nowhere"), 0, 80, "", 0)  # no error
 
 
 @pytest.mark.parametrize(

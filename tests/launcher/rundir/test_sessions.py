@@ -7,7 +7,7 @@ import pytest
 
 from launcher.errors import CrashLoopError
 from launcher.exit_codes import ExitCode
-from launcher.rundir.crash_report import leave_words, words_left
+from launcher.rundir.crash_report import read_crash_reports, write_crash_report
 from launcher.rundir.directory import RunDirectory
 from launcher.rundir.history import all_sessions
 from launcher.rundir.sessions import Sessions
@@ -94,13 +94,13 @@ def test_what_the_user_can_correct_leaves_no_trace(run: RunDirectory) -> None:
 
 def test_the_next_session_says_how_a_killed_one_ended(run: RunDirectory) -> None:
     session(run, None)
-    leave_words(run, 1, ExitCode.OUT_OF_MEMORY, "MemoryShortError: rank 1", 3)
+    write_crash_report(run, 1, ExitCode.OUT_OF_MEMORY, "MemoryShortError: rank 1", 3)
     session(run, ExitCode.FINISHED)
     assert [(each["code"], each["reason"]) for each in all_sessions(run)] == [
         (84, "MemoryShortError: rank 1"),
         (0, "reason 0"),
     ]
-    assert not words_left(run)
+    assert not read_crash_reports(run)
 
 
 def test_a_line_that_a_kill_cut_short(run: RunDirectory) -> None:

@@ -16,12 +16,18 @@ from launcher.slurm.status import as_json, describe
 GOES_ON = (ExitCode.STOPPED, ExitCode.LOST_RANK, ExitCode.HANG, ExitCode.HARDWARE)
 
 
-@pytest.mark.parametrize("fruitless", [0, 4, 5, 6])
+@pytest.mark.parametrize("sessions_without_progress", [0, 4, 5, 6])
 @pytest.mark.parametrize("requeues", [0, 2, 3, 4])
 @pytest.mark.parametrize("cancelled", ["", "cancelled on request"])
-def test_the_decision(cancelled: str, requeues: int, fruitless: int) -> None:
+def test_the_decision(cancelled: str, requeues: int, sessions_without_progress: int) -> None:
     """A budget of 5 sessions without a checkpoint, a limit of 3 requeues."""
-    now = Circumstances(cancelled=cancelled, requeues=requeues, limit=3, fruitless=fruitless, budget=5)
+    now = Circumstances(
+        cancelled=cancelled,
+        requeues=requeues,
+        limit=3,
+        sessions_without_progress=sessions_without_progress,
+        budget=5,
+    )
     for code in (*ExitCode, 7, 137):
         status, text = decide(code, now)
         if code == ExitCode.FINISHED:
@@ -29,11 +35,11 @@ def test_the_decision(cancelled: str, requeues: int, fruitless: int) -> None:
         elif code not in GOES_ON:
             assert status == code
             assert text.startswith("not requeued: ")
-        elif not cancelled and requeues < 3 and fruitless < 5:
+        elif not cancelled and requeues < 3 and sessions_without_progress < 5:
             assert (status, text) == (75, f"requeued ({requeues + 1} of 3)")
-        elif not cancelled and fruitless >= 5:
+        elif not cancelled and sessions_without_progress >= 5:
             assert status == ExitCode.CRASH_LOOP
-            assert f"{fruitless} sessions in a row left no new checkpoint" in text
+            assert f"{sessions_without_progress} sessions in a row left no new checkpoint" in text
         else:
             assert status == (ExitCode.NOT_REQUEUED if code == ExitCode.STOPPED else code)
             assert text.startswith(f"not requeued: {cancelled or 'the limit of 3 requeues'}")
@@ -41,7 +47,7 @@ def test_the_decision(cancelled: str, requeues: int, fruitless: int) -> None:
 
 
 def test_no_budget_is_no_limit() -> None:
-    assert decide(80, Circumstances(limit=1, fruitless=99))[0] == ExitCode.STOPPED
+    assert decide(80, Circumstances(limit=1, sessions_without_progress=99))[0] == ExitCode.STOPPED
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import pytest
 from launcher.config.load import ConfigError
 from launcher.config.time_limits import limit_s
 from launcher.slurm.site import ContainerConfig, SiteConfig, load_site
-from launcher.slurm.submission import Submission, dump_submission, ordered, read_submission
+from launcher.slurm.submission import Submission, dump_submission, merged, read_submission
 
 
 def site_of(tmp_path: Path, text: str) -> SiteConfig:
@@ -133,7 +133,7 @@ def test_the_command_line_wins_over_the_site_and_the_site_over_the_defaults(tmp_
         tmp_path, "partition: gpu\nmem: 10G\nmodules: [a]\ncontainer: {runtime: pyxis, image: x}\n"
     )
     given = {"partition": "cpu", "mem": None, "container": "y", "nodes": "3", "elastic": None}
-    found = ordered(given, Submission(config="c", directory="d", site=site))
+    found = merged(given, Submission(config="c", directory="d", site=site))
     assert (found.site.partition, found.site.mem, found.site.signal_s) == ("cpu", "10G", 120)
     assert found.site.container == ContainerConfig(runtime="pyxis", image="y")
     assert (found.nodes, found.elastic, found.site.modules) == ("3", False, ("a",))
@@ -141,7 +141,7 @@ def test_the_command_line_wins_over_the_site_and_the_site_over_the_defaults(tmp_
 
 @pytest.mark.parametrize(("image", "runtime"), [("a/b.sif", "apptainer"), ("nvcr.io#x", "pyxis")])
 def test_an_image_without_a_runtime(image: str, runtime: str) -> None:
-    found = ordered({"container": image}, Submission(config="c", directory="d")).site.container
+    found = merged({"container": image}, Submission(config="c", directory="d")).site.container
     assert found is not None
     assert (found.runtime, found.image) == (runtime, image)
 
@@ -153,7 +153,7 @@ def test_a_submission_is_read_back_but_for_its_secrets(tmp_path: Path) -> None:
     assert "secret" not in text
     (tmp_path / "submission.json").write_text(text)
     found = read_submission(tmp_path / "submission.json")
-    assert found == ordered({}, found)
+    assert found == merged({}, found)
     assert (found.nodes, found.tasks, found.site.time) == ("2-4", (("a=1",),), "01:00:00")
 
 

@@ -130,8 +130,8 @@ def test_a_request_to_stop_saves_the_cell_and_starts_no_other(study: FakeStudy) 
 
 def test_a_second_study_run_is_refused(study: FakeStudy) -> None:
     study.write()
-    code = "import sys; from pathlib import Path; from launcher.rundir.run_lock import Lease\n"
-    code += "Lease(Path(sys.argv[1])).take(); print('held', flush=True); sys.stdin.read()"
+    code = "import sys; from pathlib import Path; from launcher.rundir.run_lock import RunLock\n"
+    code += "RunLock(Path(sys.argv[1])).take(); print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", code, str(study.directory / "lock")]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as holder:

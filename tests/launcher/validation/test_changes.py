@@ -12,7 +12,7 @@ from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
 from launcher.config.load import dump_config, load_config
 from launcher.config.schema import RunConfig
-from launcher.validation.resume_policy import KINDS, changes, kind_of, newest_manifest, section_of
+from launcher.validation.resume_policy import KINDS, changed_options, kind_of, newest_manifest, section_of
 from swin_moe.yaml_files import parse_yaml
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, Outcome, commands, overrides, records
@@ -66,8 +66,10 @@ def tree(*more: str) -> Any:
 
 
 def test_a_configuration_is_itself_and_each_option_that_differs_is_named() -> None:
-    assert changes(tree(), tree()) == []
-    found = changes(tree(), tree("optim.betas=[0.9, 0.95]", "model.moe.num_experts=4", "data.augment={}"))
+    assert changed_options(tree(), tree()) == []
+    found = changed_options(
+        tree(), tree("optim.betas=[0.9, 0.95]", "model.moe.num_experts=4", "data.augment={}")
+    )
     assert [(change.name, change.kind) for change in found] == [
         ("model.moe.num_experts", "fixed"),
         ("data.augment", "training"),
@@ -79,22 +81,24 @@ def test_a_configuration_is_itself_and_each_option_that_differs_is_named() -> No
 
 
 def test_a_dense_model_and_one_with_experts_differ_in_one_thing() -> None:
-    assert [change.name for change in changes(tree(), tree("model.moe=null"))] == ["model.moe"]
+    assert [change.name for change in changed_options(tree(), tree("model.moe=null"))] == ["model.moe"]
 
 
 def test_an_option_that_is_newer_than_the_checkpoint_had_its_default() -> None:
     before = tree()
     del before["optim"]["betas"], before["parallel"]["expert_exchange"], before["checkpoint"]
     every = "checkpoint.every=1 epochs"
-    assert changes(before, tree(every)) == []
-    found = changes(before, tree(every, "optim.betas=[0.9, 0.95]"))
+    assert changed_options(before, tree(every)) == []
+    found = changed_options(before, tree(every, "optim.betas=[0.9, 0.95]"))
     assert [change.name for change in found] == ["optim.betas"]
 
 
 def test_an_option_that_is_gone_counts_as_training() -> None:
     before = tree()
     before["train"]["warp"] = 9
-    assert [(change.name, change.kind) for change in changes(before, tree())] == [("train.warp", "training")]
+    assert [(change.name, change.kind) for change in changed_options(before, tree())] == [
+        ("train.warp", "training")
+    ]
 
 
 def test_a_manifest_that_cannot_be_read_gives_way_to_the_one_before(tmp_path: Path) -> None:

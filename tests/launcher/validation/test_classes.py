@@ -12,7 +12,7 @@ import pytest
 from data_shards.format.index import Manifest
 from launcher.cli.program import main
 from launcher.config.load import ConfigError, load_config
-from launcher.validation.label_spaces import Classes, Fit, fit, trained_classes
+from launcher.validation.label_spaces import Classes, LabelFit, fit, trained_classes
 from parallel.checkpoint.manifest import read_manifest, with_checksum
 from tests.data_shards.relabelled import relabelled
 from tests.distributed import run_on_ranks
@@ -72,9 +72,9 @@ def test_two_lists_of_numbers_are_compared_as_names() -> None:
 
 @pytest.mark.parametrize("match", [False, True])
 def test_the_same_names_need_no_map(match: bool) -> None:
-    assert fit(classes(*FRUIT), WANTED, match=match, otherwise="") == Fit()
+    assert fit(classes(*FRUIT), WANTED, match=match, otherwise="") == LabelFit()
     twice = classes("crane", "crane")
-    assert fit(twice, twice, match=match, otherwise="") == Fit()
+    assert fit(twice, twice, match=match, otherwise="") == LabelFit()
 
 
 @pytest.mark.parametrize(

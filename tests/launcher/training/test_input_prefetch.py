@@ -8,7 +8,7 @@ from unittest import mock
 import pytest
 
 from data_shards.errors import DataError
-from launcher.training.ahead import Ahead
+from launcher.training.input_prefetch import InputPrefetcher
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import (
     CONFIG,
@@ -37,7 +37,9 @@ def looking(arguments: list[str], kill: tuple[str, int] | None = None) -> Outcom
     def hook(event: str, trainer: Any) -> None:
         trainer.prefetch_inputs = True
 
-    with mock.patch.object(Ahead, "look", autospec=True, side_effect=Ahead.look) as looks:
+    with mock.patch.object(
+        InputPrefetcher, "prefetch", autospec=True, side_effect=InputPrefetcher.prefetch
+    ) as looks:
         outcome = command(*arguments, kill=kill, hook=hook)
     assert looks.call_count > 0
     return outcome
@@ -62,9 +64,9 @@ def test_a_run_that_looks_ahead_is_the_same_bit_for_bit(shards: Path, tmp_path: 
 
 def test_the_state_is_without_the_batch_that_is_held() -> None:
     stream: Any = Numbers(3)
-    ahead = Ahead(stream, lambda batch: f"inputs of {batch}")
+    ahead = InputPrefetcher(stream, lambda batch: f"inputs of {batch}")
     assert (next(ahead), ahead.inputs(0)) == (0, "inputs of 0")
-    ahead.look()
+    ahead.prefetch()
     assert stream.taken == 2
     assert (ahead.state_dict(), ahead.counts()) == ({"samples": 1}, {"bytes": 1})
     assert (next(ahead), ahead.inputs(1)) == (1, "inputs of 1")
@@ -73,9 +75,9 @@ def test_the_state_is_without_the_batch_that_is_held() -> None:
 
 def test_bad_data_of_the_next_step_does_not_end_the_one_under_way() -> None:
     stream: Any = Numbers(1)
-    ahead = Ahead(stream, SimpleNamespace)
+    ahead = InputPrefetcher(stream, SimpleNamespace)
     next(ahead)
-    ahead.look()
+    ahead.prefetch()
     assert ahead.state_dict() == {"samples": 1}
     with pytest.raises(DataError, match="no more"):
         next(ahead)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from launcher.rundir import run_lock as lease
-from launcher.rundir.run_lock import LEASE_S, Lease, LeaseError
+from launcher.rundir.run_lock import STALE_S, RunLock, RunLockedError
 from parallel.ranks.identity import identity, start_time
 
 OTHER = {"host": "elsewhere", "pid": 1, "start": "1"}
@@ -25,14 +25,14 @@ def dead_process() -> int:
 
 
 def test_taken_released_and_taken_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    first = Lease(tmp_path / "lock")
+    first = RunLock(tmp_path / "lock")
     first.take()
     assert identity().items() <= json.loads((tmp_path / "lock").read_text()).items()
-    with pytest.raises(LeaseError, match=f'"pid": {os.getpid()}'):
-        Lease(tmp_path / "lock").take()
+    with pytest.raises(RunLockedError, match=f'"pid": {os.getpid()}'):
+        RunLock(tmp_path / "lock").take()
     first.release()
     assert (tmp_path / "lock").read_text() == ""
-    Lease(tmp_path / "lock").take()
+    RunLock(tmp_path / "lock").take()
     assert capsys.readouterr().err == ""
 
 
@@ -45,7 +45,7 @@ def test_a_dead_owner_on_this_machine(
     (tmp_path / "lock").write_text(
         json.dumps({"host": socket.gethostname(), "pid": pid, "start": start or "7"})
     )
-    Lease(tmp_path / "lock").take()
+    RunLock(tmp_path / "lock").take()
     assert capsys.readouterr().err.endswith(": that process is gone\n")
 
 
@@ -53,8 +53,8 @@ def test_a_living_owner_whose_lock_the_file_system_does_not_carry(tmp_path: Path
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         owner = identity() | {"pid": process.pid, "start": start_time(process.pid)}
         (tmp_path / "lock").write_text(json.dumps(owner))
-        with pytest.raises(LeaseError, match=f'"pid": {process.pid}'):
-            Lease(tmp_path / "lock").take()
+        with pytest.raises(RunLockedError, match=f'"pid": {process.pid}'):
+            RunLock(tmp_path / "lock").take()
         process.communicate(b"\n")
 
 
@@ -63,10 +63,10 @@ def test_an_owner_elsewhere_lives_as_long_as_its_lease(
 ) -> None:
     path = tmp_path / "lock"
     path.write_text(json.dumps(OTHER))
-    with pytest.raises(LeaseError, match="elsewhere"):
-        Lease(path).take()
-    os.utime(path, (time.time() - LEASE_S - 5,) * 2)
-    held = Lease(path)
+    with pytest.raises(RunLockedError, match="elsewhere"):
+        RunLock(path).take()
+    os.utime(path, (time.time() - STALE_S - 5,) * 2)
+    held = RunLock(path)
     held.take()
     assert "nobody touched it for 30" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["lock"]
@@ -92,17 +92,17 @@ def test_slurm_knows_whether_the_owner_lives(
     path = tmp_path / "lock"
     path.write_text(json.dumps({**OTHER, "job": {"id": "42", "restarts": 0}}))
     if is_dead:
-        Lease(path).take()
+        RunLock(path).take()
     else:
-        with pytest.raises(LeaseError):
-            Lease(path).take()
+        with pytest.raises(RunLockedError):
+            RunLock(path).take()
 
 
 def test_this_very_job_was_requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "lock"
     path.write_text(json.dumps({**OTHER, "job": {"id": "42", "restarts": 0}}))
     monkeypatch.setattr(lease, "slurm_job", lambda: {"id": "42", "restarts": 1})
-    Lease(path).take()
+    RunLock(path).take()
     assert json.loads(path.read_text())["job"] == {"id": "42", "restarts": 1}
 
 
@@ -116,6 +116,6 @@ def test_a_lock_that_the_file_system_keeps_for_the_dead(tmp_path: Path) -> None:
     ) as process:
         assert process.stdout is not None
         process.stdout.readline()
-        Lease(path).take()
+        RunLock(path).take()
         assert (tmp_path / "lock.stale").exists()
         process.communicate(b"\n")

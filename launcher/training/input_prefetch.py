@@ -16,7 +16,7 @@ from data_shards.stream.webdataset import WebDatasetStream
 Held = tuple[Batch, Any] | DataError
 
 
-class Ahead(Iterator[Batch]):
+class InputPrefetcher(Iterator[Batch]):
     """The batches of a stream, of which one may be held back with its inputs.
 
     Args:
@@ -31,10 +31,10 @@ class Ahead(Iterator[Batch]):
         self._state: dict[str, Any] = {}
         self._counts: dict[str, int] = {}
 
-    def look(self) -> None:
+    def prefetch(self) -> None:
         """Take the next batch, which belongs to the next step, and make its inputs.
 
-        A DataError is kept until the batch is asked for, so that the step under way is not lost.
+        A DataError is kept until the batch is requested, so that the step under way is not lost.
         """
         self._state, self._counts = self._stream.state_dict(), self._stream.counts()
         try:
