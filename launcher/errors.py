@@ -1,71 +1,55 @@
-"""Errors that end a run and are nobody's bug: each knows its exit status and is said in one line."""
+"""Errors that end a run and are nobody's bug. Each has an exit status, and is printed in one line."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from launcher.exit_codes import ExitCode
 
 
 class RunError(ValueError):
-    """A run could not go on."""
+    """A run cannot continue."""
 
     code: ClassVar[ExitCode]
 
-
-class RankError(RunError):
-    """The data failed on this rank; the others are stopped by whoever started them."""
-
-    code = ExitCode.DATA
+    def __init_subclass__(cls, *, code: ExitCode, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        cls.code = code
 
 
-class BadDataError(RunError):
-    """The data of all ranks together failed in mid-run; raised on all of them."""
-
-    code = ExitCode.DATA
+class RankError(RunError, code=ExitCode.DATA):
+    """The data failed on this rank. The launcher stops the other ranks."""
 
 
-class LostRankError(RunError):
+class BadDataError(RunError, code=ExitCode.DATA):
+    """The data of all ranks together failed in mid-run. Raised on all ranks."""
+
+
+class LostRankError(RunError, code=ExitCode.LOST_RANK):
     """Another rank is gone."""
 
-    code = ExitCode.LOST_RANK
 
-
-class HangError(RunError):
+class HangError(RunError, code=ExitCode.HANG):
     """A collective did not finish in time."""
 
-    code = ExitCode.HANG
 
-
-class HardwareError(RunError):
+class HardwareError(RunError, code=ExitCode.HARDWARE):
     """The GPU of this rank failed, or its link to the others."""
 
-    code = ExitCode.HARDWARE
+
+class MemoryShortError(RunError, code=ExitCode.OUT_OF_MEMORY):
+    """This rank ran out of memory."""
 
 
-class MemoryShortError(RunError):
-    """This rank could not have the memory that it asked for."""
-
-    code = ExitCode.OUT_OF_MEMORY
+class DivergedError(RunError, code=ExitCode.DIVERGED):
+    """Too many steps in a row were not finite. Raised on all ranks."""
 
 
-class DivergedError(RunError):
-    """Too many steps in a row were not finite; raised on all ranks."""
-
-    code = ExitCode.DIVERGED
+class CrashLoopError(RunError, code=ExitCode.CRASH_LOOP):
+    """Too many sessions in a row ended without a new checkpoint. Nothing has been started."""
 
 
-class CrashLoopError(RunError):
-    """Too many sessions in a row ended without a new checkpoint; nothing has been started."""
-
-    code = ExitCode.CRASH_LOOP
+class FinalSaveError(RunError, code=ExitCode.SAVE_FAILED):
+    """The last state of a run could not be saved. Raised on all ranks."""
 
 
-class FinalSaveError(RunError):
-    """The last state of a run could not be saved; raised on all ranks."""
-
-    code = ExitCode.SAVE_FAILED
-
-
-class Stopped(RunError):
-    """The run stopped on request and is saved; raised on all ranks."""
-
-    code = ExitCode.STOPPED
+class Stopped(RunError, code=ExitCode.STOPPED):
+    """The run stopped on request and is saved. Raised on all ranks."""

@@ -6,11 +6,11 @@ Only the `model:` section is read here; the launcher reads and validates the who
 """
 
 from dataclasses import asdict, dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 from parallel.ranks.mesh import Mesh
+from parallel.suggest import suggestion
 from swin_moe.backbone import model
 from swin_moe.config import ModelConfig, ModelError, MoEConfig
 from swin_moe.options import from_tree, option_problems
@@ -94,8 +94,7 @@ def _read(name: str) -> dict[str, Any]:
     """The `model:` section of a named configuration."""
     files = model_files()
     if name not in files:
-        near = get_close_matches(name, files, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "swin_moe.list_models() names them all"
+        hint = suggestion(name, files, "swin_moe.list_models() names them all", most=3)
         raise ModelError(f"no model is called {name!r}; {hint}")
     try:
         tree, _ = read_yaml(files[name])

@@ -15,12 +15,12 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from parallel.suggest import suggestion
 from swin_moe.renamed import RenamedError, current_names
 from swin_moe.text_files import TextError, read_text
 
@@ -169,5 +169,6 @@ def _near_files(path: Path) -> str:
         names = sorted(file.name for file in path.glob("*.yaml"))
         return f"; it holds {', '.join(names)}" if names else ""
     names = [file.name for file in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = [str(path.parent / name) for name in get_close_matches(path.name, names) if name != path.name]
-    return f"; did you mean {' or '.join(near)}?" if near else ""
+    others = (name for name in names if name != path.name)
+    hint = suggestion(path.name, others, prefix=f"{path.parent}/" if path.parent != Path() else "", most=3)
+    return f"; {hint}" if hint else ""

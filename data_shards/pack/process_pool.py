@@ -1,9 +1,7 @@
 """A map over many jobs in several processes, in order, with bounded memory and no process left behind."""
 
-import ctypes
 import os
 import signal
-import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -12,10 +10,10 @@ from multiprocessing import get_context
 from typing import TypeVar
 
 from data_shards.errors import DataError
+from parallel.ranks.identity import end_with_parent
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
-PR_SET_PDEATHSIG = 1
 
 
 def map_in_order(function: Callable[[Job], Result], jobs: Iterable[Job], workers: int) -> Iterator[Result]:
@@ -51,7 +49,4 @@ def _in_processes(function: Callable[[Job], Result], jobs: Iterable[Job], worker
 def _begin_worker(parent: int) -> None:
     """Leave Ctrl-C to the parent, and end with it, also when it is killed."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGKILL)
+    end_with_parent(parent)

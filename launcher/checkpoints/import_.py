@@ -1,7 +1,6 @@
 """`swin-moe checkpoint convert`: official training files become a run that `--resume auto` goes on with."""
 
 import argparse
-import platform
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from data_shards.stream.quarantine import Quarantine
 from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.config.schema import RunConfig
 from launcher.rundir.directory import RunDirectory
-from launcher.rundir.versions import version_of
+from launcher.rundir.versions import version_record
 from launcher.validation.label_spaces import trained_classes
 from launcher.validation.rules import check, steps_in
 from parallel.checkpoint.write import write_tensors
@@ -172,10 +171,7 @@ def record(
         "classes": trained_classes(config, train.classes, val.classes),
         "adam_steps": adam_steps(state, step),
         "imported_from": str(source),
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version_of(name) for name in ("torch", "swin-moe")},
-        },
+        "versions": version_record("torch", "swin-moe"),
     }
 
 

@@ -12,6 +12,7 @@ from data_shards.errors import DataError
 from data_shards.image.geometry import ImageSize
 from data_shards.image.region import describe
 from data_shards.stream.benchmark import Bench, StorageRate, StreamRate
+from launcher.console.arguments import Commands, add_command
 
 DATA_HELP = """\
 examples:
@@ -25,12 +26,11 @@ of one process. Run it where the run will be: on the node, while the accelerator
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: Commands) -> None:
     """Add `bench` with its command to the launcher's `subparsers`."""
     bench = subparsers.add_parser("bench", help="measure this machine")
     commands = bench.add_subparsers(dest="bench_command", required=True, metavar="data")
-    text, raw = "how many images a second can be fed", argparse.RawDescriptionHelpFormatter
-    data = commands.add_parser("data", help=text, description=text, epilog=DATA_HELP, formatter_class=raw)
+    data = add_command(commands, "data", "how many images a second can be fed", DATA_HELP)
     add = data.add_argument
     add("directory", metavar="DIR", help="a split: a directory or an address that a run can read")
     add(

@@ -6,14 +6,14 @@ import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from launcher.checkpoints import import_ as checkpoint_import
 from launcher.checkpoints.diff import compare
 from launcher.checkpoints.list import checkpoint_of, directory_of, layout, rows, size
 from launcher.cli import convert
 from launcher.config.load import ConfigError
-from launcher.console.arguments import positive
+from launcher.console.arguments import Commands, add_command, positive
 from launcher.console.progress import progress_line
 from launcher.rundir.directory import RunDirectory
 from parallel.checkpoint.commit import committed, latest, step_of, steps_to_keep
@@ -56,7 +56,6 @@ The one that `latest` names always stays. One that has lost a file does not coun
 left is swept too. Refused while the run trains.
 """
 LONG = 2**30  # bytes of a checkpoint whose reading shows how far it is
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def add_parser(subparsers: Commands) -> None:
@@ -66,27 +65,22 @@ def add_parser(subparsers: Commands) -> None:
     )
     checkpoint.set_defaults(run=run)
     commands = checkpoint.add_subparsers(dest="checkpoint_command", required=True, metavar=" | ".join(RUN))
-    ls = _command(commands, "ls", "list the checkpoints of a run", LS_HELP)
+    ls = add_command(commands, "ls", "list the checkpoints of a run", LS_HELP)
     ls.add_argument("run_directory", type=Path, metavar="RUN")
     ls.add_argument("--verify", action="store_true", help="read every file and compare its sha256")
     ls.add_argument("--json", action="store_true", help="a list of objects")
-    verify = _command(commands, "verify", "find damaged checkpoints", VERIFY_HELP)
+    verify = add_command(commands, "verify", "find damaged checkpoints", VERIFY_HELP)
     verify.add_argument("place", type=Path, metavar="RUN|CHECKPOINT", help="a run, or a step's directory")
-    _add_diff(_command(commands, "diff", "compare two checkpoints", DIFF_HELP))
+    _add_diff(add_command(commands, "diff", "compare two checkpoints", DIFF_HELP))
     checkpoint_import.add_arguments(
-        _command(commands, "convert", "a run out of official files", checkpoint_import.CONVERT_HELP)
+        add_command(commands, "convert", "a run out of official files", checkpoint_import.CONVERT_HELP)
     )
-    convert.add_export(_command(commands, "export", "the weights of a run", convert.EXPORT_HELP))
-    prune = _command(commands, "prune", "delete old checkpoints", PRUNE_HELP)
+    convert.add_export(add_command(commands, "export", "the weights of a run", convert.EXPORT_HELP))
+    prune = add_command(commands, "prune", "delete old checkpoints", PRUNE_HELP)
     prune.add_argument("run_directory", type=Path, metavar="RUN")
     prune.add_argument("--keep-last", type=positive, required=True, metavar="N", help="the last N stay")
     prune.add_argument("--keep-every", type=positive, metavar="M", help="and every step divisible by M")
     prune.add_argument("--dry-run", action="store_true", help="say what would go, and delete nothing")
-
-
-def _command(commands: Commands, name: str, text: str, epilog: str) -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    return commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=raw)
 
 
 def _add_diff(parser: argparse.ArgumentParser) -> None:

@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from launcher.config.load import ConfigError
+from launcher.console.arguments import Commands, add_command
 from swin_moe import ClassMap, ModelConfig, WeightsError, build_model, load_weights, save_weights
 from swin_moe.registry import load_model_config
 from swin_moe.weights import FORMATS
@@ -33,19 +34,15 @@ The whole model with its configuration, whatever layout wrote it; verified first
 """
 
 
-def add_parsers(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parsers(commands: Commands) -> None:
     """Add `convert` and `export` to the launcher's `commands`."""
-    raw = argparse.RawDescriptionHelpFormatter
-    convert = commands.add_parser(
-        "convert", help="weights from one format to another", epilog=CONVERT_HELP, formatter_class=raw
-    )
+    text = "weights from one format to another"
+    convert = add_command(commands, "convert", text, CONVERT_HELP, describe=False)
     convert.set_defaults(run=_convert)
     convert.add_argument(
         "source", type=Path, metavar="IN", help="a file, a folder, a run or a set of rank files"
     )
-    export = commands.add_parser(
-        "export", help="the weights of a run", epilog=EXPORT_HELP, formatter_class=raw
-    )
+    export = add_command(commands, "export", "the weights of a run", EXPORT_HELP, describe=False)
     export.set_defaults(run=run_export)
     add_export(export)
     _add_out(convert)

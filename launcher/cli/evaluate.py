@@ -11,7 +11,7 @@ import torch
 from data_shards.stream.patterns import names_tars
 from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import RunConfig
-from launcher.console.arguments import add_match_classes, positive
+from launcher.console.arguments import Commands, add_command, add_match_classes, positive
 from launcher.evaluation.judging import Judging, judging
 from launcher.evaluation.support import check_support
 from launcher.process.local_launcher import is_parent, run_local
@@ -48,11 +48,9 @@ STUDIES = ("sweep_capacity", "sweep_top_k", "few_shot", "knn", "throughput")
 WARM_UP = 10  # passes of --throughput
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: Commands) -> None:
     """Add `eval` to the launcher's `subparsers`."""
-    raw = argparse.RawDescriptionHelpFormatter
-    text = "evaluate a run's checkpoint"
-    parser = subparsers.add_parser("eval", help=text, epilog=HELP, formatter_class=raw)
+    parser = add_command(subparsers, "eval", "evaluate a run's checkpoint", HELP, describe=False)
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("run_directory", type=Path, metavar="RUN", help="the run directory")

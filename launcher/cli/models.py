@@ -6,13 +6,13 @@ microsoft/Swin-Transformer (commit f82860b; FLOPs count one multiply-add as one)
 For the others nothing is published.
 """
 
-import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
+from launcher.console.arguments import Commands, add_command
 from swin_moe.backbone.flops import Cost, cost
 from swin_moe.config import ModelConfig, ModelError
 from swin_moe.registry import list_models, load_model_config, recipe_files
@@ -92,14 +92,10 @@ class ModelRow:
     agrees: bool | None  # None: nothing is published
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(commands: Commands) -> None:
     """Add the `models` command."""
-    parser = commands.add_parser(
-        "models",
-        help="every named model: parameters and FLOPs beside the published ones",
-        epilog=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    text = "every named model: parameters and FLOPs beside the published ones"
+    parser = add_command(commands, "models", text, HELP, describe=False)
     parser.add_argument("--filter", default="", metavar="TEXT", help="only names that contain TEXT")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too, unrounded")
     parser.add_argument(

@@ -11,7 +11,7 @@ import torch
 from launcher.cli.preflight import no_run
 from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import RunConfig
-from launcher.console.arguments import positive
+from launcher.console.arguments import Commands, add_command, positive
 from launcher.plan.base.hardware import Hardware, load_hardware
 from launcher.plan.search.simulate import MTBF_GPU_H, Failures, parse_range
 from launcher.process.local_launcher import is_parent, run_local
@@ -33,10 +33,10 @@ a YAML file of such figures. What is modelled, and how far off it is: docs/plann
 """
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: Commands) -> None:
     """Add `plan` to the launcher's `subparsers`."""
-    raw, text = argparse.RawDescriptionHelpFormatter, "memory, time and layout of a run, before it is queued"
-    parser = subparsers.add_parser("plan", help=text, epilog=HELP, formatter_class=raw)
+    text = "memory, time and layout of a run, before it is queued"
+    parser = add_command(subparsers, "plan", text, HELP, describe=False)
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("config", nargs="?", metavar="CONFIG", help="a YAML file, or the name of a recipe")

@@ -8,6 +8,7 @@ import torch
 
 from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import DataConfig, RunConfig
+from launcher.console.arguments import Commands, add_command
 from launcher.process.local_launcher import is_parent, run_local
 from launcher.process.run_rank import RankContext, run_rank
 from parallel.ranks.rank import Ranks
@@ -26,14 +27,10 @@ Exit status 2: something would fail or be wrong. docs/preflight.md says what eac
 MEGABYTES = {"cpu": 16.0, "cuda": 256.0}
 
 
-def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+def add_parser(subparsers: Commands) -> None:
     """Add `preflight` to the launcher's `subparsers`."""
-    parser = subparsers.add_parser(
-        "preflight",
-        help="check all ranks, nodes and links",
-        epilog=HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    text = "check all ranks, nodes and links"
+    parser = add_command(subparsers, "preflight", text, HELP, describe=False)
     add = parser.add_argument
     add("config", nargs="?", metavar="CONFIG", help="of a run: a YAML file, or the name of a recipe")
     add("overrides", nargs="*", metavar="a.b=value", help="options to override")

@@ -6,8 +6,6 @@ import os
 import platform
 import signal
 import sys
-from collections.abc import Callable
-from typing import Any
 
 import torch
 
@@ -17,7 +15,7 @@ from data_shards.stream.webdataset import statement
 from launcher.cli import bench, checkpoints, convert, models, plan, preflight, shards, slurm, study
 from launcher.cli import evaluate as evaluation
 from launcher.config.load import ConfigError, dump_config, load_config
-from launcher.console.arguments import add_match_classes, positive
+from launcher.console.arguments import add_command, add_match_classes, positive
 from launcher.errors import RunError
 from launcher.exit_codes import ExitCode
 from launcher.process.local_launcher import is_parent, run_local
@@ -180,18 +178,20 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _teaching(argparse.ArgumentParser, prog="swin-moe", description=DESCRIPTION)
+    parser = argparse.ArgumentParser(
+        prog="swin-moe", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(
         required=True,
         metavar="check | train | config | eval | preflight | plan | shards | bench | models | convert | "
         "export | checkpoint | slurm | study",
     )
-    check_parser = _teaching(commands.add_parser, "check", help="find everything that is wrong with a run")
-    train_parser = _teaching(commands.add_parser, "train", help="train a model", epilog=TRAIN_HELP)
-    config_parser = _teaching(
-        commands.add_parser, "config", help="print every option of a configuration, resolved, as YAML"
-    )
+    text = "find everything that is wrong with a run"
+    check_parser = add_command(commands, "check", text, describe=False)
+    train_parser = add_command(commands, "train", "train a model", TRAIN_HELP, describe=False)
+    text = "print every option of a configuration, resolved, as YAML"
+    config_parser = add_command(commands, "config", text, describe=False)
     config_parser.set_defaults(run=_config)
     for command, run in ((check_parser, _check), (train_parser, _train)):
         command.set_defaults(run=run)
@@ -244,11 +244,3 @@ def _versions() -> str:
     """The version of this package, and of what a report of a fault must name."""
     others = ", ".join(f"{name} {version_of(name)}" for name in ("torch", "deepspeed"))
     return f"swin-moe {version_of('swin-moe')} ({others}, Python {platform.python_version()})"
-
-
-def _teaching(make: Callable[..., Any], *names: str, **options: Any) -> argparse.ArgumentParser:
-    """A parser whose texts keep their lines."""
-    parser: argparse.ArgumentParser = make(
-        *names, formatter_class=argparse.RawDescriptionHelpFormatter, **options
-    )
-    return parser

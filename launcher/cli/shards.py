@@ -2,7 +2,6 @@
 
 import argparse
 from pathlib import Path
-from typing import TypeAlias
 
 from data_shards.errors import DataError
 from data_shards.format.index import MANIFEST_NAME
@@ -14,6 +13,7 @@ from data_shards.verify.info import info
 from data_shards.verify.repair import repair
 from data_shards.verify.verify import verify
 from launcher.cli.shards_pack import PACK_HELP, add_pack, add_source, make_source, run_pack
+from launcher.console.arguments import Commands, add_command
 from launcher.console.progress import progress_line
 from swin_moe.text_files import read_text
 
@@ -56,7 +56,6 @@ examples:
   swin-moe shards info data/fashion-mnist
   swin-moe shards info data/in22k/train --classes 100
 """
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def add_parser(subparsers: Commands) -> None:
@@ -65,21 +64,16 @@ def add_parser(subparsers: Commands) -> None:
     shards.set_defaults(run=run)
     names = " | ".join(RUN)
     commands = shards.add_subparsers(dest="shards_command", required=True, metavar=names)
-    add_pack(_command(commands, "pack", "write a data set as shards", PACK_HELP))
-    _add_index(_command(commands, "index", "manifest and indices for tars made by others", INDEX_HELP))
-    _add_verify(_command(commands, "verify", "read shards back and name every bad sample", VERIFY_HELP))
-    _add_repair(_command(commands, "repair", "bring damaged shards back, or do without them", REPAIR_HELP))
-    _add_split(_command(commands, "split", "split_off out a validation split", SPLIT_HELP))
-    count = _command(commands, "info", "count samples, bytes, sizes and classes", INFO_HELP)
+    add_pack(add_command(commands, "pack", "write a data set as shards", PACK_HELP))
+    _add_index(add_command(commands, "index", "manifest and indices for tars made by others", INDEX_HELP))
+    _add_verify(add_command(commands, "verify", "read shards back and name every bad sample", VERIFY_HELP))
+    _add_repair(add_command(commands, "repair", "bring damaged shards back, or do without them", REPAIR_HELP))
+    _add_split(add_command(commands, "split", "split_off out a validation split", SPLIT_HELP))
+    count = add_command(commands, "info", "count samples, bytes, sizes and classes", INFO_HELP)
     _add_directory(count)
     count.add_argument(
         "--classes", type=int, default=30, help="name so many, the smallest (default %(default)s)"
     )
-
-
-def _command(commands: Commands, name: str, text: str, epilog: str) -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    return commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=raw)
 
 
 def _add_directory(parser: argparse.ArgumentParser) -> None:

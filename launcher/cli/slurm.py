@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from launcher.console.arguments import positive
+from launcher.console.arguments import Commands, add_command, positive
 from launcher.slurm.jobs import cancel, show_log, show_status
 from launcher.slurm.submit import resume, submit
 
@@ -44,7 +44,6 @@ examples:
 """
 DRY_RUN = "print the script; write and submit nothing"
 Options: TypeAlias = "argparse.ArgumentParser | argparse._ArgumentGroup"
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def add_parser(subparsers: Commands) -> None:
@@ -52,11 +51,11 @@ def add_parser(subparsers: Commands) -> None:
     slurm = subparsers.add_parser("slurm", help="submit runs to a Slurm cluster and look after them")
     slurm.set_defaults(run=run)
     commands = slurm.add_subparsers(dest="slurm_command", required=True, metavar=" | ".join(RUN))
-    _add_submit(_command(commands, "submit", "check a run and queue it", SUBMIT_HELP))
-    status = _command(commands, "status", "how a job and its run stand", STATUS_HELP)
-    logs = _command(commands, "logs", "what a run prints", LOGS_HELP)
-    stop = _command(commands, "cancel", "stop a run, saved", CANCEL_HELP)
-    again = _command(commands, "resume", "queue a run again", RESUME_HELP)
+    _add_submit(add_command(commands, "submit", "check a run and queue it", SUBMIT_HELP))
+    status = add_command(commands, "status", "how a job and its run stand", STATUS_HELP)
+    logs = add_command(commands, "logs", "what a run prints", LOGS_HELP)
+    stop = add_command(commands, "cancel", "stop a run, saved", CANCEL_HELP)
+    again = add_command(commands, "resume", "queue a run again", RESUME_HELP)
     for parser in (status, logs, stop, again):
         parser.add_argument("run_directory", type=Path, metavar="RUN", help="the run directory")
     status.add_argument("--json", action="store_true", help="an object, or one a task")
@@ -73,11 +72,6 @@ def add_parser(subparsers: Commands) -> None:
 def run(args: argparse.Namespace, arguments: list[str]) -> int:
     """Carry out a parsed `slurm` command; ConfigError for what the user can correct."""
     return RUN[args.slurm_command](args, arguments)
-
-
-def _command(commands: Commands, name: str, text: str, epilog: str) -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    return commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=raw)
 
 
 def _add_submit(parser: argparse.ArgumentParser) -> None:

@@ -3,10 +3,9 @@
 import argparse
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeAlias
 
 from launcher.cli.slurm import add_resources
-from launcher.console.arguments import positive
+from launcher.console.arguments import Commands, add_command, positive
 from launcher.study.run.scheduler import run_study
 from launcher.study.run.status import show_status
 
@@ -35,7 +34,6 @@ Writes index.html, which is one file and asks nothing of a network, every chart 
 sweep.csv, layers.csv, pareto.csv, published.csv and fits.csv. Cells that are not finished are listed with the
 reason; the others are reported on. docs/studies_report.md says how to read it.
 """
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def add_parser(subparsers: Commands) -> None:
@@ -62,8 +60,7 @@ def _report(args: argparse.Namespace) -> int:
 def _command(
     commands: Commands, name: str, text: str, epilog: str, run: Callable[[argparse.Namespace], int]
 ) -> argparse.ArgumentParser:
-    raw = argparse.RawDescriptionHelpFormatter
-    parser = commands.add_parser(name, help=text, description=text, epilog=epilog, formatter_class=raw)
+    parser = add_command(commands, name, text, epilog)
     parser.set_defaults(run=lambda args, _: run(args))
     return parser
 

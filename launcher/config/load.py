@@ -7,13 +7,13 @@ swin_moe/yaml_files.py reads YAML and merges what a file takes from its `base:`.
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
 
 from launcher.config.schema import RunConfig
+from parallel.suggest import suggestion
 from swin_moe.options import from_tree, option_names, option_problems
 from swin_moe.registry import recipe_files
 from swin_moe.renamed import RENAMED, RenamedError, current_name, current_names
@@ -69,8 +69,7 @@ def config_file(name_or_path: str | Path) -> Path:
         return path
     recipes = recipe_files()
     if path.name not in recipes:
-        near = get_close_matches(path.name, recipes)
-        hint = f"did you mean {' or '.join(near)}?" if near else "`swin-moe models --names` lists the recipes"
+        hint = suggestion(path.name, recipes, "`swin-moe models --names` lists the recipes", most=3)
         raise ConfigError(f"{path}: there is neither a file nor a recipe of this name; {hint}")
     return recipes[path.name]
 

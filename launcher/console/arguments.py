@@ -1,6 +1,30 @@
-"""Values of the command line that several commands take."""
+"""Commands of the command line, and values that several of them take."""
 
 import argparse
+from typing import TypeAlias
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+def add_command(
+    commands: Commands, name: str, text: str, epilog: str | None = None, *, describe: bool = True
+) -> argparse.ArgumentParser:
+    """Add a command whose help keeps its line breaks.
+
+    Args:
+        commands: to which it is added.
+        name: of the command.
+        text: what it does, in one line.
+        epilog: examples and details, at the end of its help.
+        describe: show `text` at the head of its own help too.
+    """
+    return commands.add_parser(
+        name,
+        help=text,
+        description=text if describe else None,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def positive(text: str) -> int:

@@ -7,7 +7,6 @@ runs on one machine do not collide; it also carries the ranks' heartbeats (paral
 outlives every rank.
 """
 
-import ctypes
 import json
 import os
 import signal
@@ -24,6 +23,7 @@ from launcher.exit_codes import ExitCode
 from launcher.process.signals import STOP_SIGNALS, StopRequest
 from launcher.rundir.postmortem import CRASHES, MEMORY_ADVICE, Ending, cause
 from parallel.ranks.discover import is_one_task, is_shell_of_a_job, launcher_of
+from parallel.ranks.identity import end_with_parent
 from parallel.ranks.init import threads_per_rank
 from parallel.ranks.variables import LaunchError, check_process, number
 from parallel.watchdog.diagnosis import DIAGNOSIS
@@ -219,7 +219,4 @@ def die_with_agent() -> None:
     """In a rank: end when its parent does, even by SIGKILL, so that no rank is left behind."""
     if AGENT not in os.environ:
         return
-    agent = number(os.environ, AGENT)
-    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != agent:
-        os.kill(os.getpid(), signal.SIGKILL)
+    end_with_parent(number(os.environ, AGENT))

@@ -144,7 +144,7 @@ def _by_status(status: int | None, progress: dict[str, Any]) -> Ending:
 
 
 def _named(reason: str, log: Iterable[Event], progress: dict[str, Any]) -> str:
-    """The reason that a rank gave, with the node of the first rank that it names and the signal that killed it."""
+    """A rank's reason, with the node of the first rank that it names and the signal that killed that."""
     match = re.search(r"rank (\d+)(?! \(node)", reason)
     if match is None or "(node " in reason:
         return reason

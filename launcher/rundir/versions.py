@@ -1,5 +1,6 @@
-"""Versions of what a run is computed with; this package may run from a checkout, without an installation."""
+"""Versions of the packages of a run. This package may run from a checkout, without an installation."""
 
+import platform
 from importlib.metadata import PackageNotFoundError, version
 
 
@@ -9,3 +10,8 @@ def version_of(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "missing"
+
+
+def version_record(*packages: str) -> dict[str, str]:
+    """The versions of Python and of packages, for a checkpoint's manifest."""
+    return {"python": platform.python_version(), **{name: version_of(name) for name in packages}}

@@ -1,7 +1,6 @@
 """Which parameters are trained, which of them decay, and each one's share of the learning rate."""
 
 from collections.abc import Sequence
-from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -10,6 +9,7 @@ from torch import nn
 from launcher.config.load import ConfigError
 from launcher.config.schema import OptimConfig
 from parallel.experts.names import shape_of
+from parallel.suggest import suggestion
 
 ALIGNED = 8  # elements: 16 bytes in half precision
 NO_DECAY = (
@@ -101,12 +101,8 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         if pattern == "backbone":
             matching -= {name for name in matching if name.startswith(HEADS)}
         if not matching:
-            near = get_close_matches(pattern, [*FROZEN, *names], 1)
-            hint = (
-                f"did you mean {near[0]}?"
-                if near
-                else f"there are {', '.join(FROZEN)}, and patterns of names"
-            )
+            otherwise = f"there are {', '.join(FROZEN)}, and patterns of names"
+            hint = suggestion(pattern, [*FROZEN, *names], otherwise)
             raise ConfigError(f"optim.freeze ({pattern}) matches no parameter of the model; {hint}")
         found |= matching
     if len(found) == len(names):

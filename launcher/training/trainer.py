@@ -4,7 +4,6 @@
 """
 
 import logging
-import platform
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +26,7 @@ from launcher.metrics.accumulator import MetricAccumulator, Totals
 from launcher.metrics.log import MetricsLog
 from launcher.process.run_rank import RankContext, no_hook
 from launcher.rundir.directory import RunDirectory
-from launcher.rundir.versions import version_of
+from launcher.rundir.versions import version_record
 from launcher.tasks.base import Task
 from launcher.training.input_prefetch import InputPrefetcher
 from launcher.training.nonfinite import GradientSearch, SkippedSteps
@@ -317,10 +316,7 @@ class Trainer:
             "config": dump_config(self.config),
             "val_manifest": self.val.manifest.digest,
             "classes": trained_classes(self.config, self.stream.classes, self.val.classes),
-            "versions": {
-                "python": platform.python_version(),
-                **{name: version_of(name) for name in ("torch", "deepspeed", "swin-moe")},
-            },
+            "versions": version_record("torch", "deepspeed", "swin-moe"),
         }
         with self.watch.phase("save"):
             self.saver.start(self.step, self.masters, record)

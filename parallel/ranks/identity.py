@@ -1,12 +1,18 @@
 """Which process, Slurm job and node this is, so that others can tell whether it lives; without torch."""
 
+import ctypes
 import os
+import signal
 import socket
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from parallel.ranks.variables import number
+
+PR_SET_PDEATHSIG = 1  # of prctl(2)
+_LIBC = ctypes.CDLL(None)  # loaded here, because a child must not load it between fork and exec
 
 
 def identity() -> dict[str, Any]:
@@ -26,6 +32,19 @@ def start_time(pid: int) -> str | None:
 def is_gone(who: dict[str, Any]) -> bool:
     """Whether a process is known to be gone: of another machine nothing is known."""
     return who["host"] == socket.gethostname() and start_time(who["pid"]) != who["start"]
+
+
+def end_with_parent(parent: int | None = None, number: signal.Signals = signal.SIGKILL) -> None:
+    """Let the kernel send a signal to this process when its parent dies, also by SIGKILL.
+
+    Args:
+        parent: the process id of the parent, if it may be gone already; then this process ends now.
+        number: the signal.
+    """
+    if sys.platform == "linux":
+        _LIBC.prctl(PR_SET_PDEATHSIG, number)
+    if parent is not None and os.getppid() != parent:
+        os.kill(os.getpid(), number)
 
 
 def slurm_job(env: Mapping[str, str] = os.environ) -> dict[str, str | int] | None:

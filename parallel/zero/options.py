@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from importlib.util import find_spec
 from typing import Any, Literal
 
 import torch
 
 from parallel.ranks.init import choose_accelerator
+from parallel.suggest import suggestion
 
 ZeroStage = Literal[0, 1, 2, 3]
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -113,8 +113,7 @@ def check_deepspeed(options: Mapping[str, Any]) -> None:
     ]
     for name in options:
         if name not in DECIDED_BY and name not in ALLOWED:
-            near = get_close_matches(name, ALLOWED, 1)
-            hint = f"did you mean deepspeed.{near[0]}?" if near else f"there are {', '.join(ALLOWED)}"
+            hint = suggestion(name, ALLOWED, f"there are {', '.join(ALLOWED)}", prefix="deepspeed.")
             errors.append(f"deepspeed.{name}: no such option; {hint}")
         elif name in ALLOWED and not _is_of(options[name], ALLOWED[name]):
             wanted = ALLOWED[name]

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from parallel.checkpoint.manifest import CheckpointError
 from parallel.experts.names import own_slice_of_expert, parameter_shapes, persistent_buffers
 from parallel.experts.placement import experts_of, global_name
+from parallel.suggest import suggestion
 from parallel.zero.init import gathered
 from swin_moe.backbone.model import SwinTransformer
 from swin_moe.weights import hf, moe_shards, native, official
@@ -157,10 +157,8 @@ def read(path: Path, *, ema: bool = False) -> Content:
         return read_folder(path)
     if not path.exists():
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        near = get_close_matches(path.name, names)
-        raise WeightsError(
-            f"{path} does not exist" + (f"; did you mean {' or '.join(near)}?" if near else "")
-        )
+        hint = suggestion(path.name, names, most=3)
+        raise WeightsError(f"{path} does not exist" + (f"; {hint}" if hint else ""))
     content = read_file(path, ema=ema)
     if content.config is None and (beside := path.parent / "config.json").is_file():
         config = read_json(beside)

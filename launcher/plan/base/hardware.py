@@ -7,12 +7,12 @@ writes one by measuring. Efficiencies are what programs reach of a peak, never f
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal
 
 import launcher
 from launcher.config.load import ConfigError, load_section
+from parallel.suggest import suggestion
 from swin_moe import registry
 
 Device = Literal["cuda", "cpu"]
@@ -152,8 +152,7 @@ def load_hardware(name_or_file: str, overrides: Sequence[str] = ()) -> Hardware:
         return load_section(Hardware, known[name_or_file], overrides)
     if name_or_file.endswith((".yaml", ".yml")) or Path(name_or_file).is_file():
         return load_section(Hardware, name_or_file, overrides)
-    near = get_close_matches(name_or_file.lower(), known, 1)
-    hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+    hint = suggestion(name_or_file.lower(), known, f"there are {', '.join(known)}")
     raise ConfigError(
         f"--gpu ({name_or_file}) is neither a profile nor a YAML file; {hint} `swin-moe plan --calibrate "
         "OUT.yaml` measures one"

@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from difflib import get_close_matches
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from launcher.config.load import ConfigError
 from launcher.study.grid.file import Settings, StudyFile
 from launcher.study.grid.trials import Cell, Study
+from parallel.suggest import suggestion
 
 LONGEST = 120  # characters of a name; file systems take 255 bytes
 
@@ -107,8 +107,7 @@ def _unmatched(file: StudyFile, in_product: list[Settings], settings: list[Setti
         if unknown is None:
             yield f"{place} ({json.dumps(one)}) matches no cell"
         else:
-            near = get_close_matches(unknown, known, n=1)
-            hint = f"did you mean {near[0]}?" if near else f"these vary: {', '.join(known) or 'none'}"
+            hint = suggestion(unknown, known, f"these vary: {', '.join(known) or 'none'}")
             yield f"{place}: {unknown} does not vary in this study; {hint}"
 
 

@@ -1,6 +1,5 @@
 """One cell under way: `swin-moe train`, then `swin-moe eval`, each a process of its own."""
 
-import ctypes
 import os
 import signal
 import subprocess
@@ -16,8 +15,7 @@ from launcher.rundir.postmortem import close_last
 from launcher.slurm.epilogue import REFUSAL
 from launcher.study.grid.resolve import Planned
 from launcher.study.grid.state import EVALUATING, TRAINING, is_trained, note, note_end
-
-PR_SET_PDEATHSIG = 1
+from parallel.ranks.identity import end_with_parent
 
 
 class Work:
@@ -36,7 +34,6 @@ class Work:
         self.planned, self._nproc, self._options = planned, nproc, options
         self._environment = {**os.environ, **environment}
         self.began_s = time.monotonic()
-        self._libc = ctypes.CDLL(None)
         self._asked_to_stop = False
         self._start(EVALUATING if is_trained(planned.run) else TRAINING)
 
@@ -97,7 +94,7 @@ class Work:
 
     def _die_with_us(self) -> None:
         """In the child: save and stop when the study's process is killed, rather than train on alone."""
-        self._libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        end_with_parent(number=signal.SIGTERM)
 
     def _reason(self, code: int) -> str:
         """Why a phase ended so: by the post-mortem of its session, else by what it said last."""
