@@ -73,6 +73,6 @@ def test_what_does_not_end_is_killed_and_its_end_does_not_count(monkeypatch: pyt
 
 
 def test_a_request_before_the_ranks_listened_is_a_stop(capsys: pytest.CaptureFixture[str]) -> None:
-    ranks = processes_of(dies(signal.SIGTERM), "time.sleep(0.1); sys.exit(80)", asked=signal.SIGTERM)
+    ranks = processes_of(dies(signal.SIGTERM), "time.sleep(0.1); sys.exit(80)", request=signal.SIGTERM)
     assert ranks.wait() == ExitCode.STOPPED
     assert capsys.readouterr().err == ""
