@@ -79,7 +79,7 @@ def compare(
         rtol, atol: elements x of A and y of B are the same where |x - y| <= atol + rtol |y|.
         progress: told of tensors compared and tensors in all.
     """
-    found = Comparison(
+    comparison = Comparison(
         only_a=sorted(a.keys() - b.keys()),
         only_b=sorted(b.keys() - a.keys()),
         state=_state(a.manifest, b.manifest),
@@ -88,14 +88,14 @@ def compare(
     both = [name for kind in a.kinds() for name in a.kind(kind).values() if name in b]
     for done, name in enumerate(both, start=1):
         kind = name.partition("/")[0]
-        found.compared[kind] = found.compared.get(kind, 0) + 1
+        comparison.compared[kind] = comparison.compared.get(kind, 0) + 1
         if a.shapes[name] != b.shapes[name]:
-            found.shapes.append(f"{name}: {a.shapes[name]} and {b.shapes[name]}")
+            comparison.shapes.append(f"{name}: {a.shapes[name]} and {b.shapes[name]}")
         elif gap := gap_of(name, a[name], b[name], rtol=rtol, atol=atol):
-            found.gaps.append(gap)
+            comparison.gaps.append(gap)
         if progress:
             progress(done, len(both))
-    return found
+    return comparison
 
 
 def gap_of(name: str, x: Tensor, y: Tensor, *, rtol: float, atol: float) -> Gap | None:

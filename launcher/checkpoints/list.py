@@ -63,10 +63,10 @@ def checkpoint_of(place: Path, name: str | None = None) -> Path:
         return place
     directory = directory_of(place)
     if name is None:
-        found = latest(directory)
-        if found is None:
+        newest = latest(directory)
+        if newest is None:
             raise ConfigError(f"{directory} has no `latest`: name one of {_names(directory)}")
-        return found
+        return newest
     digits = name.removeprefix("step-")
     path = path_of(directory, int(digits)) if digits.isdecimal() else directory / name
     if not (path / MANIFEST).is_file():
@@ -85,15 +85,15 @@ def rows(directory: Path, *, deep: bool) -> list[Row]:
         newest = latest(directory)
     except CheckpointError:
         newest = None
-    found = [_row(path, newest, deep) for path in committed(directory)]
+    entries = [_row(path, newest, deep) for path in committed(directory)]
     partial = sorted(path for path in directory.glob("step-*.tmp") if path.is_dir())
-    return found + [
+    return entries + [
         Row(name=path.name, bytes=_bytes(path), written=_time(path), partial=True) for path in partial
     ]
 
 
 def _row(path: Path, newest: Path | None, deep: bool) -> Row:
-    found = problems(path, deep=deep)
+    damage = problems(path, deep=deep)
     manifest = path / MANIFEST
     return Row(
         name=path.name,
@@ -101,7 +101,7 @@ def _row(path: Path, newest: Path | None, deep: bool) -> Row:
         bytes=_bytes(path),
         written=_time(manifest if manifest.is_file() else path),
         latest=path == newest,
-        problems=found,
+        problems=damage,
         layout=_layout(path),
     )
 

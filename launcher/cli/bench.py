@@ -67,8 +67,8 @@ def run(args: argparse.Namespace, _: list[str] | None = None) -> int:
         raise DataError(f"--target ({args.target}) must be images a second, above 0, for example 2000")
     bench = Bench(args.directory, image_size=args.image_size, images=args.images, batch_size=args.batch_size)
     storage, stages, stream = bench.storage(threads), bench.stages(), bench.stream(threads)
-    found = report(storage, stages, stream, cores, args.target)
-    print(json.dumps(found) if args.json else render(args.directory, found))
+    measured = report(storage, stages, stream, cores, args.target)
+    print(json.dumps(measured) if args.json else render(args.directory, measured))
     return 0
 
 
@@ -76,7 +76,7 @@ def report(
     storage: StorageRate, stages: dict[str, float], stream: StreamRate, cores: int, target: float | None
 ) -> dict[str, Any]:
     """All that was measured, and what follows from it, as JSON-able values; times in milliseconds."""
-    found: dict[str, Any] = {
+    record: dict[str, Any] = {
         "cores": cores,
         "decoder": describe(),
         "storage": asdict(storage),
@@ -91,8 +91,8 @@ def report(
             "cores": math.ceil(target * stream.cpu_s),
             "storage_mb_s": target * image_mb,
         }
-        found["target"] = needs
-    return found
+        record["target"] = needs
+    return record
 
 
 def render(directory: str | Path, found: dict[str, Any]) -> str:

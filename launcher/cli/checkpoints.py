@@ -100,11 +100,11 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
 
 
 def _run_ls(args: argparse.Namespace, _: list[str]) -> int:
-    found = rows(directory_of(args.run_directory), deep=args.verify)
+    entries = rows(directory_of(args.run_directory), deep=args.verify)
     if args.json:
-        print(json.dumps([asdict(row) for row in found], indent=1))
+        print(json.dumps([asdict(row) for row in entries], indent=1))
     else:
-        print("\n".join(map(str, found)))
+        print("\n".join(map(str, entries)))
     return 0
 
 
@@ -113,9 +113,9 @@ def _run_verify(args: argparse.Namespace, _: list[str]) -> int:
     paths = [args.place] if is_one else committed(directory_of(args.place))
     damaged = 0
     for path in paths:
-        found = problems(path, progress=_in_mib(path))
-        damaged += bool(found)
-        print("\n".join(f"{path}: {problem}" for problem in found) or f"{path}: {_sound(path)}")
+        damage = problems(path, progress=_in_mib(path))
+        damaged += bool(damage)
+        print("\n".join(f"{path}: {problem}" for problem in damage) or f"{path}: {_sound(path)}")
     if not is_one:
         try:
             latest(directory_of(args.place))
@@ -143,10 +143,10 @@ def _run_diff(args: argparse.Namespace, _: list[str]) -> int:
     for name, one in (("A", a), ("B", b)):
         print(f"{name}  {one.path} (step {one.manifest['step']}; {layout(one.manifest)})")
     progress = progress_line("diff", "tensors") if _bytes(a.manifest) > LONG else None
-    found = compare(a, b, rtol=args.rtol, atol=args.atol, progress=progress)
-    print("\n".join(found.lines(args.top)))
-    print("identical" if found.identical else "they differ")
-    return 0 if found.identical else 1
+    comparison = compare(a, b, rtol=args.rtol, atol=args.atol, progress=progress)
+    print("\n".join(comparison.lines(args.top)))
+    print("identical" if comparison.identical else "they differ")
+    return 0 if comparison.identical else 1
 
 
 def _run_prune(args: argparse.Namespace, _: list[str]) -> int:

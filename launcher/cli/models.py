@@ -134,23 +134,23 @@ def show(text: str, json_file: Path | None) -> int:
 
 
 def _matching(text: str, all_names: list[str]) -> list[str]:
-    found = [name for name in all_names if text in name]
-    if not found:
+    names = [name for name in all_names if text in name]
+    if not names:
         raise ModelError(f"no model has {text!r} in its name (--filter); without it all are listed")
-    return found
+    return names
 
 
 def row(name: str) -> ModelRow:
     """Count one named model and compare it."""
     config = load_model_config(name)
-    found = _cost(config)
+    computed = _cost(config)
     published = PUBLISHED.get(name, _NONE)
-    answers = list(_agreements(published, (found.parameters, found.flops)))
+    answers = list(_agreements(published, (computed.parameters, computed.flops)))
     return ModelRow(
         name=name,
         image_size=config.image_size,
         window_size=config.window_size,
-        **found._asdict(),
+        **computed._asdict(),
         published_parameters=published[0],
         published_flops=published[1],
         agrees=all(answers) if answers else None,

@@ -90,15 +90,15 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
     hardware.peak(config.train.precision)
     if (counts or args.search) and (errors := run_errors(config)):
         raise ConfigError("\n".join(["no layout can be had:", *(f"  {error}" for error in errors)]))
-    found: dict[str, Any] = {}
+    record: dict[str, Any] = {}
     if counts:
-        found |= _simulate(args, config, hardware, counts)
+        record |= _simulate(args, config, hardware, counts)
     elif args.search:
-        found |= _search(args, config, hardware, nodes)
+        record |= _search(args, config, hardware, nodes)
     else:
-        found |= _one(args, config, hardware, nodes)
+        record |= _one(args, config, hardware, nodes)
     if args.json:
-        args.json.write_text(json.dumps(found, indent=1) + "\n")
+        args.json.write_text(json.dumps(record, indent=1) + "\n")
     return 0
 
 
@@ -126,10 +126,10 @@ def _search(
     from launcher.plan.search import report
     from launcher.plan.search.search import search
 
-    found = search(config, nodes, hardware, say=_say, most=args.top)
+    candidates = search(config, nodes, hardware, say=_say, most=args.top)
     print(f"{args.config} on {len(nodes)} x {nodes[0]} {hardware.name}, {config.train.precision}")
-    print("\n".join(report.search_lines(found, nodes, args.top)))
-    return {"hardware": hardware.name, "layouts": [report.candidate_json(c) for c in found]}
+    print("\n".join(report.search_lines(candidates, nodes, args.top)))
+    return {"hardware": hardware.name, "layouts": [report.candidate_json(c) for c in candidates]}
 
 
 def _simulate(

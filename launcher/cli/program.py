@@ -98,9 +98,9 @@ def _check(args: argparse.Namespace, _: list[str]) -> int:
     check(config, args.nproc, nodes, here=bool(args.nproc) and not args.ranks_per_node)
     if args.ranks_per_node and not args.nproc:
         raise ConfigError("--ranks-per-node is for a layout: say --nproc N, the number of all ranks, too")
-    num_samples, found = _training_data(config.data.train)
+    num_samples, contents = _training_data(config.data.train)
     batch = config.train
-    print(f"{args.config} is valid: {found}")
+    print(f"{args.config} is valid: {contents}")
     print(f"  {steps_in(batch.duration, config, num_samples)} steps of {batch.global_batch_size} images")
     print_lines([f"  {note}" for note in class_notes(config)])
     if args.nproc:

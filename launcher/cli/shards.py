@@ -217,9 +217,9 @@ def _run_split(args: argparse.Namespace) -> int:
 
 def _run_info(args: argparse.Namespace) -> int:
     for split in splits_in(args.directory):
-        found = info(split)
-        first, *rest = found.lines(args.classes)
-        print(f"{split}: {found.manifest.name}/{found.manifest.split}: {first}")
+        summary = info(split)
+        first, *rest = summary.lines(args.classes)
+        print(f"{split}: {summary.manifest.name}/{summary.manifest.split}: {first}")
         for text in rest:
             print(f"  {text}")
     return 0

@@ -21,12 +21,12 @@ def seconds_of(text: str, *, alone_s: int = 60) -> float | None:
         text: such as `3-12:00:00`.
         alone_s: what a single number counts: minutes in limits, seconds where squeue prints what is left.
     """
-    if found := _DAYS.fullmatch(text):
-        days, hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    if match := _DAYS.fullmatch(text):
+        days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
         return ((days * 24 + hours) * 60 + minutes) * 60.0 + seconds
-    if not (found := _SHORT.fullmatch(text)):
+    if not (match := _SHORT.fullmatch(text)):
         return None
-    first, second, third = found.groups()
+    first, second, third = match.groups()
     if second is None:
         return float(int(first) * alone_s)
     if third is None:
@@ -51,8 +51,8 @@ def time_limit(value: str | int) -> str:
 
 def limit_s(value: str | int | None) -> float:
     """The seconds of a normalised limit as Slurm keeps it, in whole minutes; infinite without one."""
-    found = seconds_of(str(value))
-    return math.inf if found is None else math.ceil(found / 60) * 60.0
+    seconds = seconds_of(str(value))
+    return math.inf if seconds is None else math.ceil(seconds / 60) * 60.0
 
 
 def written(seconds: float) -> str:
@@ -70,8 +70,8 @@ def memory(value: str | int) -> str:
     Raises:
         ValueError: it is nothing that sbatch understands.
     """
-    found = _MEMORY.fullmatch(str(value).strip())
-    if found is None:
+    match = _MEMORY.fullmatch(str(value).strip())
+    if match is None:
         raise ValueError(f"mem ({value!r}) must be memory of a node, such as 200G, 2048M, or 0 for all of it")
-    amount, unit = int(found[1]), found[2].upper() or "M"
+    amount, unit = int(match[1]), match[2].upper() or "M"
     return f"{amount}{unit}" if amount else "0"

@@ -85,10 +85,10 @@ def draw_shots(labels: np.ndarray, num_classes: int, shots: int, seed: int) -> n
         (at most K * k,) int64, class after class.
     """
     order, ends = np.argsort(labels, kind="stable"), np.cumsum(np.bincount(labels, minlength=num_classes))
-    found = []
+    chosen = []
     for label, of_class in enumerate(np.split(order, ends[:-1])):
-        found.append(of_class[permutation(len(of_class), Purpose.SHOTS, seed, label)[:shots]])
-    return np.concatenate(found)
+        chosen.append(of_class[permutation(len(of_class), Purpose.SHOTS, seed, label)[:shots]])
+    return np.concatenate(chosen)
 
 
 def few_shot(

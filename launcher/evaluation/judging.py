@@ -62,14 +62,14 @@ def judging(args: Namespace, config: RunConfig, run: RunDirectory, *, by_model: 
         DataError: a manifest that cannot be read.
     """
     val = checked_manifest(config.data.val)
-    found = Judging(classes=val.classes)
+    judged = Judging(classes=val.classes)
     if args.few_shot or args.knn:
-        found = replace(found, support=_support(config, val))
+        judged = replace(judged, support=_support(config, val))
     if by_model and config.task == "classification":
-        found = _by_model(args, config, run, val, found)
+        judged = _by_model(args, config, run, val, judged)
     if args.confusion:
-        _check_table(found)
-    return found
+        _check_table(judged)
+    return judged
 
 
 def _check_table(found: Judging) -> None:
@@ -86,8 +86,8 @@ def _check_table(found: Judging) -> None:
 
 def classes_of_run(run: RunDirectory, num_classes: int) -> Classes:
     """The classes that a run's newest checkpoint says the model was trained on."""
-    found = newest_manifest(run.checkpoints)
-    names = recorded_classes(found[1]) if found else None
+    newest = newest_manifest(run.checkpoints)
+    names = recorded_classes(newest[1]) if newest else None
     if names is None:
         unnamed = "its checkpoints do not record them, as those of older versions"
         return Classes(of=f"the run {run.path}", names=numbered(num_classes), unnamed=unnamed)
@@ -103,7 +103,7 @@ def _support(config: RunConfig, val: Manifest) -> LabelFit:
 
 
 def _by_model(
-    args: Namespace, config: RunConfig, run: RunDirectory, val: Manifest, found: Judging
+    args: Namespace, config: RunConfig, run: RunDirectory, val: Manifest, judged: Judging
 ) -> Judging:
     labels = read_labels(args.labels, config.model.num_classes, len(val.classes)) if args.labels else None
     if labels is not None:
@@ -114,7 +114,7 @@ def _by_model(
                 f"--labels {args.labels}: model_classes already says which class is which: leave out "
                 "--match-classes (data.match_classes)"
             )
-        return replace(found, labels=labels)
+        return replace(judged, labels=labels)
     wanted = classes_of_run(run, config.model.num_classes)
     matched = fit(
         of_data("data.val", config.data.val, val),
@@ -123,7 +123,7 @@ def _by_model(
         otherwise=OTHER_DATA,
     )
     if matched.mapped_to is None:
-        return replace(found, model=matched, labels=labels)
+        return replace(judged, model=matched, labels=labels)
     if labels is not None:
         labels = labels.mapped(label_map(val.classes, wanted.names).tolist(), len(wanted.names))
-    return replace(found, classes=wanted.names, model=matched, labels=labels)
+    return replace(judged, classes=wanted.names, model=matched, labels=labels)

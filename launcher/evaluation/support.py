@@ -86,9 +86,9 @@ def check_bank(neighbours: int, bank: int | None, place: str, images: int) -> No
             f"--bank ({bank}) must be at most the {images} images of data.train ({place}); without --bank "
             "all of them are taken"
         )
-    if neighbours > (found := bank or images):
-        of = f"--bank ({bank})" if bank else f"the {found} images of data.train ({place})"
-        raise ConfigError(f"--knn ({neighbours}) must be at most {of}; --knn {found} would do")
+    if neighbours > (available := bank or images):
+        of = f"--bank ({bank})" if bank else f"the {available} images of data.train ({place})"
+        raise ConfigError(f"--knn ({neighbours}) must be at most {of}; --knn {available} would do")
 
 
 def check_neighbours(

@@ -23,11 +23,11 @@ def probe_versions(context: ProbeContext) -> dict[str, str]:
     """Everything that computes or talks."""
     from deepspeed.accelerator import get_accelerator
 
-    found = {"python": ".".join(platform.python_version_tuple()[:2])}
-    found |= {name: version_of(name) for name in PACKAGES}
-    found |= {"cuda": str(torch.version.cuda), "nccl": _nccl(), "accelerator": get_accelerator()._name}
+    versions = {"python": ".".join(platform.python_version_tuple()[:2])}
+    versions |= {name: version_of(name) for name in PACKAGES}
+    versions |= {"cuda": str(torch.version.cuda), "nccl": _nccl(), "accelerator": get_accelerator()._name}
     moe = context.config.model.moe if context.config else None
-    return found | ({"tutel": version_of("tutel")} if moe and moe.backend == "tutel" else {})
+    return versions | ({"tutel": version_of("tutel")} if moe and moe.backend == "tutel" else {})
 
 
 def _nccl() -> str:
@@ -54,14 +54,14 @@ def probe_configuration(context: ProbeContext) -> dict[str, Any] | None:
     if context.config is None:
         return None
     text = dump_config(context.config)
-    found: dict[str, Any] = {"digest": _digest(text), "error": None}
-    found["sections"] = {name: _digest(repr(value)) for name, value in asdict(context.config).items()}
+    digests: dict[str, Any] = {"digest": _digest(text), "error": None}
+    digests["sections"] = {name: _digest(repr(value)) for name, value in asdict(context.config).items()}
     if not context.in_train:
         try:
             check(context.config, context.ranks.world_size, here=True)
         except ConfigError as error:
-            found["error"] = str(error).removeprefix("one thing to correct:\n  ")
-    return found
+            digests["error"] = str(error).removeprefix("one thing to correct:\n  ")
+    return digests
 
 
 def _digest(text: str) -> str:

@@ -58,16 +58,16 @@ def _error(split: str, value: dict[str, Any], *, fatal: bool) -> str | None:
 
 def _try(config: RunConfig, split: str, context: ProbeContext, deadline_s: float) -> dict[str, Any]:
     place = getattr(config.data, split)
-    found: dict[str, Any] = {}
+    entry: dict[str, Any] = {}
     try:
         if names_tars(place):
             return _of_tars(place, context.ranks.rank)
         storage, retries = storage_for(place, deadline_s), Retries(deadline_s, Telemetry())
         manifest = load_manifest(storage, retries)
-        found |= {"digest": manifest.digest, "message": manifest.digest[:12]}
+        entry |= {"digest": manifest.digest, "message": manifest.digest[:12]}
         check_access(storage, cached=config.data.cache is not None)
         if not storage.random_access:
-            return found | {"message": f"{manifest.digest[:12]} in whole shards, not sampled"}
+            return entry | {"message": f"{manifest.digest[:12]} in whole shards, not sampled"}
         shard, row = first_sample(manifest, config, split, context.ranks.rank, context.ranks.world_size)
         reader = ShardReader(storage, manifest, retries=retries)
         try:
@@ -75,8 +75,8 @@ def _try(config: RunConfig, split: str, context: ProbeContext, deadline_s: float
         finally:
             reader.close()
     except DataError as error:
-        return found | {"error": str(error), "fatal": _is_fatal(error, config, split)}
-    return found | {"message": f"{manifest.digest[:12]} of {len(manifest.shards)} shard(s)"}
+        return entry | {"error": str(error), "fatal": _is_fatal(error, config, split)}
+    return entry | {"message": f"{manifest.digest[:12]} of {len(manifest.shards)} shard(s)"}
 
 
 def first_sample(

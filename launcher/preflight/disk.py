@@ -51,17 +51,17 @@ def probe_run(context: ProbeContext) -> dict[str, Any] | None:
     if context.config is None:
         return None
     path = Path(context.config.run_dir)
-    found: dict[str, Any] = {"path": str(path.absolute())}
+    entry: dict[str, Any] = {"path": str(path.absolute())}
     if context.token and not _appears(path / context.token):
-        return found | {"unshared": True}
+        return entry | {"unshared": True}
     probe = path / f"{TOKEN}{context.token[-8:]}-{context.ranks.rank}"
     try:
         probe.touch()
         probe.unlink()
     except OSError as error:
         why = f"cannot write into run_dir ({context.config.run_dir}): {error.strerror}"
-        return found | {"error": f"{why}; see to it, or choose another run_dir"}
-    return found | (checkpoint_space(context.config, path) if context.ranks.rank == 0 else {})
+        return entry | {"error": f"{why}; see to it, or choose another run_dir"}
+    return entry | (checkpoint_space(context.config, path) if context.ranks.rank == 0 else {})
 
 
 def evaluate_run(results: ProbeResults) -> Verdict:
@@ -130,17 +130,17 @@ def _free(path: Path) -> int:
 def probe_scratch(context: ProbeContext) -> dict[str, Any]:
     """What is free where temporary files and cached shards go, on this rank's node."""
     directory = Path(tempfile.gettempdir())
-    found: dict[str, Any] = {"tmp": str(directory), "tmp_free": _free(directory)}
+    entry: dict[str, Any] = {"tmp": str(directory), "tmp_free": _free(directory)}
     data = context.config.data if context.config else None
     if data is None or data.cache is None:
-        return found
+        return entry
     cache = os.path.expandvars(data.cache)
     if "$" in cache:
         error = f"data.cache ({data.cache}): a variable in it is not set; set it or name a directory"
-        return found | {"error": error}
+        return entry | {"error": error}
     files = (os.path.join(folder, name) for folder, _, names in os.walk(cache) for name in names)
     held = sum(os.stat(file).st_size for file in files if os.path.isfile(file))
-    return found | {"cache": cache, "cache_free": _free(Path(cache)), "cache_holds": held}
+    return entry | {"cache": cache, "cache_free": _free(Path(cache)), "cache_holds": held}
 
 
 def evaluate_scratch(results: ProbeResults) -> Verdict:

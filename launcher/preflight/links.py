@@ -27,18 +27,18 @@ class Rate(NamedTuple):
 def rates(results: ProbeResults) -> list[Rate]:
     """Every group and every pair; a group is as quick as its slowest rank, a pair as its slower end."""
     times: Sequence[Times] = results.values
-    found = []
+    measured = []
     for what in COLLECTIVES:
         for scope, groups in _groups(results):
             for ranks in groups:
                 seconds = max(getattr(times[rank], what)[scope] for rank in ranks)
-                found.append(Rate(what, scope, tuple(ranks), seconds))
+                measured.append(Rate(what, scope, tuple(ranks), seconds))
     for scope, rings in ((IN_NODE, by_node(results.places)), (BETWEEN, across(results.places))):
         for ring in rings:
             for a, b in (pair for part in rounds(ring) for pair in part):
                 seconds = max(times[a].neighbours[b], times[b].neighbours[a])
-                found.append(Rate("neighbours", scope, tuple(sorted((a, b))), seconds))
-    return found
+                measured.append(Rate("neighbours", scope, tuple(sorted((a, b))), seconds))
+    return measured
 
 
 def _groups(results: ProbeResults) -> Iterator[tuple[str, list[list[int]]]]:
@@ -102,9 +102,9 @@ def table(results: ProbeResults, message_bytes: int) -> list[str]:
     for rate in rates(results):
         kinds.setdefault((rate.what, rate.scope), []).append(rate)
     lines = []
-    for (what, scope), found in kinds.items():
-        worst = max(found, key=lambda rate: rate.seconds)
-        of = f"slowest of {len(found)}: " if len(found) > 1 else ""
+    for (what, scope), of_kind in kinds.items():
+        worst = max(of_kind, key=lambda rate: rate.seconds)
+        of = f"slowest of {len(of_kind)}: " if len(of_kind) > 1 else ""
         gb_s = worst.gb_s(message_bytes)
         lines.append(f"{_name(what):11} {scope:14} {gb_s:8.2f} GB/s  {of}{results.where(worst.ranks)}")
     return lines

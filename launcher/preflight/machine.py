@@ -78,15 +78,15 @@ def evaluate_compute(results: ProbeResults) -> Verdict:
 
 def probe_limits(context: ProbeContext) -> dict[str, Any]:
     """Threads and the cores they may use, open files, shared memory."""
-    found = {
+    limits = {
         "threads": torch.get_num_threads(),
         "cores": sum(1 << core for core in os.sched_getaffinity(0)),  # a bit each
         "files": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
         "shards": _shards(context),
     }
     if context.device.type == "cuda" and Path("/dev/shm").is_dir():
-        found["shm"] = shutil.disk_usage("/dev/shm").total
-    return found
+        limits["shm"] = shutil.disk_usage("/dev/shm").total
+    return limits
 
 
 def _shards(context: ProbeContext) -> int:

@@ -44,10 +44,10 @@ class ProbeResults:
 
     def groups(self, values: Iterable[T]) -> list[tuple[T, list[int]]]:
         """The different values with their ranks, that of most ranks first."""
-        found: dict[Hashable, tuple[T, list[int]]] = {}
+        by_value: dict[Hashable, tuple[T, list[int]]] = {}
         for rank, value in enumerate(values):
-            found.setdefault(repr(value), (value, []))[1].append(rank)
-        return sorted(found.values(), key=lambda group: -len(group[1]))
+            by_value.setdefault(repr(value), (value, []))[1].append(rank)
+        return sorted(by_value.values(), key=lambda group: -len(group[1]))
 
     def spread(self, values: Iterable[Any]) -> str:
         """`2.13.0 on ranks 0-6, 2.12.1 on rank 7 (node gpu9)`."""

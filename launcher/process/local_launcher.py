@@ -167,8 +167,8 @@ class RankProcesses:
 
     def _status(self, ended: dict[int, int]) -> int:
         """The status of the rank that caused the end."""
-        found = cause([Ending(code=self._meaning(code)) for code in ended.values()])
-        return int(found.code) if found else ExitCode.FINISHED
+        ending = cause([Ending(code=self._meaning(code)) for code in ended.values()])
+        return int(ending.code) if ending else ExitCode.FINISHED
 
 
 def is_parent(nproc: int | None) -> bool:

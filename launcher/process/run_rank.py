@@ -177,13 +177,15 @@ def _leave_with(error: BaseException, code: ExitCode, context: RankContext) -> i
 
 def _end(error: BaseException, config: RunConfig, context: RankContext) -> int:
     """This rank ends alone, and leaves its last words for the others."""
-    found = as_run_error(error, context.watch, config.train.micro_batch_size, config.parallel.zero_stage)
-    code = found.code if found else ExitCode.BUG
-    if found is None:
+    run_error = as_run_error(error, context.watch, config.train.micro_batch_size, config.parallel.zero_stage)
+    code = run_error.code if run_error else ExitCode.BUG
+    if run_error is None:
         traceback.print_exception(error)
-    elif str(found):
-        print_error(found)
-    line = f"{type(found or error).__name__}: {in_one_line(found or error) or context.watch.diagnosis}"
+    elif str(run_error):
+        print_error(run_error)
+    line = (
+        f"{type(run_error or error).__name__}: {in_one_line(run_error or error) or context.watch.diagnosis}"
+    )
     context.watch.close()
     _record_alone(context, code, line)
     if not code.is_of_another_rank:

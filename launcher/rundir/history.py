@@ -42,22 +42,22 @@ def all_sessions(run: RunFiles) -> list[Session]:
 
 def crashes(run: RunFiles) -> list[Session]:
     """The last sessions, without a break, that started where the run still stands and crashed."""
-    found = []
+    crashed = []
     for session in reversed(sessions_without_progress(run)):
         if session.get("code") in NO_CRASH:
             break
-        found.append(session)
-    return found[::-1]
+        crashed.append(session)
+    return crashed[::-1]
 
 
 def sessions_without_progress(run: RunFiles) -> list[Session]:
     """The last sessions, without a break, that left no checkpoint, stopped ones among them."""
-    step, found = committed_step(run), []
+    step, sessions = committed_step(run), []
     for session in reversed(all_sessions(run)):
         if session["from_step"] != step or session.get("forgotten"):
             break
-        found.append(session)
-    return found[::-1]
+        sessions.append(session)
+    return sessions[::-1]
 
 
 def committed_step(run: RunFiles) -> int:

@@ -90,13 +90,13 @@ def _ending(
     reported = [Ending(code=report["code"], reason=report.get("reason", "")) for report in reports] + own
     above = [event for event in log if _explains(event, reported, progress)]
     below = [_of_event(event, progress) for event in log if event not in above]
-    found = cause([*(_of_event(event, progress) for event in above), *reported, *below])
-    if found is None:
+    ending = cause([*(_of_event(event, progress) for event in above), *reported, *below])
+    if ending is None:
         return _by_status(status, progress)
-    is_vague = found in reported and found.code == ExitCode.LOST_RANK and "lost rank" not in found.reason
+    is_vague = ending in reported and ending.code == ExitCode.LOST_RANK and "lost rank" not in ending.reason
     if is_vague and log and log[0].kind == "signal":
         return _of_event(log[0], progress)  # srun learnt first which rank is gone
-    return replace(found, reason=_named(found.reason, log, progress)) if found.only_suffered else found
+    return replace(ending, reason=_named(ending.reason, log, progress)) if ending.only_suffered else ending
 
 
 def _explains(event: Event, reported: Iterable[Ending], progress: dict[str, Any]) -> bool:

@@ -35,11 +35,11 @@ class Sessions:
             CrashLoopError: with the end of the last one.
         """
         self._close_last()
-        if reset or not budget or len(found := crashes(self._run)) < budget:
+        if reset or not budget or len(crashed := crashes(self._run)) < budget:
             return
         raise CrashLoopError(
-            f"run_dir ({self._run.path}): the last {len(found)} sessions ended without a checkpoint after "
-            f"step {committed_step(self._run)}; the last: {found[-1]['reason']}. See {self._path}; "
+            f"run_dir ({self._run.path}): the last {len(crashed)} sessions ended without a checkpoint after "
+            f"step {committed_step(self._run)}; the last: {crashed[-1]['reason']}. See {self._path}; "
             "once the reason is gone, start with --reset-crashes (or raise checkpoint.crash_budget)"
         )
 

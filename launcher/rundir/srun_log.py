@@ -49,8 +49,8 @@ class Event:
 
 def events(text: str) -> list[Event]:
     """Every event, in the order in which srun learnt of them."""
-    found = (_event(line.strip()) for line in text.splitlines())
-    return [event for event in found if event is not None]
+    parsed = (_event(line.strip()) for line in text.splitlines())
+    return [event for event in parsed if event is not None]
 
 
 def _event(line: str) -> Event | None:

@@ -42,18 +42,18 @@ def configurations(
     """
     above = Path(with_absolute_paths(load_config(config, overrides)).run_dir)
     errors: list[str] = []
-    found: list[RunConfig] = []
+    configs: list[RunConfig] = []
     for index, (task, directory) in enumerate(zip(tasks, directories(above, len(tasks)), strict=True)):
         try:
             if any(override.partition("=")[0].strip() == "run_dir" for override in task):
                 raise ConfigError(f"run_dir cannot be overridden: every task has its own, {directory}")
             loaded = with_absolute_paths(load_config(config, [*overrides, *task]))
-            found.append(replace(loaded, run_dir=str(directory)))
+            configs.append(replace(loaded, run_dir=str(directory)))
         except ConfigError as error:
             errors.append(named(index, task, error))
     if errors:
         raise ConfigError("\n".join(errors))
-    return above, found
+    return above, configs
 
 
 def directories(run: Path, tasks: int) -> list[Path]:

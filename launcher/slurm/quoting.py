@@ -23,18 +23,18 @@ REFUSED = {
 
 def problems(values: Mapping[str, str]) -> list[str]:
     """What cannot be written into a script, a line each, by the name of its option."""
-    found = []
+    lines = []
     for name, value in values.items():
         why = next((REFUSED[kind] for kind in map(unicodedata.category, value) if kind in REFUSED), None)
         if why:
-            found.append(f"{name} ({value!r}) holds {why}; it cannot stand in a script")
-    return found
+            lines.append(f"{name} ({value!r}) holds {why}; it cannot stand in a script")
+    return lines
 
 
 def check_values(values: Mapping[str, str]) -> None:
     """Raise ConfigError with every value that cannot be written into a script."""
-    if found := problems(values):
-        raise ConfigError("\n  ".join(["not for a script:", *found]))
+    if lines := problems(values):
+        raise ConfigError("\n  ".join(["not for a script:", *lines]))
 
 
 def word(value: object) -> str:

@@ -125,12 +125,12 @@ def _with_image(container: ContainerConfig | None, image: str) -> ContainerConfi
 
 def _texts(tree: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Every text in a tree with its dotted name."""
-    found: list[tuple[str, str]] = []
+    texts: list[tuple[str, str]] = []
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            found += _texts(value, f"{prefix}{key}.")
+            texts += _texts(value, f"{prefix}{key}.")
         elif isinstance(value, list | tuple):
-            found += _texts({f"{key}[{i}]": item for i, item in enumerate(value)}, prefix)
+            texts += _texts({f"{key}[{i}]": item for i, item in enumerate(value)}, prefix)
         elif isinstance(value, str):
-            found.append((f"{prefix}{key}", value))
-    return found
+            texts.append((f"{prefix}{key}", value))
+    return texts

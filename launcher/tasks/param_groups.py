@@ -91,7 +91,7 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         ConfigError: a pattern matches nothing, or nothing is left to train.
     """
     names = [name for name, _ in model.named_parameters()]
-    found: set[str] = set()
+    frozen: set[str] = set()
     for pattern in patterns:
         matching = {
             name
@@ -104,12 +104,12 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
             otherwise = f"there are {', '.join(FROZEN)}, and patterns of names"
             hint = suggestion(pattern, [*FROZEN, *names], otherwise)
             raise ConfigError(f"optim.freeze ({pattern}) matches no parameter of the model; {hint}")
-        found |= matching
-    if len(found) == len(names):
+        frozen |= matching
+    if len(frozen) == len(names):
         raise ConfigError(f"optim.freeze ({list(patterns)}) leaves nothing to train")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in found)
-    return sorted(found)
+        parameter.requires_grad_(name not in frozen)
+    return sorted(frozen)
 
 
 def layer_of(name: str, depths: Sequence[int]) -> int:

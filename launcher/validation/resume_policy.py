@@ -165,9 +165,9 @@ def newest_manifest(checkpoints: Path) -> tuple[Path, dict[str, Any]] | None:
 
 
 def _check(config: RunConfig, checkpoints: Path, allow: bool) -> list[str]:
-    if (found := newest_manifest(checkpoints)) is None:
+    if (newest := newest_manifest(checkpoints)) is None:
         return []
-    path, manifest = found
+    path, manifest = newest
     differing = changed_options(configuration(manifest), parse_yaml(dump_config(config)))
     by_kind = {kind: [str(c) for c in differing if c.kind == kind] for kind in get_args(Kind)}
     by_kind["fixed"] += _other_classes(config, manifest)
@@ -191,8 +191,12 @@ def _other_classes(config: RunConfig, manifest: Mapping[str, Any]) -> list[str]:
     if before is None or config.task != "classification":
         return []
     option, source = ("data.val", config.data.val) if names_tars(place) else ("data.train", place)
-    found = differences(checked_manifest(source).classes, before)
-    return [f"the classes of {option} ({source}) are not those of the checkpoint: {found}"] if found else []
+    differing = differences(checked_manifest(source).classes, before)
+    return (
+        [f"the classes of {option} ({source}) are not those of the checkpoint: {differing}"]
+        if differing
+        else []
+    )
 
 
 def _other_validation_split(config: RunConfig, manifest: Mapping[str, Any]) -> list[str]:

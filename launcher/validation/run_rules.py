@@ -82,8 +82,8 @@ def _capacity_errors(model: ModelConfig) -> list[str]:
     if model.moe is None:
         return []
     factors = {name: getattr(model.moe, name) for name in ("capacity_factor", "eval_capacity_factor")}
-    found = (slots_error(model, f"model.moe.{name}", factor) for name, factor in factors.items())
-    return [error for error in found if error]
+    errors = (slots_error(model, f"model.moe.{name}", factor) for name, factor in factors.items())
+    return [error for error in errors if error]
 
 
 def _freeze_errors(config: RunConfig) -> list[str]:
