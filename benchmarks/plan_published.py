@@ -32,11 +32,11 @@ from typing import Any
 from launcher.config.load import load_config
 from launcher.config.schema import RunConfig
 from launcher.plan.base.hardware import Hardware, Link, load_hardware
-from launcher.plan.time.compute_cost import Pace
+from launcher.plan.time.compute_cost import ComputeCost
 from launcher.plan.time.estimate import predict_time
 from launcher.plan.time.links import Group, linear_s
 from launcher.plan.time.roofline import ops_s
-from launcher.plan.time.workload import Work, describe, expert_ops, expert_rows
+from launcher.plan.time.workload import Workload, describe, expert_ops, expert_rows
 from swin_moe.registry import load_model_config, model_files
 
 Row = dict[str, Any]
@@ -76,7 +76,7 @@ POINT, SHAPE = 0.25, 0.15  # goals
 WAYS = ("predicted", "timm", "official")
 
 
-def train_img_s(work: Work, hardware: Hardware, batch: int) -> float:
+def train_img_s(work: Workload, hardware: Hardware, batch: int) -> float:
     """Images/s of one GPU in training, forward and backward, under autocast."""
     seconds = sum(
         ops_s(ops, hardware, "amp") * part.number for part in work.parts for ops in part.trace.at(batch)
@@ -116,14 +116,14 @@ def scaling(hardware: Hardware, factors: dict[str, float]) -> list[Row]:
     """Table 2; `factors` is what computing takes over the roofline, by whose measurement."""
     rows: list[Row] = []
     for moe, published in ((True, MOE), (False, DENSE)):
-        pace: Pace | None = None
+        cost: ComputeCost | None = None
         own: list[Row] = []
         for ranks, img_s in published.items():
             config = run_of(moe, ranks)
-            pace = pace or Pace(
+            cost = cost or ComputeCost(
                 work=describe(config.model, device="cuda"), hardware=hardware, precision="amp"
             )
-            time = predict_time(config, [8] * (ranks // 8), hardware, pace)
+            time = predict_time(config, [8] * (ranks // 8), hardware, cost)
             compute_s = time.groups["compute"]
             rest_s = time.step_s - compute_s
             own.append(

@@ -10,7 +10,7 @@ from deepspeed.runtime.zero.stage3 import estimate_zero3_model_states_mem_needs 
 from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem_needs as zero2
 
 from launcher.config.load import load_config
-from launcher.plan.memory.rank_params import dims_of, held_by_fullest
+from launcher.plan.memory.rank_params import params_of_fullest_rank
 from launcher.plan.memory.states import states_of
 
 
@@ -20,8 +20,8 @@ def main() -> None:
         for stage, nodes in ((2, 1), (2, 8), (3, 1), (3, 8)):
             options = ["train.precision=bf16", f"parallel.zero_stage={stage}"]
             config = load_config(f"configs/{name}.yaml", options)
-            dims = dims_of(config, [8] * nodes)
-            held = held_by_fullest(config, dims)
+            dims = config.parallel.dims(8 * nodes)
+            held = params_of_fullest_rank(config, dims)
             dense = states_of(config, held, dims, experts=False)
             ours, total = dense.parameters + dense.optimizer + dense.gradients, held.elements(experts=False)
             if stage == 2:

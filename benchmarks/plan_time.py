@@ -112,7 +112,7 @@ def measured(ranks: int, rounds: int, steps: int, clock: str) -> list[Row]:
     import torch
 
     from launcher.plan.time.calibrate import measure
-    from launcher.plan.time.compute_cost import Pace, pace_of
+    from launcher.plan.time.compute_cost import ComputeCost, compute_cost
     from launcher.plan.time.estimate import predict_time
     from parallel.ranks.collectives import gather_objects
 
@@ -128,11 +128,12 @@ def measured(ranks: int, rounds: int, steps: int, clock: str) -> list[Row]:
         for times, training in zip(taken, trainings, strict=True):
             times += [training.step() for _ in range(steps)]
         profiles.append(measure(device, processor=clock == "cpu"))
-    work = pace_of(configs[0], profiles[0]).work
+    work = compute_cost(configs[0], profiles[0]).work
     rows = []
     for layout, config, times in zip(LAYOUTS[ranks], configs, taken, strict=True):
         predictions = [
-            predict_time(config, [ranks], p, Pace(work=work, hardware=p, precision="fp32")) for p in profiles
+            predict_time(config, [ranks], p, ComputeCost(work=work, hardware=p, precision="fp32"))
+            for p in profiles
         ]
         predicted = sorted(predictions, key=lambda found: found.step_s)[len(predictions) // 2]
         wall_s = statistics.median(wall for wall, _ in times)

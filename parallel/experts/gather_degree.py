@@ -46,9 +46,9 @@ def bytes_received(
     *,
     ep_size: int,
     expert_tensor_parallel_size: int,
-    weight_bytes: int,
+    weight_bytes: float,
     row_bytes: int,
-    rows: int,
+    rows: float,
 ) -> float:
     """Bytes that a rank receives in a forward pass at a gather degree; the backward pass doubles them.
 
@@ -73,9 +73,9 @@ def cheapest_degree(
     *,
     ep_size: int,
     expert_tensor_parallel_size: int,
-    weight_bytes: int,
+    weight_bytes: float,
     row_bytes: int,
-    rows: int,
+    rows: float,
 ) -> int:
     """The candidate of a strategy that moves the fewest bytes; the arguments of `bytes_received`."""
     return min(

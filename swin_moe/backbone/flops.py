@@ -41,9 +41,14 @@ def build_on_meta(config: ModelConfig) -> SwinTransformer:
     return construct_on_meta(SwinTransformer, config)
 
 
-def construct_on_meta(make: Callable[[ModelConfig, ExpertParallel | None], M], config: ModelConfig) -> M:
-    """A module around the model of `config`, of shapes alone, all experts on one rank."""
-    placement = None if config.moe is None else ExpertParallel.on_one_rank(config.moe.num_experts)
+def construct_on_meta(
+    make: Callable[[ModelConfig, ExpertParallel | None], M],
+    config: ModelConfig,
+    placement: ExpertParallel | None = None,
+) -> M:
+    """A module around the model of `config`, of shapes alone; all experts on one rank without a placement."""
+    if placement is None and config.moe is not None:
+        placement = ExpertParallel.on_one_rank(config.moe.num_experts)
     with torch.device("meta"):
         model = make(config, placement)
     return model.to("meta")  # masks and indices are constants made on the CPU

@@ -8,6 +8,7 @@ Legend: T tokens, k choices, E experts, G routing groups, S = T / G tokens a gro
 import math
 from dataclasses import dataclass
 
+from parallel.experts.gather_degree import copies_of_row
 from parallel.experts.placement import ExpertParallel, ExpertSlice
 from swin_moe.config import ModelConfig, MoEConfig
 from swin_moe.moe.dispatch import capacity
@@ -28,10 +29,10 @@ class Slots:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Way:
-    """How the rows of a layer and its experts come together at one gather degree of the exchange."""
+class GatheredPlacement:
+    """Which experts a rank computes, and for which ranks, at one gather degree of the exchange."""
 
-    degree: int  # neighbouring ranks that bring their weights together
+    degree: int  # neighbouring ranks that gather their weights
     local: int  # experts that this rank then computes
     sources: int  # ranks whose rows it computes
     copies: int  # ranks to which each row goes, as its expert stays sliced
@@ -83,38 +84,14 @@ def slots_by_layer(model: ModelConfig, images: int, *, padded: bool = False) -> 
     }
 
 
-def way_of(placement: ExpertParallel, degree: int) -> Way:
-    """How rows and experts come together at a gather degree, for a rank that holds most experts."""
+def gathered_placement(placement: ExpertParallel, degree: int) -> GatheredPlacement:
+    """The placement at a gather degree, for a rank that holds most experts."""
     slices, experts = placement.part.of, placement.num_experts
-    stay = max(1, slices // degree)
-    return Way(
+    copies = copies_of_row(slices, degree)
+    return GatheredPlacement(
         degree=degree,
         local=min(experts, len(placement.local_experts) * max(1, degree // slices)),
         sources=placement.ep_size // degree,
-        copies=stay,
-        part=ExpertSlice() if stay == 1 else ExpertSlice(slices - degree, slices, slices),
+        copies=copies,
+        part=ExpertSlice() if copies == 1 else ExpertSlice(slices - degree, slices, slices),
     )
-
-
-def degree_of(placement: ExpertParallel, *, expert_bytes: int, row_bytes: int, rows: int) -> int:
-    """The gather degree of the placement's strategy; `auto` by the rule of parallel/experts/exchange.py.
-
-    Args:
-        placement: with the options of its exchange.
-        expert_bytes: of one whole expert.
-        row_bytes: that travel for one row, there and back.
-        rows: that a rank sends at most.
-    """
-    strategy, ranks, slices = placement.options.strategy, placement.ep_size, placement.part.of
-    if ranks == 1 or strategy == "ep":
-        return 1
-    if strategy == "dp":
-        return ranks
-    if strategy != "auto":
-        return int(strategy)
-
-    def moved(degree: int) -> float:
-        weights = placement.num_experts * expert_bytes * (degree - 1) / ranks
-        return weights + rows * max(1, slices // degree) * row_bytes * (1 - degree / ranks)
-
-    return min(sorted({1, slices, ranks}), key=moved)

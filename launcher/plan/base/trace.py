@@ -51,7 +51,7 @@ FREE = frozenset((
 # fmt: on
 
 
-class Op(NamedTuple):
+class TracedOp(NamedTuple):
     """One operation; sizes may be fractions where an expectation is taken."""
 
     kind: str  # product, or a kind of pass
@@ -68,7 +68,7 @@ class Op(NamedTuple):
         """Of a product."""
         return self.batch * self.m * self.n * self.k
 
-    def times(self, count: float) -> "Op":
+    def times(self, count: float) -> "TracedOp":
         """So many of this operation, as one line."""
         grow = "batch", "elements", "other_bytes", "launches"
         return self._replace(**{name: getattr(self, name) * count for name in grow})
@@ -77,10 +77,10 @@ class Op(NamedTuple):
 class Trace(NamedTuple):
     """The operations of a piece at two batches."""
 
-    forward: tuple[tuple[Op, Op], ...]
-    backward: tuple[tuple[Op, Op], ...]
+    forward: tuple[tuple[TracedOp, TracedOp], ...]
+    backward: tuple[tuple[TracedOp, TracedOp], ...]
 
-    def at(self, batch: float) -> tuple[list[Op], list[Op]]:
+    def at(self, batch: float) -> tuple[list[TracedOp], list[TracedOp]]:
         """Forward and backward of any batch."""
         return _scaled(self.forward, batch), _scaled(self.backward, batch)
 
@@ -97,14 +97,16 @@ def trace(piece: nn.Module, run: Callable[[int], Tensor]) -> Trace:
     return Trace(*halves)
 
 
-def record(action: Callable[[], object]) -> list[Op]:
+def record(action: Callable[[], object]) -> list[TracedOp]:
     """The operations of anything that is really done."""
     with _Recorder() as recorder:
         action()
     return recorder.ops
 
 
-def _record(piece: nn.Module, run: Callable[[int], Tensor], batch: int) -> tuple[list[Op], list[Op]]:
+def _record(
+    piece: nn.Module, run: Callable[[int], Tensor], batch: int
+) -> tuple[list[TracedOp], list[TracedOp]]:
     piece.zero_grad(set_to_none=True)
     with _Recorder() as recorder:
         out = run(batch)
@@ -117,7 +119,7 @@ def _record(piece: nn.Module, run: Callable[[int], Tensor], batch: int) -> tuple
 class _Recorder(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
-        self.ops: list[Op] = []
+        self.ops: list[TracedOp] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
@@ -127,7 +129,7 @@ class _Recorder(TorchDispatchMode):
         return out
 
 
-def _ops(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], args: Any) -> list[Op]:
+def _ops(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], args: Any) -> list[TracedOp]:
     """A call as operations: products by shape, anything else by its bytes."""
     if name in ("mm", "addmm", "bmm", "baddbmm"):
         left, right = inputs[-2:]
@@ -146,15 +148,15 @@ def _ops(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], args: A
     real, other = _moved([*inputs, *outputs])
     if kind == "copy" and real == 0:
         kind = "integer"
-    return [Op(kind, elements=real, other_bytes=other)]
+    return [TracedOp(kind, elements=real, other_bytes=other)]
 
 
-def _product(batch: float, m: float, n: float, k: float) -> Op:
+def _product(batch: float, m: float, n: float, k: float) -> TracedOp:
     """The products and what they read and write."""
-    return Op("product", batch, m, n, k, elements=batch * (m * k + k * n + m * n))
+    return TracedOp("product", batch, m, n, k, elements=batch * (m * k + k * n + m * n))
 
 
-def _fused(products: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> Op:
+def _fused(products: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -> TracedOp:
     """Fused attention as one product: what comes and goes, and 4 bytes for the log of a row's sum.
 
     The exponentials are not counted. Forward (q, k, v, bias) -> (out, logsumexp, seed, offset); backward
@@ -166,10 +168,10 @@ def _fused(products: int, inputs: Sequence[Tensor], outputs: Sequence[Tensor]) -
     sums = outputs[1] if forward else inputs[6]
     real, _ = _moved([*inputs[:4], outputs[0]] if forward else [*inputs[:6], *outputs])
     batch, heads, n, d = q.shape
-    return Op("product", batch * heads, n, k.shape[2], products * d, real, 4 * sums.numel())
+    return TracedOp("product", batch * heads, n, k.shape[2], products * d, real, 4 * sums.numel())
 
 
-def _convolution(out: Tensor, weight: Tensor) -> Op:
+def _convolution(out: Tensor, weight: Tensor) -> TracedOp:
     """As a product: (B, O, h, w) of (O, I, p, p) -> (B h w, I p p) by (I p p, O)."""
     rows = out.shape[0] * out.shape[2:].numel()
     return _product(1, rows, weight.shape[0], weight.shape[1:].numel())
@@ -197,8 +199,10 @@ def _tensors(values: Iterable[Any]) -> Iterable[Tensor]:
             yield from _tensors(value)
 
 
-def _scaled(pairs: Sequence[tuple[Op, Op]], batch: float) -> list[Op]:
+def _scaled(pairs: Sequence[tuple[TracedOp, TracedOp]], batch: float) -> list[TracedOp]:
     """Each field on the line through its values at the two batches."""
     low, high = BATCHES
     share = (batch - low) / (high - low)
-    return [Op(a[0], *(x + share * (y - x) for x, y in zip(a[1:], b[1:], strict=True))) for a, b in pairs]
+    return [
+        TracedOp(a[0], *(x + share * (y - x) for x, y in zip(a[1:], b[1:], strict=True))) for a, b in pairs
+    ]

@@ -2,7 +2,7 @@
 
 The model is the real one, on shapes alone (`shapes.py`): attention takes plain products on a CPU and a fused
 kernel on a GPU. So what is counted is what autograd saves, with and without checkpointing; of MoE layers
-under even load (`evenly.py`). See docs/planner.md for what operators allocate inside, which is not seen.
+under even load (`balanced_moe.py`). What operators allocate inside is not seen: see docs/planner.md.
 
 Legend: B images of H x W pixels.
 """
@@ -18,7 +18,7 @@ from launcher.config.schema import RunConfig
 from launcher.plan.base.hardware import Device
 from launcher.plan.base.shapes import on_shapes, placed
 from launcher.plan.base.tracker import LiveBytes
-from launcher.plan.memory.balanced_moe import spread_evenly
+from launcher.plan.memory.balanced_moe import balance_experts
 from launcher.plan.memory.rank_params import fullest_placement, model_on_meta
 from launcher.tasks.param_groups import freeze
 from parallel.experts.placement import ExchangeOptions, experts_of
@@ -59,7 +59,7 @@ class Activations:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Pass:
+class _PassSpec:
     """What the activations of a pass depend on."""
 
     model: ModelConfig
@@ -78,7 +78,7 @@ class _Pass:
 def activations_of(config: RunConfig, dims: ParallelDims, device: Device) -> Activations:
     """What one micro-batch of a run keeps, on the rank that computes most; counted once for equal passes."""
     return _activations(
-        _Pass(
+        _PassSpec(
             model=config.model,
             simmim=config.simmim if config.task == "simmim" else None,
             images=config.train.micro_batch_size,
@@ -95,32 +95,32 @@ def activations_of(config: RunConfig, dims: ParallelDims, device: Device) -> Act
 
 
 @lru_cache(maxsize=512)
-def _activations(asked: _Pass) -> Activations:
-    model = _model(asked)
-    with on_shapes(asked.device):
-        return _Counter(asked, placed(model, asked.device)).run()
+def _activations(spec: _PassSpec) -> Activations:
+    model = _model(spec)
+    with on_shapes(spec.device):
+        return _Counter(spec, placed(model, spec.device)).run()
 
 
-def _model(asked: _Pass) -> nn.Module:
+def _model(spec: _PassSpec) -> nn.Module:
     """The model on meta, with the experts of the rank that holds most."""
     placement = None
-    if asked.model.moe is not None:
+    if spec.model.moe is not None:
         dims = ParallelDims(
-            world_size=asked.ep_size, ep_size=asked.ep_size, expert_tensor_parallel_size=asked.slices
+            world_size=spec.ep_size, ep_size=spec.ep_size, expert_tensor_parallel_size=spec.slices
         )
-        placement = fullest_placement(dims, asked.model.moe.num_experts, asked.exchange)
-    model = model_on_meta(asked.model, asked.simmim, placement)
-    if asked.frozen:
-        freeze(model, asked.frozen)
-    spread_evenly(model)
-    return model.to(DTYPES[asked.precision]).train()
+        placement = fullest_placement(dims, spec.model.moe.num_experts, spec.exchange)
+    model = model_on_meta(spec.model, spec.simmim, placement)
+    if spec.frozen:
+        freeze(model, spec.frozen)
+    balance_experts(model)
+    return model.to(DTYPES[spec.precision]).train()
 
 
 class _Counter:
     """Counts one forward and one backward pass of a model."""
 
-    def __init__(self, asked: _Pass, model: nn.Module) -> None:
-        self.request, self.model, self.tracker = asked, model, LiveBytes()
+    def __init__(self, spec: _PassSpec, model: nn.Module) -> None:
+        self.spec, self.model, self.tracker = spec, model, LiveBytes()
         self.marks: list[tuple[str, int]] = []
         self.forward: list[Moment] = []
         self.backward: list[Moment] = []
@@ -150,7 +150,7 @@ class _Counter:
 
     def _loss(self) -> tuple[Tensor, Any]:
         """As launcher/tasks/base.py computes it: uint8 images, normalised on the device."""
-        model, images = self.request.model, self.request.images
+        model, images = self.spec.model, self.spec.images
         shape = images, model.in_chans, *model.image_sides
         keys = sample_keys(0, torch.empty(images, dtype=torch.int64))
         x = self._images(shape)
@@ -162,13 +162,13 @@ class _Counter:
 
     def _cross_entropy(self, logits: Tensor) -> Tensor:
         targets = torch.empty_like(logits, dtype=torch.float32)
-        if not self.request.mixed:
+        if not self.spec.mixed:
             targets = torch.empty(len(logits), dtype=torch.int64)
-        return classification_loss(logits, targets, self.request.smoothing)
+        return classification_loss(logits, targets, self.spec.smoothing)
 
     def _images(self, shape: tuple[int, ...]) -> Tensor:
         raw = torch.empty(shape, dtype=torch.uint8)
-        if self.request.device == "cpu":  # they are on the host already: see memory.py
+        if self.spec.device == "cpu":  # they are on the host already: see estimate.py
             self.tracker.ignore(raw)
         mean = torch.empty(1, shape[1], 1, 1)
         return (raw.float() - mean) / mean
@@ -186,7 +186,7 @@ class _Counter:
         self.forward.append(Moment(part=name, peak=self.tracker.reset_peak()))
 
     def _take_gradient(self, parameter: nn.Parameter) -> None:
-        parameter.grad = None  # what becomes of it is the engine's: see flows.py
+        parameter.grad = None  # what becomes of it is the engine's: see gradient_buckets.py
         self.backward.append(
             Moment(
                 part=self.parts[parameter],

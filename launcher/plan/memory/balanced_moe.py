@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from launcher.plan.base.capacity import Slots, Way, degree_of, slots_of, way_of
+from launcher.plan.base.capacity import GatheredPlacement, Slots, gathered_placement, slots_of
 from parallel.experts.exchange import Compute
 from parallel.experts.gather import expert_numel
-from parallel.experts.placement import ExchangeOptions, sliced_of
+from parallel.experts.gather_degree import bytes_of_row, cheapest_degree, wire_bytes
+from parallel.experts.placement import sliced_of
 from swin_moe.moe.dispatch import DispatchPlan
 from swin_moe.moe.layer import MoELayer
 from swin_moe.moe.routers.base import (
@@ -32,11 +33,11 @@ from swin_moe.moe.routers.base import (
 from swin_moe.moe.routers.other import ExpertChoiceRouter
 
 
-def spread_evenly(model: nn.Module) -> None:
+def balance_experts(model: nn.Module) -> None:
     """Make a model run on tensors without values."""
     for module in list(model.modules()):
         if isinstance(module, MoELayer):
-            module.exchange = _Exchange(module)  # type: ignore[assignment]
+            module.exchange = _BalancedExchange(module)  # type: ignore[assignment]
             module.router = _EvenRouter(module)  # type: ignore[assignment]
 
 
@@ -101,14 +102,14 @@ def _expert_choice(router: ExpertChoiceRouter, tokens: Tensor, call: RoutingRequ
     )
 
 
-class _Counted(NamedTuple):
+class _BalancedCounts(NamedTuple):
     """Takes the place of RowCounts."""
 
-    way: Way
+    at: GatheredPlacement
     rows: int
 
 
-class _Exchange:
+class _BalancedExchange:
     """Takes the place of ExpertExchange: the copies that its hops make, and nothing sent."""
 
     def __init__(self, layer: MoELayer) -> None:
@@ -122,77 +123,77 @@ class _Exchange:
         like: Tensor,
         keyed: bool = False,
         rows_bound: int = 0,
-        static_count: int | None = None,
-        options: ExchangeOptions | None = None,
-    ) -> "_Counted":
-        """The way of the rows; the plan has as many as will be."""
-        return _Counted(self._way(weights, like, keyed, rows_bound), rows_bound)
+        **_: Any,
+    ) -> _BalancedCounts:
+        """Where the rows of a call are computed; the plan has as many rows as will be."""
+        slices, num_experts = self.placement.part.of, self.placement.num_experts
+        row = bytes_of_row(
+            self.options, channels=like.shape[1], element_size=like.element_size(), keyed=keyed
+        )
+        degree = cheapest_degree(
+            self.options.strategy,
+            ep_size=self.placement.ep_size,
+            expert_tensor_parallel_size=slices,
+            weight_bytes=num_experts * sum(expert_numel(w) * w.element_size() for w in weights),
+            row_bytes=row,
+            rows=rows_bound,
+        )
+        return _BalancedCounts(gathered_placement(self.placement, degree), rows_bound)
 
     def run(
         self,
         compute: Compute,
         weights: Sequence[nn.Parameter],
         rows: Tensor,
-        counted: "_Counted",
+        row_counts: _BalancedCounts,
         *,
         keys: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """(N, C) through experts that compute M rows, and back: (N, C)."""
-        way = counted.way
-        here: Sequence[Tensor] = weights
-        if way.degree > 1:
-            here = _Bring.apply(way, *weights)
-        received = way.received(len(rows), self.placement.num_experts)
-        pieces = self.options.overlap if way.sources > 1 else 1
-        home = []
-        for piece in range(pieces):
-            own = rows if pieces == 1 else _share(rows, piece, pieces)
-            theirs = keys if pieces == 1 or keys is None else _share(keys, piece, pieces)
-            home.append(self._journey(compute, here, own, theirs, way, received // pieces))
+        at = row_counts.at
+        gathered: Sequence[Tensor] = _Gather.apply(at, *weights) if at.degree > 1 else weights
+        received = at.received(len(rows), self.placement.num_experts)
+        chunks = self.options.overlap if at.sources > 1 else 1
+        returned = []
+        for chunk in range(chunks):
+            own = rows if chunks == 1 else _chunk(rows, chunk, chunks)
+            own_keys = keys if chunks == 1 or keys is None else _chunk(keys, chunk, chunks)
+            returned.append(self._run_chunk(compute, gathered, own, own_keys, at, received // chunks))
         count = rows.new_empty((), dtype=torch.int64)
-        return home[0] if pieces == 1 else torch.cat(home), count
+        return returned[0] if chunks == 1 else torch.cat(returned), count
 
-    def _way(self, weights: Sequence[nn.Parameter], like: Tensor, keyed: bool, rows_bound: int) -> Way:
-        width = 2 if self.options.communication_dtype == "bf16" else like.element_size()
-        degree = degree_of(
-            self.placement,
-            expert_bytes=sum(expert_numel(weight) * weight.element_size() for weight in weights),
-            row_bytes=2 * like.shape[1] * width + (8 if keyed else 0),
-            rows=rows_bound,
-        )
-        return way_of(self.placement, degree)
-
-    def _journey(
+    def _run_chunk(
         self,
         compute: Compute,
         weights: Sequence[Tensor],
         rows: Tensor,
         keys: Tensor | None,
-        way: Way,
+        at: GatheredPlacement,
         received: int,
     ) -> Tensor:
-        """One piece: out, through the experts and back."""
-        if way.sources == 1:
-            return compute(weights, rows, _even(len(rows), way.local), keys, way.part)
-        arrived = self._travel(_repeated(rows, way.copies), received)
-        there = None if keys is None else self._travel(_repeated(keys, way.copies), received)
-        if way.local > 1:  # from by source to by expert
-            arrived, there = arrived.clone(), None if there is None else there.clone()
-        out = compute(weights, arrived, _even(received, way.local), there, way.part)
-        del arrived, there
-        out = out.clone() if way.local > 1 else out
-        home = self._travel(out, len(rows) * way.copies)
-        return home if way.copies == 1 else home.view(way.copies, *rows.shape).sum(0)
+        """One chunk: out, through the experts and back."""
+        if at.sources == 1:
+            return compute(weights, rows, _even(len(rows), at.local), keys, at.part)
+        arrived = self._send(_repeated(rows, at.copies), received)
+        arrived_keys = None if keys is None else self._send(_repeated(keys, at.copies), received)
+        if at.local > 1:  # from by source to by expert
+            arrived = arrived.clone()
+            arrived_keys = None if arrived_keys is None else arrived_keys.clone()
+        out = compute(weights, arrived, _even(received, at.local), arrived_keys, at.part)
+        del arrived, arrived_keys
+        out = out.clone() if at.local > 1 else out
+        returned = self._send(out, len(rows) * at.copies)
+        return returned if at.copies == 1 else returned.view(at.copies, *rows.shape).sum(0)
 
-    def _travel(self, rows: Tensor, count: int) -> Tensor:
-        """(n, ...) -> (count, ...), on the wire in its precision."""
-        wire = self.options.communication_dtype == "bf16" and rows.dtype == torch.float32
-        arrived = _Travel.apply(rows.bfloat16() if wire else rows, count)
-        return arrived.float() if wire else arrived
+    def _send(self, rows: Tensor, count: int) -> Tensor:
+        """(n, ...) -> (count, ...), sent in the precision of the exchange."""
+        narrow = wire_bytes(self.options, rows.element_size()) < rows.element_size()
+        arrived = _AllToAll.apply(rows.bfloat16() if narrow else rows, count)
+        return arrived.float() if narrow else arrived
 
 
-class _Travel(torch.autograd.Function):
-    """An all-to-all: what leaves is alive until what arrives is there, and nothing is kept."""
+class _AllToAll(torch.autograd.Function):
+    """What leaves is alive until what arrives is there, and nothing is kept."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, count: int) -> Tensor:
@@ -204,14 +205,14 @@ class _Travel(torch.autograd.Function):
         return grad.new_empty(ctx.sent, *grad.shape[1:]), None
 
 
-class _Bring(torch.autograd.Function):
-    """The weights of neighbouring ranks as those of one, and gradients carried back."""
+class _Gather(torch.autograd.Function):
+    """The weights of neighbouring ranks as those of one, and gradients returned to them."""
 
     @staticmethod
-    def forward(ctx: Any, way: Way, *weights: Tensor) -> tuple[Tensor, ...]:
-        ctx.shapes, ctx.degree = [weight.shape for weight in weights], way.degree
-        shapes = [_brought(weight, way) for weight in weights]
-        leaving = torch.cat([weight.reshape(-1) for weight in weights]).repeat(way.degree)
+    def forward(ctx: Any, at: GatheredPlacement, *weights: Tensor) -> tuple[Tensor, ...]:
+        ctx.shapes, ctx.degree = [weight.shape for weight in weights], at.degree
+        shapes = [_gathered_shape(weight, at) for weight in weights]
+        leaving = torch.cat([weight.reshape(-1) for weight in weights]).repeat(at.degree)
         arrived = leaving.new_empty(sum(math.prod(shape) for shape in shapes))
         del leaving
         return tuple(arrived.new_empty(shape) for shape in shapes)
@@ -223,15 +224,15 @@ class _Bring(torch.autograd.Function):
         arrived = leaving.new_empty(ctx.degree, sum(sizes))
         del leaving
         own = arrived.sum(0).split(sizes)
-        return None, *(piece.view(shape).clone() for piece, shape in zip(own, ctx.shapes, strict=True))
+        return None, *(grad.view(shape).clone() for grad, shape in zip(own, ctx.shapes, strict=True))
 
 
-def _brought(weight: Tensor, way: Way) -> list[int]:
-    """The shape of a weight of all ranks that bring theirs together."""
+def _gathered_shape(weight: Tensor, at: GatheredPlacement) -> list[int]:
+    """The shape of the weights of all ranks that gather theirs."""
     shape, sliced = list(weight.shape), sliced_of(weight)
-    shape[0] = way.local
+    shape[0] = at.local
     if sliced is not None:
-        shape[sliced.dim] = len(way.part.range(sliced.size))
+        shape[sliced.dim] = len(at.part.range(sliced.size))
     return shape
 
 
@@ -239,9 +240,9 @@ def _repeated(rows: Tensor, copies: int) -> Tensor:
     return rows if copies == 1 else rows.repeat(copies, *[1] * (rows.dim() - 1))
 
 
-def _share(rows: Tensor, piece: int, pieces: int) -> Tensor:
-    """A copy of one piece of the rows."""
-    return rows[len(rows) * piece // pieces : len(rows) * (piece + 1) // pieces].clone()
+def _chunk(rows: Tensor, chunk: int, chunks: int) -> Tensor:
+    """A copy of one chunk of the rows."""
+    return rows[len(rows) * chunk // chunks : len(rows) * (chunk + 1) // chunks].clone()
 
 
 def _even(rows: int, experts: int) -> list[int]:

@@ -7,8 +7,8 @@ from typing import Any
 from launcher.config.schema import RunConfig
 from launcher.plan.base.hardware import Device
 from launcher.plan.memory.activations import BATCH, Activations, Moment, activations_of
-from launcher.plan.memory.gradient_buckets import Flow, Now, Sizes, flow_of
-from launcher.plan.memory.rank_params import Held, dims_of, held_by_fullest
+from launcher.plan.memory.gradient_buckets import Flow, GradientSizes, Snapshot, flow_of
+from launcher.plan.memory.rank_params import RankParams, params_of_fullest_rank
 from launcher.plan.memory.states import States, element_bytes, gradient_bytes, part_of, states_of, touched_by
 from launcher.plan.memory.zero3_prefetch import Gathered
 from parallel.ranks.mesh import ParallelDims
@@ -45,8 +45,8 @@ def predict_memory(
     Raises:
         LayoutError: the experts do not divide over the ranks.
     """
-    dims = dims_of(config, nodes)
-    held = held_by_fullest(config, dims)
+    dims = config.parallel.dims(sum(nodes))
+    held = params_of_fullest_rank(config, dims)
     activations = activations_of(config, dims, device)
     states = [states_of(config, held, dims, experts=experts) for experts in (False, True)]
     overlaps = device == "cuda"
@@ -63,7 +63,7 @@ def predict_memory(
 
 
 def _persistent(
-    config: RunConfig, held: Held, states: Sequence[States], device: Device
+    config: RunConfig, held: RankParams, states: Sequence[States], device: Device
 ) -> Iterator[tuple[str, int]]:
     """What is there throughout."""
     dense, expert = states
@@ -81,7 +81,7 @@ class _Alive:
     """Bytes at one moment of a step, beside what is there throughout."""
 
     name: str
-    now: Now
+    snapshot: Snapshot
     moment: Moment | None = None  # while activations are there
     gathered: int = 0
 
@@ -89,20 +89,26 @@ class _Alive:
     def total(self) -> int:
         """All of it."""
         activations = self.moment.peak if self.moment else 0
-        return activations + self.gathered + sum(self.now.gradients) + self.now.buckets + self.now.copies
+        return (
+            activations
+            + self.gathered
+            + sum(self.snapshot.gradients)
+            + self.snapshot.buckets
+            + self.snapshot.copies
+        )
 
     def items(self, activations: Activations) -> Iterator[tuple[str, int]]:
         """Gradients, buffers, and the activations of the parts before the one at work."""
-        yield "dense gradients", self.now.gradients[0]
-        yield "expert gradients", self.now.gradients[1]
-        yield "reduction buckets", self.now.buckets
+        yield "dense gradients", self.snapshot.gradients[0]
+        yield "expert gradients", self.snapshot.gradients[1]
+        yield "reduction buckets", self.snapshot.buckets
         yield "gathered parameters", self.gathered
         yield from self._whole_parts(activations)
 
     def transient(self, activations: Activations) -> tuple[str, int]:
         """The rest: what the part at work has, or the copies of a reduction or an update."""
         whole = sum(size for _, size in self._whole_parts(activations))
-        return self.name, (self.moment.peak - whole if self.moment else 0) + self.now.copies
+        return self.name, (self.moment.peak - whole if self.moment else 0) + self.snapshot.copies
 
     def _whole_parts(self, activations: Activations) -> list[tuple[str, int]]:
         if self.moment is None:
@@ -116,11 +122,11 @@ class _Step:
     """The moments of an optimizer step of a rank."""
 
     def __init__(
-        self, config: RunConfig, held: Held, dims: ParallelDims, *, overlaps: bool, reserved: bool
+        self, config: RunConfig, held: RankParams, dims: ParallelDims, *, overlaps: bool, reserved: bool
     ) -> None:
         section: Mapping[str, Any] = config.deepspeed.get("zero_optimization", {})
         self.width, stage = element_bytes(config), config.parallel.zero_stage
-        sizes = sizes_of(config, held, dims, section, overlaps=overlaps, reserved=reserved)
+        sizes = gradient_sizes(config, held, dims, section, overlaps=overlaps, reserved=reserved)
         self.flow: Flow = flow_of(stage, sizes)
         self.gathered = Gathered.of(held, dims, section) if stage == 3 else None
 
@@ -130,32 +136,34 @@ class _Step:
         for moment in activations.forward:
             last = moment is activations.forward[-1]
             held = self._elements(self.gathered.forward(last=last)) if self.gathered else 0
-            yield _Alive(name=f"forward of {moment.part}", now=before, moment=moment, gathered=held)
+            yield _Alive(name=f"forward of {moment.part}", snapshot=before, moment=moment, gathered=held)
         done = 0
         for moment in activations.backward:
             held = self._elements(self.gathered.backward(done)) if self.gathered else 0
-            for now in self.flow.take(moment.elements, int(moment.experts)):
-                yield _Alive(name=f"backward of {moment.part}", now=now, moment=moment, gathered=held)
+            for snapshot in self.flow.take(moment.elements, int(moment.experts)):
+                yield _Alive(
+                    name=f"backward of {moment.part}", snapshot=snapshot, moment=moment, gathered=held
+                )
             done += moment.elements
         small = self.width * self.gathered.small if self.gathered else 0
-        for now in self.flow.reduction():
-            yield _Alive(name="reduction of gradients", now=now, gathered=small)
-        for now in self.flow.update():
-            yield _Alive(name="update", now=now, gathered=small)
+        for snapshot in self.flow.reduction():
+            yield _Alive(name="reduction of gradients", snapshot=snapshot, gathered=small)
+        for snapshot in self.flow.update():
+            yield _Alive(name="update", snapshot=snapshot, gathered=small)
 
     def _elements(self, pair: tuple[int, int]) -> int:
         return self.width * sum(pair)
 
 
-def sizes_of(
+def gradient_sizes(
     config: RunConfig,
-    held: Held,
+    held: RankParams,
     dims: ParallelDims,
     section: Mapping[str, Any],
     *,
     overlaps: bool,
     reserved: bool,
-) -> Sizes:
+) -> GradientSizes:
     """What the flow of gradients is made of."""
     stage, ranks = config.parallel.zero_stage, (dims.world_size, dims.dp_size)
     by_kind = [[group for group in held.groups if group.experts == kind] for kind in (False, True)]
@@ -163,7 +171,7 @@ def sizes_of(
     whole = [sum(group.elements for group in groups) for groups in by_kind]
     touched = [sum(touched_by(g, ranks[i]) for g in groups) for i, groups in enumerate(by_kind)]
     uneven = sum(held.all_elements) if held.uneven and stage > 0 else None
-    return Sizes(
+    return GradientSizes(
         width=element_bytes(config),
         kept=gradient_bytes(config),
         whole=(whole[0], whole[1]),

@@ -28,7 +28,7 @@ REDUCED_AT_ONCE = 500_000_000  # elements: DeepSpeed's MEMORY_OPT_ALLREDUCE_SIZE
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sizes:
+class GradientSizes:
     """Elements and bytes that a flow is made of."""
 
     width: int  # b
@@ -47,7 +47,7 @@ class Sizes:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Now:
+class Snapshot:
     """Bytes of gradients at one moment."""
 
     gradients: Pair = (0, 0)
@@ -58,79 +58,81 @@ class Now:
 class Flow:
     """Stage 0: gradients stay with their parameters."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: GradientSizes) -> None:
         self.sizes, self.done = sizes, [0, 0]
 
-    def before(self) -> Now:
+    def before(self) -> Snapshot:
         """In a forward pass, after the micro-batches before it."""
-        return Now(gradients=_times(self.sizes.width, self.sizes.whole if self.sizes.passes > 1 else (0, 0)))
+        return Snapshot(
+            gradients=_times(self.sizes.width, self.sizes.whole if self.sizes.passes > 1 else (0, 0))
+        )
 
-    def take(self, elements: int, kind: int) -> Iterator[Now]:
+    def take(self, elements: int, kind: int) -> Iterator[Snapshot]:
         """As one more gradient comes, which is counted with the activations; then a reduction, if any."""
         yield self._accumulating()
         self.done[kind] += elements
 
-    def reduction(self) -> Iterator[Now]:
+    def reduction(self) -> Iterator[Snapshot]:
         """After the last gradient of a step."""
         sizes = self.sizes
         whole = _times(sizes.width, sizes.whole)
         copied = min(REDUCED_AT_ONCE + sizes.largest, max(sizes.whole))
-        yield Now(gradients=whole, copies=sizes.width * copied)
+        yield Snapshot(gradients=whole, copies=sizes.width * copied)
 
-    def update(self) -> Iterator[Now]:
+    def update(self) -> Iterator[Snapshot]:
         """The clipping and the optimizer: parallel/zero/engine.py squares a gradient in fp32."""
         sizes = self.sizes
         whole, halves = _times(sizes.width, sizes.whole), sizes.width < 4
-        yield Now(gradients=whole, copies=4 * sizes.largest * (2 if halves else 1))
+        yield Snapshot(gradients=whole, copies=4 * sizes.largest * (2 if halves else 1))
         if halves:
-            yield Now(gradients=whole, copies=4 * sum(sizes.whole))
+            yield Snapshot(gradients=whole, copies=4 * sum(sizes.whole))
 
-    def _accumulating(self) -> Now:
+    def _accumulating(self) -> Snapshot:
         there = self.sizes.whole if self.sizes.passes > 1 else self.done
-        return Now(gradients=_times(self.sizes.width, there))
+        return Snapshot(gradients=_times(self.sizes.width, there))
 
 
 class FlatFlow(Flow):
     """Stage 1 in bf16: fp32 gradients of everything, for good."""
 
-    def before(self) -> Now:
+    def before(self) -> Snapshot:
         """In a forward pass."""
-        return Now(gradients=_times(4, self.sizes.whole))
+        return Snapshot(gradients=_times(4, self.sizes.whole))
 
-    def reduction(self) -> Iterator[Now]:
-        """Groups are reduced in one copy of them, up to a size."""
+    def reduction(self) -> Iterator[Snapshot]:
+        """RankGroups are reduced in one copy of them, up to a size."""
         copied = min(REDUCED_AT_ONCE + self.sizes.largest, max(self.sizes.whole))
         yield self._with(4 * copied + self.sizes.width * copied)  # flat, and as it is sent
 
-    def update(self) -> Iterator[Now]:
+    def update(self) -> Iterator[Snapshot]:
         """In place; then the parameters come together."""
         yield self._with(self.sizes.width * max(self.sizes.whole))
 
-    def _accumulating(self) -> Now:
-        return Now(gradients=_times(4, self.sizes.whole), copies=self.sizes.width * sum(self.done))
+    def _accumulating(self) -> Snapshot:
+        return Snapshot(gradients=_times(4, self.sizes.whole), copies=self.sizes.width * sum(self.done))
 
-    def _with(self, copies: int) -> Now:
+    def _with(self, copies: int) -> Snapshot:
         """The gradients of the backward pass are still there, in the precision of the model."""
         left = self.sizes.width * sum(self.sizes.whole)
-        return Now(gradients=_times(4, self.sizes.whole), copies=left + copies)
+        return Snapshot(gradients=_times(4, self.sizes.whole), copies=left + copies)
 
 
 class BucketFlow(Flow):
     """Stages 1 and 2: gradients through a bucket to this rank's part."""
 
-    def __init__(self, sizes: Sizes, *, at_once: bool, compact: bool) -> None:
+    def __init__(self, sizes: GradientSizes, *, at_once: bool, compact: bool) -> None:
         super().__init__(sizes)
         self.at_once, self.compact = at_once, compact  # compact: fp32 parts, flat, of a half-precision model
         self.filled, self.written, self.by_kind = 0, 0, [0, 0]
         self.owned: Pair = (0, 0)
 
-    def before(self) -> Now:
+    def before(self) -> Snapshot:
         """In a forward pass."""
         if self.sizes.passes == 1:
-            return Now()
-        return Now(gradients=self._own() if self.at_once else _times(self.sizes.kept, self.sizes.whole))
+            return Snapshot()
+        return Snapshot(gradients=self._own() if self.at_once else _times(self.sizes.kept, self.sizes.whole))
 
-    def take(self, elements: int, kind: int) -> Iterator[Now]:
+    def take(self, elements: int, kind: int) -> Iterator[Snapshot]:
         """One more gradient."""
         yield self._now()
         if self._is_full(elements, kind):
@@ -141,22 +143,22 @@ class BucketFlow(Flow):
             self.by_kind[kind] += elements
             self.written = max(self.written, self.filled)
 
-    def reduction(self) -> Iterator[Now]:
+    def reduction(self) -> Iterator[Snapshot]:
         """What is left, or, at stage 1 without overlap, everything."""
         if not self._moves:
             self.filled = self.written = min(self.sizes.bucket, sum(self.sizes.whole))
             self.by_kind = [min(self.filled, whole) for whole in self.sizes.whole]
         yield from self._reduce()
 
-    def update(self) -> Iterator[Now]:
+    def update(self) -> Iterator[Snapshot]:
         """One group at a time."""
         own = self._own()
         if self.sizes.offload:
-            yield Now(gradients=own)
+            yield Snapshot(gradients=own)
             return
         wider = 4 if self.sizes.kept < 4 else 0
         copies = 0 if self.compact else (self.sizes.kept + wider) * max(self.sizes.group_parts)
-        yield Now(gradients=own, copies=copies)
+        yield Snapshot(gradients=own, copies=copies)
 
     @property
     def _moves(self) -> bool:
@@ -166,14 +168,14 @@ class BucketFlow(Flow):
     def _is_full(self, elements: int, kind: int) -> bool:
         return self._moves and self.filled > 0 and self.filled + elements > self.sizes.bucket
 
-    def _now(self) -> Now:
+    def _now(self) -> Snapshot:
         sizes = self.sizes
         there = list(self.before().gradients)
         if not self._moves:
             there = list(_times(sizes.kept, sizes.whole if sizes.passes > 1 else self.done))
-        return Now(gradients=_plus(there, self.owned), buckets=self._buckets())
+        return Snapshot(gradients=_plus(there, self.owned), buckets=self._buckets())
 
-    def _reduce(self) -> Iterator[Now]:
+    def _reduce(self) -> Iterator[Snapshot]:
         """A copy of what the bucket holds, then the part beside it."""
         sizes = self.sizes
         left = (0, 0) if self._moves else self._unmoved()
@@ -182,10 +184,10 @@ class BucketFlow(Flow):
         beside = _plus(self.owned, self.before().gradients) if self._moves else left
         after = own if self.owned == (0, 0) else self.owned
         bucket = self._buckets()
-        yield Now(gradients=beside, buckets=bucket, copies=self._bucket_width * copied)
+        yield Snapshot(gradients=beside, buckets=bucket, copies=self._bucket_width * copied)
         self.owned = after if self._moves else own
         held = _plus(self.owned, self.before().gradients) if self._moves else _plus(left, self.owned)
-        yield Now(gradients=held, buckets=bucket)
+        yield Snapshot(gradients=held, buckets=bucket)
         self.filled, self.by_kind = 0, [0, 0]
 
     def _unmoved(self) -> Pair:
@@ -212,23 +214,23 @@ class BucketFlow(Flow):
 class PartitionFlow(BucketFlow):
     """Stage 3: the part and the bucket are there for good."""
 
-    def __init__(self, sizes: Sizes) -> None:
+    def __init__(self, sizes: GradientSizes) -> None:
         super().__init__(sizes, at_once=True, compact=False)
         self.kind: int | None = None
 
-    def before(self) -> Now:
+    def before(self) -> Snapshot:
         """In a forward pass."""
-        return Now(gradients=self._own(), buckets=self._buckets())
+        return Snapshot(gradients=self._own(), buckets=self._buckets())
 
     def _is_full(self, elements: int, kind: int) -> bool:
         changes, self.kind = self.kind not in (None, kind), kind
         return super()._is_full(elements, kind) or (changes and self.filled > 0)
 
-    def _now(self) -> Now:
+    def _now(self) -> Snapshot:
         return self.before()
 
-    def _reduce(self) -> Iterator[Now]:
-        yield Now(gradients=self._own(), buckets=self._buckets(), copies=self.sizes.width * self.filled)
+    def _reduce(self) -> Iterator[Snapshot]:
+        yield Snapshot(gradients=self._own(), buckets=self._buckets(), copies=self.sizes.width * self.filled)
         self.filled = 0
 
     def _buckets(self) -> int:
@@ -239,7 +241,7 @@ class PartitionFlow(BucketFlow):
         return (0, 0) if self.sizes.offload else _times(self.sizes.kept, self.sizes.part)
 
 
-def flow_of(stage: int, sizes: Sizes) -> Flow:
+def flow_of(stage: int, sizes: GradientSizes) -> Flow:
     """The flow of a ZeRO stage."""
     if stage == 0:
         return Flow(sizes)

@@ -3,17 +3,16 @@
 The rank is the one that holds most: of uneven experts the most, of uneven slices the largest.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-import torch
 from torch import nn
 
 from launcher.config.schema import OptimConfig, RunConfig
 from launcher.tasks.param_groups import freeze, parameter_groups
 from parallel.experts.placement import ExchangeOptions, ExpertParallel, ExpertSlice, experts_of, sliced_of
 from parallel.ranks.mesh import ParallelDims
+from swin_moe.backbone.flops import construct_on_meta
 from swin_moe.backbone.model import SwinTransformer
 from swin_moe.config import ModelConfig
 from swin_moe.heads.simmim import SimMIM
@@ -21,7 +20,7 @@ from swin_moe.heads.simmim_config import SimMIMConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class Group:
+class ParamGroup:
     """The trained parameters of one optimizer group, as DeepSpeed sees it: dense or experts, never both."""
 
     name: str
@@ -35,10 +34,10 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Held:
+class RankParams:
     """The parameters and buffers of one rank."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[ParamGroup, ...]
     frozen: tuple[int, int]  # elements of dense and of expert parameters that are not trained
     buffer_elements: int  # of masks and coordinates, which take the precision of the model
     index_bytes: int  # of other buffers
@@ -53,16 +52,6 @@ class Held:
         """Trained and frozen elements, dense or of experts."""
         trained = sum(group.elements for group in self.groups if group.experts == experts)
         return trained + self.frozen[int(experts)]
-
-
-def dims_of(config: RunConfig, nodes: Sequence[int]) -> ParallelDims:
-    """The layout of a run over ranks on nodes such as [8, 8]."""
-    parallel = config.parallel
-    return ParallelDims(
-        world_size=sum(nodes),
-        ep_size=parallel.ep_size,
-        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
-    )
 
 
 def fullest_placement(
@@ -84,31 +73,31 @@ def fullest_placement(
     )
 
 
-def held_by_fullest(config: RunConfig, dims: ParallelDims) -> Held:
+def params_of_fullest_rank(config: RunConfig, dims: ParallelDims) -> RankParams:
     """What the rank that holds most holds; counted once for each model and placement."""
     simmim = config.simmim if config.task == "simmim" else None
-    return _held(config.model, simmim, config.optim, dims.ep_size, dims.expert_tensor_parallel_size)
+    return _rank_params(config.model, simmim, config.optim, dims.ep_size, dims.expert_tensor_parallel_size)
 
 
 def model_on_meta(
     model: ModelConfig, simmim: SimMIMConfig | None, placement: ExpertParallel | None
 ) -> nn.Module:
     """The model that a run trains, of shapes alone."""
-    with torch.device("meta"):
-        made = SwinTransformer(model, placement) if simmim is None else SimMIM(model, simmim, placement)
-    return made.to("meta")  # masks and indices are constants made on the CPU
+    if simmim is None:
+        return construct_on_meta(SwinTransformer, model, placement)
+    return construct_on_meta(lambda model, placement: SimMIM(model, simmim, placement), model, placement)
 
 
 @lru_cache(maxsize=256)
-def _held(
+def _rank_params(
     model: ModelConfig, simmim: SimMIMConfig | None, optim: OptimConfig, ep_size: int, slices: int
-) -> Held:
+) -> RankParams:
     dims = ParallelDims(world_size=ep_size, ep_size=ep_size, expert_tensor_parallel_size=slices)
     placement = None if model.moe is None else fullest_placement(dims, model.moe.num_experts)
     made = model_on_meta(model, simmim, placement)
     freeze(made, optim.freeze)
     buffers = list(made.buffers())
-    return Held(
+    return RankParams(
         groups=tuple(_groups(made, optim)),
         frozen=(_frozen(made, experts=False), _frozen(made, experts=True)),
         buffer_elements=sum(buffer.numel() for buffer in buffers if buffer.is_floating_point()),
@@ -126,14 +115,14 @@ def _is_uneven(model: nn.Module, dims: ParallelDims, num_experts: int) -> bool:
     )
 
 
-def _groups(model: nn.Module, optim: OptimConfig) -> list[Group]:
+def _groups(model: nn.Module, optim: OptimConfig) -> list[ParamGroup]:
     """The groups of tasks/param_groups.py, dense and expert parameters apart as DeepSpeed splits them."""
     found = []
     for experts in (False, True):
         for group in parameter_groups(model, optim):
             sizes = tuple(p.numel() for p in group["params"] if (experts_of(p) is not None) == experts)
             if sizes:
-                found.append(Group(name=group["name"], experts=experts, sizes=sizes))
+                found.append(ParamGroup(name=group["name"], experts=experts, sizes=sizes))
     return found
 
 

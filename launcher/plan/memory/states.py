@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 
 from launcher.config.schema import RunConfig
-from launcher.plan.memory.rank_params import Group, Held
+from launcher.plan.memory.rank_params import ParamGroup, RankParams
 from parallel.ranks.mesh import ParallelDims
 
 ALIGNMENT = 2  # elements: stages 1 and 2 pad a group to a multiple of it for each rank (NCCL's 4 bytes)
@@ -31,7 +31,7 @@ class States:
     host: int  # the same, fp32 gradients and buffers, where they are offloaded
 
 
-def states_of(config: RunConfig, held: Held, dims: ParallelDims, *, experts: bool) -> States:
+def states_of(config: RunConfig, held: RankParams, dims: ParallelDims, *, experts: bool) -> States:
     """The states of the dense parameters, or of the experts, of a rank."""
     stage, width = config.parallel.zero_stage, element_bytes(config)
     ranks = dims.dp_size if experts else dims.world_size
@@ -53,7 +53,7 @@ def states_of(config: RunConfig, held: Held, dims: ParallelDims, *, experts: boo
     )
 
 
-def _offloaded(config: RunConfig, held: Held, part: int, *, experts: bool) -> int:
+def _offloaded(config: RunConfig, held: RankParams, part: int, *, experts: bool) -> int:
     """Host bytes: masters, moments and average, their fp32 gradients, and DeepSpeed's buffers."""
     width, stage = element_bytes(config), config.parallel.zero_stage
     states = part * (8 + 4 * fp32_states(config))
@@ -81,7 +81,7 @@ def fp32_states(config: RunConfig) -> int:
     return moments + int(config.train.ema_decay > 0)
 
 
-def part_of(group: Group, ranks: int, stage: int) -> int:
+def part_of(group: ParamGroup, ranks: int, stage: int) -> int:
     """Elements of a group that one of its ranks updates: p."""
     if stage == 0:
         return group.elements
@@ -91,7 +91,7 @@ def part_of(group: Group, ranks: int, stage: int) -> int:
     return math.ceil(group.elements / unit) * unit // ranks
 
 
-def touched_by(group: Group, ranks: int) -> int:
+def touched_by(group: ParamGroup, ranks: int) -> int:
     """Elements of the parameters that one rank's part touches, at most: stages 1 and 2 keep them whole."""
     part, first, touched = part_of(group, ranks, 1), 0, [0] * ranks
     for size in group.sizes:

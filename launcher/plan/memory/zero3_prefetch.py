@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from launcher.plan.memory.rank_params import Held
+from launcher.plan.memory.rank_params import RankParams
 from parallel.ranks.mesh import ParallelDims
 
 DEFAULTS = {
@@ -33,7 +33,7 @@ class Gathered:
     live: int
 
     @staticmethod
-    def of(held: Held, dims: ParallelDims, section: Mapping[str, Any]) -> "Gathered":
+    def of(held: RankParams, dims: ParallelDims, section: Mapping[str, Any]) -> "Gathered":
         """What a rank gathers under DeepSpeed's `zero_optimization` section."""
         options = {name: int(section.get(name, value)) for name, value in DEFAULTS.items()}
         cut = [g for g in held.groups if (dims.dp_size if g.experts else dims.world_size) > 1]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from launcher.config.schema import ParallelConfig, RunConfig
 from launcher.plan.base.hardware import Hardware
 from launcher.plan.memory.estimate import Memory, predict_memory
-from launcher.plan.time.compute_cost import Pace, pace_of
+from launcher.plan.time.compute_cost import ComputeCost, compute_cost
 from launcher.plan.time.estimate import StepTime, predict_time
 from launcher.validation.elastic import batch_unit, divisors
 from launcher.validation.rules import rule_errors
@@ -42,7 +42,7 @@ def search(
     config: RunConfig,
     nodes: Sequence[int],
     hardware: Hardware,
-    pace: Pace | None = None,
+    cost: ComputeCost | None = None,
     say: Callable[[str], None] = lambda _: None,
     most: int | None = None,
 ) -> list[Candidate]:
@@ -52,16 +52,16 @@ def search(
         config: of a run; its own layout is one of many.
         nodes: ranks of each node.
         hardware: of every rank.
-        pace: of the run on the hardware, where it is known.
+        cost: of the run on the hardware, where it is known.
         say: told how far it is.
         most: memory, which takes longest, is predicted fastest layout first, until so many fit; None: of all.
 
     Returns:
         Those that fit, fastest first; those that do not, by what they lack; those that no run may have.
     """
-    pace = pace or pace_of(config, hardware)
+    cost = cost or compute_cost(config, hardware)
     found, fit = [], 0
-    timed = [_timed(one, nodes, hardware, pace) for one in layouts(config, nodes)]
+    timed = [_timed(one, nodes, hardware, cost) for one in layouts(config, nodes)]
     timed.sort(key=lambda one: -one.time.images_s if one.time else 0.0)
     for number, one in enumerate(timed):
         say(f"layout {number + 1} of {len(timed)}")
@@ -72,11 +72,11 @@ def search(
     return sorted(found, key=lambda c: _rank(c, hardware))
 
 
-def _timed(config: RunConfig, nodes: Sequence[int], hardware: Hardware, pace: Pace) -> Candidate:
+def _timed(config: RunConfig, nodes: Sequence[int], hardware: Hardware, cost: ComputeCost) -> Candidate:
     """One layout by the rules and by time."""
     if errors := rule_errors(config, sum(nodes), nodes):
         return Candidate(config=config, reason=errors[0])
-    return Candidate(config=config, time=predict_time(config, nodes, hardware, pace))
+    return Candidate(config=config, time=predict_time(config, nodes, hardware, cost))
 
 
 def _weighed(candidate: Candidate, nodes: Sequence[int], hardware: Hardware) -> Candidate:

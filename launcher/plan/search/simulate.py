@@ -11,10 +11,9 @@ from dataclasses import dataclass, replace
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.plan.base.hardware import Hardware
-from launcher.plan.time.compute_cost import Pace, pace_of
+from launcher.plan.time.compute_cost import ComputeCost, compute_cost
 from launcher.plan.time.estimate import EXCHANGE, StepTime, predict_time
 from launcher.plan.time.links import crossover_bytes, groups_of
-from launcher.plan.time.traffic import dims_of
 
 # Llama 3 (Dubey et al. 2024, section 3.3.4): 419 unplanned interruptions in 54 days on 16,384 GPUs, one in so
 # many GPU-hours
@@ -81,20 +80,20 @@ def simulate(
     counts: Sequence[int],
     hardware: Hardware,
     failures: Failures,
-    pace: Pace | None = None,
+    cost: ComputeCost | None = None,
 ) -> list[Point]:
     """Predict each number of ranks, on full nodes.
 
     Raises:
         ConfigError: the hardware does not know the precision.
     """
-    pace = pace or pace_of(config, hardware)
+    cost = cost or compute_cost(config, hardware)
     images = max(1, config.train.global_batch_size // counts[0])
     images -= images % config.train.micro_batch_size if images >= config.train.micro_batch_size else 0
     images = max(images, config.train.micro_batch_size)
     points: list[Point] = []
     for ranks in counts:
-        points.append(_point(config, ranks, images, hardware, failures, pace, points))
+        points.append(_point(config, ranks, images, hardware, failures, cost, points))
     return points
 
 
@@ -117,17 +116,17 @@ def _point(
     images: int,
     hardware: Hardware,
     failures: Failures,
-    pace: Pace,
+    cost: ComputeCost,
     before: Sequence[Point],
 ) -> Point:
     own = grown(config, ranks, images)
     per_node = min(ranks, hardware.ranks_per_node)
     nodes = [per_node] * (ranks // per_node)
-    time = predict_time(own, nodes, hardware, pace)
+    time = predict_time(own, nodes, hardware, cost)
     first = before[0].time.images_s / before[0].ranks if before else time.images_s / ranks
     mtbf_s = failures.mtbf_gpu_h * 3600 / ranks
     rows = [c.size for c in time.collectives if c.name == "rows forward"]
-    group = groups_of(dims_of(own, nodes), nodes, 1).exchange
+    group = groups_of(own.parallel.dims(sum(nodes)), nodes, 1).exchange
     return Point(
         ranks=ranks,
         ep_size=own.parallel.ep_size,

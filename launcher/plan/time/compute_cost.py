@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 
 from launcher.config.schema import RunConfig
 from launcher.plan.base.hardware import Hardware
-from launcher.plan.base.trace import Op
+from launcher.plan.base.trace import TracedOp
 from launcher.plan.time.roofline import ops_s
 from launcher.plan.time.traffic import accumulation, experts_held, gather_degree
-from launcher.plan.time.workload import Experts, Work, describe, expert_ops, expert_rows
+from launcher.plan.time.workload import Experts, Workload, describe, expert_ops, expert_rows
 from parallel.ranks.mesh import ParallelDims
 
 EXPERTS = "experts"  # the end of the name of what the experts of a stage take
@@ -15,10 +15,10 @@ Both = tuple[float, float]  # seconds forward and backward
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
+class ComputeCost:
     """The work of one model on one hardware, in one precision."""
 
-    work: Work
+    work: Workload
     hardware: Hardware
     precision: str
     dense: dict[int, list[tuple[str, bool, Both]]] = field(default_factory=dict)  # by micro-batch
@@ -62,15 +62,15 @@ class Pace:
         if key not in self.experts:
             forward, backward = expert_ops(experts, rows=key[1], count=count, slices=slices)
             if travels:  # into the order of the experts and back: read and written twice
-                order = Op("copy", elements=4 * sent * experts.dim, launches=2)
+                order = TracedOp("copy", elements=4 * sent * experts.dim, launches=2)
                 forward, backward = [*forward, order], [*backward, order]
             f, b = (ops_s(ops, self.hardware, self.precision) for ops in (forward, backward))
             self.experts[key] = f, b
         return self.experts[key]
 
 
-def pace_of(config: RunConfig, hardware: Hardware) -> Pace:
+def compute_cost(config: RunConfig, hardware: Hardware) -> ComputeCost:
     """Of a run's model in its task."""
     simmim = config.simmim if config.task == "simmim" else None
     work = describe(config.model, simmim, device=hardware.device)
-    return Pace(work=work, hardware=hardware, precision=config.train.precision)
+    return ComputeCost(work=work, hardware=hardware, precision=config.train.precision)

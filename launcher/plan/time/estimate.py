@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 from launcher.config.schema import RunConfig
 from launcher.plan.base.hardware import Hardware
-from launcher.plan.base.trace import Op
-from launcher.plan.time.compute_cost import EXPERTS, Pace, pace_of
+from launcher.plan.base.trace import TracedOp
+from launcher.plan.time.compute_cost import EXPERTS, ComputeCost, compute_cost
 from launcher.plan.time.links import all_reduce_s, gather_s, hierarchical_s, linear_s
 from launcher.plan.time.roofline import WIDTHS, ops_s
-from launcher.plan.time.traffic import Collective, accumulation, dims_of, expert_parameters, traffic
-from launcher.plan.time.workload import Work, flops_by_part
+from launcher.plan.time.traffic import Collective, accumulation, expert_parameters, traffic
+from launcher.plan.time.workload import Workload, flops_by_part
 from parallel.ranks.mesh import ParallelDims
 
 ADAM_BYTES = 28  # read parameter, gradient and two moments, write parameter and moments, fp32
@@ -47,7 +47,7 @@ class StepTime:
 
 
 def predict_time(
-    config: RunConfig, nodes: Sequence[int], hardware: Hardware, pace: Pace | None = None
+    config: RunConfig, nodes: Sequence[int], hardware: Hardware, cost: ComputeCost | None = None
 ) -> StepTime:
     """Predict a step.
 
@@ -55,15 +55,15 @@ def predict_time(
         config: valid for so many ranks: see launcher/validation/rules.py.
         nodes: ranks of each node, such as [8, 8].
         hardware: of every rank.
-        pace: `pace_of(config, hardware)`, where several layouts are compared.
+        cost: `compute_cost(config, hardware)`, where several layouts are compared.
 
     Raises:
         LayoutError: the experts do not divide over the ranks.
         ConfigError: the hardware does not know the precision.
     """
-    pace = pace or pace_of(config, hardware)
-    dims, work = dims_of(config, nodes), pace.work
-    compute = pace.compute_s(config, dims)
+    cost = cost or compute_cost(config, hardware)
+    dims, work = config.parallel.dims(sum(nodes)), cost.work
+    compute = cost.compute_s(config, dims)
     collectives = traffic(config, nodes, work, overlaps=hardware.device == "cuda")
     exposed, hidden = _exposed(config, hardware, collectives, compute)
     optimizer = optimizer_s(config, dims, hardware, work)
@@ -90,7 +90,7 @@ def predict_time(
     )
 
 
-def optimizer_s(config: RunConfig, dims: ParallelDims, hardware: Hardware, work: Work) -> float:
+def optimizer_s(config: RunConfig, dims: ParallelDims, hardware: Hardware, work: Workload) -> float:
     """Seconds of accumulating, clipping and the update."""
     stage, width = config.parallel.zero_stage, WIDTHS[config.train.precision].gradient
     counts = (
@@ -114,7 +114,7 @@ def optimizer_s(config: RunConfig, dims: ParallelDims, hardware: Hardware, work:
             total += update_bytes / (hardware.host_gb_s * 1e9)
             total += own * 2 * width / (hardware.host_link_gb_s * 1e9)
         else:
-            total += ops_s([Op("update", other_bytes=update_bytes)], hardware, "fp32")
+            total += ops_s([TracedOp("update", other_bytes=update_bytes)], hardware, "fp32")
     return total
 
 
@@ -126,8 +126,8 @@ def _passes(stage: int, holders: int) -> int:
     return 12 if stage == 3 else 10
 
 
-def _pass(elements: float, other_bytes: float = 0.0) -> Op:
-    return Op("copy", elements=elements, other_bytes=other_bytes)
+def _pass(elements: float, other_bytes: float = 0.0) -> TracedOp:
+    return TracedOp("copy", elements=elements, other_bytes=other_bytes)
 
 
 def _exposed(

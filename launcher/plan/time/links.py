@@ -15,7 +15,7 @@ from parallel.ranks.mesh import ParallelDims
 from parallel.ranks.topology import home_of
 
 
-class Group(NamedTuple):
+class RankGroup(NamedTuple):
     """The shape of a group: its ranks, and how many of them share a node."""
 
     size: int
@@ -27,23 +27,23 @@ class Group(NamedTuple):
         return math.ceil(self.size / self.per_node)
 
 
-def shape_of(ranks: Sequence[int], home: Sequence[int]) -> Group:
+def shape_of(ranks: Sequence[int], home: Sequence[int]) -> RankGroup:
     """Of a group of ranks, `home` being the node of every rank; uneven shares count as the most common."""
     nodes = [home[rank] for rank in ranks]
     counts = sorted(nodes.count(node) for node in set(nodes))
-    return Group(len(ranks), counts[len(counts) // 2])
+    return RankGroup(len(ranks), counts[len(counts) // 2])
 
 
-class Groups(NamedTuple):
+class RankGroups(NamedTuple):
     """The groups of a layout, as the first rank sees them."""
 
-    world: Group
-    copies: Group  # of the same experts
-    exchange: Group
-    gather: Group
+    world: RankGroup
+    copies: RankGroup  # of the same experts
+    exchange: RankGroup
+    gather: RankGroup
 
 
-def groups_of(dims: ParallelDims, nodes: Sequence[int], degree: int) -> Groups:
+def groups_of(dims: ParallelDims, nodes: Sequence[int], degree: int) -> RankGroups:
     """The groups at a gather degree (parallel/experts/exchange.py)."""
     home = home_of(nodes)
     lists: Iterable[Sequence[int]] = (
@@ -52,20 +52,20 @@ def groups_of(dims: ParallelDims, nodes: Sequence[int], degree: int) -> Groups:
         dims.exchange_ranks(0, degree),
         dims.gather_ranks(0, degree),
     )
-    return Groups(*(shape_of(ranks, home) for ranks in lists))
+    return RankGroups(*(shape_of(ranks, home) for ranks in lists))
 
 
-def all_reduce_s(hardware: Hardware, group: Group, size: float) -> float:
+def all_reduce_s(hardware: Hardware, group: RankGroup, size: float) -> float:
     """Seconds to sum `size` bytes of every rank at every rank."""
     return _ring_s(hardware, group, size, rounds=2)
 
 
-def gather_s(hardware: Hardware, group: Group, size: float) -> float:
+def gather_s(hardware: Hardware, group: RankGroup, size: float) -> float:
     """Seconds of an all-gather, or of a reduce-scatter: `size` bytes altogether at a rank."""
     return _ring_s(hardware, group, size, rounds=1)
 
 
-def _ring_s(hardware: Hardware, group: Group, size: float, rounds: int) -> float:
+def _ring_s(hardware: Hardware, group: RankGroup, size: float, rounds: int) -> float:
     if group.size == 1 or size == 0:
         return 0.0
     inside, between = hardware.in_node, hardware.between
@@ -81,12 +81,12 @@ def _ring_s(hardware: Hardware, group: Group, size: float, rounds: int) -> float
     return (hardware.start_us + rounds * waits_us) * 1e-6 + moved / (gb_s * 1e9)
 
 
-def split_bytes(group: Group, size: float) -> tuple[float, float]:
+def split_bytes(group: RankGroup, size: float) -> tuple[float, float]:
     """Of `size` bytes for all ranks of a group alike, those to other ranks of the node and to other nodes."""
     return size * (group.per_node - 1) / group.size, size * (group.size - group.per_node) / group.size
 
 
-def linear_s(hardware: Hardware, group: Group, size: float) -> float:
+def linear_s(hardware: Hardware, group: RankGroup, size: float) -> float:
     """Seconds of an all-to-all of one message for each pair; `size` bytes leave a rank, its own included."""
     if group.size == 1:
         return 0.0
@@ -96,7 +96,7 @@ def linear_s(hardware: Hardware, group: Group, size: float) -> float:
     return hardware.start_us * 1e-6 + max(inside_s, between_s)
 
 
-def hierarchical_s(hardware: Hardware, group: Group, size: float) -> float:
+def hierarchical_s(hardware: Hardware, group: RankGroup, size: float) -> float:
     """Seconds of an all-to-all in two stages; that of one where the group is no grid of nodes."""
     per_node, nodes = group.per_node, group.nodes
     if 1 in (per_node, nodes):
@@ -106,7 +106,7 @@ def hierarchical_s(hardware: Hardware, group: Group, size: float) -> float:
     return 2 * hardware.start_us * 1e-6 + inside_s + _reorder_s(hardware, size) + between_s
 
 
-def crossover_bytes(hardware: Hardware, group: Group) -> float:
+def crossover_bytes(hardware: Hardware, group: RankGroup) -> float:
     """The bytes of a rank below which two stages beat one message for each pair; 0 where they never do.
 
     Linear waits for (n - g) messages between nodes, two stages for (n / g - 1) of them and (g - 1) inside the

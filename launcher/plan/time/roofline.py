@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from launcher.plan.base.hardware import Hardware, on_curve
-from launcher.plan.base.trace import Op
+from launcher.plan.base.trace import TracedOp
 
 SPLIT_K = 512  # the least that a kernel leaves to each part when it cuts the k of few tiles into several
 
@@ -36,7 +36,7 @@ WIDTHS = {
 AMP_HALF = ("gelu", "gelu_backward")  # passes that autocast leaves in fp16
 
 
-def ops_s(ops: Iterable[Op], hardware: Hardware, precision: str) -> float:
+def ops_s(ops: Iterable[TracedOp], hardware: Hardware, precision: str) -> float:
     """Seconds of a sequence of operations.
 
     Raises:
@@ -50,7 +50,7 @@ def ops_s(ops: Iterable[Op], hardware: Hardware, precision: str) -> float:
     return max(device_s, host_s) if hardware.device == "cuda" else device_s + host_s
 
 
-def op_s(op: Op, hardware: Hardware, precision: str) -> float:
+def op_s(op: TracedOp, hardware: Hardware, precision: str) -> float:
     """Seconds of an operation on the device, without its launch."""
     moved = op.elements * _width(op, precision) + op.other_bytes
     if op.kind != "product":
@@ -61,7 +61,7 @@ def op_s(op: Op, hardware: Hardware, precision: str) -> float:
     return max(2 * op.multiply_adds / product_flops(op, hardware, precision), memory_s)
 
 
-def _width(op: Op, precision: str) -> float:
+def _width(op: TracedOp, precision: str) -> float:
     widths = WIDTHS[precision]
     half = op.kind == "product" or (precision == "amp" and op.kind in AMP_HALF)
     return widths.product if half else widths.passes
@@ -73,7 +73,7 @@ def pass_gb_s(kind: str, moved: float, hardware: Hardware) -> float:
     return on_curve(curve, moved) if curve else hardware.memory_gb_s * hardware.memory_efficiency
 
 
-def product_flops(op: Op, hardware: Hardware, precision: str) -> float:
+def product_flops(op: TracedOp, hardware: Hardware, precision: str) -> float:
     """FLOP/s that a product reaches, were memory no limit."""
     batched = op.batch / op.launches > 1
     curves = hardware.batched_products if batched and hardware.batched_products else hardware.products
@@ -86,7 +86,7 @@ def product_flops(op: Op, hardware: Hardware, precision: str) -> float:
     return hardware.peak(precision) * share
 
 
-def tile_share(op: Op, tile: int, units: int) -> float:
+def tile_share(op: TracedOp, tile: int, units: int) -> float:
     """The share of the multiprocessors' time that goes into what is wanted.
 
     Few tiles with a long k are cut along k, as cuBLAS does (split-k).

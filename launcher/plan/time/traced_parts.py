@@ -23,7 +23,7 @@ from swin_moe.moe.routers.base import RoutingRequest, SoftRouting
 BIAS = "position bias"  # once a batch of any size: no part of a model's published FLOPs
 
 
-class Part(NamedTuple):
+class TracedPart(NamedTuple):
     """A piece of the model, as often as it is there."""
 
     stage: str
@@ -46,14 +46,14 @@ class Experts:
     one: Trace  # an expert's work, by rows
 
 
-def patches(swin: SwinTransformer) -> Part:
+def patches(swin: SwinTransformer) -> TracedPart:
     """Patch embedding."""
     shape = swin.config.in_chans, *swin.config.image_sides
     found = trace(swin.patch_embed, lambda b: swin.patch_embed(torch.empty(b, *shape)))
-    return Part("patches", "patches", found, 1, False)
+    return TracedPart("patches", "patches", found, 1, False)
 
 
-def stage_parts(swin: SwinTransformer, number: int) -> list[Part]:
+def stage_parts(swin: SwinTransformer, number: int) -> list[TracedPart]:
     """Merging, and the blocks: equal ones are traced once."""
     stage, name = swin.layers[number], f"stage {number}"
     parts = []
@@ -61,7 +61,7 @@ def stage_parts(swin: SwinTransformer, number: int) -> list[Part]:
         merge = stage.merge
         assert isinstance(merge, nn.Module)
         parts.append(
-            Part(name, "merging", trace(merge, lambda b: merge(_map(swin, number - 1, b))), 1, False)
+            TracedPart(name, "merging", trace(merge, lambda b: merge(_map(swin, number - 1, b))), 1, False)
         )
     kinds: dict[tuple[object, ...], list[SwinBlock]] = {}
     for block in stage.blocks:  # type: ignore[union-attr]
@@ -76,7 +76,7 @@ def stage_parts(swin: SwinTransformer, number: int) -> list[Part]:
         kinds.setdefault(key, []).append(block)
     for blocks in kinds.values():
         found = _block(swin, number, blocks[0])
-        parts += [Part(name, kind, of, len(blocks), True) for kind, of in found.items()]
+        parts += [TracedPart(name, kind, of, len(blocks), True) for kind, of in found.items()]
     return parts
 
 
@@ -172,17 +172,17 @@ def stage_experts(swin: SwinTransformer, number: int) -> Experts | None:
     )
 
 
-def head(swin: SwinTransformer) -> Part:
+def head(swin: SwinTransformer) -> TracedPart:
     """The last norm and the classifier."""
     last = len(swin.config.depths) - 1
 
     def run(batch: int) -> Tensor:
         return swin.head(swin.norm(_map(swin, last, batch)).mean(dim=(1, 2)))
 
-    return Part("head", "head", trace(nn.ModuleList([swin.norm, swin.head]), run), 1, False)
+    return TracedPart("head", "head", trace(nn.ModuleList([swin.norm, swin.head]), run), 1, False)
 
 
-def decoder(swin: SwinTransformer, simmim: SimMIMConfig) -> Part:
+def decoder(swin: SwinTransformer, simmim: SimMIMConfig) -> TracedPart:
     """SimMIM's: a linear layer to the pixels of a token of the last map."""
     last, model = len(swin.config.depths) - 1, swin.config
     pixels = model.in_chans * (model.patch_size * 2**last) ** 2
@@ -191,7 +191,7 @@ def decoder(swin: SwinTransformer, simmim: SimMIMConfig) -> Part:
     def run(batch: int) -> Tensor:
         return layer(swin.norm(_map(swin, last, batch)).permute(0, 3, 1, 2))
 
-    return Part("head", "decoder", trace(nn.ModuleList([swin.norm, layer]), run), 1, False)
+    return TracedPart("head", "decoder", trace(nn.ModuleList([swin.norm, layer]), run), 1, False)
 
 
 def _map(swin: SwinTransformer, number: int, batch: int) -> Tensor:

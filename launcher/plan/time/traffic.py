@@ -7,13 +7,19 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from launcher.config.schema import RunConfig
-from launcher.plan.time.links import Group, Groups, groups_of, split_bytes
+from launcher.plan.time.links import RankGroup, RankGroups, groups_of, split_bytes
 from launcher.plan.time.roofline import WIDTHS
-from launcher.plan.time.workload import Experts, Work, expert_rows
+from launcher.plan.time.workload import Experts, Workload, expert_rows
+from parallel.experts.gather_degree import (
+    KEY_BYTES,
+    bytes_of_row,
+    cheapest_degree,
+    copies_of_row,
+    wire_bytes,
+)
 from parallel.ranks.mesh import ParallelDims
 from parallel.zero.options import bucket_elements
 
-KEY_BYTES = 8  # a row's key travels with it where experts drop out
 Kind = Literal["all_to_all", "all_reduce", "gather"]
 
 
@@ -22,7 +28,7 @@ class Collective(NamedTuple):
 
     name: str
     kind: Kind
-    group: Group
+    group: RankGroup
     size: float  # bytes: of a rank's message, or of what is gathered; its own part included
     times: float = 1.0
     pieces: float = 1.0  # in which each of them is done
@@ -40,20 +46,6 @@ class Collective(NamedTuple):
         return self.times * split_bytes(self.group, self.size)[1] if self.kind == "all_to_all" else 0.0
 
 
-def dims_of(config: RunConfig, nodes: Sequence[int]) -> ParallelDims:
-    """The layout of a run.
-
-    Raises:
-        LayoutError: it does not divide.
-    """
-    parallel = config.parallel
-    return ParallelDims(
-        world_size=sum(nodes),
-        ep_size=parallel.ep_size,
-        expert_tensor_parallel_size=parallel.expert_tensor_parallel_size,
-    )
-
-
 def accumulation(config: RunConfig, dims: ParallelDims) -> int:
     """Micro-batches of a step."""
     return max(1, config.train.global_batch_size // (config.train.micro_batch_size * dims.world_size))
@@ -67,30 +59,26 @@ def experts_held(config: RunConfig, dims: ParallelDims) -> int:
 
 
 def gather_degree(config: RunConfig, dims: ParallelDims, experts: Experts) -> int:
-    """Over how many ranks weights come together; `auto` as parallel/experts/exchange.py chooses."""
-    strategy = config.parallel.expert_exchange.strategy
-    ranks, slices = dims.ep_size, dims.expert_tensor_parallel_size
-    if not isinstance(strategy, str):
-        return strategy
-    if strategy != "auto":
-        return {"ep": 1, "dp": ranks}[strategy]
-    rows = expert_rows(config.model, experts.length, images=config.train.micro_batch_size)
-    row = 2 * experts.dim * _wire_bytes(config) + _key_bytes(config)
+    """The gather degree that the exchange takes."""
+    exchange, widths = config.parallel.expert_exchange, WIDTHS[config.train.precision]
     assert config.model.moe is not None
-    weights = config.model.moe.num_experts * experts.parameters * WIDTHS[config.train.precision].gradient
-
-    def moved(degree: int) -> float:
-        travelling = rows * max(1, slices // degree) * row * (1 - degree / ranks)
-        return weights * (degree - 1) / ranks + travelling
-
-    return min(sorted({1, slices, ranks}), key=moved)
+    return cheapest_degree(
+        exchange.strategy,
+        ep_size=dims.ep_size,
+        expert_tensor_parallel_size=dims.expert_tensor_parallel_size,
+        weight_bytes=config.model.moe.num_experts * experts.parameters * widths.gradient,
+        row_bytes=bytes_of_row(
+            exchange, channels=experts.dim, element_size=int(widths.row), keyed=_is_keyed(config)
+        ),
+        rows=expert_rows(config.model, experts.length, images=config.train.micro_batch_size),
+    )
 
 
 def traffic(
-    config: RunConfig, nodes: Sequence[int], work: Work, *, overlaps: bool = True
+    config: RunConfig, nodes: Sequence[int], work: Workload, *, overlaps: bool = True
 ) -> list[Collective]:
     """All collectives of a step; `overlaps`: whether reductions may run beside the backward pass, on GPUs."""
-    dims = dims_of(config, nodes)
+    dims = config.parallel.dims(sum(nodes))
     if dims.world_size == 1:
         return []
     bucket = bucket_of(config, overlaps=overlaps)
@@ -111,15 +99,17 @@ def _exchange(
     rows = expert_rows(
         config.model, experts.length, images=config.train.micro_batch_size, padded=options.padded
     )
-    rows *= max(1, dims.expert_tensor_parallel_size // degree)
-    size, hidden = rows * experts.dim * _wire_bytes(config), (options.overlap - 1) / options.overlap
+    copies = copies_of_row(dims.expert_tensor_parallel_size, degree)
+    rows *= copies
+    width = wire_bytes(options, int(WIDTHS[config.train.precision].row))
+    size, hidden = rows * experts.dim * width, (options.overlap - 1) / options.overlap
     travel = Collective("", "all_to_all", groups.exchange, size, pieces=options.overlap, hideable=hidden)
     yield travel._replace(name="rows forward", times=2 * layers * forwards)
     yield travel._replace(name="rows backward", times=2 * layers)
-    if key_bytes := _key_bytes(config):
-        yield travel._replace(name="keys of rows", size=rows * key_bytes, times=layers * forwards)
+    if _is_keyed(config):
+        yield travel._replace(name="keys of rows", size=rows * KEY_BYTES, times=layers * forwards)
     if not options.padded:
-        counts = 8.0 * config.model.moe.num_experts * max(1, dims.expert_tensor_parallel_size // degree)  # type: ignore[union-attr]
+        counts = 8.0 * config.model.moe.num_experts * copies  # type: ignore[union-attr]
         yield Collective("counts of rows", "all_to_all", groups.exchange, counts, layers * forwards)
     own = experts.parameters * experts_held(config, dims) / dims.expert_tensor_parallel_size
     weights = degree * own * WIDTHS[config.train.precision].gradient
@@ -127,7 +117,7 @@ def _exchange(
 
 
 def _zero(
-    config: RunConfig, dims: ParallelDims, groups: Groups, work: Work, bucket: float
+    config: RunConfig, dims: ParallelDims, groups: RankGroups, work: Workload, bucket: float
 ) -> Iterator[Collective]:
     """Of dense parameters over all ranks, and of experts over their copies (docs/engine.md).
 
@@ -153,7 +143,7 @@ def _zero(
             yield Collective(f"{name} parameters", "gather", group, size, passes, max(1, tensors), 1.0)
 
 
-def expert_parameters(config: RunConfig, dims: ParallelDims, work: Work) -> float:
+def expert_parameters(config: RunConfig, dims: ParallelDims, work: Workload) -> float:
     """Elements of the experts that a rank holds."""
     if not work.experts:
         return 0.0
@@ -178,12 +168,6 @@ def bucket_of(config: RunConfig, *, overlaps: bool) -> float:
     return float(bucket_elements(config.deepspeed, overlaps=overlaps))
 
 
-def _wire_bytes(config: RunConfig) -> float:
-    """Of an element of a row on its way."""
-    wire = config.parallel.expert_exchange.communication_dtype
-    return min(WIDTHS[config.train.precision].row, 2.0 if wire == "bf16" else 4.0)
-
-
-def _key_bytes(config: RunConfig) -> int:
-    moe = config.model.moe
-    return KEY_BYTES if moe is not None and moe.expert_dropout > 0 else 0
+def _is_keyed(config: RunConfig) -> bool:
+    """Whether rows travel with keys, as where experts drop out."""
+    return config.model.moe is not None and config.model.moe.expert_dropout > 0

@@ -13,11 +13,11 @@ import torch
 
 from launcher.plan.base.hardware import Device
 from launcher.plan.base.shapes import on_shapes, placed
-from launcher.plan.base.trace import Op
+from launcher.plan.base.trace import TracedOp
 from launcher.plan.time.traced_parts import (
     BIAS,
     Experts,
-    Part,
+    TracedPart,
     decoder,
     head,
     patches,
@@ -34,11 +34,11 @@ PERSISTENT = 100_000  # elements up to which stage 3 keeps a tensor whole (stage
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class Workload:
     """A model as its parts."""
 
     model: ModelConfig
-    parts: tuple[Part, ...]
+    parts: tuple[TracedPart, ...]
     experts: tuple[Experts, ...]
     dense_parameters: int
     dense_tensors: int  # of those, tensors that ZeRO stage 3 cuts
@@ -46,7 +46,7 @@ class Work:
 
 def describe(
     model: ModelConfig, simmim: SimMIMConfig | None = None, *, device: Device, training: bool = True
-) -> Work:
+) -> Workload:
     """Take a model apart, on shapes alone; some seconds for a Swin-B.
 
     Args:
@@ -65,7 +65,7 @@ def describe(
             parts += stage_parts(swin, number)
         parts.append(head(swin) if simmim is None else decoder(swin, simmim))
         experts = [stage_experts(swin, number) for number in range(len(model.depths))]
-    return Work(
+    return Workload(
         model=model,
         parts=tuple(parts),
         experts=tuple(x for x in experts if x),
@@ -74,7 +74,7 @@ def describe(
     )
 
 
-def flops_by_part(work: Work) -> dict[tuple[str, str], float]:
+def flops_by_part(work: Workload) -> dict[tuple[str, str], float]:
     """Multiply-adds of one image forward, no token dropped, by stage and part; as flops.py counts."""
     found: dict[tuple[str, str], float] = {}
     for part in work.parts:
@@ -113,7 +113,9 @@ def expert_rows(
     return every if padded or moe.router == "expert_choice" else min(wanted, every)
 
 
-def expert_ops(experts: Experts, *, rows: float, count: float, slices: int) -> tuple[list[Op], list[Op]]:
+def expert_ops(
+    experts: Experts, *, rows: float, count: float, slices: int
+) -> tuple[list[TracedOp], list[TracedOp]]:
     """What a rank computes in one MoE layer, forward and backward.
 
     Args:
@@ -128,7 +130,7 @@ def expert_ops(experts: Experts, *, rows: float, count: float, slices: int) -> t
     ]
 
 
-def _sliced(op: Op, hidden: int, slices: int) -> Op:
+def _sliced(op: TracedOp, hidden: int, slices: int) -> TracedOp:
     """An operation with a slice's share of the hidden channels."""
     if op.kind == "product":
         m, n, k = (size / slices if size == hidden else size for size in (op.m, op.n, op.k))
@@ -136,6 +138,6 @@ def _sliced(op: Op, hidden: int, slices: int) -> Op:
     return op._replace(elements=op.elements / slices, other_bytes=op.other_bytes / slices)
 
 
-def stages(work: Work) -> Sequence[str]:
+def stages(work: Workload) -> Sequence[str]:
     """The names of the stages in order, patches first and head last."""
     return list(dict.fromkeys(part.stage for part in work.parts))

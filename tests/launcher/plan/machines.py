@@ -1,7 +1,7 @@
 """A machine with round figures, and how fast its ranks compute."""
 
 from launcher.plan.base.hardware import Hardware, Link
-from launcher.plan.time.compute_cost import Pace
+from launcher.plan.time.compute_cost import ComputeCost
 from tests.launcher.plan.tiny_runs import TINY, work_of
 
 # 10 GFLOP/s, 1 GB/s, 1 us an operation, 10 us a collective; 2 ranks a node
@@ -21,5 +21,5 @@ MACHINE = Hardware(
 )
 
 
-def pace(machine: Hardware = MACHINE) -> Pace:
-    return Pace(work=work_of(TINY), hardware=machine, precision="fp32")
+def cost(machine: Hardware = MACHINE) -> ComputeCost:
+    return ComputeCost(work=work_of(TINY), hardware=machine, precision="fp32")

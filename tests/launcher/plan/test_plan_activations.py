@@ -12,8 +12,7 @@ from torch.utils._pytree import tree_leaves
 
 from launcher.config.schema import RunConfig
 from launcher.plan.memory.activations import activations_of
-from launcher.plan.memory.rank_params import dims_of
-from launcher.tasks.base import normalize_images
+from launcher.plan.memory.rank_params from launcher.tasks.base import normalize_images
 from swin_moe.heads.classification import classification_loss
 from swin_moe.heads.simmim_config import SimMIMConfig
 from swin_moe.random.keyed import sample_keys
@@ -86,7 +85,7 @@ def loss_of(model: nn.Module, config: RunConfig, raw: Tensor) -> tuple[Tensor, A
 @pytest.mark.parametrize("kind", MODELS)
 def test_activations_are_what_autograd_saves(kind: str) -> None:
     config = run_config(MODELS[kind])
-    predicted = activations_of(config, dims_of(config, [1]), "cpu")
+    predicted = activations_of(config, config.parallel.dims(1), "cpu")
     assert predicted.total + LEAKED.get(kind, 0) == kept_for_backward(config)
     assert [name for name, _ in predicted.saved][2:4] == ["stage 0", "stage 1"]
 
@@ -95,14 +94,14 @@ def test_activations_are_what_autograd_saves(kind: str) -> None:
 def test_activations_of_simmim(image_size: int | tuple[int, int]) -> None:
     model = replace(SMALL_V2, image_size=image_size)
     config = run_config(model, task="simmim", simmim=SimMIMConfig(mask_patch_size=8))
-    assert activations_of(config, dims_of(config, [1]), "cpu").total == kept_for_backward(config)
+    assert activations_of(config, config.parallel.dims(1), "cpu").total == kept_for_backward(config)
 
 
 @pytest.mark.parametrize("kind", ["v1", "v2", "dropless", "checkpoint-2", "wide"])
 def test_peak_of_activations(kind: str) -> None:
     """Against the memory events of torch's allocator, over both passes, with gradients taken away."""
     config = run_config(MODELS[kind])
-    predicted = activations_of(config, dims_of(config, [1]), "cpu")
+    predicted = activations_of(config, config.parallel.dims(1), "cpu")
     model = real_model(config)
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))

@@ -9,9 +9,9 @@ import torch
 
 from launcher.config.load import load_config
 from launcher.config.schema import ParallelConfig
-from launcher.plan.base.capacity import slots_by_layer, way_of
+from launcher.plan.base.capacity import slots_by_layer, gathered_placement
 from launcher.plan.memory.estimate import Memory, predict_memory
-from launcher.plan.memory.gradient_buckets import Now, Sizes, flow_of
+from launcher.plan.memory.gradient_buckets import Snapshot, GradientSizes, flow_of
 from launcher.plan.memory.zero3_prefetch import Gathered
 from parallel.experts.placement import ExchangeOptions, ExpertParallel, ExpertSlice
 from swin_moe.moe.layer import MoELayer
@@ -55,15 +55,15 @@ def test_slots_are_those_of_the_layers(factor: float, padded: bool) -> None:
 def test_ways_of_experts_and_rows() -> None:
     """Four ranks, two slices: 8 experts in 2 blocks; each rank holds half of 4 experts."""
     placement = ExpertParallel(num_experts=8, local_experts=range(4, 8), part=ExpertSlice(1, 2, 2), ep_size=4)
-    rows = way_of(placement, 1)  # each of 4 ranks sends the rows of 4 experts here: half of its 80
+    rows = gathered_placement(placement, 1)  # each of 4 ranks sends the rows of 4 experts here: half of its 80
     assert (rows.local, rows.sources, rows.copies, rows.received(80, 8)) == (4, 4, 2, 160)
-    half = way_of(placement, 2)  # two slices joined: rows of 2 ranks
+    half = gathered_placement(placement, 2)  # two slices joined: rows of 2 ranks
     assert (half.local, half.sources, half.copies, half.received(80, 8)) == (4, 2, 1, 80)
-    weights = way_of(placement, 4)  # everything here
+    weights = gathered_placement(placement, 4)  # everything here
     assert (weights.local, weights.sources, weights.part.of, weights.received(80, 8)) == (8, 1, 1, 80)
 
 
-def sizes(**options: Any) -> Sizes:
+def sizes(**options: Any) -> GradientSizes:
     """100 dense elements in halves over two ranks, a bucket of 60."""
     given: dict[str, Any] = {
         "width": 4,
@@ -80,14 +80,14 @@ def sizes(**options: Any) -> Sizes:
         "reserved": False,
         "offload": False,
     }
-    return Sizes(**{**given, **options})
+    return GradientSizes(**{**given, **options})
 
 
-def flow(stage: int, given: Sizes) -> list[int]:
+def flow(stage: int, given: GradientSizes) -> list[int]:
     """The most bytes in a backward pass of gradients of 40, 40 and 20, its end, and the update."""
     flow = flow_of(stage, given)
 
-    def most(moments: list[Now]) -> int:
+    def most(moments: list[Snapshot]) -> int:
         return max(sum(now.gradients) + now.buckets + now.copies for now in moments)
 
     backward = [now for elements in (40, 40, 20) for now in flow.take(elements, 0)]

@@ -14,7 +14,7 @@ from launcher.plan.search.search import Candidate, micro_batches, search
 from launcher.plan.time.estimate import predict_time
 from launcher.validation.rules import rule_errors
 from tests.distributed import run_on_ranks
-from tests.launcher.plan.machines import MACHINE, pace
+from tests.launcher.plan.machines import MACHINE, cost
 from tests.launcher.plan.tiny_runs import TINY, run_of
 
 CONFIG = str(Path(__file__).parents[3] / "configs" / "demo_cpu.yaml")
@@ -34,7 +34,7 @@ def key_of(config: RunConfig) -> tuple[object, ...]:
 
 @pytest.fixture(scope="module")
 def found() -> list[Candidate]:
-    return search(run_of(micro=4, ranks=4), [2, 2], MACHINE, pace())
+    return search(run_of(micro=4, ranks=4), [2, 2], MACHINE, cost())
 
 
 def test_search_is_the_enumeration(found: list[Candidate]) -> None:
@@ -61,9 +61,9 @@ def test_search_is_the_enumeration(found: list[Candidate]) -> None:
         )
         valid[key_of(one)] = one
     assert {key_of(c.config) for c in found} == set(valid)
-    best = max(valid.values(), key=lambda one: predict_time(one, [2, 2], MACHINE, pace()).images_s)
+    best = max(valid.values(), key=lambda one: predict_time(one, [2, 2], MACHINE, cost()).images_s)
     assert found[0].time is not None
-    assert found[0].time.images_s == pytest.approx(predict_time(best, [2, 2], MACHINE, pace()).images_s)
+    assert found[0].time.images_s == pytest.approx(predict_time(best, [2, 2], MACHINE, cost()).images_s)
     speeds = [c.time.images_s for c in found if c.time]
     assert speeds == sorted(speeds, reverse=True)
     assert all(not rule_errors(c.config, 4) for c in found if not c.reason)
@@ -73,7 +73,7 @@ def test_what_does_not_fit_comes_after_with_what_it_lacks(found: list[Candidate]
     config = run_of(micro=4, ranks=4)
     needs = sorted({c.memory.peak_bytes for c in found if c.memory})
     small = replace(MACHINE, memory_gib=needs[len(needs) // 2] / 2**30)
-    found = search(config, [2, 2], small, pace(small))  # activations are remembered
+    found = search(config, [2, 2], small, cost(small))  # activations are remembered
     fits = [not c.reason for c in found]
     assert any(fits)
     assert not all(fits)
@@ -86,7 +86,7 @@ def test_what_does_not_fit_comes_after_with_what_it_lacks(found: list[Candidate]
 
 def test_layouts_that_break_a_rule_are_said_once() -> None:
     two = replace(TINY, moe=replace(TINY.moe, num_experts=2))
-    found = search(run_of(two, micro=4, ranks=4), [4], MACHINE, pace())
+    found = search(run_of(two, micro=4, ranks=4), [4], MACHINE, cost())
     (broken,) = [c for c in found if c.time is None]
     assert (broken.config.parallel.ep_size, broken.config.parallel.expert_tensor_parallel_size) == (4, 1)
     assert broken.reason.endswith("parallel.expert_tensor_parallel_size=2 would do")

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from launcher.plan.base.shapes import on_shapes
-from launcher.plan.base.trace import Op, Trace, trace
+from launcher.plan.base.trace import Trace, TracedOp, trace
 from launcher.plan.base.tracker import LiveBytes
 from swin_moe.backbone.attention import WindowAttention, fused_attention
 from swin_moe.backbone.position_bias import TableBias
@@ -100,11 +100,11 @@ def test_fused_attention_is_one_product_without_scores() -> None:
     tokens, bias, scores = 3 * 5 * 64 * 16, 5 * 64 * 64, 3 * 5 * 64 * 64
     # q k^T and the product with v: 2 of (64, 16) by (16, 64); q, k, v and the answer move, and the bias once
     sums = 4 * 3 * 5 * 64
-    assert forward == [Op("product", 15, 64, 64, 2 * 16, 4 * tokens + bias, sums)]
+    assert forward == [TracedOp("product", 15, 64, 64, 2 * 16, 4 * tokens + bias, sums)]
     # q k^T again and four gradients; reads the answer's, q, k, v, the answer and the bias; writes those of q,
     # k and v, and of the bias for each image, which are added up
-    assert backward[0] == Op("product", 15, 64, 64, 5 * 16, 8 * tokens + bias + scores, sums)
-    assert backward[1:2] == [Op("sum", elements=scores + bias)]
+    assert backward[0] == TracedOp("product", 15, 64, 64, 5 * 16, 8 * tokens + bias + scores, sums)
+    assert backward[1:2] == [TracedOp("sum", elements=scores + bias)]
 
 
 def test_evaluation_writes_no_sums() -> None:
@@ -114,5 +114,5 @@ def test_evaluation_writes_no_sums() -> None:
 
 def test_rows_of_a_bias_begin_at_multiples_of_eight() -> None:
     pad, op = traced(9, grad=False).at(3)[0]
-    assert pad == Op("copy", elements=5 * 9 * 9 + 5 * 9 * 16)
+    assert pad == TracedOp("copy", elements=5 * 9 * 9 + 5 * 9 * 16)
     assert (op.m, op.n, op.elements) == (9, 9, 4 * 3 * 5 * 9 * 16 + 5 * 9 * 9)

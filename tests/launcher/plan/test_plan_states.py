@@ -8,7 +8,7 @@ import pytest
 from launcher.config.load import load_config
 from launcher.config.schema import OptimConfig, ParallelConfig
 from launcher.plan.memory.estimate import predict_memory
-from launcher.plan.memory.rank_params import dims_of, held_by_fullest
+from launcher.plan.memory.rank_params import params_of_fullest_rank
 from launcher.plan.memory.states import part_of, states_of
 from tests.launcher.plan.memory_models import run_config
 from tests.models import small_moe, small_swin
@@ -54,8 +54,8 @@ def test_states_of_a_small_model(stage: Any, precision: Any, parameters: int, op
 def test_states_of_stage_3() -> None:
     """Each parameter is cut by itself: half of each, and of the table's 9 and the head's 5 biases 5 and 3."""
     config = run_config(ONE_BLOCK, parallel=ParallelConfig(zero_stage=3))
-    dims = dims_of(config, [2])
-    dense = states_of(config, held_by_fullest(config, dims), dims, experts=False)
+    dims = config.parallel.dims(2)
+    dense = states_of(config, params_of_fullest_rank(config, dims), dims, experts=False)
     part = 648 // 2 + (142 - 9 - 5) // 2 + 5 + 3
     assert (dense.parameters, dense.optimizer) == (4 * part, 12 * part)
 
@@ -95,19 +95,19 @@ def test_offloaded_states_are_on_the_host() -> None:
 def test_experts_of_the_fullest_rank(ep_size: int, slices: int, num_experts: int, held: int) -> None:
     model = replace(ONE_BLOCK, moe=replace(EXPERTS, num_experts=num_experts))
     config = run_config(model, parallel=ParallelConfig(ep_size=ep_size, expert_tensor_parallel_size=slices))
-    found = held_by_fullest(config, dims_of(config, [ep_size * 2]))
+    found = params_of_fullest_rank(config, config.parallel.dims(ep_size * 2))
     assert found.elements(experts=True) == held
     assert found.elements(experts=False) == 790 - 280 + num_experts * 8
-    expert = states_of(config, found, dims_of(config, [ep_size * 2]), experts=True)
+    expert = states_of(config, found, config.parallel.dims(ep_size * 2), experts=True)
     assert expert.parameters == 4 * held
     assert expert.optimizer == 12 * sum(part_of(group, 2, 1) for group in found.groups if group.experts)
 
 
 def test_frozen_parameters_have_neither_gradients_nor_states() -> None:
     config = run_config(ONE_BLOCK, optim=OptimConfig(freeze=("backbone",)))
-    held = held_by_fullest(config, dims_of(config, [1]))
+    held = params_of_fullest_rank(config, config.parallel.dims(1))
     assert [group.elements for group in held.groups] == [40, 5]
-    dense = states_of(config, held, dims_of(config, [1]), experts=False)
+    dense = states_of(config, held, config.parallel.dims(1), experts=False)
     assert (dense.parameters, dense.optimizer) == (4 * 790, 12 * (40 + 6))  # 5 rounded up to 6
 
 
@@ -129,8 +129,8 @@ def test_states_beside_deepspeeds_estimates(ranks: int) -> None:
     for stage in (2, 3):
         overrides = [f"parallel.zero_stage={stage}", "train.precision=bf16"]
         config = load_config("swin_base_patch4_window7_224", overrides)
-        dims = dims_of(config, [8] * (ranks // 8))
-        held = held_by_fullest(config, dims)
+        dims = config.parallel.dims(ranks)
+        held = params_of_fullest_rank(config, dims)
         dense = states_of(config, held, dims, experts=False)
         found[stage] = dense.parameters + dense.optimizer + dense.gradients
     total = held.elements(experts=False)

@@ -9,11 +9,11 @@ import yaml
 
 from launcher.config.load import ConfigError
 from launcher.plan.base.hardware import load_hardware, on_curve, profiles
-from launcher.plan.base.trace import Op
+from launcher.plan.base.trace import TracedOp
 from launcher.plan.search.simulate import Failures, goodput, parse_range, simulate, young_s
 from launcher.plan.time.estimate import EXCHANGE, FEED, GATHER, OPTIMIZER, REDUCE, predict_time
 from launcher.plan.time.links import (
-    Group,
+    RankGroup,
     all_reduce_s,
     crossover_bytes,
     gather_s,
@@ -23,11 +23,13 @@ from launcher.plan.time.links import (
 )
 from launcher.plan.time.roofline import op_s, ops_s, tile_share
 from parallel.ranks.mesh import ParallelDims
-from tests.launcher.plan.machines import MACHINE, pace
+from tests.launcher.plan.machines import MACHINE, cost
 from tests.launcher.plan.tiny_runs import TINY, run_of, work_of
 
-PRODUCT = Op("product", 1, 100, 100, 100, elements=30_000)  # 2 MFLOP at 5 GFLOP/s: 400 us; 120 kB: 120 us
-PASS = Op("copy", elements=1_000_000)  # 4 MB at 1 GB/s: 4 ms
+PRODUCT = TracedOp(
+    "product", 1, 100, 100, 100, elements=30_000
+)  # 2 MFLOP at 5 GFLOP/s: 400 us; 120 kB: 120 us
+PASS = TracedOp("copy", elements=1_000_000)  # 4 MB at 1 GB/s: 4 ms
 
 
 def test_a_roofline_of_two_operations() -> None:
@@ -41,10 +43,10 @@ def test_a_roofline_of_two_operations() -> None:
 
 def test_tiles() -> None:
     # 256 x 256 are 4 tiles of 128: half of 8 units are idle; k = 2048 is cut in 2, so that all have one
-    assert tile_share(Op("product", 1, 256, 256, 64), 128, 8) == 0.5
-    assert tile_share(Op("product", 1, 256, 256, 2048), 128, 8) == 1.0
-    assert tile_share(Op("product", 1, 129, 128, 64), 128, 2) == pytest.approx(129 / 256)
-    assert tile_share(Op("product", 9, 128, 128, 64), 128, 8) == pytest.approx(
+    assert tile_share(TracedOp("product", 1, 256, 256, 64), 128, 8) == 0.5
+    assert tile_share(TracedOp("product", 1, 256, 256, 2048), 128, 8) == 1.0
+    assert tile_share(TracedOp("product", 1, 129, 128, 64), 128, 2) == pytest.approx(129 / 256)
+    assert tile_share(TracedOp("product", 9, 128, 128, 64), 128, 8) == pytest.approx(
         9 / 16
     )  # a second wave for one
 
@@ -57,46 +59,46 @@ def test_curves_are_straight_in_logarithms() -> None:
 
 
 def test_rings() -> None:
-    one, two = Group(2, 2), Group(4, 2)
+    one, two = RankGroup(2, 2), RankGroup(4, 2)
     # inside: 2 steps of 1 us, half of the bytes twice at 4 GB/s
     assert all_reduce_s(MACHINE, one, 8e6) == pytest.approx(10e-6 + 2e-6 + 8e6 / 4e9)
     # two nodes of two: both ports of a node, 2 GB/s; 3/4 twice; 1 step between and 2 inside, or a tree: 5 + 1
     assert all_reduce_s(MACHINE, two, 8e6) == pytest.approx(10e-6 + 2 * 6e-6 + 1.5 * 8e6 / 2e9)
     assert gather_s(MACHINE, two, 8e6) == pytest.approx(10e-6 + 7e-6 + 0.75 * 8e6 / 2e9)
-    assert gather_s(MACHINE, Group(2, 1), 8e6) == pytest.approx(10e-6 + 5e-6 + 4e6 / 1e9)
-    assert all_reduce_s(MACHINE, Group(1, 1), 8e6) == 0
+    assert gather_s(MACHINE, RankGroup(2, 1), 8e6) == pytest.approx(10e-6 + 5e-6 + 4e6 / 1e9)
+    assert all_reduce_s(MACHINE, RankGroup(1, 1), 8e6) == 0
 
 
 def test_all_to_all_in_one_stage_and_two() -> None:
-    group = Group(4, 2)
+    group = RankGroup(4, 2)
     # one message of 1/4 inside; two between: 40 us and half of the bytes at .5 GB/s, which is the longer
     assert linear_s(MACHINE, group, 1e6) == pytest.approx(10e-6 + 40e-6 + 1e-3)
     # 1/2 inside at 2 GB/s, all of it read and written at 1 GB/s, then one message and 1/2 between
     expected = 20e-6 + (3e-6 + 0.25e-3) + 2e-3 + (20e-6 + 1e-3)
     assert hierarchical_s(MACHINE, group, 1e6) == pytest.approx(expected)
-    assert hierarchical_s(MACHINE, Group(2, 2), 1e6) == linear_s(MACHINE, Group(2, 2), 1e6)
+    assert hierarchical_s(MACHINE, RankGroup(2, 2), 1e6) == linear_s(MACHINE, RankGroup(2, 2), 1e6)
 
 
-@pytest.mark.parametrize("group", [Group(16, 2), Group(256, 8), Group(2048, 8)])
-def test_both_take_as_long_at_the_crossover(group: Group) -> None:
+@pytest.mark.parametrize("group", [RankGroup(16, 2), RankGroup(256, 8), RankGroup(2048, 8)])
+def test_both_take_as_long_at_the_crossover(group: RankGroup) -> None:
     hardware = load_hardware("a100-40")
     size = crossover_bytes(hardware, group)
     assert size > 0
     assert linear_s(hardware, group, size) == pytest.approx(hierarchical_s(hardware, group, size))
     assert linear_s(hardware, group, size / 2) > hierarchical_s(hardware, group, size / 2)
-    assert crossover_bytes(hardware, Group(8, 8)) == 0
+    assert crossover_bytes(hardware, RankGroup(8, 8)) == 0
 
 
 def test_groups_of_a_layout() -> None:
     groups = groups_of(ParallelDims(world_size=16, ep_size=8), [4] * 4, 1)
-    assert groups.world == Group(16, 4)
-    assert groups.exchange == Group(8, 4)
-    assert groups.copies == Group(2, 1)  # ranks 0 and 8
-    assert groups_of(ParallelDims(world_size=16, ep_size=8), [4] * 4, 4).exchange == Group(2, 1)
+    assert groups.world == RankGroup(16, 4)
+    assert groups.exchange == RankGroup(8, 4)
+    assert groups.copies == RankGroup(2, 1)  # ranks 0 and 8
+    assert groups_of(ParallelDims(world_size=16, ep_size=8), [4] * 4, 4).exchange == RankGroup(2, 1)
 
 
 def test_a_step_is_the_sum_of_its_items() -> None:
-    found = predict_time(run_of(ep_size=4, zero_stage=1), [2, 2], MACHINE, pace())
+    found = predict_time(run_of(ep_size=4, zero_stage=1), [2, 2], MACHINE, cost())
     assert sum(seconds for _, seconds in found.items) == pytest.approx(found.step_s)
     assert set(found.groups) == {"compute", EXCHANGE, REDUCE, GATHER, OPTIMIZER, FEED}
     assert found.images_s == pytest.approx(8 / found.step_s)
@@ -104,19 +106,19 @@ def test_a_step_is_the_sum_of_its_items() -> None:
     assert found.mfu < 1
     experts = 6 * 2 * 4 * 16 * 64
     assert found.mfu * 4 * 1e10 / found.images_s == pytest.approx(flops + experts)
-    again = predict_time(run_of(replace(TINY, activation_checkpoint_every=1)), [2, 2], MACHINE, pace())
-    assert again.groups["compute"] > predict_time(run_of(), [2, 2], MACHINE, pace()).groups["compute"]
+    again = predict_time(run_of(replace(TINY, activation_checkpoint_every=1)), [2, 2], MACHINE, cost())
+    assert again.groups["compute"] > predict_time(run_of(), [2, 2], MACHINE, cost()).groups["compute"]
 
 
 def test_accumulation_computes_more_and_reduces_as_often() -> None:
-    one, three = (predict_time(run_of(steps=n, zero_stage=1), [2, 2], MACHINE, pace()) for n in (1, 3))
+    one, three = (predict_time(run_of(steps=n, zero_stage=1), [2, 2], MACHINE, cost()) for n in (1, 3))
     assert three.groups["compute"] == pytest.approx(3 * one.groups["compute"])
     assert three.groups[REDUCE] == pytest.approx(one.groups[REDUCE])
 
 
 def test_a_feed_that_is_too_slow_is_waited_for() -> None:
     slow = replace(MACHINE, cores_per_rank=1.0, img_s_core=1.0)
-    found = predict_time(run_of(), [2, 2], slow, pace(slow))
+    found = predict_time(run_of(), [2, 2], slow, cost(slow))
     assert found.limit == FEED
     assert found.step_s == pytest.approx(2.0)  # two images a rank at one image/s
 
@@ -126,10 +128,10 @@ def test_reductions_hide_behind_the_backward_pass_in_full_buckets() -> None:
     count = work_of(TINY).dense_parameters
     config = replace(run_of(), deepspeed={"zero_optimization": {"reduce_bucket_size": count // 4}})
     dense = next(
-        c for c in predict_time(config, [2, 2], gpu, pace(gpu)).collectives if "dense grad" in c.name
+        c for c in predict_time(config, [2, 2], gpu, cost(gpu)).collectives if "dense grad" in c.name
     )
     assert dense.hideable == pytest.approx(4 * (count // 4) / count)
-    assert not dict(predict_time(run_of(), [2, 2], gpu, pace(gpu)).hidden)  # DeepSpeed's bucket is never full
+    assert not dict(predict_time(run_of(), [2, 2], gpu, cost(gpu)).hidden)  # DeepSpeed's bucket is never full
 
 
 def test_young() -> None:
@@ -144,7 +146,7 @@ def test_young() -> None:
 
 
 def test_simulation_is_weak_scaling() -> None:
-    points = simulate(run_of(ep_size=2, ranks=2), [2, 4, 8], MACHINE, Failures(), pace())
+    points = simulate(run_of(ep_size=2, ranks=2), [2, 4, 8], MACHINE, Failures(), cost())
     assert [p.ranks for p in points] == [2, 4, 8]
     assert [p.ep_size for p in points] == [2, 4, 4]  # four experts
     assert points[0].efficiency == 1

@@ -8,8 +8,8 @@ from torch.torch_version import TorchVersion
 
 from launcher.config.schema import RunConfig
 from launcher.plan.base.hardware import Device
-from launcher.plan.base.trace import Op, Trace
-from launcher.plan.time.links import Group
+from launcher.plan.base.trace import Trace, TracedOp
+from launcher.plan.time.links import RankGroup
 from launcher.plan.time.traffic import Collective, traffic
 from launcher.plan.time.workload import expert_ops, expert_rows, flops_by_part
 from parallel.experts.placement import ExchangeOptions
@@ -69,7 +69,7 @@ def test_parts_add_up_to_the_model(name: str, device: Device) -> None:
     assert sum(flops_by_part(work_of(MODELS[name], device)).values()) == cost(MODELS[name]).flops
 
 
-def floats(trace: Trace) -> list[list[Op]]:
+def floats(trace: Trace) -> list[list[TracedOp]]:
     """What a piece does to numbers; integers are sorted and hashed otherwise on a GPU."""
     return [[op for op in half if op.elements or op.multiply_adds] for half in trace.at(1)]
 
@@ -124,7 +124,7 @@ def test_rows_inside_and_between_nodes() -> None:
     # 2 nodes of 2 ranks share 4 experts; a rank's 2 images are 8 tokens of 16 channels: 8 x 16 x 4 bytes
     found = collectives(run_of(ep_size=4), [2, 2])
     out = found["rows forward"]
-    assert (out.group, out.size, out.times) == (Group(4, 2), 512, 2)
+    assert (out.group, out.size, out.times) == (RankGroup(4, 2), 512, 2)
     assert found["rows backward"].times == 2
     assert out.crossing_bytes == 2 * 512 / 2  # two of four ranks are on the other node
     assert out.sent_bytes == 2 * 512 * 3 / 4
@@ -159,7 +159,7 @@ def test_zero_by_stage(stage: int, names: dict[str, tuple[str, int]]) -> None:
         one = found[name]
         assert (one.kind, one.times) == (kind, times)
         assert one.size == 4 * (dense if name.startswith("dense") else expert)
-        assert one.group == (Group(4, 4) if name.startswith("dense") else Group(2, 2))
+        assert one.group == (RankGroup(4, 4) if name.startswith("dense") else RankGroup(2, 2))
     assert ("dense parameters" in found) == (stage > 0)
 
 

@@ -4,7 +4,7 @@ from functools import cache
 
 from launcher.config.schema import ParallelConfig, RunConfig
 from launcher.plan.base.hardware import Device
-from launcher.plan.time.workload import Work, describe
+from launcher.plan.time.workload import Workload, describe
 from swin_moe.config import ModelConfig
 from tests.models import small_moe, small_run, small_swin
 
@@ -14,7 +14,7 @@ TINY = small_swin(image_size=16, num_classes=10, depths=(2, 1), window_size=2, m
 
 
 @cache
-def work_of(model: ModelConfig, device: Device = "cpu") -> Work:
+def work_of(model: ModelConfig, device: Device = "cpu") -> Workload:
     return describe(model, device=device)
 
 
