@@ -21,7 +21,6 @@ import io
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from rank_processes import run_ranks
 
 from parallel.checkpoint.async_saver import CheckpointSaver
 from parallel.checkpoint.commit import latest, path_of
@@ -59,7 +59,7 @@ MODEL = ModelConfig(
 )
 
 
-class Training:
+class CheckpointedTraining:
     """Steps on random images."""
 
     def __init__(self, mesh: Mesh, images: int) -> None:
@@ -137,7 +137,7 @@ def measure(directory: Path, rounds: int, images: int) -> Row:
     """Everything that one rank sees."""
     mesh = build_mesh(ParallelDims(world_size=RANKS, ep_size=RANKS))
     with contextlib.redirect_stdout(io.StringIO()):
-        training = Training(mesh, images)
+        training = CheckpointedTraining(mesh, images)
     own: Row = {}
     times: dict[str, list[float]] = {name: [] for name in ("step", "beside", "copy", "read", "load")}
     for name in MODES:
@@ -179,7 +179,9 @@ def saver_of(name: str, directory: Path, mesh: Mesh) -> CheckpointSaver:
     return CheckpointSaver(directory, mesh, asynchronous=name == "asynchronous", keep_last=1)
 
 
-def save(training: Training, saver: CheckpointSaver, name: str, times: dict[str, list[float]]) -> None:
+def save(
+    training: CheckpointedTraining, saver: CheckpointSaver, name: str, times: dict[str, list[float]]
+) -> None:
     """One save, and the steps beside it."""
     os.sync()
     dist.barrier()
@@ -217,19 +219,8 @@ def on_ranks(job: Row, out: Path | None) -> list[Row]:
         directory = Path(name)
         (directory / "checkpoints").mkdir()
         (directory / "job.json").write_text(json.dumps(job))
-        own = {"GLOO_SOCKET_IFNAME": "lo", "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
-        ranks = [
-            subprocess.Popen([sys.executable, __file__, "--rank", str(r), name], env={**os.environ, **own})
-            for r in range(RANKS)
-        ]
-        try:
-            for process in ranks:
-                if process.wait(LIMIT_S):
-                    sys.exit("a rank failed: see above")
-        finally:
-            for process in ranks:
-                process.kill()
-                process.wait()
+        arguments = [["--rank", rank, name] for rank in range(RANKS)]
+        run_ranks(__file__, arguments, LIMIT_S, {"OMP_NUM_THREADS": "1"})
         return json.loads((directory / "rows.json").read_text())
 
 

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @dataclass(frozen=True)
-class Part:
+class CheckPart:
     """A check: `function` of gpu_checks.`module`, at most `seconds` long; `timed` ones run alone."""
 
     module: str
@@ -49,32 +49,34 @@ class Part:
         return name in (self.name, self.name.split(".")[0])
 
 
-PARTS: tuple[Part, ...] = (  # in the order of what blocks what; if time is short, the end is what is dropped
-    Part("gpu_checks.start", "imports", 180),
-    Part("gpu_checks.start", "engine", 90),
-    Part("gpu_checks.start", "preflight", 120),
-    Part("gpu_checks.attention", "kernels", 120),
-    Part("gpu_checks.draws", "keyed", 90),
-    Part("gpu_checks.families", "against_cpu", 180),
-    Part("gpu_checks.experts", "products", 90),
-    Part("gpu_checks.engines", "stages", 240),
-    Part("gpu_checks.engines", "host_reads", 120),
-    Part("gpu_checks.program", "train_stop_resume", 240),
-    Part("gpu_checks.speed", "models", 120, timed=True),
-    Part("gpu_checks.speed", "layers", 60, timed=True),
-    Part("gpu_checks.speed", "profiles", 60, timed=True),
-    Part("gpu_checks.speed", "compiled", 120, timed=True),
-    Part("gpu_checks.speed", "pieces", 60, timed=True),
-    Part("gpu_checks.memory", "staging", 60, timed=True),
-    Part("gpu_checks.memory", "plan", 90, timed=True),
+PARTS: tuple[
+    CheckPart, ...
+] = (  # in the order of what blocks what; if time is short, the end is what is dropped
+    CheckPart("gpu_checks.start", "imports", 180),
+    CheckPart("gpu_checks.start", "engine", 90),
+    CheckPart("gpu_checks.start", "preflight", 120),
+    CheckPart("gpu_checks.attention", "kernels", 120),
+    CheckPart("gpu_checks.draws", "keyed", 90),
+    CheckPart("gpu_checks.families", "against_cpu", 180),
+    CheckPart("gpu_checks.experts", "products", 90),
+    CheckPart("gpu_checks.engines", "stages", 240),
+    CheckPart("gpu_checks.host_waits", "host_reads", 120),
+    CheckPart("gpu_checks.program", "train_stop_resume", 240),
+    CheckPart("gpu_checks.speed", "models", 120, timed=True),
+    CheckPart("gpu_checks.speed", "layers", 60, timed=True),
+    CheckPart("gpu_checks.speed", "profiles", 60, timed=True),
+    CheckPart("gpu_checks.speed", "compiled", 120, timed=True),
+    CheckPart("gpu_checks.speed", "pieces", 60, timed=True),
+    CheckPart("gpu_checks.memory", "staging", 60, timed=True),
+    CheckPart("gpu_checks.memory", "plan", 90, timed=True),
 )
 
 
 @dataclass
-class Running:
+class RunningCheck:
     """A check in its process."""
 
-    part: Part
+    part: CheckPart
     process: subprocess.Popen[bytes]
     deadline: float
     folder: Path  # of its own files
@@ -111,17 +113,17 @@ class Results:
         return rows
 
 
-def run_check(part: Part, args: argparse.Namespace) -> int:
+def run_check(part: CheckPart, args: argparse.Namespace) -> int:
     """In the process of a check: run it, and append its rows."""
     import torch
-    from gpu_checks.place import Place
+    from gpu_checks.place import CheckContext
 
     results = Results(args.out)
     began = time.monotonic()
     ending: dict[str, Any] = {"status": "done"}
     folder = scratch(part, args)
     folder.mkdir(parents=True, exist_ok=True)
-    place = Place(torch.device(args.device), folder, rehearsal=args.device == "cpu")
+    place = CheckContext(torch.device(args.device), folder, rehearsal=args.device == "cpu")
     try:
         for row in getattr(import_module(part.module), part.function)(place):
             results.add(part.name, row)
@@ -138,7 +140,7 @@ def run_check(part: Part, args: argparse.Namespace) -> int:
     return ending["status"] != "done"
 
 
-def start(part: Part, args: argparse.Namespace, seconds: float) -> Running:
+def start(part: CheckPart, args: argparse.Namespace, seconds: float) -> RunningCheck:
     """A check in a process of its own, in a session of its own."""
     command = [sys.executable, str(Path(sys.argv[0]).resolve()), "--check", part.name]
     command += ["--device", args.device, "--out", str(args.out)]
@@ -152,19 +154,19 @@ def start(part: Part, args: argparse.Namespace, seconds: float) -> Running:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
     own = part.seconds * (1 if args.device == "cuda" else PATIENCE)
-    return Running(part, process, time.monotonic() + min(own, seconds), scratch(part, args))
+    return RunningCheck(part, process, time.monotonic() + min(own, seconds), scratch(part, args))
 
 
-def scratch(part: Part, args: argparse.Namespace) -> Path:
+def scratch(part: CheckPart, args: argparse.Namespace) -> Path:
     """The folder for what a check writes; its parent removes it, also where the check was killed."""
     return Path(args.out) / f"{part.name}.scratch"
 
 
-def run_all(parts: list[Part], args: argparse.Namespace, results: Results) -> None:
+def run_all(parts: list[CheckPart], args: argparse.Namespace, results: Results) -> None:
     """Every part while the budget lasts: those that are not timed `args.jobs` at a time, then the others."""
     end = time.monotonic() + args.budget
     waiting = sorted(parts, key=lambda part: part.timed)
-    running: list[Running] = []
+    running: list[RunningCheck] = []
     try:
         while waiting or running:
             running = [check for check in running if not finished(check, results)]
@@ -180,12 +182,12 @@ def run_all(parts: list[Part], args: argparse.Namespace, results: Results) -> No
             check.stop()
 
 
-def can_start(part: Part, running: list[Running], jobs: int) -> bool:
+def can_start(part: CheckPart, running: list[RunningCheck], jobs: int) -> bool:
     """A timed part only on an idle machine, any other beside fewer than `jobs`."""
     return not running if part.timed else len(running) < jobs
 
 
-def finished(check: Running, results: Results) -> bool:
+def finished(check: RunningCheck, results: Results) -> bool:
     """Whether it has ended by itself or at its deadline; a death without a word is reported here."""
     seconds = round(time.monotonic() - check.began, 1)
     status = check.process.poll()

@@ -129,7 +129,7 @@ def contestants(name: str, device: str, dtype: torch.dtype, quick: bool) -> dict
     return models
 
 
-class Clock:
+class ModelClock:
     """Seconds of a piece of work: of this process on the CPU, of the wall on a GPU."""
 
     def __init__(self, device: str) -> None:
@@ -155,7 +155,7 @@ class Clock:
         return {key: statistics.median(row[key] for row in seconds) for key in works}
 
 
-def gemm_gflops(clock: Clock, device: str, dtype: torch.dtype) -> float:
+def gemm_gflops(clock: ModelClock, device: str, dtype: torch.dtype) -> float:
     """The machine's own rate on a large matrix product."""
     n = 8192 if clock.on_gpu else 2048
     a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
@@ -178,7 +178,7 @@ def training_step(model: nn.Module, images: Tensor, labels: Tensor) -> None:
 
 
 def model_rows(
-    name: str, clock: Clock, device: str, dtype: torch.dtype, batch: int, rounds: int, quick: bool
+    name: str, clock: ModelClock, device: str, dtype: torch.dtype, batch: int, rounds: int, quick: bool
 ) -> Iterator[Row]:
     """One row for each task and contestant."""
     config = MODELS[name]
@@ -207,7 +207,9 @@ def model_rows(
             }
 
 
-def attention_rows(clock: Clock, device: str, dtype: torch.dtype, batch: int, rounds: int) -> Iterator[Row]:
+def attention_rows(
+    clock: ModelClock, device: str, dtype: torch.dtype, batch: int, rounds: int
+) -> Iterator[Row]:
     """SwinV2-T's stage 1, training: the attention of a plain and of a shifted block, on windows."""
     from transformers import Swinv2Config
     from transformers.models.swinv2.modeling_swinv2 import Swinv2Attention
@@ -302,7 +304,7 @@ def main() -> None:
     batches = ((64,) if args.quick else (64, 256)) if on_gpu else ((4,) if args.quick else (4, 16))
     batches = tuple(args.batch or batches)
     rounds = (10 if on_gpu else 3) if args.quick else (20 if on_gpu else 5)
-    clock, base, everything = Clock(args.device), {}, []  # type: ignore[var-annotated]
+    clock, base, everything = ModelClock(args.device), {}, []  # type: ignore[var-annotated]
     machine = torch.cuda.get_device_name() if on_gpu else torch.cpu.get_capabilities().get("cpu_name", "CPU")
     print(f"torch {torch.__version__}, {machine}, {torch.get_num_threads()} thread")
     for precision in ("bf16",) if on_gpu else ("fp32", "bf16"):

@@ -40,7 +40,7 @@ if __name__ == "__main__" and any(os.environ.get(name) != value for name, value 
 
 import torch  # noqa: E402
 from moe_chart import draw  # noqa: E402
-from moe_layers import Case, Clock, Entry, peak_bytes, works_of  # noqa: E402
+from moe_layers import Entry, LayerCase, LayerClock, peak_bytes, works_of  # noqa: E402
 from moe_ranks import on_ranks  # noqa: E402
 
 from parallel.ranks.init import join, leave, prepare_process  # noqa: E402
@@ -65,12 +65,12 @@ PRIORITIZED = [Entry(impl=impl, capacity_factor=1.25, prioritized=True) for impl
 OVERLAPS = [Entry(impl="native", capacity_factor=0.0, overlap=pieces) for pieces in (2, 4)]
 
 
-def table_cases(args: argparse.Namespace) -> list[Case]:
+def table_cases(args: argparse.Namespace) -> list[LayerCase]:
     """Sizes, choices and precisions."""
     tokens = args.tokens or ([18432] if args.device == "cuda" else [4608, 18432])
     dtypes = ["bf16"] if args.device == "cuda" else ["fp32", "bf16"]
     cases = [
-        Case(tokens=t, num_experts=e, top_k=k, dtype=dtype, device=args.device)
+        LayerCase(tokens=t, num_experts=e, top_k=k, dtype=dtype, device=args.device)
         for dtype in dtypes
         for t in tokens
         for e in (8, 32)
@@ -93,7 +93,7 @@ def installed(entries: list[Entry]) -> list[Entry]:
     return entries
 
 
-def table_entries(case: Case, quick: bool) -> list[Entry]:
+def table_entries(case: LayerCase, quick: bool) -> list[Entry]:
     """Who runs on a case; einsum dispatch only where its mask is not absurd."""
     slots = capacity(1.25, case.tokens, case.num_experts, case.top_k)
     naive = [e for e in NAIVE if e.impl != "einsum" or case.tokens * case.num_experts * slots <= EINSUM_CELLS]
@@ -101,7 +101,7 @@ def table_entries(case: Case, quick: bool) -> list[Entry]:
     return installed([DENSE, *LIBRARIES, *([] if quick else PRIORITIZED), *naive, *on_gpu])
 
 
-def dropped_share(case: Case, entry: Entry) -> float:
+def dropped_share(case: LayerCase, entry: Entry) -> float:
     """Of first choices, which are `case.skew` times the mean at one expert and even at the others."""
     if not entry.capacity_factor or case.top_k > 1:
         return 0.0
@@ -111,9 +111,9 @@ def dropped_share(case: Case, entry: Entry) -> float:
     return (max(0, crowd - slots) + (case.num_experts - 1) * max(0.0, other - slots)) / case.tokens
 
 
-def measure(case: Case, entries: list[Entry], rounds: int) -> Iterator[Row]:
+def measure(case: LayerCase, entries: list[Entry], rounds: int) -> Iterator[Row]:
     """One row a contestant, all of them interleaved in this process."""
-    clock = Clock(case.device)
+    clock = LayerClock(case.device)
     with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed tells which groups it makes
         works = works_of(case, entries, Mesh(dims=ParallelDims()))
     native = {entry: work for entry, work in works.items() if entry.impl == "native"}
@@ -128,7 +128,7 @@ def measure(case: Case, entries: list[Entry], rounds: int) -> Iterator[Row]:
         yield row
 
 
-def finish(case: Case, rows: list[Row]) -> list[Row]:
+def finish(case: LayerCase, rows: list[Row]) -> list[Row]:
     """Add what the case says and the ratios, print, and hand the rows on."""
     dense = next(row["seconds"] for row in rows if row["impl"] == "dense")
     facts = asdict(case)
@@ -173,7 +173,7 @@ def single(args: argparse.Namespace, rounds: int) -> Iterator[Row]:
         yield from finish(case, list(measure(case, table_entries(case, args.quick), rounds)))
     skews = (4.2, 6.5) if args.quick else (2.0, 3.0, 4.2, 5.3, 6.5)  # 1.1 is in the table
     for skew in skews if args.device == "cpu" else ():
-        case = Case(tokens=min(args.tokens or [4608]), skew=skew)
+        case = LayerCase(tokens=min(args.tokens or [4608]), skew=skew)
         yield from finish(case, list(measure(case, installed([DENSE, *LIBRARIES]), rounds)))
     leave()
 
@@ -182,7 +182,9 @@ def several(args: argparse.Namespace, rounds: int) -> Iterator[Row]:
     """Everything of several ranks."""
     for world_size in args.ranks:
         for num_experts in (8,) if args.quick else (8, 32):
-            case = Case(tokens=min(args.tokens or [4608]), num_experts=num_experts, world_size=world_size)
+            case = LayerCase(
+                tokens=min(args.tokens or [4608]), num_experts=num_experts, world_size=world_size
+            )
             entries = installed([DENSE, *LIBRARIES, *OVERLAPS])
             yield from finish(case, on_ranks(case, entries, rounds))
 
@@ -195,7 +197,7 @@ def pick(rows: list[Row], **wanted: Any) -> list[Row]:
 
 def skewed(rows: list[Row]) -> list[Row]:
     """The rows of the chart: one size at every skew."""
-    case = next(row for row in rows if row["skew"] > Case().skew)
+    case = next(row for row in rows if row["skew"] > LayerCase().skew)
     same = {name: case[name] for name in ("tokens", "num_experts", "top_k", "dtype")}
     return [row for skew in {row["skew"] for row in rows} for row in pick(rows, **same, skew=skew)]
 
@@ -213,7 +215,7 @@ def advantage(rows: list[Row], other: str, other_factor: float, factor: float, *
 
 
 def _case(row: Row) -> tuple[Any, ...]:
-    return tuple(row[name] for name in asdict(Case()))
+    return tuple(row[name] for name in asdict(LayerCase()))
 
 
 def bars(rows: list[Row]) -> Iterator[tuple[str, float | None, str, float]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from allocator import cpu_peak_bytes
 from torch import Tensor, nn
 
 from parallel.experts.placement import ExpertParallel
@@ -32,7 +33,7 @@ Work = Callable[[], object]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class LayerCase:
     """What one group of contestants is measured on; `skew` is the largest load over the mean one."""
 
     tokens: int = 4608
@@ -61,7 +62,7 @@ class Entry:
     dropout: float = 0.0  # of the experts' hidden elements, of our layer
 
 
-def routed_tokens(case: Case, seed: int = 0) -> Tensor:
+def routed_tokens(case: LayerCase, seed: int = 0) -> Tensor:
     """Tokens that want their experts as `case.skew` says: (T, C), a leaf that wants its gradient.
 
     The first E channels are the logits: 4 at the wanted expert and noise of .1 elsewhere, which also draws
@@ -80,7 +81,7 @@ def routed_tokens(case: Case, seed: int = 0) -> Tensor:
 class Dense(nn.Module):
     """The bound: one MLP of as many FLOPs, k * H wide."""
 
-    def __init__(self, case: Case, entry: Entry, mesh: Mesh) -> None:
+    def __init__(self, case: LayerCase, entry: Entry, mesh: Mesh) -> None:
         super().__init__()
         self.fc1, self.fc2 = nn.Linear(DIM, case.top_k * HIDDEN), nn.Linear(case.top_k * HIDDEN, DIM)
 
@@ -92,7 +93,7 @@ class Dense(nn.Module):
 class Native(nn.Module):
     """Our layer with the options of Swin-MoE, and all tokens in one routing group, as the others decide."""
 
-    def __init__(self, case: Case, entry: Entry, mesh: Mesh) -> None:
+    def __init__(self, case: LayerCase, entry: Entry, mesh: Mesh) -> None:
         super().__init__()
         assert entry.capacity_factor is not None
         images = case.tokens // LENGTH
@@ -181,7 +182,7 @@ class SortedTokens(nn.Module):
     SwiGLU's three.
     """
 
-    def __init__(self, case: Case, entry: Entry, mesh: Mesh) -> None:
+    def __init__(self, case: LayerCase, entry: Entry, mesh: Mesh) -> None:
         super().__init__()
         self.top_k = case.top_k
         self.gate = nn.Parameter(torch.empty(case.num_experts, DIM))
@@ -206,7 +207,7 @@ class SortedTokens(nn.Module):
 class Tutel(nn.Module):
     """Tutel's layer with the options of Swin-MoE."""
 
-    def __init__(self, case: Case, entry: Entry, mesh: Mesh) -> None:
+    def __init__(self, case: LayerCase, entry: Entry, mesh: Mesh) -> None:
         super().__init__()
         from tutel.moe import moe_layer  # type: ignore[import-not-found]
 
@@ -240,7 +241,7 @@ class Tutel(nn.Module):
 class DeepSpeed(nn.Module):
     """DeepSpeed's MoE layer: its own loss, no gate noise, tokens in order of position."""
 
-    def __init__(self, case: Case, entry: Entry, mesh: Mesh) -> None:
+    def __init__(self, case: LayerCase, entry: Entry, mesh: Mesh) -> None:
         super().__init__()
         from deepspeed.moe.layer import MoE
 
@@ -276,7 +277,7 @@ LAYERS: dict[str, type[nn.Module]] = {
 }
 
 
-def build(case: Case, entry: Entry, mesh: Mesh) -> nn.Module:
+def build(case: LayerCase, entry: Entry, mesh: Mesh) -> nn.Module:
     """A contestant with weights of standard deviation .02, whose router reads the first E channels."""
     layer = LAYERS[entry.impl](case, entry, mesh)
     with torch.no_grad():
@@ -295,14 +296,14 @@ def step(layer: nn.Module, x: Tensor, gradient: Tensor) -> None:
     x.grad = None
 
 
-def works_of(case: Case, entries: list[Entry], mesh: Mesh, seed: int = 0) -> dict[Entry, Work]:
+def works_of(case: LayerCase, entries: list[Entry], mesh: Mesh, seed: int = 0) -> dict[Entry, Work]:
     """A step of each contestant on the same tokens."""
     x = routed_tokens(case, seed)
     gradient = torch.randn(x.shape, generator=torch.Generator().manual_seed(1)).to(x.device, x.dtype)
     return {entry: partial(step, build(case, entry, mesh), x, gradient) for entry in entries}
 
 
-class Clock:
+class LayerClock:
     """Seconds of a piece of work: of this process on the CPU, between events on a GPU."""
 
     def __init__(self, device: str) -> None:
@@ -332,9 +333,7 @@ class Clock:
 def peak_bytes(work: Work, device: str) -> int:
     """The most bytes of tensors that a step holds beyond those that were there before it.
 
-    So without parameters and tokens, with gradients. From torch's allocator: on the CPU the profiler lists
-    every allocation and release, whose running sum is exact; what a matrix product's library or gloo keeps
-    for itself is not in it.
+    So without parameters and tokens, with gradients.
     """
     gc.collect()
     if device == "cuda":
@@ -342,13 +341,4 @@ def peak_bytes(work: Work, device: str) -> int:
         before = torch.cuda.memory_allocated()
         work()
         return torch.cuda.max_memory_allocated() - before
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
-        work()
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
-    held = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    return most
+    return cpu_peak_bytes(work)

@@ -8,9 +8,7 @@ thread neither runs nor waits for a core (/proc/thread-self/schedstat): it waits
 import contextlib
 import io
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -20,7 +18,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from moe_layers import Case, Entry, Work, peak_bytes, works_of
+from moe_layers import Entry, LayerCase, Work, peak_bytes, works_of
+from rank_processes import run_ranks
 
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.init import join, leave, prepare_process
@@ -32,34 +31,14 @@ Row = dict[str, Any]
 LIMIT_S = 3600
 
 
-def on_ranks(case: Case, entries: list[Entry], rounds: int) -> list[Row]:
+def on_ranks(case: LayerCase, entries: list[Entry], rounds: int) -> list[Row]:
     """One row a contestant, measured on `case.world_size` ranks with `case.tokens` tokens each."""
     with tempfile.TemporaryDirectory() as directory:
         job = {"case": asdict(case), "entries": [asdict(entry) for entry in entries], "rounds": rounds}
         Path(directory, "job.json").write_text(json.dumps(job))
-        own = {"GLOO_SOCKET_IFNAME": "lo", "DS_ACCELERATOR": "cpu", "TORCH_EXTENSIONS_DIR": directory}
-        ranks = [
-            subprocess.Popen([sys.executable, __file__, str(rank), directory], env={**os.environ, **own})
-            for rank in range(case.world_size)
-        ]
-        try:
-            _wait(ranks, time.monotonic() + LIMIT_S)
-        finally:
-            for process in ranks:
-                process.kill()
-                process.wait()
+        arguments = [[rank, directory] for rank in range(case.world_size)]
+        run_ranks(__file__, arguments, LIMIT_S, {"TORCH_EXTENSIONS_DIR": directory})
         return json.loads(Path(directory, "rows.json").read_text())
-
-
-def _wait(ranks: list[subprocess.Popen[bytes]], deadline: float) -> None:
-    """Until all have ended well; the first that has not ends the wait."""
-    while any(process.poll() is None for process in ranks):
-        failed = [rank for rank, process in enumerate(ranks) if process.poll() not in (None, 0)]
-        if failed or time.monotonic() > deadline:
-            sys.exit(f"rank {failed or '?'} of {len(ranks)} failed or hung: see above")
-        time.sleep(0.2)
-    if any(process.returncode for process in ranks):
-        sys.exit("a rank failed: see above")
 
 
 def _thread_s() -> tuple[float, float]:
@@ -77,7 +56,7 @@ def _sample(work: Work) -> tuple[float, float, float]:
     return cpu, wall, max(0.0, 1.0 - thread / wall)
 
 
-def _measure(case: Case, entries: list[Entry], rounds: int) -> list[Row]:
+def _measure(case: LayerCase, entries: list[Entry], rounds: int) -> list[Row]:
     mesh = build_mesh(ParallelDims(world_size=case.world_size, ep_size=case.world_size))
     with contextlib.redirect_stdout(io.StringIO()):  # DeepSpeed tells which groups it makes
         works = works_of(case, entries, mesh, seed=mesh.rank)
@@ -97,7 +76,7 @@ def main(rank: int, directory: Path) -> None:
     """One rank; the first writes the rows."""
     torch.set_num_threads(1)
     job = json.loads((directory / "job.json").read_text())
-    case, entries = Case(**job["case"]), [Entry(**entry) for entry in job["entries"]]
+    case, entries = LayerCase(**job["case"]), [Entry(**entry) for entry in job["entries"]]
     size = case.world_size
     ranks = Ranks.that_meet_at(directory / "meet", rank, size)
     join(ranks, prepare_process(ranks))

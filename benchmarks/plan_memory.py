@@ -27,7 +27,6 @@ import gc
 import io
 import json
 import os
-import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -37,6 +36,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from allocator import cpu_peak_bytes
+from rank_processes import run_ranks
 
 from data_shards.stream.batch import Batch
 from launcher.config.load import load_config
@@ -100,7 +101,7 @@ def config_of(world: int, overrides: list[str], directory: Path) -> RunConfig:
     return load_config(path, [*overrides, f"train.global_batch_size={batch}"])
 
 
-class Training:
+class MeasuredTraining:
     """What a session trains with, on random images."""
 
     def __init__(self, config: RunConfig, world: int) -> None:
@@ -133,7 +134,7 @@ class Training:
 def train(config: RunConfig, world: int) -> None:
     """Some steps, after which everything is given back."""
     with contextlib.redirect_stdout(io.StringIO()):
-        training = Training(config, world)
+        training = MeasuredTraining(config, world)
         for _ in range(STEPS):
             training.step()
     dist.barrier()
@@ -165,16 +166,7 @@ def resident_peak(config: RunConfig, world: int) -> int:
 def allocator_peak(config: RunConfig, world: int) -> int:
     """Bytes that torch's allocator had handed out at most."""
     give_back()
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        train(config, world)
-    assert profile.profiler is not None
-    found = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    in_use = peak = 0
-    for event in sorted(found, key=lambda e: e.start_ns()):
-        in_use += event.nbytes()
-        peak = max(peak, in_use)
-    return peak
+    return cpu_peak_bytes(lambda: train(config, world))
 
 
 def rank_main(rank: int, world: int, directory: Path) -> None:
@@ -205,26 +197,12 @@ def on_ranks(world: int, layouts: list[list[str]], allocator: bool) -> Iterator[
         directory = Path(name)
         (directory / "job.json").write_text(json.dumps({"layouts": layouts, "allocator": allocator}))
         own = {
-            "GLOO_SOCKET_IFNAME": "lo",
-            "DS_ACCELERATOR": "cpu",
             "OMP_NUM_THREADS": "1",
             "MALLOC_MMAP_THRESHOLD_": str(2**16),
             "MALLOC_TRIM_THRESHOLD_": str(2**17),
             "MALLOC_ARENA_MAX": "2",
         }
-        command = [sys.executable, __file__, "--rank"]
-        ranks = [
-            subprocess.Popen([*command, str(r), str(world), name], env={**os.environ, **own})
-            for r in range(world)
-        ]
-        try:
-            for process in ranks:
-                if process.wait(LIMIT_S):
-                    sys.exit("a rank failed: see above")
-        finally:
-            for process in ranks:
-                process.kill()
-                process.wait()
+        run_ranks(__file__, [["--rank", rank, world, name] for rank in range(world)], LIMIT_S, own)
         for line in (directory / "rows.jsonl").read_text().splitlines():
             yield json.loads(line)
 

@@ -34,7 +34,7 @@ from launcher.config.schema import RunConfig
 from launcher.plan.base.hardware import Hardware, Link, load_hardware
 from launcher.plan.time.compute_cost import ComputeCost
 from launcher.plan.time.estimate import predict_time
-from launcher.plan.time.links import Group, linear_s
+from launcher.plan.time.links import RankGroup, linear_s
 from launcher.plan.time.roofline import ops_s
 from launcher.plan.time.workload import Workload, describe, expert_ops, expert_rows
 from swin_moe.registry import load_model_config, model_files
@@ -153,7 +153,7 @@ def inference(hardware: Hardware, factors: dict[str, float]) -> list[Row]:
             sent = expert_rows(model, experts.length, images=IMAGES, padded=True)
             ops, _ = expert_ops(experts, rows=sent, count=EXPERTS / 8, slices=1)
             compute_s += ops_s(ops, hardware, "amp") * experts.layers
-            exchange_s += 2 * linear_s(hardware, Group(8, 8), sent * experts.dim * 2) * experts.layers
+            exchange_s += 2 * linear_s(hardware, RankGroup(8, 8), sent * experts.dim * 2) * experts.layers
         rows.append(
             {
                 "what": f"capacity {capacity}",

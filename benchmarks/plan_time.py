@@ -64,7 +64,7 @@ def config_of(stage: int, ep_size: int, every: int, ranks: int) -> Any:
     )
 
 
-class Training:
+class TimedTraining:
     """Steps of one layout."""
 
     def __init__(self, config: Any, ranks: int) -> None:
@@ -118,7 +118,7 @@ def measured(ranks: int, rounds: int, steps: int, clock: str) -> list[Row]:
 
     device, share = torch.device("cpu"), max(1.0, ranks / (os.cpu_count() or 1))
     configs = [config_of(*layout, ranks) for layout in LAYOUTS[ranks]]
-    trainings = [Training(config, ranks) for config in configs]
+    trainings = [TimedTraining(config, ranks) for config in configs]
     for training in trainings:
         training.step()
         training.step()

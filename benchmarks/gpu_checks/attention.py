@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend
 
 from gpu_checks.cases import as_in_a_run, attempt, distance, not_numbers
-from gpu_checks.place import Place, Row, row
+from gpu_checks.place import CheckContext, Row, row
 from swin_moe import gpu
 from swin_moe.backbone import attention
 from swin_moe.backbone.position_bias import TableBias
@@ -69,7 +69,7 @@ class Inputs:
         return attention.fused_attention(q, k, v, bias.to(q.dtype), self.mixer.scale)
 
 
-def kernels(place: Place) -> Iterator[Row]:
+def kernels(place: CheckContext) -> Iterator[Row]:
     """Every window size, precision and way to train, with cuDNN off as in a run; then what cuDNN does."""
     as_in_a_run(place)
     shapes = SMALL if place.rehearsal else SHAPES
@@ -88,7 +88,9 @@ def kernels(place: Place) -> Iterator[Row]:
         yield {**measure(place, inputs, "only the bias trains"), "ok": None}
 
 
-def with_cudnn(place: Place, shapes: dict[int, tuple[int, int, int]], cases: list[Any]) -> Iterator[Row]:
+def with_cudnn(
+    place: CheckContext, shapes: dict[int, tuple[int, int, int]], cases: list[Any]
+) -> Iterator[Row]:
     """What happens where a bias has no gradient and cuDNN's attention is allowed."""
     for n, masked in cases:
         inputs = make_inputs(place, n, shapes[n], torch.bfloat16, masked=masked)
@@ -98,7 +100,7 @@ def with_cudnn(place: Place, shapes: dict[int, tuple[int, int, int]], cases: lis
 
 
 def make_inputs(
-    place: Place, n: int, shape: tuple[int, int, int], dtype: torch.dtype, *, masked: bool
+    place: CheckContext, n: int, shape: tuple[int, int, int], dtype: torch.dtype, *, masked: bool
 ) -> Inputs:
     """Standard normal queries, keys and values, and a bias; without a mask all windows are in the batch."""
     images, windows, heads = shape
@@ -138,7 +140,7 @@ def exact_answer(
     return [out.detach(), *torch.autograd.grad(out, [q, k, v, wide], cotangent.double())]
 
 
-def measure(place: Place, inputs: Inputs, kind: str, prefix: str = "") -> Row:
+def measure(place: CheckContext, inputs: Inputs, kind: str, prefix: str = "") -> Row:
     """One row: the kernel, its errors, its time and its memory."""
     _, n, _ = inputs.qkv.shape
     dtype, shape = inputs.qkv.dtype, tuple(inputs.cotangent.shape[:3])
@@ -178,7 +180,7 @@ def errors_of(inputs: Inputs, kind: str) -> tuple[dict[str, float | None], bool]
     return {name: errors.get(name) for name in exact} | {"not_numbers": bad}, ok
 
 
-def times_of(place: Place, inputs: Inputs, kind: str) -> dict[str, float | None]:
+def times_of(place: CheckContext, inputs: Inputs, kind: str) -> dict[str, float | None]:
     """Milliseconds of a forward pass, and of a backward pass where there is one."""
     forward = place.milliseconds(lambda: inputs.run(kind, backward=False))
     if kind == "no_grad":
@@ -213,7 +215,7 @@ def cudnn_attention(enabled: bool) -> Iterator[None]:
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
-def far_below_zero(place: Place, *, cudnn: bool) -> Row:
+def far_below_zero(place: CheckContext, *, cudnn: bool) -> Row:
     """A frozen bias with rows of -100, as far as SwinV2's logits reach: no gradient may be NaN at n = 64.
 
     A kernel whose logsumexp of such a row underflows would give NaN (pytorch issue 196678).

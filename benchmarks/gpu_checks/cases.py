@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from gpu_checks.place import Place, Row, row
+from gpu_checks.place import CheckContext, Row, row
 
 
 def attempt(what: str, work: Callable[[], Row], ok: bool | None = False) -> Row:
@@ -36,7 +36,7 @@ def not_numbers(tensors: Sequence[Tensor]) -> int:
     return sum(int((~x.isfinite()).sum()) for x in tensors)
 
 
-def as_in_a_run(place: Place) -> None:
+def as_in_a_run(place: CheckContext) -> None:
     """The settings of `parallel/ranks/gpu.py`, which every process of a run makes."""
     from parallel.ranks import gpu
 

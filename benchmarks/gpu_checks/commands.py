@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gpu_checks.place import Place
+from gpu_checks.place import CheckContext
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SMI_S = 20.0
@@ -59,7 +59,7 @@ class Running:
         return Ended(status=status, out=out, err=err, seconds=time.monotonic() - self.began)
 
 
-def environment(place: Place) -> dict[str, str]:
+def environment(place: CheckContext) -> dict[str, str]:
     """Of a process that computes on the device of `place`; a rehearsal sees no GPU.
 
     Several checks run at the same time, so that none may take all cores.
@@ -70,7 +70,7 @@ def environment(place: Place) -> dict[str, str]:
     return env if place.on_gpu else {**env, **ON_CPU}
 
 
-def begin(place: Place, name: str, arguments: Iterable[object], **variables: str) -> Running:
+def begin(place: CheckContext, name: str, arguments: Iterable[object], **variables: str) -> Running:
     """Start `python -m ARGUMENTS`; `name` is of the files of its output in the folder of `place`."""
     out, err = place.folder / f"{name}.out", place.folder / f"{name}.err"
     with out.open("wb") as out_file, err.open("wb") as err_file:
@@ -85,7 +85,7 @@ def begin(place: Place, name: str, arguments: Iterable[object], **variables: str
     return Running(process=process, out=out, err=err, began=time.monotonic())
 
 
-def launch(place: Place, name: str, *arguments: object, seconds: float = 120) -> Ended:
+def launch(place: CheckContext, name: str, *arguments: object, seconds: float = 120) -> Ended:
     """Run a command of `swin-moe` to its end."""
     return begin(place, name, ["launcher", *arguments]).wait(seconds)
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpu_checks.cases import as_in_a_run, attempt
-from gpu_checks.place import Place, Row, row
+from gpu_checks.place import CheckContext, Row, row
 from swin_moe.random import hashing
 from swin_moe.random import keyed as randomness
 from swin_moe.random.keyed import sample_keys
@@ -39,7 +39,7 @@ AUGMENTS: dict[str, dict[str, Any]] = {  # what may differ by a rounding; all ot
 ROUNDED = {"the recipe", "RandAugment", "RandAugment, bilinear", "mixup"}
 
 
-def keyed(place: Place) -> Iterator[Row]:
+def keyed(place: CheckContext) -> Iterator[Row]:
     """All of them: the model's draws, dropout forward and backward, the augmentation."""
     as_in_a_run(place)
     yield from model_draws(place)
@@ -86,7 +86,7 @@ def within(what: str, got: Tensor, wanted: Tensor, bound: float) -> Row:
     return row(what, ok=largest <= bound, **numbers)
 
 
-def both(place: Place, what: str, work: Callable[[torch.device], Tensor]) -> Row:
+def both(place: CheckContext, what: str, work: Callable[[torch.device], Tensor]) -> Row:
     """The same work on the device and on the CPU."""
 
     def compare() -> Row:
@@ -96,7 +96,7 @@ def both(place: Place, what: str, work: Callable[[torch.device], Tensor]) -> Row
     return attempt(what, compare)
 
 
-def model_draws(place: Place) -> Iterator[Row]:
+def model_draws(place: CheckContext) -> Iterator[Row]:
     """Draws of swin_moe: keys, uniforms, normals, masks, SimMIM's patches, drop path."""
     from swin_moe.heads.simmim import draw_masks
 
@@ -148,7 +148,7 @@ def special(n: int, dtype: torch.dtype, rows: int) -> Tensor:
     return x
 
 
-def dropout(place: Place) -> Iterator[Row]:
+def dropout(place: CheckContext) -> Iterator[Row]:
     """Dropout by marks (the experts') and by masks (the others'), forward and backward."""
     rows, n = (100, 70) if place.rehearsal else (4096, 1536)
     keys = keys_of(rows)
@@ -183,7 +183,7 @@ def sunk(x: Tensor, keys: Tensor, at: torch.device, start: int) -> Tensor:
     return x
 
 
-def by_operators(place: Place, x: Tensor, keys: Tensor, start: int, name: str) -> Row:
+def by_operators(place: CheckContext, x: Tensor, keys: Tensor, start: int, name: str) -> Row:
     """The Triton kernel against torch's operators, both on the GPU."""
     wanted = x.to(place.device, copy=True)
     hashing.torch_mask_(wanted, keys.to(place.device), randomness.drop_bound(0.1), start)
@@ -199,7 +199,12 @@ def strided(dtype: torch.dtype, keys: Tensor, at: torch.device) -> Tensor:
 
 
 def ends_at_zero(
-    place: Place, function: Callable[[Tensor], Tensor], keys: Tensor, n: int, dtype: torch.dtype, what: str
+    place: CheckContext,
+    function: Callable[[Tensor], Tensor],
+    keys: Tensor,
+    n: int,
+    dtype: torch.dtype,
+    what: str,
 ) -> Row:
     """What is dropped must have value and derivative zero, and what is kept must be as without dropout."""
     x = torch.randn(len(keys), n, generator=torch.Generator().manual_seed(2)).to(place.device, dtype)
@@ -228,7 +233,7 @@ def masked(keys: Tensor, at: torch.device) -> Tensor:
     return torch.stack([y.detach(), gradient])
 
 
-def past_32_bits(place: Place) -> Row:
+def past_32_bits(place: CheckContext) -> Row:
     """The last rows of a tensor of more than 2^31 elements."""
     rows, n = 2**17 + 8, 2**14 + 16
     keys = sample_keys(1, torch.arange(rows, device=place.device))
@@ -239,7 +244,7 @@ def past_32_bits(place: Place) -> Row:
     return equal("mask_preactivations_ past 2^31 elements", x[-9:], wanted)
 
 
-def data_draws(place: Place) -> Iterator[Row]:
+def data_draws(place: CheckContext) -> Iterator[Row]:
     """Draws of data_shards on tensors of the device, and the table of noise."""
     from data_shards.augment.erasing import noise_table
     from data_shards.format import rng_tensor as tensor_draws
@@ -264,7 +269,7 @@ def pictures(count: int, sides: tuple[int, int]) -> Tensor:
     return torch.randint(0, 256, (count, 3, *sides), generator=generator, dtype=torch.uint8)
 
 
-def operations(place: Place) -> Iterator[Row]:
+def operations(place: CheckContext) -> Iterator[Row]:
     """Each operation of RandAugment: tables are equal, warps within one level of a few pixels."""
     from data_shards.augment.operations import WARPS
     from data_shards.augment.randaugment import ImageOp, op_arguments
@@ -301,7 +306,7 @@ def operated(images: Tensor, ops: Tensor, arguments: Tensor, mode: str, at: torc
     return copy.cpu()
 
 
-def augmentation(place: Place) -> Iterator[Row]:
+def augmentation(place: CheckContext) -> Iterator[Row]:
     """Whole augmentations of a batch: equal, or within one level where a resampling or a mixture rounds."""
     sizes = [(8, (23, 37))] if place.rehearsal else [(64, (23, 37)), (64, (224, 224))]
     for count, sides in sizes:
@@ -340,7 +345,7 @@ def augmented(
     return images, (*targets, targets.soft(10))
 
 
-def without_waiting(place: Place) -> Row:
+def without_waiting(place: CheckContext) -> Row:
     """With a batch on the host; torch raises where the host would wait for the device."""
     augmented({}, 16, (64, 64), place.device)  # what is only loaded once may wait
     torch.cuda.synchronize()

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gpu_checks.cases import as_in_a_run, attempt, distance, not_numbers
-from gpu_checks.place import Place, Row, row
+from gpu_checks.place import CheckContext, Row, row
 from swin_moe.moe.grouped_gemm import ACTIVATIONS, ExpertCall, grouped, has_grouped_products, loop
 from swin_moe.random.keyed import keep_mask, sample_keys
 
@@ -30,7 +30,7 @@ OTHERS = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class ExpertCase:
     """One call: who gets how many rows, and what is computed; rows beyond the counts only pad."""
 
     name: str
@@ -49,7 +49,7 @@ class Case:
         return [*self.counts[:-1], self.counts[-1] + self.padding]
 
 
-def products(place: Place) -> Iterator[Row]:
+def products(place: CheckContext) -> Iterator[Row]:
     """Which way a run takes here, then both against fp64, then their times."""
     as_in_a_run(place)
     sizes = (16, 32) if place.rehearsal else (192, 768)
@@ -57,13 +57,13 @@ def products(place: Place) -> Iterator[Row]:
     for case in cases(place):
         for way in WAYS:
             yield attempt(f"{way}, {case.name}", lambda: compared(place, case, way, torch.bfloat16, *sizes))  # noqa: B023
-    case = Case(name="L 8, uneven", counts=odd(8), options=PLAIN)
+    case = ExpertCase(name="L 8, uneven", counts=odd(8), options=PLAIN)
     for dtype in (torch.float32, torch.float16):
         yield attempt(f"loop, {case.name}, {dtype}", lambda: compared(place, case, "loop", dtype, *sizes))  # noqa: B023
     yield from costs(place)
 
 
-def taken(place: Place, channels: int, hidden: int) -> Row:
+def taken(place: CheckContext, channels: int, hidden: int) -> Row:
     """Whether a run takes the grouped products: in bf16 on sm90 and sm100."""
     rows = torch.ones(8, channels, dtype=torch.bfloat16, device=place.device)
     capability = torch.cuda.get_device_capability(place.device) if place.on_gpu else None
@@ -77,7 +77,7 @@ def odd(experts: int) -> list[int]:
     return [(37 * e + 13) % 101 * (e % 5 != 3) for e in range(experts)]
 
 
-def cases(place: Place) -> Iterator[Case]:
+def cases(place: CheckContext) -> Iterator[ExpertCase]:
     """The numbers of rows that a product may stumble over, for each L; then other options at L = 8."""
     for experts in (3, 1) if place.rehearsal else EXPERTS:
         zeros = [0] * (experts - 1)
@@ -91,19 +91,19 @@ def cases(place: Place) -> Iterator[Case]:
         }
         for name, counts in patterns.items():
             if sum(counts):
-                yield Case(name=f"L {experts}, {name}", counts=counts, options=PLAIN)
-        yield Case(name=f"L {experts}, padded", counts=odd(experts), padding=29, options=PLAIN)
-        empty = Case(
+                yield ExpertCase(name=f"L {experts}, {name}", counts=counts, options=PLAIN)
+        yield ExpertCase(name=f"L {experts}, padded", counts=odd(experts), padding=29, options=PLAIN)
+        empty = ExpertCase(
             name=f"L {experts}, rows that pad alone", counts=[0] * experts, padding=16, options=PLAIN
         )
         yield empty
     for changes in OTHERS:
         name = ", ".join(f"{key} {value}" for key, value in changes.items())
-        yield Case(name=f"L 8, {name}", counts=odd(8), options=PLAIN | changes)
+        yield ExpertCase(name=f"L 8, {name}", counts=odd(8), options=PLAIN | changes)
 
 
 def drawn(
-    case: Case, dtype: torch.dtype, channels: int, hidden: int, device: torch.device
+    case: ExpertCase, dtype: torch.dtype, channels: int, hidden: int, device: torch.device
 ) -> tuple[Tensor, Tensor, list[Tensor], Tensor]:
     """Rows, their keys, weights as `ExpertMLP.weights` orders them, and a cotangent."""
     generator = torch.Generator(device).manual_seed(case.rows)
@@ -122,7 +122,7 @@ def drawn(
 
 
 def run(
-    way: str, case: Case, counts: list[int] | Tensor, rows: Tensor, keys: Tensor, weights: list[Tensor]
+    way: str, case: ExpertCase, counts: list[int] | Tensor, rows: Tensor, keys: Tensor, weights: list[Tensor]
 ) -> Tensor:
     """One pass through the experts."""
     options = case.options
@@ -138,7 +138,7 @@ def run(
     return WAYS[way](call, rows, keys if options["rate"] else None, weights)
 
 
-def exact(case: Case, rows: Tensor, keys: Tensor, weights: list[Tensor]) -> Tensor:
+def exact(case: ExpertCase, rows: Tensor, keys: Tensor, weights: list[Tensor]) -> Tensor:
     """The same in fp64, expert by expert, in the words of the definition."""
     options, answers = case.options, []
     hidden = weights[0].shape[2]
@@ -154,7 +154,9 @@ def exact(case: Case, rows: Tensor, keys: Tensor, weights: list[Tensor]) -> Tens
     return torch.cat(answers)
 
 
-def compared(place: Place, case: Case, way: str, dtype: torch.dtype, channels: int, hidden: int) -> Row:
+def compared(
+    place: CheckContext, case: ExpertCase, way: str, dtype: torch.dtype, channels: int, hidden: int
+) -> Row:
     """Answer and all gradients against fp64; those of experts without rows must be zero to the bit."""
     rows, keys, weights, cotangent = drawn(case, dtype, channels, hidden, place.device)
     leaves = [x.double().requires_grad_() for x in (rows, *weights)]
@@ -183,12 +185,14 @@ def compared(place: Place, case: Case, way: str, dtype: torch.dtype, channels: i
     )
 
 
-def costs(place: Place) -> Iterator[Row]:
+def costs(place: CheckContext) -> Iterator[Row]:
     """Milliseconds of both ways at the size of stage 3 of Swin-MoE-S, for each L; where they cross."""
     total, channels, hidden = (64, 16, 32) if place.rehearsal else (18_432, 384, 1536)
     faster = []
     for experts in (1, 2) if place.rehearsal else sorted(EXPERTS):
-        case = Case(name=f"L {experts}", counts=[total // experts] * experts, options=PLAIN | {"rate": 0.0})
+        case = ExpertCase(
+            name=f"L {experts}", counts=[total // experts] * experts, options=PLAIN | {"rate": 0.0}
+        )
         rows: dict[str, Row] = {}
         for way in WAYS:
             name = f"cost of {way}, {case.name}"
@@ -199,7 +203,7 @@ def costs(place: Place) -> Iterator[Row]:
     yield row("L from which grouped products are faster", experts=min(faster, default=None))
 
 
-def cost(place: Place, case: Case, way: str, channels: int, hidden: int, name: str) -> Row:
+def cost(place: CheckContext, case: ExpertCase, way: str, channels: int, hidden: int, name: str) -> Row:
     """Forward alone, and forward with backward, without dropout."""
     rows, keys, weights, cotangent = drawn(case, torch.bfloat16, channels, hidden, place.device)
     counts = torch.tensor(case.counts, device=place.device) if way == "grouped" else case.counts

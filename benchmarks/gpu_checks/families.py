@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import swin_moe
 from gpu_checks.cases import as_in_a_run, attempt, distance, not_numbers
-from gpu_checks.place import Place, Row, row
+from gpu_checks.place import CheckContext, Row, row
 from parallel.experts.exchange import ExchangeOptions
 from swin_moe.heads.classification import classification_loss
 from swin_moe.heads.simmim import SimMIM, build_simmim
@@ -106,7 +106,7 @@ VARIANTS = (
 )
 
 
-def against_cpu(place: Place) -> Iterator[Row]:
+def against_cpu(place: CheckContext) -> Iterator[Row]:
     """Logits, loss, gradients and plans in fp32 and bf16; all after memory was filled with NaN."""
     as_in_a_run(place)
     convolutions = torch.backends.cudnn.allow_tf32
@@ -127,7 +127,12 @@ def against_cpu(place: Place) -> Iterator[Row]:
 
 
 def on_device(
-    place: Place, variant: Variant, model: nn.Module, dtype: torch.dtype, wanted: Result, remark: str = ""
+    place: CheckContext,
+    variant: Variant,
+    model: nn.Module,
+    dtype: torch.dtype,
+    wanted: Result,
+    remark: str = "",
 ) -> Row:
     """The row of one precision; by default cuDNN rounds what the patch embedding reads to TF32."""
     what = f"{variant.name}, {str(dtype).removeprefix('torch.')}{remark}"
@@ -138,7 +143,7 @@ def on_device(
     return attempt(what, work)
 
 
-def build(place: Place, variant: Variant) -> nn.Module:
+def build(place: CheckContext, variant: Variant) -> nn.Module:
     """The model on the CPU, with weights that leave no branch at zero and are numbers of bf16."""
     size = SIZE | {"depths": (1, 1, 2, 1) if place.rehearsal or variant.moe else (2, 1, 2, 1)}
     changes = {**size, **(TINY if place.rehearsal else {}), **variant.changes}
@@ -161,7 +166,7 @@ def build(place: Place, variant: Variant) -> nn.Module:
 
 
 def passed(
-    place: Place, variant: Variant, model: nn.Module, device: torch.device, dtype: torch.dtype
+    place: CheckContext, variant: Variant, model: nn.Module, device: torch.device, dtype: torch.dtype
 ) -> Result:
     """One training pass with its gradients, then one of evaluation; moves the model, whose weights stay."""
     model.zero_grad(set_to_none=True)

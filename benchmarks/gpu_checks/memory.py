@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from gpu_checks.place import Place, Row, row
+from gpu_checks.place import CheckContext, Row, row
 from gpu_checks.subjects import Training, alone, config_of, free, interleaved, run_config
 
 PLANNED = (("Swin-T", 128), ("Swin-MoE-S", 128), ("SwinV2-T", 128), ("SwinV2-B", 64))
@@ -20,7 +20,7 @@ HERE = Path(__file__).resolve().parent
 STEPS, LIMIT_S = 30, 40
 
 
-def staging(place: Place) -> Iterator[Row]:
+def staging(place: CheckContext) -> Iterator[Row]:
     """The copy of a checkpoint to host memory that a step waits for, and the allocator's segments."""
     with alone(place) as device:
         yield from _staging(place, device)
@@ -28,7 +28,7 @@ def staging(place: Place) -> Iterator[Row]:
     yield from _segments(place)
 
 
-def _staging(place: Place, device: torch.device) -> Iterator[Row]:
+def _staging(place: CheckContext, device: torch.device) -> Iterator[Row]:
     """Three takes of what a Swin-MoE-S of 32 experts saves; the first one pins the memory."""
     from parallel.checkpoint.staging import StagingBuffers
 
@@ -54,7 +54,7 @@ def _staging(place: Place, device: torch.device) -> Iterator[Row]:
     training.close()
 
 
-def _one_copy(place: Place, device: torch.device) -> Row:
+def _one_copy(place: CheckContext, device: torch.device) -> Row:
     """The bound: one large tensor to pinned memory."""
     size = 2**20 if place.rehearsal else 2**30
     source = torch.zeros(size, dtype=torch.uint8, device=device)
@@ -63,7 +63,7 @@ def _one_copy(place: Place, device: torch.device) -> Row:
     return row("one copy to pinned memory", ms=milliseconds, gb_s=size / milliseconds / 1e6)
 
 
-def _segments(place: Place) -> Iterator[Row]:
+def _segments(place: CheckContext) -> Iterator[Row]:
     """Reserved beside allocated memory after dropless steps, with and without expandable segments."""
     code = (
         "import sys; from gpu_checks.memory import dropless_steps; dropless_steps(sys.argv[1], sys.argv[2])"
@@ -101,7 +101,7 @@ def dropless_steps(kind: str, folder: str) -> None:
     """In a process of its own: steps of a dropless Swin-MoE-S, evaluations between them, printed as JSON."""
     from dataclasses import replace
 
-    place = Place(torch.device(kind), Path(folder), rehearsal=kind == "cpu")
+    place = CheckContext(torch.device(kind), Path(folder), rehearsal=kind == "cpu")
     model = config_of("Swin-MoE-S", place)
     assert model.moe is not None
     moe = replace(model.moe, capacity_factor=0.0, eval_capacity_factor=0.0)
@@ -129,7 +129,7 @@ def dropless_steps(kind: str, folder: str) -> None:
         training.close()
 
 
-def plan(place: Place) -> Iterator[Row]:
+def plan(place: CheckContext) -> Iterator[Row]:
     """Steps and memory as the planner predicts them, from the data sheet and calibrated, and as measured."""
     from launcher.plan.base.hardware import Hardware, load_hardware
     from launcher.plan.time.calibrate import measure, write
@@ -155,7 +155,7 @@ def plan(place: Place) -> Iterator[Row]:
             free()
 
 
-def _calibrate(place: Place, measure: Any, device: torch.device) -> Any:
+def _calibrate(place: CheckContext, measure: Any, device: torch.device) -> Any:
     """A profile of this machine; in a rehearsal each figure is measured once."""
     if place.rehearsal:
         from launcher.plan.base import stopwatch
@@ -176,7 +176,9 @@ def _of(hardware: Any) -> dict[str, float]:
     return figures | {f"{kind}_gb_s": curve[-1][1] for kind, curve in hardware.passes.items()}
 
 
-def _planned(place: Place, device: torch.device, name: str, batch: int, profiles: dict[str, Any]) -> Row:
+def _planned(
+    place: CheckContext, device: torch.device, name: str, batch: int, profiles: dict[str, Any]
+) -> Row:
     """One model: predicted and measured, of an optimizer step at ZeRO stage 1 without augmentation."""
     from launcher.plan.memory.estimate import predict_memory
     from launcher.plan.time.compute_cost import Pace, pace_of

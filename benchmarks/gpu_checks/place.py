@@ -12,7 +12,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Place:
+class CheckContext:
     """The device of a check, and a folder of its own for what it writes.
 
     `rehearsal` asks for the smallest sizes: everything runs once, on a CPU in a few seconds, and the numbers
@@ -87,4 +87,4 @@ def close(what: str, got: torch.Tensor, wanted: torch.Tensor, bound: float, **nu
     return row(what, ok=error <= bound, error=error, bound=bound, **numbers)  # a NaN is no right answer
 
 
-Check = Callable[[Place], Iterator[Row]]
+Check = Callable[[CheckContext], Iterator[Row]]

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from gpu_checks.commands import ROOT, Ended, Running, begin, compute_apps, family, launch
-from gpu_checks.place import Place, Row, row
+from gpu_checks.place import CheckContext, Row, row
 
 CONFIG = ROOT / "configs" / "demo_cpu.yaml"
 EXACT = ("loss", "aux_loss", "lr", "grad_norm", "dropped_fraction")  # of a step, whatever interrupted the run
@@ -49,7 +49,7 @@ class Sizes:
             *("parallel.collective_timeout_s=60", "checkpoint.keep_last=9"),
         ]
 
-    def of_run(self, place: Place, name: str) -> list[str]:
+    def of_run(self, place: CheckContext, name: str) -> list[str]:
         """The options of a run of all steps."""
         return [
             *self.of_short_run(place, name, self.steps),
@@ -57,19 +57,19 @@ class Sizes:
             f"checkpoint.every={self.save} steps",
         ]
 
-    def of_short_run(self, place: Place, name: str, steps: int) -> list[str]:
+    def of_short_run(self, place: CheckContext, name: str, steps: int) -> list[str]:
         """The options of a run that is evaluated and saved at its end alone."""
         shards = place.folder / "shards"
         places = [f"data.train={shards}/train", f"data.val={shards}/val", f"run_dir={place.folder / name}"]
         return [*self.options, *places, f"train.duration={steps} steps"]
 
 
-def patience(place: Place) -> float:
+def patience(place: CheckContext) -> float:
     """Seconds for a command: on a GPU a hang must leave time for the rest; a CPU may have other work."""
     return REHEARSED_S if place.rehearsal else COMMAND_S
 
 
-def train_stop_resume(place: Place) -> Iterator[Row]:
+def train_stop_resume(place: CheckContext) -> Iterator[Row]:
     """All of it; what needs a run that failed is left out."""
     sizes = Sizes(place.rehearsal)
     yield from _pack(place, sizes)
@@ -105,7 +105,7 @@ def train_stop_resume(place: Place) -> Iterator[Row]:
 # --- the data
 
 
-def _pack(place: Place, sizes: Sizes) -> Iterator[Row]:
+def _pack(place: CheckContext, sizes: Sizes) -> Iterator[Row]:
     began = time.monotonic()
     draw_images(place.folder / "images", sizes)
     drawn_s = time.monotonic() - began
@@ -248,7 +248,7 @@ def _same(found: list[Row], wanted: list[Row], stood_at: int, steps: int) -> Row
     )
 
 
-def _trained(place: Place, sizes: Sizes, run: Path) -> Iterator[Row]:
+def _trained(place: CheckContext, sizes: Sizes, run: Path) -> Iterator[Row]:
     """Whether it learned anything, and how its saves went."""
     records = _records(run)
     losses = [record["loss"] for record in records if "loss" in record]
@@ -289,7 +289,7 @@ def _median(values: list[float]) -> float:
 # --- what is asked of the trained weights
 
 
-def _evaluations(place: Place, run: Path) -> Iterator[Row]:
+def _evaluations(place: CheckContext, run: Path) -> Iterator[Row]:
     """In the run's precision it is the evaluation of its training, in fp32 it is close to it (A5)."""
     trained = [record for record in _records(run) if "eval_loss" in record][-1]
     before: dict[str, float] = {}
@@ -316,7 +316,7 @@ def _evaluations(place: Place, run: Path) -> Iterator[Row]:
         )
 
 
-def _further(place: Place, sizes: Sizes, run: Path) -> Iterator[Row]:
+def _further(place: CheckContext, sizes: Sizes, run: Path) -> Iterator[Row]:
     """Everything else, side by side: other evaluations, weights, compiled blocks, a profile."""
     weights = place.folder / "weights.safetensors"
     exported = launch(place, "export", "export", run, weights, seconds=patience(place))
@@ -347,7 +347,7 @@ def _further(place: Place, sizes: Sizes, run: Path) -> Iterator[Row]:
             yield from _results(name, place, run)
 
 
-def _load(place: Place, run: Path, weights: Path) -> Iterator[Row]:
+def _load(place: CheckContext, run: Path, weights: Path) -> Iterator[Row]:
     """Exported weights as a library loads them, on the device."""
     import swin_moe
     from launcher.config.load import load_config
@@ -365,7 +365,7 @@ def _load(place: Place, run: Path, weights: Path) -> Iterator[Row]:
         yield row("load_weights", ok=False, error=f"{type(error).__name__}: {error}"[:300])
 
 
-def _results(name: str, place: Place, run: Path) -> Iterator[Row]:
+def _results(name: str, place: CheckContext, run: Path) -> Iterator[Row]:
     """What a further command has left behind."""
     if name == "train --pretrained":
         trained = [record["eval_loss"] for record in _records(run) if "eval_loss" in record]

@@ -21,7 +21,7 @@ EPS = 1e-5  # of Adam: rounding of a gradient that is all but zero must not deci
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class SmallCase:
     """An engine: its stage and precision, and the images of a step, in two micro-batches."""
 
     stage: ZeroStage
@@ -81,13 +81,13 @@ def groups(model: nn.Module) -> list[dict[str, Any]]:
 class Run:
     """An engine and where it stands in its stream of images."""
 
-    case: Case
+    case: SmallCase
     device: torch.device
     engine: Engine
     next_step: int = 0
 
     @staticmethod
-    def start(case: Case, device: torch.device) -> "Run":
+    def start(case: SmallCase, device: torch.device) -> "Run":
         """Build model and engine as launcher/training/trainer.py does; the process group is there already."""
         mesh = build_mesh(ParallelDims(world_size=1))
         model = build_model(model_config(), seed=3, mesh=mesh, sharded=case.stage == 3).to(device)

@@ -13,7 +13,7 @@ import torch._dynamo
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gpu_checks.place import Place, Row, row
+from gpu_checks.place import CheckContext, Row, row
 from gpu_checks.subjects import (
     config_of,
     device_of,
@@ -37,7 +37,7 @@ CASES = (  # model, whose, whether in evaluation
 CLOSE = 0.02  # of the loss in bf16
 
 
-def compiled(place: Place) -> Iterator[Row]:
+def compiled(place: CheckContext) -> Iterator[Row]:
     """Seconds to compile, milliseconds, graphs and the loss of each model."""
     device = device_of(place)
     backend = partial(torch.compile, backend="aot_eager") if place.rehearsal else torch.compile
@@ -53,7 +53,7 @@ def compiled(place: Place) -> Iterator[Row]:
 
 
 def _pair(
-    place: Place, device: torch.device, name: str, who: str
+    place: CheckContext, device: torch.device, name: str, who: str
 ) -> tuple[ModelConfig, nn.Module, nn.Module]:
     """A model, eager and compiled, with the same weights."""
     from models import compile_layers
@@ -67,7 +67,7 @@ def _pair(
     return config, eager, other
 
 
-def _training(place: Place, device: torch.device, name: str, who: str) -> Iterator[Row]:
+def _training(place: CheckContext, device: torch.device, name: str, who: str) -> Iterator[Row]:
     """A training step of one model."""
     config, model, other = _pair(place, device, name, who)
     batch = 4 if place.rehearsal else 128
@@ -104,7 +104,7 @@ def _training(place: Place, device: torch.device, name: str, who: str) -> Iterat
     yield row(f"{name} {who}", ok=ok, batch=batch, **figures)
 
 
-def _evaluation(place: Place, device: torch.device, name: str, who: str) -> Iterator[Row]:
+def _evaluation(place: CheckContext, device: torch.device, name: str, who: str) -> Iterator[Row]:
     """A forward pass of one model in evaluation."""
     config, *both = _pair(place, device, name, who)
     batch = 4 if place.rehearsal else 128

@@ -7,16 +7,16 @@ from dataclasses import replace
 
 import torch
 
-from gpu_checks.place import Place, Row, row
+from gpu_checks.place import CheckContext, Row, row
 from gpu_checks.subjects import Work, alone, free, interleaved
 
 SIZES = ((8, 1), (8, 2), (32, 1), (32, 2))  # experts, choices
 TOKENS, SMALL = 18432, 288
 
 
-def layers(place: Place) -> Iterator[Row]:
+def layers(place: CheckContext) -> Iterator[Row]:
     """A training step of each layer: forward, balance loss, backward."""
-    from moe_layers import Case
+    from moe_layers import LayerCase
 
     with alone(place) as device:
         try:
@@ -27,7 +27,7 @@ def layers(place: Place) -> Iterator[Row]:
             yield row("deepspeed", ok=False, error=f"{type(error).__name__}: {error}"[:400])
         tokens = SMALL if place.rehearsal else TOKENS
         for experts, top_k in SIZES[1:3] if place.rehearsal else SIZES:
-            case = Case(
+            case = LayerCase(
                 tokens=tokens, num_experts=experts, top_k=top_k, dtype="bf16", device=device.type, skew=1.1
             )
             try:
@@ -64,7 +64,7 @@ def _entries() -> dict[str, object]:
     return entries
 
 
-def _case(place: Place, case: object) -> Iterator[Row]:
+def _case(place: CheckContext, case: object) -> Iterator[Row]:
     """One row a contestant, all of them interleaved."""
     from moe_layers import works_of
 

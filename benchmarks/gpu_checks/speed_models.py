@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from gpu_checks.cases import guarded
-from gpu_checks.place import Place, Row, row
+from gpu_checks.place import CheckContext, Row, row
 from gpu_checks.subjects import (
     PEAK_TFLOPS,
     Training,
@@ -32,7 +32,7 @@ LAST = (("Swin-B", 64), ("SwinV2-B", 64))
 ENGINES = ("Swin-T", "Swin-MoE-S")
 
 
-def models(place: Place) -> Iterator[Row]:
+def models(place: CheckContext) -> Iterator[Row]:
     """Ceilings of this GPU, the models, the engine, then the larger models."""
     with alone(place) as device:
         gemm, copied = gemm_tflops(place, device), copy_tb_s(place, device)
@@ -49,7 +49,7 @@ def models(place: Place) -> Iterator[Row]:
 
 
 def contestants(
-    name: str, config: ModelConfig, place: Place, device: torch.device
+    name: str, config: ModelConfig, place: CheckContext, device: torch.device
 ) -> tuple[dict[str, nn.Module], dict[str, str]]:
     """The implementations of a model that can be built, in bf16, and why the others cannot."""
     import models
@@ -67,7 +67,7 @@ def contestants(
     return built, errors
 
 
-def _models(place: Place, device: torch.device, name: str, batch: int, gemm: float) -> Iterator[Row]:
+def _models(place: CheckContext, device: torch.device, name: str, batch: int, gemm: float) -> Iterator[Row]:
     """Training and evaluation of every implementation of a model."""
     import models
 
@@ -99,7 +99,7 @@ def _models(place: Place, device: torch.device, name: str, batch: int, gemm: flo
     settings_of("ours", place)
 
 
-def _engine(place: Place, device: torch.device, name: str, gemm: float) -> Iterator[Row]:
+def _engine(place: CheckContext, device: torch.device, name: str, gemm: float) -> Iterator[Row]:
     """Optimizer steps under DeepSpeed, with and without augmentation and drop path."""
     config, batch = config_of(name, place), 4 if place.rehearsal else 128
     training = Training(run_config(config, batch), device)

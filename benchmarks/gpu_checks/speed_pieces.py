@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gpu_checks.place import Place, Row, close, row
+from gpu_checks.place import CheckContext, Row, close, row
 from gpu_checks.subjects import Work, device_of, free
 from swin_moe.moe.dispatch import _weighted_sum
 from swin_moe.random import hashing
@@ -15,7 +15,7 @@ from swin_moe.random.keyed import DropPath, branch_scales, drop_bound, mask_prea
 BF16 = torch.bfloat16
 
 
-def pieces(place: Place) -> Iterator[Row]:
+def pieces(place: CheckContext) -> Iterator[Row]:
     """Every comparison; one that fails costs itself alone."""
     device = device_of(place)
     for make in (_mask, _drop_paths, _qkv, _layer_norm, _patches, _combine, _sort):
@@ -26,7 +26,7 @@ def pieces(place: Place) -> Iterator[Row]:
         free()
 
 
-def _timed(place: Place, what: str, works: dict[str, Work], moved: float = 0.0) -> Iterator[Row]:
+def _timed(place: CheckContext, what: str, works: dict[str, Work], moved: float = 0.0) -> Iterator[Row]:
     """A row for each way, in milliseconds and over the first one; `moved` bytes give TB/s."""
     first = None
     for name, work in works.items():
@@ -38,11 +38,11 @@ def _timed(place: Place, what: str, works: dict[str, Work], moved: float = 0.0) 
         yield row(f"{what}: {name}", **figures)
 
 
-def _rows(place: Place, small: int, large: int) -> int:
+def _rows(place: CheckContext, small: int, large: int) -> int:
     return small if place.rehearsal else large
 
 
-def _mask(place: Place, device: torch.device) -> Iterator[Row]:
+def _mask(place: CheckContext, device: torch.device) -> Iterator[Row]:
     """Dropout of the experts' hidden rows at a rate of 0.1: our kernel, our operators, torch's own."""
     n, rows, rate = 1536, _rows(place, 64, 18432), 0.1
     x = torch.randn(rows, n, device=device, dtype=BF16)
@@ -61,7 +61,7 @@ def _mask(place: Place, device: torch.device) -> Iterator[Row]:
     yield from _timed(place, "expert dropout", works, moved=4.0 * rows * n)
 
 
-def _drop_paths(place: Place, device: torch.device) -> Iterator[Row]:
+def _drop_paths(place: CheckContext, device: torch.device) -> Iterator[Row]:
     """The branches of a Swin-S, 46 of them that drop: drawn together, and one by one."""
     paths = [DropPath(0.2 * (i + 1) / 48, i).to(device).train() for i in range(48)]
     keys = sample_keys(0, torch.arange(_rows(place, 4, 128))).to(device)
@@ -78,7 +78,7 @@ def _drop_paths(place: Place, device: torch.device) -> Iterator[Row]:
     yield from _timed(place, "drop path, 48 branches", works)
 
 
-def _qkv(place: Place, device: torch.device) -> Iterator[Row]:
+def _qkv(place: CheckContext, device: torch.device) -> Iterator[Row]:
     """Attention of Swin-T's first stage, forward and backward: queries where they are, or copied."""
     images, windows, heads, n = _rows(place, 2, 128), 64, 3, 49
     bias = torch.randn(1, heads, n, n, device=device, dtype=BF16, requires_grad=True)
@@ -105,7 +105,7 @@ def _qkv(place: Place, device: torch.device) -> Iterator[Row]:
     yield from _timed(place, "attention of stage 1, forward and backward", works)
 
 
-def _layer_norm(place: Place, device: torch.device) -> Iterator[Row]:
+def _layer_norm(place: CheckContext, device: torch.device) -> Iterator[Row]:
     """LayerNorm of the first stage's map with weights on 16 bytes, and 2 bytes beside."""
     c, rows = 96, _rows(place, 64, 128 * 56 * 56)
     x = torch.randn(rows, c, device=device, dtype=BF16, requires_grad=True)
@@ -131,7 +131,7 @@ def _layer_norm(place: Place, device: torch.device) -> Iterator[Row]:
     yield from _timed(place, "LayerNorm, forward", works, moved=2.0 * 2 * rows * c)
 
 
-def _patches(place: Place, device: torch.device) -> Iterator[Row]:
+def _patches(place: CheckContext, device: torch.device) -> Iterator[Row]:
     """The patch embedding of 224 pixels, forward and weight gradient: a convolution, or a linear layer."""
     batch, dim, p = _rows(place, 2, 128), 96, 4
     images = torch.randn(batch, 3, 224, 224, device=device, dtype=BF16)
@@ -155,7 +155,7 @@ def _patches(place: Place, device: torch.device) -> Iterator[Row]:
     yield from _timed(place, "patch embedding, forward and backward", works)
 
 
-def _combine(place: Place, device: torch.device) -> Iterator[Row]:
+def _combine(place: CheckContext, device: torch.device) -> Iterator[Row]:
     """The sum of a token's rows by its gates: embedding_bag, and gathers."""
     tokens, c = _rows(place, 64, 18432), 384
     for top_k in (1, 2):
@@ -179,7 +179,7 @@ def _combine(place: Place, device: torch.device) -> Iterator[Row]:
         yield from _timed(place, f"combine, k={top_k}", works, moved=2.0 * tokens * c * (top_k + 1))
 
 
-def _sort(place: Place, device: torch.device) -> Iterator[Row]:
+def _sort(place: CheckContext, device: torch.device) -> Iterator[Row]:
     """A stable sort of the experts that the tokens want."""
     tokens = _rows(place, 64, 18432)
     keys = torch.randint(0, 8, (tokens,), device=device)

@@ -9,7 +9,7 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-from gpu_checks.place import Place, Row, row
+from gpu_checks.place import CheckContext, Row, row
 from gpu_checks.subjects import Training, Work, alone, config_of, free, interleaved, run_config
 from swin_moe.backbone.model import build_model
 
@@ -18,7 +18,7 @@ TOP = 20
 NO_KERNELS = ("Memcpy", "Memset", "Optimizer.", "ProfilerStep", "##")
 
 
-def profiles(place: Place) -> Iterator[Row]:
+def profiles(place: CheckContext) -> Iterator[Row]:
     """Forward, cross-entropy and backward of three models, then whole steps of the engine."""
     batch = 4 if place.rehearsal else 128
     with alone(place) as device:
@@ -41,7 +41,7 @@ def profiles(place: Place) -> Iterator[Row]:
             free()
 
 
-def _model(place: Place, device: torch.device, name: str, batch: int) -> Iterator[Row]:
+def _model(place: CheckContext, device: torch.device, name: str, batch: int) -> Iterator[Row]:
     import models
 
     config = config_of(name, place)
@@ -51,7 +51,7 @@ def _model(place: Place, device: torch.device, name: str, batch: int) -> Iterato
     yield from _rows(place, name, partial(models.training_step, model, images, labels))
 
 
-def _rows(place: Place, what: str, step: Work) -> Iterator[Row]:
+def _rows(place: CheckContext, what: str, step: Work) -> Iterator[Row]:
     """The sums of a step, and a row for each of its longest kernels."""
     found = interleaved(place, {"step": step})["step"]
     if isinstance(found, str):
@@ -79,7 +79,7 @@ def _rows(place: Place, what: str, step: Work) -> Iterator[Row]:
         yield row(f"{what} kernel {rank}", kernel=short(name), **figures)
 
 
-def profiled(step: Work, place: Place) -> list[Any]:
+def profiled(step: Work, place: CheckContext) -> list[Any]:
     """What ran on the device during a step: kernels, copies and fills; on a CPU, operators."""
     activity = ProfilerActivity.CUDA if place.on_gpu else ProfilerActivity.CPU
     wanted = DeviceType.CUDA if place.on_gpu else DeviceType.CPU

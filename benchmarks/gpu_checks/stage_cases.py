@@ -15,16 +15,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from gpu_checks.small import Case, Run
+from gpu_checks.small import Run, SmallCase
 
 
-def read(text: str) -> Case:
+def read(text: str) -> SmallCase:
     """The case of a name."""
     stage, precision, *more = text.split("-")
-    return Case(stage=int(stage), precision=precision, offload=more == ["offload"])  # type: ignore[arg-type]
+    return SmallCase(stage=int(stage), precision=precision, offload=more == ["offload"])  # type: ignore[arg-type]
 
 
-def outcome(case: Case, device: torch.device, steps: int) -> dict[str, Any]:
+def outcome(case: SmallCase, device: torch.device, steps: int) -> dict[str, Any]:
     """Losses and masters of some steps, then of a step that a gradient spoils, and of the one after it."""
     from parallel.zero.master_weights import MasterWeights
 

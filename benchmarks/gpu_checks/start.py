@@ -12,7 +12,7 @@ import torch
 
 from gpu_checks.cases import guarded
 from gpu_checks.commands import ON_CPU, ROOT, SMI_S, Ended, begin, compute_apps, launch
-from gpu_checks.place import Place, Row, close, row
+from gpu_checks.place import CheckContext, Row, close, row
 from launcher.rundir.versions import version_of
 
 COMMAND_S = 100
@@ -23,7 +23,7 @@ PACKAGES = (
 )
 
 
-def imports(place: Place) -> Iterator[Row]:
+def imports(place: CheckContext) -> Iterator[Row]:
     """Versions, the card, and the commands that need neither a GPU nor data, from a bare checkout."""
     yield row("versions", **versions())
     yield _card(place)
@@ -56,7 +56,7 @@ def versions() -> dict[str, str]:
     return found | {name: version_of(name) for name in PACKAGES}
 
 
-def _card(place: Place) -> Row:
+def _card(place: CheckContext) -> Row:
     machine = {"cpu_count": len(os.sched_getaffinity(0)), "cpu": _processor()}
     if not place.on_gpu:
         return row("machine", **machine)
@@ -93,7 +93,7 @@ def _driver() -> str:
     return (done.stdout + done.stderr).strip().replace("\n", "; ")
 
 
-def engine(place: Place) -> Iterator[Row]:
+def engine(place: CheckContext) -> Iterator[Row]:
     """Our own start of a process, a group of one rank, and an engine that takes a step."""
     before = {} if place.on_gpu else ON_CPU
     os.environ.update(before)
@@ -154,10 +154,10 @@ def _steps(device: torch.device) -> Iterator[Row]:
     """Two steps of the small model, with a collective of every kind that training uses."""
     from deepspeed.accelerator import get_accelerator
 
-    from gpu_checks.small import Case, Run
+    from gpu_checks.small import Run, SmallCase
     from parallel.ranks.collectives import gather_objects, sum_over
 
-    run = Run.start(Case(stage=1, precision="bf16"), device)
+    run = Run.start(SmallCase(stage=1, precision="bf16"), device)
     places = {str(p.device) for p in run.engine.module.parameters()}
     places |= {str(b.device) for b in run.engine.module.buffers()}
     yield row(
@@ -205,7 +205,7 @@ def _contexts() -> Iterator[Row]:
     )
 
 
-def preflight(place: Place) -> Iterator[Row]:
+def preflight(place: CheckContext) -> Iterator[Row]:
     """The command with its JSON, by itself; and our reading of nvidia-smi against torch's own figures."""
     report = place.folder / "preflight.json"
     size = ["--megabytes", 1 if place.rehearsal else 64]
@@ -242,7 +242,7 @@ def _is_gpu(value: object) -> bool:
     return isinstance(value, dict) and "uuid" in value and "capability" in value
 
 
-def _smi(place: Place) -> Iterator[Row]:
+def _smi(place: CheckContext) -> Iterator[Row]:
     from parallel.ranks.devices import node_gpus, own_device
 
     own = own_device(torch.device("cuda", torch.cuda.current_device()))

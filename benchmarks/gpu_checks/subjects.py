@@ -1,6 +1,6 @@
 """What the timed checks measure: models of our own and of others, alone and under the engine.
 
-Sizes are those of the published models; in a rehearsal (`Place.rehearsal`) two small stages of the same kind.
+Sizes are those of the published models; in a rehearsal (`CheckContext.rehearsal`) two small stages alike.
 """
 
 import gc
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from data_shards.augment.pipeline import AugmentConfig
 from data_shards.stream.batch import Batch
-from gpu_checks.place import Place
+from gpu_checks.place import CheckContext
 from launcher.config.schema import DataConfig, OptimConfig, ParallelConfig, RunConfig, TrainConfig
 from launcher.metrics.accumulator import MetricAccumulator
 from launcher.tasks.registry import build_task
@@ -38,14 +38,14 @@ RECIPES = {
 Work = Callable[[], object]
 
 
-def device_of(place: Place) -> torch.device:
+def device_of(place: CheckContext) -> torch.device:
     """Prepare this process as the launcher does, and say where it computes."""
     device = prepare_process(Ranks())
     return device if place.on_gpu else place.device
 
 
 @contextmanager
-def alone(place: Place) -> Iterator[torch.device]:
+def alone(place: CheckContext) -> Iterator[torch.device]:
     """Within it there is a process group of this process alone, which DeepSpeed wants."""
     device = device_of(place)
     join(Ranks(), device)
@@ -55,7 +55,7 @@ def alone(place: Place) -> Iterator[torch.device]:
         leave()
 
 
-def config_of(name: str, place: Place) -> ModelConfig:
+def config_of(name: str, place: CheckContext) -> ModelConfig:
     """The model of a name of benchmarks/models.py or of RECIPES; a small one in a rehearsal."""
     from models import MODELS
 
@@ -104,14 +104,14 @@ def speeds(
     }
 
 
-def gemm_tflops(place: Place, device: torch.device) -> float:
+def gemm_tflops(place: CheckContext, device: torch.device) -> float:
     """TFLOP/s of a product of two random matrices in bf16."""
     n = 256 if place.rehearsal else 8192
     a, b = (torch.randn(n, n, device=device, dtype=torch.bfloat16) for _ in range(2))
     return 2 * n**3 / place.milliseconds(lambda: a @ b) / 1e9
 
 
-def copy_tb_s(place: Place, device: torch.device) -> float:
+def copy_tb_s(place: CheckContext, device: torch.device) -> float:
     """TB/s of a copy within the device, read and written bytes together."""
     size = 2**20 if place.rehearsal else 2**32
     source = torch.zeros(size, dtype=torch.uint8, device=device)
@@ -120,7 +120,7 @@ def copy_tb_s(place: Place, device: torch.device) -> float:
 
 
 def interleaved(
-    place: Place, works: Mapping[str, Work], rounds: int = 5, burst: int = 2
+    place: CheckContext, works: Mapping[str, Work], rounds: int = 5, burst: int = 2
 ) -> dict[str, float | str]:
     """Median milliseconds of each piece of work, or the error with which it failed in its first call.
 
@@ -160,7 +160,7 @@ def free() -> None:
         torch.cuda.empty_cache()
 
 
-def settings_of(who: str, place: Place) -> None:
+def settings_of(who: str, place: CheckContext) -> None:
     """What a process sets for our own models, and torch's defaults for those of others."""
     ours = who.startswith("ours")
     if place.on_gpu:
@@ -168,7 +168,7 @@ def settings_of(who: str, place: Place) -> None:
         torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = not ours
 
 
-def timm_model(name: str, config: ModelConfig, place: Place) -> nn.Module:
+def timm_model(name: str, config: ModelConfig, place: CheckContext) -> nn.Module:
     """timm's model of a name of benchmarks/models.py.
 
     Raises:

@@ -46,8 +46,8 @@ def last(place):
 
 if __name__ == "__main__":
     names = [("good", 60), ("wrong", 60), ("raises", 60), ("dies", 60), ("hangs", 6)]
-    parts = [gpu_run.Part("toy", name, seconds) for name, seconds in names]
-    gpu_run.PARTS = (*parts, gpu_run.Part("toy", "last", 60, timed=True))
+    parts = [gpu_run.CheckPart("toy", name, seconds) for name, seconds in names]
+    gpu_run.PARTS = (*parts, gpu_run.CheckPart("toy", "last", 60, timed=True))
     sys.exit(gpu_run.main())
 """
 MARKS = "<!-- gpu_run: begin -->\nold\n<!-- gpu_run: end -->\n"

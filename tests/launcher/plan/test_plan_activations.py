@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.allocator import cpu_peak_bytes
 from launcher.config.schema import RunConfig
 from launcher.plan.memory.activations import activations_of
 from launcher.plan.memory.rank_params from launcher.tasks.base import normalize_images
@@ -106,15 +107,11 @@ def test_peak_of_activations(kind: str) -> None:
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
     raw = torch.randint(0, 255, (IMAGES, 3, *config.model.image_sides), dtype=torch.uint8)
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+
+    def work() -> None:
         loss, output = loss_of(model, config, raw)
         loss.backward()
-    assert profile.profiler is not None
-    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
-    in_use = peak = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        in_use += event.nbytes()
-        peak = max(peak, in_use)
+
+    peak = cpu_peak_bytes(work)
     found = max(moment.peak for moment in (*predicted.forward, *predicted.backward))
     assert found == pytest.approx(peak, rel=0.02)  # what operators allocate inside is not predicted
