@@ -11,14 +11,14 @@ from launcher.study.run.status import show_status
 
 RUN_HELP = """\
 examples:
-  swin-moe study run configs/studies/fashion_capacity.yaml --dry-run     the cells, their cost, what is wrong
-  swin-moe study run configs/studies/fashion_capacity.yaml               all cells, one after the other
+  swin-moe study run configs/studies/fashion_capacity.yaml --dry-run     the trials, their cost, what is wrong
+  swin-moe study run configs/studies/fashion_capacity.yaml               all trials, one after the other
   swin-moe study run FILE.yaml --only 'capacity_factor=0.5,*' --jobs 2
   swin-moe study run FILE.yaml --slurm --nodes 4 --gpus-per-node 8 --time 24:00:00
 
-Every cell is a run directory of its own, STUDY_DIR/cells/NAME: trained, then evaluated. The same command
-again goes on: finished cells are not run again, failed ones are. Exit status: 0 when all is finished, 75 when
-stopped on request, else that of the first cell that failed. FILE.yaml and all options: docs/studies.md.
+Every trial is a run directory of its own, STUDY_DIR/cells/NAME: trained, then evaluated. The same command
+again continues: finished trials are not run again, failed ones are. Exit status: 0 when all are finished, 75
+when stopped on request, else that of the first trial that failed. FILE.yaml and all options: docs/studies.md.
 """
 STATUS_HELP = """\
 examples:
@@ -30,9 +30,9 @@ examples:
   swin-moe study report runs/fashion_capacity
   swin-moe study report runs/fashion_capacity --out fashion_report
 
-Writes index.html, which is one file and asks nothing of a network, every chart as PNG, and cells.csv,
-sweep.csv, layers.csv, pareto.csv, published.csv and fits.csv. Cells that are not finished are listed with the
-reason; the others are reported on. docs/studies_report.md says how to read it.
+Writes index.html, a self-contained page, every chart as PNG, and cells.csv, sweep.csv, layers.csv,
+pareto.csv, published.csv and fits.csv. Trials that are not finished are listed with the reason; the report
+covers the others. docs/studies_report.md says how to read it.
 """
 
 
@@ -42,9 +42,9 @@ def add_parser(subparsers: Commands) -> None:
     commands = study.add_subparsers(dest="study_command", required=True, metavar="run | status | report")
     run = _command(commands, "run", "train and evaluate what is not finished", RUN_HELP, run_study)
     _add_run(run)
-    status = _command(commands, "status", "how every cell stands", STATUS_HELP, show_status)
+    status = _command(commands, "status", "how every trial stands", STATUS_HELP, show_status)
     status.add_argument("study", type=Path, metavar="STUDY_DIR|FILE.yaml")
-    status.add_argument("--json", action="store_true", help="an object with a list of cells")
+    status.add_argument("--json", action="store_true", help="an object with a list of trials")
     report = _command(commands, "report", "write it as HTML, CSV and PNG", REPORT_HELP, _report)
     report.add_argument("study", type=Path, metavar="STUDY_DIR", help="the directory of a study")
     report.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: STUDY_DIR/report")
@@ -68,11 +68,11 @@ def _command(
 def _add_run(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("file", type=Path, metavar="FILE.yaml", help="a study, such as those in configs/studies/")
-    add("--nproc", type=positive, metavar="N", help="ranks of a cell (default: the file's, or 1)")
-    add("--jobs", type=positive, metavar="J", help="cells at a time (default: the file's, or 1)")
-    add("--only", action="append", metavar="NAME", help="this cell alone, or those of a pattern with *")
-    add("--skip-failed", action="store_true", help="leave out the cells that failed before")
-    add("--reset-crashes", action="store_true", help="as in train: forget the crashes of cells so far")
+    add("--nproc", type=positive, metavar="N", help="ranks of a trial (default: the file's, or 1)")
+    add("--jobs", type=positive, metavar="J", help="trials at a time (default: the file's, or 1)")
+    add("--only", action="append", metavar="NAME", help="this trial alone, or those of a pattern with *")
+    add("--skip-failed", action="store_true", help="leave out the trials that failed before")
+    add("--reset-crashes", action="store_true", help="as in train: forget the crashes of trials so far")
     _add_slurm(parser)
     add("--dry-run", action="store_true", help="check all, tell the cost, and write and start nothing")
 
@@ -80,6 +80,6 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
 def _add_slurm(parser: argparse.ArgumentParser) -> None:
     about = "these options go with --slurm: see swin-moe slurm submit --help"
     group = parser.add_argument_group("on Slurm", about)
-    group.add_argument("--slurm", action="store_true", help="submit the cells as one job array")
+    group.add_argument("--slurm", action="store_true", help="submit the trials as one job array")
     group.add_argument("--job-name", metavar="NAME", help="default: the name of the study")
     add_resources(group)

@@ -31,7 +31,7 @@ def reference(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study with cells in every state and its report, made by the command; only read."""
+    """A study with trials in every state and its report, made by the command; only read."""
     root = write_troubled(tmp_path_factory.mktemp("studies") / "study")
     assert main(["study", "report", str(root)]) == 0
     return root

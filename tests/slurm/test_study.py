@@ -17,7 +17,7 @@ GOOD, BAD, DENSE = "base_lr=0.001,seed=0", "base_lr=0.002,seed=0", "moe=none,see
 
 
 def write(path: Path, shards: Path, bad: Path) -> None:
-    """A study of three cells, one of which is told to train on damaged shards."""
+    """A study of three trials, one of which is told to train on damaged shards."""
     overrides = dict(text.split("=", 1) for text in TINY if text != "data.augment={}")
     overrides |= {"data.train": f"{shards}/train", "data.val": f"{shards}/val", "train.duration": "3 steps"}
     overrides |= {"optim.warmup": "1 steps", "data.bad_samples": "stop", "train.eval_every": "3 steps"}
@@ -34,15 +34,15 @@ def write(path: Path, shards: Path, bad: Path) -> None:
     )
 
 
-def test_an_array_of_cells_of_which_one_fails_and_is_submitted_again(
+def test_an_array_of_trials_of_which_one_fails_and_is_submitted_again(
     cluster: Cluster, shards: Path, say: Say, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def study(*arguments: str) -> Said:
         return Said(main(["study", *arguments]), *capsys.readouterr())
 
-    def cells() -> dict[str, dict[str, Any]]:
+    def trials() -> dict[str, dict[str, Any]]:
         found = json.loads(study("status", "study.yaml", "--json").out)["cells"]
-        return {cell["name"]: cell for cell in found}
+        return {trial["name"]: trial for trial in found}
 
     bad, runs = tmp_path / "bad", tmp_path / "study" / "cells"
     shutil.copytree(shards / "train", bad)
@@ -53,18 +53,18 @@ def test_an_array_of_cells_of_which_one_fails_and_is_submitted_again(
     done = study("run", "study.yaml", "--slurm", "--nodes", "1")
     assert done.code == 0, done.err
     assert "array of 3 tasks" in done.out
-    assert {cell["state"] for cell in cells().values()} <= {"queued", "running"}
+    assert {trial["state"] for trial in trials().values()} <= {"queued", "running"}
     here = study("run", "study.yaml")
-    assert (here.code, "cells in Slurm's queue" in here.err) == (2, True), here.err
+    assert (here.code, "trials in Slurm's queue" in here.err) == (2, True), here.err
     wait_until_gone(cluster, 600)
 
     table = study("status", "study.yaml").out
-    assert {name: cell["state"] for name, cell in cells().items()} == {
+    assert {name: trial["state"] for name, trial in trials().items()} == {
         GOOD: "finished",
         BAD: "failed",
         DENSE: "finished",
     }, table + "".join(log.read_text() for log in runs.glob("*,*/slurm/log.txt"))
-    assert "PreflightError: " in cells()[BAD]["reason"]
+    assert "PreflightError: " in trials()[BAD]["reason"]
     rows = json.loads((runs / GOOD / "eval" / "step-00000003" / "sweep.json").read_text())["rows"]
     assert [(row["top_k"], row["capacity_factor"]) for row in rows] == [(1, 0.5), (1, 0), (2, 0.5), (2, 0)]
     assert (runs / DENSE / "eval" / "step-00000003" / "evaluation.json").exists()
@@ -76,7 +76,7 @@ def test_an_array_of_cells_of_which_one_fails_and_is_submitted_again(
     assert done.code == 0, done.err
     assert "array of 1 tasks" in done.out
     wait_until_gone(cluster, 600)
-    assert {cell["state"] for cell in cells().values()} == {"finished"}, study("status", "study.yaml").out
+    assert {trial["state"] for trial in trials().values()} == {"finished"}, study("status", "study.yaml").out
     assert (runs / GOOD / "metrics.jsonl").stat().st_mtime_ns == before
     assert "nothing is left to submit" in study("run", "study.yaml", "--slurm", "--nodes", "1").out
     rows_of_slurm = say("status", str(runs)).out.splitlines()[1:]

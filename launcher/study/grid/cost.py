@@ -1,4 +1,4 @@
-"""What a grid costs: steps, images and multiply-adds before it starts, and hours once a cell has finished."""
+"""What a grid costs: steps, images and multiply-adds before it starts, hours once a trial has finished."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -7,7 +7,7 @@ from data_shards.errors import DataError
 from data_shards.storage.manifest import checked_manifest
 from data_shards.stream.patterns import names_tars
 from launcher.config.schema import RunConfig
-from launcher.study.grid.resolve import Planned
+from launcher.study.grid.resolve import PlannedTrial
 from launcher.validation.rules import steps_in
 from swin_moe.backbone.flops import Cost, cost
 from swin_moe.config import ModelConfig
@@ -17,8 +17,8 @@ FORWARDS = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class CellCost:
-    """What one cell costs; steps, images and flops are None where nobody has counted an epoch's images."""
+class TrialCost:
+    """What one trial costs; steps, images and flops are None where nobody has counted an epoch's images."""
 
     model: Cost
     steps: int | None
@@ -46,21 +46,21 @@ class ModelCosts:
         return self._known[model]
 
 
-def costs_of(cells: Iterable[Planned], epoch_images: int | None = None) -> dict[str, CellCost]:
-    """The cost of every cell by its name.
+def costs_of(trials: Iterable[PlannedTrial], epoch_images: int | None = None) -> dict[str, TrialCost]:
+    """The cost of every trial by its name.
 
     Args:
-        cells: resolved.
+        trials: resolved.
         epoch_images: of data.train where that is not here.
     """
     models, samples, costs = ModelCosts(), dict[str, int | None](), {}
-    for planned in cells:
+    for planned in trials:
         config, place = planned.config, planned.config.data.train
         if place not in samples:
             samples[place] = _samples(place, epoch_images)
         steps = _steps(config, samples[place])
         images = None if steps is None else steps * config.train.global_batch_size
-        costs[planned.cell.name] = CellCost(model=models.of(config.model), steps=steps, images=images)
+        costs[planned.trial.name] = TrialCost(model=models.of(config.model), steps=steps, images=images)
     return costs
 
 
@@ -81,34 +81,34 @@ def _steps(config: RunConfig, samples: int | None) -> int | None:
 
 
 @dataclass
-class Pace:
-    """How long cells take, learnt from the finished ones: seconds of all their sessions and evaluations.
+class TimeEstimator:
+    """How long trials take, learnt from the finished ones: seconds of all their sessions and evaluations.
 
-    A cell takes as long as those of the same axes with other seeds; without any, as its multiply-adds say.
+    A trial takes as long as those of the same axes with other seeds; without any, as its multiply-adds say.
     """
 
-    costs: Mapping[str, CellCost]
+    costs: Mapping[str, TrialCost]
     finished: dict[str, float] = field(default_factory=dict)  # seconds by name
 
-    def expected_s(self, planned: Planned, cells: Iterable[Planned]) -> float | None:
-        """Seconds that a cell will take; None while there is nothing to tell by."""
+    def expected_s(self, planned: PlannedTrial, trials: Iterable[PlannedTrial]) -> float | None:
+        """Seconds that a trial will take; None while there is nothing to tell by."""
         alike = [
-            self.finished[other.cell.name]
-            for other in cells
-            if other.cell.name in self.finished and other.cell.axes == planned.cell.axes
+            self.finished[other.trial.name]
+            for other in trials
+            if other.trial.name in self.finished and other.trial.axes == planned.trial.axes
         ]
         if alike:
             return sum(alike) / len(alike)
         known = [(self.costs[name].flops, seconds) for name, seconds in self.finished.items()]
         work = sum(flops for flops, _ in known if flops)
-        own = self.costs[planned.cell.name].flops
+        own = self.costs[planned.trial.name].flops
         return sum(seconds for _, seconds in known) * own / work if work and own else None
 
     def left_s(
-        self, todo: Sequence[tuple[Planned, float]], cells: Sequence[Planned], jobs: int
+        self, todo: Sequence[tuple[PlannedTrial, float]], trials: Sequence[PlannedTrial], jobs: int
     ) -> float | None:
-        """Seconds until the cells to do are done, `jobs` at a time; each with the seconds it has had."""
-        expected = [(self.expected_s(planned, cells), spent_s) for planned, spent_s in todo]
+        """Seconds until the trials to do are done, `jobs` at a time; each with the seconds it has had."""
+        expected = [(self.expected_s(planned, trials), spent_s) for planned, spent_s in todo]
         if any(seconds is None for seconds, _ in expected):
             return None
         return sum(max(0.0, (seconds or 0.0) - spent_s) for seconds, spent_s in expected) / jobs

@@ -19,15 +19,15 @@ from swin_moe.yaml_files import got
 Settings = dict[str, Any]  # dotted option of the configuration -> value
 OURS = {  # options that a study sets itself
     "seed": "say seeds: [0, 1] instead",
-    "run_dir": "every cell has its own below study_dir",
+    "run_dir": "every trial has its own below study_dir",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """What the checkpoint of every cell with experts is evaluated at: all combinations; 0 is dropless.
+    """What the checkpoint of every trial with experts is evaluated at: all combinations; 0 is dropless.
 
-    Empty is what the cell was trained with.
+    Empty is what the trial was trained with.
     """
 
     capacity_factors: tuple[float, ...] = ()
@@ -39,7 +39,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class WhereConfig:
-    """Options that follow from others: every cell that has the values of `match` also gets those of `set`."""
+    """Options that follow from others: each trial with the values of `match` also gets those of `set`."""
 
     match: Settings
     set: Settings
@@ -47,19 +47,19 @@ class WhereConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyFile:
-    """The root of the file. Cells: for each seed the product of `axes`, less `exclude`, then `include`."""
+    """The root of the file. Trials: for each seed the product of `axes`, less `exclude`, then `include`."""
 
     study_dir: str
     config: str  # of a run, relative to this file
-    overrides: Settings = field(default_factory=dict)  # of every cell
+    overrides: Settings = field(default_factory=dict)  # of every trial
     seeds: tuple[int, ...] = (0,)
     axes: Settings = field(default_factory=dict)  # to each option the list of its values
-    include: tuple[Settings, ...] = ()  # further cells, such as the dense baseline
-    exclude: tuple[Settings, ...] = ()  # cells of the product that have all of these values
+    include: tuple[Settings, ...] = ()  # further trials, such as the dense baseline
+    exclude: tuple[Settings, ...] = ()  # trials of the product that have all of these values
     where: tuple[WhereConfig, ...] = ()
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
-    nproc: int = 1  # ranks of a cell
-    jobs: int = 1  # cells at a time, locally
+    nproc: int = 1  # ranks of a trial
+    jobs: int = 1  # trials at a time, locally
     epoch_images: int | None = None  # for the estimate, where data.train is not on this machine
 
     def __post_init__(self) -> None:

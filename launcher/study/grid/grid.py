@@ -1,4 +1,4 @@
-"""From a study's file to its cells: the product of the axes, less what is excluded, and what is included."""
+"""From a study's file to its trials: the product of the axes, less what is excluded, and what is included."""
 
 import hashlib
 import json
@@ -10,43 +10,43 @@ from typing import Any
 
 from launcher.config.load import ConfigError
 from launcher.study.grid.file import Settings, StudyFile
-from launcher.study.grid.trials import Cell, Study
+from launcher.study.grid.trials import Study, Trial
 from parallel.suggest import suggestion
 
 LONGEST = 120  # characters of a name; file systems take 255 bytes
 
 
 def study_of(path: Path, file: StudyFile) -> Study:
-    """The cells of a study's file, all those of the first seed first.
+    """The trials of a study's file, all those of the first seed first.
 
     Raises:
-        ConfigError: cells of one name, or an exclude or where.match that matches no cell.
+        ConfigError: trials of one name, or an exclude or where.match that matches no trial.
     """
     in_product = list(_product(file.axes)) if file.axes or not file.include else []
     kept = [one for one in in_product if not any(_matches(out, one) for out in file.exclude)]
     settings = [*kept, *file.include]
     short = short_names(name for one in [file.axes, *settings] for name in one)
-    cells = tuple(
-        Cell(name=name_of(one, short, seed), axes=dict(one), seed=seed)
+    trials = tuple(
+        Trial(name=name_of(one, short, seed), axes=dict(one), seed=seed)
         for seed in file.seeds
         for one in settings
     )
-    if problems := [*_unmatched(file, in_product, settings), *_same(cells), *_none(cells)]:
+    if problems := [*_unmatched(file, in_product, settings), *_same(trials), *_none(trials)]:
         raise ConfigError(f"{path} is not a valid study:\n  " + "\n  ".join(problems))
     return Study(
         name=path.stem,
         axes={name: list(values) for name, values in file.axes.items()},
-        cells=cells,
+        trials=trials,
         capacity_factors=file.evaluate.capacity_factors,
         top_k=file.evaluate.top_k,
     )
 
 
-def overrides_of(file: StudyFile, cell: Cell, run_dir: Path) -> list[str]:
-    """What makes the study's configuration that of a cell; of two for one option the last wins."""
-    follows = [where.set for where in file.where if _matches(where.match, cell.axes)]
+def overrides_of(file: StudyFile, trial: Trial, run_dir: Path) -> list[str]:
+    """What makes the study's configuration that of a trial; of two for one option the last wins."""
+    follows = [where.set for where in file.where if _matches(where.match, trial.axes)]
     settings = [*file.overrides.items(), *(pair for one in follows for pair in one.items())]
-    own = [*cell.axes.items(), ("seed", cell.seed), ("run_dir", str(run_dir))]
+    own = [*trial.axes.items(), ("seed", trial.seed), ("run_dir", str(run_dir))]
     return [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in [*settings, *own]]
 
 
@@ -99,26 +99,26 @@ def _shown(value: Any) -> str:
 def _unmatched(file: StudyFile, in_product: list[Settings], settings: list[Settings]) -> Iterator[str]:
     places = [(f"exclude[{i}]", one, in_product) for i, one in enumerate(file.exclude)]
     places += [(f"where[{i}].match", one.match, settings) for i, one in enumerate(file.where)]
-    for place, one, cells in places:
-        if any(_matches(one, cell) for cell in cells):
+    for place, one, trials in places:
+        if any(_matches(one, trial) for trial in trials):
             continue
-        known = sorted({name for cell in cells for name in cell})
+        known = sorted({name for trial in trials for name in trial})
         unknown = next((name for name in one if name not in known), None)
         if unknown is None:
-            yield f"{place} ({json.dumps(one)}) matches no cell"
+            yield f"{place} ({json.dumps(one)}) matches no trial"
         else:
             hint = suggestion(unknown, known, f"these vary: {', '.join(known) or 'none'}")
             yield f"{place}: {unknown} does not vary in this study; {hint}"
 
 
-def _same(cells: Iterable[Cell]) -> Iterator[str]:
-    seen: dict[str, Cell] = {}
-    for cell in cells:
-        other = seen.setdefault(cell.name, cell)
-        if other is not cell:
-            yield f"two cells are called {cell.name}: {json.dumps(other.axes)} and {json.dumps(cell.axes)}"
+def _same(trials: Iterable[Trial]) -> Iterator[str]:
+    seen: dict[str, Trial] = {}
+    for trial in trials:
+        other = seen.setdefault(trial.name, trial)
+        if other is not trial:
+            yield f"two trials are called {trial.name}: {json.dumps(other.axes)} and {json.dumps(trial.axes)}"
 
 
-def _none(cells: tuple[Cell, ...]) -> Iterator[str]:
-    if not cells:
-        yield "no cell is left: exclude takes all of them"
+def _none(trials: tuple[Trial, ...]) -> Iterator[str]:
+    if not trials:
+        yield "no trial is left: exclude takes all of them"

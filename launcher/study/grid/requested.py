@@ -1,4 +1,4 @@
-"""What the checkpoint of a cell is evaluated at, and whether that has been done."""
+"""What the checkpoint of a trial is evaluated at, and whether that has been done."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,44 +11,46 @@ from launcher.rundir.paths import RunFiles, read_json
 from launcher.study.grid.trials import Study
 from launcher.validation.run_rules import slots_error
 
-Way = tuple[float, int]  # capacity factor, 0 for none, and choices of a token
+Combination = tuple[float, int]  # capacity factor, 0 for none, and choices of a token
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class RequestedEvaluation:
     """An evaluation: the arguments of `swin-moe eval` after the run directory, and what it will have written.
 
-    `ways` is None for the ordinary evaluation, whose file is evaluation.json.
+    `combinations` is None for the ordinary evaluation, whose file is evaluation.json.
     """
 
     arguments: tuple[str, ...] = ()
-    ways: frozenset[Way] | None = None
+    combinations: frozenset[Combination] | None = None
 
     @property
     def file(self) -> str:
         """What `swin-moe eval` writes."""
-        return "evaluation.json" if self.ways is None else "sweep.json"
+        return "evaluation.json" if self.combinations is None else "sweep.json"
 
     def result(self, run: RunFiles, step: int) -> dict[str, Any]:
         """The evaluation of that step's checkpoint; empty where it is not there, or lacks something."""
         found = read_json(results(run, step) / self.file)
-        if self.ways is not None and not self.ways <= ways_in(found.get("rows", ())):
+        if self.combinations is not None and not self.combinations <= combinations_in(found.get("rows", ())):
             return {}
         return found
 
 
-def asked_of(config: RunConfig, study: Study) -> Asked:
+def requested_evaluation(config: RunConfig, study: Study) -> RequestedEvaluation:
     """The sweep of a model with experts and a capacity; the ordinary evaluation of any other."""
     moe = config.model.moe
     factors, choices = study.capacity_factors, study.top_k
     if moe is not None and moe.router == "expert_choice":
         factors, choices = tuple(factor for factor in factors if factor), ()  # it chooses at a capacity only
     if moe is None or moe.router == "soft" or not (factors or choices):
-        return Asked()
+        return RequestedEvaluation()
     options = {"--sweep-capacity": factors, "--sweep-top-k": choices}
     arguments = [(name, ",".join(map(repr, values))) for name, values in options.items() if values]
-    ways = frozenset((way.capacity_factor, way.top_k) for way in sweep_modes(moe, factors, choices))
-    return Asked(arguments=tuple(text for pair in arguments for text in pair), ways=ways)
+    combinations = frozenset((way.capacity_factor, way.top_k) for way in sweep_modes(moe, factors, choices))
+    return RequestedEvaluation(
+        arguments=tuple(text for pair in arguments for text in pair), combinations=combinations
+    )
 
 
 def sweep_errors(config: RunConfig, study: Study) -> list[str]:
@@ -71,6 +73,6 @@ def results(run: RunFiles, step: int) -> Path:
     return run.path / "eval" / f"step-{step:08d}"
 
 
-def ways_in(rows: Iterable[Any]) -> frozenset[Way]:
+def combinations_in(rows: Iterable[Any]) -> frozenset[Combination]:
     """The sweep_modes that a sweep.json holds."""
     return frozenset((float(row["capacity_factor"]), int(row["top_k"])) for row in rows)

@@ -1,4 +1,4 @@
-"""Every cell as the run that it will be, checked before the first one starts: all errors at once, by cell."""
+"""Every trial as the run that it will be, checked before the first one starts: all errors at once."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,25 +10,25 @@ from launcher.config.schema import RunConfig
 from launcher.rundir.paths import RunFiles
 from launcher.study.grid.file import StudyFile, config_of
 from launcher.study.grid.grid import overrides_of, study_of
-from launcher.study.grid.requested import Asked, asked_of, sweep_errors
-from launcher.study.grid.trials import Cell, Study, run_directory
+from launcher.study.grid.requested import RequestedEvaluation, requested_evaluation, sweep_errors
+from launcher.study.grid.trials import Study, Trial, run_directory
 from launcher.validation.resume_policy import changed_options
 from launcher.validation.rules import problems
 from swin_moe.config import SOFTMAX_ROUTERS, MoEConfig
 from swin_moe.renamed import RenamedError, current_names
 from swin_moe.yaml_files import YamlError, parse_yaml
 
-NAMED = 3  # cells that a message names before it counts
+NAMED = 3  # trials that a message names before it counts
 UNPRIORITIZED = ("expert_choice", "soft", "hash", "random")  # routers that serve in no order of priority
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
-    """A cell and the run that it is."""
+class PlannedTrial:
+    """A trial and the run that it is."""
 
-    cell: Cell
+    trial: Trial
     config: RunConfig
-    asked: Asked
+    requested: RequestedEvaluation
 
     @property
     def run(self) -> RunFiles:
@@ -37,38 +37,40 @@ class Planned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A study with every cell resolved."""
+class StudyPlan:
+    """A study with every trial resolved."""
 
     directory: Path
     study: Study
-    cells: tuple[Planned, ...]
+    trials: tuple[PlannedTrial, ...]
     warnings: tuple[str, ...]
 
 
-def resolve(path: Path, file: StudyFile, ranks: int | None, *, data: bool = True, here: bool = False) -> Plan:
-    """Resolve and check all cells of a study's file.
+def resolve(
+    path: Path, file: StudyFile, ranks: int | None, *, data: bool = True, here: bool = False
+) -> StudyPlan:
+    """Resolve and check all trials of a study's file.
 
     Args:
         path: of the file.
         file: its content.
-        ranks: of every cell; None leaves out the rules that need their number.
+        ranks: of every trial; None leaves out the rules that need their number.
         data: check shards and other files too.
-        here: whether the cells run on this machine.
+        here: whether the trials run on this machine.
 
     Raises:
-        ConfigError: with everything that is wrong, each with the cells that it is wrong of.
+        ConfigError: with everything that is wrong, each with the trials that it is wrong of.
     """
     study, directory, base = study_of(path, file), Path(file.study_dir), config_of(path, file)
-    found: list[Planned] = []
+    found: list[PlannedTrial] = []
     errors: dict[str, list[str]] = {}
-    for cell in study.cells:
+    for trial in study.trials:
         try:
-            config = load_config(base, overrides_of(file, cell, run_directory(directory, cell)))
+            config = load_config(base, overrides_of(file, trial, run_directory(directory, trial)))
         except ConfigError as error:
             lines = _lines(error)
         else:
-            planned = Planned(cell=cell, config=config, asked=asked_of(config, study))
+            planned = PlannedTrial(trial=trial, config=config, requested=requested_evaluation(config, study))
             lines = [
                 *problems(config, ranks, data=data, here=here),
                 *sweep_errors(config, study),
@@ -76,16 +78,16 @@ def resolve(path: Path, file: StudyFile, ranks: int | None, *, data: bool = True
             ]
             found.append(planned)
         for line in lines:
-            errors.setdefault(line, []).append(cell.name)
+            errors.setdefault(line, []).append(trial.name)
     warnings, same = _twins(found)
     if errors or same:
         named = [f"{_named(names)}: {line}" for line, names in errors.items()]
         raise ConfigError(f"{path} cannot be run:\n" + "\n".join(f"  {line}" for line in [*named, *same]))
-    return Plan(directory=directory, study=study, cells=tuple(found), warnings=tuple(warnings))
+    return StudyPlan(directory=directory, study=study, trials=tuple(found), warnings=tuple(warnings))
 
 
 def _lines(error: ConfigError) -> list[str]:
-    """The errors of one configuration, without the head that every cell would repeat."""
+    """The errors of one configuration, without the head that every trial would repeat."""
     head, *lines = str(error).splitlines()
     return [line.strip() for line in lines] or [head]
 
@@ -95,8 +97,8 @@ def _named(names: Sequence[str]) -> str:
     return "; ".join(names[:NAMED]) + more
 
 
-def _changed(planned: Planned) -> list[str]:
-    """What a cell that has begun would now compute otherwise."""
+def _changed(planned: PlannedTrial) -> list[str]:
+    """What a trial that has begun would now compute otherwise."""
     try:
         before = current_names(parse_yaml(planned.run.config.read_text()), notice=False)
     except FileNotFoundError:
@@ -112,16 +114,16 @@ def _changed(planned: Planned) -> list[str]:
     ]
 
 
-def _twins(cells: Iterable[Planned]) -> tuple[list[str], list[str]]:
-    """Warnings of cells that train the same and are evaluated otherwise; errors of those that only repeat."""
-    trained: dict[str, Planned] = {}
+def _twins(trials: Iterable[PlannedTrial]) -> tuple[list[str], list[str]]:
+    """Warnings of trials that train the same but are evaluated differently; errors of those that repeat."""
+    trained: dict[str, PlannedTrial] = {}
     warnings, errors = [], []
-    for planned in cells:
+    for planned in trials:
         other = trained.setdefault(dump_config(effective(planned.config, evaluated=False)), planned)
         if other is planned:
             continue
-        names = f"{other.cell.name} and {planned.cell.name}"
-        why = _idle(other.cell.axes, planned.cell.axes)
+        names = f"{other.trial.name} and {planned.trial.name}"
+        why = _idle(other.trial.axes, planned.trial.axes)
         if _is_evaluated_alike(other, planned):
             errors.append(f"{names} are the same run twice{why}: take one of them out")
         else:
@@ -130,24 +132,24 @@ def _twins(cells: Iterable[Planned]) -> tuple[list[str], list[str]]:
 
 
 def _idle(one: Mapping[str, object], other: Mapping[str, object]) -> str:
-    """The options by which two cells differ in vain."""
+    """The options by which two trials differ in vain."""
     names = [
         name for name in {**one, **other} if (name in one, one.get(name)) != (name in other, other.get(name))
     ]
     return f", as {', '.join(names)} does nothing here" if names else ""
 
 
-def _is_evaluated_alike(one: Planned, other: Planned) -> bool:
-    has_capacity = any(factor for factor, _ in one.asked.ways or ())
+def _is_evaluated_alike(one: PlannedTrial, other: PlannedTrial) -> bool:
+    has_capacity = any(factor for factor, _ in one.requested.combinations or ())
     configs = [effective(planned.config, evaluated=has_capacity) for planned in (one, other)]
-    return one.asked == other.asked and configs[0] == configs[1]
+    return one.requested == other.requested and configs[0] == configs[1]
 
 
 def effective(config: RunConfig, *, evaluated: bool) -> RunConfig:
     """The same configuration with what makes no difference at its default, so that equal runs are equal.
 
     Args:
-        config: of a cell.
+        config: of a trial.
         evaluated: at a capacity, where it counts who is served first though training drops nobody.
     """
     moe = config.model.moe

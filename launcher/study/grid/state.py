@@ -1,4 +1,4 @@
-"""How a cell stands, read off its run directory: by what its run left and by what `study run` noted.
+"""How a trial stands, read off its run directory: by what its run left and by what `study run` noted.
 
 cells/NAME/cell.json   the phase in which `study run` last had it, which process that is, how it ended, and
                        the seconds that all phases so far have taken
@@ -12,7 +12,7 @@ from launcher.rundir.history import all_sessions
 from launcher.rundir.paths import RunFiles, read_json, replace_json
 from launcher.slurm import status
 from launcher.slurm.epilogue import refusal
-from launcher.study.grid.requested import Asked
+from launcher.study.grid.requested import RequestedEvaluation
 from parallel.ranks.identity import identity, is_gone, start_time
 
 StateName = Literal[
@@ -23,7 +23,7 @@ TRAINING, EVALUATING = "training", "evaluating"  # phases
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Where a cell is; figures are those of the run so far, or of its last evaluation."""
+    """Where a trial is; figures are those of the run so far, or of its last evaluation."""
 
     name: StateName
     reason: str = ""  # why it failed or stopped
@@ -35,14 +35,14 @@ class State:
     loss: float | None = None
 
 
-def state_of(run: RunFiles, asked: Asked | None) -> State:
-    """The state of a cell; `asked` is None where its run has not begun and nobody knows what it is."""
+def state_of(run: RunFiles, requested: RequestedEvaluation | None) -> State:
+    """The state of a trial; `requested` is None where its run has not begun and nobody knows what it is."""
     noted = read_json(run.path / "cell.json")
     under_way = noted.get("phase") if "pid" in noted and not is_gone(noted) else None
     if under_way == EVALUATING:
         return _trained("evaluating", run)
     if is_trained(run) and under_way != TRAINING:
-        if asked is not None and asked.result(run, read_json(run.summary)["steps"]):
+        if requested is not None and requested.result(run, read_json(run.summary)["steps"]):
             return _trained("finished", run)
         reason = _why_not_evaluated(run, noted)
         return _trained("failed" if reason else "trained", run, reason)
@@ -72,18 +72,18 @@ def is_trained(run: RunFiles) -> bool:
     return last.get("code") == ExitCode.FINISHED and isinstance(read_json(run.summary).get("steps"), int)
 
 
-def seconds_of(run: RunFiles, asked: Asked) -> float:
-    """What a finished cell has taken: as noted, else what its run and its evaluation wrote down."""
+def seconds_of(run: RunFiles, requested: RequestedEvaluation) -> float:
+    """What a finished trial has taken: as noted, else what its run and its evaluation wrote down."""
     noted, summary = read_json(run.path / "cell.json"), read_json(run.summary)
     if noted.get("seconds") and noted["phase"] != "submitted":
         return float(noted["seconds"])
-    found = asked.result(run, summary["steps"])
+    found = requested.result(run, summary["steps"])
     rows = found.get("rows", found.get("modes", ()))
     return float(summary["wall_s"]) + sum(row["images"] / row["images_s"] for row in rows)
 
 
 def note(run: RunFiles, phase: str, pid: int) -> None:
-    """Write down that a process works on a cell."""
+    """Write down that a process works on a trial."""
     seconds = read_json(run.path / "cell.json").get("seconds", 0.0)
     who = {**identity(), "pid": pid, "start": start_time(pid)}
     replace_json(run.path / "cell.json", {"phase": phase, **who, "seconds": seconds})

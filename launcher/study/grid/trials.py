@@ -1,7 +1,7 @@
-"""What a study consists of, as it stands in STUDY/study.json: its cells, each a run directory of its own.
+"""What a study consists of, as it stands in STUDY/study.json: its trials, each a run directory of its own.
 
-STUDY/study.json      the study as it was planned
-STUDY/cells/NAME/     the run directory of a cell: config.yaml, metrics.jsonl, summary.json, eval/ ...
+STUDY/study.json      the study as it was planned; its key "cells" has the trials
+STUDY/cells/NAME/     the run directory of a trial: config.yaml, metrics.jsonl, summary.json, eval/ ...
 STUDY/report/         what `study report` wrote
 """
 
@@ -20,11 +20,11 @@ class StudyError(ValueError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell:
+class Trial:
     """One run of the grid."""
 
     name: str  # of its run directory, below STUDY/cells
-    axes: dict[str, Any]  # dotted option -> the cell's value; what an axis says and a cell lacks is absent
+    axes: dict[str, Any]  # dotted option -> the trial's value; what an axis says and a trial lacks is absent
     seed: int
 
 
@@ -38,7 +38,7 @@ class Study:
 
     name: str
     axes: dict[str, list[Any]]
-    cells: tuple[Cell, ...]
+    trials: tuple[Trial, ...]
     capacity_factors: tuple[float, ...] = ()
     top_k: tuple[int, ...] = ()
 
@@ -46,7 +46,8 @@ class Study:
 def write_study(directory: Path, study: Study) -> None:
     """Write STUDY/study.json, whole or not at all."""
     directory.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"format": FORMAT, **asdict(study)}, indent=1) + "\n"
+    record = {"cells" if name == "trials" else name: value for name, value in asdict(study).items()}
+    text = json.dumps({"format": FORMAT, **record}, indent=1) + "\n"
     atomic_write(directory / "study.json", text, sync="none")
 
 
@@ -61,7 +62,7 @@ def read_study(directory: Path) -> Study:
         record = json.loads(path.read_text())
         if record.pop("format") != FORMAT:
             raise StudyError(f"{path} is not of the format {FORMAT!r}")
-        record["cells"] = tuple(Cell(**cell) for cell in record["cells"])
+        record["trials"] = tuple(Trial(**trial) for trial in record.pop("cells"))
         for name in ("capacity_factors", "top_k"):
             record[name] = tuple(record[name])
         return Study(**record)
@@ -73,6 +74,6 @@ def read_study(directory: Path) -> Study:
         raise StudyError(f"{path} cannot be read: {error}") from None
 
 
-def run_directory(directory: Path, cell: Cell) -> Path:
-    """The run directory of a cell."""
-    return directory / "cells" / cell.name
+def run_directory(directory: Path, trial: Trial) -> Path:
+    """The run directory of a trial."""
+    return directory / "cells" / trial.name

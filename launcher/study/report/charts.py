@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from launcher.study.report.data import CAPACITY, MOST_LINES, Metric, ReportData, factor
+from launcher.study.report.data import CAPACITY, MOST_LINES, QualityMetric, ReportData, factor
 from launcher.study.report.drawing import Chart, Line, Scale, chart, mean_points, panels
 
 SIDE_BY_SIDE = "Points of one capacity are set a little side by side."
@@ -88,7 +88,7 @@ def capacity_sections(data: ReportData) -> list[Section]:
     ]
 
 
-def by_training_capacity(data: ReportData, metric: Metric) -> Chart | str:
+def by_training_capacity(data: ReportData, metric: QualityMetric) -> Chart | str:
     """Quality against the capacity factor of training, dense models as a level."""
     families = {
         label: members
@@ -96,7 +96,7 @@ def by_training_capacity(data: ReportData, metric: Metric) -> Chart | str:
         if len({data.settings[each].get(CAPACITY) for each in members}) > 1
     }
     if not families:
-        return f"{metric.label} against the capacity of training: no two cells differ in {CAPACITY} alone."
+        return f"{metric.label} against the capacity of training: no two trials differ in {CAPACITY} alone."
     chosen = dict(list(families.items())[:MOST_LINES])
     factors = {each: data.settings[each][CAPACITY] for members in chosen.values() for each in members}
     positions, spreads = capacity_positions(factors.values()), data.spreads(metric.key)
@@ -120,7 +120,7 @@ def by_training_capacity(data: ReportData, metric: Metric) -> Chart | str:
     )
 
 
-def by_inference_capacity(data: ReportData, metric: Metric, top_k: int) -> Chart | str:
+def by_inference_capacity(data: ReportData, metric: QualityMetric, top_k: int) -> Chart | str:
     """Quality against the capacity factor at inference, with a number of choices."""
     rows = data.evaluations[
         data.evaluations.configuration.isin(data.experts) & (data.evaluations.top_k == top_k)
@@ -130,7 +130,7 @@ def by_inference_capacity(data: ReportData, metric: Metric, top_k: int) -> Chart
         label: each.droplevel(0) for label, each in spreads.groupby(level=0, sort=False) if len(each) > 1
     }
     if not curves:
-        return f"{metric.label} against capacity at inference, k={top_k}: no cell has such a sweep."
+        return f"{metric.label} against capacity at inference, k={top_k}: no trial has such a sweep."
     chosen = evenly(list(curves), MOST_LINES)
     positions = capacity_positions(f for label in chosen for f in curves[label].index)
     lines = [
@@ -177,12 +177,12 @@ def price_section(data: ReportData) -> Section:
     return Section.of("Size, work and speed", "What accuracy and loss cost.", parts)
 
 
-def by_price(data: ReportData, metric: Metric, column: str) -> Chart | str:
+def by_price(data: ReportData, metric: QualityMetric, column: str) -> Chart | str:
     """Quality against a price, a point a configuration."""
     name, title, x, remark = PRICES[column]
     low, high = data.trials[column].min(), data.trials[column].max()
     if data.trials[column].round(9).nunique() < 2:
-        return f"{metric.label} against {title}: all cells have the same, so there is no chart."
+        return f"{metric.label} against {title}: all trials have the same, so there is no chart."
     prices, spreads = data.spreads(column), data.spreads(metric.key)
     lines = [
         Line(label, mean_points(price["mean"], spreads.loc[members], price["std"]), style=i, kind="loose")
@@ -224,7 +224,7 @@ def layer_chart(data: ReportData, curves: pd.DataFrame, metric: str) -> Chart | 
     name, title, label, unit = LAYER_CHARTS[metric]
     curves = curves.dropna(subset=metric)
     if curves.empty:
-        return f"{title}: no cell recorded it."
+        return f"{title}: no trial recorded it."
     every = list(dict.fromkeys(curves.layer))
     labels, layers = evenly(data.experts, MOST_LINES), evenly(every, MOST_LAYERS)
     groups = dict(list(curves.groupby(["layer", "configuration"])))

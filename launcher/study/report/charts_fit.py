@@ -9,7 +9,7 @@ import pandas as pd
 from launcher.study.report.charts import Section, seeds_text
 from launcher.study.report.data import CHOICES, DENSE, EXPERTS, LOSS, ReportData, without
 from launcher.study.report.drawing import Chart, Line, Scale, chart, mean_points, short
-from launcher.study.report.fit import OFFSET_POINTS, Fit, fit
+from launcher.study.report.fit import OFFSET_POINTS, LawFit, fit
 
 # options that change how much work a training is, and may differ inside of one law
 WORK = (
@@ -38,7 +38,7 @@ class FamilyFit:
     quantity: str
     family: str
     losses: pd.DataFrame  # by seed and size
-    fit: Fit
+    fit: LawFit
     offset: bool
 
 
@@ -98,7 +98,7 @@ def fit_chart(data: ReportData, every: Sequence[FamilyFit], quantity: str) -> Ch
     title, x = QUANTITIES[quantity]
     drawn = [each for each in every if each.quantity == quantity and each.fit.law and not each.offset]
     if not drawn:
-        reason = next((each.fit.warnings for each in every if each.quantity == quantity), ("no cells",))
+        reason = next((each.fit.warnings for each in every if each.quantity == quantity), ("no trials",))
         return f"Loss in {title}: no law is fitted; {'; '.join(reason)}."
     lines = [line for i, each in enumerate(drawn[:MOST_FAMILIES]) for line in _lines(each, i)]
     caption = (
@@ -113,7 +113,7 @@ def fit_chart(data: ReportData, every: Sequence[FamilyFit], quantity: str) -> Ch
 def _lines(each: FamilyFit, style: int) -> list[Line]:
     """The means over seeds, and the law through them."""
     assert each.fit.law is not None
-    label = each.family if each.family != "all" else "cells"
+    label = each.family if each.family != "all" else "trials"
     means = mean_points(each.losses.columns, each.losses.agg(["mean", "std"]).T)
     x = np.geomspace(each.fit.x[0], each.fit.x[-1], 50)
     doubt = "" if each.fit.is_supported else " (see warnings)"

@@ -5,7 +5,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from launcher.study.report.charts import Section, seeds_text
-from launcher.study.report.data import Metric, ReportData, at_factor
+from launcher.study.report.data import QualityMetric, ReportData, at_factor
 from launcher.study.report.drawing import Chart, Line, Scale, chart
 from launcher.study.report.fit import front
 
@@ -86,7 +86,7 @@ def pareto_section(data: ReportData, table: pd.DataFrame) -> Section:
     return Section.of("Pareto front", text, parts)
 
 
-def pareto_chart(data: ReportData, table: pd.DataFrame, metric: Metric, price: Price) -> Chart | str:
+def pareto_chart(data: ReportData, table: pd.DataFrame, metric: QualityMetric, price: Price) -> Chart | str:
     """All choices, the front as a numbered line."""
     if len(table) < 2:
         return f"Pareto front against {price.title}: fewer than two evaluations."

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from launcher.study.grid.trials import Study
-from launcher.study.report.results import Result
+from launcher.study.report.results import TrialResult
 from swin_moe.config import ModelConfig
 from swin_moe.renamed import current_name
 
@@ -24,7 +24,7 @@ MOST_LINES = 10  # of one chart, so that each can be followed
 Settings = Mapping[str, Any]  # what sets a configuration apart from the study's others, in order
 
 
-class Metric(NamedTuple):
+class QualityMetric(NamedTuple):
     """A measure of quality, of a trial's last evaluation in training and of its evaluations at inference."""
 
     key: str
@@ -37,8 +37,8 @@ class Metric(NamedTuple):
     change: str  # after a difference
 
 
-TOP1 = Metric("top1", "top-1 accuracy, %", "Accuracy", 100.0, 1, 2, " %", "points")
-LOSS = Metric("loss", "loss", "Loss", 1.0, -1, 4, "", "of loss")
+TOP1 = QualityMetric("top1", "top-1 accuracy, %", "Accuracy", 100.0, 1, 2, " %", "points")
+LOSS = QualityMetric("loss", "loss", "Loss", 1.0, -1, 4, "", "of loss")
 
 
 class Spread(NamedTuple):
@@ -72,7 +72,7 @@ class ReportData:
     """
 
     study: Study
-    results: Sequence[Result]
+    results: Sequence[TrialResult]
     settings: Mapping[str, Settings]
     models: Mapping[str, ModelConfig]
     trials: pd.DataFrame
@@ -80,7 +80,7 @@ class ReportData:
     layers: pd.DataFrame
 
     @classmethod
-    def of(cls, study: Study, results: Sequence[Result]) -> "ReportData":
+    def of(cls, study: Study, results: Sequence[TrialResult]) -> "ReportData":
         """The data of a study's results."""
         trained = [result for result in results if result.is_trained]
         settings, labels = configurations(study, trained)
@@ -88,7 +88,7 @@ class ReportData:
         for result, label in zip(trained, labels, strict=True):
             assert result.config is not None
             assert result.cost is not None
-            who = {"configuration": label, "seed": result.cell.seed}
+            who = {"configuration": label, "seed": result.trial.seed}
             sizes = {**result.cost._asdict(), "train_flops": result.train_flops}
             trials.append({**who, **result.summary, **sizes})
             moe = result.config.model.moe
@@ -106,7 +106,7 @@ class ReportData:
         )
 
     @property
-    def metrics(self) -> list[Metric]:
+    def metrics(self) -> list[QualityMetric]:
         """What every trained trial can be judged by, the primary one first."""
         return [m for m in (TOP1, LOSS) if m.key in self.trials and self.trials[m.key].notna().all()]
 
@@ -172,29 +172,29 @@ def _frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return frame.assign(**{m.key: m.unit * frame[m.key] for m in (TOP1, LOSS) if m.key in frame})
 
 
-def configurations(study: Study, trained: Sequence[Result]) -> tuple[dict[str, Settings], list[str]]:
+def configurations(study: Study, trained: Sequence[TrialResult]) -> tuple[dict[str, Settings], list[str]]:
     """The settings of each configuration by its label, and the label of each trial."""
     varying = _varying(study, trained)
     by_axes: dict[str, str] = {}
     settings: dict[str, Settings] = {}
     for result in trained:
-        axes = json.dumps(result.cell.axes, sort_keys=True)
+        axes = json.dumps(result.trial.axes, sort_keys=True)
         if axes not in by_axes:
             values = _settings_of(result, varying)
             text = label(values)
             by_axes[axes] = text if text not in settings else f"{text} #{len(settings)}"
             settings[by_axes[axes]] = values
-    return settings, [by_axes[json.dumps(result.cell.axes, sort_keys=True)] for result in trained]
+    return settings, [by_axes[json.dumps(result.trial.axes, sort_keys=True)] for result in trained]
 
 
-def _varying(study: Study, trained: Sequence[Result]) -> list[str]:
+def _varying(study: Study, trained: Sequence[TrialResult]) -> list[str]:
     """The options in which trials of a study differ: the axes, then what single trials add."""
-    axes = [result.cell.axes for result in trained]
+    axes = [result.trial.axes for result in trained]
     names = dict.fromkeys([*study.axes, *(name for one in axes for name in one)])
     return [name for name in names if len({json.dumps(one.get(name, "absent")) for one in axes}) > 1]
 
 
-def _settings_of(result: Result, varying: Sequence[str]) -> dict[str, Any]:
+def _settings_of(result: TrialResult, varying: Sequence[str]) -> dict[str, Any]:
     """The values of the varying options, as the configuration was resolved.
 
     A model without experts has no options of experts: it has model.moe = None instead.

@@ -36,7 +36,7 @@ class Law:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Fit:
+class LawFit:
     """A law through the means over seeds, the interval of its exponent, and every reason for doubt."""
 
     law: Law | None  # None: too little data for any line
@@ -75,8 +75,8 @@ def offset_law(x: Array, y: Array) -> Law:
     return law(float(min(best.x, grid[i], key=error)))
 
 
-def fit(losses: pd.DataFrame, *, offset: bool = False) -> Fit:
-    """Fit a law to losses by seed and size.
+def fit(losses: pd.DataFrame, *, offset: bool = False) -> LawFit:
+    """LawFit a law to losses by seed and size.
 
     Args:
         losses: (s, n), NaN where a seed lacks a size. Such seeds count in the means, not in the interval.
@@ -86,13 +86,13 @@ def fit(losses: pd.DataFrame, *, offset: bool = False) -> Fit:
     sizes, complete = losses.columns.astype(float).tolist(), losses.dropna()
     if len(sizes) < 3 or (offset and len(sizes) < OFFSET_POINTS):
         few = tuple(_few(sizes))
-        return Fit(law=None, interval=None, r2=None, x=tuple(sizes), seeds=len(losses), warnings=few)
+        return LawFit(law=None, interval=None, r2=None, x=tuple(sizes), seeds=len(losses), warnings=few)
     solve: Callable[[Array, Array], Law] = offset_law if offset else power_law
     x, means = np.array(sizes), losses.mean().to_numpy()
     law, interval = solve(x, means), t_interval([solve(x, y).b for y in complete.to_numpy()])
     logs = np.log(means)
     missed, total = np.sum((logs - np.log(law.at(x))) ** 2), np.sum((logs - logs.mean()) ** 2)
-    return Fit(
+    return LawFit(
         law=law,
         interval=interval,
         r2=float(1 - missed / total) if total else 1.0,

@@ -42,13 +42,13 @@ def about(data: ReportData, directory: Path) -> list[tuple[str, str]]:
         sorted({r.summary[name] for r in results if name in r.summary}) for name in ("world_size", "images")
     )
     return [
-        ("cells", f"{len(results)}: " + ", ".join(f"{n} {state}" for state, n in states.most_common())),
-        ("seeds", _listed(sorted({cell.seed for cell in study.cells}))),
+        ("trials", f"{len(results)}: " + ", ".join(f"{n} {state}" for state, n in states.most_common())),
+        ("seeds", _listed(sorted({trial.seed for trial in study.trials}))),
         *[(name, _listed(values)) for name, values in study.axes.items()],
         ("evaluated at", _evaluated(study)),
-        ("same in all cells", _shared(data)),
+        ("same in all trials", _shared(data)),
         ("images of an evaluation", _listed(images) or "–"),
-        ("host, ranks a cell", f"{_listed(hosts) or '–'}; {_listed(ranks) or '–'}"),
+        ("host, ranks a trial", f"{_listed(hosts) or '–'}; {_listed(ranks) or '–'}"),
         ("run from, to", f"{_time(started)} to {_time(ended)}" if started else "not started"),
         ("directory", str(directory)),
     ]
@@ -56,13 +56,13 @@ def about(data: ReportData, directory: Path) -> list[tuple[str, str]]:
 
 def commands(data: ReportData, directory: Path) -> list[str]:
     """The commands that do it again."""
-    name = next((r.cell.name for r in data.results if r.evaluations), "NAME")
+    name = next((r.trial.name for r in data.results if r.evaluations), "NAME")
     run = f"{directory}/cells/{name}"
     factors = ",".join(f"{value:g}" for value in data.study.capacity_factors)
     sweep = f" --sweep-capacity {factors}" if factors else ""
     sweep += f" --sweep-top-k {','.join(map(str, data.study.top_k))}" if data.study.top_k else ""
     return [
-        f"swin-moe train '{run}/config.yaml' --nproc N    # one cell",
+        f"swin-moe train '{run}/config.yaml' --nproc N    # one trial",
         f"swin-moe eval '{run}'{sweep}",
         f"swin-moe study report {directory}    # this page",
     ]
@@ -70,14 +70,14 @@ def commands(data: ReportData, directory: Path) -> list[str]:
 
 def example_config(data: ReportData) -> tuple[str, str]:
     """A trial's name and its resolved configuration; empty where there is none."""
-    return next(((r.cell.name, dump_config(r.config)) for r in data.results if r.config), ("", ""))
+    return next(((r.trial.name, dump_config(r.config)) for r in data.results if r.config), ("", ""))
 
 
 def notices(data: ReportData) -> list[str]:
     """What a reader should know before any number."""
     missing, texts = sum(result.state != "finished" for result in data.results), []
     if missing:
-        texts.append(f"{missing} of {len(data.results)} cells are not finished: see the table below.")
+        texts.append(f"{missing} of {len(data.results)} trials are not finished: see the table below.")
     if data.settings and data.seeds_of(data.settings) == [1]:
         texts.append("Every configuration has one seed: no spread is known, and no difference can be judged.")
     return texts

@@ -157,7 +157,7 @@ def accuracy_by_experts(data: ReportData) -> Chart | str:
     """Change of accuracy from the dense model with the number of experts."""
     ours = _ours_by_experts(data) if TOP1 in data.metrics else []
     if not ours:
-        return "Accuracy by experts beside the published one: it needs a dense cell and cells with experts."
+        return "Accuracy by experts beside the published one: it needs a dense trial and trials with experts."
     lines = list(ours)
     for i, size in enumerate("SB"):
         rows = published().query("figure == 'experts'")

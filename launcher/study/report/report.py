@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     except StudyError as error:
         raise ConfigError(str(error)) from None
     finished = sum(result.state == "finished" for result in data.results)
-    print(f"{out / 'index.html'}: {finished} of {len(data.results)} cells finished, {charts} charts")
+    print(f"{out / 'index.html'}: {finished} of {len(data.results)} trials finished, {charts} charts")
     return 0
 
 
@@ -52,8 +52,8 @@ def read(directory: Path) -> ReportData:
         StudyError: there is none, or no trial in it.
     """
     study = read_study(directory)
-    if not study.cells:
-        raise StudyError(f"{directory / 'study.json'} has no cells: there is nothing to report")
+    if not study.trials:
+        raise StudyError(f"{directory / 'study.json'} has no trials: there is nothing to report")
     return ReportData.of(study, read_results(directory, study))
 
 

@@ -15,7 +15,7 @@ from launcher.rundir.history import all_sessions
 from launcher.rundir.paths import RunFiles, read_json
 from launcher.study.grid.cost import FORWARDS, ModelCosts
 from launcher.study.grid.state import is_trained, state_of
-from launcher.study.grid.trials import Cell, Study, run_directory
+from launcher.study.grid.trials import Study, Trial, run_directory
 from swin_moe.backbone.flops import Cost
 
 LAYER_METRICS = ("dropped_fraction", "load_max_over_mean")  # of every MoE layer at every step
@@ -29,7 +29,7 @@ REASONS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Result:
+class TrialResult:
     """One trial and its results.
 
     `evaluations` are those at inference, each with its capacity_factor (0 is dropless), top_k, loss,
@@ -37,7 +37,7 @@ class Result:
     for each step and MoE layer, with the LAYER_METRICS.
     """
 
-    cell: Cell
+    trial: Trial
     state: str  # finished, not evaluated, failed, stopped, unfinished or waiting
     reason: str = ""
     config: RunConfig | None = None
@@ -67,15 +67,15 @@ class Result:
         return FORWARDS * self.cost.flops * self.images
 
 
-def read_results(directory: Path, study: Study) -> list[Result]:
+def read_results(directory: Path, study: Study) -> list[TrialResult]:
     """Read every trial of a study, whatever its state, in the study's order."""
     costs = ModelCosts()
-    return [_read(cell, RunFiles(run_directory(directory, cell)), costs) for cell in study.cells]
+    return [_read(trial, RunFiles(run_directory(directory, trial)), costs) for trial in study.trials]
 
 
-def _read(cell: Cell, run: RunFiles, costs: ModelCosts) -> Result:
+def _read(trial: Trial, run: RunFiles, costs: ModelCosts) -> TrialResult:
     """Read one trial; what is missing or cannot be read becomes its state and its reason."""
-    result = _history(cell, run)
+    result = _history(trial, run)
     if not is_trained(run):
         return result
     try:
@@ -118,13 +118,13 @@ def _layers(records: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return frame.drop_duplicates(["step", "layer"], keep="last").astype(dict.fromkeys(LAYER_METRICS, float))
 
 
-def _history(cell: Cell, run: RunFiles) -> Result:
+def _history(trial: Trial, run: RunFiles) -> TrialResult:
     """How its training went, as `study status` shows it, and when and where."""
     state, sessions = state_of(run, None), all_sessions(run)
     at = f" (at step {state.step} of {state.total_steps or 'unknown'})" if state.step is not None else ""
     name, reason = REASONS.get(state.name, (state.name, state.reason or "no reason is on record"))
-    return Result(
-        cell=cell,
+    return TrialResult(
+        trial=trial,
         state=name,
         reason=f"{_one_line(reason)}{at}" if reason else "",
         started=sessions[0]["started"] if sessions else "",

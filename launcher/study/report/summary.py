@@ -9,7 +9,7 @@ from launcher.study.report.data import (
     CAPACITY,
     DENSE,
     PRIORITY,
-    Metric,
+    QualityMetric,
     ReportData,
     Spread,
     at_factor,
@@ -24,7 +24,7 @@ MOST_TIMES = 99  # beyond, the number of spreads is not written
 def summary(data: ReportData) -> list[str]:
     """The sentences, the most important first."""
     if not data.settings:
-        return ["No cell has finished its training, so there is nothing to show yet."]
+        return ["No trial has finished its training, so there is nothing to show yet."]
     metric = data.metrics[0]
     options = dict.fromkeys(name for label in data.experts for name in data.settings[label] if name != DENSE)
     sentences = [_best(data, metric), _over_dense(data, metric)]
@@ -33,7 +33,7 @@ def summary(data: ReportData) -> list[str]:
     return [sentence for sentence in sentences if sentence]
 
 
-def value_text(spread: Spread, metric: Metric) -> str:
+def value_text(spread: Spread, metric: QualityMetric) -> str:
     """A mean with its spread and n: `62.10 ± 0.34 % (n=2)`."""
     return f"{spread.text(metric.digits)}{metric.percent} (n={spread.n})"
 
@@ -41,7 +41,7 @@ def value_text(spread: Spread, metric: Metric) -> str:
 def verdict(change: Spread, of: str = "seeds") -> str:
     """How a difference compares to its spread over seeds, or over pairs of trials."""
     if pd.isna(change.sd):
-        return "one pair of cells, so its spread is not known"
+        return "one pair of trials, so its spread is not known"
     if abs(change.mean) <= change.sd:
         return f"within the spread of the {of}"
     times = abs(change.mean) / change.sd if change.sd else MOST_TIMES
@@ -49,17 +49,17 @@ def verdict(change: Spread, of: str = "seeds") -> str:
     return f"beyond the spread of the {of} ({text}, n={change.n})"
 
 
-def _change(change: Spread, metric: Metric) -> str:
+def _change(change: Spread, metric: QualityMetric) -> str:
     return f"{change.text(metric.digits, '+')} {metric.change}"
 
 
-def _ranked(data: ReportData, labels: Sequence[str], metric: Metric) -> list[str]:
+def _ranked(data: ReportData, labels: Sequence[str], metric: QualityMetric) -> list[str]:
     """The configurations, the best one first."""
     means = data.spreads(metric.key)["mean"]
     return sorted(labels, key=lambda label: -metric.sign * means[label])
 
 
-def _best(data: ReportData, metric: Metric) -> str:
+def _best(data: ReportData, metric: QualityMetric) -> str:
     ranked = _ranked(data, list(data.settings), metric)
     first = data.spread(ranked[0], metric.key)
     text = f"Best {metric.label.split(',')[0]}: {ranked[0]} with {value_text(first, metric)}"
@@ -77,7 +77,7 @@ def _best(data: ReportData, metric: Metric) -> str:
     )
 
 
-def _over_dense(data: ReportData, metric: Metric) -> str:
+def _over_dense(data: ReportData, metric: QualityMetric) -> str:
     if not data.dense or not data.experts:
         return ""
     best, dense = _ranked(data, data.experts, metric)[0], _ranked(data, data.dense, metric)[0]
@@ -93,7 +93,7 @@ def _over_dense(data: ReportData, metric: Metric) -> str:
     )
 
 
-def _effect(data: ReportData, metric: Metric, option: str) -> str:
+def _effect(data: ReportData, metric: QualityMetric, option: str) -> str:
     """The difference between the ends of an axis, in pairs of trials that agree in all else, seed by seed."""
     values = _ends(data, option)
     change = Spread.of(data.differences(data.pairs(option, *values), metric.key) if values else [])
@@ -101,7 +101,7 @@ def _effect(data: ReportData, metric: Metric, option: str) -> str:
         return ""
     return (
         f"{option} from {_value(option, values[0])} to {_value(option, values[1])} in training: "
-        f"{_change(change, metric)}, over {change.n} {'pair' if change.n == 1 else 'pairs'} of cells that "
+        f"{_change(change, metric)}, over {change.n} {'pair' if change.n == 1 else 'pairs'} of trials that "
         f"differ in nothing else: {verdict(change, PAIRS)}."
     )
 
@@ -132,7 +132,7 @@ def _as_trained(data: ReportData) -> pd.DataFrame:
     return rows.assign(size=size).sort_values("size", kind="stable")
 
 
-def _at_inference(data: ReportData, metric: Metric) -> str:
+def _at_inference(data: ReportData, metric: QualityMetric) -> str:
     """The smallest against the largest capacity at inference, each checkpoint with the k of its training."""
     by_trial = _as_trained(data).groupby(["configuration", "seed"])
     swept = by_trial.filter(lambda rows: len(rows) > 1).groupby(["configuration", "seed"])
@@ -148,7 +148,7 @@ def _at_inference(data: ReportData, metric: Metric) -> str:
     )
 
 
-def _priority_at_inference(data: ReportData, metric: Metric) -> str:
+def _priority_at_inference(data: ReportData, metric: QualityMetric) -> str:
     """The difference that the priority makes at the smallest capacity at inference."""
     rows = _as_trained(data)
     rows = rows[rows.capacity_factor > 0] if len(rows) else rows
@@ -162,7 +162,7 @@ def _priority_at_inference(data: ReportData, metric: Metric) -> str:
     if len(factors) != 1 or not (change := Spread.of(pd.concat(differences))).n:
         return ""
     return (
-        f"Priority where capacity is short: evaluated at {at_factor(factors.pop())}, cells trained and "
+        f"Priority where capacity is short: evaluated at {at_factor(factors.pop())}, trials trained and "
         f"served with batch priority differ from those without by {_change(change, metric)} "
         f"({change.n} pairs): {verdict(change, PAIRS)}."
     )

@@ -8,10 +8,10 @@ import pandas as pd
 from launcher.study.report.charts import layer_curves
 from launcher.study.report.charts_fit import QUANTITIES, FamilyFit
 from launcher.study.report.charts_pareto import PRICES
-from launcher.study.report.data import Metric, ReportData, Spread
+from launcher.study.report.data import QualityMetric, ReportData, Spread
 from launcher.study.report.drawing import short
 from launcher.study.report.paper import comparison, is_same_task
-from launcher.study.report.results import Result
+from launcher.study.report.results import TrialResult
 
 SWEPT = (
     "capacity_factor",
@@ -61,9 +61,15 @@ def _frame(rows: Iterable[dict[str, Any]]) -> pd.DataFrame:
     return pd.DataFrame(list(rows), dtype=object)
 
 
-def _trial_row(result: Result) -> dict[str, Any]:
-    cell, config, cost = result.cell, result.config, result.cost
-    row = {"cell": cell.name, "seed": cell.seed, "state": result.state, "reason": result.reason, **cell.axes}
+def _trial_row(result: TrialResult) -> dict[str, Any]:
+    trial, config, cost = result.trial, result.config, result.cost
+    row = {
+        "cell": trial.name,
+        "seed": trial.seed,
+        "state": result.state,
+        "reason": result.reason,
+        **trial.axes,
+    }
     if cost is None or config is None:
         return row
     for name in ("num_experts", "top_k", "capacity_factor", "batch_prioritized", "router"):
@@ -72,10 +78,10 @@ def _trial_row(result: Result) -> dict[str, Any]:
     return row | {name: result.summary[name] for name in SUMMED if name in result.summary}
 
 
-def _sweep_rows(result: Result) -> Iterable[dict[str, Any]]:
+def _sweep_rows(result: TrialResult) -> Iterable[dict[str, Any]]:
     for row in result.evaluations:
         values = {name: row[name] for name in (*SWEPT, "flops") if name in row}
-        yield {"cell": result.cell.name, "seed": result.cell.seed, **values}
+        yield {"cell": result.trial.name, "seed": result.trial.seed, **values}
 
 
 def _fit_row(each: FamilyFit) -> dict[str, Any]:
@@ -115,8 +121,8 @@ def group_table(data: ReportData) -> Table:
 
 def open_table(data: ReportData) -> Table:
     """The trials that are not finished, and why."""
-    rows = [[r.cell.name, r.state, r.reason] for r in data.results if r.state != "finished"]
-    return Table("Cells that are not finished", ("cell", "state", "reason"), rows)
+    rows = [[r.trial.name, r.state, r.reason] for r in data.results if r.state != "finished"]
+    return Table("Trials that are not finished", ("trial", "state", "reason"), rows)
 
 
 def pareto_tables(data: ReportData, choices: pd.DataFrame) -> list[Table]:
@@ -141,7 +147,7 @@ def pareto_tables(data: ReportData, choices: pd.DataFrame) -> list[Table]:
     return tables
 
 
-def _front_row(i: int, row: dict[Any, Any], metric: Metric) -> list[str]:
+def _front_row(i: int, row: dict[Any, Any], metric: QualityMetric) -> list[str]:
     quality, speed = (
         Spread(row[name], row[f"{name}_sd"], row["seeds"]).text(digits)
         for name, digits in ((metric.key, metric.digits), ("images_s", 0))

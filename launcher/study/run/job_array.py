@@ -1,7 +1,7 @@
-"""A study on Slurm: its cells as the tasks of one job array, each of which trains and then evaluates.
+"""A study on Slurm: its trials as the tasks of one job array, each of which trains and then evaluates.
 
 The array lives in STUDY/cells, where `swin-moe slurm status | logs | cancel` find it: cells/000, 001 ... are
-links to the directories of the cells. RUN/slurm/evaluate tells the batch script what follows the training.
+links to the directories of the trials. RUN/slurm/evaluate tells the batch script what follows the training.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from launcher.slurm.quoting import job_name
 from launcher.slurm.site import load_site
 from launcher.slurm.submission import Submission, merged, read_submission
 from launcher.slurm.submit import Prepared, jobs_alive, post, prepare, refuse_while_queued
-from launcher.study.grid.resolve import Plan, Planned
+from launcher.study.grid.resolve import PlannedTrial, StudyPlan
 from launcher.study.grid.state import note_submitted
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ def submission_of(args: argparse.Namespace, name: str) -> Submission:
 
 
 def check_options(args: argparse.Namespace) -> None:
-    """Raise ConfigError for options that are only for Slurm, or only for cells that run here."""
+    """Raise ConfigError for options that are only for Slurm, or only for trials that run here."""
     base = Submission(config="", directory="")
     for_slurm = [name for name, value in vars(args).items() if merged({name: value}, base) != base]
     here = [name for name in ("nproc", "jobs") if getattr(args, name) is not None]
@@ -44,24 +44,24 @@ def check_options(args: argparse.Namespace) -> None:
         raise ConfigError(f"{option} is {'not for' if args.slurm else 'for'} --slurm: {fix}")
 
 
-def prepared(plan: Plan, chosen: Sequence[Planned], submission: Submission) -> Prepared:
-    """The array of all cells, of which the chosen ones run; nothing is written.
+def prepared(plan: StudyPlan, chosen: Sequence[PlannedTrial], submission: Submission) -> Prepared:
+    """The array of all trials, of which the chosen ones run; nothing is written.
 
     Raises:
-        ConfigError: with the errors of all cells.
+        ConfigError: with the errors of all trials.
     """
     cells = SlurmFiles(Path(os.path.abspath(plan.directory)) / "cells")
-    by_name = {planned.cell.name: planned for planned in plan.cells}
+    by_name = {planned.trial.name: planned for planned in plan.trials}
     names = _numbered(cells.run)
     names += [name for name in by_name if name not in names]
     submission = replace(submission, tasks=tuple((name,) for name in names))
-    configs = [with_absolute_paths(by_name.get(name, plan.cells[0]).config) for name in names]
-    indices = sorted(names.index(planned.cell.name) for planned in chosen)
+    configs = [with_absolute_paths(by_name.get(name, plan.trials[0]).config) for name in names]
+    indices = sorted(names.index(planned.trial.name) for planned in chosen)
     return prepare(submission, cells.run, configs, indices)
 
 
-def submit(plan: Plan, chosen: Sequence[Planned], array_of: Prepared) -> int:
-    """Number the cells, write what follows the training, and submit; ConfigError while a job is queued."""
+def submit(plan: StudyPlan, chosen: Sequence[PlannedTrial], array_of: Prepared) -> int:
+    """Number the trials, write what follows the training, and submit; ConfigError while a job is queued."""
     files = SlurmFiles(array_of.run)
     refuse_while_queued(files)
     names = [task[0] for task in array_of.submission.tasks]
@@ -69,14 +69,14 @@ def submit(plan: Plan, chosen: Sequence[Planned], array_of: Prepared) -> int:
         (files.run / name).mkdir(parents=True, exist_ok=True)
         link.unlink(missing_ok=True)
         link.symlink_to(name)
-    for planned in plan.cells:
-        of_cell = SlurmFiles(files.run / planned.cell.name)
-        of_cell.directory.mkdir(exist_ok=True)
-        of_cell.config.write_text(
+    for planned in plan.trials:
+        of_trial = SlurmFiles(files.run / planned.trial.name)
+        of_trial.directory.mkdir(exist_ok=True)
+        of_trial.config.write_text(
             dump_config(with_absolute_paths(planned.config))
         )  # `slurm resume` reads every one
-        words = "".join(f"{word}\n" for word in planned.asked.arguments)
-        (of_cell.directory / "evaluate").write_text(words)
+        words = "".join(f"{word}\n" for word in planned.requested.arguments)
+        (of_trial.directory / "evaluate").write_text(words)
     code = post(array_of)
     for planned in chosen:
         note_submitted(planned.run)
@@ -84,7 +84,7 @@ def submit(plan: Plan, chosen: Sequence[Planned], array_of: Prepared) -> int:
 
 
 def in_queue(directory: Path) -> set[str]:
-    """The names of the cells that Slurm still knows; none where there is no Slurm."""
+    """The names of the trials that Slurm still knows; none where there is no Slurm."""
     files = SlurmFiles(Path(os.path.abspath(directory)) / "cells")
     if not files.jobs.exists() or not scheduler.has_slurm():
         return set()
@@ -98,7 +98,7 @@ def in_queue(directory: Path) -> set[str]:
     return {names[task] for task, name in numbers.items() if name in alive and task < len(names)}
 
 
-def _numbered(cells: Path) -> list[str]:
-    """The cells that have a number already, in its order, so that they keep it."""
-    links = [path for path in cells.glob("[0-9]*") if path.is_symlink() and path.is_dir()]
+def _numbered(trials: Path) -> list[str]:
+    """The trials that have a number already, in its order, so that they keep it."""
+    links = [path for path in trials.glob("[0-9]*") if path.is_symlink() and path.is_dir()]
     return [os.readlink(path) for path in sorted(links, key=lambda path: int(path.name))]

@@ -1,4 +1,4 @@
-"""The story of `swin-moe study run` on this machine: cell after cell, whatever becomes of one of them."""
+"""The story of `swin-moe study run` on this machine: trial after trial, whatever becomes of one of them."""
 
 import os
 import signal
@@ -11,11 +11,11 @@ from pathlib import Path
 from launcher.exit_codes import ExitCode
 from launcher.process.signals import StopRequest
 from launcher.rundir.history import committed_step
-from launcher.study.grid.cost import Pace, span
-from launcher.study.grid.resolve import Plan, Planned
+from launcher.study.grid.cost import TimeEstimator, span
+from launcher.study.grid.resolve import PlannedTrial, StudyPlan
 from launcher.study.grid.state import State, seconds_of, state_of
 from launcher.study.run.status import failures, summary
-from launcher.study.run.worker import Work
+from launcher.study.run.worker import Worker
 from parallel.ranks.init import threads_per_rank
 
 POLL_S = 0.1
@@ -23,7 +23,7 @@ POLL_S = 0.1
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """How the cells are run."""
+    """How the trials are run."""
 
     nproc: int
     jobs: int
@@ -32,25 +32,25 @@ class Options:
 
 @dataclass
 class Runner:
-    """The cells that wait, that are under way and that are done.
+    """The trials that wait, that are under way and that are done.
 
     Args:
         plan: the study.
-        todo: the cells to run.
-        pace: what is known of how long cells take.
+        todo: the trials to run.
+        estimator: what is known of how long trials take.
         options: see there.
     """
 
-    plan: Plan
-    todo: tuple[Planned, ...]
-    pace: Pace
+    plan: StudyPlan
+    todo: tuple[PlannedTrial, ...]
+    estimator: TimeEstimator
     options: Options
-    waiting: deque[Planned] = field(default_factory=deque)
-    under_way: list[Work] = field(default_factory=list)
-    codes: dict[str, int] = field(default_factory=dict)  # of the cells that did not finish, in order
+    waiting: deque[PlannedTrial] = field(default_factory=deque)
+    under_way: list[Worker] = field(default_factory=list)
+    codes: dict[str, int] = field(default_factory=dict)  # of the trials that did not finish, in order
 
     def run(self) -> int:
-        """Run all cells; the exit status: that of the first that failed, 75 where the study was stopped."""
+        """Run all trials; the exit status: that of the first that failed, 75 where the study was stopped."""
         self.waiting.extend(self.todo)
         with StopRequest(self._pass_on, self._at_once) as stop:
             while self.under_way or (self.waiting and not stop.is_set):
@@ -60,13 +60,13 @@ class Runner:
                 time.sleep(POLL_S)
         return self._close(stop.is_set)
 
-    def _start(self, planned: Planned, stop: StopRequest) -> None:
-        before = state_of(planned.run, planned.asked)
-        work = Work(planned, self.options.nproc, self._environment(), self.options.train)
-        self.under_way.append(work)
+    def _start(self, planned: PlannedTrial, stop: StopRequest) -> None:
+        before = state_of(planned.run, planned.requested)
+        worker = Worker(planned, self.options.nproc, self._environment(), self.options.train)
+        self.under_way.append(worker)
         if stop.signal:  # before this one was there to be told
-            work.ask_to_stop(stop.signal)
-        steps = self.pace.costs[planned.cell.name].steps
+            worker.ask_to_stop(stop.signal)
+        steps = self.estimator.costs[planned.trial.name].steps
         what = "is evaluated" if before.name == "trained" else f"trains {steps or '?'} steps"
         step = committed_step(planned.run)
         at = f" from step {step}" if step and before.name != "trained" else ""
@@ -74,50 +74,52 @@ class Runner:
 
     def _look(self) -> None:
         """What has ended?"""
-        for work in list(self.under_way):
-            if (code := work.poll()) is None:
+        for worker in list(self.under_way):
+            if (code := worker.poll()) is None:
                 continue
-            self.under_way.remove(work)
-            planned = work.planned
-            state = state_of(planned.run, planned.asked)
+            self.under_way.remove(worker)
+            planned = worker.planned
+            state = state_of(planned.run, planned.requested)
             if state.name == "finished":
-                self.pace.finished[planned.cell.name] = seconds_of(planned.run, planned.asked)
+                self.estimator.finished[planned.trial.name] = seconds_of(planned.run, planned.requested)
             else:
-                self.codes[planned.cell.name] = code or ExitCode.BUG
-            self._say(planned, f"{described(state, time.monotonic() - work.began_s)}; {self._left()}")
+                self.codes[planned.trial.name] = code or ExitCode.BUG
+            self._say(planned, f"{described(state, time.monotonic() - worker.began_s)}; {self._left()}")
 
     def _left(self) -> str:
         """How much is left, and for how long."""
         todo = [(planned, 0.0) for planned in self.waiting]
-        todo += [(work.planned, time.monotonic() - work.began_s) for work in self.under_way]
-        seconds = self.pace.left_s(todo, self.plan.cells, self.options.jobs)
+        todo += [(worker.planned, time.monotonic() - worker.began_s) for worker in self.under_way]
+        seconds = self.estimator.left_s(todo, self.plan.trials, self.options.jobs)
         return f"{len(todo)} to go" + (f", about {span(seconds)}" if seconds and todo else "")
 
-    def _say(self, planned: Planned, text: str) -> None:
-        number = self.plan.cells.index(planned) + 1
-        print(f"[{number}/{len(self.plan.cells)}] {planned.cell.name}: {text}", flush=True)
+    def _say(self, planned: PlannedTrial, text: str) -> None:
+        number = self.plan.trials.index(planned) + 1
+        print(f"[{number}/{len(self.plan.trials)}] {planned.trial.name}: {text}", flush=True)
 
     def _environment(self) -> dict[str, str]:
-        """Ranks x threads of all cells at a time within the cores."""
+        """Ranks x threads of all trials at a time within the cores."""
         threads = threads_per_rank(self.options.nproc * self.options.jobs)
         return {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads))}
 
     def _pass_on(self, number: signal.Signals) -> None:
         sys.stderr.write(
-            f"{number.name}: cells under way stop after this step, saved; Ctrl-C or SIGTERM again ends them "
+            f"{number.name}: trials under way stop after this step, saved; Ctrl-C or SIGTERM again ends them "
             "at once, unsaved\n"
         )
-        for work in list(self.under_way):
-            work.ask_to_stop(number)
+        for worker in list(self.under_way):
+            worker.ask_to_stop(number)
 
     def _at_once(self, number: signal.Signals) -> None:
-        for work in list(self.under_way):
-            work.kill()
+        for worker in list(self.under_way):
+            worker.kill()
         os._exit(128 + number)
 
     def _close(self, is_stopped: bool) -> int:
         """The last words, and the exit status."""
-        states = {planned.cell.name: state_of(planned.run, planned.asked) for planned in self.plan.cells}
+        states = {
+            planned.trial.name: state_of(planned.run, planned.requested) for planned in self.plan.trials
+        }
         print(closing(self.plan.directory, states))
         if is_stopped:
             return ExitCode.STOPPED
@@ -127,7 +129,7 @@ class Runner:
 
 
 def described(state: State, seconds: float) -> str:
-    """How a cell ended, in one line."""
+    """How a trial ended, in one line."""
     if state.name != "finished":
         return f"{state.name} after {span(seconds)}: {state.reason or 'not done'}"
     figures = [f"top-1 {state.top1:.2%}"] if state.top1 is not None else []
@@ -137,7 +139,7 @@ def described(state: State, seconds: float) -> str:
 
 
 def closing(directory: Path, states: dict[str, State]) -> str:
-    """How many cells are where, and why some failed."""
+    """How many trials are where, and why some failed."""
     is_done = all(state.name == "finished" for state in states.values())
     again = [] if is_done else ["the same command runs again what is not finished"]
     return "\n".join([f"{directory}: {summary(states)}", *failures(states), *again])

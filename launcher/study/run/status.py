@@ -1,4 +1,4 @@
-"""`swin-moe study status`: every cell and how it stands."""
+"""`swin-moe study status`: every trial and how it stands."""
 
 import argparse
 import json
@@ -10,12 +10,12 @@ from launcher.config.load import ConfigError, load_config
 from launcher.rundir.paths import RunFiles
 from launcher.study.grid.cost import span
 from launcher.study.grid.file import load_study_file
-from launcher.study.grid.requested import asked_of
+from launcher.study.grid.requested import requested_evaluation
 from launcher.study.grid.state import State, state_of
-from launcher.study.grid.trials import Cell, Study, StudyError, read_study, run_directory
+from launcher.study.grid.trials import Study, StudyError, Trial, read_study, run_directory
 from launcher.study.run.job_array import in_queue
 
-TITLES = ("cell", "state", "step", "images/s", "left", "top-1", "loss", "reason")
+TITLES = ("trial", "state", "step", "images/s", "left", "top-1", "loss", "reason")
 
 
 def show_status(args: argparse.Namespace) -> int:
@@ -25,7 +25,7 @@ def show_status(args: argparse.Namespace) -> int:
         study = read_study(directory)
     except StudyError as error:
         raise ConfigError(str(error)) from None
-    states = {cell.name: cell_state(directory, study, cell) for cell in study.cells}
+    states = {trial.name: trial_state(directory, study, trial) for trial in study.trials}
     for name in in_queue(directory):
         if name in states and states[name].name not in ("running", "evaluating", "finished"):
             states[name] = replace(states[name], name="queued", reason="")
@@ -41,29 +41,29 @@ def study_directory(place: Path) -> Path:
     return place if place.is_dir() else Path(load_study_file(place).study_dir)
 
 
-def cell_state(directory: Path, study: Study, cell: Cell) -> State:
-    """The state of a cell, by the configuration with which its run began."""
-    run = RunFiles(run_directory(directory, cell))
-    asked = asked_of(load_config(run.config), study) if run.config.exists() else None
-    return state_of(run, asked)
+def trial_state(directory: Path, study: Study, trial: Trial) -> State:
+    """The state of a trial, by the configuration with which its run began."""
+    run = RunFiles(run_directory(directory, trial))
+    requested = requested_evaluation(load_config(run.config), study) if run.config.exists() else None
+    return state_of(run, requested)
 
 
 def as_json(directory: Path, study: Study, states: dict[str, State]) -> dict[str, object]:
     """What the table tells, as plain values; null for what is not known."""
-    cells = [
+    trials = [
         {
-            **asdict(cell),
-            "run": str(run_directory(directory, cell)),
-            "state": (state := states[cell.name]).name,
+            **asdict(trial),
+            "run": str(run_directory(directory, trial)),
+            "state": (state := states[trial.name]).name,
         }
         | {name: value for name, value in asdict(state).items() if name != "name"}
-        for cell in study.cells
+        for trial in study.trials
     ]
-    return {"study": study.name, "directory": str(directory), "cells": cells}
+    return {"study": study.name, "directory": str(directory), "cells": trials}
 
 
 def table(states: dict[str, State]) -> list[str]:
-    """A line a cell."""
+    """A line a trial."""
     rows = [TITLES, *(_row(name, state) for name, state in states.items())]
     widths = [max(len(row[i]) for row in rows) for i in range(len(TITLES))]
     return [
@@ -72,15 +72,15 @@ def table(states: dict[str, State]) -> list[str]:
 
 
 def summary(states: dict[str, State]) -> str:
-    """How many cells are in which state."""
+    """How many trials are in which state."""
     counts: dict[str, int] = {}
     for state in states.values():
         counts[state.name] = counts.get(state.name, 0) + 1
-    return f"{len(states)} cells: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
+    return f"{len(states)} trials: " + ", ".join(f"{count} {name}" for name, count in sorted(counts.items()))
 
 
 def failures(states: dict[str, State]) -> Sequence[str]:
-    """A line for each cell that failed, with the reason."""
+    """A line for each trial that failed, with the reason."""
     return [f"  {name}: {state.reason}" for name, state in states.items() if state.name == "failed"]
 
 

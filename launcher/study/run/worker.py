@@ -1,4 +1,4 @@
-"""One cell under way: `swin-moe train`, then `swin-moe eval`, each a process of its own."""
+"""One trial under way: `swin-moe train`, then `swin-moe eval`, each a process of its own."""
 
 import os
 import signal
@@ -13,23 +13,23 @@ from launcher.exit_codes import ExitCode
 from launcher.process.signals import STOP_SIGNALS
 from launcher.rundir.postmortem import close_last
 from launcher.slurm.epilogue import REFUSAL
-from launcher.study.grid.resolve import Planned
+from launcher.study.grid.resolve import PlannedTrial
 from launcher.study.grid.state import EVALUATING, TRAINING, is_trained, note, note_end
 from parallel.ranks.identity import end_with_parent
 
 
-class Work:
-    """A cell that is being trained or evaluated; its output goes to cells/NAME/log.txt.
+class Worker:
+    """A trial that is being trained or evaluated; its output goes to cells/NAME/log.txt.
 
     Args:
-        planned: the cell.
+        planned: the trial.
         nproc: ranks.
         environment: of its processes, on top of ours.
         options: further ones of `swin-moe train`.
     """
 
     def __init__(
-        self, planned: Planned, nproc: int, environment: Mapping[str, str], options: tuple[str, ...] = ()
+        self, planned: PlannedTrial, nproc: int, environment: Mapping[str, str], options: tuple[str, ...] = ()
     ) -> None:
         self.planned, self._nproc, self._options = planned, nproc, options
         self._environment = {**os.environ, **environment}
@@ -87,7 +87,7 @@ class Work:
     def _command(self, phase: str) -> list[str]:
         run, ranks = self.planned.run, ["--nproc", str(self._nproc)]
         if phase == EVALUATING:
-            return ["eval", str(run.path), *ranks, *self.planned.asked.arguments]
+            return ["eval", str(run.path), *ranks, *self.planned.requested.arguments]
         config = run.path / "planned.yaml"
         config.write_text(dump_config(self.planned.config))
         return ["train", str(config), *ranks, "--resume", "auto", *self._options]

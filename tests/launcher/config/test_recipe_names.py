@@ -16,7 +16,7 @@ from launcher.config.load import ConfigError, config_file, load_config
 from launcher.rundir.versions import version_of
 from swin_moe.registry import list_models, recipe_files
 from tests.launcher.running import overrides
-from tests.launcher.study.study_runs import cell, write_all
+from tests.launcher.study.study_runs import trial, write_all
 
 ROOT = Path(__file__).parents[3]
 NAME = "swinv2_tiny_patch4_window8_256"
@@ -118,7 +118,7 @@ def test_names_from_an_installed_wheel(installed: Path, shards: Path) -> None:
 
 def test_a_report_from_an_installed_wheel(installed: Path, tmp_path: Path) -> None:
     """Its template and the published values are files beside the modules."""
-    root = write_all(tmp_path / "study", [cell({"model.moe": None})])
+    root = write_all(tmp_path / "study", [trial({"model.moe": None})])
     line = [sys.executable, "-P", "-m", "launcher", "study", "report", str(root)]
     done = subprocess.run(
         line, env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True

@@ -1,4 +1,4 @@
-"""Studies whose cells are run by a program that only writes down what `swin-moe train` and `eval` would."""
+"""Studies whose trials are run by a program that only writes down what `swin-moe train` and `eval` would."""
 
 import json
 import sys
@@ -11,7 +11,7 @@ from launcher.cli.program import main
 from tests.launcher.running import CONFIG, TINY
 
 # As `python -u -m launcher train CONFIG ...` or `eval RUN ...`. A file `fail-train` (WORD|STATUS|REASON) or
-# `slow-train` (WORD|) in the study tells how a cell with that word in its name ends.
+# `slow-train` (WORD|) in the study tells how a trial with that word in its name ends.
 PROGRAM = """\
 import json, os, shutil, signal, sys, time
 command, place, *options = sys.argv[4:]
@@ -40,11 +40,11 @@ if (told := rule("fail")) is not None:
 if command == "train":
     shutil.copy(place, run + "/config.yaml")
 if rule("slow") is not None:
-    asked = []
-    signal.signal(signal.SIGTERM, lambda *_: asked.append(1))
+    requested = []
+    signal.signal(signal.SIGTERM, lambda *_: requested.append(1))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     open(study + "/ready", "w").close()
-    while not asked:
+    while not requested:
         time.sleep(0.01)
     end(75, "Stopped: saved at step 3")
 if command == "train":
@@ -70,7 +70,7 @@ class Said(NamedTuple):
 
 
 class FakeStudy:
-    """A study in a directory of its own; `calls` are the commands that its cells ran."""
+    """A study in a directory of its own; `calls` are the commands that its trials ran."""
 
     def __init__(self, home: Path, shards: Path, capsys: pytest.CaptureFixture[str]) -> None:
         self.file, self.directory, self._capsys = home / "study.yaml", home / "study", capsys
@@ -88,7 +88,7 @@ class FakeStudy:
         self.file.write_text(head + sweep + text + "\n")
 
     def rule(self, kind: str, word: str = "", rest: str = "") -> None:
-        """`fail-train`, `slow-train`, `fail-eval`: for the cells with that word in their names."""
+        """`fail-train`, `slow-train`, `fail-eval`: for the trials with that word in their names."""
         (self.directory / kind).write_text(f"{word}|{rest}")
 
     def say(self, *arguments: str) -> Said:
@@ -101,12 +101,12 @@ class FakeStudy:
         return self.say("run", str(self.file), *options)
 
     def states(self) -> dict[str, tuple[str, str]]:
-        """The state of every cell and its reason, by the part of its name before the seed."""
+        """The state of every trial and its reason, by the part of its name before the seed."""
         found = json.loads(self.say("status", str(self.directory), "--json").out)["cells"]
-        return {cell["name"].rpartition(",")[0]: (cell["state"], cell["reason"]) for cell in found}
+        return {trial["name"].rpartition(",")[0]: (trial["state"], trial["reason"]) for trial in found}
 
     def calls(self) -> list[tuple[str, str]]:
-        """Every command so far, with its cell."""
+        """Every command so far, with its trial."""
         path = self.directory / "calls"
         lines = path.read_text().splitlines() if path.exists() else []
         return [(command, name.rpartition(",")[0]) for command, name, *_ in map(json.loads, lines)]
@@ -116,8 +116,8 @@ class FakeStudy:
 def study(
     tmp_path: Path, shards: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> FakeStudy:
-    """A study whose cells take milliseconds."""
-    program, script = tmp_path / "program", tmp_path / "cell.py"
+    """A study whose trials take milliseconds."""
+    program, script = tmp_path / "program", tmp_path / "trial.py"
     script.write_text(PROGRAM)
     program.write_text(f'#!/bin/sh\nexec {sys.executable} -S -E {script} "$@"\n')
     program.chmod(0o755)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from launcher.config.load import dump_config, load_config
-from launcher.study.grid.trials import Cell, Study, run_directory, write_study
+from launcher.study.grid.trials import Study, Trial, run_directory, write_study
 
 CONFIG = Path(__file__).parents[3] / "configs" / "demo_cpu.yaml"
 MOE = "model.moe."
@@ -17,7 +17,7 @@ STEPS = 120
 
 
 def moe(num_experts: int, capacity_factor: float = 1.25, *, priority: bool = True) -> dict[str, Any]:
-    """The axes of a cell with experts."""
+    """The axes of a trial with experts."""
     return {
         f"{MOE}num_experts": num_experts,
         f"{MOE}capacity_factor": capacity_factor,
@@ -25,24 +25,24 @@ def moe(num_experts: int, capacity_factor: float = 1.25, *, priority: bool = Tru
     }
 
 
-def cell(axes: Mapping[str, Any], seed: int = 0, name: str | None = None) -> Cell:
-    """A cell; its name says its axes."""
+def trial(axes: Mapping[str, Any], seed: int = 0, name: str | None = None) -> Trial:
+    """A trial; its name says its axes."""
     parts = [f"{option.rpartition('.')[2]}={value}" for option, value in axes.items()]
-    return Cell(name=name or ",".join([*parts, f"seed={seed}"]), axes=dict(axes), seed=seed)
+    return Trial(name=name or ",".join([*parts, f"seed={seed}"]), axes=dict(axes), seed=seed)
 
 
-def study(cells: Sequence[Cell], name: str = "a study") -> Study:
-    """The study of some cells; what they differ in are its axes."""
+def study(trials: Sequence[Trial], name: str = "a study") -> Study:
+    """The study of some trials; what they differ in are its axes."""
     axes: dict[str, list[Any]] = {}
-    for each in cells:
+    for each in trials:
         for option, value in each.axes.items():
             if value is not None and value not in axes.setdefault(option, []):
                 axes[option].append(value)
     varying = {option: values for option, values in axes.items() if len(values) > 1}
-    return Study(name=name, axes=varying, cells=tuple(cells), capacity_factors=FACTORS, top_k=CHOICES)
+    return Study(name=name, axes=varying, trials=tuple(trials), capacity_factors=FACTORS, top_k=CHOICES)
 
 
-def loss_of(each: Cell, capacity_factor: float | None = None, top_k: int = 1) -> float:
+def loss_of(each: Trial, capacity_factor: float | None = None, top_k: int = 1) -> float:
     """1.0 E^-0.1, more where tokens are dropped, less with more choices, and the noise of the seed."""
     num_experts = each.axes.get(f"{MOE}num_experts", 1)
     trained = each.axes.get(f"{MOE}capacity_factor", 1.25) or 2.0
@@ -68,7 +68,7 @@ def dropped_of(capacity_factor: float) -> float:
     return max(0.0, 1 - capacity_factor / 1.3) if capacity_factor else 0.0
 
 
-def figures(each: Cell, capacity_factor: float, top_k: int) -> dict[str, Any]:
+def figures(each: Trial, capacity_factor: float, top_k: int) -> dict[str, Any]:
     """One evaluation."""
     loss = loss_of(each, capacity_factor, top_k)
     return {
@@ -88,8 +88,8 @@ def figures(each: Cell, capacity_factor: float, top_k: int) -> dict[str, Any]:
     }
 
 
-def write_cell(root: Path, each: Cell, *, evaluated: bool = True) -> Path:
-    """The run directory of a finished cell."""
+def write_trial(root: Path, each: Trial, *, evaluated: bool = True) -> Path:
+    """The run directory of a finished trial."""
     run = run_directory(root, each)
     run.mkdir(parents=True)
     overrides = [f"{name}={json.dumps(value)}" for name, value in each.axes.items()]
@@ -133,22 +133,22 @@ def write_session(run: Path, code: int | None, reason: str, step: int = STEPS) -
     (run / "progress.json").write_text(json.dumps(beat | {"phase": "train", "job": None, "world_size": 1}))
 
 
-def write_all(root: Path, cells: Sequence[Cell], name: str = "a study") -> Path:
-    """A study whose cells are all finished."""
-    write_study(root, study(cells, name))
-    for each in cells:
-        write_cell(root, each)
+def write_all(root: Path, trials: Sequence[Trial], name: str = "a study") -> Path:
+    """A study whose trials are all finished."""
+    write_study(root, study(trials, name))
+    for each in trials:
+        write_trial(root, each)
     return root
 
 
-def grid() -> list[Cell]:
+def grid() -> list[Trial]:
     """Capacity x priority at 8 experts, three more numbers of experts, and dense: three seeds."""
     axes = [moe(8, f, priority=p) for p in (True, False) for f in (0.5, 1.0, 1.25)]
     axes += [moe(e) for e in (4, 16, 32)] + [{"model.moe": None}]
-    return [cell(each, seed) for each in axes for seed in (0, 1, 2)]
+    return [trial(each, seed) for each in axes for seed in (0, 1, 2)]
 
 
-def _metrics(each: Cell) -> list[dict[str, Any]]:
+def _metrics(each: Trial) -> list[dict[str, Any]]:
     lines = []
     for step in range(1, STEPS + 1):
         record: dict[str, Any] = {"step": step, "loss": 2.3 - step / STEPS, "moe": {}}
@@ -164,7 +164,7 @@ def _metrics(each: Cell) -> list[dict[str, Any]]:
     return lines
 
 
-def _evaluate(run: Path, each: Cell, *, dense: bool) -> None:
+def _evaluate(run: Path, each: Trial, *, dense: bool) -> None:
     directory = run / "eval" / f"step-{STEPS:08d}"
     directory.mkdir(parents=True)
     if dense:
@@ -175,29 +175,29 @@ def _evaluate(run: Path, each: Cell, *, dense: bool) -> None:
     (directory / "sweep.json").write_text(json.dumps({"ranks": 1, "rows": rows}))
 
 
-def trouble() -> dict[str, Cell]:
-    """Cells that did not get to their end, by what became of them."""
+def trouble() -> dict[str, Trial]:
+    """Trials that did not get to their end, by what became of them."""
     extra = {"optim.base_lr": 1e9}
     return {
-        "failed": cell(moe(8) | extra, name="a<b>&amp;'c\""),
-        "stopped": cell(moe(8) | extra, 1),
-        "waiting": cell(moe(8) | extra, 2),
-        "killed": cell(moe(8) | extra, 3),
-        "not evaluated": cell(moe(8, 0.5), 3),
-        "broken": cell(moe(16), 3),
+        "failed": trial(moe(8) | extra, name="a<b>&amp;'c\""),
+        "stopped": trial(moe(8) | extra, 1),
+        "waiting": trial(moe(8) | extra, 2),
+        "killed": trial(moe(8) | extra, 3),
+        "not evaluated": trial(moe(8, 0.5), 3),
+        "broken": trial(moe(16), 3),
     }
 
 
 def write_troubled(root: Path) -> Path:
-    """The grid, and beside it one cell of every kind of trouble."""
-    cells = trouble()
-    write_study(root, study([*grid(), *cells.values()], "grid <i>&</i> trouble"))
+    """The grid, and beside it one trial of every kind of trouble."""
+    trials = trouble()
+    write_study(root, study([*grid(), *trials.values()], "grid <i>&</i> trouble"))
     for each in grid():
-        write_cell(root, each)
-    write_session(run_directory(root, cells["failed"]), 83, "the loss is <nan> & stays so", 7)
-    write_session(run_directory(root, cells["stopped"]), 75, "asked to stop", 60)
-    write_session(run_directory(root, cells["killed"]), None, "", 33)
-    write_cell(root, cells["not evaluated"], evaluated=False)
-    broken = write_cell(root, cells["broken"])
+        write_trial(root, each)
+    write_session(run_directory(root, trials["failed"]), 83, "the loss is <nan> & stays so", 7)
+    write_session(run_directory(root, trials["stopped"]), 75, "requested to stop", 60)
+    write_session(run_directory(root, trials["killed"]), None, "", 33)
+    write_trial(root, trials["not evaluated"], evaluated=False)
+    broken = write_trial(root, trials["broken"])
     (broken / "summary.json").write_text(json.dumps({"steps": 3}))
     return root

@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 
 from launcher.config.load import load_config
-from launcher.study.grid.cost import CellCost, Pace, costs_of, span
-from launcher.study.grid.requested import Asked, asked_of, sweep_errors
-from launcher.study.grid.resolve import Planned
-from launcher.study.grid.trials import Cell, Study
+from launcher.study.grid.cost import TimeEstimator, TrialCost, costs_of, span
+from launcher.study.grid.requested import RequestedEvaluation, requested_evaluation, sweep_errors
+from launcher.study.grid.resolve import PlannedTrial
+from launcher.study.grid.trials import Study, Trial
 from swin_moe.backbone.flops import Cost, cost
 from tests.launcher.running import CONFIG, overrides
 
 
-def planned(name: str, axes: dict[str, object], shards: Path, *more: str) -> Planned:
+def planned(name: str, axes: dict[str, object], shards: Path, *more: str) -> PlannedTrial:
     config = load_config(CONFIG, overrides(shards, "runs/x", *more))
-    return Planned(cell=Cell(name=name, axes=axes, seed=0), config=config, asked=Asked())
+    return PlannedTrial(
+        trial=Trial(name=name, axes=axes, seed=0), config=config, requested=RequestedEvaluation()
+    )
 
 
 def test_steps_images_and_multiply_adds(shards: Path) -> None:
@@ -45,29 +47,29 @@ def test_the_capacity_changes_no_cost_and_is_counted_once(
         return Cost(1, 1, 1)
 
     monkeypatch.setattr("launcher.study.grid.cost.cost", counting)
-    cells = [planned(f, {}, shards, f"model.moe.capacity_factor={f}") for f in ("0", "0.5", "1.25")]
-    costs_of([*cells, planned("k", {}, shards, "model.moe.top_k=1")])
+    trials = [planned(f, {}, shards, f"model.moe.capacity_factor={f}") for f in ("0", "0.5", "1.25")]
+    costs_of([*trials, planned("k", {}, shards, "model.moe.top_k=1")])
     assert len(counted) == 2
 
 
 def test_the_pace_is_that_of_other_seeds_or_else_of_the_multiply_adds(shards: Path) -> None:
-    light = CellCost(model=Cost(1, 1, 10), steps=10, images=100)  # 3 x 10 x 100 = 3000
+    light = TrialCost(model=Cost(1, 1, 10), steps=10, images=100)  # 3 x 10 x 100 = 3000
     heavy = replace(light, model=Cost(1, 1, 40))  # 12000
-    cells = [planned(name, {"x": name[0]}, shards) for name in ("a0", "a1", "b0", "b1")]
+    trials = [planned(name, {"x": name[0]}, shards) for name in ("a0", "a1", "b0", "b1")]
     costs = {"a0": light, "a1": light, "b0": heavy, "b1": heavy}
-    a0, a1, b0, b1 = cells
-    pace = Pace(costs=costs)
-    assert pace.left_s([(a0, 0.0)], cells, 1) is None
-    pace.finished["a0"] = 30.0
-    assert pace.expected_s(a1, cells) == 30
-    assert pace.expected_s(b0, cells) == 120
-    pace.finished["b0"] = 60.0  # faster than its multiply-adds said
-    assert pace.expected_s(b1, cells) == 60
+    a0, a1, b0, b1 = trials
+    estimator = TimeEstimator(costs=costs)
+    assert estimator.left_s([(a0, 0.0)], trials, 1) is None
+    estimator.finished["a0"] = 30.0
+    assert estimator.expected_s(a1, trials) == 30
+    assert estimator.expected_s(b0, trials) == 120
+    estimator.finished["b0"] = 60.0  # faster than its multiply-adds said
+    assert estimator.expected_s(b1, trials) == 60
     # 60 s of b1, of a1 25 of 30 are over: 65 s of one worker, half of two
-    assert pace.left_s([(b1, 0.0), (a1, 25.0)], cells, 1) == 65
-    assert pace.left_s([(b1, 0.0), (a1, 50.0)], cells, 2) == 30
-    unknown = Pace(costs={**costs, "b1": replace(heavy, images=None)}, finished={"a0": 30.0})
-    assert unknown.left_s([(b1, 0.0)], cells, 1) is None
+    assert estimator.left_s([(b1, 0.0), (a1, 25.0)], trials, 1) == 65
+    assert estimator.left_s([(b1, 0.0), (a1, 50.0)], trials, 2) == 30
+    unknown = TimeEstimator(costs={**costs, "b1": replace(heavy, images=None)}, finished={"a0": 30.0})
+    assert unknown.left_s([(b1, 0.0)], trials, 1) is None
 
 
 def test_spans() -> None:
@@ -75,16 +77,16 @@ def test_spans() -> None:
 
 
 def test_what_a_checkpoint_is_evaluated_at(shards: Path) -> None:
-    study = Study(name="s", axes={}, cells=(), capacity_factors=(0.5, 0.0), top_k=(1, 2))
+    study = Study(name="s", axes={}, trials=(), capacity_factors=(0.5, 0.0), top_k=(1, 2))
     moe = planned("a", {}, shards).config
-    asked = asked_of(moe, study)
-    assert asked.arguments == ("--sweep-capacity", "0.5,0.0", "--sweep-top-k", "1,2")
-    assert asked.ways == {(0.5, 1), (0.0, 1), (0.5, 2), (0.0, 2)}
+    requested = requested_evaluation(moe, study)
+    assert requested.arguments == ("--sweep-capacity", "0.5,0.0", "--sweep-top-k", "1,2")
+    assert requested.combinations == {(0.5, 1), (0.0, 1), (0.5, 2), (0.0, 2)}
     dense = planned("b", {}, shards, "model.moe=null").config
     soft = planned("c", {}, shards, "model.moe.router=soft", "model.moe.top_k=1").config
-    assert asked_of(dense, study) == asked_of(soft, study) == Asked()
+    assert requested_evaluation(dense, study) == requested_evaluation(soft, study) == RequestedEvaluation()
     chooser = ("model.moe.router=expert_choice", "model.moe.eval_capacity_factor=1.0", "model.moe.top_k=1")
-    assert asked_of(planned("d", {}, shards, *chooser).config, study).ways == {(0.5, 1)}
-    assert asked_of(moe, replace(study, capacity_factors=(), top_k=())) == Asked()
+    assert requested_evaluation(planned("d", {}, shards, *chooser).config, study).combinations == {(0.5, 1)}
+    assert requested_evaluation(moe, replace(study, capacity_factors=(), top_k=())) == RequestedEvaluation()
     many = sweep_errors(moe, replace(study, top_k=(8, 9)))  # of 8 experts
     assert many == ["evaluate.top_k (9) must lie in 1..model.moe.num_experts (8)"]

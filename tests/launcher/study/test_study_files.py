@@ -6,13 +6,13 @@ import pytest
 
 from launcher.study.grid.cost import costs_of
 from launcher.study.grid.file import load_study_file
-from launcher.study.grid.resolve import Plan, resolve
+from launcher.study.grid.resolve import StudyPlan, resolve
 from launcher.validation.rules import problems
 
 STUDIES = Path(__file__).parents[3] / "configs" / "studies"
 
 
-def plan(name: str) -> Plan:
+def plan(name: str) -> StudyPlan:
     path = STUDIES / f"{name}.yaml"
     file = load_study_file(path)
     return resolve(path, file, file.nproc, data=False)
@@ -26,13 +26,13 @@ def plan(name: str) -> Plan:
         ("experts_scaling", 6 + 4),  # S with six numbers of experts, B with four
     ],
 )
-def test_every_shipped_study_is_a_valid_grid(name: str, cells: int) -> None:
+def test_every_shipped_study_is_a_valid_grid(name: str, trials: int) -> None:
     found = plan(name)
-    assert len(found.cells) == cells
+    assert len(found.trials) == trials
     assert found.warnings == ()
     assert all(
         problems(planned.config, load_study_file(STUDIES / f"{name}.yaml").nproc, data=False) == []
-        for planned in found.cells
+        for planned in found.trials
     )
     assert sorted(path.stem for path in STUDIES.glob("*.yaml")) == [
         "experts_scaling",
@@ -43,7 +43,7 @@ def test_every_shipped_study_is_a_valid_grid(name: str, cells: int) -> None:
 
 def test_the_models_of_experts_scaling_are_those_of_the_paper() -> None:
     found = plan("experts_scaling")
-    costs = costs_of(found.cells, 14_197_122)
+    costs = costs_of(found.trials, 14_197_122)
     # millions of parameters: Swin-MoE-S dense, E8 to E128, then B (Hwang et al. 2022)
     published = {
         "embed_dim=96,num_experts=8": 173.3,

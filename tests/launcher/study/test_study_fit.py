@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from launcher.study.report.fit import Fit, fit, front, offset_law, power_law, t_interval
+from launcher.study.report.fit import LawFit, fit, front, offset_law, power_law, t_interval
 
 X = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
 
@@ -19,7 +19,7 @@ def seeds(b: float, noise: float, count: int, rng: np.random.Generator) -> dict[
     }
 
 
-def fitted(losses: Mapping[int, Mapping[float, float]]) -> Fit:
+def fitted(losses: Mapping[int, Mapping[float, float]]) -> LawFit:
     return fit(pd.DataFrame.from_dict(losses, orient="index"))
 
 

@@ -1,4 +1,4 @@
-"""From a study's file to its cells: counted by hand, and everything that can be wrong with a file."""
+"""From a study's file to its trials: counted by hand, and everything that can be wrong with a file."""
 
 from pathlib import Path
 
@@ -35,16 +35,16 @@ def grid(tmp_path: Path, text: str) -> Study:
 
 def test_product_exclude_include_and_seeds(tmp_path: Path) -> None:
     study = grid(tmp_path, GRID)
-    # of 3 x 2 cells go (0.5, 2) and both of 1.0, which is 1; left are three and the dense one, for two seeds
+    # of 3 x 2 trials go (0.5, 2) and both of 1.0, which is 1; left are three and the dense one, for two seeds
     per_seed = [
         {CAPACITY: 0.5, TOP_K: 1},
         {CAPACITY: 1.25, TOP_K: 1},
         {CAPACITY: 1.25, TOP_K: 2},
         {"model.moe": None},
     ]
-    assert [cell.axes for cell in study.cells] == per_seed * 2
-    assert [cell.seed for cell in study.cells] == [0] * 4 + [7] * 4
-    assert [cell.name for cell in study.cells[:5]] == [
+    assert [trial.axes for trial in study.trials] == per_seed * 2
+    assert [trial.seed for trial in study.trials] == [0] * 4 + [7] * 4
+    assert [trial.name for trial in study.trials[:5]] == [
         "capacity_factor=0.5,top_k=1,seed=0",
         "capacity_factor=1.25,top_k=1,seed=0",
         "capacity_factor=1.25,top_k=2,seed=0",
@@ -56,27 +56,27 @@ def test_product_exclude_include_and_seeds(tmp_path: Path) -> None:
     assert read_study(tmp_path) == study
 
 
-def test_the_overrides_of_a_cell_and_their_order(tmp_path: Path) -> None:
+def test_the_overrides_of_a_trial_and_their_order(tmp_path: Path) -> None:
     study = grid(tmp_path, GRID)
     file = load_study_file(tmp_path / "study.yaml")
-    assert overrides_of(file, study.cells[1], Path("s/cells/x")) == [
-        'train.duration="2 epochs"',  # of all cells
+    assert overrides_of(file, study.trials[1], Path("s/cells/x")) == [
+        'train.duration="2 epochs"',  # of all trials
         f"{TOP_K}=4",
-        "optim.max_grad_norm=1.5",  # what follows from the cell's values wins over that
+        "optim.max_grad_norm=1.5",  # what follows from the trial's values wins over that
         'train.duration="1 epochs"',
         f"{CAPACITY}=1.25",  # and the axes over both
         f"{TOP_K}=1",
         "seed=0",
         'run_dir="s/cells/x"',
     ]
-    assert "parallel.ep_size=1" in overrides_of(file, study.cells[3], Path("x"))
-    assert "parallel.ep_size=1" not in overrides_of(file, study.cells[2], Path("x"))
+    assert "parallel.ep_size=1" in overrides_of(file, study.trials[3], Path("x"))
+    assert "parallel.ep_size=1" not in overrides_of(file, study.trials[2], Path("x"))
 
 
-def test_without_axes_there_is_one_cell_or_those_that_are_included(tmp_path: Path) -> None:
-    assert [cell.name for cell in grid(tmp_path, "seeds: [3]").cells] == ["seed=3"]
+def test_without_axes_there_is_one_trial_or_those_that_are_included(tmp_path: Path) -> None:
+    assert [trial.name for trial in grid(tmp_path, "seeds: [3]").trials] == ["seed=3"]
     included = grid(tmp_path, "include: [{train.compile: true}, {model.depths: [2, 2]}]")
-    assert [cell.name for cell in included.cells] == ["compile=true,seed=0", "depths=2x2,seed=0"]
+    assert [trial.name for trial in included.trials] == ["compile=true,seed=0", "depths=2x2,seed=0"]
 
 
 def test_short_names_tell_options_apart() -> None:
@@ -90,13 +90,13 @@ def test_short_names_tell_options_apart() -> None:
 
 def test_names_are_safe_short_and_stable(tmp_path: Path) -> None:
     text = "axes: {data.train: [../a b/ü$(x), " + "y" * 300 + "]}"
-    first, second = grid(tmp_path, text).cells
+    first, second = grid(tmp_path, text).trials
     assert first.name == "train=-a-b----x-,seed=0"
     assert not set(first.name + second.name) & set("/ $()ü")
     assert not first.name.startswith(".")
     assert len(second.name) <= 120
     assert second.name.endswith(",seed=0")
-    assert [cell.name for cell in grid(tmp_path, text).cells] == [first.name, second.name]
+    assert [trial.name for trial in grid(tmp_path, text).trials] == [first.name, second.name]
 
 
 @pytest.mark.parametrize(
@@ -117,12 +117,12 @@ def test_names_are_safe_short_and_stable(tmp_path: Path) -> None:
         ("evaluate: {capacity_factors: [-1]}", "evaluate.capacity_factors ([-1.0]) must be at least 0"),
         ("evaluate: {top_k: [0]}", "evaluate.top_k ([0]) must be at least 1"),
         ("axes: {a.b: [1]}\nexclude: [{a.c: 1}]", "a.c does not vary in this study; did you mean a.b?"),
-        ("axes: {a.b: [1]}\nexclude: [{a.b: 2}]", 'exclude[0] ({"a.b": 2}) matches no cell'),
-        ("axes: {a.b: [1]}\nexclude: [{a.b: true}]", "matches no cell"),
-        ("axes: {a.b: [1]}\nexclude: [{a.b: 1}]", "no cell is left"),
+        ("axes: {a.b: [1]}\nexclude: [{a.b: 2}]", 'exclude[0] ({"a.b": 2}) matches no trial'),
+        ("axes: {a.b: [1]}\nexclude: [{a.b: true}]", "matches no trial"),
+        ("axes: {a.b: [1]}\nexclude: [{a.b: 1}]", "no trial is left"),
         ("axes: {a.b: [1]}\nwhere: [{match: {a.b: 3}, set: {}}]", "where[0].match"),
-        ("axes: {a.b: [1]}\ninclude: [{a.b: 1}]", "two cells are called b=1,seed=0"),
-        ("axes: {a.b: ['x/y', 'x y']}", "two cells are called b=x-y,seed=0"),
+        ("axes: {a.b: [1]}\ninclude: [{a.b: 1}]", "two trials are called b=1,seed=0"),
+        ("axes: {a.b: ['x/y', 'x y']}", "two trials are called b=x-y,seed=0"),
     ],
 )
 def test_what_is_wrong_with_a_file(tmp_path: Path, text: str, message: str) -> None:

@@ -53,13 +53,13 @@ def browser() -> Iterator[Any]:
 
 @pytest.mark.parametrize("width", WIDTHS)
 def test_report_in_a_browser(reported: Path, browser: Any, width: int) -> None:
-    page, said, asked = browser.new_page(viewport={"width": width, "height": 900}), [], []
+    page, said, requested = browser.new_page(viewport={"width": width, "height": 900}), [], []
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
+    page.on("request", lambda request: requested.append(request.url))
     page.goto((reported / "report" / "index.html").as_uri())
     assert said == []
-    assert [url for url in asked if not url.startswith(("file://", "data:"))] == []
+    assert [url for url in requested if not url.startswith(("file://", "data:"))] == []
     assert page.evaluate("document.scrollingElement.scrollWidth") <= width
     figures = page.locator("figure")
     assert {figures.nth(i).get_attribute("id") for i in range(figures.count())} == CHARTS

@@ -11,7 +11,7 @@ import pytest
 from launcher.cli.program import main
 from launcher.study.grid.trials import Study, write_study
 from launcher.study.report.drawing import for_page
-from tests.launcher.study.study_runs import cell, moe, study, trouble, write_all, write_cell
+from tests.launcher.study.study_runs import moe, study, trial, trouble, write_all, write_trial
 
 VOID = {"meta", "link", "br", "img"}
 
@@ -74,32 +74,32 @@ def test_names_are_texts(reported: Path) -> None:
     assert "<nan>" not in text
 
 
-def test_report_of_one_cell(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    root = write_all(tmp_path / "one", [cell(moe(8) | {"optim.base_lr": 0.01}, 0, "only")])
+def test_report_of_one_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_all(tmp_path / "one", [trial(moe(8) | {"optim.base_lr": 0.01}, 0, "only")])
     assert main(["study", "report", str(root), "--out", str(tmp_path / "out")]) == 0
-    assert "1 of 1 cells finished" in capsys.readouterr().out
+    assert "1 of 1 trials finished" in capsys.readouterr().out
     page = checked(tmp_path / "out" / "index.html")
     assert "no spread is known" in page.text
-    assert "no two cells differ in model.moe.capacity_factor alone" in page.text
-    assert "all cells have the same, so there is no chart" in page.text
+    assert "no two trials differ in model.moe.capacity_factor alone" in page.text
+    assert "all trials have the same, so there is no chart" in page.text
     assert not (root / "report").exists()
 
 
 def test_report_before_anything_is_finished(tmp_path: Path) -> None:
     root = tmp_path / "study"
-    write_study(root, study([cell(moe(8), 0), cell(moe(4), 0)]))
+    write_study(root, study([trial(moe(8), 0), trial(moe(4), 0)]))
     assert main(["study", "report", str(root)]) == 0
     page = checked(root / "report" / "index.html")
-    assert "No cell has finished its training" in page.text
-    assert "2 of 2 cells are not finished" in page.text
+    assert "No trial has finished its training" in page.text
+    assert "2 of 2 trials are not finished" in page.text
 
 
 def test_report_of_what_is_not_classified(tmp_path: Path) -> None:
     """Without top1, as SimMIM has none, the loss is what everything is judged by."""
-    root, cells = tmp_path / "study", [cell({"model.moe": None}, seed) for seed in (0, 1)]
-    write_study(root, study(cells))
-    for each in cells:
-        run = write_cell(root, each)
+    root, trials = tmp_path / "study", [trial({"model.moe": None}, seed) for seed in (0, 1)]
+    write_study(root, study(trials))
+    for each in trials:
+        run = write_trial(root, each)
         for path in (run / "summary.json", *run.glob("eval/*/*.json")):
             path.write_text(re.sub(r'"top[15]": [\d.]+, ', "", path.read_text()))
     assert main(["study", "report", str(root)]) == 0
@@ -109,10 +109,10 @@ def test_report_of_what_is_not_classified(tmp_path: Path) -> None:
 def test_user_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "report", str(tmp_path / "none")]) == 2
     assert "study.json: No such file or directory" in capsys.readouterr().err
-    write_study(tmp_path / "empty", Study(name="empty", axes={}, cells=()))
+    write_study(tmp_path / "empty", Study(name="empty", axes={}, trials=()))
     assert main(["study", "report", str(tmp_path / "empty")]) == 2
-    assert "has no cells" in capsys.readouterr().err
-    root = write_all(tmp_path / "study", [cell({"model.moe": None})])
+    assert "has no trials" in capsys.readouterr().err
+    root = write_all(tmp_path / "study", [trial({"model.moe": None})])
     (tmp_path / "file").write_text("")
     assert main(["study", "report", str(root), "--out", str(tmp_path / "file" / "x")]) == 2
     assert f"--out ({tmp_path / 'file' / 'x'}) cannot be written" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What is read of a study's cells, whatever became of them, and the figures and sentences made of it."""
+"""What is read of a study's trials, whatever became of them, and the figures and sentences made of it."""
 
 import csv
 import json
@@ -10,17 +10,17 @@ import pytest
 from launcher.study.grid.trials import run_directory
 from launcher.study.report.data import CAPACITY, EXPERTS, PRIORITY, ReportData, label
 from launcher.study.report.report import read
-from launcher.study.report.results import Result
+from launcher.study.report.results import TrialResult
 from launcher.study.report.summary import summary
 from launcher.study.report.tables import open_table
 from tests.launcher.study.study_runs import (
     FACTORS,
     STEPS,
-    cell,
     grid,
     loss_of,
     moe,
     top1_of,
+    trial,
     trouble,
     write_all,
 )
@@ -36,15 +36,15 @@ def table(reported: Path, name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def of(data: ReportData, name: str) -> Result:
-    return next(result for result in data.results if result.cell == trouble()[name])
+def of(data: ReportData, name: str) -> TrialResult:
+    return next(result for result in data.results if result.trial == trouble()[name])
 
 
 def test_states_and_reasons(data: ReportData) -> None:
     assert sum(result.state == "finished" for result in data.results) == len(grid())
     said = {name: (of(data, name).state, of(data, name).reason) for name in trouble()}
     assert said["failed"] == ("failed", f"the loss is <nan> & stays so (at step 7 of {STEPS})")
-    assert said["stopped"] == ("stopped", f"asked to stop (at step 60 of {STEPS})")
+    assert said["stopped"] == ("stopped", f"requested to stop (at step 60 of {STEPS})")
     assert said["waiting"] == ("waiting", "it has not been started")
     assert said["killed"][0] == "failed"
     assert "killed without a word" in said["killed"][1]
@@ -75,7 +75,7 @@ def test_sizes_are_those_of_the_model(data: ReportData) -> None:
     four, eight = by_experts[4], by_experts[8]
     assert eight.parameters - four.parameters == 4 * (one + router)
     assert eight.active_parameters - four.active_parameters == 4 * router
-    result = next(result for result in data.results if result.cell.axes == {"model.moe": None})
+    result = next(result for result in data.results if result.trial.axes == {"model.moe": None})
     assert result.images == STEPS * 128
     assert result.cost is not None
     assert result.train_flops == sizes.train_flops["dense"] == 3 * result.cost.flops * STEPS * 128
@@ -119,27 +119,27 @@ def test_the_numbers_of_an_older_version(reported: Path, data: ReportData) -> No
 
 
 def test_what_the_seeds_do_not_tell_apart_is_said(tmp_path: Path) -> None:
-    cells = [cell(moe(8, 1.25, priority=p), s) for p, s in ((True, 0), (True, 1), (False, 2), (False, 0))]
-    told = summary(read(write_all(tmp_path / "s", cells)))
+    trials = [trial(moe(8, 1.25, priority=p), s) for p, s in ((True, 0), (True, 1), (False, 2), (False, 0))]
+    told = summary(read(write_all(tmp_path / "s", trials)))
     assert "a difference within the spread of the seeds" in told[0]
-    one = summary(read(write_all(tmp_path / "t", cells[:1])))
+    one = summary(read(write_all(tmp_path / "t", trials[:1])))
     assert "it is the only configuration" in one[0]
 
 
 def test_tables_equal_what_was_measured(reported: Path, data: ReportData) -> None:
-    cells = {row["cell"]: row for row in table(reported, "cells.csv")}
-    assert len(cells) == len(data.results)
+    trials = {row["cell"]: row for row in table(reported, "cells.csv")}
+    assert len(trials) == len(data.results)
     swept = table(reported, "sweep.csv")
     for each in grid():
         run = run_directory(reported, each)
         summary = json.loads((run / "summary.json").read_text())
         for name in ("top1", "top5", "loss", "images_s", "dropped_fraction"):
-            assert float(cells[each.name][name]) == summary[name]
+            assert float(trials[each.name][name]) == summary[name]
         if path := next(run.glob("eval/*/sweep.json"), None):
             rows = [row for row in swept if row["cell"] == each.name]
             for row, wanted in zip(rows, json.loads(path.read_text())["rows"], strict=True):
                 assert all(float(row[name]) == wanted[name] for name in ("capacity_factor", "top1", "loss"))
-    assert cells[trouble()["waiting"].name]["reason"] == "it has not been started"
+    assert trials[trouble()["waiting"].name]["reason"] == "it has not been started"
 
 
 def test_table_of_the_front_and_of_fits(reported: Path) -> None:
@@ -156,7 +156,7 @@ def test_table_of_the_front_and_of_fits(reported: Path) -> None:
 
 
 def test_formula_of_the_synthetic_runs() -> None:
-    assert loss_of(cell(moe(8, 0.5))) == pytest.approx(8**-0.1 + 0.08 * 0.75)
+    assert loss_of(trial(moe(8, 0.5))) == pytest.approx(8**-0.1 + 0.08 * 0.75)
     assert top1_of(1.0) == 0.6
     assert 0.0 in FACTORS
 

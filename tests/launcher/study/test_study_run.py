@@ -13,27 +13,27 @@ import pytest
 
 from launcher.cli.program import main
 from tests.launcher.running import CONFIG, TINY
-from tests.launcher.study.fake_cells import FakeStudy, study
+from tests.launcher.study.fake_trials import FakeStudy, study
 
 __all__ = ["study"]  # a fixture
 LRS = ["base_lr=0.1", "base_lr=0.2", "base_lr=0.3"]
 
 
-def test_every_cell_is_trained_and_evaluated_and_not_again(study: FakeStudy) -> None:
+def test_every_trial_is_trained_and_evaluated_and_not_again(study: FakeStudy) -> None:
     study.write()
     done = study.run()
     assert done.code == 0, done.err
     assert study.calls() == [(command, lr) for lr in LRS for command in ("train", "eval")]
     assert study.states() == dict.fromkeys(LRS, ("finished", ""))
-    assert "3 cells of 1 rank, 1 at a time: 15 steps, 240 images" in done.out  # 3 x 5 steps of 16 images
+    assert "3 trials of 1 rank, 1 at a time: 15 steps, 240 images" in done.out  # 3 x 5 steps of 16 images
     assert "s: top-1 50.00%, loss 1.2500, 100 images/s; 2 to go" in done.out
     again = study.run()
     assert (again.code, len(study.calls())) == (0, 6)
-    assert "3 cells in" in again.out
+    assert "3 trials in" in again.out
     assert "3 finished" in again.out
 
 
-def test_the_sweep_and_the_threads_of_a_cell(study: FakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sweep_and_the_threads_of_a_trial(study: FakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr("launcher.study.run.run.threads_per_rank", lambda ranks: 100 // ranks)
     study.write("axes: {model.moe.top_k: [2]}\ninclude: [{model.moe: null}]\nnproc: 2")
@@ -44,10 +44,10 @@ def test_the_sweep_and_the_threads_of_a_cell(study: FakeStudy, monkeypatch: pyte
     assert options["eval", "top_k=2,seed=0"] == sweep
     assert options["eval", "moe=none,seed=0"] == ["--nproc", "2"]
     assert options["train", "moe=none,seed=0"] == ["--nproc", "2", "--resume", "auto"]
-    assert {threads for _, _, threads, _ in calls} == {"25"}  # 100 among 2 cells of 2 ranks
+    assert {threads for _, _, threads, _ in calls} == {"25"}  # 100 among 2 trials of 2 ranks
 
 
-def test_a_cell_that_fails_is_told_and_the_others_finish(study: FakeStudy) -> None:
+def test_a_trial_that_fails_is_told_and_the_others_finish(study: FakeStudy) -> None:
     study.write()
     study.rule("fail-train", "0.2", "83|loss is nan")
     done = study.run()
@@ -87,7 +87,7 @@ def test_other_ways_of_evaluation_are_evaluated_alone(study: FakeStudy) -> None:
     assert study.calls()[6:] == [("eval", "base_lr=0.1")]
 
 
-def test_cells_may_be_added_and_not_changed(study: FakeStudy) -> None:
+def test_trials_may_be_added_and_not_changed(study: FakeStudy) -> None:
     study.write("axes: {optim.base_lr: [0.1]}")
     assert study.run().code == 0
     study.write("axes: {optim.base_lr: [0.1, 0.2]}")
@@ -102,15 +102,15 @@ def test_cells_may_be_added_and_not_changed(study: FakeStudy) -> None:
     assert len(study.calls()) == 4
 
 
-def test_only_some_cells(study: FakeStudy) -> None:
+def test_only_some_trials(study: FakeStudy) -> None:
     study.write("seeds: [0, 1]\naxes: {optim.base_lr: [0.1, 0.2]}")
     assert study.run("--only", "base_lr=0.2,*").code == 0
     assert study.calls() == [("train", "base_lr=0.2"), ("eval", "base_lr=0.2")] * 2
     refused = study.run("--only", "base_lr=9")
-    assert (refused.code, "--only (base_lr=9): no such cell" in refused.err) == (2, True)
+    assert (refused.code, "--only (base_lr=9): no such trial" in refused.err) == (2, True)
 
 
-def test_a_request_to_stop_saves_the_cell_and_starts_no_other(study: FakeStudy) -> None:
+def test_a_request_to_stop_saves_the_trial_and_starts_no_other(study: FakeStudy) -> None:
     study.write()
     study.rule("slow-train", "0.2")
 
@@ -164,7 +164,7 @@ def test_a_second_study_run_is_refused(study: FakeStudy) -> None:
         ("axes: {data.train: [/none]}", "/none: no such directory"),
     ],
 )
-def test_what_cannot_run_is_refused_before_the_first_cell(study: FakeStudy, text: str, message: str) -> None:
+def test_what_cannot_run_is_refused_before_the_first_trial(study: FakeStudy, text: str, message: str) -> None:
     more, _, rest = text.partition("\noverrides: {")
     own, _, after = rest.partition("}")
     overrides = dict(item.split(": ") for item in own.split(", ")) if own else {}
@@ -210,7 +210,7 @@ def test_status_of_what_is_no_study(study: FakeStudy, tmp_path: Path) -> None:
 def test_a_real_study(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """One cell through the real commands: three steps, four ways of evaluation."""
+    """One trial through the real commands: three steps, four combinations of evaluation."""
     options = dict(item.split("=", 1) for item in TINY if item != "data.augment={}")
     options |= {"data.train": f"{shards}/train", "data.val": f"{shards}/val", "train.duration": "3 steps"}
     lines = "".join(f"  {name}: {value}\n" for name, value in options.items())

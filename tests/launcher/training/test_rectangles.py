@@ -199,7 +199,7 @@ def test_bench_data_refuses(size: str, shards: Path, capsys: pytest.CaptureFixtu
     assert f"argument --image-size: '{size}' must be SIDE or HEIGHTxWIDTH" in capsys.readouterr().err
 
 
-# Squares in two ways.
+# Squares in two combinations.
 
 
 def test_a_square_in_two_numbers_is_no_change() -> None:
@@ -233,7 +233,7 @@ def test_a_study_over_shapes(tmp_path: Path) -> None:
         path = tmp_path / "shapes.yaml"
         axes = f"axes: {{model.image_size: {sizes}}}"
         path.write_text(f"study_dir: {tmp_path / 'study'}\nconfig: {CONFIG}\n{axes}\n")
-        return [each.cell.name for each in resolve(path, load_study_file(path), 1, data=False).cells]
+        return [each.trial.name for each in resolve(path, load_study_file(path), 1, data=False).trials]
 
     assert planned("[32, [16, 24], [24, 16]]") == [
         "image_size=32,seed=0",
