@@ -117,13 +117,13 @@ def _is_uneven(model: nn.Module, dims: ParallelDims, num_experts: int) -> bool:
 
 def _groups(model: nn.Module, optim: OptimConfig) -> list[ParamGroup]:
     """The groups of tasks/param_groups.py, dense and expert parameters apart as DeepSpeed splits them."""
-    found = []
+    groups = []
     for experts in (False, True):
         for group in parameter_groups(model, optim):
             sizes = tuple(p.numel() for p in group["params"] if (experts_of(p) is not None) == experts)
             if sizes:
-                found.append(ParamGroup(name=group["name"], experts=experts, sizes=sizes))
-    return found
+                groups.append(ParamGroup(name=group["name"], experts=experts, sizes=sizes))
+    return groups
 
 
 def _frozen(model: nn.Module, *, experts: bool) -> int:

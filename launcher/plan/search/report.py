@@ -137,15 +137,15 @@ def _feed(config: RunConfig, nodes: Sequence[int], hardware: Hardware, time: Ste
     )
 
 
-def search_lines(found: Sequence[Candidate], nodes: Sequence[int], top: int) -> list[str]:
+def search_lines(candidates: Sequence[Candidate], nodes: Sequence[int], top: int) -> list[str]:
     """The fastest layouts, then what stands in the way of others."""
     world = sum(nodes)
-    fit = [c for c in found if c.memory and not c.reason]
-    large, forbidden = [c for c in found if c.memory and c.reason], [c for c in found if not c.time]
-    slower = len(found) - len(fit) - len(large) - len(forbidden)
+    fit = [c for c in candidates if c.memory and not c.reason]
+    large, forbidden = [c for c in candidates if c.memory and c.reason], [c for c in candidates if not c.time]
+    slower = len(candidates) - len(fit) - len(large) - len(forbidden)
     lines = [
-        f"{len(found)} layouts: {len(fit)} fit, {len(large)} do not, {len(forbidden)} break a rule; {slower} "
-        "slower ones whose memory was not asked for"
+        f"{len(candidates)} layouts: {len(fit)} fit, {len(large)} do not, {len(forbidden)} break a rule; "
+        f"{slower} slower ones whose memory was not asked for"
     ]
     lines += [
         f"{'images/s':>10} {'GiB':>7} {'ep':>4} {'slices':>6} {'ZeRO':>7} {'micro':>6} {'accum':>6} ckpt"

@@ -60,7 +60,7 @@ def search(
         Those that fit, fastest first; those that do not, by what they lack; those that no run may have.
     """
     cost = cost or compute_cost(config, hardware)
-    found, fit = [], 0
+    candidates, fit = [], 0
     timed = [_timed(one, nodes, hardware, cost) for one in layouts(config, nodes)]
     timed.sort(key=lambda one: -one.time.images_s if one.time else 0.0)
     for number, one in enumerate(timed):
@@ -68,8 +68,8 @@ def search(
         if one.time and (most is None or fit < most):
             one = _weighed(one, nodes, hardware)
             fit += not one.reason
-        found.append(one)
-    return sorted(found, key=lambda c: _rank(c, hardware))
+        candidates.append(one)
+    return sorted(candidates, key=lambda c: _rank(c, hardware))
 
 
 def _timed(config: RunConfig, nodes: Sequence[int], hardware: Hardware, cost: ComputeCost) -> Candidate:

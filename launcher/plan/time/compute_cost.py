@@ -27,14 +27,14 @@ class ComputeCost:
     def compute_s(self, config: RunConfig, dims: ParallelDims) -> dict[str, float]:
         """Seconds of a step's computing by stage, and of the experts of each."""
         steps, again = accumulation(config, dims), 2 if config.model.activation_checkpoint_every else 1
-        found: dict[str, float] = {}
+        seconds: dict[str, float] = {}
         for stage, in_block, (forward, backward) in self._dense(config.train.micro_batch_size):
             once = forward * (again if in_block else 1) + backward
-            found[stage] = found.get(stage, 0.0) + once * steps
+            seconds[stage] = seconds.get(stage, 0.0) + once * steps
         for experts in self.work.experts:
             forward, backward = self._experts(config, dims, experts)
-            found[f"{experts.stage} {EXPERTS}"] = (forward * again + backward) * experts.layers * steps
-        return found
+            seconds[f"{experts.stage} {EXPERTS}"] = (forward * again + backward) * experts.layers * steps
+        return seconds
 
     def _dense(self, micro: int) -> list[tuple[str, bool, Both]]:
         """Stage, whether it is in a block, and the seconds of all such parts of a micro-batch."""

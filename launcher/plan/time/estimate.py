@@ -36,9 +36,9 @@ class StepTime:
     def groups(self) -> dict[str, float]:
         """Seconds of compute, all-to-all, gradients, parameters, optimizer and data feed."""
         names = (EXCHANGE, REDUCE, GATHER, OPTIMIZER, FEED)
-        found = {name: seconds for name, seconds in self.items if name in names}
+        others = {name: seconds for name, seconds in self.items if name in names}
         compute = sum(seconds for name, seconds in self.items if name not in names)
-        return {"compute": compute, **found}
+        return {"compute": compute, **others}
 
     @property
     def limit(self) -> str:

@@ -49,8 +49,8 @@ class Experts:
 def patches(swin: SwinTransformer) -> TracedPart:
     """Patch embedding."""
     shape = swin.config.in_chans, *swin.config.image_sides
-    found = trace(swin.patch_embed, lambda b: swin.patch_embed(torch.empty(b, *shape)))
-    return TracedPart("patches", "patches", found, 1, False)
+    traced = trace(swin.patch_embed, lambda b: swin.patch_embed(torch.empty(b, *shape)))
+    return TracedPart("patches", "patches", traced, 1, False)
 
 
 def stage_parts(swin: SwinTransformer, number: int) -> list[TracedPart]:
@@ -75,14 +75,14 @@ def stage_parts(swin: SwinTransformer, number: int) -> list[TracedPart]:
         )
         kinds.setdefault(key, []).append(block)
     for blocks in kinds.values():
-        found = _block(swin, number, blocks[0])
-        parts += [TracedPart(name, kind, of, len(blocks), True) for kind, of in found.items()]
+        traces = _block(swin, number, blocks[0])
+        parts += [TracedPart(name, kind, of, len(blocks), True) for kind, of in traces.items()]
     return parts
 
 
 def _block(swin: SwinTransformer, number: int, block: SwinBlock) -> dict[str, Trace]:
     """The pieces of a block by name; experts come by themselves."""
-    found: dict[str, Trace] = {}
+    traces: dict[str, Trace] = {}
     mlp, mixer = block.mlp, block.attention
     length = swin.config.stage_tokens(number)
     shape = length, swin.config.stage_dim(number)
@@ -92,23 +92,23 @@ def _block(swin: SwinTransformer, number: int, block: SwinBlock) -> dict[str, Tr
         return torch.empty(batch, *shape, requires_grad=True), keys
 
     if isinstance(mlp, MoELayer):
-        found["router"] = trace(mlp, lambda b: _routed(mlp, *tokens(b)))
+        traces["router"] = trace(mlp, lambda b: _routed(mlp, *tokens(b)))
         if mlp.shared is not None:
             shared = mlp.shared
-            found["shared expert"] = trace(shared, lambda b: shared(*tokens(b))[0])
+            traces["shared expert"] = trace(shared, lambda b: shared(*tokens(b))[0])
     else:
-        found["mlp"] = trace(mlp, lambda b: mlp(*tokens(b))[0])
+        traces["mlp"] = trace(mlp, lambda b: mlp(*tokens(b))[0])
     if hasattr(mixer, "position_bias"):
         bias = mixer.position_bias
         assert isinstance(bias, nn.Module)
         if swin.training:  # evaluation keeps it
-            found[BIAS] = trace(bias, lambda b: bias())
+            traces[BIAS] = trace(bias, lambda b: bias())
         mixer.position_bias = _Given(bias())
     block.mlp = _Same()  # type: ignore[assignment]
-    found["attention"] = trace(
+    traces["attention"] = trace(
         block, lambda b: block(_map(swin, number, b), torch.empty(b, dtype=torch.int64))[0]
     )
-    return found
+    return traces
 
 
 def _routed(layer: MoELayer, x: Tensor, keys: Tensor) -> Tensor:

@@ -82,10 +82,10 @@ def traffic(
     if dims.world_size == 1:
         return []
     bucket = bucket_of(config, overlaps=overlaps)
-    found = list(_zero(config, dims, groups_of(dims, nodes, 1), work, bucket))
+    collectives = list(_zero(config, dims, groups_of(dims, nodes, 1), work, bucket))
     for experts in work.experts:
-        found += _exchange(config, dims, nodes, experts)
-    return [c for c in found if c.group.size > 1 and c.size > 0]
+        collectives += _exchange(config, dims, nodes, experts)
+    return [c for c in collectives if c.group.size > 1 and c.size > 0]
 
 
 def _exchange(

@@ -1,7 +1,7 @@
 """What one training step of a model asks of a rank: its operations by stage and part.
 
-Nothing here knows the layout but `expert_ops`: parts are for any number of images, and so found once for all
-layouts of a search.
+Nothing here knows the layout but `expert_ops`: parts are for any number of images, so that one trace serves
+all layouts of a search.
 
 Legend: B images, L tokens of an image in a stage, C channels, E experts, R rows that experts compute.
 """
@@ -76,16 +76,16 @@ def describe(
 
 def flops_by_part(work: Workload) -> dict[tuple[str, str], float]:
     """Multiply-adds of one image forward, no token dropped, by stage and part; as flops.py counts."""
-    found: dict[tuple[str, str], float] = {}
+    flops: dict[tuple[str, str], float] = {}
     for part in work.parts:
         if part.name != BIAS:
             own = sum(op.multiply_adds for op in part.trace.at(1)[0]) * part.number
-            found[part.stage, part.name] = found.get((part.stage, part.name), 0) + own
+            flops[part.stage, part.name] = flops.get((part.stage, part.name), 0) + own
     for experts in work.experts:
         rows = expert_rows(work.model, experts.length, images=1, capped=False)
         own = sum(op.multiply_adds for op in experts.one.at(rows)[0])
-        found[experts.stage, "experts"] = own * experts.layers
-    return found
+        flops[experts.stage, "experts"] = own * experts.layers
+    return flops
 
 
 def expert_rows(

@@ -62,13 +62,13 @@ def name_of(settings: Settings, short: Mapping[str, str], seed: int) -> str:
 
 def short_names(names: Iterable[str]) -> dict[str, str]:
     """Each dotted option by as few of its last parts as tell it from the others."""
-    unique, found = list(dict.fromkeys(names)), {}
+    unique, short = list(dict.fromkeys(names)), {}
     for name in unique:
         parts = name.split(".")
         tails = [".".join(parts[-length:]) for length in range(1, len(parts) + 1)]
         others = [f".{other}" for other in unique if other != name]
-        found[name] = next((t for t in tails if not any(o.endswith(f".{t}") for o in others)), name)
-    return found
+        short[name] = next((t for t in tails if not any(o.endswith(f".{t}") for o in others)), name)
+    return short
 
 
 def _product(axes: Mapping[str, list[Any]]) -> Iterator[Settings]:

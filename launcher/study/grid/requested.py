@@ -31,10 +31,10 @@ class RequestedEvaluation:
 
     def result(self, run: RunFiles, step: int) -> dict[str, Any]:
         """The evaluation of that step's checkpoint; empty where it is not there, or lacks something."""
-        found = read_json(results(run, step) / self.file)
-        if self.combinations is not None and not self.combinations <= combinations_in(found.get("rows", ())):
+        record = read_json(results(run, step) / self.file)
+        if self.combinations is not None and not self.combinations <= combinations_in(record.get("rows", ())):
             return {}
-        return found
+        return record
 
 
 def requested_evaluation(config: RunConfig, study: Study) -> RequestedEvaluation:
@@ -56,8 +56,8 @@ def requested_evaluation(config: RunConfig, study: Study) -> RequestedEvaluation
 def sweep_errors(config: RunConfig, study: Study) -> list[str]:
     """Why the sweep cannot be had of this model."""
     moe = config.model.moe
-    found = (slots_error(config.model, "evaluate.capacity_factors", f) for f in study.capacity_factors)
-    errors = [error for error in found if error]
+    every = (slots_error(config.model, "evaluate.capacity_factors", f) for f in study.capacity_factors)
+    errors = [error for error in every if error]
     if moe is None or moe.router in ("soft", "expert_choice"):
         return errors
     most = moe.num_experts

@@ -62,7 +62,7 @@ def resolve(
         ConfigError: with everything that is wrong, each with the trials that it is wrong of.
     """
     study, directory, base = study_of(path, file), Path(file.study_dir), config_of(path, file)
-    found: list[PlannedTrial] = []
+    resolved: list[PlannedTrial] = []
     errors: dict[str, list[str]] = {}
     for trial in study.trials:
         try:
@@ -76,14 +76,14 @@ def resolve(
                 *sweep_errors(config, study),
                 *_changed(planned),
             ]
-            found.append(planned)
+            resolved.append(planned)
         for line in lines:
             errors.setdefault(line, []).append(trial.name)
-    warnings, same = _twins(found)
+    warnings, same = _twins(resolved)
     if errors or same:
         named = [f"{_named(names)}: {line}" for line, names in errors.items()]
         raise ConfigError(f"{path} cannot be run:\n" + "\n".join(f"  {line}" for line in [*named, *same]))
-    return StudyPlan(directory=directory, study=study, trials=tuple(found), warnings=tuple(warnings))
+    return StudyPlan(directory=directory, study=study, trials=tuple(resolved), warnings=tuple(warnings))
 
 
 def _lines(error: ConfigError) -> list[str]:

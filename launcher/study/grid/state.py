@@ -77,8 +77,8 @@ def seconds_of(run: RunFiles, requested: RequestedEvaluation) -> float:
     noted, summary = read_json(run.path / "cell.json"), read_json(run.summary)
     if noted.get("seconds") and noted["phase"] != "submitted":
         return float(noted["seconds"])
-    found = requested.result(run, summary["steps"])
-    rows = found.get("rows", found.get("modes", ()))
+    evaluation = requested.result(run, summary["steps"])
+    rows = evaluation.get("rows", evaluation.get("modes", ()))
     return float(summary["wall_s"]) + sum(row["images"] / row["images_s"] for row in rows)
 
 

@@ -147,7 +147,8 @@ class ReportData:
         order = (CAPACITY, PRIORITY, *rest, CHOICES, EXPERTS)
         each = (self.families(self.settings, *order[:n]) for n in range(len(order)))
         return next(
-            (found for found in each if len(found) <= MOST_LINES), self.families(self.settings, *order)
+            (families for families in each if len(families) <= MOST_LINES),
+            self.families(self.settings, *order),
         )
 
     def pairs(self, option: str, low: Any, high: Any) -> list[tuple[str, str]]:
@@ -162,8 +163,8 @@ class ReportData:
     def differences(self, pairs: Iterable[tuple[str, str]], column: str) -> pd.Series:
         """Second minus first of a column of the trials, seed by seed, where both have it."""
         values = self.trials.set_index(["configuration", "seed"])[column]
-        found = [values[second] - values[first] for first, second in pairs]
-        return pd.concat(found).dropna() if found else pd.Series(dtype=float)
+        changes = [values[second] - values[first] for first, second in pairs]
+        return pd.concat(changes).dropna() if changes else pd.Series(dtype=float)
 
 
 def _frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:

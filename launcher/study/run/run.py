@@ -1,4 +1,4 @@
-"""The story of `swin-moe study run` on this machine: trial after trial, whatever becomes of one of them."""
+"""`swin-moe study run` on this machine: trial after trial, also after one of them fails."""
 
 import os
 import signal
@@ -73,7 +73,7 @@ class Runner:
         self._say(planned, f"{what}{at}; {self._left()}")
 
     def _look(self) -> None:
-        """What has ended?"""
+        """Take note of what has ended."""
         for worker in list(self.under_way):
             if (code := worker.poll()) is None:
                 continue
@@ -116,7 +116,7 @@ class Runner:
         os._exit(128 + number)
 
     def _close(self, is_stopped: bool) -> int:
-        """The last words, and the exit status."""
+        """Print the closing lines; returns the exit status."""
         states = {
             planned.trial.name: state_of(planned.run, planned.requested) for planned in self.plan.trials
         }

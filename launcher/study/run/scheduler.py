@@ -1,4 +1,4 @@
-"""The story of `swin-moe study run`: read, resolve, check, tell the cost, hold the study, run its trials."""
+"""`swin-moe study run`: read, resolve, check, print the cost, lock the study, run its trials."""
 
 import argparse
 from collections.abc import Iterator, Sequence
@@ -147,11 +147,11 @@ def unchecked(plan: StudyPlan) -> list[str]:
     """What a dry run leaves open: shards that are not here."""
     from launcher.validation.rules import problems
 
-    found: dict[str, None] = {}
+    lines: dict[str, None] = {}
     for planned in plan.trials:
         without = problems(planned.config, data=False)
-        found |= dict.fromkeys(line for line in problems(planned.config) if line not in without)
-    return list(found)
+        lines |= dict.fromkeys(line for line in problems(planned.config) if line not in without)
+    return list(lines)
 
 
 @contextmanager
