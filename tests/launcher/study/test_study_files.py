@@ -19,7 +19,7 @@ def plan(name: str) -> StudyPlan:
 
 
 @pytest.mark.parametrize(
-    ("name", "cells"),
+    ("name", "trials"),
     [
         ("fashion_capacity", 2 * (3 * 2 * 2 + 1)),  # seeds x (capacities x top-k x order + dense)
         ("imagenet22k_capacity", 2 * (4 * 2 * 2 + 1)),  # sizes x the same
