@@ -181,7 +181,7 @@ def _planned(
 ) -> Row:
     """One model: predicted and measured, of an optimizer step at ZeRO stage 1 without augmentation."""
     from launcher.plan.memory.estimate import predict_memory
-    from launcher.plan.time.compute_cost import Pace, pace_of
+    from launcher.plan.time.compute_cost import ComputeCost, compute_cost
     from launcher.plan.time.estimate import FEED, predict_time
 
     config = run_config(config_of(name, place), 4 if place.rehearsal else batch)
@@ -201,9 +201,9 @@ def _planned(
     figures: dict[str, Any] = {"measured_ms": found}
     began, work = time.perf_counter(), None
     for profile, hardware in profiles.items():
-        work = work or pace_of(config, hardware).work
-        pace = Pace(work=work, hardware=hardware, precision=config.train.precision)
-        time_of = predict_time(config, [1], hardware, pace)
+        work = work or compute_cost(config, hardware).work
+        cost = ComputeCost(work=work, hardware=hardware, precision=config.train.precision)
+        time_of = predict_time(config, [1], hardware, cost)
         feed = dict(time_of.items).get(FEED, 0.0)  # here there is none
         figures[f"predicted_ms_{profile}"] = predicted = (time_of.step_s - feed) * 1e3
         figures[f"ratio_ms_{profile}"] = predicted / found

@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.allocator import cpu_peak_bytes
 from launcher.config.schema import RunConfig
 from launcher.plan.memory.activations import activations_of
-from launcher.plan.memory.rank_params from launcher.tasks.base import normalize_images
+from launcher.tasks.base import normalize_images
 from swin_moe.heads.classification import classification_loss
 from swin_moe.heads.simmim_config import SimMIMConfig
 from swin_moe.random.keyed import sample_keys

@@ -9,9 +9,9 @@ import torch
 
 from launcher.config.load import load_config
 from launcher.config.schema import ParallelConfig
-from launcher.plan.base.capacity import slots_by_layer, gathered_placement
+from launcher.plan.base.capacity import gathered_placement, slots_by_layer
 from launcher.plan.memory.estimate import Memory, predict_memory
-from launcher.plan.memory.gradient_buckets import Snapshot, GradientSizes, flow_of
+from launcher.plan.memory.gradient_buckets import GradientSizes, Snapshot, flow_of
 from launcher.plan.memory.zero3_prefetch import Gathered
 from parallel.experts.placement import ExchangeOptions, ExpertParallel, ExpertSlice
 from swin_moe.moe.layer import MoELayer
@@ -55,7 +55,9 @@ def test_slots_are_those_of_the_layers(factor: float, padded: bool) -> None:
 def test_ways_of_experts_and_rows() -> None:
     """Four ranks, two slices: 8 experts in 2 blocks; each rank holds half of 4 experts."""
     placement = ExpertParallel(num_experts=8, local_experts=range(4, 8), part=ExpertSlice(1, 2, 2), ep_size=4)
-    rows = gathered_placement(placement, 1)  # each of 4 ranks sends the rows of 4 experts here: half of its 80
+    rows = gathered_placement(
+        placement, 1
+    )  # each of 4 ranks sends the rows of 4 experts here: half of its 80
     assert (rows.local, rows.sources, rows.copies, rows.received(80, 8)) == (4, 4, 2, 160)
     half = gathered_placement(placement, 2)  # two slices joined: rows of 2 ranks
     assert (half.local, half.sources, half.copies, half.received(80, 8)) == (4, 2, 1, 80)
