@@ -13,7 +13,7 @@ from launcher.cli.program import main
 from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.study.grid.file import load_study_file
 from launcher.study.grid.resolve import resolve
-from launcher.validation.resume_policy import changes
+from launcher.validation.resume_policy import changed_options
 from swin_moe import build_model, load_weights
 from swin_moe.backbone.flops import cost
 from swin_moe.weights.native import config_of
@@ -206,8 +206,8 @@ def test_a_square_in_two_numbers_is_no_change() -> None:
     def tree(size: str) -> Any:
         return parse_yaml(dump_config(load_config(CONFIG, [f"model.image_size={size}"])))
 
-    assert changes(tree("32"), tree("[32, 32]")) == changes(tree("[32, 32]"), tree("32")) == []
-    assert [str(c) for c in changes(tree("32"), tree("[32, 64]"))] == [
+    assert changed_options(tree("32"), tree("[32, 32]")) == changed_options(tree("[32, 32]"), tree("32")) == []
+    assert [str(c) for c in changed_options(tree("32"), tree("[32, 64]"))] == [
         "model.image_size: 32 in the checkpoint, [32, 64] now"
     ]
 
