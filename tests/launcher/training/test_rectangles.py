@@ -206,7 +206,9 @@ def test_a_square_in_two_numbers_is_no_change() -> None:
     def tree(size: str) -> Any:
         return parse_yaml(dump_config(load_config(CONFIG, [f"model.image_size={size}"])))
 
-    assert changed_options(tree("32"), tree("[32, 32]")) == changed_options(tree("[32, 32]"), tree("32")) == []
+    assert (
+        changed_options(tree("32"), tree("[32, 32]")) == changed_options(tree("[32, 32]"), tree("32")) == []
+    )
     assert [str(c) for c in changed_options(tree("32"), tree("[32, 64]"))] == [
         "model.image_size: 32 in the checkpoint, [32, 64] now"
     ]
