@@ -1,7 +1,7 @@
 """run_on_ranks: a function on N gloo processes of this machine, which meet through a file and not a port.
 
-The processes are forked from a server that has imported torch, DeepSpeed and this project once, so that a call
-costs tenths of a second instead of several seconds a rank.
+The processes are forked from a server that has imported torch, DeepSpeed and this project once, so that a
+call costs tenths of a second instead of several seconds a rank.
 """
 
 import contextlib
@@ -32,9 +32,11 @@ ENVIRONMENT = {
     "DS_ACCELERATOR": "cpu",
     "GLOO_SOCKET_IFNAME": "lo",
     # the server imports the project of this checkout, whatever the environment has installed
-    "PYTHONPATH": os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])),
+    "PYTHONPATH": os.pathsep.join(
+        filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
+    ),
 }
-PRELOAD = [  # all that the first engine, checkpoint, log and evaluation of a rank import: two thirds of a short run
+PRELOAD = [  # what the first engine, checkpoint, log and evaluation of a rank import: half of a short run
     "torch",
     "deepspeed",
     "torch._inductor.compile_fx",

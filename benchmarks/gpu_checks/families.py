@@ -22,7 +22,7 @@ from swin_moe.heads.classification import classification_loss
 from swin_moe.heads.simmim import SimMIM, build_simmim
 from swin_moe.heads.simmim_config import SimMIMConfig
 from swin_moe.moe.layer import RoutingOverrides
-from swin_moe.moe.routers import base as routing
+from swin_moe.moe.routers import base
 from swin_moe.random.keyed import sample_keys
 from swin_moe.registry import load_model_config
 
@@ -212,7 +212,7 @@ def passed(
 @contextmanager
 def recorded(choices: list[Tensor], rows: list[Tensor]) -> Iterator[None]:
     """Keep what each router chose, and where its plan sends that."""
-    make_plan: Callable[..., Any] = routing.make_plan
+    make_plan: Callable[..., Any] = base.make_plan
 
     def record(gates: Tensor, expert_index: Tensor, queue: Tensor, **options: Any) -> Any:
         plan = make_plan(gates, expert_index, queue, **options)
@@ -220,7 +220,7 @@ def recorded(choices: list[Tensor], rows: list[Tensor]) -> Iterator[None]:
         rows.append(plan.row.detach())
         return plan
 
-    with patch.object(routing, "make_plan", record):
+    with patch.object(base, "make_plan", record):
         yield
 
 

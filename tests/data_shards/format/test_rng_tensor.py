@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from data_shards.format import rng as draws
+from data_shards.format import rng
 from data_shards.format.rng import Purpose
 from data_shards.format.rng_tensor import bits, keys, normals, uniforms
 
@@ -13,16 +13,16 @@ POSITIONS = [0, 1, 2, 63, 12_345_678_901, 2**62]
 def test_keys_and_uniforms_are_those_of_draws() -> None:
     for seed in (0, 7, -3, 2**63 + 5):
         ours = keys(Purpose.MIX, seed, torch.tensor(POSITIONS))
-        theirs = [draws.fold(Purpose.MIX, seed, position) for position in POSITIONS]
+        theirs = [rng.fold(Purpose.MIX, seed, position) for position in POSITIONS]
         assert [key % 2**64 for key in ours.tolist()] == theirs
-        expected = [[draws.uniform(key, i) for i in range(5)] for key in theirs]
+        expected = [[rng.uniform(key, i) for i in range(5)] for key in theirs]
         assert uniforms(ours, 5).tolist() == expected
 
 
 def test_bits_are_the_reference_sequence() -> None:
-    key = draws.fold(5, 9)
+    key = rng.fold(5, 9)
     ours = bits(torch.tensor([key - 2**64 if key >= 2**63 else key]), torch.arange(6))
-    assert [value % 2**64 for value in ours.tolist()] == draws.hashes(key, 6).tolist()
+    assert [value % 2**64 for value in ours.tolist()] == rng.hashes(key, 6).tolist()
 
 
 def test_normals_are_normal_and_finite_at_both_ends() -> None:

@@ -30,7 +30,7 @@ from launcher.preflight import machine as preflight_machine
 from launcher.preflight.data import first_sample
 from launcher.preflight.run import preflight
 from launcher.process.run_rank import longest_wait
-from parallel.ranks import bandwidth as links
+from parallel.ranks import bandwidth
 from parallel.ranks.rank import Ranks
 from tests.distributed import run_on_ranks, set_timeout
 from tests.launcher.running import CONFIG, overrides
@@ -78,14 +78,14 @@ def slow_product() -> Any:
 
 
 def slow_exchange(*peers: int) -> Callable[[], Any]:
-    original = links.exchange
+    original = bandwidth.exchange
 
     def late(peer: int, sent: torch.Tensor, received: torch.Tensor) -> None:
         if peer in peers and sent.numel() > 1:
             time.sleep(LATE_S)
         original(peer, sent, received)
 
-    return other("exchange", links, late)
+    return other("exchange", bandwidth, late)
 
 
 def unreadable(path: Any, *_: Any) -> Any:

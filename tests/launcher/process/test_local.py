@@ -11,7 +11,7 @@ import pytest
 import torch.distributed as dist
 
 from launcher.exit_codes import ExitCode
-from launcher.process import local_launcher as local
+from launcher.process import local_launcher
 from launcher.process.local_launcher import RankProcesses
 from parallel.watchdog.diagnosis import DIAGNOSIS
 from parallel.watchdog.watch import NCCL
@@ -68,7 +68,7 @@ def test_the_kernel_killed_a_rank_for_want_of_memory(capsys: pytest.CaptureFixtu
 
 
 def test_what_does_not_end_is_killed_and_its_end_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(local.PATIENCE_S, ExitCode.HANG, 0.3)
+    monkeypatch.setitem(local_launcher.PATIENCE_S, ExitCode.HANG, 0.3)
     assert processes_of("sys.exit(81)", "time.sleep(60)").wait() == ExitCode.HANG
 
 

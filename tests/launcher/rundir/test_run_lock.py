@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.rundir import run_lock as lease
+from launcher.rundir import run_lock
 from launcher.rundir.run_lock import STALE_S, RunLock, RunLockedError
 from parallel.ranks.identity import identity, start_time
 
@@ -101,7 +101,7 @@ def test_slurm_knows_whether_the_owner_lives(
 def test_this_very_job_was_requeued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "lock"
     path.write_text(json.dumps({**OTHER, "job": {"id": "42", "restarts": 0}}))
-    monkeypatch.setattr(lease, "slurm_job", lambda: {"id": "42", "restarts": 1})
+    monkeypatch.setattr(run_lock, "slurm_job", lambda: {"id": "42", "restarts": 1})
     RunLock(path).take()
     assert json.loads(path.read_text())["job"] == {"id": "42", "restarts": 1}
 
