@@ -218,7 +218,7 @@ def preflight(place: CheckContext) -> Iterator[Row]:
             f"preflight: {name}",
             ok=False if failed else None,
             verdict=check["verdict"],
-            told=check["told"],
+            message=check["message"],
             complaints="; ".join([*check["failures"], *check["warnings"]]),
         )
     if place.on_gpu:

@@ -28,4 +28,4 @@ def test_links_in_and_between_nodes(cluster: Cluster, tmp_path: Path) -> None:
     inside, between = "in a node", "between nodes"
     assert pairs == {(0, 1): inside, (2, 3): inside, (0, 2): between, (1, 3): between}
     assert 0 < found["checks"]["time limit"]["by_rank"][0]["left_s"] <= 600
-    assert f"clocks         {found['checks']['clocks']['told']}" in said
+    assert f"clocks         {found['checks']['clocks']['message']}" in said
