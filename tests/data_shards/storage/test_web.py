@@ -31,7 +31,7 @@ class Server:
     def __init__(self) -> None:
         self.ranges, self.head = True, True
         self.answer: Callable[[str, str], int | bytes | None] = lambda method, name: None
-        self.request: Counter[tuple[str, str]] = Counter()
+        self.asked: Counter[tuple[str, str]] = Counter()
         self.promised = 0  # bytes that are announced and never sent
         self.url = ""
 
