@@ -11,11 +11,12 @@ import simplejpeg
 import webdataset
 
 from data_shards.errors import DataError
+from data_shards.format.image_names import HIDDEN
 from data_shards.format.index import MANIFEST_NAME, Manifest, check_shards
 from data_shards.pack.indexing import IndexOptions, index_tars
 from data_shards.pack.progress import BAD_NAME, read_bad
 from data_shards.pack.sources.packed import packed_source
-from data_shards.pack.tar_scan import split_name
+from data_shards.pack.tar_scan import DOTTED, UNKNOWN, split_name
 from data_shards.pack.write import pack
 from data_shards.verify.verify import verify
 from tests.data_shards.image_folders import bodies_by_index, contents, jpeg, samples_in
@@ -56,9 +57,9 @@ def test_odd_orders_long_names_and_other_members(tmp_path: Path) -> None:
     assert bodies_by_index(tmp_path) == [(jpeg(1), 0), (jpeg(2), 1), (jpeg(0), 2)]
     assert_each_names(
         done.notes,
-        (f"{tmp_path}: ", ": 1, such as a.tar: ./x/a.seg.png"),
-        (f"{tmp_path}: ", ": 1, such as a.tar: README"),
-        (f"{tmp_path}: ", ": 1, such as a.tar: .hidden"),
+        (f"{tmp_path}: skipped {DOTTED}: 1, such as a.tar: ./x/a.seg.png",),
+        (f"{tmp_path}: skipped {UNKNOWN}: 1, such as a.tar: README",),
+        (f"{tmp_path}: skipped {HIDDEN}: 1, such as a.tar: .hidden",),
     )
     assert verify(tmp_path).ok
 

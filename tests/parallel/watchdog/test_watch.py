@@ -195,7 +195,7 @@ def test_with_nccl_a_rank_that_falls_silent_is_lost_before_the_time_out(nccl: bo
     assert json.loads(store.get(DIAGNOSIS)) == {"code": code, "line": line}
 
 
-def test_a_frame_between_two_lines_has_alocation_of() -> None:
+def test_a_frame_between_two_lines_has_a_location() -> None:
     """In CPython 3.11 its f_lineno is None."""
     code = SimpleNamespace(co_filename=__file__, co_firstlineno=5, co_name="f")
     frame: Any = SimpleNamespace(f_lineno=None, f_code=code, f_globals={"__name__": "parallel.x"})

@@ -10,6 +10,7 @@ from data_shards.errors import DataError
 from data_shards.format.samples import BadSourceError
 from data_shards.pack.sources.folders import image_folder
 from data_shards.pack.sources.path_list import PathList
+from data_shards.pack.sources.walking import OTHER_FILES
 from tests.data_shards.image_folders import jpeg, make_folder
 from tests.messages import assert_each_names
 
@@ -48,7 +49,7 @@ def test_a_folder_as_torchvision_reads_it(tmp_path: Path) -> None:
     assert found[7][0] == "class-1/deeper/x.PNG"
     assert source.classes == ("class-0", "class-1", "class-2")
     assert len(source.splits["val"]) == 4
-    assert_each_names(source.notes, ("train: ", ": 1, such as class-0/readme.txt"))
+    assert_each_names(source.notes, (f"train: skipped {OTHER_FILES}: 1, such as class-0/readme.txt",))
 
 
 def test_sizes_labels_and_a_digest_that_knows_no_place(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from data_shards.errors import DataError
+from data_shards.format.image_names import HIDDEN
 from data_shards.format.samples import BadSourceError
 from data_shards.pack.sources.imagenet import MAP_22K, imagenet22k, imagenet_zip, json_items
 from data_shards.pack.write import pack
@@ -155,7 +156,7 @@ def test_hidden_names_in_the_lists_are_skipped_and_counted(tmp_path: Path, name:
         file.write(f"{name}\t0\n")
     source = imagenet_zip(tmp_path)
     assert source.splits["train"].digest == whole.digest
-    assert_each_names(source.notes, (f"{tmp_path}: ", f": 1, such as {name}"))
+    assert_each_names(source.notes, (f"{tmp_path}: skipped {HIDDEN}: 1, such as {name}",))
 
 
 def test_maps_of_other_programs(tmp_path: Path) -> None:
@@ -168,7 +169,7 @@ def test_maps_of_other_programs(tmp_path: Path) -> None:
     source = imagenet_zip(tmp_path)
     assert [samples.digest for samples in source.splits.values()] == [digest] * 2
     assert list(source.splits) == ["train", "val"]
-    assert_each_names(source.notes, (f"{tmp_path}: ", " validation ", " val"))
+    assert_each_names(source.notes, (f"{tmp_path}: ", " validation ", "used as the split val"))
     (tmp_path / "train_map.txt").write_bytes("a\u00e4.JPEG\t0\n".encode("latin-1"))
     with pytest.raises(DataError, match="train_map.txt is not UTF-8 text"):
         imagenet_zip(tmp_path)
@@ -183,7 +184,7 @@ def test_a_label_that_no_image_has_is_refused_unless_it_is_allowed(tmp_path: Pat
         imagenet_zip(tmp_path)
     source = imagenet_zip(tmp_path, allow_empty=True)
     assert source.classes[0] == "0"
-    assert_each_names(source.notes, ("train: 1 of 5 classes", ": 0"))
+    assert_each_names(source.notes, ("train: 1 of 5 classes have no images: 0",))
 
 
 def test_maps_that_are_none(tmp_path: Path) -> None:

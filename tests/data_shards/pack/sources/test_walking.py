@@ -9,7 +9,8 @@ import pytest
 from data_shards.errors import DataError
 from data_shards.format.image_names import is_hidden, is_image
 from data_shards.format.samples import BadSourceError, Source
-from data_shards.pack.sources.folders import image_folder
+from data_shards.pack.sources.folders import BESIDE_CLASSES, image_folder
+from data_shards.pack.sources.walking import LINKED_DIRECTORIES
 from tests.data_shards.image_folders import make_folder
 from tests.messages import assert_each_names, assert_names
 
@@ -55,7 +56,7 @@ def test_a_link_into_the_tree_adds_nothing_and_is_said(root: Path, target: str, 
     assert source.classes == whole.classes
     assert [source.splits[s].digest for s in source.splits] == [whole.splits[s].digest for s in whole.splits]
     name = place.removeprefix("train/")
-    assert_each_names(source.notes, ("train: ", f": 1, such as {name} ({aim})"))
+    assert_each_names(source.notes, (f"train: skipped {LINKED_DIRECTORIES}: 1, such as {name} ({aim})",))
 
 
 def test_links_that_lead_round_in_a_circle(root: Path) -> None:
@@ -67,7 +68,10 @@ def test_links_that_lead_round_in_a_circle(root: Path) -> None:
     os.symlink(elsewhere, root / "train" / "class-1" / "more")
     source = image_folder(root)
     assert len(listed(source)) == 8 + 3
-    assert_each_names(source.notes, ("train: ", f": 4, such as class-0/other ({root}/train/class-1)"))
+    assert_each_names(
+        source.notes,
+        (f"train: skipped {LINKED_DIRECTORIES}: 4, such as class-0/other ({root}/train/class-1)",),
+    )
 
 
 def test_a_class_on_another_disk_works_and_is_listed_once(root: Path) -> None:
@@ -77,7 +81,7 @@ def test_a_class_on_another_disk_works_and_is_listed_once(root: Path) -> None:
     assert source.classes == ("class-0", "class-1", "class-2")
     assert listed(source)[8:] == [f"class-2/{n:04d}.jpg" for n in range(3)]
     assert source.splits["train"][8][1] == 2
-    assert_each_names(source.notes, ("val: 1 of 3 classes", ": class-2"))
+    assert_each_names(source.notes, ("val: 1 of 3 classes have no images: class-2",))
     os.symlink(elsewhere, root / "train" / "class-3")
     os.symlink(elsewhere, root / "train" / "class-1" / "again")
     again = image_folder(root)
@@ -93,7 +97,9 @@ def test_two_links_to_one_directory_outside_and_into_it(root: Path) -> None:
     source = image_folder(root)
     assert listed(source)[4:7] == [f"class-0/a/class-0/{n:04d}.jpg" for n in range(3)]
     assert len(listed(source)) == 8 + 3
-    assert_each_names(source.notes, ("train: ", f": 1, such as class-1/b/x ({outside}/x)"))
+    assert_each_names(
+        source.notes, (f"train: skipped {LINKED_DIRECTORIES}: 1, such as class-1/b/x ({outside}/x)",)
+    )
 
 
 def test_links_to_files(root: Path) -> None:
@@ -177,7 +183,7 @@ def test_a_split_that_lacks_a_class_is_said(root: Path, gone: str) -> None:
         (root / "val" / "class-0").rmdir()
     source = image_folder(root)
     assert source.splits["val"].labels.tolist() == [1, 1]
-    assert_each_names(source.notes, ("val: 1 of 2 classes", ": class-0"))
+    assert_each_names(source.notes, ("val: 1 of 2 classes have no images: class-0",))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +202,7 @@ def test_a_split_under_another_name_is_used_and_said(tmp_path: Path, name: str, 
     assert {s: source.splits[s].digest for s in source.splits} == {
         s: whole.splits[s].digest for s in whole.splits
     }
-    assert_each_names(source.notes, (f"{tmp_path}/{name}: ", f" {split}"))
+    assert_each_names(source.notes, (f"{tmp_path}/{name}: ", f"used as the split {split}"))
 
 
 def test_two_directories_of_one_split_are_refused(root: Path) -> None:
@@ -212,7 +218,11 @@ def test_a_link_to_a_split_is_no_second_one(root: Path) -> None:
     source = image_folder(root)
     assert source.splits["val"].digest == whole.splits["val"].digest
     assert source.splits["test"].digest == whole.splits["train"].digest
-    assert_each_names(source.notes, (f"{root}/valid: ", " val/"), (f"{root}/test: ", f"{root}/train"))
+    assert_each_names(
+        source.notes,
+        (f"{root}/valid: ", "not used", "link to val/"),
+        (f"{root}/test: ", "same directory", f"{root}/train"),
+    )
 
 
 def test_other_directories_beside_the_splits_are_named(root: Path) -> None:
@@ -220,7 +230,11 @@ def test_other_directories_beside_the_splits_are_named(root: Path) -> None:
         (root / name).mkdir()
     (root / "train" / "list.txt").write_text("x")
     notes = image_folder(root).notes
-    assert_each_names(notes, (f"{root}: extra/, unlabeled/ ",), ("train: ", ": 1, such as list.txt"))
+    assert_each_names(
+        notes,
+        (f"{root}: extra/, unlabeled/ not used",),
+        (f"train: skipped {BESIDE_CLASSES}: 1, such as list.txt",),
+    )
 
 
 def test_a_wrong_directory_is_refused_with_the_right_one(root: Path) -> None:
