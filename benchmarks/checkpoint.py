@@ -41,6 +41,7 @@ from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
 from parallel.ranks.rank import Ranks
 from parallel.zero.engine import Engine
 from parallel.zero.master_weights import MasterWeights
+from parallel.zero.options import EngineOptions
 from swin_moe import ModelConfig, MoEConfig, build_model
 from swin_moe.heads.classification import classification_loss
 from swin_moe.random.keyed import sample_keys
@@ -70,11 +71,9 @@ class CheckpointedTraining:
             self.model,
             groups,
             mesh,
-            zero_stage=1,
-            precision="fp32",
-            max_grad_norm=5.0,
-            micro_batch_size=images,
-            grad_accum_steps=1,
+            EngineOptions(
+                zero_stage=1, precision="fp32", max_grad_norm=5.0, micro_batch_size=images, grad_accum_steps=1
+            ),
         )
         self.engine.train()
         self.masters = MasterWeights(self.engine.deepspeed)

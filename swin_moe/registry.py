@@ -14,7 +14,7 @@ from parallel.suggest import suggestion
 from swin_moe.backbone import model
 from swin_moe.config import ModelConfig, ModelError, MoEConfig
 from swin_moe.options import from_tree, option_problems
-from swin_moe.renamed import RenamedError, current_names
+from swin_moe.renamed import current_names
 from swin_moe.yaml_files import YamlError, merge, read_yaml
 
 NOT_RECIPES = ("base", "hardware", "studies")  # folders of configs/ that hold no configuration of a run
@@ -63,10 +63,7 @@ def load_model_config(name_or_config: str | ModelConfig, **overrides: Any) -> Mo
         key: asdict(value) if isinstance(value, MoEConfig) else value for key, value in overrides.items()
     }
     tree = _read(name_or_config) if isinstance(name_or_config, str) else asdict(name_or_config)
-    try:
-        section = {"model": merge(tree, current_names(given, "model"))}
-    except RenamedError as error:
-        raise ModelError(str(error)) from None
+    section = {"model": merge(tree, current_names(given, "model"))}
     if problems := option_problems(_Model, section):
         raise ModelError("; ".join(dict.fromkeys(problems)))
     return from_tree(_Model, section).model

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from swin_moe.config import ModelError
+
 RENAMED = {  # old name -> new name; both are in the same section
     "model.main_norm_every": "model.extra_norm_period",
     "model.checkpoint_every": "model.activation_checkpoint_every",
@@ -21,7 +23,7 @@ RENAMED = {  # old name -> new name; both are in the same section
 Tree = dict[Any, Any]  # a mapping as YAML gives it
 
 
-class RenamedError(ValueError):
+class RenamedError(ModelError):
     """A configuration gives an option under its old and its new name."""
 
 
@@ -42,7 +44,7 @@ def current_names(tree: Any, section: str = "", *, notice: bool = True) -> Any:
         notice: whether to log each old name.
 
     Raises:
-        RenamedError: an option stands there under both names.
+        RenamedError: an option has both names.
     """
     if not isinstance(tree, Mapping):
         return tree

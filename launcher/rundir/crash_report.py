@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 from launcher.rundir.paths import RunFiles, read_json, replace_json
+from parallel.durable import sweep_temporaries
 from parallel.ranks.identity import node_name
 
 
@@ -33,3 +34,4 @@ def clear_crash_reports(run: RunFiles) -> None:
     """
     for path in run.crash_reports.glob("rank-*"):
         path.unlink()
+    sweep_temporaries(run.crash_reports)

@@ -183,7 +183,8 @@ def bucket_elements(
     if uneven_elements is not None:
         return uneven_elements
     default = OVERLAPPING_BUCKET if overlaps else DEEPSPEEDS_BUCKET
-    return int(_section(deepspeed).get("reduce_bucket_size", default))
+    size = _section(deepspeed).get("reduce_bucket_size", default)
+    return DEEPSPEEDS_BUCKET if size == "auto" else int(size)  # as DeepSpeed takes "auto"
 
 
 def deepspeed_config(options: EngineOptions, world_size: int, uneven_elements: int | None) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -171,7 +170,9 @@ def _own_graphs(stages: int) -> dict[str, Any]:
     """
     if "isolate_recompiles" in inspect.signature(torch.compile).parameters:
         return {"isolate_recompiles": True}
-    dynamo, needed = torch._dynamo.config, GRAPHS_PER_STAGE * stages
+    from torch._dynamo import config as dynamo  # takes half a second, which no other command needs
+
+    needed = GRAPHS_PER_STAGE * stages
     dynamo.recompile_limit = max(dynamo.recompile_limit, needed)
     dynamo.accumulated_recompile_limit = max(dynamo.accumulated_recompile_limit, needed)
     return {}

@@ -94,7 +94,8 @@ class ReportData:
             moe = result.config.model.moe
             trained_as = {**who, "trained_top_k": moe.top_k if moe else 0}
             evaluations += [{**trained_as, **row} for row in result.evaluations]
-            layers.append(result.layers.assign(**who))
+            if len(result.layers):  # an empty frame would turn the numbers of the others into objects
+                layers.append(result.layers.assign(**who))
         return cls(
             study=study,
             results=results,
@@ -108,7 +109,8 @@ class ReportData:
     @property
     def metrics(self) -> list[QualityMetric]:
         """What every trained trial can be judged by, the primary one first."""
-        return [m for m in (TOP1, LOSS) if m.key in self.trials and self.trials[m.key].notna().all()]
+        trained = [result for result in self.results if result.is_trained]
+        return [m for m in (TOP1, LOSS) if all(m.key in result.summary for result in trained)]
 
     @property
     def experts(self) -> list[str]:

@@ -1,9 +1,12 @@
 """Options under their old names: in files, in their bases, in overrides, in saved configurations."""
 
+import json
 import logging
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.config.schema import RunConfig
@@ -12,6 +15,7 @@ from swin_moe import renamed
 from swin_moe.config import ModelError
 from swin_moe.registry import load_model_config
 from swin_moe.renamed import RENAMED, current_names
+from swin_moe.weights.native import config_of
 from swin_moe.yaml_files import parse_yaml
 from tests.launcher.running import CONFIG
 
@@ -93,6 +97,13 @@ def test_a_model_by_its_options(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ModelError, match=r"model\.checkpoint_every is the old name"):
         load_model_config("swin_tiny_patch4_window7_224", checkpoint_every=1, activation_checkpoint_every=1)
     assert caplog.record_tuples[0][1] == logging.WARNING
+
+
+def test_weights_with_both_names_are_refused_in_one_line(tmp_path: Path) -> None:
+    config = {"checkpoint_every": 1, "activation_checkpoint_every": 1}
+    save_file({"x": torch.zeros(1)}, tmp_path / "w.safetensors", metadata={"config": json.dumps(config)})
+    with pytest.raises(ModelError, match=r"model\.checkpoint_every is the old name"):
+        config_of(tmp_path / "w.safetensors")
 
 
 def test_the_order_of_options_stays() -> None:

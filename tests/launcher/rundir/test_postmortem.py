@@ -146,12 +146,13 @@ def test_last_words_in_their_order_and_swept(run: RunFiles) -> None:
         write_crash_report(run, rank, 80, f"word {rank}", 5)
         time.sleep(0.01)
     (run.crash_reports / "rank-2.json").write_text('{"code": 8')  # cut short
+    (run.crash_reports / ".rank-4.json.node.7.tmp").write_text("")  # of a rank that was killed as it wrote
     assert [(word["rank"], word["reason"]) for word in read_crash_reports(run)] == [
         (3, "word 3"),
         (1, "word 1"),
     ]
     clear_crash_reports(run)
-    assert not read_crash_reports(run)
+    assert list(run.crash_reports.iterdir()) == []
     write_crash_report(RunFiles("/proc/nowhere"), 0, 80, "", 0)  # no error
 
 

@@ -1,5 +1,6 @@
 """`swin-moe study report`: its files, studies of hardly anything, and what the user can correct."""
 
+import os
 import re
 import subprocess
 import sys
@@ -130,7 +131,20 @@ def test_ids_and_colours_of_a_picture() -> None:
     )
 
 
+def imported_by(modules: str) -> set[str]:
+    """All modules that a fresh process has imported after `import modules`."""
+    code = f"import sys, {modules}; print(*sys.modules)"
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    run = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
+    return set(run.stdout.split())
+
+
 def test_nothing_else_imports_what_a_report_needs() -> None:
-    code = "import sys, launcher.cli.program, launcher.training.run as _; print(*sys.modules)"
-    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert not {"pandas", "scipy", "jinja2", "matplotlib"} & set(loaded.split())
+    loaded = imported_by("launcher.cli.program, launcher.training.run")
+    assert not {"pandas", "scipy", "jinja2", "matplotlib"} & loaded
+
+
+def test_the_command_line_imports_no_compiler() -> None:
+    assert not {"torch._dynamo", "deepspeed"} & imported_by("launcher.cli.program, swin_moe")
