@@ -1,8 +1,7 @@
 """Files that are complete or absent, and locks between processes; no torch.
 
 A file is written as `.NAME.HOST.PID.tmp` beside its place and renamed, so that a reader finds the old file or
-the new one and several machines may share a directory. How much of that a loss of power may undo is the
-writer's choice.
+the new one and several machines may share a directory. `sync` chooses what survives a power loss.
 """
 
 import fcntl
@@ -53,15 +52,15 @@ def atomic_write(path: Path, body: bytes | bytearray | str, sync: Sync = "file")
             rest = rest[os.write(handle, rest) :]
 
 
-def sweep_temporaries(directory: Path, mine: Callable[[str], bool] = lambda name: True) -> None:
+def sweep_temporaries(directory: Path, is_own: Callable[[str], bool] = lambda name: True) -> None:
     """Remove what killed writers left of files; only while nobody writes those.
 
     Args:
         directory: of the files.
-        mine: whether to remove the temporaries of a file, by its name up to the first dot.
+        is_own: whether to remove the temporaries of a file, by its name up to the first dot.
     """
     for path in directory.glob(".*.tmp"):
-        if mine(path.name[1:].partition(".")[0]):
+        if is_own(path.name[1:].partition(".")[0]):
             path.unlink(missing_ok=True)
 
 
@@ -79,7 +78,7 @@ def lock_file(file: int | IO[str], *, shared: bool = False, wait: bool = True) -
 
     Args:
         file: a file or its descriptor.
-        shared: bear other shared locks.
+        shared: allow other shared locks.
         wait: until the lock is free.
 
     Returns:

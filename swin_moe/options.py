@@ -80,7 +80,7 @@ def _structure_problems(kind: type, tree: Any) -> Iterator[str]:
 
 
 def _suggestion(name: str, kind: type) -> str:
-    """The nearest option: by its last part, wherever it stands, then by its whole name."""
+    """The nearest option: by its last part, in any section, then by its whole name."""
     options, (section, _, last) = option_names(kind), name.rpartition(".")
     pairs = {valid: ((last, valid.rpartition(".")[2]), (name, valid)) for valid in options}
     likeness = {valid: [SequenceMatcher(None, *p).ratio() for p in pair] for valid, pair in pairs.items()}

@@ -18,7 +18,7 @@ from data_shards.storage.cache import ShardCache
 from data_shards.storage.manifest import load_manifest
 from data_shards.storage.retry import Retries
 from data_shards.storage.telemetry import Telemetry
-from data_shards.stream.batch import Batch, BatchPlan, BufferPool
+from data_shards.stream.batch import Batch, BatchPlan
 from data_shards.stream.options import StreamOptions
 from data_shards.stream.quarantine import Quarantine
 from data_shards.stream.reader import SampleError, ShardReader
@@ -117,8 +117,7 @@ class Stream(SingleIterator):
 
     def _run(self, plans: Iterator[BatchPlan]) -> Generator[Batch, None, None]:
         """The batches of `plans`: fetched and decoded by threads (`fetch`, `decode`), counted here."""
-        pool = BufferPool(self.transform.sides, self.options.prefetch + 2, self.options.read.pinned)
-        batches = prefetched(plans, self, pool, self.options)
+        batches = prefetched(plans, self, self.transform.sides, self.options)
         try:
             for batch, waited_s in batches:
                 self.wait_s += waited_s

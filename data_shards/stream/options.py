@@ -47,10 +47,11 @@ class ReadOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamOptions:
-    """How a stream runs on this rank. No option but `dp_rank` and `dp_size` changes what it gives.
+    """How a stream runs on this rank. Only `dp_rank` and `dp_size` change the samples of an intact split.
 
     `threads` decode, `prefetch` batches are decoded ahead of the consumer. Bad samples are listed in the file
-    `quarantine`; None keeps the list in memory.
+    `quarantine`. Without it a training stream ends at the first one, and an evaluation keeps the list in
+    memory.
     """
 
     dp_rank: int = 0

@@ -26,7 +26,7 @@ from data_shards.format.rng import Purpose, fold, permutation
 from data_shards.image.decode import decode_image
 from data_shards.image.geometry import Transform
 from data_shards.stream.base import SingleIterator
-from data_shards.stream.batch import Batch, BatchPlan, BufferPool
+from data_shards.stream.batch import Batch, BatchPlan
 from data_shards.stream.options import DEFAULT_OPTIONS, ReadOptions, StreamOptions, TrainSampling
 from data_shards.stream.patterns import expand, redacted
 from data_shards.stream.workers import Fetched, prefetched
@@ -49,13 +49,12 @@ class WebDatasetStream(SingleIterator):
 
     `num_samples` is None, since the samples were never counted. Positions are TrainStream's: step k has [kB,
     (k+1)B), B = global_batch_size, and rank r the r-th slice. The shuffle buffer holds compressed samples.
-    One thread reads, so that there is one order; `options.threads` decode. Of the options, `read` and
-    `quarantine` do not apply.
+    One thread reads, so that there is one order; `options.threads` decode. Of the options, `read`,
+    `quarantine` and `interleave` do not apply.
 
     Raises:
         DataError: no such tars, a scheme that is not allowed, a tar that cannot be read, a sample without
-        image
-            or label, a label outside num_classes, an image that cannot be decoded.
+            image or label, a label outside num_classes, an image that cannot be decoded.
     """
 
     num_samples: None = None
@@ -134,8 +133,7 @@ class WebDatasetStream(SingleIterator):
         if self.dp_rank == 0:
             logger.warning("%s", statement(self.location, self.shuffle))
         self._source = self._samples(self.samples)
-        pool = BufferPool(self.transform.sides, self.options.prefetch + 2, self.options.read.pinned)
-        batches = prefetched(self._plans(), self, pool, self.options)
+        batches = prefetched(self._plans(), self, self.transform.sides, self.options)
         try:
             for count, (batch, waited_s) in enumerate(batches, 1):
                 self.wait_s += waited_s

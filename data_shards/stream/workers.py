@@ -37,7 +37,7 @@ class Loader(Protocol):
 
 
 def prefetched(
-    plans: Iterator[BatchPlan], loader: Loader, pool: BufferPool, options: StreamOptions
+    plans: Iterator[BatchPlan], loader: Loader, sides: tuple[int, int], options: StreamOptions
 ) -> Generator[tuple[Batch, float], None, None]:
     """The batches of `plans` in order, each with the seconds that the consumer waited for it.
 
@@ -45,6 +45,7 @@ def prefetched(
     An error of the loader is raised at the batch that it belongs to. `loader.stalled()` is raised when a
     batch does not come for `options.read.stall_s` seconds; its threads hang in the system and are not joined.
     """
+    pool = BufferPool(sides, options.prefetch + 2, options.read.pinned)  # and one in use, one to fill
     fetch_threads = options.read.fetch_threads
     pending: deque[tuple[Batch, list[Future[Future[None] | None]]]] = deque()
     decoders = ThreadPoolExecutor(options.threads, thread_name_prefix="data-shards-decode")

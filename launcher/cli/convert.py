@@ -37,12 +37,12 @@ The whole model with its configuration, whatever layout wrote it; verified first
 def add_parsers(commands: Commands) -> None:
     """Add `convert` and `export` to the launcher's `commands`."""
     text = "weights from one format to another"
-    convert = add_command(commands, "convert", text, CONVERT_HELP, describe=False)
+    convert = add_command(commands, "convert", text, CONVERT_HELP)
     convert.set_defaults(run=_convert)
     convert.add_argument(
         "source", type=Path, metavar="IN", help="a file, a folder, a run or a set of rank files"
     )
-    export = add_command(commands, "export", "the weights of a run", EXPORT_HELP, describe=False)
+    export = add_command(commands, "export", "the weights of a run", EXPORT_HELP)
     export.set_defaults(run=run_export)
     add_export(export)
     _add_out(convert)

@@ -50,7 +50,7 @@ WARM_UP = 10  # passes of --throughput
 
 def add_parser(subparsers: Commands) -> None:
     """Add `eval` to the launcher's `subparsers`."""
-    parser = add_command(subparsers, "eval", "evaluate a run's checkpoint", HELP, describe=False)
+    parser = add_command(subparsers, "eval", "evaluate a run's checkpoint", HELP)
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("run_directory", type=Path, metavar="RUN", help="the run directory")

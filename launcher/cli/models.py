@@ -95,7 +95,7 @@ class ModelRow:
 def add_parser(commands: Commands) -> None:
     """Add the `models` command."""
     text = "every named model: parameters and FLOPs beside the published ones"
-    parser = add_command(commands, "models", text, HELP, describe=False)
+    parser = add_command(commands, "models", text, HELP)
     parser.add_argument("--filter", default="", metavar="TEXT", help="only names that contain TEXT")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too, unrounded")
     parser.add_argument(

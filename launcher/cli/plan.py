@@ -36,7 +36,7 @@ a YAML file of such figures. What is modelled, and how far off it is: docs/plann
 def add_parser(subparsers: Commands) -> None:
     """Add `plan` to the launcher's `subparsers`."""
     text = "memory, time and layout of a run, before it is queued"
-    parser = add_command(subparsers, "plan", text, HELP, describe=False)
+    parser = add_command(subparsers, "plan", text, HELP)
     parser.set_defaults(run=run)
     add = parser.add_argument
     add("config", nargs="?", metavar="CONFIG", help="a YAML file, or the name of a recipe")

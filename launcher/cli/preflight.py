@@ -30,7 +30,7 @@ MEGABYTES = {"cpu": 16.0, "cuda": 256.0}
 def add_parser(subparsers: Commands) -> None:
     """Add `preflight` to the launcher's `subparsers`."""
     text = "check all ranks, nodes and links"
-    parser = add_command(subparsers, "preflight", text, HELP, describe=False)
+    parser = add_command(subparsers, "preflight", text, HELP)
     add = parser.add_argument
     add("config", nargs="?", metavar="CONFIG", help="of a run: a YAML file, or the name of a recipe")
     add("overrides", nargs="*", metavar="a.b=value", help="options to override")

@@ -188,10 +188,10 @@ def _parser() -> argparse.ArgumentParser:
         "export | checkpoint | slurm | study",
     )
     text = "find everything that is wrong with a run"
-    check_parser = add_command(commands, "check", text, describe=False)
-    train_parser = add_command(commands, "train", "train a model", TRAIN_HELP, describe=False)
+    check_parser = add_command(commands, "check", text)
+    train_parser = add_command(commands, "train", "train a model", TRAIN_HELP)
     text = "print every option of a configuration, resolved, as YAML"
-    config_parser = add_command(commands, "config", text, describe=False)
+    config_parser = add_command(commands, "config", text)
     config_parser.set_defaults(run=_config)
     for command, run in ((check_parser, _check), (train_parser, _train)):
         command.set_defaults(run=run)

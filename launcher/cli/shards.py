@@ -68,7 +68,7 @@ def add_parser(subparsers: Commands) -> None:
     _add_index(add_command(commands, "index", "manifest and indices for tars made by others", INDEX_HELP))
     _add_verify(add_command(commands, "verify", "read shards back and name every bad sample", VERIFY_HELP))
     _add_repair(add_command(commands, "repair", "bring damaged shards back, or do without them", REPAIR_HELP))
-    _add_split(add_command(commands, "split", "split_off out a validation split", SPLIT_HELP))
+    _add_split(add_command(commands, "split", "split off a validation set", SPLIT_HELP))
     count = add_command(commands, "info", "count samples, bytes, sizes and classes", INFO_HELP)
     _add_directory(count)
     count.add_argument(

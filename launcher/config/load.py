@@ -16,7 +16,7 @@ from launcher.config.schema import RunConfig
 from parallel.suggest import suggestion
 from swin_moe.options import from_tree, option_names, option_problems
 from swin_moe.registry import recipe_files
-from swin_moe.renamed import RENAMED, RenamedError, current_name, current_names
+from swin_moe.renamed import RenamedError, current_name, current_names
 from swin_moe.yaml_files import SCALARS, YAML, Origins, Tree, YamlError, got, parse_yaml, read_yaml
 
 Section = TypeVar("Section")
@@ -105,7 +105,7 @@ def dump_config(config: RunConfig) -> str:
 def _elsewhere(origins: Origins, path: Path, overrides: Sequence[str]) -> Origins:
     """The options whose values come from a base, neither from the file itself nor from an override."""
     names = (override.partition("=")[0].strip() for override in overrides)
-    overridden = tuple(f"{RENAMED.get(name, name)}." for name in names)
+    overridden = tuple(f"{current_name(name)}." for name in names)
     return {
         name: file for name, file in origins.items() if file != path and not f"{name}.".startswith(overridden)
     }

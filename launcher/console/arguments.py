@@ -7,21 +7,20 @@ Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def add_command(
-    commands: Commands, name: str, text: str, epilog: str | None = None, *, describe: bool = True
+    commands: Commands, name: str, text: str, epilog: str | None = None
 ) -> argparse.ArgumentParser:
     """Add a command whose help keeps its line breaks.
 
     Args:
         commands: to which it is added.
         name: of the command.
-        text: what it does, in one line.
+        text: what it does, in one line; also at the head of its own help.
         epilog: examples and details, at the end of its help.
-        describe: show `text` at the head of its own help too.
     """
     return commands.add_parser(
         name,
         help=text,
-        description=text if describe else None,
+        description=text,
         epilog=epilog,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

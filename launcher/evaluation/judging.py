@@ -1,4 +1,4 @@
-"""The label spaces of an evaluation: what is known of them, and refused, before a checkpoint is context."""
+"""The label spaces of an evaluation: what is known of them, and refused, before a checkpoint is loaded."""
 
 from argparse import Namespace
 from dataclasses import dataclass, replace

@@ -80,7 +80,7 @@ class RankProcesses:
         store: for the heartbeats of the ranks and the diagnosis of their end.
         ranks: by number.
         ended: exit code by rank, in the order in which they ended.
-        asked: a request to stop that came.
+        request: the signal that requested a stop, if one came.
         count_kills: how many processes the kernel killed until now for lack of memory.
     """
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import os
 import sys
 import time
@@ -19,6 +20,8 @@ from launcher.slurm.quoting import word
 from launcher.slurm.submission import Submission, read_submission
 from launcher.slurm.submit import jobs_alive, task_directories
 
+logger = logging.getLogger(__name__)
+
 POLL_S = 0.5
 QUEUE_S = 10.0  # between two questions to Slurm
 
@@ -30,7 +33,7 @@ def show_status(args: argparse.Namespace, _: list[str]) -> int:
         jobs = {job.name: job for job in jobs_alive(files)}
     except ConfigError as error:  # the run can be described without Slurm
         jobs = {}
-        sys.stderr.write(f"{error}\n")
+        logger.warning("%s", error)
     if args.json:
         print(json.dumps(_as_json(files, submission, jobs), indent=1))
     elif submission.tasks:

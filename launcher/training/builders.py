@@ -155,5 +155,4 @@ def build_trainer(
         steps=steps,
         total_steps=total_steps,
         prefetch_inputs=device.type == "cuda",
-        hook=context.runtime.hook,
     )

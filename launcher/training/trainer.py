@@ -24,7 +24,7 @@ from launcher.errors import BadDataError, DivergedError, FinalSaveError, RankErr
 from launcher.evaluation.loop import Evaluated, Evaluation, evaluate
 from launcher.metrics.accumulator import MetricAccumulator, Totals
 from launcher.metrics.log import MetricsLog
-from launcher.process.run_rank import RankContext, no_hook
+from launcher.process.run_rank import RankContext
 from launcher.rundir.directory import RunDirectory
 from launcher.rundir.versions import version_record
 from launcher.tasks.base import Task
@@ -71,7 +71,6 @@ class Trainer:
     steps: Callable[[str], int]  # optimizer steps of a duration
     total_steps: int
     prefetch_inputs: bool  # make the next step's inputs before the optimizer's step, where the host waits
-    hook: Hook = no_hook
 
     step: int = 0  # optimizer steps done
     saved_step: int = 0
@@ -82,6 +81,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.watch, self.backbone = self.context.watch, self.task.backbone(self.model)
+        self.hook: Hook = self.context.runtime.hook
 
     def train(self) -> None:
         """Take every step that is left; evaluate and save on the way and at the end."""
@@ -151,8 +151,7 @@ class Trainer:
         # Sum the metrics of all micro-batches and ranks: one all-reduce, and one wait for the device.
         flags = {"stop": self.context.stop.is_set, "gradient": self.gradient_search.take()}
         totals = metrics.reduce(self.batches.counts(), flags)
-        with self.failing_together():
-            self.stream.check_counts(totals.counts)
+        self.check_data(totals)
 
         # Average the weights and move the routers' biases, unless the update was skipped.
         if not self.engine.skipped:
@@ -179,11 +178,10 @@ class Trainer:
         except DataError as error:
             raise RankError(f"rank {self.mesh.rank}, step {self.step + 1}: {error}") from error
 
-    @contextmanager
-    def failing_together(self) -> Iterator[None]:
-        """Turn an error of the data that every rank has alike into one that ends the run on all of them."""
+    def check_data(self, totals: Totals) -> None:
+        """End the run, on all ranks alike, after too many bad samples."""
         try:
-            yield
+            self.stream.check_counts(totals.counts)
         except DataError as error:
             raise BadDataError(str(error)) from error
 

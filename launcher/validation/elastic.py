@@ -44,7 +44,7 @@ def replan(
     even_nodes: bool = True,
     before: int | None = None,
 ) -> tuple[RunConfig, list[str]]:
-    """LabelFit a configuration to a number of ranks without changing what is computed.
+    """Fit a configuration to a number of ranks without changing what is computed.
 
     ep_size: the largest up to the configured one that divides the ranks and lies inside a node, or fills
     whole ones; where that put all experts on every rank, the smallest above, for the memory.
@@ -82,9 +82,9 @@ def _parallel(config: RunConfig, world_size: int, per_node: int | None) -> Paral
         fitting = {n: s for n in divisors(world_size) if (s := _slices(n, slices, moe.num_experts))}
         ep_size = _best(list(fitting), ep_size, per_node)
         slices = fitting[ep_size]
-    dims = ParallelDims(world_size=world_size, ep_size=ep_size, expert_tensor_parallel_size=slices)
-    exchange = _exchange(asked.expert_exchange, dims, per_node, anew=world_size % asked.ep_size > 0)
-    return replace(asked, ep_size=ep_size, expert_tensor_parallel_size=slices, expert_exchange=exchange)
+    planned = replace(asked, ep_size=ep_size, expert_tensor_parallel_size=slices)
+    dims, anew = planned.dims(world_size), world_size % asked.ep_size > 0
+    return replace(planned, expert_exchange=_exchange(asked.expert_exchange, dims, per_node, anew=anew))
 
 
 def _best(fitting: list[int], asked: int, per_node: int | None) -> int:

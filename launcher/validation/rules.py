@@ -193,7 +193,7 @@ def _layout_errors(config: RunConfig, world_size: int | None) -> list[str]:
         return [f"parallel.{n} ({v}) needs experts: set model.moe, or 1" for n, v in asked.items() if v > 1]
     errors = _exchange_errors(config)
     try:
-        dims = ParallelDims(world_size=ep_size, ep_size=ep_size, expert_tensor_parallel_size=slices)
+        dims = parallel.dims(ep_size)
     except LayoutError as error:
         errors.append(str(error))
     else:
@@ -253,7 +253,7 @@ def _hierarchy_errors(config: RunConfig, nodes: Sequence[int]) -> list[str]:
     degrees = (
         {"ep": [1], "dp": [], "auto": [1, slices]}[strategy] if isinstance(strategy, str) else [strategy]
     )
-    dims = ParallelDims(world_size=sum(nodes), ep_size=parallel.ep_size, expert_tensor_parallel_size=slices)
+    dims = parallel.dims(sum(nodes))
     return [
         error
         for degree in dict.fromkeys(degrees)

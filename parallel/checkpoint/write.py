@@ -117,7 +117,7 @@ def write_tensors(
         tensors: fp32 or int64, by the names of a checkpoint.
         record: JSON-able, kept in the manifest: the run's state, configuration and versions.
     """
-    final = directory / f"step-{step:08d}"
+    final = path_of(directory, step)
     partial = final.with_suffix(".tmp")
     try:
         open_partial(partial)

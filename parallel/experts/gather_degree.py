@@ -5,6 +5,8 @@ The exchange chooses by these numbers and the planner counts by them. Pure arith
 Legend: E experts, C channels, R ranks of the expert group, n slices of an expert, g gather degree.
 """
 
+from functools import partial
+
 from parallel.experts.placement import ExchangeOptions, Strategy
 
 KEY_BYTES = 8  # a row's key, an int64, travels with it
@@ -78,14 +80,15 @@ def cheapest_degree(
     rows: float,
 ) -> int:
     """The candidate of a strategy that moves the fewest bytes; the arguments of `bytes_received`."""
-    return min(
-        candidate_degrees(strategy, ep_size=ep_size, expert_tensor_parallel_size=expert_tensor_parallel_size),
-        key=lambda degree: bytes_received(
-            degree,
-            ep_size=ep_size,
-            expert_tensor_parallel_size=expert_tensor_parallel_size,
-            weight_bytes=weight_bytes,
-            row_bytes=row_bytes,
-            rows=rows,
-        ),
+    received = partial(
+        bytes_received,
+        ep_size=ep_size,
+        expert_tensor_parallel_size=expert_tensor_parallel_size,
+        weight_bytes=weight_bytes,
+        row_bytes=row_bytes,
+        rows=rows,
     )
+    degrees = candidate_degrees(
+        strategy, ep_size=ep_size, expert_tensor_parallel_size=expert_tensor_parallel_size
+    )
+    return min(degrees, key=received)

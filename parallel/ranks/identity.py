@@ -34,17 +34,17 @@ def is_gone(who: dict[str, Any]) -> bool:
     return who["host"] == socket.gethostname() and start_time(who["pid"]) != who["start"]
 
 
-def end_with_parent(parent: int | None = None, number: signal.Signals = signal.SIGKILL) -> None:
+def end_with_parent(parent: int | None = None, signal_number: signal.Signals = signal.SIGKILL) -> None:
     """Let the kernel send a signal to this process when its parent dies, also by SIGKILL.
 
     Args:
         parent: the process id of the parent, if it may be gone already; then this process ends now.
-        number: the signal.
+        signal_number: of the signal.
     """
     if sys.platform == "linux":
-        _LIBC.prctl(PR_SET_PDEATHSIG, number)
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal_number)
     if parent is not None and os.getppid() != parent:
-        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal_number)
 
 
 def slurm_job(env: Mapping[str, str] = os.environ) -> dict[str, str | int] | None:

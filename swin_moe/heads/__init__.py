@@ -1,1 +1,1 @@
-"""What stands on a backbone, one module a head."""
+"""Heads on a backbone, one module a head."""

@@ -126,7 +126,7 @@ class _Step:
     ) -> None:
         section: Mapping[str, Any] = config.deepspeed.get("zero_optimization", {})
         self.width, stage = element_bytes(config), config.parallel.zero_stage
-        sizes = gradient_sizes(config, held, dims, section, overlaps=overlaps, reserved=reserved)
+        sizes = gradient_sizes(config, held, dims, overlaps=overlaps, reserved=reserved)
         self.flow: Flow = flow_of(stage, sizes)
         self.gathered = Gathered.of(held, dims, section) if stage == 3 else None
 
@@ -159,7 +159,6 @@ def gradient_sizes(
     config: RunConfig,
     held: RankParams,
     dims: ParallelDims,
-    section: Mapping[str, Any],
     *,
     overlaps: bool,
     reserved: bool,

@@ -100,7 +100,7 @@ class FlatFlow(Flow):
         return Snapshot(gradients=_times(4, self.sizes.whole))
 
     def reduction(self) -> Iterator[Snapshot]:
-        """RankGroups are reduced in one copy of them, up to a size."""
+        """Groups are reduced in one copy of them, up to a size."""
         copied = min(REDUCED_AT_ONCE + self.sizes.largest, max(self.sizes.whole))
         yield self._with(4 * copied + self.sizes.width * copied)  # flat, and as it is sent
 

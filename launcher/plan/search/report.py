@@ -145,7 +145,7 @@ def search_lines(candidates: Sequence[Candidate], nodes: Sequence[int], top: int
     slower = len(candidates) - len(fit) - len(large) - len(forbidden)
     lines = [
         f"{len(candidates)} layouts: {len(fit)} fit, {len(large)} do not, {len(forbidden)} break a rule; "
-        f"{slower} slower ones whose memory was not asked for"
+        f"{slower} slower ones whose memory was not predicted"
     ]
     lines += [
         f"{'images/s':>10} {'GiB':>7} {'ep':>4} {'slices':>6} {'ZeRO':>7} {'micro':>6} {'accum':>6} ckpt"

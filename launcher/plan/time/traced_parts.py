@@ -14,7 +14,6 @@ from parallel.experts.placement import ExpertParallel, ExpertSlice
 from swin_moe.backbone.block import SwinBlock
 from swin_moe.backbone.model import SwinTransformer
 from swin_moe.config import ModelConfig
-from swin_moe.heads.simmim_config import SimMIMConfig
 from swin_moe.moe.dispatch import DispatchPlan, SoftDispatchPlan, make_plan
 from swin_moe.moe.experts import ExpertMLP
 from swin_moe.moe.layer import MoELayer
@@ -182,7 +181,7 @@ def head(swin: SwinTransformer) -> TracedPart:
     return TracedPart("head", "head", trace(nn.ModuleList([swin.norm, swin.head]), run), 1, False)
 
 
-def decoder(swin: SwinTransformer, simmim: SimMIMConfig) -> TracedPart:
+def decoder(swin: SwinTransformer) -> TracedPart:
     """SimMIM's: a linear layer to the pixels of a token of the last map."""
     last, model = len(swin.config.depths) - 1, swin.config
     pixels = model.in_chans * (model.patch_size * 2**last) ** 2

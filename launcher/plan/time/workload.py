@@ -63,7 +63,7 @@ def describe(
         parts = [patches(swin)]
         for number in range(len(model.depths)):
             parts += stage_parts(swin, number)
-        parts.append(head(swin) if simmim is None else decoder(swin, simmim))
+        parts.append(head(swin) if simmim is None else decoder(swin))
         experts = [stage_experts(swin, number) for number in range(len(model.depths))]
     return Workload(
         model=model,

@@ -74,5 +74,5 @@ def results(run: RunFiles, step: int) -> Path:
 
 
 def combinations_in(rows: Iterable[Any]) -> frozenset[Combination]:
-    """The sweep_modes that a sweep.json holds."""
+    """The combinations that a sweep.json holds."""
     return frozenset((float(row["capacity_factor"]), int(row["top_k"])) for row in rows)

@@ -76,7 +76,7 @@ def offset_law(x: Array, y: Array) -> Law:
 
 
 def fit(losses: pd.DataFrame, *, offset: bool = False) -> LawFit:
-    """LawFit a law to losses by seed and size.
+    """Fit a law to losses by seed and size.
 
     Args:
         losses: (s, n), NaN where a seed lacks a size. Such seeds count in the means, not in the interval.

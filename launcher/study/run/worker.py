@@ -94,7 +94,7 @@ class Worker:
 
     def _die_with_us(self) -> None:
         """In the child: save and stop when the study's process is killed, rather than train on alone."""
-        end_with_parent(number=signal.SIGTERM)
+        end_with_parent(signal_number=signal.SIGTERM)
 
     def _reason(self, code: int) -> str:
         """Why a phase ended so: by the post-mortem of its session, else by what it said last."""
