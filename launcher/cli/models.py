@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from launcher.console.arguments import Commands, add_command
+from launcher.validation.place_rules import check_output_file
 from swin_moe.backbone.flops import Cost, cost
 from swin_moe.config import ModelConfig, ModelError
 from swin_moe.registry import list_models, load_model_config, recipe_files
@@ -115,6 +116,8 @@ def names(text: str) -> int:
 
 def show(text: str, json_file: Path | None) -> int:
     """Print the table; returns 1 if a figure disagrees with the published one, else 0."""
+    if json_file is not None:
+        check_output_file("--json", json_file)
     matching = _matching(text, list_models())
     print(HEADER)
     rows = []

@@ -16,6 +16,7 @@ from launcher.plan.base.hardware import Hardware, load_hardware
 from launcher.plan.search.simulate import MTBF_GPU_H, Failures, parse_range
 from launcher.process.local_launcher import is_parent, run_local
 from launcher.process.run_rank import RankContext, run_rank
+from launcher.validation.place_rules import check_output_file
 from launcher.validation.rules import problems
 from launcher.validation.run_rules import run_errors
 from parallel.ranks.rank import Ranks
@@ -81,7 +82,7 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
             "plan needs CONFIG and --gpu NAME|FILE, such as --gpu a100-80; or --calibrate OUT.yaml alone"
         )
     if args.json:
-        _check_directory("--json", args.json)
+        check_output_file("--json", args.json)
     if args.simulate and args.out:
         _make_directory(args.out)
     hardware, config = load_hardware(args.gpu), load_config(args.config, args.overrides)
@@ -153,7 +154,7 @@ def _simulate(
 def _calibrate(args: argparse.Namespace, arguments: list[str]) -> int:
     if args.calibrate.suffix not in (".yaml", ".yml"):
         raise ConfigError(f"--calibrate ({args.calibrate}) must be a file that ends in .yaml")
-    _check_directory("--calibrate", args.calibrate)
+    check_output_file("--calibrate", args.calibrate)
     if is_parent(args.nproc):
         return run_local(args.nproc, arguments)
 
@@ -166,11 +167,6 @@ def _calibrate(args: argparse.Namespace, arguments: list[str]) -> int:
             print(f"{args.calibrate}: a profile of {hardware.name}; use it with --gpu {args.calibrate}")
 
     return run_rank(no_run(), work, args.runtime)
-
-
-def _check_directory(option: str, file: Path) -> None:
-    if not file.parent.is_dir():
-        raise ConfigError(f"{option} ({file}): there is no directory {file.parent}; make it first")
 
 
 def _make_directory(directory: Path) -> None:

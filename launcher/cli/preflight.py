@@ -11,6 +11,7 @@ from launcher.config.schema import DataConfig, RunConfig
 from launcher.console.arguments import Commands, add_command
 from launcher.process.local_launcher import is_parent, run_local
 from launcher.process.run_rank import RankContext, run_rank
+from launcher.validation.place_rules import check_output_file
 from parallel.ranks.rank import Ranks
 from swin_moe.config import ModelConfig
 
@@ -45,6 +46,8 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
     for option, value in (("--nproc", args.nproc), ("--megabytes", args.megabytes)):
         if value is not None and value <= 0:
             raise ConfigError(f"{option} ({value}) must be above 0")
+    if args.json:
+        check_output_file("--json", args.json)
     config = load_config(args.config, args.overrides) if args.config else None
     if is_parent(args.nproc):
         return run_local(args.nproc, arguments)

@@ -13,6 +13,18 @@ from parallel.checkpoint.commit import committed
 from parallel.zero.options import check_precision
 
 
+def check_output_file(option: str, file: Path) -> None:
+    """Refuse a file that a command could not write at its end.
+
+    Raises:
+        ConfigError: there is no such directory, or a directory has the name.
+    """
+    if not file.parent.is_dir():
+        raise ConfigError(f"{option} ({file}): there is no directory {file.parent}; make it first")
+    if file.is_dir():
+        raise ConfigError(f"{option} ({file}) is a directory; name a file")
+
+
 def place_errors(config: RunConfig) -> list[str]:
     """What is wrong with the places that all nodes of a run share: its run directory and its weights."""
     errors = []

@@ -278,6 +278,13 @@ def test_a_filter_that_matches_nothing(capsys: pytest.CaptureFixture[str]) -> No
     assert_names(capsys.readouterr().err, "ModelError: ", "'resnet'", "--filter")
 
 
+def test_a_table_that_could_not_be_written_is_refused_first(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["models", "--json", "no/x.json"]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert_names(err, "ConfigError: --json (no/x.json): ", "no directory no")
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_lacks_nothing_but_its_shards(name: str) -> None:
     config = CONFIGS[name]

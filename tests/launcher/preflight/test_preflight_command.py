@@ -103,6 +103,11 @@ def test_a_configuration_that_train_would_refuse(shards: Path, tmp_path: Path) -
     [
         (("--nproc", "0"), "ConfigError: --nproc (0) must be above 0"),
         (("--megabytes", "-1"), "ConfigError: --megabytes (-1.0) must be above 0"),
+        (
+            ("--json", "no/x.json"),
+            "ConfigError: --json (no/x.json): there is no directory no; make it first",
+        ),
+        (("--json", "."), "ConfigError: --json (.) is a directory; name a file"),
     ],
 )
 def test_bad_options(capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], line: str) -> None:
