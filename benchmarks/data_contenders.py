@@ -102,7 +102,7 @@ def stream_ours(data: Data, threads: int) -> int:
     count = 0
     with TrainStream(data.split, sampling, TRANSFORM, StreamOptions(threads=threads)) as stream:
         for batch in stream:
-            count += len(batch.labels)
+            count += len(batch["label"])
             if count >= data.samples // BATCH * BATCH:
                 return count
     raise AssertionError("the stream has no end")

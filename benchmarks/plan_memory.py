@@ -120,8 +120,7 @@ class MeasuredTraining:
         count, sides = self.config.train.micro_batch_size, self.config.model.image_sides
         pixels = np.random.default_rng(0).integers(0, 256, (count, *sides, 3), dtype=np.uint8)
         batch = Batch(
-            images=torch.from_numpy(pixels).permute(0, 3, 1, 2),
-            labels=torch.arange(count),
+            tensors={"image": torch.from_numpy(pixels).permute(0, 3, 1, 2), "label": torch.arange(count)},
             positions=torch.arange(count) + count * self.mesh.rank,
             weights=torch.ones(count),
         )

@@ -120,13 +120,15 @@ def _prepared(
     side = config.model.image_size
     pixels = torch.randint(256, (images, 3, side, side), dtype=torch.uint8)
     one = Batch(
-        images=pixels.pin_memory() if place.on_gpu else pixels,  # as the stream's are
-        labels=torch.arange(images) % 10,
+        tensors={
+            "image": pixels.pin_memory() if place.on_gpu else pixels,
+            "label": torch.arange(images) % 10,
+        },  # as the stream's are
         positions=torch.arange(images),
         weights=torch.ones(images),
     )
     run = partial(_evaluate if case.evaluates else _train, engine, task, one, config, device)
-    return run, [one.images, one.labels, one.positions, one.weights]
+    return run, [one["image"], one["label"], one.positions, one.weights]
 
 
 def _model_config(case: Waits, place: CheckContext) -> Any:

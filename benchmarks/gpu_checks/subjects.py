@@ -232,8 +232,10 @@ class Training:
         images = torch.randint(0, 256, (size, *sides, 3), dtype=torch.uint8, generator=generator)
         images = images.pin_memory() if self.device.type == "cuda" else images
         return Batch(
-            images=images.permute(0, 3, 1, 2),
-            labels=torch.arange(size) % self.config.model.num_classes,
+            tensors={
+                "image": images.permute(0, 3, 1, 2),
+                "label": torch.arange(size) % self.config.model.num_classes,
+            },
             positions=torch.arange(size),
             weights=torch.ones(size),
         )

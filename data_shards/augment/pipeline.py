@@ -1,7 +1,7 @@
 """From the stream's uint8 batches to the float32 inputs of the model, on the model's device.
 
     augment = Augment(AugmentConfig(), seed=config.seed, mean=mean, std=std, device=device)
-    images, targets = augment(batch.images, batch.labels, batch.positions)   # float32 on the device
+    images, targets = augment(batch["image"], batch["label"], batch.positions)   # float32 on the device
     loss = cross_entropy(logits, targets.soft(num_classes), label_smoothing=0.1)
 
 The order is the reference's: RandAugment or color jitter on uint8, normalize, random erasing, mixup or

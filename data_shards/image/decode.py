@@ -7,12 +7,25 @@ threads. Gray images get three equal channels.
 Legend: H, W height and width of the source image; h, w of the result; C channels, 1 or 3.
 """
 
+from collections.abc import Mapping
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from data_shards.image.geometry import Geometry, Transform, dct_factor
 from data_shards.image.pixels import decode_pixels, decode_region, image_size
+
+Members = Mapping[str, bytes | int]  # of one sample, as they are stored: the bytes of its image, its label
+Example = dict[str, np.ndarray | int]  # of one sample, decoded: what its row of a batch gets
+
+
+def decode_example(members: Members, transform: Transform, key: tuple[int, int]) -> Example:
+    """The image (3, h, w) uint8 and the label of a sample, as `decode_image` gives the image."""
+    body, label = members["image"], members["label"]
+    assert isinstance(body, bytes)
+    assert isinstance(label, int)
+    return {"image": decode_image(body, transform, key), "label": label}
 
 
 def decode_image(body: bytes, transform: Transform, key: tuple[int, int] = (0, 0)) -> np.ndarray:

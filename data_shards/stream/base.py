@@ -10,7 +10,7 @@ import numpy as np
 
 from data_shards.errors import DataError
 from data_shards.format.index import MANIFEST_NAME
-from data_shards.image.decode import decode_image
+from data_shards.image.decode import Example, decode_example
 from data_shards.image.geometry import Transform
 from data_shards.storage import storage_for
 from data_shards.storage.base import Storage
@@ -138,28 +138,27 @@ class Stream(SingleIterator):
         self.retries.stop.clear()
 
     def fetch(self, shard: int, row: int) -> Fetched:
-        """The compressed image and the label of a sample, or its error."""
+        """The members of a sample as they are stored, image and label, or its error."""
         try:
             body, label = self.reader.read(shard, row)
         except SampleError as error:
             return error
         if label >= len(self.manifest.classes):
             return self.reader.bad_sample(shard, row, self._unknown(label))
-        return body, label
+        return {"image": body, "label": label}
 
-    def decode(self, fetched: Fetched, position: int, shard: int, row: int) -> tuple[np.ndarray, int] | None:
+    def decode(self, fetched: Fetched, position: int, shard: int, row: int) -> Example | None:
         """The image (3, H, W) uint8 and the label of a sample, or of its replacement."""
         try:
             return self._decoded(fetched, position, shard, row)
         except SampleError as error:
             return self._replace(error, position)
 
-    def _decoded(self, fetched: Fetched, position: int, shard: int, row: int) -> tuple[np.ndarray, int]:
+    def _decoded(self, fetched: Fetched, position: int, shard: int, row: int) -> Example:
         if isinstance(fetched, DataError):
             raise fetched
-        body, label = fetched
         try:
-            return decode_image(body, self.transform, (self.seed, position)), label
+            return decode_example(fetched, self.transform, (self.seed, position))
         except DataError as error:
             raise self.reader.bad_sample(shard, row, f"cannot be used: {error}") from error
 
@@ -169,7 +168,7 @@ class Stream(SingleIterator):
         shards = ", ".join(self.reader.busy()) or "no shard"
         return DataError(f"{waited} while reading {shards}; see to that file system")
 
-    def _replace(self, error: SampleError, position: int) -> tuple[np.ndarray, int] | None:
+    def _replace(self, error: SampleError, position: int) -> Example | None:
         """The image and the label that take a bad sample's position; None gives the position weight 0."""
         raise NotImplementedError
 

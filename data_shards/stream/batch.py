@@ -4,25 +4,30 @@ Legend: B samples in a batch, H, W height and width of the images in pixels.
 """
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
-    """A micro-batch of one rank.
+    """A micro-batch of one rank: named tensors, such as batch["image"].
 
-    images (B, 3, H, W) uint8, pinned where there is a GPU; labels (B,) int64; positions (B,) int64, the key
-    of every random draw of a sample: its position in the training stream, or its index in evaluation, -1 for
-    padding; weights (B,) float32, 0 for padding.
+    `tensors` are what the transform of the stream gives: of images with labels, `image` (B, 3, H, W) uint8,
+    pinned if there is a GPU, and `label` (B,) int64. positions (B,) int64 are the key of every random draw of
+    a sample: its position in the training stream, or its index in evaluation, -1 for padding. weights (B,)
+    float32 are 0 for padding.
     """
 
-    images: torch.Tensor
-    labels: torch.Tensor
-    positions: torch.Tensor
-    weights: torch.Tensor
+    tensors: Mapping[str, Tensor]
+    positions: Tensor
+    weights: Tensor
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.tensors[name]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,13 +61,15 @@ class BufferPool:
         if (padding := plan.positions < 0).any():
             images[torch.from_numpy(padding)] = 0
         return Batch(
-            images=images,
-            labels=torch.from_numpy(np.zeros(len(plan.positions), dtype=np.int64)),
+            tensors={
+                "image": images,
+                "label": torch.from_numpy(np.zeros(len(plan.positions), dtype=np.int64)),
+            },
             positions=torch.from_numpy(plan.positions.copy()),
             weights=torch.from_numpy((~padding if plan.weights is None else plan.weights).astype(np.float32)),
         )
 
-    def _images(self, samples: int) -> torch.Tensor:
+    def _images(self, samples: int) -> Tensor:
         shape = samples, *self.sides, 3
         if self.pinned:
             return torch.empty(shape, dtype=torch.uint8, pin_memory=True).permute(0, 3, 1, 2)

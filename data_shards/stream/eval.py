@@ -115,9 +115,11 @@ class EvalStream(Stream):
         return inside, indices < self.num_samples
 
     def fetch(self, shard: int, row: int) -> Fetched:
-        """The compressed image and the mapped label of a sample, or its error."""
+        """The members of a sample, its label mapped, or its error."""
         fetched = super().fetch(shard, row)
-        return fetched if isinstance(fetched, DataError) else (fetched[0], int(self._labels[fetched[1]]))
+        if isinstance(fetched, DataError):
+            return fetched
+        return {**fetched, "label": int(self._labels[int(fetched["label"])])}
 
     def _replace(self, error: SampleError, position: int) -> None:
         if self.bad_samples == "fatal":

@@ -9,7 +9,7 @@ The life of a sample:
 
     1. order     position -> (shard, row)                        order.py: GlobalOrder.locate
     2. plan      the positions of this rank's micro-batches       here: TrainStream._plans
-    3. fetch     (shard, row) -> compressed image and label       base.py: Stream.fetch; reader.py
+    3. fetch     (shard, row) -> members: image, label            base.py: Stream.fetch; reader.py
                  from the cache or the storage, checksum checked  storage/cache.py, storage/base.py
     4. decode    key (seed, position) -> geometry -> image        base.py: Stream.decode; image/decode.py
                  a bad sample is replaced                         here: TrainStream._replace
@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.errors import DataError
+from data_shards.image.decode import Example
 from data_shards.image.geometry import Transform
 from data_shards.storage.base import Storage
 from data_shards.stream.base import Stream
@@ -139,7 +140,7 @@ class TrainStream(Stream):
         steps = [self._mine(start + i * self.global_batch_size) for i in range(4)]
         return np.unique(self.order.segment_of(np.concatenate(steps)))
 
-    def _replace(self, error: SampleError, position: int) -> tuple[np.ndarray, int]:
+    def _replace(self, error: SampleError, position: int) -> Example:
         """The next healthy sample of the buffer: decided by the bytes of the shards alone."""
         if self.quarantine.path is None:
             raise error

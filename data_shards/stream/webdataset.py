@@ -23,7 +23,7 @@ from data_shards.format.file_kinds import COMPRESSED, HEAD_BYTES, kind_of
 from data_shards.format.image_names import HIDDEN, IMAGE_SUFFIXES, Skipped, is_hidden
 from data_shards.format.labels import label_text, parse_label
 from data_shards.format.rng import Purpose, fold, permutation
-from data_shards.image.decode import decode_image
+from data_shards.image.decode import Example, decode_example
 from data_shards.image.geometry import Transform
 from data_shards.stream.base import SingleIterator
 from data_shards.stream.batch import Batch, BatchPlan
@@ -110,17 +110,17 @@ class WebDatasetStream(SingleIterator):
         self._source = iter(())
 
     def fetch(self, shard: int, row: int) -> Fetched:
-        """The next sample's compressed image and label, as those of `row`; called by one thread."""
+        """The next sample's image and label, as those of `row`; called by one thread."""
         image, label, self._names[row] = next(self._source)
         self._bytes += len(image)
-        return image, label
+        return {"image": image, "label": label}
 
-    def decode(self, fetched: Fetched, position: int, shard: int, row: int) -> tuple[np.ndarray, int]:
+    def decode(self, fetched: Fetched, position: int, shard: int, row: int) -> Example:
         """The image (3, H, W) uint8 and the label; DataError when it cannot be decoded."""
         assert not isinstance(fetched, DataError)
-        name, (body, label) = self._names.pop(row), fetched
+        name = self._names.pop(row)
         try:
-            return decode_image(body, self.transform, (self.seed, position)), label
+            return decode_example(fetched, self.transform, (self.seed, position))
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
 

@@ -1,6 +1,6 @@
 """Threads that fetch and decode batches ahead of their consumer; the result depends on no number of threads.
 
-    plans -> fetch threads: compressed bytes -> decode threads: uint8 images -> batches, in order
+    plans -> fetch threads: members, as stored -> decode threads: examples -> batches, in order
 
 There are no worker processes. Reading, decoding and resizing release the GIL, so nothing is pickled and
 nothing lies in shared memory. B = samples in a batch, H, W = height and width of the images in pixels.
@@ -12,24 +12,23 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
-import numpy as np
-
 from data_shards.errors import DataError
+from data_shards.image.decode import Example, Members
 from data_shards.stream.batch import Batch, BatchPlan, BufferPool
 from data_shards.stream.options import StreamOptions
 
 CHUNK = 16  # samples of a task at most: few enough to balance the end of a batch, enough to cost little
 
-Fetched = tuple[bytes, int] | DataError  # compressed image and label, or the error of the sample
+Fetched = Members | DataError  # or the error of the sample
 
 
 class Loader(Protocol):
     """What fetches and decodes the samples of a stream."""
 
     def fetch(self, shard: int, row: int) -> Fetched:
-        """The sample's bytes and label, or its SampleError; any other error is raised."""
+        """The sample's members, or its SampleError; any other error is raised."""
 
-    def decode(self, fetched: Fetched, position: int, shard: int, row: int) -> tuple[np.ndarray, int] | None:
+    def decode(self, fetched: Fetched, position: int, shard: int, row: int) -> Example | None:
         """Its image (3, H, W) uint8 and its label; None is a black image of weight 0."""
 
     def stalled(self) -> DataError:
@@ -83,7 +82,7 @@ def prefetched(
 
 
 def _fetch(plan: BatchPlan, rows: range, loader: Loader) -> list[Fetched | None]:
-    """The compressed samples `rows` of a batch; None for padding."""
+    """The members of the samples `rows` of a batch; None for padding."""
     return [
         loader.fetch(int(plan.shards[i]), int(plan.rows[i])) if plan.positions[i] >= 0 else None for i in rows
     ]
@@ -91,15 +90,15 @@ def _fetch(plan: BatchPlan, rows: range, loader: Loader) -> list[Fetched | None]
 
 def _fill(batch: Batch, plan: BatchPlan, rows: range, fetched: list[Fetched | None], loader: Loader) -> None:
     """Decode the samples `rows` into their rows of a batch."""
-    images, labels, weights = batch.images.numpy(), batch.labels.numpy(), batch.weights.numpy()
-    for i, body in zip(rows, fetched, strict=True):
-        if body is None:
+    arrays, weights = {name: tensor.numpy() for name, tensor in batch.tensors.items()}, batch.weights.numpy()
+    for i, members in zip(rows, fetched, strict=True):
+        if members is None:
             continue
-        sample = loader.decode(body, int(plan.positions[i]), int(plan.shards[i]), int(plan.rows[i]))
-        if sample is None:
-            images[i], weights[i] = 0, 0
-        else:
-            images[i], labels[i] = sample
+        example = loader.decode(members, int(plan.positions[i]), int(plan.shards[i]), int(plan.rows[i]))
+        if example is None:
+            weights[i] = 0
+        for name, array in arrays.items():
+            array[i] = 0 if example is None else example[name]
 
 
 def _finished(futures: list[Future[Future[None] | None]], deadline: float) -> bool:

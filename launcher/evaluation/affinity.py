@@ -33,7 +33,7 @@ class Affinity:
 
     def update(self, output: Any, batch: Batch) -> None:
         """Count one batch; padding does not."""
-        labels, counted = batch.labels.to(self._device), batch.weights.to(self._device, torch.int64)
+        labels, counted = batch["label"].to(self._device), batch.weights.to(self._device, torch.int64)
         for layer, stats in output.moe.items():
             chosen = stats.choices * counted[:, None]  # (B, E)
             if layer not in self._counts:

@@ -31,7 +31,7 @@ class Confusion:
     def update(self, output: Any, batch: Batch) -> None:
         """Count one batch; padding does not."""
         best = self._metric.scores(output).argmax(1)
-        pairs = batch.labels.to(self._device) * self._classes + best
+        pairs = batch["label"].to(self._device) * self._classes + best
         self._pairs.scatter_add_(0, pairs, batch.weights.to(self._device, torch.int64))
 
     def matrix(self) -> Tensor:

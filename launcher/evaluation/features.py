@@ -58,7 +58,7 @@ def pooled_features(
         values = torch.zeros(stream.num_samples, backbone.norm.normalized_shape[0], device=device)
         try:
             for i, batch in enumerate(stream):
-                images = normalize_images(batch.images, config.data, device)
+                images = normalize_images(batch["image"], config.data, device)
                 keys = send(sample_keys(0, batch.positions), device)
                 features, _ = backbone.forward_pooled(images, keys, modes[0].call)
                 first = (i * stream.dp_size + stream.dp_rank) * stream.batch_size

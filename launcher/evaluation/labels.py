@@ -182,7 +182,7 @@ class RelabelledMetric(ClassificationMetric):
         """(4,): as ClassificationMetric's, over the images that have a right class."""
         scores, weights = self.scores(output), batch.weights.to(self.device)
         if self._right is None:
-            return evaluation_sums(scores, batch.labels.to(self.device), weights)
+            return evaluation_sums(scores, batch["label"].to(self.device), weights)
         positions = batch.positions.to(self.device).clamp_min(0)
         right = torch.zeros(len(scores), self.num_classes + 1, dtype=torch.bool, device=self.device)
         right = right.scatter_(1, self._right[positions], True)[:, :-1]  # (B, K)

@@ -143,7 +143,7 @@ def evaluate(
     modes = [_ModeTotals(call, evaluated, stream) for call in calls]
     try:
         for i, batch in enumerate(stream):
-            images = normalize_images(batch.images, evaluated.data, device)
+            images = normalize_images(batch["image"], evaluated.data, device)
             keys = send(sample_keys(0, batch.positions), device)
             is_timed = i > 0 or len(stream) == 1  # the first batch also warms up
             outputs = [mode.add(images, keys, batch, timed=is_timed) for mode in modes]

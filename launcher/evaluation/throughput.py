@@ -32,7 +32,7 @@ def measure(context: EvalContext, factor: float | None, *, warm_up: int, repeats
     config, modes = context.config, standard_modes(context.config.model.moe, factor)
     with eval_stream(config, context.mesh, grouped=config.model.moe is not None) as stream:
         batch = next(iter(stream))
-        images = normalize_images(batch.images, config.data, context.device)
+        images = normalize_images(batch["image"], config.data, context.device)
     keys = send(sample_keys(0, batch.positions), context.device)
     flops, rows = 2 * cost(config.model).flops, []  # a multiply-add is two
     for mode in modes:

@@ -69,7 +69,7 @@ def seen(stream: TrainStream, steps: int = STEPS) -> Seen:
     samples = {}
     with stream:
         for batch in islice(stream, steps * stream.grad_accum_steps):
-            rows = zip(batch.positions.tolist(), batch.images.numpy(), batch.labels.tolist(), strict=True)
+            rows = zip(batch.positions.tolist(), batch["image"].numpy(), batch["label"].tolist(), strict=True)
             assert batch.weights.all()
             samples |= {position: (image.tobytes(), label) for position, image, label in rows}
     return samples

@@ -156,10 +156,10 @@ def test_the_training_stream_gives_these_images(shards: Path) -> None:
     bodies, _ = bodies_of(shards)
     with train(shards) as stream:
         for batch in islice(stream, 8):
-            assert batch.images.shape == (6, 3, HEIGHT, WIDTH)
-            assert batch.images.is_contiguous(memory_format=torch.channels_last)
+            assert batch["image"].shape == (6, 3, HEIGHT, WIDTH)
+            assert batch["image"].is_contiguous(memory_format=torch.channels_last)
             where, rows = stream.order.locate(batch.positions.numpy())
-            for image, position, shard, row in zip(batch.images, batch.positions, where, rows, strict=True):
+            for image, position, shard, row in zip(batch["image"], batch.positions, where, rows, strict=True):
                 body = bodies[int(shard) * 20 + int(row)]
                 expected = decode_image(body, stream.transform, (1, int(position)))
                 assert np.array_equal(image.numpy(), expected)
@@ -172,8 +172,8 @@ def test_the_evaluation_stream_gives_these_images(shards: Path) -> None:
         batches = list(stream)
     assert len(batches) == 5
     for batch in batches:
-        assert batch.images.shape == (25, 3, HEIGHT, WIDTH)
-        for image, position in zip(batch.images, batch.positions.tolist(), strict=True):
+        assert batch["image"].shape == (25, 3, HEIGHT, WIDTH)
+        for image, position in zip(batch["image"], batch.positions.tolist(), strict=True):
             expected = (
                 decode_image(bodies[position], EvalTransform(image_size=SIDES, crop_ratio=0.75))
                 if position >= 0
@@ -190,8 +190,8 @@ def test_tars_of_others_give_these_images(shards: Path) -> None:
     place = f"{shards}/{{000000..000005}}.tar"
     with webdataset_stream(place, transform, **batches) as stream:
         (batch,) = islice(stream, 1)
-    assert batch.images.shape == (4, 3, HEIGHT, WIDTH)
-    for image, position in zip(batch.images, batch.positions.tolist(), strict=True):
+    assert batch["image"].shape == (4, 3, HEIGHT, WIDTH)
+    for image, position in zip(batch["image"], batch.positions.tolist(), strict=True):
         assert any(np.array_equal(image.numpy(), decode_image(b, transform, (1, position))) for b in bodies)
 
 
@@ -202,7 +202,7 @@ def test_ranks_share_the_images_of_one(shards: Path) -> None:
     for rank in range(2):
         with train(shards, micro_batch_size=12, dp_rank=rank, dp_size=2) as stream:
             parts += list(islice(stream, 1))
-    assert torch.equal(torch.cat([part.images for part in parts]), whole.images)
+    assert torch.equal(torch.cat([part["image"] for part in parts]), whole["image"])
 
 
 # Augmentation on the device.

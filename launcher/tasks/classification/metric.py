@@ -30,7 +30,7 @@ class ClassificationMetric:
 
     def sums(self, output: ModelOutput, batch: Batch) -> Tensor:
         """(4,): weighted cross-entropy, top-1 hits, top-5 hits, images."""
-        labels, weights = send(batch.labels, self.device), send(batch.weights, self.device)
+        labels, weights = send(batch["label"], self.device), send(batch.weights, self.device)
         return evaluation_sums(self.scores(output), labels, weights)
 
     def compute(self, sums: list[float]) -> dict[str, Any]:

@@ -58,9 +58,9 @@ class ClassificationTask:
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images (B, 3, H, W) float32, and labels (B,) or, of mixed images, probabilities (B, K)."""
         if self.augment is None:
-            images = normalize_images(batch.images, self.config.data, self.device)
-            return images, send(batch.labels, self.device)
-        images, targets = self.augment(batch.images, batch.labels, batch.positions)
+            images = normalize_images(batch["image"], self.config.data, self.device)
+            return images, send(batch["label"], self.device)
+        images, targets = self.augment(batch["image"], batch["label"], batch.positions)
         return images, targets.soft(self.config.model.num_classes)
 
     def loss(self, engine: Any, inputs: Any, keys: Tensor) -> tuple[Tensor, ModelOutput]:

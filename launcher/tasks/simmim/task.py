@@ -55,7 +55,7 @@ class SimMIMTask:
 
     def inputs(self, batch: Batch) -> Tensor:
         """Images (B, 3, H, W) float32."""
-        return normalize_images(batch.images, self.config.data, self.device)
+        return normalize_images(batch["image"], self.config.data, self.device)
 
     def loss(self, engine: Any, inputs: Any, keys: Tensor) -> tuple[Tensor, SimMIMOutput]:
         """Mean absolute error of the masked pixels, and the model's output."""

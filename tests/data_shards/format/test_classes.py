@@ -91,7 +91,7 @@ def names_by_position(place: Path, rank: int, ranks: int, classes: tuple[str, ..
             position: stream.classes[label]
             for batch in stream
             for position, label, weight in zip(
-                batch.positions.tolist(), batch.labels.tolist(), batch.weights.tolist(), strict=True
+                batch.positions.tolist(), batch["label"].tolist(), batch.weights.tolist(), strict=True
             )
             if weight
         }

@@ -207,7 +207,7 @@ def test_training_and_evaluation_fill_and_use_it(shards: Path, tmp_path: Path) -
     options = {"batch_size": 10, "dp_rank": 0, "dp_size": 1, "image_size": 8}
     with eval_stream(shards, **options) as bare, eval_stream(shards, read=read, **options) as stream:
         for ours, theirs in zip(stream, bare, strict=True):
-            assert (ours.images == theirs.images).all()
+            assert (ours["image"] == theirs["image"]).all()
         assert stream.telemetry.totals()["cache_misses"] == 0
     assert sorted(path.name for path in tmp_path.glob("*/*")) == [f"{i:06d}.tar" for i in range(6)]
 

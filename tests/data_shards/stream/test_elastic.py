@@ -62,7 +62,7 @@ def test_8_to_3_to_5_ranks_is_the_uninterrupted_stream(shards: Path, seed: int) 
     whole = seen(tiny_stream(shards, global_batch_size=start, micro_batch_size=start, **options), 1)
     for batch in got:
         for p, image, label in zip(
-            batch.positions.tolist(), batch.images, batch.labels.tolist(), strict=True
+            batch.positions.tolist(), batch["image"], batch["label"].tolist(), strict=True
         ):
             assert (image.numpy().tobytes(), label) == whole[p]
 
@@ -121,20 +121,20 @@ def test_the_pool_reuses_a_buffer_only_when_nobody_holds_it() -> None:
         BatchPlan(positions=np.array([3, -1]), shards=np.zeros(2), rows=np.zeros(2)),
     )
     first = pool.batch(plan)
-    where, view = first.images.data_ptr(), first.images[1:, :2]
-    first.images[:] = 7
+    where, view = first["image"].data_ptr(), first["image"][1:, :2]
+    first["image"][:] = 7
     del first
     second = pool.batch(plan)
-    assert second.images.data_ptr() != where  # a view is still held
+    assert second["image"].data_ptr() != where  # a view is still held
     assert (view[0] == 7).all()
     del view
     third = pool.batch(plan)
-    assert third.images.data_ptr() == where
-    assert not third.images[1].any()  # padding is black again
+    assert third["image"].data_ptr() == where
+    assert not third["image"][1].any()  # padding is black again
     assert third.weights.tolist() == [1, 0]
-    array = third.images.numpy()
+    array = third["image"].numpy()
     del third
-    assert pool.batch(plan).images.data_ptr() != where
+    assert pool.batch(plan)["image"].data_ptr() != where
     assert array.shape == (2, 3, 4, 4)
 
 

@@ -28,7 +28,7 @@ from tests.data_shards.streams import eval_stream, train_stream
 from tests.data_shards.tiny_splits import write_split
 
 TRANSFORM = TrainTransform(image_size=12)
-FIELDS = ("images", "labels", "positions", "weights")
+FIELDS = ("image", "label", "positions", "weights")
 
 
 def train(shards: Path, rank: int = 0, ranks: int = 1, **options: object) -> TrainStream:
@@ -52,8 +52,12 @@ def take(stream: TrainStream, batches: int) -> list[Batch]:
         return list(islice(stream, batches))
 
 
+def tensor(batch: Batch, field: str) -> torch.Tensor:
+    return batch[field] if field in batch.tensors else getattr(batch, field)
+
+
 def joined(batches: list[Batch]) -> dict[str, torch.Tensor]:
-    return {field: torch.cat([getattr(batch, field) for batch in batches]) for field in FIELDS}
+    return {field: torch.cat([tensor(batch, field) for batch in batches]) for field in FIELDS}
 
 
 def assert_same(one: list[Batch], other: list[Batch]) -> None:
@@ -72,20 +76,20 @@ def test_a_batch_is_what_order_reader_and_decoder_give(shards: Path) -> None:
     ):
         body, label = reader.read(shard, sample)
         batch, i = batches[row // 4], row % 4
-        np.testing.assert_array_equal(batch.images[i].numpy(), decode_image(body, TRANSFORM, (1, position)))
-        assert (batch.labels[i].item(), batch.positions[i].item(), batch.weights[i].item()) == (
+        np.testing.assert_array_equal(batch["image"][i].numpy(), decode_image(body, TRANSFORM, (1, position)))
+        assert (batch["label"][i].item(), batch.positions[i].item(), batch.weights[i].item()) == (
             label,
             position,
             1,
         )
     batch = batches[0]
-    assert [getattr(batch, field).dtype for field in FIELDS] == [
+    assert [tensor(batch, field).dtype for field in FIELDS] == [
         torch.uint8,
         torch.int64,
         torch.int64,
         torch.float32,
     ]
-    assert batch.images.shape == (4, 3, 12, 12)
+    assert batch["image"].shape == (4, 3, 12, 12)
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -116,7 +120,7 @@ def test_micro_batch_size_only_cuts(shards: Path) -> None:
 def test_every_epoch_has_every_sample_once(shards: Path) -> None:
     positions = joined(take(train(shards, global_batch_size=103, micro_batch_size=103), 2))
     assert sorted(positions["positions"].tolist()) == list(range(206))
-    counts = torch.bincount(positions["labels"])
+    counts = torch.bincount(positions["label"])
     assert counts.tolist() == [42, 42, 42, 40, 40]  # twice 21 21 21 20 20
 
 
@@ -219,15 +223,15 @@ def test_evaluation_has_every_sample_exactly_once(
         assert len(batches) == len(stream) == -(-count // (size * ranks))
         assert stream.num_samples == count
         got = joined(batches)
-        assert got["images"].shape[0] == len(batches) * size
+        assert got["image"].shape[0] == len(batches) * size
         assert torch.equal(got["weights"], (got["positions"] >= 0).float())
-        assert not got["images"][got["weights"] == 0].any()
+        assert not got["image"][got["weights"] == 0].any()
         for i in torch.nonzero(got["weights"])[:, 0].tolist():
             position = got["positions"][i].item()
             assert position not in seen
             # batch b of all ranks starts at b * size * ranks, this rank's slice at rank * size in it
             assert position == (i // size * ranks + rank) * size + i % size
-            seen[position] = got["images"][i], got["labels"][i].item()
+            seen[position] = got["image"][i], got["label"][i].item()
     assert sorted(seen) == list(range(count))
     for position in (0, count // 2, count - 1):
         body, label = reader.read(*divmod(position, PER_SHARD))

@@ -40,7 +40,7 @@ def test_samples_come_as_webdataset_reads_them(shards: Path, capsys: pytest.Capt
     found = [
         (image.numpy().tobytes(), label)
         for batch in batches
-        for image, label in zip(batch.images, batch.labels.tolist(), strict=True)
+        for image, label in zip(batch["image"], batch["label"].tolist(), strict=True)
     ]
     assert set(found) <= known
     resumed = foreign(f"{shards}/{{000000..000005}}.tar")
@@ -57,7 +57,7 @@ def test_the_order_does_not_depend_on_threads(shards: Path) -> None:
     seen = []
     for threads in (1, 3):
         with foreign(f"{shards}/{{000000..000005}}.tar", threads=threads, shuffle_buffer=50) as stream:
-            seen.append([batch.images.numpy().tobytes() for batch in islice(stream, 30)])
+            seen.append([batch["image"].numpy().tobytes() for batch in islice(stream, 30)])
             assert stream.counts()["bytes"] > 0
     assert seen[0] == seen[1]
     assert len(set(seen[0])) == 30
@@ -124,7 +124,7 @@ def test_hidden_members_are_skipped_and_other_labels_are_read(
     make_tar(path, members)
     with foreign(str(path), micro_batch_size=4, global_batch_size=4) as stream:
         batches = list(islice(stream, 3))
-    assert {label for batch in batches for label in batch.labels.tolist()} == {0, 1, 2, 3}
+    assert {label for batch in batches for label in batch["label"].tolist()} == {0, 1, 2, 3}
     said = capsys.readouterr().err
     assert f"{path}: hidden or system files or directories are skipped, such as ._0.jpg" in said
     assert f"{path}: skipped hidden or system files or directories: 2, such as ._0.jpg" in said

@@ -143,14 +143,14 @@ def test_exact_is_one_image_at_a_time(run: Path, shards: Path) -> None:
     config = load_config(run / "config.yaml")
     with eval_stream(shards / "val", batch_size=IMAGES, image_size=16) as stream:
         (batch,) = stream
-        logits = logits_of(run, normalize_images(batch.images, config.data, torch.device("cpu")))
+        logits = logits_of(run, normalize_images(batch["image"], config.data, torch.device("cpu")))
     evaluated(run, 1, "--confusion")
     exact = read(run, "evaluation")["modes"][0]
-    losses = [float(row.logsumexp(0) - row[label]) for row, label in zip(logits, batch.labels, strict=True)]
+    losses = [float(row.logsumexp(0) - row[label]) for row, label in zip(logits, batch["label"], strict=True)]
     assert exact["loss"] == pytest.approx(sum(losses) / IMAGES, abs=1e-6)
     best = [int(row.argmax()) for row in logits]
     counts = [[0] * 10 for _ in range(10)]
-    for label, taken in zip(batch.labels.tolist(), best, strict=True):
+    for label, taken in zip(batch["label"].tolist(), best, strict=True):
         counts[label][taken] += 1
     assert [list(map(int, row[1:])) for row in rows(run, "confusion")[1:]] == counts
     assert exact["top1"] == sum(counts[i][i] for i in range(10)) / IMAGES

@@ -25,8 +25,7 @@ def space_of(tmp_path: Path, num_classes: int = 4, **said: Any) -> RelabelledMet
 
 def batch(labels: list[int], positions: list[int], weights: list[float]) -> Batch:
     return Batch(
-        images=torch.zeros(len(labels), 3, 1, 1),
-        labels=torch.tensor(labels),
+        tensors={"image": torch.zeros(len(labels), 3, 1, 1), "label": torch.tensor(labels)},
         positions=torch.tensor(positions),
         weights=torch.tensor(weights),
     )
@@ -51,7 +50,7 @@ def test_model_classes_are_gathered_and_summed(tmp_path: Path) -> None:
 def test_the_identity_changes_nothing(tmp_path: Path) -> None:
     task, labels = space_of(tmp_path, model_classes=[0, 1, 2, 3]), batch([2, 0], [0, 1], [1, 1])
     found = ModelOutput(logits=torch.randn(2, 4), moe={})
-    wanted = evaluation_sums(found.logits, labels.labels, labels.weights)
+    wanted = evaluation_sums(found.logits, labels["label"], labels.weights)
     torch.testing.assert_close(task.sums(found, labels), wanted)
 
 

@@ -28,8 +28,7 @@ DEVICE = torch.device("cpu")
 
 def batch() -> Batch:
     return Batch(
-        images=torch.zeros(4, 3, 32, 32, dtype=torch.uint8),
-        labels=torch.arange(4),
+        tensors={"image": torch.zeros(4, 3, 32, 32, dtype=torch.uint8), "label": torch.arange(4)},
         positions=torch.arange(4),
         weights=torch.ones(4),
     )
@@ -53,7 +52,7 @@ def waits_of_a_step(stage: int, precision: str, experts: bool) -> dict[tuple[str
     found: dict[tuple[str, str], int] = {}
     for _ in range(3):
         one = batch()
-        with HostWaits(one.images, one.labels, one.positions, one.weights) as waits:
+        with HostWaits(one["image"], one["label"], one.positions, one.weights) as waits:
             step(engine, task, one)
         found = dict(waits.found)
     return {

@@ -217,7 +217,7 @@ class Recorded(Wrapped):
     def __next__(self) -> Any:
         batch = next(self.inner)
         with (self.samples / f"{dist.get_world_size()}-{dist.get_rank()}").open("a") as file:
-            record = [self.trainer.step + 1, batch.positions.tolist(), batch.labels.tolist()]
+            record = [self.trainer.step + 1, batch.positions.tolist(), batch["label"].tolist()]
             file.write(json.dumps(record) + "\n")
         return batch
 
