@@ -8,6 +8,7 @@ H, W = height and width in pixels.
 """
 
 import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -71,8 +72,8 @@ class JpegSamples:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, i: int) -> tuple[bytes, int]:
-        return self.bodies[self.rows[i] % len(self.bodies)], self.label(i)
+    def __getitem__(self, i: int) -> Mapping[str, bytes | int]:
+        return {"image": self.bodies[self.rows[i] % len(self.bodies)], "label": self.label(i)}
 
     def select(self, rows: np.ndarray) -> "JpegSamples":
         """The samples at `rows`."""
@@ -88,7 +89,7 @@ class JpegSamples:
 
     def sizes(self) -> np.ndarray:
         """(N,) int64: bytes of each JPEG."""
-        return np.array([len(self[i][0]) for i in range(len(self))], dtype=np.int64)
+        return np.array([len(self[i]["image"]) for i in range(len(self))], dtype=np.int64)
 
     @property
     def digest(self) -> str:

@@ -22,6 +22,7 @@ import numpy as np
 import simplejpeg
 import webdataset
 
+from data_shards.format.fields import Sample
 from data_shards.format.tar import write_samples
 from data_shards.pack.sources.folders import image_folder
 from data_shards.pack.write import pack
@@ -44,7 +45,8 @@ def write_ours(out: Path, images: list[bytes], samples: int, per_shard: int) -> 
         rows = range(start, min(start + per_shard, samples))
         path = out / f"{start:08d}.tar"
         with atomic_file(path) as handle:
-            index = write_samples(handle, ((f"{i:08d}", images[i % len(images)], i % 1000) for i in rows))
+            members = ({"image": images[i % len(images)], "label": i % 1000} for i in rows)
+            index = write_samples(handle, (Sample(f"{i:08d}", m) for i, m in zip(rows, members, strict=True)))
         atomic_write(path.with_suffix(".idx"), index.tobytes())
 
 

@@ -2,7 +2,7 @@
 
 <out>/train/manifest.json     name, classes, and of every shard its size and digests
 <out>/train/000000.tar        a plain WebDataset tar
-<out>/train/000000.idx        24 bytes per sample: offset and size of its JPEG, label, checksum
+<out>/train/000000.idx        a record per sample (fields.py): offset, size, checksum of each member; numbers
 """
 
 import hashlib
@@ -15,14 +15,12 @@ from typing import Any
 import numpy as np
 
 from data_shards.errors import DataError
+from data_shards.format.fields import IMAGE_AND_LABEL, Field, check_fields, record_of
 from parallel.durable import atomic_write
 
-SCHEMA = 1
+SCHEMAS = (1, 2)  # 1: image and label, whose index is of version 1; 2: the manifest names its fields
 MANIFEST_NAME = "manifest.json"
 PACK_HINT = "swin-moe shards pack --source fashion-mnist --out data/fashion-mnist"
-
-# offset and size in bytes of the JPEG inside the tar; xxh3 is the 64-bit XXH3 of exactly those bytes.
-RECORD = np.dtype([("offset", "<u8"), ("size", "<u4"), ("label", "<u4"), ("xxh3", "<u8")])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +58,7 @@ class Writer:
     baseline: bool = False
     check: str = "decode"
     shuffle: bool = True
+    image_sizes: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,8 @@ class Manifest:
 
     `layout` is "packed" for tars as tar.py lays them out and "indexed" for those made by others.
     `bad_sources` samples were left out, and bad_sources.tsv lists them; `parent` is the digest of the
-    manifest that `repair` or `split` made this one from.
+    manifest that `repair` or `split` made this one from. `fields` are the members of every sample. `classes`
+    name the values of the field `label`, if there is one.
     """
 
     schema: int
@@ -81,6 +81,7 @@ class Manifest:
     layout: str = "packed"
     bad_sources: int = 0
     parent: str = ""
+    fields: tuple[Field, ...] = IMAGE_AND_LABEL
 
     @cached_property
     def digest(self) -> str:
@@ -90,6 +91,7 @@ class Manifest:
     def to_dict(self) -> dict[str, Any]:
         """The contents of manifest.json: every field without a default, or with another value than it."""
         values = asdict(self) | {"classes": list(self.classes), "writer": _nondefault(self.writer)}
+        values["fields"] = [_nondefault(field) for field in self.fields]
         return {key: values[key] for key in _nondefault(self)}
 
     def save(self, directory: Path) -> None:
@@ -111,16 +113,20 @@ class Manifest:
     def from_dict(cls, values: Any, path: Path) -> "Manifest":
         """Build a manifest from parsed JSON; `path` is only for the message of the DataError."""
         schema = values.get("schema") if isinstance(values, dict) else None
-        if schema != SCHEMA:
+        if schema not in SCHEMAS:
+            known = " and ".join(map(str, SCHEMAS))
             raise DataError(
-                f"{path}: schema is {schema!r}, this version reads {SCHEMA}; pack again: {PACK_HINT}"
+                f"{path}: schema is {schema!r}, this version reads {known}; pack again: {PACK_HINT}"
             )
         try:
             shards = tuple(ShardEntry(**shard) for shard in values["shards"])
             values = values | {"shards": shards, "writer": Writer(**values["writer"])}
+            values |= {"fields": _fields(values.get("fields"))}
             manifest = cls(**values | {"classes": _names(values["classes"])})
             total = sum(shard.samples for shard in shards)
-        except (KeyError, TypeError) as error:
+            if schema != schema_of(manifest.fields):
+                raise TypeError(f"schema {schema} with {len(manifest.fields)} fields")
+        except (KeyError, TypeError, DataError) as error:
             raise DataError(f"{path}: not a manifest ({error}); pack again: {PACK_HINT}") from error
         if manifest.samples != total:
             raise DataError(f"{path}: samples ({manifest.samples}) must equal the sum over shards ({total})")
@@ -129,13 +135,30 @@ class Manifest:
         return manifest
 
 
+def schema_of(fields: tuple[Field, ...]) -> int:
+    """The schema of a manifest with these fields."""
+    return 1 if fields == IMAGE_AND_LABEL else 2
+
+
+def _fields(values: Any) -> tuple[Field, ...]:
+    if values is None:
+        return IMAGE_AND_LABEL
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        raise TypeError("fields must be a list of objects")
+    if not all(isinstance(text, str) for value in values for text in value.values()):
+        raise TypeError("a field is a name, a codec and an extension")
+    fields = tuple(Field(**value) for value in values)
+    check_fields(fields)
+    return fields
+
+
 def _names(classes: Any) -> tuple[str, ...]:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise TypeError("classes must be a list of names")
     return tuple(classes)
 
 
-def _nondefault(value: "Manifest | Writer") -> dict[str, Any]:
+def _nondefault(value: "Manifest | Writer | Field") -> dict[str, Any]:
     """The fields of a dataclass that have no default, or another value than it."""
     values = {field.name: getattr(value, field.name) for field in fields(value)}
     return {
@@ -168,14 +191,20 @@ def _missing(path: Path) -> str:
     return f"{directory}: no {MANIFEST_NAME}, so packing never finished here; run it (again): {PACK_HINT}"
 
 
-def read_index(path: str | Path) -> np.ndarray:
-    """Memory-map an index: (samples,) of RECORD; DataError when its size is no multiple of a record."""
+def read_index(path: str | Path, fields: tuple[Field, ...] = IMAGE_AND_LABEL) -> np.ndarray:
+    """Memory-map an index: (samples,) of `record_of(fields)`; DataError when its size does not fit."""
+    record = record_of(fields)
     try:
-        if Path(path).stat().st_size % RECORD.itemsize == 0:
-            return np.memmap(path, dtype=RECORD, mode="r")
+        if Path(path).stat().st_size % record.itemsize == 0:
+            return np.memmap(path, dtype=record, mode="r")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot read this index ({error}); pack the shards again") from error
-    raise DataError(f"{path}: size must be a multiple of {RECORD.itemsize} bytes; pack the shards again")
+    raise DataError(f"{path}: size must be a multiple of {record.itemsize} bytes; pack the shards again")
+
+
+def digest_of(index: np.ndarray) -> str:
+    """SHA-256, in hex, of the bytes of an index."""
+    return hashlib.sha256(index.tobytes()).hexdigest()
 
 
 def check_shards(manifest: Manifest, directory: str | Path) -> None:
@@ -183,9 +212,9 @@ def check_shards(manifest: Manifest, directory: str | Path) -> None:
 
     Cheap enough for a login node: two system calls a shard, nothing is read.
     """
-    problems = []
+    problems, record = [], record_of(manifest.fields)
     for shard in manifest.shards:
-        wanted = {shard.name: shard.bytes, shard.index_name: shard.samples * RECORD.itemsize}
+        wanted = {shard.name: shard.bytes, shard.index_name: shard.samples * record.itemsize}
         problems += [p for name, size in wanted.items() if (p := _size_problem(Path(directory) / name, size))]
     if problems:
         more = f"\n  and {len(problems) - 5} more" if len(problems) > 5 else ""

@@ -3,11 +3,12 @@
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from data_shards.errors import DataError
+from data_shards.format.fields import IMAGE_AND_LABEL, Field
 
 
 class BadSourceError(DataError):
@@ -15,7 +16,7 @@ class BadSourceError(DataError):
 
 
 class BadSource(NamedTuple):
-    """A sample that was left out: the key it would have, its path in the source, and the reason."""
+    """A sample that was left out: the key it would have, its path in the source, label or -1, the reason."""
 
     key: str
     source: str
@@ -24,15 +25,17 @@ class BadSource(NamedTuple):
 
 
 class Samples(Protocol):
-    """A list of (image, label): an (H, W) or (H, W, 3) uint8 array, or the bytes of a finished image file.
+    """A list of samples, each a mapping from the names of its members to their values.
 
+    A value is what the codec of the member encodes, or the bytes of a finished file. An image is an (H, W) or
+    (H, W, 3) uint8 array, or the bytes of an image file; a label is a number.
     Reading raises BadSourceError when a sample is permanently damaged or missing, and DataError for a
     transient error (I/O): then packing stops, because a shard must not depend on it.
     """
 
     def __len__(self) -> int: ...
 
-    def __getitem__(self, i: int) -> tuple[np.ndarray | bytes, int]: ...
+    def __getitem__(self, i: int) -> Mapping[str, Any]: ...
 
     def select(self, rows: np.ndarray) -> "Samples":
         """The samples at `rows`, small enough to be sent to another process."""
@@ -43,7 +46,7 @@ class Samples(Protocol):
         ...
 
     def label(self, i: int) -> int:
-        """The label of sample i, without reading it."""
+        """The label of sample i, without reading it; -1 where it has none."""
         ...
 
     def sizes(self) -> np.ndarray:
@@ -60,7 +63,8 @@ class Samples(Protocol):
 class Source:
     """A data set before packing; `description` is the same on every machine, as a digest covers it.
 
-    `notes` are printed when it is packed: what the source contains that is not among its samples.
+    `notes` are printed when it is packed: what the source contains that is not among its samples. `fields`
+    are the members of every sample.
     """
 
     name: str
@@ -68,6 +72,7 @@ class Source:
     classes: tuple[str, ...]
     splits: Mapping[str, Samples]
     notes: tuple[str, ...] = ()
+    fields: tuple[Field, ...] = IMAGE_AND_LABEL
 
 
 @dataclass(frozen=True)
@@ -80,8 +85,8 @@ class ArraySamples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, i: int) -> tuple[np.ndarray | bytes, int]:
-        return self.images[i], int(self.labels[i])
+    def __getitem__(self, i: int) -> Mapping[str, Any]:
+        return {"image": self.images[i], "label": int(self.labels[i])}
 
     def select(self, rows: np.ndarray) -> "ArraySamples":
         """The samples at `rows`, copied."""

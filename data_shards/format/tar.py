@@ -1,24 +1,26 @@
 """The part of USTAR (POSIX.1-1988) that a shard is written in: equal samples give equal bytes.
 
-    | header of KEY.jpg | body, padded | header of KEY.cls | ASCII label, padded | ... | 1024 zeros |
+    | header of KEY.jpg | body, padded | header of KEY.cls | ASCII number, padded | ... | 1024 zeros |
 
-Headers are 512 bytes; bodies are padded with zeros to multiples of 512. A PNG or WebP is KEY.png or KEY.webp.
+Headers are 512 bytes; bodies are padded with zeros to multiples of 512. The members of a sample lie side
+by side in the order of the fields. A PNG or WebP is KEY.png or KEY.webp.
 
 `tarfile` and `webdataset` read it; only this layout lets a sample be checked from its index record alone.
 """
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import xxhash
 
-from data_shards.format.index import RECORD
+from data_shards.format.fields import IMAGE_AND_LABEL, Field, Sample, record_of
 
 BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 CHECKSUM = slice(148, 156)
+Record = tuple[tuple[int, int, int] | int, ...]  # of every member offset, size and xxh3, or its number
 MAX_BODY = 2**32 - 1  # a uint32 in the index
 
 
@@ -71,35 +73,47 @@ def parse_header(block: bytes) -> tuple[str, int]:
     return block[:100].rstrip(b"\x00").decode("ascii"), int(block[124:135], 8)
 
 
-def image_suffix(body: bytes) -> str:
-    """The name ending that fits an image's first bytes; "jpg" when they tell nothing else."""
-    if body[:4] == b"\x89PNG":
-        return "png"
-    return "webp" if body[:4] == b"RIFF" and body[8:12] == b"WEBP" else "jpg"
-
-
 def write_samples(
-    handle: int, samples: Iterable[tuple[str, bytes, int]], sha256: "hashlib._Hash | None" = None
+    handle: int,
+    samples: Iterable[Sample],
+    sha256: "hashlib._Hash | None" = None,
+    fields: Sequence[Field] = IMAGE_AND_LABEL,
 ) -> np.ndarray:
-    """Write (key, image, label) one after another, then the end: their index, (samples,) of RECORD.
+    """Write samples one after another, then the end: their index, (samples,) of `record_of(fields)`.
 
     Each sample leaves in one system call and is copied once, by the kernel. `sha256` is fed with the tar's
     bytes; None saves that time.
     """
     records, at = [], 0
-    for key, body, label in samples:
-        text = b"%d" % label
-        head = header(f"{key}.{image_suffix(body)}", len(body))
-        tail = b"".join(
-            (bytes(-len(body) % BLOCK), header(f"{key}.cls", len(text)), text, bytes(-len(text) % BLOCK))
-        )
-        records.append((at + BLOCK, len(body), label, xxhash.xxh3_64_intdigest(body)))
-        at += _write(handle, (head, body, tail), sha256)
+    for sample in samples:
+        record, parts = _laid_out(sample, fields, at)
+        records.append(record)
+        at += _write(handle, parts, sha256)
     _write(handle, (END_OF_ARCHIVE,), sha256)
-    return np.array(records, dtype=RECORD)
+    return np.array(records, dtype=record_of(fields))
 
 
-def _write(handle: int, parts: tuple[bytes, ...], sha256: "hashlib._Hash | None") -> int:
+def _laid_out(sample: Sample, fields: Sequence[Field], at: int) -> tuple[Record, list[bytes]]:
+    """The record of a sample that starts at byte `at`, and its bytes in parts."""
+    record: list[tuple[int, int, int] | int] = []
+    parts, pending = [], b""  # `pending` is small, and joined to what follows
+    for field in fields:
+        value = sample.members[field.name]
+        body = b"%d" % value if isinstance(value, int) else value
+        pending += header(f"{sample.key}.{field.extension_of(body)}", len(body))
+        if isinstance(value, int):
+            record.append(value)
+            pending += body
+        else:
+            record.append((at + BLOCK, len(body), xxhash.xxh3_64_intdigest(body)))
+            parts += [pending, body]
+            pending = b""
+        pending += bytes(-len(body) % BLOCK)
+        at += BLOCK + padded(len(body))
+    return tuple(record), [*parts, pending]
+
+
+def _write(handle: int, parts: Sequence[bytes], sha256: "hashlib._Hash | None") -> int:
     if sha256 is not None:
         for part in parts:
             sha256.update(part)

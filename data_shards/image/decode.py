@@ -7,16 +7,14 @@ threads. Gray images get three equal channels.
 Legend: H, W height and width of the source image; h, w of the result; C channels, 1 or 3.
 """
 
-from collections.abc import Mapping
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from data_shards.format.fields import Members
 from data_shards.image.geometry import Geometry, Transform, dct_factor
 from data_shards.image.pixels import decode_pixels, decode_region, image_size
 
-Members = Mapping[str, bytes | int]  # of one sample, as they are stored: the bytes of its image, its label
 Example = dict[str, np.ndarray | int]  # of one sample, decoded: what its row of a batch gets
 
 

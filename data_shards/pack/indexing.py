@@ -9,15 +9,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from data_shards.codecs.registry import codec_of
 from data_shards.errors import DataError
+from data_shards.format.fields import IMAGE_AND_LABEL, Field, check_fields, has_label
 from data_shards.format.files import only_writer, write_errors
 from data_shards.format.image_names import HIDDEN, Skipped, is_hidden
-from data_shards.format.index import MANIFEST_NAME, SCHEMA, Manifest, ShardEntry, Writer
+from data_shards.format.index import MANIFEST_NAME, Manifest, ShardEntry, Writer, schema_of
 from data_shards.format.labels import Label
 from data_shards.format.samples import BadSource
+from data_shards.pack.members import with_sizes
 from data_shards.pack.plan import PLAN_NAME, WRITER_VERSION
 from data_shards.pack.process_pool import map_in_order
 from data_shards.pack.progress import BAD_NAME, refuse_too_many, write_bad
@@ -41,6 +45,8 @@ class IndexOptions:
     """How tars made by others are indexed.
 
     split: its name in the manifest.
+    fields: the members of a sample.
+    image_sizes: record height and width of the image as two more numbers.
     classes: the names of the labels; None takes their numbers, or the names in the tars, sorted.
     label_key: of a .json that is an object, the key of its label.
     check: of every image, see data_shards/pack/reencode.py.
@@ -48,10 +54,20 @@ class IndexOptions:
     """
 
     split: str = "train"
+    fields: tuple[Field, ...] = IMAGE_AND_LABEL
+    image_sizes: bool = False
     classes: Sequence[str] | None = None
     label_key: str = "label"
     check: str = "decode"
     max_bad: float = 0.001
+
+    @property
+    def indexed_fields(self) -> tuple[Field, ...]:
+        """The fields of the index; DataError for names and codecs that do not fit."""
+        check_fields(self.fields)
+        for field in self.fields:
+            codec_of(field)
+        return with_sizes(self.fields) if self.image_sizes else self.fields
 
 
 DEFAULT_OPTIONS = IndexOptions()
@@ -61,7 +77,7 @@ DEFAULT_OPTIONS = IndexOptions()
 class Indexed:
     """The result of `index_tars`: `bad` keys were left out, `notes` name everything else that was.
 
-    classes_per_tar is the mean over the tars, `mixed` what it would be after a shuffle.
+    classes_per_tar is the mean over the tars, `mixed` what it would be after a shuffle; 0 without labels.
     """
 
     manifest: Manifest
@@ -93,10 +109,16 @@ def index_tars(
         DataError: no tars, a damaged one, labels that do not fit together, a directory that `pack` wrote.
     """
     root, out = Path(directory), Path(out_dir or directory)
-    skipped = Skipped()
+    skipped, fields = Skipped(), options.indexed_fields
     tars = _tars(root, out, skipped)
     with write_errors(out), only_writer(out):
-        job = partial(_scan, label_key=options.label_key, check=options.check)
+        job = partial(
+            _scan,
+            label_key=options.label_key,
+            check=options.check,
+            fields=fields,
+            image_sizes=options.image_sizes,
+        )
         scans, digests = [], []
         for scan, sha256 in map_in_order(job, tars, workers):
             scans.append(scan)
@@ -105,11 +127,14 @@ def index_tars(
             if progress:
                 progress(len(scans), len(tars))
         bad = list(left_out(scans))
-        if not any(scan.labels for scan in scans):
-            raise DataError(no_samples(root, bad, skipped))
-        names, maps = _classes(scans, options.classes)
+        if not any(len(scan.index) for scan in scans):
+            raise DataError(no_samples(root, bad, skipped, options.fields))
+        names, maps = tuple(options.classes or ()), None
+        if has_label(fields):
+            names, maps = _classes(scans, options.classes)
         refuse_too_many(root, bad, options.max_bad, sum(len(scan.index) for scan in scans) + len(bad))
-        scans = [_relabelled(scan, label_map) for scan, label_map in zip(scans, maps, strict=True)]
+        if maps is not None:
+            scans = [_relabelled(scan, label_map) for scan, label_map in zip(scans, maps, strict=True)]
         entries = [
             _write(out, tar, scan, sha256)
             for tar, scan, sha256 in zip(tars, scans, digests, strict=True)
@@ -121,17 +146,19 @@ def index_tars(
         else:
             (out / BAD_NAME).unlink(missing_ok=True)  # of an earlier index
         manifest.save(out)
+    if maps is None:
+        return Indexed(manifest, tuple(bad), tuple(skipped.notes(str(root))), 0.0, 0.0)
     labels = [scan.index["label"] for scan in scans]
     per_tar, mixed = _mixing(labels, len(names))
     empty = empty_classes(names, {options.split: np.concatenate(labels)}, allow_empty=True)
     return Indexed(manifest, tuple(bad), (*skipped.notes(str(root)), *empty), per_tar, mixed)
 
 
-def _scan(path: Path, label_key: str, check: str) -> tuple[Scan, str]:
+def _scan(path: Path, **options: Any) -> tuple[Scan, str]:
     sha256 = sha256_of(path)
     if sha256 is None:
         raise DataError(f"{path}: cannot read it; see to it and run the same command again")
-    return scan_tar(ScanJob(path, label_key, check)), sha256
+    return scan_tar(ScanJob(path, **options)), sha256
 
 
 def _tars(root: Path, out: Path, skipped: Skipped) -> list[Path]:
@@ -192,7 +219,7 @@ def _classes(
 def _relabelled(scan: Scan, label_map: dict[int, int]) -> Scan:
     index = scan.index.copy()
     labels = [label_map[i] for i in range(len(label_map))] or [0]
-    index["label"] = np.array(labels, dtype=np.uint32)[index["label"]]
+    index["label"] = np.array(labels, dtype=index["label"].dtype)[index["label"]]
     return replace(scan, index=index)
 
 
@@ -214,10 +241,19 @@ def _manifest(
     name: str, options: IndexOptions, classes: tuple[str, ...], entries: list[ShardEntry], bad: int
 ) -> Manifest:
     digest = hashlib.sha256("".join(entry.sha256 for entry in entries).encode()).hexdigest()
-    fields = {"seed": 0, "quality": 95, "samples_per_shard": 0, "shuffle": False, "check": options.check}
-    writer = Writer(version=WRITER_VERSION, source=SOURCE, source_digest=digest, **fields)  # type: ignore[arg-type]
+    writer = Writer(
+        version=WRITER_VERSION,
+        source=SOURCE,
+        source_digest=digest,
+        seed=0,
+        quality=95,
+        samples_per_shard=0,
+        shuffle=False,
+        check=options.check,
+        image_sizes=options.image_sizes,
+    )
     return Manifest(
-        schema=SCHEMA,
+        schema=schema_of(options.indexed_fields),
         name=name,
         split=options.split,
         samples=sum(entry.samples for entry in entries),
@@ -226,6 +262,7 @@ def _manifest(
         writer=writer,
         layout="indexed",
         bad_sources=bad,
+        fields=options.indexed_fields,
     )
 
 

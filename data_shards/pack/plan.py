@@ -12,19 +12,22 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.codecs.registry import packed_fields
 from data_shards.errors import DataError
+from data_shards.format.fields import Field, files_of
 from data_shards.format.index import (
     MANIFEST_NAME,
-    SCHEMA,
     Manifest,
     Writer,
     canonical_json,
     check_shards,
     read_json,
+    schema_of,
 )
 from data_shards.format.rng import Purpose, permutation
 from data_shards.format.samples import Samples, Source
 from data_shards.format.tar import BLOCK, END_OF_ARCHIVE
+from data_shards.pack.members import check_resizable, with_sizes
 from data_shards.pack.reencode import Recipe
 from parallel.durable import atomic_write
 
@@ -44,6 +47,7 @@ class PackOptions:
         out shorter); a sample that is longer gets a shard of its own.
     seed: of the shuffle; `shuffle` False keeps the source's order.
     quality, short_side, baseline, check: see data_shards/pack/reencode.py.
+    image_sizes: record height and width of the image as two more members, for tasks that group by size.
     max_bad: the fraction of damaged sources beyond which packing stops; 10 are always allowed.
     """
 
@@ -55,6 +59,7 @@ class PackOptions:
     short_side: int = 0
     baseline: bool = False
     check: str = "decode"
+    image_sizes: bool = False
     max_bad: float = 0.001
 
     def __post_init__(self) -> None:
@@ -71,10 +76,21 @@ class PackOptions:
         self.recipe()
 
     def recipe(self) -> Recipe:
-        """The options that concern one image."""
+        """The options that concern one sample."""
         return Recipe(
-            quality=self.quality, short_side=self.short_side, baseline=self.baseline, check=self.check
+            quality=self.quality,
+            short_side=self.short_side,
+            baseline=self.baseline,
+            check=self.check,
+            image_sizes=self.image_sizes,
         )
+
+    def fields(self, source: Source) -> tuple[Field, ...]:
+        """The members that are packed; DataError where the options do not fit those of the source."""
+        fields = packed_fields(source.fields)
+        if self.short_side:
+            check_resizable(fields)
+        return with_sizes(fields) if self.image_sizes else fields
 
     def writer(self, source: Source, split: str) -> Writer:
         """The options and the source, for the manifest."""
@@ -91,6 +107,7 @@ class PackOptions:
             baseline=self.baseline,
             check=self.check,
             shuffle=self.shuffle,
+            image_sizes=self.image_sizes,
         )
 
     @classmethod
@@ -105,6 +122,7 @@ class PackOptions:
             short_side=writer.short_side,
             baseline=writer.baseline,
             check=writer.check,
+            image_sizes=writer.image_sizes,
         )
 
 
@@ -115,7 +133,7 @@ def order(count: int, options: PackOptions) -> np.ndarray:
     return permutation(count, Purpose.PACK, options.seed).astype(np.uint32)
 
 
-def cut(samples: Samples, ranks: np.ndarray, options: PackOptions) -> list[int]:
+def cut(samples: Samples, ranks: np.ndarray, options: PackOptions, fields: tuple[Field, ...]) -> list[int]:
     """The rank at which each shard starts, and N: a function of (list, sizes in it, options) alone.
 
     By bytes, a shard takes samples in order while its tar, header blocks and all, stays within the limit.
@@ -123,7 +141,11 @@ def cut(samples: Samples, ranks: np.ndarray, options: PackOptions) -> list[int]:
     if options.bytes_per_shard is None:
         return [*range(0, len(ranks), options.samples_per_shard or SAMPLES_PER_SHARD), len(ranks)]
     sizes = samples.sizes()[ranks]
-    ends = np.cumsum(3 * BLOCK + (sizes + BLOCK - 1) // BLOCK * BLOCK)  # image, header; label, header
+    files = len(
+        files_of(fields)
+    )  # a header each; padding of each but one, as `sizes` are sums; numbers 2 blocks
+    blocks = 2 * (len(fields) - files) + 2 * files - 1
+    ends = np.cumsum(blocks * BLOCK + (sizes + BLOCK - 1) // BLOCK * BLOCK)
     starts, limit = [0], options.bytes_per_shard - len(END_OF_ARCHIVE)
     while starts[-1] < len(ranks):
         before = int(ends[starts[-1] - 1]) if starts[-1] else 0
@@ -142,15 +164,16 @@ def check_split(source: Source, split: str) -> None:
 def make_plan(source: Source, split: str, options: PackOptions) -> dict[str, Any]:
     """The manifest without its shards, as it is read back from JSON."""
     check_split(source, split)
-    writer = options.writer(source, split)
+    writer, fields = options.writer(source, split), options.fields(source)
     empty = Manifest(
-        schema=SCHEMA,
+        schema=schema_of(fields),
         name=source.name,
         split=split,
         samples=0,
         classes=source.classes,
         shards=(),
         writer=writer,
+        fields=fields,
     )
     return comparable(empty.to_dict()) | {
         "listed": len(source.splits[split]),

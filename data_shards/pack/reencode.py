@@ -9,12 +9,12 @@ import subprocess
 from dataclasses import dataclass
 
 import numpy as np
-import simplejpeg
 from PIL import Image
 
 from data_shards.errors import DataError
 from data_shards.format.samples import BadSourceError
 from data_shards.format.tar import MAX_BODY
+from data_shards.image.encode import encode_jpeg
 from data_shards.image.formats import is_progressive
 from data_shards.image.pixels import decode_pixels, image_size
 
@@ -24,12 +24,16 @@ JPEGTRAN_TIMEOUT_S = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The processing of every image; `short_side` in pixels, 0 keeps all sizes."""
+    """The processing of every sample; `short_side` in pixels, 0 keeps all sizes.
+
+    `image_sizes` records height and width of the packed image.
+    """
 
     quality: int = 95
     short_side: int = 0
     baseline: bool = False
     check: str = "decode"
+    image_sizes: bool = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.quality <= 100:
@@ -54,7 +58,7 @@ def prepare(image: np.ndarray | bytes, recipe: Recipe) -> bytes:
     `baseline` is set. BadSourceError when the check finds it damaged.
     """
     if isinstance(image, np.ndarray):
-        return encode(image, recipe.quality, "444")
+        return encode_jpeg(image, recipe.quality, "444")
     if len(image) > MAX_BODY:
         raise BadSourceError(f"{len(image)} bytes, more than 4 GB")
     pixels = _checked(image, "decode" if recipe.short_side else recipe.check)
@@ -77,7 +81,7 @@ def _checked(body: bytes, check: str) -> np.ndarray | None:
 
 def _encode_smaller(pixels: np.ndarray, recipe: Recipe) -> bytes:
     try:
-        return encode(shrink(pixels, recipe.short_side), recipe.quality, "420")
+        return encode_jpeg(shrink(pixels, recipe.short_side), recipe.quality, "420")
     except (ValueError, MemoryError) as error:
         size = " x ".join(map(str, pixels.shape[:2]))
         raise BadSourceError(f"image of {size} pixels cannot be encoded as JPEG ({error})") from error
@@ -85,18 +89,24 @@ def _encode_smaller(pixels: np.ndarray, recipe: Recipe) -> bytes:
 
 def shrink(pixels: np.ndarray, short_side: int) -> np.ndarray:
     """(H, W, 1 or 3) uint8 so that the short side is `short_side`: antialiased bicubic, aspect kept."""
-    height, width = pixels.shape[:2]
-    size = [max(1, round(side * short_side / min(height, width))) for side in (width, height)]
+    height, width = _shrunk(pixels.shape[0], pixels.shape[1], short_side)
     image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    return np.asarray(image.resize((size[0], size[1]), Image.Resampling.BICUBIC))
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
 
 
-def encode(pixels: np.ndarray, quality: int, subsampling: str) -> bytes:
-    """A JPEG of (H, W), (H, W, 1) gray or (H, W, 3) RGB uint8; `subsampling` "444" or "420" of colour."""
-    pixels = np.ascontiguousarray(pixels if pixels.ndim == 3 else pixels[:, :, None])
-    if pixels.shape[2] == 1:
-        return simplejpeg.encode_jpeg(pixels, quality=quality, colorspace="GRAY", colorsubsampling="Gray")
-    return simplejpeg.encode_jpeg(pixels, quality=quality, colorsubsampling=subsampling)
+def _shrunk(height: int, width: int, short_side: int) -> tuple[int, int]:
+    sides = [max(1, round(side * short_side / min(height, width))) for side in (height, width)]
+    return sides[0], sides[1]
+
+
+def shrink_ids(ids: np.ndarray, short_side: int) -> np.ndarray:
+    """(H, W) integers to the size that `shrink` gives an image of the same size, by the nearest pixel."""
+    height, width = _shrunk(ids.shape[0], ids.shape[1], short_side)
+    rows, columns = (
+        ((2 * np.arange(new) + 1) * old) // (2 * new)
+        for new, old in zip((height, width), ids.shape, strict=True)
+    )
+    return ids[rows[:, None], columns]
 
 
 def to_baseline(body: bytes) -> bytes:

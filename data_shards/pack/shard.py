@@ -14,11 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import DataError
+from data_shards.format.fields import Field, Sample, has_label
 from data_shards.format.files import write_errors
-from data_shards.format.index import RECORD, ShardEntry
+from data_shards.format.index import ShardEntry, digest_of
 from data_shards.format.samples import BadSource, BadSourceError, Samples
 from data_shards.format.tar import write_samples
-from data_shards.pack.reencode import Recipe, prepare
+from data_shards.pack.members import prepare_members
+from data_shards.pack.reencode import Recipe
 from parallel.durable import atomic_file, atomic_write
 
 
@@ -44,6 +46,7 @@ class ShardJob:
     samples: Samples
     recipe: Recipe
     num_classes: int
+    fields: tuple[Field, ...]
     record: ShardRecord | None = None
     expected: ShardEntry | None = None
 
@@ -72,7 +75,7 @@ def _kept(job: ShardJob) -> ShardRecord | None:
 def _is_bad_still(job: ShardJob, source: BadSource) -> bool:
     """Whether a sample that an earlier run left out is still bad: it may have been repaired."""
     try:
-        prepare(job.samples[int(source.key) - job.first_key][0], job.recipe)
+        prepare_members(job.samples[int(source.key) - job.first_key], job.fields, job.recipe)
     except BadSourceError:
         return True
     return False
@@ -94,7 +97,7 @@ def write_shard(job: ShardJob) -> ShardRecord:
     with write_errors(job.directory):
         try:
             with atomic_file(path) as handle:
-                index = write_samples(handle, _intact(job, bad), sha256)
+                index = write_samples(handle, _intact(job, bad), sha256, job.fields)
                 entry = _entry(job.name, os.fstat(handle).st_size, sha256.hexdigest(), index)
                 if job.expected and entry != job.expected:
                     raise DataError(_differs(job, bad))
@@ -112,23 +115,23 @@ class _EmptyShardError(Exception):
     """Every sample of this shard was left out."""
 
 
-def _intact(job: ShardJob, bad: list[BadSource]) -> Iterator[tuple[str, bytes, int]]:
-    """Key, image and label of every intact sample; the others are added to `bad`."""
+def _intact(job: ShardJob, bad: list[BadSource]) -> Iterator[Sample]:
+    """Every intact sample; the others are added to `bad`."""
+    labelled = has_label(job.fields)
     for row in range(len(job.samples)):
         key = f"{job.first_key + row:08d}"
         try:
-            image, label = job.samples[row]
-            body = prepare(image, job.recipe)
+            members = prepare_members(job.samples[row], job.fields, job.recipe)
         except BadSourceError as error:
             reason = " ".join(str(error).split())
             bad.append(BadSource(key, job.samples.describe(row), job.samples.label(row), reason))
             continue
-        if not 0 <= label < job.num_classes:
+        if labelled and not 0 <= int(members["label"]) < job.num_classes:
             raise DataError(
-                f"{job.name}: label {label} must be in 0 ... {job.num_classes - 1}; "
+                f"{job.name}: label {int(members['label'])} must be in 0 ... {job.num_classes - 1}; "
                 "correct the labels of the source"
             )
-        yield key, body, label
+        yield Sample(key, members)
 
 
 def _differs(job: ShardJob, bad: list[BadSource]) -> str:
@@ -137,6 +140,4 @@ def _differs(job: ShardJob, bad: list[BadSource]) -> str:
 
 
 def _entry(name: str, size: int, sha256: str, index: np.ndarray) -> ShardEntry:
-    assert index.dtype == RECORD
-    index_sha256 = hashlib.sha256(index.tobytes()).hexdigest()
-    return ShardEntry(name=name, bytes=size, samples=len(index), sha256=sha256, index_sha256=index_sha256)
+    return ShardEntry(name=name, bytes=size, samples=len(index), sha256=sha256, index_sha256=digest_of(index))

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import DataError
+from data_shards.format.fields import files_of, has_label
 from data_shards.format.index import Manifest
 from data_shards.format.rng import fold
 from data_shards.format.samples import Source
-from data_shards.pack.sources.packed import packed_samples
+from data_shards.pack.sources.packed import own_names, packed_samples
 from data_shards.pack.write import pack
 from parallel.counter_rng import mix64_array
 
@@ -23,8 +24,8 @@ SPLIT_KEY = int.from_bytes(b"split")
 def choose_validation(labels: np.ndarray, checksums: np.ndarray, val_per_class: int, seed: int) -> np.ndarray:
     """Which samples are for validation: (N,) bool. Of a class with n samples min(val_per_class, n // 2) are.
 
-    So training keeps at least half of every class, and a class of one sample keeps it. Args: labels (N,),
-    checksums (N,) uint64.
+    So training keeps at least half of every class, and a class of one sample keeps it. A set without labels
+    is one class. Args: labels (N,), checksums (N,) uint64.
     """
     ranks = np.lexsort((_draws(checksums, seed), labels))  # by class, then by draw; ties as they lie
     counts = np.bincount(labels)
@@ -58,13 +59,15 @@ def split_off(
     path = Path(directory)
     manifest = Manifest.load(path)
     samples = packed_samples(path, manifest)
-    val = choose_validation(samples.records["label"], samples.records["xxh3"], val_per_class, seed)
+    labels = samples.records["label"] if has_label(samples.fields) else np.zeros(len(samples), dtype=np.int64)
+    checksums = samples.records[files_of(samples.fields)[0].name]["xxh3"]
+    val = choose_validation(labels, checksums, val_per_class, seed)
     if not val.any():
         raise DataError(f"{path}: no class has two samples; there is nothing to split off")
     splits = {"train": samples.select(np.flatnonzero(~val)), "val": samples.select(np.flatnonzero(val))}
     rule = f"{val_per_class} a class for validation out of {manifest.digest[:12]}, seed {seed}"
     text = f"{manifest.writer.source}; {rule}"
-    source = Source(manifest.name, text, manifest.classes, splits)
+    source = Source(manifest.name, text, manifest.classes, splits, fields=own_names(manifest.fields))
     sizes = {"bytes_per_shard": manifest.writer.bytes_per_shard or None}
     sizes["samples_per_shard"] = (
         None if sizes["bytes_per_shard"] else manifest.writer.samples_per_shard or None

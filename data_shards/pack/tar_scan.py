@@ -1,72 +1,74 @@
-"""Scan a tar made by others for its samples: KEY.jpg, .png ... with KEY.cls, .json or .txt.
+"""Scan a tar made by others for its samples: KEY.jpg with KEY.cls, .json or .txt, or any other members.
 
-A key is a member's name up to the first dot of its last part, as in the webdataset library. The members
-of a key may be anywhere in the tar; of several labels, .cls precedes .json and .json precedes .txt. A hard
-link refers to the member that it names. Symbolic links are not followed: they may lead out of the tar.
+A key is a member's name up to the first dot of its last part, as in the webdataset library; the rest is its
+extension (tar_members.py). The members of a key may be anywhere in the tar. A hard link refers to the member
+that it names. Symbolic links are not followed: they may lead out of the tar.
 """
 
 import os
 import posixpath
 import tarfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import xxhash
 
+from data_shards.codecs.registry import codec_of
 from data_shards.errors import DataError
 from data_shards.format.check import BadSample
+from data_shards.format.fields import (
+    IMAGE_AND_LABEL,
+    SIZES,
+    Field,
+    files_of,
+    record_of,
+    split_name,
+)
 from data_shards.format.file_kinds import COMPRESSED, HEAD_BYTES, kind_of
 from data_shards.format.image_names import HIDDEN, IMAGE_SUFFIXES, Skipped, is_hidden
-from data_shards.format.index import RECORD
 from data_shards.format.labels import Label, WrongLabelError, json_label, label_text, parse_label
 from data_shards.format.samples import BadSource, BadSourceError
 from data_shards.format.tar import MAX_BODY
-from data_shards.pack.reencode import Recipe, prepare
+from data_shards.pack.members import prepare_members, sizes_of
+from data_shards.pack.reencode import Recipe
+from data_shards.pack.tar_members import LABELS, NO_IMAGE, NO_LABEL, Extensions, Group, TarMember
 
-LABELS = ("cls", "json", "txt")
 MAX_LABEL_BYTES = 2**20
 PIECE = 2**20  # bytes read at a time
 FIX = "get it again, or move it out of the directory"
-NO_LABEL, NO_IMAGE = "an image without a label", "a label without an image"
 UNKNOWN = "members whose suffix is of no image and no label"
+UNCLAIMED = "members that belong to no field"
 PACKED_TARS = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz", ".tar.lz4")
 DOTTED = "members with a dot in their key, as a key ends at the first dot"
 
 
-class TarMember(NamedTuple):
-    """A member of a tar: where its bytes lie, or the `problem` why they cannot be read."""
-
-    name: str
-    offset: int
-    size: int
-    problem: str = ""
-
-
-@dataclass
-class Members:
-    """The members of one key: the image and the labels, by their suffixes."""
-
-    image: TarMember | None = None
-    labels: dict[str, TarMember] = field(default_factory=dict)
-
-
 @dataclass(frozen=True)
 class ScanJob:
-    """A tar to read; `label_key` is where a .json that is an object has its label."""
+    """A tar to read; `label_key` is where a .json that is an object has its label.
+
+    With `image_sizes`, the fields height and width are those of the images, and no members.
+    """
 
     path: Path
-    label_key: str
-    check: str
+    label_key: str = "label"
+    check: str = "decode"
+    fields: tuple[Field, ...] = IMAGE_AND_LABEL
+    image_sizes: bool = False
+
+    @property
+    def members(self) -> tuple[Field, ...]:
+        """The fields that are members of the tar."""
+        return tuple(item for item in self.fields if not (self.image_sizes and item in SIZES))
 
 
 @dataclass(frozen=True)
 class Scan:
-    """What a tar holds: index (samples,) of RECORD, whose labels are indices into `labels`.
+    """What a tar holds: index (samples,) of `record_of(fields)`, whose labels are indices into `labels`.
 
-    `named` is the member that first had each of the labels. `bad` are keys without an image or a label that
+    `named` is the member that first had each of the labels. `bad` are keys without a member that
     can be used, `skipped` the members that belong to no key.
     """
 
@@ -84,7 +86,7 @@ def scan_tar(job: ScanJob) -> Scan:
         with open(job.path, "rb") as file:
             head = os.pread(file.fileno(), HEAD_BYTES, 0)
             with tarfile.open(fileobj=file, mode="r:") as tar:
-                groups, skipped = _group(job.path, tar)
+                groups, skipped = _group(job, tar)
                 _check_end(job.path, file.fileno(), tar.offset)
                 return _Scanner(job, file.fileno()).scan(groups, skipped)
     except (tarfile.TarError, EOFError) as error:
@@ -104,27 +106,32 @@ def _not_a_tar(head: bytes, error: Exception) -> str:
     return f"is {kind}, not a tar; {FIX}"
 
 
-def _group(path: Path, tar: tarfile.TarFile) -> tuple[dict[str, Members], Skipped]:
+def _group(job: ScanJob, tar: tarfile.TarFile) -> tuple[dict[str, Group], Skipped]:
     """The members by key, in the order of the first of each, and what belongs to no key."""
-    groups: dict[str, Members] = {}
-    skipped = Skipped()
+    groups: dict[str, Group] = {}
+    skipped, extensions = Skipped(), Extensions(job.members)
     stored: dict[str, tarfile.TarInfo] = {}
     for member in tar:
         part = _member(member, stored)
-        key, suffix = split_name(member.name)
+        key, extension = split_name(member.name)
         if member.isdir():
             continue
-        if kind := _unusable(member.name, suffix):
-            skipped.add(kind, f"{path.name}: {member.name}")
+        if kind := _unusable(member.name, extension, extensions, job.fields):
+            skipped.add(kind, f"{job.path.name}: {member.name}")
             continue
-        group = groups.setdefault(key, Members())
-        if suffix in group.labels or (suffix in IMAGE_SUFFIXES and group.image):
-            raise DataError(f"{path}: key {key} has two of its kind, {member.name} is the second; {FIX}")
-        if suffix in LABELS:
-            group.labels[suffix] = part
-        else:
-            group.image = part
+        group, name = groups.setdefault(key, Group()), extensions.field_of(extension)
+        if not group.add(name, extension, part):
+            which = "of its kind" if job.fields == IMAGE_AND_LABEL else f"for {name}"
+            raise DataError(
+                f"{job.path}: key {key} has two {which}, {member.name} is the second; {_which(job)}"
+            )
     return groups, skipped
+
+
+def _which(job: ScanJob) -> str:
+    if job.fields == IMAGE_AND_LABEL:
+        return FIX
+    return f"say which is which (--member NAME=EXTENSION:CODEC), or {FIX}"
 
 
 def _member(member: tarfile.TarInfo, stored: dict[str, tarfile.TarInfo]) -> TarMember:
@@ -149,21 +156,15 @@ def _plain(name: str) -> str:
     return posixpath.normpath(name.lstrip("/"))
 
 
-def _unusable(name: str, suffix: str) -> str:
+def _unusable(name: str, extension: str, extensions: Extensions, fields: Sequence[Field]) -> str:
     """The kind of members that belong to no key, "" for those that do."""
     if is_hidden(name):
         return HIDDEN
-    if suffix in IMAGE_SUFFIXES + LABELS:
+    if extensions.field_of(extension):
         return ""
-    return DOTTED if suffix.rpartition(".")[2] in IMAGE_SUFFIXES + LABELS else UNKNOWN
-
-
-def split_name(name: str) -> tuple[str, str]:
-    """Key and ending: "a/b" and "jpg" of "a/b.jpg"; no ending where the library sees no key."""
-    directory, slash, last = name.rpartition("/")
-    base, _, suffix = last.partition(".")
-    key = directory + slash + base
-    return key, suffix.lower() if key else ""
+    if tuple(fields) != IMAGE_AND_LABEL:
+        return UNCLAIMED
+    return DOTTED if extensions.field_of(extension.rpartition(".")[2]) else UNKNOWN
 
 
 def _check_end(path: Path, handle: int, at: int) -> None:
@@ -189,9 +190,10 @@ class _Scanner:
         self.label_ids: dict[Label, int] = {}
         self.named: list[str] = []
         self.recipe = Recipe(check=job.check)
+        self.extensions = Extensions(job.members)
 
-    def scan(self, groups: dict[str, Members], skipped: Skipped) -> Scan:
-        """Index every key that has both parts; the others are bad."""
+    def scan(self, groups: dict[str, Group], skipped: Skipped) -> Scan:
+        """Index every key that has all members; the others are bad."""
         rows, bad = [], []
         for key, group in groups.items():
             try:
@@ -200,20 +202,42 @@ class _Scanner:
                 if isinstance(error, DataError) and not isinstance(error, BadSourceError):
                     raise
                 bad.append(BadSample(self.job.path.name, key, " ".join(str(error).split())))
-        index = np.sort(np.array(rows, dtype=RECORD), order="offset")
+        index = np.array(rows, dtype=record_of(self.job.fields))
+        index = index[np.argsort(index[files_of(self.job.fields)[0].name]["offset"], kind="stable")]
         return Scan(index, tuple(self.label_ids), tuple(self.named), tuple(bad), skipped)
 
-    def _record(self, group: Members) -> tuple[int, int, int, int]:
-        if group.image is None or not group.labels:
-            raise ValueError(NO_IMAGE if group.image is None else NO_LABEL)
-        part = next(group.labels[suffix] for suffix in LABELS if suffix in group.labels)
-        label = self._label(part)
-        body = self._read(group.image)
-        prepare(body, self.recipe)
-        if label not in self.label_ids:
-            self.named.append(f"{self.job.path.name}: {part.name}")
-        label_id = self.label_ids.setdefault(label, len(self.label_ids))
-        return group.image.offset, len(body), label_id, xxhash.xxh3_64_intdigest(body)
+    def _record(self, group: Group) -> tuple[Any, ...]:
+        if lacks := group.lacks(self.job.members, self.extensions):
+            raise ValueError(lacks)
+        parts = {item.name: part for item in self.job.members if (part := group.part(item.name))}
+        label, values = None, {}
+        for item in self.job.members:
+            if item.is_scalar and item.name == "label":
+                label = self._label(parts["label"])
+            elif item.is_scalar:
+                values[item.name] = self._number(item, parts[item.name])
+        files = files_of(self.job.members)
+        bodies = {item.name: self._read(parts[item.name]) for item in files}
+        prepare_members(bodies, files, self.recipe)
+        if self.job.image_sizes:
+            values |= sizes_of(bodies["image"])
+        if label is not None:
+            if label not in self.label_ids:
+                self.named.append(f"{self.job.path.name}: {parts['label'].name}")
+            values["label"] = self.label_ids.setdefault(label, len(self.label_ids))
+        places = {
+            name: (parts[name].offset, len(body), xxhash.xxh3_64_intdigest(body))
+            for name, body in bodies.items()
+        }
+        return tuple((values | places)[item.name] for item in self.job.fields)
+
+    def _number(self, item: Field, part: TarMember) -> int:
+        if part.size > MAX_LABEL_BYTES:
+            raise ValueError(f"{part.name} has {part.size} bytes, too many for a number")
+        try:
+            return int(codec_of(item).decode(self._read(part)))
+        except DataError as error:
+            raise BadSourceError(f"{part.name}: {error}") from error
 
     def _read(self, part: TarMember) -> bytes:
         if part.problem:
@@ -260,7 +284,9 @@ def left_out(scans: Sequence[Scan]) -> Iterator[BadSource]:
         yield BadSource(sample.key, sample.shard, -1, reason)
 
 
-def no_samples(root: Path, bad: Sequence[BadSource], skipped: Skipped) -> str:
+def no_samples(
+    root: Path, bad: Sequence[BadSource], skipped: Skipped, fields: Sequence[Field] = IMAGE_AND_LABEL
+) -> str:
     """The message for tars without a single sample: their actual contents."""
     reasons = Skipped()
     for source in bad:
@@ -269,5 +295,9 @@ def no_samples(root: Path, bad: Sequence[BadSource], skipped: Skipped) -> str:
     if (pieces := next((b for b in bad if ", which is " in b.reason), None)) is not None:
         kinds.insert(0, f"{pieces.source}: {pieces.key}: {pieces.reason}")
     text = "; ".join([*kinds[:3], *skipped.notes("of the members")]) or "they have no members"
+    if tuple(fields) != IMAGE_AND_LABEL:
+        extensions = Extensions(fields)
+        one = "; ".join(f"{item.name}: {extensions.shown(item)}" for item in fields)
+        return f"{root}: no sample in its tars ({text}); one has the members {one}"
     images, labels = (", .".join(names) for names in (IMAGE_SUFFIXES, LABELS))
     return f"{root}: no sample in its tars ({text}); one is KEY.{images} with KEY.{labels}"

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.errors import DataError
+from data_shards.format.fields import Field
 from data_shards.format.files import BusyError, only_writer, write_errors
 from data_shards.format.index import MANIFEST_NAME, Manifest, read_json
 from data_shards.format.samples import BadSource, Samples, Source
@@ -50,6 +51,7 @@ class PackTask:
     out: Path
     samples: Samples
     num_classes: int
+    fields: tuple[Field, ...]
     options: PackOptions
     starts: Sequence[int]
     ranks: np.ndarray
@@ -71,6 +73,7 @@ class PackTask:
             samples=self.samples.select(self.ranks[start:stop]),
             recipe=self.options.recipe(),
             num_classes=self.num_classes,
+            fields=self.fields,
             record=record,
         )
 
@@ -165,7 +168,8 @@ def _write_task(
     with only_writer(out, shared=task[1] > 1):
         plan, samples = resume_plan(out, plan, source.splits[split], options)
         ranks = order(len(samples), options)
-        starts, finished = claim(out, plan, partial(cut, samples, ranks, options))
+        fields = options.fields(source)
+        starts, finished = claim(out, plan, partial(cut, samples, ranks, options, fields))
         if finished:
             return finished
         sweep_temporaries(out, partial(_belongs, task=task))
@@ -173,6 +177,7 @@ def _write_task(
             out=out,
             samples=samples,
             num_classes=len(source.classes),
+            fields=fields,
             options=options,
             starts=starts,
             ranks=ranks,

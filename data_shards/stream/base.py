@@ -83,6 +83,8 @@ class Stream(SingleIterator):
             retries=self.retries,
             notice=self.quarantine.notice,
         )
+        self.names: tuple[str, ...] = ("image", "label")  # of the members that are read
+        self.reader.check_members(self.names)
         self._prefetcher: ShardPrefetcher | None = None
 
     def _make_cache(self) -> ShardCache:
@@ -138,14 +140,15 @@ class Stream(SingleIterator):
         self.retries.stop.clear()
 
     def fetch(self, shard: int, row: int) -> Fetched:
-        """The members of a sample as they are stored, image and label, or its error."""
+        """The members of a sample that the transform needs, as they are stored, or its error."""
         try:
-            body, label = self.reader.read(shard, row)
+            members = self.reader.read(shard, row, self.names)
         except SampleError as error:
             return error
-        if label >= len(self.manifest.classes):
+        label = members.get("label", 0)
+        if isinstance(label, int) and self.manifest.classes and label >= len(self.manifest.classes):
             return self.reader.bad_sample(shard, row, self._unknown(label))
-        return {"image": body, "label": label}
+        return members
 
     def decode(self, fetched: Fetched, position: int, shard: int, row: int) -> Example | None:
         """The image (3, H, W) uint8 and the label of a sample, or of its replacement."""

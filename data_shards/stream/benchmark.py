@@ -72,7 +72,7 @@ class Bench:
                 _drop_from_memory(storage.directory / shard.name)
         with closing(ShardReader(self.split, self.manifest)) as reader, ThreadPoolExecutor(threads) as pool:
             began = time.perf_counter()
-            sizes = list(pool.map(lambda sample: len(reader.read(*sample)[0]), self.samples))
+            sizes = list(pool.map(lambda sample: len(_image(reader, sample)), self.samples))
             seconds = time.perf_counter() - began
         rate = len(sizes) / seconds
         return StorageRate(img_s=rate, mb_s=sum(sizes) / seconds / 1e6, threads=threads, cold=cold)
@@ -92,7 +92,7 @@ class Bench:
         self, reader: ShardReader, sample: tuple[int, int], position: int, batch: np.ndarray
     ) -> Iterator[None]:
         """What a decoding thread does to one image, with a pause after each stage."""
-        body, _ = reader.read(*sample)
+        body = _image(reader, sample)
         yield
         geometry = self.transform.geometry(*image_size(body), (0, position))
         pixels = decode_crop(body, geometry)
@@ -118,6 +118,12 @@ class Bench:
     def _stream(self, threads: int) -> TrainStream:
         sampling = TrainSampling(seed=0, global_batch_size=self.batch_size, micro_batch_size=self.batch_size)
         return TrainStream(self.split, sampling, self.transform, StreamOptions(threads=threads))
+
+
+def _image(reader: ShardReader, sample: tuple[int, int]) -> bytes:
+    body = reader.read(*sample, ["image"])["image"]
+    assert isinstance(body, bytes)
+    return body
 
 
 def _drop_from_memory(path: Path) -> None:

@@ -117,7 +117,7 @@ class EvalStream(Stream):
     def fetch(self, shard: int, row: int) -> Fetched:
         """The members of a sample, its label mapped, or its error."""
         fetched = super().fetch(shard, row)
-        if isinstance(fetched, DataError):
+        if isinstance(fetched, DataError) or "label" not in fetched:
             return fetched
         return {**fetched, "label": int(self._labels[int(fetched["label"])])}
 

@@ -1,9 +1,9 @@
 """The quarantine: bad samples, recorded in a file for people, and counted for the run.
 
-The file has one line of JSON per bad sample: time, host, position, shard, row, key, byte and reason. Another
-line follows if a thread then meets it at an earlier position. The file only records: every reader decides by
-the bytes of a sample whether it is bad. So the sample at a position never depends on which rank met a bad one
-first, and a repaired sample is read again.
+The file has one line of JSON per bad sample: time, host, position, shard, row, key, member, byte and reason.
+Another line follows if a thread then meets it at an earlier position. The file only records: every reader
+decides by the bytes of a sample whether it is bad. So the sample at a position never depends on which rank
+met a bad one first, and a repaired sample is read again.
 """
 
 import json

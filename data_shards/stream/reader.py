@@ -1,4 +1,6 @@
-"""Random access to the samples of a split: one read per sample, its checksum verified every time.
+"""Random access to the samples of a split: one read per sample, its checksums verified every time.
+
+Only the members that are asked for are read; those that lie side by side in the tar come with one read.
 
 A sample comes from the node's cache where that has its shard, and otherwise straight from the storage. I/O
 errors are retried until a deadline. A sample whose checksum differs is read once more from the storage; if it
@@ -8,7 +10,7 @@ stays bad, it is a `SampleError`. Every other error is a `DataError`. Both name 
 import hashlib
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,8 @@ import numpy as np
 import xxhash
 
 from data_shards.errors import DataError
-from data_shards.format.index import RECORD, Manifest, ShardEntry
+from data_shards.format.fields import files_of, record_of, split_name
+from data_shards.format.index import MANIFEST_NAME, Manifest, ShardEntry
 from data_shards.format.tar import BLOCK, CHECKSUM, parse_header
 from data_shards.storage import storage_for
 from data_shards.storage.base import Handle, LocalStorage, Storage, check_access
@@ -25,21 +28,31 @@ from data_shards.storage.retry import Retries
 from data_shards.storage.telemetry import Telemetry
 
 OPEN_SHARDS = 256  # two descriptors each, half of the usual limit of 1024
-Record = tuple[int, int, int, int]  # offset, size, label, xxh3
+GAP = 16 << 10  # bytes between two members up to which one read of both costs less than two
+Range = tuple[str, int, int, int]  # a member: its name, offset, size and xxh3
 
 
 class SampleError(DataError):
-    """One sample is bad, and the rest of its shard may be intact."""
+    """One sample is bad, by one of its members, and the rest of its shard may be intact."""
 
     def __init__(
-        self, where: str, shard: str, row: int, key: str, offset: int, reason: str, fix: str
+        self, where: str, shard: str, row: int, key: str, offset: int, reason: str, fix: str, member: str = ""
     ) -> None:
         super().__init__(f"{where}: sample {key} {reason}{fix}")
-        self.shard, self.row, self.key, self.offset, self.reason = shard, row, key, offset, reason
+        self.shard, self.row, self.key, self.member = shard, row, key, member
+        self.offset, self.reason = offset, reason
 
     def fields(self) -> dict[str, Any]:
         """The fields of its line in the quarantine file."""
-        return {k: getattr(self, k) for k in ("shard", "row", "key", "offset", "reason")}
+        return {k: getattr(self, k) for k in ("shard", "row", "key", "member", "offset", "reason")}
+
+
+class DamagedMemberError(ValueError):
+    """A member whose bytes are not those of the index."""
+
+    def __init__(self, member: Range) -> None:
+        super().__init__(f"at byte {member[1]} ({member[2]} bytes of {member[0]}) fails its checksum")
+        self.member = member
 
 
 class OpenShard:
@@ -73,33 +86,60 @@ class ShardReader:
         self._open_shards: dict[int, OpenShard] = {}
         self._lock = threading.Lock()
         self._busy: dict[int, int] = {}  # thread -> shard that it reads
+        self._record = record_of(manifest.fields)
+        self._column = {field.name: i for i, field in enumerate(manifest.fields)}
+        self._files = [field.name for field in files_of(manifest.fields)]
         check_access(self.storage, cached=cache is not None)
 
-    def read(self, shard: int, row: int) -> tuple[bytes, int]:
-        """The compressed image and the label of a sample; SampleError, or DataError for the shard."""
+    def check_members(self, names: Sequence[str]) -> None:
+        """DataError for a member that the samples of this split do not have."""
+        if missing := [name for name in names if name not in self._column]:
+            where, there = self.storage.describe(MANIFEST_NAME), ", ".join(self._column)
+            fix = "pack or index the shards with it"
+            raise DataError(f"{where}: its samples have no member {missing[0]!r}, but {there}; {fix}")
+
+    def read(self, shard: int, row: int, names: Sequence[str] | None = None) -> dict[str, bytes | int]:
+        """The members `names` of a sample, all of them for None; SampleError, or DataError for the shard."""
         thread = threading.get_ident()
         self._busy[thread] = shard
         try:
             opened = self._open(shard)
-            record: Record = opened.index.item(row)
-            body = self._from_cache(shard, opened, row, record) if self.cache else None
-            if body is None:
-                body = self._from_source(shard, opened, row, record)
-            self.telemetry.add("bytes", len(body))
-            return body, record[2]
+            record = opened.index.item(row)
+            members: dict[str, bytes | int] = {}
+            ranges: list[Range] = []
+            for name in self._column if names is None else names:
+                value = record[self._column[name]]
+                members[name] = value if isinstance(value, int) else b""  # in the order of `names`
+                if not isinstance(value, int):
+                    ranges.append((name, *value))
+            for span in _spans(ranges):
+                bodies = self._from_cache(shard, opened, row, span) if self.cache else None
+                if bodies is None:
+                    bodies = self._from_source(shard, opened, row, span)
+                self.telemetry.add("bytes", sum(map(len, bodies)))
+                members |= zip((name for name, *_ in span), bodies, strict=True)
+            return members
         finally:
             del self._busy[thread]
 
-    def bad_sample(self, shard: int, row: int, reason: str, fix: str = "") -> SampleError:
-        """The error that names one sample by path, key and byte."""
+    def bad_sample(self, shard: int, row: int, reason: str, fix: str = "", member: str = "") -> SampleError:
+        """The error that names a sample by path, key and the byte of a member, by default its first file."""
         opened, entry = self._open(shard), self.manifest.shards[shard]
-        offset = int(opened.index[row]["offset"])
+        member = member if member in self._files else self._files[0]
+        offset = int(opened.index[row][member]["offset"])
         where, key = self.storage.describe(entry.name), self._key(opened, row)
-        return SampleError(where, entry.name, row, key, offset, reason, fix)
+        return SampleError(where, entry.name, row, key, offset, reason, fix, member)
 
     def labels(self, shard: int) -> np.ndarray:
-        """The labels of a shard: (samples,) int64."""
-        return self._open(shard).index["label"].astype(np.int64)
+        """The labels of a shard: (samples,) int64; DataError where its samples have none."""
+        return self.numbers(shard, "label")
+
+    def numbers(self, shard: int, name: str) -> np.ndarray:
+        """The values of a number of every sample of a shard: (samples,) int64; no tar is read."""
+        self.check_members([name])
+        if name in self._files:
+            raise DataError(f"{self.storage.describe(MANIFEST_NAME)}: {name} is no number of the index")
+        return self._open(shard).index[name].astype(np.int64)
 
     def busy(self) -> list[str]:
         """The shards that threads are reading at this moment."""
@@ -123,57 +163,59 @@ class ShardReader:
     def _index(self, entry: ShardEntry) -> np.ndarray:
         where = self.storage.describe(entry.index_name)
         body = self.retries(lambda: self.storage.read(entry.index_name), lambda: where, self._fix)
-        if len(body) != entry.samples * RECORD.itemsize:
-            held = f"{len(body) / RECORD.itemsize:g} samples, the manifest {entry.samples}"
+        if len(body) != entry.samples * self._record.itemsize:
+            held = f"{len(body) / self._record.itemsize:g} samples, the manifest {entry.samples}"
             raise DataError(f"{where}: is not the index in the manifest: it holds {held}{self._fix()}")
         if hashlib.sha256(body).hexdigest() != entry.index_sha256:
             raise DataError(f"{where}: is not the index in the manifest: its SHA-256 differs{self._fix()}")
-        return np.frombuffer(body, dtype=RECORD)
+        return np.frombuffer(body, dtype=self._record)
 
-    def _from_cache(self, shard: int, opened: OpenShard, row: int, record: Record) -> bytes | None:
-        """The sample from the cached copy, or None: the copy is not there, or was dropped as damaged."""
+    def _from_cache(self, shard: int, opened: OpenShard, row: int, span: list[Range]) -> list[bytes] | None:
+        """The members from the cached copy, or None: the copy is not there, or was dropped as damaged."""
         assert self.cache
         if (file := opened.cached) is None and (file := self.cache.open(shard)) is None:
             self.telemetry.add("cache_misses")
             return None
         opened.cached = file
         try:
-            body = self._checked(file, opened, row, record)
-        except OSError:
-            body = None
-        if body is None:
+            bodies = self._checked(file, opened, row, span)
+        except (OSError, DamagedMemberError):
             opened.cached = None
             self.telemetry.add("refetches")
             if not file.damaged:
                 self.cache.drop(shard)
             return None
         self.telemetry.add("cache_hits")
-        return body
+        return bodies
 
-    def _from_source(self, shard: int, opened: OpenShard, row: int, record: Record) -> bytes:
-        """The sample from the storage, read twice when its checksum differs."""
+    def _from_source(self, shard: int, opened: OpenShard, row: int, span: list[Range]) -> list[bytes]:
+        """The members from the storage, read twice when a checksum differs."""
         read = self._from_storage if self.storage.random_access else self._from_cached_shard
-        for _ in range(2):
-            if (body := read(shard, opened, row, record)) is not None:
-                return body
-            self.telemetry.add("refetches")
-        reason = f"at byte {record[0]} ({record[1]} bytes) fails its checksum"
-        raise self.bad_sample(shard, row, reason, self._fix())
+        for attempt in range(2):
+            try:
+                return read(shard, opened, row, span)
+            except DamagedMemberError as error:
+                self.telemetry.add("refetches")
+                if attempt:
+                    raise self.bad_sample(shard, row, str(error), self._fix(), error.member[0]) from error
+        raise AssertionError
 
-    def _from_storage(self, shard: int, opened: OpenShard, row: int, record: Record) -> bytes | None:
+    def _from_storage(self, shard: int, opened: OpenShard, row: int, span: list[Range]) -> list[bytes]:
         try:
-            file = opened.source or self._reopen(opened)
-            body = self._checked(file, opened, row, record)
-        except OSError:
-            self.telemetry.add("retries")
-            body = self.retries(
-                lambda: self._checked(self._reopen(opened), opened, row, record),
-                lambda: self.storage.describe(opened.entry.name),
-                self._fix,
-            )
-        if body is None and opened.source is not None:
-            opened.source.forget(record[0], record[1])
-        return body
+            try:
+                file = opened.source or self._reopen(opened)
+                return self._checked(file, opened, row, span)
+            except OSError:
+                self.telemetry.add("retries")
+                return self.retries(
+                    lambda: self._checked(self._reopen(opened), opened, row, span),
+                    lambda: self.storage.describe(opened.entry.name),
+                    self._fix,
+                )
+        except DamagedMemberError as error:
+            if opened.source is not None:
+                opened.source.forget(*error.member[1:3])
+            raise
 
     def _reopen(self, opened: OpenShard) -> Handle:
         """The shard's file, opened anew: a handle may be stale, and the file behind it another."""
@@ -181,14 +223,18 @@ class ShardReader:
         opened.source = self._source(opened.entry)
         return opened.source
 
-    def _from_cached_shard(self, shard: int, opened: OpenShard, row: int, record: Record) -> bytes | None:
+    def _from_cached_shard(self, shard: int, opened: OpenShard, row: int, span: list[Range]) -> list[bytes]:
         assert self.cache
         file = self.cache.require(shard, self.close)
-        body = self._checked(file, opened, row, record)
-        if body is None and not file.damaged:
-            self.cache.drop(shard)
-        opened.cached = file if body is not None else None
-        return body
+        opened.cached = None
+        try:
+            bodies = self._checked(file, opened, row, span)
+        except DamagedMemberError:
+            if not file.damaged:
+                self.cache.drop(shard)
+            raise
+        opened.cached = file
+        return bodies
 
     def _source(self, entry: ShardEntry) -> Handle:
         source = self.storage.open(entry.name)
@@ -197,25 +243,33 @@ class ShardReader:
             raise DataError(f"{where}: expected {entry.bytes} bytes, found {source.size}{self._fix()}")
         return source
 
-    def _checked(self, file: Handle, opened: OpenShard, row: int, record: Record) -> bytes | None:
-        """The sample's bytes, or None when they are not the index's."""
-        header, body = file.member(record[0], record[1])
-        if xxhash.xxh3_64_intdigest(body) != record[3]:
-            return None
-        if not _is_intact(header):
-            self.telemetry.add("damaged_headers")
-            what = (
-                f"damaged tar header at byte {record[0] - BLOCK}, row {row}; its sample is intact and is used"
-            )
-            self.notice(opened.entry.name, what)
-        return body
+    def _checked(self, file: Handle, opened: OpenShard, row: int, span: list[Range]) -> list[bytes]:
+        """The members of a span, by one read; DamagedMemberError when they are not those of the index."""
+        _, first, size, _ = span[0]
+        header, read = file.member(first, size if len(span) == 1 else span[-1][1] + span[-1][2] - first)
+        bodies = []
+        for member in span:
+            start = member[1] - first
+            body = read if len(span) == 1 else read[start : start + member[2]]
+            if xxhash.xxh3_64_intdigest(body) != member[3]:
+                raise DamagedMemberError(member)
+            if not _is_intact(read[start - BLOCK : start] if start else header):
+                self._notice(opened.entry.name, member[1], row)
+            bodies.append(body)
+        return bodies
+
+    def _notice(self, shard: str, offset: int, row: int) -> None:
+        """Report a damaged header once."""
+        self.telemetry.add("damaged_headers")
+        what = f"damaged tar header at byte {offset - BLOCK}, row {row}; its sample is intact and is used"
+        self.notice(shard, what)
 
     def _key(self, opened: OpenShard, row: int) -> str:
         """The key of a sample, from its tar header; its row when that is damaged or cannot be read."""
-        offset = int(opened.index[row]["offset"])
+        offset = int(opened.index[row][self._files[0]]["offset"])
         try:
             file = opened.cached or opened.source or self._source(opened.entry)
-            return parse_header(file.member(offset, 0)[0])[0].rpartition(".")[0]
+            return split_name(parse_header(file.member(offset, 0)[0])[0])[0]
         except (ValueError, OSError, NotImplementedError):
             return f"in row {row}"
 
@@ -224,6 +278,18 @@ class ShardReader:
             return "; see to the source, then resume"
         directory = self.storage.directory
         return f"; see `swin-moe shards verify {directory}`, then `swin-moe shards repair`"
+
+
+def _spans(ranges: list[Range]) -> list[list[Range]]:
+    """The members by their place in the tar, in groups that one read takes."""
+    spans: list[list[Range]] = []
+    for member in sorted(ranges, key=lambda member: member[1]) if len(ranges) > 1 else ranges:
+        end = spans[-1][-1][1] + spans[-1][-1][2] if spans else 0
+        if spans and 0 <= member[1] - BLOCK - end <= GAP:
+            spans[-1].append(member)
+        else:
+            spans.append([member])
+    return spans
 
 
 def _is_intact(header: bytes) -> bool:

@@ -13,7 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from data_shards.errors import DataError
-from data_shards.image.decode import Example, Members
+from data_shards.format.fields import Members
+from data_shards.image.decode import Example
 from data_shards.stream.batch import Batch, BatchPlan, BufferPool
 from data_shards.stream.options import StreamOptions
 

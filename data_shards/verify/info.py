@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from data_shards.format.fields import files_of, has_label
 from data_shards.format.index import Manifest, read_index
 
 BAR = 40  # characters of the longest bar of a histogram
@@ -13,12 +14,12 @@ BAR = 40  # characters of the longest bar of a histogram
 
 @dataclass(frozen=True)
 class Info:
-    """`bytes` of the tars; samples_per_class (C,) int64; sizes (N,) uint32, bytes of each image."""
+    """`bytes` of the tars; samples_per_class (C,) int64; sizes (N,) uint32 of the files of each member."""
 
     manifest: Manifest
     bytes: int
     samples_per_class: np.ndarray
-    sizes: np.ndarray
+    sizes: dict[str, np.ndarray]
 
     def lines(self, classes: int = 30) -> Iterator[str]:
         """A summary for the command, with at most `classes` of the classes, the smallest."""
@@ -33,8 +34,14 @@ class Info:
         if manifest.parent:
             yield f"made from manifest {manifest.parent}"
         yield f"shards: {_spread(shards / 2**20)} MiB, {_spread(manifest.samples_per_shard)} samples"
-        yield f"images: {_spread(self.sizes / 2**10)} KiB"
-        yield from histogram(self.sizes)
+        for name, sizes in self.sizes.items():
+            what = "images" if name == "image" else name
+            yield f"{what}: {_spread(sizes / 2**10)} KiB"
+            yield from histogram(sizes)
+        if numbers := [field.name for field in manifest.fields if field.is_scalar and field.name != "label"]:
+            yield f"numbers in the index: {', '.join(numbers)}"
+        if not has_label(manifest.fields):
+            return
         yield f"classes: {len(counts)}, {_spread(counts)} samples; {int((counts == 0).sum())} are empty"
         if len(counts) > classes:
             yield f"the {classes} smallest:"
@@ -66,10 +73,14 @@ def _binary(size: int) -> str:
 
 def info(directory: str | Path) -> Info:
     """Count a split; DataError when its manifest or an index cannot be read."""
-    manifest, sizes = Manifest.load(directory), []
+    manifest = Manifest.load(directory)
+    sizes: dict[str, list[np.ndarray]] = {field.name: [] for field in files_of(manifest.fields)}
     counts = np.zeros(len(manifest.classes), dtype=np.int64)
     for shard in manifest.shards:
-        index = read_index(Path(directory) / shard.index_name)
-        counts += np.bincount(index["label"], minlength=len(counts))
-        sizes.append(np.array(index["size"]))
-    return Info(manifest, sum(shard.bytes for shard in manifest.shards), counts, np.concatenate(sizes))
+        index = read_index(Path(directory) / shard.index_name, manifest.fields)
+        if has_label(manifest.fields):
+            counts += np.bincount(index["label"], minlength=len(counts))
+        for name, found in sizes.items():
+            found.append(np.array(index[name]["size"]))
+    total = sum(shard.bytes for shard in manifest.shards)
+    return Info(manifest, total, counts, {name: np.concatenate(found) for name, found in sizes.items()})

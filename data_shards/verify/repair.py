@@ -4,7 +4,6 @@ A file of the split is only ever replaced by the bytes that its manifest names. 
 directory, with a list of what was left out, another manifest and so another identity.
 """
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterable
@@ -14,9 +13,10 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.format.check import BadSample, Bytes, Sample, check_bodies, check_samples
+from data_shards.format.check import BadSample, Bytes, check_bodies, check_samples
+from data_shards.format.fields import Field, Sample, has_label
 from data_shards.format.files import only_writer, write_errors
-from data_shards.format.index import MANIFEST_NAME, Manifest, ShardEntry, read_index
+from data_shards.format.index import MANIFEST_NAME, Manifest, ShardEntry, digest_of, read_index
 from data_shards.format.samples import BadSource, Source
 from data_shards.format.tar import write_samples
 from data_shards.pack.deleted_files import restore_deleted
@@ -84,13 +84,20 @@ def _reindex(out: Path, manifest: Manifest, entry: ShardEntry) -> bool:
     """Rebuild an index from its tar, if that is intact and gives exactly the index of the manifest."""
     if sha256_of(out / entry.index_name) == entry.index_sha256 or sha256_of(out / entry.name) != entry.sha256:
         return False
+    indexed, writer = manifest.layout == "indexed", manifest.writer
     scan = scan_tar(
-        ScanJob(out / entry.name, "label", manifest.writer.check if manifest.layout == "indexed" else "none")
+        ScanJob(
+            out / entry.name,
+            fields=manifest.fields,
+            check=writer.check if indexed else "none",
+            image_sizes=writer.image_sizes and indexed,
+        )
     )
     index, names = scan.index.copy(), {name: i for i, name in enumerate(manifest.classes)}
-    labels = [label if isinstance(label, int) else names.get(label, 0) for label in scan.labels]
-    index["label"] = [labels[i] for i in index["label"]]
-    if hashlib.sha256(index.tobytes()).hexdigest() != entry.index_sha256:
+    if has_label(manifest.fields):
+        labels = [label if isinstance(label, int) else names.get(label, 0) for label in scan.labels]
+        index["label"] = [labels[i] for i in index["label"]]
+    if digest_of(index) != entry.index_sha256:
         return False
     atomic_write(out / entry.index_name, index.tobytes())
     return True
@@ -104,6 +111,8 @@ def _from_source(
     if samples is None or manifest.layout != "packed" or manifest.parent:
         raise DataError(f"{out}: was not packed from {source.name}; repair it with --drop-to instead")
     options, digest = PackOptions.of(manifest.writer), manifest.writer.source_digest
+    if (fields := options.fields(source)) != manifest.fields:
+        raise DataError(f"{out}: this source has other members; name the members that were packed")
     bad = read_bad(out) if manifest.bad_sources else []
     samples, _ = restore_deleted(samples, bad, manifest.samples + len(bad), digest, options)
     if samples.digest != digest:
@@ -116,8 +125,9 @@ def _from_source(
         out=out,
         samples=samples,
         num_classes=len(manifest.classes),
+        fields=fields,
         options=options,
-        starts=cut(samples, ranks, options),
+        starts=cut(samples, ranks, options, fields),
         ranks=ranks,
         task=(0, 1),
     )
@@ -165,21 +175,21 @@ def _intact_part(
 ) -> ShardEntry | None:
     """Write a damaged shard's intact samples to `new`; None when no sample can be identified."""
     try:
-        index = read_index(out / entry.index_name)
-        if hashlib.sha256(index.data).hexdigest() != entry.index_sha256:
+        index = read_index(out / entry.index_name, manifest.fields)
+        if digest_of(index) != entry.index_sha256:
             raise DataError("its index is damaged too")
         with open(out / entry.name, "rb") as file:
             tar = Bytes(file.fileno())
             if manifest.layout == "packed":
-                checked = list(check_samples(entry.name, tar, index))
+                checked = list(check_samples(entry.name, tar, index, manifest.fields))
             else:
-                checked = list(check_bodies(entry.name, tar, index))
+                checked = list(check_bodies(entry.name, tar, index, manifest.fields))
     except (OSError, DataError) as error:
         reason = " ".join(f"{error}; all its {entry.samples} samples are lost".split())
         dropped.append(BadSource("*", entry.name, -1, reason))
         return None
     rows = checked[: len(index)]
-    labels = index["label"].tolist()
+    labels = index["label"].tolist() if has_label(manifest.fields) else [-1] * len(index)
     dropped += [
         BadSource(bad.key, bad.shard, label, bad.reason)
         for bad, label in zip(rows, labels, strict=True)
@@ -192,14 +202,15 @@ def _intact_part(
         _link(out / entry.name, new / entry.name)
         kept = index[good]
     else:
-        kept = _rewrite(new / entry.name, [sample for sample in rows if isinstance(sample, Sample)])
+        intact = [sample for sample in rows if isinstance(sample, Sample)]
+        kept = _rewrite(new / entry.name, intact, manifest.fields)
     atomic_write(new / entry.index_name, kept.tobytes())
     return _entry_of(new, entry.name, len(good))
 
 
-def _rewrite(path: Path, samples: list[Sample]) -> np.ndarray:
+def _rewrite(path: Path, samples: list[Sample], fields: tuple[Field, ...]) -> np.ndarray:
     with atomic_file(path) as handle:
-        return write_samples(handle, ((s.key, s.body, s.label) for s in samples))
+        return write_samples(handle, samples, fields=fields)
 
 
 def _entry_of(new: Path, name: str, samples: int) -> ShardEntry:

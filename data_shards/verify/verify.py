@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from data_shards.codecs.registry import codec_of
 from data_shards.errors import DataError
-from data_shards.format.check import BadSample, Bytes, Sample, check_bodies, check_samples
-from data_shards.format.index import Manifest, ShardEntry, read_index
-from data_shards.image.pixels import decode_pixels
+from data_shards.format.check import BadSample, Bytes, check_bodies, check_samples
+from data_shards.format.fields import IMAGE_AND_LABEL, Field, Sample, files_of
+from data_shards.format.index import Manifest, ShardEntry, digest_of, read_index
 from data_shards.pack.process_pool import map_in_order
 
 PIECE = 2**22  # bytes hashed at a time
@@ -38,13 +39,15 @@ def verify(
     workers: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> VerifyReport:
-    """Check sizes, digests, tar structure, labels and every sample's checksum; with `decode`, its pixels.
+    """Check sizes, digests, tar structure, numbers and every file's checksum; with `decode`, what is in it.
 
     `workers` are processes. `progress(done, total)` is called with samples. Of tars made by others the
     structure and the labels are covered by the digest alone.
     """
     manifest, bad_samples, done = Manifest.load(directory), [], 0
-    check = partial(verify_shard, Path(directory), decode=decode, layout=manifest.layout)
+    check = partial(
+        verify_shard, Path(directory), decode=decode, layout=manifest.layout, fields=manifest.fields
+    )
     for shard, bad in zip(manifest.shards, map_in_order(check, manifest.shards, workers), strict=True):
         bad_samples += bad
         done += shard.samples
@@ -56,7 +59,11 @@ def verify(
 
 
 def verify_shard(
-    directory: Path, shard: ShardEntry, decode: bool = False, layout: str = "packed"
+    directory: Path,
+    shard: ShardEntry,
+    decode: bool = False,
+    layout: str = "packed",
+    fields: tuple[Field, ...] = IMAGE_AND_LABEL,
 ) -> list[BadSample]:
     """The defects of one shard; a damaged index hides its samples, a damaged tar does not."""
     try:
@@ -64,19 +71,19 @@ def verify_shard(
             tar = Bytes(file.fileno())
             file_problems = _file_problems(shard, tar)
             try:
-                index = _index(directory, shard)
+                index = _index(directory, shard, fields)
             except DataError as error:
                 return [*file_problems, BadSample(shard.index_name, "*", f"{error}; samples not checked")]
-            samples = (check_samples if layout == "packed" else check_bodies)(shard.name, tar, index)
-            return file_problems + list(_bad(shard, samples, decode))
+            samples = (check_samples if layout == "packed" else check_bodies)(shard.name, tar, index, fields)
+            return file_problems + list(_bad(shard, samples, fields if decode else ()))
     except OSError as error:
         return [BadSample(shard.name, "*", str(error))]
 
 
-def _index(directory: Path, shard: ShardEntry) -> np.ndarray:
+def _index(directory: Path, shard: ShardEntry, fields: tuple[Field, ...]) -> np.ndarray:
     """The index of a shard; DataError unless it is the manifest's."""
-    index = read_index(directory / shard.index_name)
-    if len(index) != shard.samples or hashlib.sha256(index.data).hexdigest() != shard.index_sha256:
+    index = read_index(directory / shard.index_name, fields)
+    if len(index) != shard.samples or digest_of(index) != shard.index_sha256:
         raise DataError("SHA-256 differs from the manifest")
     return index
 
@@ -95,12 +102,18 @@ def _file_problems(shard: ShardEntry, tar: Bytes) -> list[BadSample]:
     return []
 
 
-def _bad(shard: ShardEntry, samples: Iterator[Sample | BadSample], decode: bool) -> Iterator[BadSample]:
+def _bad(
+    shard: ShardEntry, samples: Iterator[Sample | BadSample], decoded: tuple[Field, ...]
+) -> Iterator[BadSample]:
+    codecs = {field.name: codec_of(field) for field in files_of(decoded)}
     for sample in samples:
         if isinstance(sample, BadSample):
             yield sample
-        elif decode:
+            continue
+        for name, codec in codecs.items():
+            body = sample.members[name]
+            assert isinstance(body, bytes)
             try:
-                decode_pixels(sample.body)
+                codec.check(body)
             except DataError as error:
-                yield BadSample(shard.name, sample.key, str(error))
+                yield BadSample(shard.name, sample.key, f"{name}: {error}")

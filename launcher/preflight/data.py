@@ -96,8 +96,9 @@ def first_sample(
 
 
 def _decode(reader: ShardReader, shard: int, row: int, sides: tuple[int, int]) -> None:
-    body, _ = reader.read(shard, row)
+    body = reader.read(shard, row, ["image"])["image"]
     try:
+        assert isinstance(body, bytes)
         decode_image(body, EvalTransform(image_size=sides))
     except DataError as error:
         raise reader.bad_sample(shard, row, f"cannot be used: {error}") from error

@@ -44,7 +44,7 @@ def bodies_by_index(directory: Path) -> list[tuple[bytes, int]]:
     for entry in Manifest.load(directory).shards:
         tar = (directory / entry.name).read_bytes()
         index = read_index(directory / entry.index_name)
-        found += [(tar[o : o + s], label) for o, s, label, _ in index.tolist()]
+        found += [(tar[o : o + s], label) for (o, s, _), label in index.tolist()]
     return found
 
 

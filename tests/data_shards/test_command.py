@@ -50,7 +50,7 @@ def test_verify_exits_1_and_names_the_sample(packed: Path, capsys: pytest.Captur
     path.write_bytes(body)
     capsys.readouterr()
     assert command("verify", packed) == 1
-    assert f"{path}: 00000010: checksum of the JPEG differs" in capsys.readouterr().out
+    assert f"{path}: 00000010: image: checksum differs" in capsys.readouterr().out
 
 
 def test_info_counts_each_class(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -130,7 +130,7 @@ def test_repair_says_what_it_did(packed: Path, capsys: pytest.CaptureFixture[str
     assert command("repair", train) == 1
     out = capsys.readouterr().out
     assert f"{train}/000001.idx: made again from its tar" in out
-    assert f"{train}/000002.tar: 00000020: checksum" in out
+    assert f"{train}/000002.tar: 00000020: image: checksum" in out
     assert "2 problems remain: pass --source (and --directory), or --drop-to NEW" in out
     assert command("repair", train, "--drop-to", packed / "new") == 0
     assert "00000020: left out (label" in capsys.readouterr().out

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from data_shards.format.fields import Sample
 from data_shards.format.index import Manifest, ShardEntry, Writer, read_index
 from data_shards.format.tar import write_samples
 from data_shards.storage.base import Handle, LocalStorage
@@ -23,7 +24,9 @@ def write_split(
         rows = range(start, min(start + per_shard, len(bodies)))
         path = out / f"{number:06d}.tar"
         handle = os.open(path, os.O_WRONLY | os.O_CREAT)
-        index = write_samples(handle, [(f"{i:08d}", bodies[i], labels[i]) for i in rows])
+        index = write_samples(
+            handle, [Sample(f"{i:08d}", {"image": bodies[i], "label": labels[i]}) for i in rows]
+        )
         os.close(handle)
         path.with_suffix(".idx").write_bytes(index.tobytes())
         shards.append(
@@ -53,7 +56,7 @@ def bodies_of(split: Path) -> tuple[list[bytes], list[int]]:
     bodies, labels = [], []
     for shard in Manifest.load(split).shards:
         tar = (split / shard.name).read_bytes()
-        for offset, size, label, _ in read_index(split / shard.index_name).tolist():
+        for (offset, size, _), label in read_index(split / shard.index_name).tolist():
             bodies.append(tar[offset : offset + size])
             labels.append(label)
     return bodies, labels

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,22 +30,8 @@ class FileSamples:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, i: int) -> tuple[bytes, int]:
-        path = self.root / self.names[i]
-        try:
-            body = path.read_bytes()
-        except OSError as error:
-            if error.errno not in NOT_THERE:
-                fix = "see to it and run the same command again: finished shards are kept"
-                raise DataError(f"{path}: cannot read it ({error.strerror}); {fix}") from error
-            if not self.root.is_dir():
-                raise DataError(
-                    f"{self.root}: is gone; bring it back and run the same command again"
-                ) from error
-            raise BadSourceError(error.strerror) from error
-        if not body:
-            raise BadSourceError("empty file")
-        return body, int(self.labels[i])
+    def __getitem__(self, i: int) -> Mapping[str, Any]:
+        return {"image": read_file(self.root, self.names[i]), "label": int(self.labels[i])}
 
     def select(self, rows: np.ndarray) -> "FileSamples":
         """The samples at `rows`."""
@@ -60,14 +47,7 @@ class FileSamples:
 
     def sizes(self) -> np.ndarray:
         """(N,) int64: bytes, by one `stat` a file from many threads; 0 where there is none."""
-        with ThreadPoolExecutor(STAT_THREADS) as pool:
-            chunks = pool.map(self._sizes_from, range(0, len(self), STAT_CHUNK))
-            return np.concatenate([np.zeros(0, dtype=np.int64), *chunks])
-
-    def _sizes_from(self, start: int) -> np.ndarray:
-        root = os.fspath(self.root)
-        stop = min(start + STAT_CHUNK, len(self))
-        return np.array([_size(f"{root}/{self.names[i]}") for i in range(start, stop)], dtype=np.int64)
+        return file_sizes(self.root, self.names)
 
     @property
     def digest(self) -> str:
@@ -75,6 +55,35 @@ class FileSamples:
         sha = hashlib.sha256(self.labels.astype("<u4").tobytes())
         self.names.update(sha)
         return sha.hexdigest()
+
+
+def read_file(root: Path, name: str) -> bytes:
+    """The bytes of a file below `root`; BadSourceError when it is missing or empty, DataError by I/O."""
+    path = root / name
+    try:
+        body = path.read_bytes()
+    except OSError as error:
+        if error.errno not in NOT_THERE:
+            fix = "see to it and run the same command again: finished shards are kept"
+            raise DataError(f"{path}: cannot read it ({error.strerror}); {fix}") from error
+        if not root.is_dir():
+            raise DataError(f"{root}: is gone; bring it back and run the same command again") from error
+        raise BadSourceError(error.strerror) from error
+    if not body:
+        raise BadSourceError("empty file")
+    return body
+
+
+def file_sizes(root: Path, names: PathList) -> np.ndarray:
+    """(N,) int64: bytes of files below `root`, by one `stat` each from many threads; 0 for a missing one."""
+
+    def sizes_from(start: int) -> np.ndarray:
+        stop = min(start + STAT_CHUNK, len(names))
+        return np.array([_size(f"{os.fspath(root)}/{names[i]}") for i in range(start, stop)], dtype=np.int64)
+
+    with ThreadPoolExecutor(STAT_THREADS) as pool:
+        chunks = pool.map(sizes_from, range(0, len(names), STAT_CHUNK))
+        return np.concatenate([np.zeros(0, dtype=np.int64), *chunks])
 
 
 def _size(path: str) -> int:

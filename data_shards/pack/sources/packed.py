@@ -2,30 +2,33 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xxhash
 
 from data_shards.errors import DataError
 from data_shards.format.classes import differences
+from data_shards.format.fields import IMAGE_AND_LABEL, Field, files_of, has_label, record_of
 from data_shards.format.image_names import is_hidden
-from data_shards.format.index import MANIFEST_NAME, RECORD, Manifest, read_index
+from data_shards.format.index import MANIFEST_NAME, Manifest, digest_of, read_index
 from data_shards.format.samples import BadSourceError, Source
 from data_shards.pack.sources.folders import needed
 
 
 @dataclass(frozen=True)
 class PackedSamples:
-    """Samples in tars: tar (N,) uint32, which of `tars` in `directory` it is; records (N,) of RECORD."""
+    """Samples in tars: tar (N,) uint32, which of `tars` in `directory` it is; records (N,) of `fields`."""
 
     directory: Path
     tars: tuple[str, ...]
     tar: np.ndarray
     records: np.ndarray
+    fields: tuple[Field, ...] = IMAGE_AND_LABEL
 
     def __len__(self) -> int:
         return len(self.tar)
@@ -34,9 +37,15 @@ class PackedSamples:
     def _files(self) -> "_OpenFiles":
         return _OpenFiles()
 
-    def __getitem__(self, i: int) -> tuple[bytes, int]:
-        offset, size, label, checksum = self.records[i].item()
+    def __getitem__(self, i: int) -> Mapping[str, Any]:
         path = self.directory / self.tars[self.tar[i]]
+        record = zip(self.fields, self.records[i].item(), strict=True)
+        return {
+            field.name: value if field.is_scalar else self._read(path, field, *value)
+            for field, value in record
+        }
+
+    def _read(self, path: Path, field: Field, offset: int, size: int, checksum: int) -> bytes:
         try:
             body = os.pread(self._files.handle(path), size, offset)
         except FileNotFoundError as error:
@@ -46,33 +55,43 @@ class PackedSamples:
                 f"{path}: cannot read it ({error.strerror}); run the same command again"
             ) from error
         if xxhash.xxh3_64_intdigest(body) != checksum:
-            raise BadSourceError("checksum differs from the index")
-        return body, label
+            member = "" if field in IMAGE_AND_LABEL else f"{field.name}: "
+            raise BadSourceError(f"{member}checksum differs from the index")
+        return body
 
     def select(self, rows: np.ndarray) -> "PackedSamples":
         """The samples at `rows`, with no tar that they do not need."""
         used, tar = np.unique(self.tar[rows], return_inverse=True)
         tars = tuple(self.tars[i] for i in used.tolist())
-        return PackedSamples(self.directory, tars, tar.astype(np.uint32), self.records[rows])
+        return PackedSamples(self.directory, tars, tar.astype(np.uint32), self.records[rows], self.fields)
 
     def describe(self, i: int) -> str:
         """Its tar and its offset there."""
-        return f"{self.tars[self.tar[i]]} at byte {self.records[i]['offset']}"
+        first = files_of(self.fields)[0].name
+        return f"{self.tars[self.tar[i]]} at byte {self.records[i][first]['offset']}"
 
     def label(self, i: int) -> int:
-        """The label of sample i."""
-        return int(self.records[i]["label"])
+        """The label of sample i, or -1."""
+        return int(self.records[i]["label"]) if has_label(self.fields) else -1
 
     def sizes(self) -> np.ndarray:
-        """(N,) int64: bytes of each image."""
-        return self.records["size"].astype(np.int64)
+        """(N,) int64: bytes of the files of each sample."""
+        total = np.zeros(len(self), dtype=np.int64)
+        for field in files_of(self.fields):
+            total += self.records[field.name]["size"]
+        return total
 
     @property
     def digest(self) -> str:
-        """SHA-256, in hex, of every image's size, label and checksum, in order."""
-        sha = hashlib.sha256()
-        for field in ("size", "label", "xxh3"):
-            sha.update(np.ascontiguousarray(self.records[field]).data)
+        """SHA-256, in hex, of the sizes of all files, all numbers, the checksums of all files, in order."""
+        sha, files = hashlib.sha256(), files_of(self.fields)
+        columns = [self.records[field.name]["size"] for field in files]
+        columns += [self.records[field.name] for field in self.fields if field.is_scalar]
+        columns += [self.records[field.name]["xxh3"] for field in files]
+        for column in columns:
+            sha.update(np.ascontiguousarray(column).data)
+        if self.fields != IMAGE_AND_LABEL:
+            sha.update(repr([(field.name, field.codec) for field in self.fields]).encode())
         return sha.hexdigest()
 
 
@@ -104,15 +123,16 @@ def packed_samples(directory: Path, manifest: Manifest) -> PackedSamples:
     """Every sample of a split, in its order: 28 bytes each; DataError when an index is not the manifest's."""
     records = []
     for entry in manifest.shards:
-        index = read_index(directory / entry.index_name)
-        if hashlib.sha256(index.data).hexdigest() != entry.index_sha256:
+        index = read_index(directory / entry.index_name, manifest.fields)
+        if digest_of(index) != entry.index_sha256:
             raise DataError(
                 f"{directory / entry.index_name}: is not the index in the manifest; repair it first"
             )
         records.append(index)
     tar = np.repeat(np.arange(len(records), dtype=np.uint32), manifest.samples_per_shard)
     tars = tuple(entry.name for entry in manifest.shards)
-    return PackedSamples(directory, tars, tar, np.concatenate([np.zeros(0, dtype=RECORD), *records]))
+    none = np.zeros(0, dtype=record_of(manifest.fields))
+    return PackedSamples(directory, tars, tar, np.concatenate([none, *records]), manifest.fields)
 
 
 def packed_source(directory: str | Path | None) -> Source:
@@ -128,13 +148,21 @@ def packed_source(directory: str | Path | None) -> Source:
             raise DataError(
                 f"{path} must have the classes of {first}: {different}; name one split as --directory"
             )
+        if own_names(manifests[path].fields) != own_names(manifests[first].fields):
+            raise DataError(f"{path} must have the members of {first}; name one split as --directory")
     paths: dict[str, Path] = {}
     for path, manifest in manifests.items():
         if (same := paths.setdefault(manifest.split, path)) != path:
             raise DataError(f"{same} and {path} are both the split {manifest.split}; pass one as --directory")
     splits = {manifest.split: packed_samples(path, manifest) for path, manifest in manifests.items()}
     name = next(iter(manifests.values())).name
-    return Source(name, f"shards of {name}", classes, splits)
+    fields = next(iter(manifests.values())).fields
+    return Source(name, f"shards of {name}", classes, splits, fields=own_names(fields))
+
+
+def own_names(fields: tuple[Field, ...]) -> tuple[Field, ...]:
+    """The fields without the extensions that their files have in the tars of somebody else."""
+    return tuple(Field(field.name, field.codec) for field in fields)
 
 
 def _manifests(paths: Iterable[Path]) -> dict[Path, Manifest]:

@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -43,7 +44,7 @@ class SyntheticSamples:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, i: int) -> tuple[np.ndarray, int]:
+    def __getitem__(self, i: int) -> Mapping[str, Any]:
         row, side = int(self.rows[i]), self.image_size
         label = row % self.num_classes
         noise = hashes(fold(self.key, row), side * side * 3 + 1)
@@ -52,7 +53,8 @@ class SyntheticSamples:
         )  # (H, W), 0 ... 128
         tint = np.array([64 + splitmix64(fold(label, channel)) % 128 for channel in range(3)])  # (3,)
         speckle = (noise[1:] % np.uint64(64)).astype(np.int64).reshape(side, side, 3)  # 0 ... 63
-        return (wave[:, :, None] * tint // 128 + speckle).astype(np.uint8), label  # at most 191 + 63
+        image = (wave[:, :, None] * tint // 128 + speckle).astype(np.uint8)  # at most 191 + 63
+        return {"image": image, "label": label}
 
     def select(self, rows: np.ndarray) -> "SyntheticSamples":
         """The samples at `rows`."""

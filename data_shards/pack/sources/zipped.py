@@ -9,10 +9,11 @@ import hashlib
 import os
 import struct
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 import xxhash
@@ -171,7 +172,7 @@ class ZipSamples:
     def _file(self) -> BinaryIO:
         return open(self.path, "rb", buffering=0)  # noqa: SIM115  closed with this object
 
-    def __getitem__(self, i: int) -> tuple[bytes, int]:
+    def __getitem__(self, i: int) -> Mapping[str, Any]:
         _, offset, packed, size, crc, method = self.members[i].item()
         if method not in (STORED, DEFLATED):
             text = f"not in {self.path.name}" if method == MISSING else f"compressed by method {method}"
@@ -188,7 +189,7 @@ class ZipSamples:
             raise BadSourceError(f"damaged in the archive ({error})") from error
         if len(body) != size or zlib.crc32(body) != crc:
             raise BadSourceError(f"damaged in the archive: CRC-32 differs, or its size is not {size}")
-        return body, int(self.labels[i])
+        return {"image": body, "label": int(self.labels[i])}
 
     def _packed_bytes(self, i: int, offset: int, packed: int) -> bytes:
         """The stored bytes of member i; its local header must have its name."""

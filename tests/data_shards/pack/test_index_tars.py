@@ -11,12 +11,13 @@ import simplejpeg
 import webdataset
 
 from data_shards.errors import DataError
+from data_shards.format.fields import split_name
 from data_shards.format.image_names import HIDDEN
 from data_shards.format.index import MANIFEST_NAME, Manifest, check_shards
 from data_shards.pack.indexing import IndexOptions, index_tars
 from data_shards.pack.progress import BAD_NAME, read_bad
 from data_shards.pack.sources.packed import packed_source
-from data_shards.pack.tar_scan import DOTTED, UNKNOWN, split_name
+from data_shards.pack.tar_scan import DOTTED, UNKNOWN
 from data_shards.pack.write import pack
 from data_shards.verify.verify import verify
 from tests.data_shards.image_folders import bodies_by_index, contents, jpeg, samples_in
@@ -190,7 +191,7 @@ def test_a_flipped_bit_is_named_later(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(raw)
     assert [(bad.key, bad.reason) for bad in verify(tmp_path).bad] == [
         ("*", "SHA-256 differs from the manifest"),
-        ("k2", "checksum of the image differs from the index"),
+        ("k2", "image: checksum differs from the index"),
     ]
 
 

@@ -153,7 +153,7 @@ def test_shards_by_bytes_stay_within_them_and_are_full(tmp_path: Path, limit: in
     source = image_folder(make_folder(tmp_path / "in", {"train": 60}))
     samples = source.splits["train"]
     ranks = permutation(60, Purpose.PACK, 0)
-    starts = greedy([len(samples[i][0]) for i in ranks.tolist()], limit)
+    starts = greedy([len(samples[i]["image"]) for i in ranks.tolist()], limit)
     manifest = pack(source, "train", tmp_path / "a", bytes_per_shard=limit)
     assert manifest.samples_per_shard.tolist() == np.diff(starts).tolist()
     assert all(entry.bytes <= limit or entry.samples == 1 for entry in manifest.shards)

@@ -34,9 +34,9 @@ def test_webdataset_reads_back_every_sample(source: Source, shards: Path) -> Non
     ranks = permutation(SAMPLES, Purpose.PACK, 7)
     assert [sample["__key__"] for sample in read] == [f"{i:08d}" for i in range(SAMPLES)]
     for sample, row in zip(read, ranks.tolist(), strict=True):
-        pixels, label = source.splits["train"][row]
-        assert sample["cls"] == str(label).encode()
-        assert sample["jpg"] == simplejpeg.encode_jpeg(pixels, quality=95, colorsubsampling="444")
+        wanted = source.splits["train"][row]
+        assert sample["cls"] == str(wanted["label"]).encode()
+        assert sample["jpg"] == simplejpeg.encode_jpeg(wanted["image"], quality=95, colorsubsampling="444")
 
 
 @pytest.mark.parametrize(("name", "size"), [("00000000.jpg", 0), ("00001234.jpg", 700), ("a.cls", 8**11 - 1)])
@@ -54,8 +54,8 @@ def test_index_points_at_the_jpegs(shards: Path) -> None:
     index = read_index(shards / "000001.idx")
     with tarfile.open(shards / "000001.tar") as tar:
         jpegs = [member for member in tar if member.name.endswith(".jpg")]
-        assert index["offset"].tolist() == [member.offset_data for member in jpegs]
-        assert index["size"].tolist() == [member.size for member in jpegs]
+        assert index["image"]["offset"].tolist() == [member.offset_data for member in jpegs]
+        assert index["image"]["size"].tolist() == [member.size for member in jpegs]
         labels = [int(tar.extractfile(member.name.replace("jpg", "cls")).read()) for member in jpegs]
     assert index["label"].tolist() == labels
 
@@ -88,7 +88,8 @@ def test_another_seed_is_another_order_of_the_same_samples(
     checksums = []
     for directory in (shards, tmp_path):
         indices = [
-            read_index(directory / entry.index_name)["xxh3"] for entry in Manifest.load(directory).shards
+            read_index(directory / entry.index_name)["image"]["xxh3"]
+            for entry in Manifest.load(directory).shards
         ]
         checksums.append(np.concatenate(indices).tolist())
     assert checksums[0] != checksums[1]
@@ -177,8 +178,8 @@ def test_another_plan_is_refused_finished_or_not(source: Source, tmp_path: Path)
 
 def test_gray_colour_and_ready_made_images(tmp_path: Path) -> None:
     class Ready(ArraySamples):
-        def __getitem__(self, i: int) -> tuple[bytes, int]:
-            return b"a finished JPEG", 1
+        def __getitem__(self, i: int) -> dict[str, bytes | int]:
+            return {"image": b"a finished JPEG", "label": 1}
 
         def select(self, rows: np.ndarray) -> "Ready":
             return Ready(self.images[rows], self.labels[rows])
@@ -258,8 +259,8 @@ def test_manifest_errors_say_what_to_do(source: Source, tmp_path: Path) -> None:
     path = tmp_path / "val" / MANIFEST_NAME
     for text, message in {
         "{": "cannot read it",
-        "[]": "schema is None, this version reads 1",
-        '{"schema": 2}': "schema is 2, this version reads 1",
+        "[]": "schema is None, this version reads 1 and 2",
+        '{"schema": 3}': "schema is 3, this version reads 1 and 2",
         '{"schema": 1}': "not a manifest",
     }.items():
         path.write_text(text)

@@ -58,7 +58,7 @@ def test_chosen_samples_in_their_order(shards: Path) -> None:
     with eval_stream(shards, batch_size=3, samples=chosen) as stream:
         first, last = stream
         assert torch.cat([first.positions, last.positions]).tolist() == [*chosen, -1, -1]
-        wanted = [reader.read(*divmod(int(i), PER_SHARD))[1] for i in chosen]
+        wanted = [reader.read(*divmod(int(i), PER_SHARD))["label"] for i in chosen]
         assert torch.cat([first["label"], last["label"]]).tolist()[:4] == wanted
         assert stream.labels()[chosen].tolist() == wanted
         assert len(stream.labels()) == SAMPLES

@@ -31,7 +31,7 @@ class Place:
         self.number = self.random.randrange(SAMPLES)  # the sample that suffers
         self.shard, self.row = divmod(self.number, PER_SHARD)
         self.name = f"{self.shard:06d}.tar"
-        self.record = read_index(self.dir / f"{self.shard:06d}.idx")[self.row].item()
+        self.record = read_index(self.dir / f"{self.shard:06d}.idx")[self.row]["image"].item()
         self.read = ReadOptions(deadline_s=30, fetch_threads=self.random.randrange(3))
         self.storage: FaultyStorage | Path = self.dir
 

@@ -27,7 +27,7 @@ def flip(split: Path, number: int) -> None:
     shard, row = divmod(number, PER_SHARD)
     path = split / f"{shard:06d}.tar"
     body = bytearray(path.read_bytes())
-    body[int(read_index(path.with_suffix(".idx"))["offset"][row]) + 90] ^= 4
+    body[int(read_index(path.with_suffix(".idx"))["image"]["offset"][row]) + 90] ^= 4
     path.write_bytes(body)
 
 
@@ -86,9 +86,9 @@ def test_the_file_names_each_bad_sample_once(damaged: Path, tmp_path: Path) -> N
     assert set(found) == {(f"{n // PER_SHARD:06d}.tar", n % PER_SHARD) for n in BAD}
     line = found["000000.tar", 7]
     assert set(line) == {
-        *("time", "host", "data", "manifest", "shard", "row", "key", "offset", "reason", "position")
+        *("time", "host", "data", "manifest", "shard", "row", "key", "member", "offset", "reason", "position")
     }
-    assert (line["key"], line["data"]) == ("00000007", "synthetic/train")
+    assert (line["key"], line["member"], line["data"]) == ("00000007", "image", "synthetic/train")
     assert line["reason"].endswith("fails its checksum")
     again = tiny_stream(damaged, quarantine=path)
     before = path.read_text()

@@ -74,7 +74,7 @@ def test_a_batch_is_what_order_reader_and_decoder_give(shards: Path) -> None:
     for row, (position, shard, sample) in enumerate(
         zip(positions.tolist(), *(a.tolist() for a in stream.order.locate(positions)), strict=True)
     ):
-        body, label = reader.read(shard, sample)
+        body, label = reader.read(shard, sample).values()
         batch, i = batches[row // 4], row % 4
         np.testing.assert_array_equal(batch["image"][i].numpy(), decode_image(body, TRANSFORM, (1, position)))
         assert (batch["label"][i].item(), batch.positions[i].item(), batch.weights[i].item()) == (
@@ -234,7 +234,7 @@ def test_evaluation_has_every_sample_exactly_once(
             seen[position] = got["image"][i], got["label"][i].item()
     assert sorted(seen) == list(range(count))
     for position in (0, count // 2, count - 1):
-        body, label = reader.read(*divmod(position, PER_SHARD))
+        body, label = reader.read(*divmod(position, PER_SHARD)).values()
         np.testing.assert_array_equal(
             seen[position][0].numpy(), decode_image(body, EvalTransform(image_size=8))
         )
@@ -310,7 +310,7 @@ def copy(shards: Path, tmp_path: Path) -> Path:
 
 
 def test_a_flipped_bit_names_shard_key_and_offset(copy: Path) -> None:
-    offset = int(read_index(copy / "000003.idx")["offset"][4])
+    offset = int(read_index(copy / "000003.idx")["image"]["offset"][4])
     body = bytearray((copy / "000003.tar").read_bytes())
     body[offset + 50] ^= 1
     (copy / "000003.tar").write_bytes(body)

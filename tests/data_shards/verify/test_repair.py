@@ -103,9 +103,11 @@ def test_without_a_source_what_remains_is_said(copy: Path) -> None:
 
 def test_dropping_makes_a_new_set_and_leaves_the_old_one(shards: Path, copy: Path, tmp_path: Path) -> None:
     whole = samples_in(shards)
-    ends = read_index(copy / "000001.idx")["offset"]
+    ends = read_index(copy / "000001.idx")["image"]["offset"]
     flip(copy / "000002.tar", 600)  # key 40
-    flip(copy / "000003.tar", int(read_index(copy / "000003.idx")["offset"][7]) - 500)  # the header of key 67
+    flip(
+        copy / "000003.tar", int(read_index(copy / "000003.idx")["image"]["offset"][7]) - 500
+    )  # the header of key 67
     os.truncate(copy / "000001.tar", int(ends[18]) + 10)  # keys 38 and 39
     (copy / "000004.tar").unlink()  # keys 80 ... 99
     before = contents(copy)
@@ -132,7 +134,7 @@ def test_tars_made_by_others_are_not_written(tmp_path: Path) -> None:
     (tmp_path / "in" / "1.idx").unlink()
     assert repair(tmp_path / "in").reindexed == ("1.idx",)
     assert contents(tmp_path / "in") == sound
-    flip(tmp_path / "in" / "0.tar", int(read_index(tmp_path / "in" / "0.idx")["offset"][2]) + 9)
+    flip(tmp_path / "in" / "0.tar", int(read_index(tmp_path / "in" / "0.idx")["image"]["offset"][2]) + 9)
     done = repair(tmp_path / "in", drop_to=tmp_path / "new")
     assert [bad.key for bad in done.dropped] == ["k2"]
     assert (tmp_path / "new" / "0.tar").read_bytes() == (tmp_path / "in" / "0.tar").read_bytes()

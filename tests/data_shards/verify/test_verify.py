@@ -34,30 +34,30 @@ def test_sound_shards(shards: Path) -> None:
 
 def test_flipped_bits_name_shard_and_key_and_hide_no_others(copy: Path) -> None:
     index = read_index(copy / "000002.idx")
-    flip(copy / "000002.tar", int(index["offset"][5]) + 100)  # a body: key 2 * 20 + 5
-    flip(copy / "000002.tar", int(index["offset"][9]) - 400)  # a header: it has no key any more
-    flip(copy / "000002.tar", int(index["offset"][12]) - 512)  # the name in a header
+    flip(copy / "000002.tar", int(index["image"]["offset"][5]) + 100)  # a body: key 2 * 20 + 5
+    flip(copy / "000002.tar", int(index["image"]["offset"][9]) - 400)  # a header: it has no key any more
+    flip(copy / "000002.tar", int(index["image"]["offset"][12]) - 512)  # the name in a header
     found = {(bad.shard, bad.key): bad.reason for bad in verify(copy).bad}
     assert found == {
         ("000002.tar", "*"): "SHA-256 differs from the manifest",
-        ("000002.tar", "00000045"): "checksum of the JPEG differs from the index",
-        ("000002.tar", "row 9"): "damaged tar header",
-        ("000002.tar", "row 12"): "damaged tar header",
+        ("000002.tar", "00000045"): "image: checksum differs from the index",
+        ("000002.tar", "row 9"): "image: damaged tar header",
+        ("000002.tar", "row 12"): "image: damaged tar header",
     }
 
 
 def test_label_truncation_and_index_damage(copy: Path) -> None:
     index = read_index(copy / "000000.idx")
-    flip(copy / "000000.tar", int(index["offset"][1]) - 1024)  # the label member of sample 0
-    os.truncate(copy / "000001.tar", int(read_index(copy / "000001.idx")["offset"][19]) + 10)
+    flip(copy / "000000.tar", int(index["image"]["offset"][1]) - 1024)  # the label member of sample 0
+    os.truncate(copy / "000001.tar", int(read_index(copy / "000001.idx")["image"]["offset"][19]) + 10)
     flip(copy / "000003.idx", 3)
     (copy / "000004.tar").unlink()
     found = [(bad.shard, bad.key, bad.reason.split()[0]) for bad in verify(copy, workers=3).bad]
     assert found == [
         ("000000.tar", "*", "SHA-256"),
-        ("000000.tar", "00000000", "label"),
+        ("000000.tar", "00000000", "label:"),
         ("000001.tar", "*", "expected"),
-        ("000001.tar", "00000039", "the"),  # the tar ends inside this sample
+        ("000001.tar", "00000039", "image:"),  # the tar ends inside this sample
         ("000001.tar", "*", "end-of-archive"),
         ("000003.idx", "*", "SHA-256"),
         ("000004.tar", "*", "[Errno"),
@@ -66,8 +66,8 @@ def test_label_truncation_and_index_damage(copy: Path) -> None:
 
 def test_decode_finds_what_checksums_cannot(tmp_path: Path, source: Source) -> None:
     class Broken(ArraySamples):
-        def __getitem__(self, i: int) -> tuple[bytes, int]:
-            return b"not an image", 0
+        def __getitem__(self, i: int) -> dict[str, bytes | int]:
+            return {"image": b"not an image", "label": 0}
 
         def select(self, rows: np.ndarray) -> "Broken":
             return self

@@ -54,7 +54,7 @@ def test_every_figure_is_there_and_adds_up(split: Path, capsys: pytest.CaptureFi
 def _sizes(index: Path) -> list[int]:
     from data_shards.format.index import read_index
 
-    return read_index(index)["size"].tolist()
+    return read_index(index)["image"]["size"].tolist()
 
 
 def test_the_text_names_every_stage(split: Path, capsys: pytest.CaptureFixture[str]) -> None:

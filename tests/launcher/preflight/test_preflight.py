@@ -189,7 +189,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def spoil(config: RunConfig, directory: Path, split: str) -> None:
     """Damage the image that rank 0 reads first."""
     shard, row = first_sample(Manifest.load(directory), config, split, 0, 4)
-    offset = int(read_index(directory / f"{shard:06}.idx")[row]["offset"])
+    offset = int(read_index(directory / f"{shard:06}.idx")[row]["image"]["offset"])
     with (directory / f"{shard:06}.tar").open("r+b") as file:
         file.seek(offset)
         file.write(b"damaged!")

@@ -25,7 +25,10 @@ def broken(request: pytest.FixtureRequest, shards: Path, tmp_path_factory: pytes
     split, folder = request.param, tmp_path_factory.mktemp("broken")
     shutil.copytree(shards, folder / "data")
     path = folder / "data" / split / "000000.tar"
-    tar, offset = bytearray(path.read_bytes()), int(read_index(path.with_suffix(".idx"))[40]["offset"])
+    tar, offset = (
+        bytearray(path.read_bytes()),
+        int(read_index(path.with_suffix(".idx"))[40]["image"]["offset"]),
+    )
     tar[offset + 200] ^= 255
     path.write_bytes(tar)
     asked = "parallel.ep_size=2", "train.eval_every=1 steps", "data.bad_samples=stop"

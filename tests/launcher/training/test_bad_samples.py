@@ -19,7 +19,7 @@ def damaged(shards: Path, folder: Path, rows: list[int]) -> Path:
     path = folder / "train" / "000000.tar"
     tar, index = bytearray(path.read_bytes()), read_index(path.with_suffix(".idx"))
     for row in rows:
-        tar[int(index[row]["offset"]) + 100] ^= 4
+        tar[int(index[row]["image"]["offset"]) + 100] ^= 4
     path.write_bytes(tar)
     return folder
 

@@ -42,7 +42,7 @@ def test_a_folder_as_torchvision_reads_it(tmp_path: Path) -> None:
     source = image_folder(root)
     train = source.splits["train"]
     # Numbers by class and name: 0 3 6 9, then 1 4 7 and deeper/x, then 2 5 8.
-    found = [(train.describe(i), *train[i]) for i in range(len(train))]
+    found = [(train.describe(i), *train[i].values()) for i in range(len(train))]
     numbers = [0, 3, 6, 9, 1, 4, 7, 99, 2, 5, 8]
     assert [body for _, body, _ in found] == [jpeg(n, 24 if n == 99 else 24 + 8 * (n % 7)) for n in numbers]
     assert [label for *_, label in found] == [0] * 4 + [1] * 4 + [2] * 3
@@ -57,7 +57,7 @@ def test_sizes_labels_and_a_digest_that_knows_no_place(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "a", tmp_path / "b")
     one, other = (image_folder(tmp_path / side).splits["train"] for side in "ab")
     assert one.digest == other.digest
-    assert one.sizes().tolist() == [len(one[i][0]) for i in range(7)]
+    assert one.sizes().tolist() == [len(one[i]["image"]) for i in range(7)]
     part = one.select(np.array([5, 2]))
     assert [part[0], part[1]] == [one[5], one[2]]
     assert part.label(0) == one.label(5)

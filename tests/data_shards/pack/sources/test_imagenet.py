@@ -42,7 +42,7 @@ def test_members_are_those_that_zipfile_reads(
     samples = source.splits["train"]
     with zipfile.ZipFile(tmp_path / "train.zip") as archive:
         for i, name in enumerate(NAMES):
-            assert samples[i] == (archive.read(prefix + name), i % 4)
+            assert samples[i] == {"image": archive.read(prefix + name), "label": i % 4}
             assert samples.sizes()[i] == archive.getinfo(prefix + name).file_size
             assert samples.describe(i) == f"train.zip/{prefix}{name}"
     assert source.classes == tuple(f"n{i:08d}" for i in range(4))
@@ -56,7 +56,7 @@ def test_val_has_no_directories_and_takes_its_classes_from_train(tmp_path: Path)
         archive.writestr("ILSVRC2012_val_00000001.JPEG", jpeg(1))
     (tmp_path / "val_map.txt").write_text("ILSVRC2012_val_00000001.JPEG\t3\r\n\n")
     source = imagenet_zip(tmp_path)
-    assert source.splits["val"][0] == (jpeg(1), 3)
+    assert source.splits["val"][0] == {"image": jpeg(1), "label": 3}
     assert source.classes[3] == "n00000003"
 
 
@@ -84,7 +84,7 @@ def test_damaged_members_are_bad_and_the_others_are_not(tmp_path: Path) -> None:
         with pytest.raises(BadSourceError, match=reason):
             samples[i]
     assert samples.sizes()[30] == 0
-    assert samples[4] == (jpeg(4), 0)
+    assert samples[4] == {"image": jpeg(4), "label": 0}
 
 
 @pytest.mark.parametrize("keep", [100, -10])
@@ -218,8 +218,10 @@ def make_22k(root: Path, prefix: str) -> Path:
 @pytest.mark.parametrize("prefix", ["", "fall11_whole/", "./fall11_whole/"])
 def test_22k_by_either_way_of_naming(tmp_path: Path, prefix: str) -> None:
     source = imagenet22k(make_22k(tmp_path, prefix))
-    assert [source.splits["train"][i] for i in range(25)] == [(jpeg(i), i % 4) for i in range(25)]
-    assert [source.splits["val"][i][1] for i in range(5)] == [1, 2, 3, 0, 1]
+    assert [tuple(source.splits["train"][i].values()) for i in range(25)] == [
+        (jpeg(i), i % 4) for i in range(25)
+    ]
+    assert [source.splits["val"][i]["label"] for i in range(5)] == [1, 2, 3, 0, 1]
     assert source.classes == tuple(f"n{i:08d}" for i in range(4))
 
 

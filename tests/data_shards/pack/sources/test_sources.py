@@ -32,10 +32,10 @@ def test_reads_the_files_of_a_directory(tmp_path: Path) -> None:
     write_files(tmp_path, {"train": 23, "t10k": 11})
     source = fashion_mnist(tmp_path)
     assert {split: len(samples) for split, samples in source.splits.items()} == {"train": 23, "val": 11}
-    image, label = source.splits["train"][17]
+    image, label = source.splits["train"][17].values()
     assert (image.shape, image.min(), image.max(), label) == ((28, 28), 17, 17, 7)
     assert source.classes[7] == "Sneaker"
-    assert source.splits["val"].select(np.array([10, 2]))[0][1] == 0
+    assert source.splits["val"].select(np.array([10, 2]))[0]["label"] == 0
 
 
 def test_digest_does_not_depend_on_the_place_or_compression(tmp_path: Path) -> None:
@@ -118,14 +118,16 @@ def test_synthetic_is_deterministic_and_learnable() -> None:
     source, again = (synthetic(200, 100, 4, 16, seed=1) for _ in range(2))
     train, val = source.splits["train"], source.splits["val"]
     assert source.name == "synthetic"
-    image, label = train[9]
+    image, label = train[9].values()
     assert (image.shape, image.dtype, label) == ((16, 16, 3), np.uint8, 1)
-    np.testing.assert_array_equal(image, again.splits["train"].select(np.array([3, 9]))[1][0])
-    assert not np.array_equal(image, val[9][0])
+    np.testing.assert_array_equal(image, again.splits["train"].select(np.array([3, 9]))[1]["image"])
+    assert not np.array_equal(image, val[9]["image"])
     assert train.digest != val.digest
     assert train.digest != synthetic(200, 100, 4, 16, seed=2).splits["train"].digest
-    means = [np.mean([train[i][0].mean((0, 1)) for i in range(c, 200, 4)], axis=0) for c in range(4)]
-    guesses = [np.argmin([np.abs(val[i][0].mean((0, 1)) - mean).sum() for mean in means]) for i in range(100)]
+    means = [np.mean([train[i]["image"].mean((0, 1)) for i in range(c, 200, 4)], axis=0) for c in range(4)]
+    guesses = [
+        np.argmin([np.abs(val[i]["image"].mean((0, 1)) - mean).sum() for mean in means]) for i in range(100)
+    ]
     assert np.mean([guess == i % 4 for i, guess in enumerate(guesses)]) > 0.7
 
 

@@ -80,7 +80,7 @@ def test_a_class_on_another_disk_works_and_is_listed_once(root: Path) -> None:
     source = image_folder(root)
     assert source.classes == ("class-0", "class-1", "class-2")
     assert listed(source)[8:] == [f"class-2/{n:04d}.jpg" for n in range(3)]
-    assert source.splits["train"][8][1] == 2
+    assert source.splits["train"][8]["label"] == 2
     assert_each_names(source.notes, ("val: 1 of 3 classes have no images: class-2",))
     os.symlink(elsewhere, root / "train" / "class-3")
     os.symlink(elsewhere, root / "train" / "class-1" / "again")

@@ -1,0 +1,1 @@
+"""How the members of a sample are encoded, checked and decoded."""
