@@ -4,7 +4,7 @@
     python benchmarks/plan_memory.py --world 1 --json plan_memory.json
     python benchmarks/plan_memory.py --allocator            # and torch's own account, several times as long
 
-Each layout trains two optimizer steps on random images through what a run is made of: `build_task`, `Engine`,
+Each layout trains two optimizer steps on random images through what a run is made of: `TaskSpec`, `Engine`,
 `MasterWeights`, as in launcher/training/trainer.py; no data pipeline. All layouts of a world run one after
 the other in the same ranks, one thread each. Two figures are measured, of the rank that needs most:
 
@@ -44,7 +44,8 @@ from launcher.config.load import load_config
 from launcher.config.schema import RunConfig
 from launcher.plan.memory.estimate import predict_memory
 from launcher.tasks.param_groups import parameter_groups
-from launcher.tasks.registry import build_task
+from launcher.tasks.registry import task_spec
+from launcher.tasks.spec import TaskContext
 from launcher.training.builders import engine_options, run_mesh
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.init import join, leave, prepare_process
@@ -107,10 +108,16 @@ class MeasuredTraining:
     def __init__(self, config: RunConfig, world: int) -> None:
         device = torch.device("cpu")
         self.config, self.mesh = config, run_mesh(config.parallel, [world])
-        self.task = build_task(config, device)
-        sharded = config.parallel.zero_stage == 3
-        model = self.task.build(self.mesh, sharded=sharded, exchange=config.parallel.expert_exchange)
-        groups = parameter_groups(model, config.optim)
+        spec = task_spec(config.task)
+        context = TaskContext(
+            mesh=self.mesh,
+            device=device,
+            sharded=config.parallel.zero_stage == 3,
+            exchange=config.parallel.expert_exchange,
+        )
+        self.task = spec.build(config, context)
+        model = self.task.model
+        groups = parameter_groups(model, config.optim, spec.parameters)
         self.engine = Engine(model, groups, self.mesh, engine_options(config, 1))
         self.masters = MasterWeights(self.engine.deepspeed, config.train.ema_decay)
         self.engine.train()
@@ -124,8 +131,8 @@ class MeasuredTraining:
             positions=torch.arange(count) + count * self.mesh.rank,
             weights=torch.ones(count),
         )
-        loss, output = self.task.loss(self.engine, self.task.inputs(batch), sample_keys(0, batch.positions))
-        self.engine.backward(loss + output.aux_loss)
+        output = self.task.step(self.engine, self.task.inputs(batch), sample_keys(0, batch.positions))
+        self.engine.backward(output.loss + output.aux_loss)
         self.engine.step(1e-4)
         self.masters.update_ema()
 

@@ -92,7 +92,7 @@ class Fault:
         elif self.kind == "nan_loss":
             trainer.task = ScaledLoss(trainer.task, math.nan)
         elif self.kind == "nan_gradient":
-            next(trainer.model.parameters()).register_hook(lambda gradient: gradient * math.nan)
+            next(trainer.task.model.parameters()).register_hook(lambda gradient: gradient * math.nan)
         elif self.kind == "slow_data":
             trainer.batches = Late(trainer.batches)
         elif self.kind == "slow_record":

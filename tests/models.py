@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.config.schema import DataConfig, RunConfig, TrainConfig
+from launcher.config.task_sections import config_class
 from parallel.experts.placement import ExpertParallel
 from swin_moe.config import ModelConfig, MoEConfig
 from swin_moe.moe.layer import MoELayer
@@ -89,7 +90,8 @@ def small_run(
     """
     images = micro_batch_size * ranks * grad_accum_steps
     options = {"micro_batch_size": micro_batch_size, "global_batch_size": images, **(train or {})}
-    return RunConfig(
+    kind = config_class(sections.get("task", RunConfig.task))
+    return kind(
         run_dir="run",
         model=model or ModelConfig(),
         data=DataConfig(train="train", val="val"),

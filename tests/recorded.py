@@ -79,8 +79,12 @@ FIGURES = ("step", "loss", "aux_loss", "lr", "grad_norm", "dropped_fraction", "e
 
 
 def figures(run_dir: Path) -> list[dict[str, float]]:
-    """Of every step and evaluation of a run, what must stay as it is."""
+    """Of every step and evaluation of a run, what must stay as it is.
+
+    `loss` of a step is the total loss here: what `loss` meant when these files were recorded.
+    """
     rows = [row for row in records(run_dir) if "loss" in row or "eval_loss" in row]
+    rows = [row | {"loss": row["total_loss"]} if "total_loss" in row else row for row in rows]
     return [{name: row[name] for name in FIGURES if name in row} for row in rows]
 
 

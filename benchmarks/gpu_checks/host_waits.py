@@ -100,6 +100,7 @@ def _prepared(
     from launcher.config.schema import DataConfig, OptimConfig, RunConfig
     from launcher.tasks.classification.task import ClassificationTask
     from launcher.tasks.param_groups import parameter_groups
+    from launcher.tasks.spec import TaskContext
     from parallel.experts.exchange import ExchangeOptions
     from parallel.ranks.mesh import ParallelDims, build_mesh
     from parallel.zero.engine import Engine
@@ -108,9 +109,9 @@ def _prepared(
     data = DataConfig(train="x", val="x", augment=AugmentConfig() if case.augment else None)
     model_config = _model_config(case, place)
     config = RunConfig(run_dir="x", model=model_config, data=data)
-    mesh, task = build_mesh(ParallelDims(world_size=1)), ClassificationTask(config, device)
-    exchange = ExchangeOptions(padded=case.padded)
-    model = task.build(mesh, sharded=False, exchange=exchange).to(device)
+    mesh, exchange = build_mesh(ParallelDims(world_size=1)), ExchangeOptions(padded=case.padded)
+    task = ClassificationTask(config, TaskContext(mesh=mesh, device=device, exchange=exchange))
+    model = task.model
     images = 4 if place.rehearsal else 16
     options = EngineOptions(
         zero_stage=1, precision="bf16", max_grad_norm=5.0, micro_batch_size=images, grad_accum_steps=1
@@ -156,11 +157,12 @@ def _train(engine: Any, task: Any, one: Any, config: Any, device: torch.device) 
 
     tally = MetricAccumulator(rank=0, world_size=1)
     keys = send(sample_keys(0, one.positions), device)
-    loss, output = task.loss(engine, task.inputs(one), keys)
-    loss = loss + output.aux_loss
-    engine.backward(loss)
+    output = task.step(engine, task.inputs(one), keys)
+    total_loss = output.loss + output.aux_loss
+    engine.backward(total_loss)
     engine.step(1e-3)
-    tally.add(torch.stack([loss, output.aux_loss]), output)
+    losses = {"loss": output.loss, "aux_loss": output.aux_loss, "total_loss": total_loss}
+    tally.add(losses, output.moe)
     tally.reduce({"bytes": 5}, {"stop": False})
 
 

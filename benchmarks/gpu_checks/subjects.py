@@ -20,7 +20,8 @@ from data_shards.stream.batch import Batch
 from gpu_checks.place import CheckContext
 from launcher.config.schema import DataConfig, OptimConfig, ParallelConfig, RunConfig, TrainConfig
 from launcher.metrics.accumulator import MetricAccumulator
-from launcher.tasks.registry import build_task
+from launcher.tasks.registry import build_task, task_spec
+from launcher.tasks.spec import TaskContext
 from parallel.ranks.host import send
 from parallel.ranks.init import join, leave, prepare_process
 from parallel.ranks.rank import Ranks
@@ -215,10 +216,12 @@ class Training:
 
         self.config, self.device = config, device
         self.mesh, parallel = run_mesh(config.parallel, [1]), config.parallel
-        self.task = build_task(config, device)
-        model = self.task.build(self.mesh, sharded=False, exchange=parallel.expert_exchange).to(device)
-        self.backbone = self.task.backbone(model)
-        groups = parameter_groups(model, config.optim)
+        spec = task_spec(config.task)
+        self._context = TaskContext(mesh=self.mesh, device=device, exchange=parallel.expert_exchange)
+        self.task = spec.build(config, self._context)
+        model = self.task.model
+        self.backbone = spec.backbone(model)
+        groups = parameter_groups(model, config.optim, spec.parameters)
         self.engine = Engine(model, groups, self.mesh, engine_options(config, 1))
         self.masters = MasterWeights(self.engine.deepspeed, config.train.ema_decay)
         self.engine.train()
@@ -243,7 +246,7 @@ class Training:
     def augment(self, on: bool) -> None:
         """Augment on the device from the next step on, or not."""
         data = replace(self.config.data, augment=AugmentConfig() if on else None)
-        self.task = build_task(replace(self.config, data=data), self.device)
+        self.task = build_task(replace(self.config, data=data), self._context)
         self._ahead = None
 
     def drop_paths(self, on: bool) -> None:
@@ -260,16 +263,17 @@ class Training:
         """One optimizer step: its loss."""
         inputs, keys = self._ahead or self._inputs()
         tally = MetricAccumulator(rank=0, world_size=1)
-        loss, output = self.task.loss(self.engine, inputs, keys)
-        loss = loss + output.aux_loss
-        self.engine.backward(loss)
+        output = self.task.step(self.engine, inputs, keys)
+        total_loss = output.loss + output.aux_loss
+        self.engine.backward(total_loss)
         self._ahead = self._inputs()
         self.engine.step(1e-4)
-        tally.add(torch.stack([loss, output.aux_loss]), output)
+        losses = {"loss": output.loss, "aux_loss": output.aux_loss, "total_loss": total_loss}
+        tally.add(losses, output.moe)
         totals = tally.reduce({}, {"stop": False})
         self.masters.update_ema()
         self.backbone.update_router_bias(totals.loads)
-        return totals.sums[0]
+        return totals.sums["total_loss"]
 
     def close(self) -> None:
         """Give the memory back; the training is of no use afterwards."""

@@ -3,6 +3,7 @@
 import argparse
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,7 @@ from launcher.evaluation.support import check_support
 from launcher.process.local_launcher import is_parent, run_local
 from launcher.process.run_rank import RankContext, run_rank
 from launcher.rundir.directory import RunDirectory
+from launcher.tasks.registry import task_spec
 from launcher.validation.run_rules import slots_error
 from parallel.ranks.rank import Ranks
 from parallel.zero.options import DTYPES
@@ -116,8 +118,11 @@ def check_options(args: argparse.Namespace, config: RunConfig) -> None:
     """
     moe = config.model.moe
     for name in ONLY_CLASSES:
-        if getattr(args, name) and config.task != "classification":
-            raise ConfigError(f"{_flag(name)} is for task=classification; this run has task={config.task}")
+        if getattr(args, name) and not task_spec(config.task).has_classes:
+            raise ConfigError(
+                f"{_flag(name)} is for tasks with classes, such as classification; this run has "
+                f"task={config.task}"
+            )
     for name in ONLY_EXPERTS:
         if getattr(args, name) is not None and getattr(args, name) is not False and moe is None:
             raise ConfigError(f"{_flag(name)} is for models with experts; this run has model.moe=null")
@@ -158,12 +163,15 @@ def evaluate(args: argparse.Namespace, context: "EvalContext", judged: Judging) 
     """Do all evaluations of the command line with one checkpoint; every rank calls it."""
     from launcher.evaluation.few_shot import few_shot
     from launcher.evaluation.knn import evaluate_knn
+    from launcher.evaluation.labels import RelabelledMetric
     from launcher.evaluation.run import sweep
     from launcher.evaluation.throughput import measure
 
     if context.mesh.is_first:
         for note in judged.notes:
             logger.warning("%s", note)
+    if judged.labels is not None:
+        context = replace(context, metric=partial(RelabelledMetric, context.device, judged.labels))
     if is_standard(args):
         standard(args, context, judged)
     if args.sweep_capacity or args.sweep_top_k:
@@ -178,18 +186,15 @@ def evaluate(args: argparse.Namespace, context: "EvalContext", judged: Judging) 
 
 
 def standard(args: argparse.Namespace, context: "EvalContext", judged: Judging) -> None:
-    """Evaluate in the label space of `judged`, which holds for a sweep too, and write the tables."""
+    """Evaluate in the standard modes, and write the tables."""
     from launcher.evaluation.affinity import Affinity
     from launcher.evaluation.confusion import Confusion
-    from launcher.evaluation.labels import RelabelledMetric
     from launcher.evaluation.run import evaluate_standard
     from launcher.tasks.classification.metric import ClassificationMetric
 
-    device = context.device
-    if judged.labels is not None:
-        context.task.metric = RelabelledMetric(device, judged.labels)
-    metric, confusion = context.task.metric, []
+    device, confusion = context.device, []
     if args.confusion:
+        metric = context.metric()
         assert isinstance(metric, ClassificationMetric)  # see check_options
         confusion = [Confusion(metric, len(judged.names), device)]
     affinity = [Affinity(len(judged.classes), device)] if args.affinity else []

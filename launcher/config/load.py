@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 
 from launcher.config.schema import RunConfig
+from launcher.config.task_sections import of_task
 from parallel.suggest import suggestion
 from swin_moe.options import from_tree, option_names, option_problems
 from swin_moe.registry import recipe_files
@@ -52,7 +53,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         ConfigError: with every error at once, each with its dotted name and its value.
     """
-    return load_section(RunConfig, config_file(path), overrides)
+    file = config_file(path)
+    tree, origins, problems = _read(RunConfig, file, overrides)
+    kind, tree, more = of_task(tree)
+    _raise_for(RunConfig, file, overrides, origins, problems + more)
+    return from_tree(kind, tree)
 
 
 def config_file(name_or_path: str | Path) -> Path:
@@ -76,8 +81,19 @@ def config_file(name_or_path: str | Path) -> Path:
 
 def load_section(kind: type[Section], path: str | Path, overrides: Sequence[str] = ()) -> Section:
     """As `load_config`, for a file that holds another dataclass."""
+    tree, origins, problems = _read(kind, Path(path), overrides)
+    _raise_for(kind, Path(path), overrides, origins, problems + option_problems(kind, tree))
+    return from_tree(kind, tree)
+
+
+def _read(kind: type, path: Path, overrides: Sequence[str]) -> tuple[Tree, Origins, list[str]]:
+    """The options of a file with the overrides, where they come from, and what is wrong with the overrides.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
     try:
-        tree, origins = read_yaml(Path(path))
+        tree, origins = read_yaml(path)
     except YamlError as error:
         raise ConfigError(str(error)) from None
     needed = ", ".join(name for name, needed in option_names(kind).items() if needed)
@@ -89,12 +105,17 @@ def load_section(kind: type[Section], path: str | Path, overrides: Sequence[str]
             tree = _apply(tree, override)
         except ConfigError as error:
             problems.append(str(error))
-    problems += option_problems(kind, tree)
+    return tree, origins, problems
+
+
+def _raise_for(
+    kind: type, path: Path, overrides: Sequence[str], origins: Origins, problems: Sequence[str]
+) -> None:
+    """ConfigError with every problem and the file that it comes from, if there is any."""
     if problems:
-        elsewhere = _elsewhere(origins, Path(path), overrides)
+        elsewhere = _elsewhere(origins, path, overrides)
         lines = "".join(f"\n  {line}{_origin(line, elsewhere)}" for line in dict.fromkeys(problems))
         raise ConfigError(f"{path} is not a valid {kind.__name__}:{lines}")
-    return from_tree(kind, tree)
 
 
 def dump_config(config: RunConfig) -> str:

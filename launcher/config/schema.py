@@ -14,7 +14,6 @@ from parallel.ranges import LARGEST, WEEK_S, check_ranges
 from parallel.ranks.mesh import ParallelDims
 from parallel.zero.options import OptimizerName, Precision, ZeroStage, check_deepspeed
 from swin_moe.config import ModelConfig
-from swin_moe.heads.simmim_config import SimMIMConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -245,8 +244,9 @@ class RunConfig:
     run_dir: str
     model: ModelConfig
     data: DataConfig
-    task: Literal["classification", "simmim"] = "classification"
-    simmim: SimMIMConfig = field(default_factory=SimMIMConfig)  # of task=simmim
+    # a folder of launcher/tasks, a task of an installed package, or a dotted path such as
+    # my_package.task:SPEC; its options are the section of its name (task_sections.py)
+    task: str = "classification"
     seed: int = 0
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)

@@ -15,9 +15,10 @@ from torch import nn
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.evaluation.loop import Evaluated
+from launcher.metrics.metric import Metric
 from launcher.rundir.directory import RunDirectory
-from launcher.tasks.base import Task
-from launcher.tasks.registry import build_task
+from launcher.tasks.registry import build_task, task_spec
+from launcher.tasks.spec import Task, TaskContext
 from parallel.checkpoint.latest import IntactCheckpoint, latest_intact
 from parallel.checkpoint.load import load_weights
 from parallel.checkpoint.verify import read_verified
@@ -27,6 +28,7 @@ from parallel.ranks.collectives import RanksError, agree
 from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
 from parallel.ranks.rank import Ranks
 from parallel.zero.options import DTYPES
+from swin_moe.backbone.model import SwinTransformer
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class EvalContext:
     model: nn.Module
     heartbeat: Callable[[], None]  # called after every batch
     directory: Path  # of the results
+    metric: Callable[[], Metric]  # one for each pass over the split
     mapped_to: Sequence[str] | None = None  # the class names to which labels of data.val are mapped
 
     @property
@@ -62,10 +65,15 @@ class EvalContext:
         return Evaluated(
             model=self.model,
             task=self.task,
-            data=self.config.data,
             device=self.device,
             heartbeat=self.heartbeat,
+            metric=self.metric,
         )
+
+    @property
+    def backbone(self) -> SwinTransformer:
+        """The part of the model before its head."""
+        return task_spec(self.config.task).backbone(self.model)
 
     @property
     def name(self) -> str:
@@ -118,8 +126,8 @@ def load(
     mesh = build_mesh(dims, ranks_per_node=ranks.local_world_size)
     # what was chosen for the layout of training may not fit this one
     exchange = replace(config.parallel.expert_exchange, strategy="ep", hierarchical=False)
-    task = build_task(config, device)
-    model = task.build(mesh, sharded=False, exchange=exchange).to(device)
+    task = build_task(config, TaskContext(mesh=mesh, device=device, exchange=exchange))
+    model = task.model
     kind = EMA if request.averaged else MASTER
     load_weights(checkpoint.path, model, moe.num_experts if moe else 0, checkpoint.manifest, kind=kind)
     model.to(DTYPES[config.train.precision])
@@ -136,6 +144,7 @@ def load(
         model=model.eval(),
         heartbeat=heartbeat,
         directory=directory,
+        metric=task.metric,
     )
 
 

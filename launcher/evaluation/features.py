@@ -15,7 +15,7 @@ from launcher.errors import RankError
 from launcher.evaluation.context import EvalContext
 from launcher.evaluation.loop import eval_stream
 from launcher.evaluation.modes import need_groups, standard_modes
-from launcher.tasks.base import normalize_images
+from launcher.tasks.image_data import normalize_images
 from parallel.ranks.collectives import sum_over
 from parallel.ranks.host import send
 from swin_moe.random.keyed import sample_keys
@@ -50,7 +50,7 @@ def pooled_features(
         RankError: this rank's data cannot be read.
     """
     config, device, modes = context.config, context.device, standard_modes(context.config.model.moe)[:1]
-    backbone = context.task.backbone(context.model)
+    backbone = context.backbone
     with eval_stream(
         config, context.mesh, grouped=need_groups(modes), place=place, classes=mapped_to, samples=samples
     ) as stream:

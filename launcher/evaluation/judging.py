@@ -10,6 +10,7 @@ from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.evaluation.labels import LabelSpace, read_labels
 from launcher.rundir.directory import RunDirectory
+from launcher.tasks.registry import task_spec
 from launcher.validation.label_spaces import Classes, LabelFit, fit, of_data
 from launcher.validation.resume_policy import newest_manifest, recorded_classes
 
@@ -65,7 +66,7 @@ def judging(args: Namespace, config: RunConfig, run: RunDirectory, *, by_model: 
     judged = Judging(classes=val.classes)
     if args.few_shot or args.knn:
         judged = replace(judged, support=_support(config, val))
-    if by_model and config.task == "classification":
+    if by_model and task_spec(config.task).has_classes:
         judged = _by_model(args, config, run, val, judged)
     if args.confusion:
         _check_table(judged)

@@ -178,9 +178,9 @@ class RelabelledMetric(ClassificationMetric):
         summed = torch.zeros_like(peak).scatter_add_(1, to, (used - peak.gather(1, to)).exp())
         return summed.log() + peak
 
-    def sums(self, output: ModelOutput, batch: Batch) -> Tensor:
+    def sums(self, prediction: ModelOutput, batch: Batch) -> Tensor:
         """(4,): as ClassificationMetric's, over the images that have a right class."""
-        scores, weights = self.scores(output), batch.weights.to(self.device)
+        scores, weights = self.scores(prediction), batch.weights.to(self.device)
         if self._right is None:
             return evaluation_sums(scores, batch["label"].to(self.device), weights)
         positions = batch.positions.to(self.device).clamp_min(0)

@@ -7,26 +7,29 @@ which are read and decoded once. Legend: B images.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from data_shards.errors import DataError
-from data_shards.image.geometry import EvalTransform
 from data_shards.stream.batch import Batch
 from data_shards.stream.eval import EvalStream
 from data_shards.stream.options import EvalSampling, ReadOptions, StreamOptions
 from launcher.config.schema import DataConfig, RunConfig
 from launcher.errors import RankError
 from launcher.metrics.accumulator import MetricAccumulator
-from launcher.tasks.base import Task, normalize_images
+from launcher.metrics.metric import Metric
+from launcher.tasks.registry import task_spec
+from launcher.tasks.spec import Task
+from parallel.ranks.collectives import gather_objects
 from parallel.ranks.host import send
 from parallel.ranks.mesh import Mesh
 from swin_moe.config import MoEConfig
 from swin_moe.moe.layer import RoutingOverrides
 from swin_moe.random.keyed import sample_keys
 
+T = TypeVar("T")
 ORDER_SEED = 0  # of the validation images where routing groups matter: the same for every run
 
 
@@ -61,7 +64,7 @@ def eval_stream(
     return EvalStream(
         place or config.data.val,
         EvalSampling(batch_size=batch_size, **sampling),
-        EvalTransform(image_size=config.model.image_sides, crop_ratio=config.data.eval_crop),
+        task_spec(config.task).eval_data(config).transform,
         stream_options(config.data, mesh),
         classes=classes,
     )
@@ -108,13 +111,13 @@ class Observer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluated:
-    """What is evaluated: a model, its task, and the options of its data."""
+    """What is evaluated: a model in its task."""
 
     model: nn.Module
     task: Task
-    data: DataConfig
     device: torch.device
     heartbeat: Callable[[], None]  # called after every batch
+    metric: Callable[[], Metric] | None = None  # another metric than the task's
 
 
 @torch.no_grad()
@@ -126,6 +129,8 @@ def evaluate(
 ) -> list[Evaluation]:
     """Evaluate a model on all ranks together, once for each call, on the same batches.
 
+    Every rank makes the same number of forward passes, as its stream has the same number of batches.
+
     Args:
         evaluated: the model.
         stream: this rank's part of the split.
@@ -133,9 +138,10 @@ def evaluate(
         observers: get the outputs of the first call.
 
     Returns:
-        An evaluation for each call: the task's metrics, images_s of the forward passes on all ranks,
-        dropped_fraction and expert_load (each expert's fraction of the choices by MoE layer), without padding
-        images. The first one has an image of the first batch of rank 0, if the task makes one.
+        An evaluation for each call, the same on every rank: the values of the metric, images_s of the forward
+        passes on all ranks, dropped_fraction and expert_load (each expert's fraction of the choices by MoE
+        layer), without padding images. The first one has an image of the first batch of rank 0, if the task
+        makes one.
     """
     model, task, device = evaluated.model, evaluated.task, evaluated.device
     was_training, image = model.training, None
@@ -143,14 +149,14 @@ def evaluate(
     modes = [_ModeTotals(call, evaluated, stream) for call in calls]
     try:
         for i, batch in enumerate(stream):
-            images = normalize_images(batch["image"], evaluated.data, device)
+            inputs = task.eval_inputs(batch)
             keys = send(sample_keys(0, batch.positions), device)
             is_timed = i > 0 or len(stream) == 1  # the first batch also warms up
-            outputs = [mode.add(images, keys, batch, timed=is_timed) for mode in modes]
+            predictions = [mode.add(inputs, keys, batch, timed=is_timed) for mode in modes]
             if i == 0 and stream.dp_rank == 0:
-                image = task.visualize(model, images, outputs[0])
+                image = task.visualize(model, inputs, predictions[0])
             for observer in observers:
-                observer.update(outputs[0], batch)
+                observer.update(predictions[0], batch)
             evaluated.heartbeat()
     except DataError as error:
         raise RankError(f"rank {stream.dp_rank}, evaluation: {error}") from error
@@ -159,55 +165,49 @@ def evaluate(
 
 
 class _ModeTotals:
-    """The sums of one mode of an evaluation."""
+    """The metric and the sums of one mode of an evaluation."""
 
     def __init__(self, call: RoutingOverrides, evaluated: Evaluated, stream: EvalStream) -> None:
-        self._metric, self._device, self._world_size = evaluated.task.metric, evaluated.device, stream.dp_size
-        self._forward = Forward(evaluated.model, evaluated.device, call)
+        self._metric = (evaluated.metric or evaluated.task.metric)()
+        self._device, self._stream = evaluated.device, stream
+        self._task, self._model, self._call = evaluated.task, evaluated.model, replace(call, by_image=True)
         self._totals = MetricAccumulator(rank=stream.dp_rank, world_size=stream.dp_size)
 
-    def add(self, images: Tensor, keys: Tensor, batch: Batch, *, timed: bool) -> Any:
-        """Compute one batch and add it to the sums; its time counts if it is `timed`. The model's output."""
-        output, elapsed_s = self._forward(images, keys)
-        clock = torch.tensor([elapsed_s, len(images)], dtype=torch.float64, device=self._device) * timed
+    def add(self, inputs: Any, keys: Tensor, batch: Batch, *, timed: bool) -> Any:
+        """Compute one batch and add it to the metric; its time counts if it is `timed`. The prediction."""
+        prediction, elapsed_s = timed_call(
+            lambda: self._task.predict(self._model, inputs, keys, self._call), self._device
+        )
+        self._metric.update(prediction, batch)
+        clock = torch.tensor([elapsed_s, len(keys)], dtype=torch.float64, device=self._device) * timed
         weights = send(batch.weights, self._device)
-        counted = {name: stats.of_images(weights) for name, stats in output.moe.items()}
-        sums = torch.cat([self._metric.sums(output, batch), clock])
-        self._totals.add(sums, output._replace(moe=counted))
-        return output
+        counted = {name: stats.of_images(weights) for name, stats in prediction.moe.items()}
+        self._totals.add(dict(zip(("elapsed_s", "images"), clock, strict=True)), counted)
+        return prediction
 
     def metrics(self) -> dict[str, Any]:
-        """The result, summed over all ranks, which call it together."""
+        """The result of all ranks, which call it together."""
+        self._metric.reduce()
+        is_first = self._stream.dp_rank == 0
+        values: dict[str, Any] = gather_objects(self._metric.compute() if is_first else None)[0]
         totals = self._totals.reduce()
-        *sums, elapsed_s, images = totals.sums
-        return self._metric.compute(sums) | {
-            "images_s": images * self._world_size / elapsed_s,  # the ranks work at the same time
+        seconds, images = totals.sums["elapsed_s"], totals.sums["images"]
+        return values | {
+            "images_s": images * self._stream.dp_size / seconds,  # the ranks work at the same time
             "dropped_fraction": totals.dropped_fraction,
             "expert_load": {layer: one.shares for layer, one in totals.layers.items()},
         }
 
 
-class Forward:
-    """A forward pass, timed: the host waits for the device before and after it.
+def timed_call(call: Callable[[], T], device: torch.device) -> tuple[T, float]:
+    """What a call returns, and the seconds that it took: the host waits for the device before and after."""
+    _wait(device)
+    start_s = time.perf_counter()
+    result = call()
+    _wait(device)
+    return result, time.perf_counter() - start_s
 
-    Args:
-        module: a model that takes images, keys and a RoutingOverrides.
-        device: of the module.
-        call: of every pass; the statistics tell the images apart in any case.
-    """
 
-    def __init__(self, module: nn.Module, device: torch.device, call: RoutingOverrides) -> None:
-        self._module, self._device = module, device
-        self._call = replace(call, by_image=True)
-
-    def __call__(self, images: Tensor, keys: Tensor) -> tuple[Any, float]:
-        """The output for images (B, 3, H, W) with keys (B,), and the seconds that it took."""
-        self._wait()
-        start_s = time.perf_counter()
-        output = self._module(images, keys, self._call)
-        self._wait()
-        return output, time.perf_counter() - start_s
-
-    def _wait(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

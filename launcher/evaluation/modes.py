@@ -5,7 +5,7 @@ from itertools import product
 from typing import Any, NamedTuple
 
 from launcher.evaluation.loop import Evaluation
-from launcher.tasks.base import Task
+from launcher.metrics.metric import Metric
 from swin_moe.config import MoEConfig
 from swin_moe.moe.layer import RoutingOverrides
 
@@ -18,10 +18,10 @@ class EvalMode(NamedTuple):
     capacity_factor: float  # 0 is dropless, which is exact
     top_k: int  # 0 without experts
 
-    def line(self, task: Task, metrics: dict[str, Any]) -> str:
+    def line(self, metric: Metric, metrics: dict[str, Any]) -> str:
         """The result as text."""
         return (
-            f"{task.metric.line(metrics)}, {metrics['images_s']:.0f} images/s, "
+            f"{metric.line(metrics)}, {metrics['images_s']:.0f} images/s, "
             f"{metrics['dropped_fraction']:.2%} of the tokens' choices dropped"
         )
 

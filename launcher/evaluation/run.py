@@ -24,7 +24,7 @@ def evaluate_standard(context: EvalContext, factor: float | None, observers: Seq
     if modes[0].name != "exact":
         heads[0] += f", {modes[0].name}"
     for head, mode, one in zip(heads, modes, evaluations, strict=True):
-        context.say(f"{head}: {mode.line(context.task, one.metrics)}")
+        context.say(f"{head}: {mode.line(context.metric(), one.metrics)}")
     records = [mode.record(one) for mode, one in zip(modes, evaluations, strict=True)]
     context.write_json("evaluation", {"ranks": context.mesh.dims.world_size, "modes": records})
 

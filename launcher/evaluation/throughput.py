@@ -1,15 +1,17 @@
 """How fast the model alone is: repeated forward passes over one batch, after a warm-up."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from statistics import median
 from typing import Any
 
 import torch
 
 from launcher.evaluation.context import EvalContext
-from launcher.evaluation.loop import Forward, eval_stream
+from launcher.evaluation.loop import eval_stream, timed_call
 from launcher.evaluation.modes import EvalMode, standard_modes
-from launcher.tasks.base import normalize_images
+from launcher.tasks.image_data import normalize_images
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.host import send
 from swin_moe.backbone.flops import cost
@@ -24,7 +26,7 @@ def measure(context: EvalContext, factor: float | None, *, warm_up: int, repeats
     hiccup does not move. Images and keys are on the device before the clock starts.
 
     Args:
-        context: the checkpoint; of a SimMIM run the encoder is measured.
+        context: the checkpoint; its backbone is measured, whatever the task.
         factor: of the mode with a capacity; None is that of the configuration.
         warm_up: passes that are not timed, at least one.
         repeats: timed passes.
@@ -36,10 +38,11 @@ def measure(context: EvalContext, factor: float | None, *, warm_up: int, repeats
     keys = send(sample_keys(0, batch.positions), context.device)
     flops, rows = 2 * cost(config.model).flops, []  # a multiply-add is two
     for mode in modes:
-        forward = Forward(context.task.backbone(context.model), context.device, mode.call)
+        call = replace(mode.call, by_image=True)
         times_s: list[float] = []
         for _ in range(warm_up + repeats):
-            times_s.append(forward(images, keys)[1])
+            _, elapsed_s = timed_call(partial(context.backbone, images, keys, call), context.device)
+            times_s.append(elapsed_s)
             context.heartbeat()
         rows.append(figures(mode, times_s[warm_up:], len(images), flops))
         context.say(f"{context.name}, {mode.name}: {line(rows[-1])}")

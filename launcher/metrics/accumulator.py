@@ -12,7 +12,6 @@ from torch import Tensor
 
 from parallel.ranks.collectives import sum_over
 from parallel.ranks.host import read, send
-from swin_moe.backbone.model import ModelOutput
 from swin_moe.moe.layer import MoEStats
 
 
@@ -47,10 +46,14 @@ class Totals:
 
     passes: int  # forward passes
     counts: dict[str, int]  # of the caller's choosing
-    sums: list[float]  # of the caller's choosing
+    sums: dict[str, float]  # of the caller's choosing
     layers: dict[str, LayerTotals]  # by the layer's name
     loads: dict[str, Tensor]  # (E,) int64 by layer: the layers' `tokens`, still on the device
     raised: dict[str, list[int]] = field(default_factory=dict)  # ranks by flag; `nonfinite` is of the sums
+
+    def means(self) -> dict[str, float]:
+        """The caller's sums over the passes."""
+        return {name: value / self.passes for name, value in self.sums.items()}
 
     @property
     def dropped_fraction(self) -> float:
@@ -75,14 +78,19 @@ class MetricAccumulator:
         self._rank, self._world_size = rank, world_size
         self._total: Tensor | None = None
         self._sizes: list[int] = []  # 1, the caller's, then of each layer E + 2 + R
+        self._names: list[str] = []  # of the caller's sums
         self._layers: list[str] = []
 
-    def add(self, sums: Tensor, output: ModelOutput) -> None:
-        """Add one forward pass: sums (n,) of the caller's choosing, and the layers' statistics."""
-        parts = [torch.ones(1, device=sums.device), sums, *map(self._vector, output.moe.values())]
+    def add(self, sums: Mapping[str, Tensor], moe: Mapping[str, MoEStats]) -> None:
+        """Add one forward pass: scalars of the caller's choosing, and the statistics of the MoE layers.
+
+        Every pass of every rank has the same names in the same order.
+        """
+        values = torch.stack(list(sums.values()))
+        parts = [torch.ones(1, device=values.device), values, *map(self._vector, moe.values())]
         flat = torch.cat([part.detach().double() for part in parts])
         self._total = flat if self._total is None else self._total + flat
-        self._sizes, self._layers = [len(part) for part in parts], list(output.moe)
+        self._names, self._sizes, self._layers = list(sums), [len(part) for part in parts], list(moe)
 
     def _vector(self, stats: MoEStats) -> Tensor:
         """One layer's part of the sums: (E + 2 + R,)."""
@@ -116,7 +124,7 @@ class MetricAccumulator:
         return Totals(
             passes=int(passes),
             counts=dict(zip(counts, summed.long().tolist(), strict=True)),
-            sums=sums.tolist(),
+            sums=dict(zip(self._names, sums.tolist(), strict=True)),
             layers={
                 name: self._layer(part, int(passes)) for name, part in zip(self._layers, layers, strict=True)
             },

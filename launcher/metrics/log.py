@@ -27,7 +27,11 @@ TROUBLE = (
 
 
 def read_records(path: Path, up_to_step: int | None = None) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, at most those up to a step, without a line that a kill cut short."""
+    """The records of a metrics.jsonl, at most those up to a step, without a line that a kill cut short.
+
+    `loss` of a step is the task's loss, whatever the version that wrote it: earlier ones wrote the total loss
+    under this name, and no `total_loss`.
+    """
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
         try:
@@ -35,8 +39,16 @@ def read_records(path: Path, up_to_step: int | None = None) -> list[dict[str, An
         except ValueError:
             continue
         if up_to_step is None or record["step"] <= up_to_step:
-            records.append(record)
+            records.append(_with_losses_apart(record))
     return records
+
+
+def _with_losses_apart(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of any version with the task's loss as `loss`, and with `total_loss`."""
+    if "total_loss" in record or "aux_loss" not in record:
+        return record
+    total = record["loss"]
+    return record | {"loss": total - record["aux_loss"], "total_loss": total}
 
 
 class MetricsLog:

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shutil import which
 from statistics import median
@@ -10,40 +11,41 @@ from typing import Any
 
 from launcher.config.schema import RunConfig
 from launcher.metrics.log import read_records
+from launcher.metrics.metric import Metric
 from launcher.rundir.directory import RunDirectory
+
+OF_EVERY_EVALUATION = ("images_s", "dropped_fraction", "expert_load")  # whatever the metric
 
 
 def summarise(
-    run: RunDirectory, config: RunConfig, *, world_size: int, epoch_steps: int | None
+    run: RunDirectory, config: RunConfig, metric: Metric, *, world_size: int, epoch_steps: int | None
 ) -> dict[str, Any]:
     """Gather a finished run's figures from its metrics.jsonl and write summary.json.
 
-    top1, top5 (of a classifier), loss and expert_load are of the last evaluation, first_top1 and first_loss
-    of that before the first step (`train.eval_first`), where there is one; images_s is the median
-    step's and dropped_fraction the mean, both over the last epoch of training (the whole run if that is
-    shorter, or an epoch's steps unknown, None), all ranks together.
+    The values of the task's metric and expert_load are of the last evaluation. With the prefix ema_ they are
+    of the moving average of the weights, with first_ of the evaluation before the first step
+    (`train.eval_first`), where there is one. `primary` names the value by which runs are compared, and
+    `higher_is_better` says how. images_s is the median step's and dropped_fraction the mean, both over the
+    last epoch of training (the whole run if that is shorter, or an epoch's steps unknown, None), all ranks
+    together.
     """
     records = read_records(run.metrics)
     steps = [record for record in records if "loss" in record]
     last = steps[-epoch_steps:] if epoch_steps else steps
-    evaluation = [record for record in records if "eval_loss" in record][-1]
-    first: dict[str, Any] = next((record for record in records if record["step"] == 0), {})
-    averaged: dict[str, Any] = next((record for record in reversed(records) if "eval_ema_loss" in record), {})
+    evaluations = [record for record in records if "eval_expert_load" in record]
+    averages = [record for record in records if "eval_ema_expert_load" in record]
+    first = [record for record in evaluations if record["step"] == 0]
     summary = {
-        **{name: evaluation[f"eval_{name}"] for name in ("top1", "top5") if f"eval_{name}" in evaluation},
-        **{
-            f"ema_{name}": averaged[f"eval_ema_{name}"]
-            for name in ("top1", "loss")
-            if f"eval_ema_{name}" in averaged
-        },
-        **{f"first_{name}": first[f"eval_{name}"] for name in ("top1", "loss") if f"eval_{name}" in first},
-        "loss": evaluation["eval_loss"],
+        "primary": metric.primary,
+        "higher_is_better": metric.higher_is_better,
+        **_values(evaluations[-1:], "eval_", ""),
+        **_values(averages[-1:], "eval_ema_", "ema_"),
+        **_values(first, "eval_", "first_"),
         "images_s": median(record["images_s"] for record in last),
         "dropped_fraction": sum(record["dropped_fraction"] for record in last) / len(last),
-        "expert_load": evaluation["eval_expert_load"],
+        "expert_load": evaluations[-1]["eval_expert_load"],
         "wall_s": records[-1]["elapsed_s"],
         "steps": steps[-1]["step"],
-        "images": evaluation["eval_images"],
         "world_size": world_size,
         "ep_size": config.parallel.ep_size,
         "zero_stage": config.parallel.zero_stage,
@@ -52,12 +54,24 @@ def summarise(
     return summary
 
 
-def render(summary: dict[str, Any], run: RunDirectory, period: str = "the last epoch of training") -> str:
+def _values(records: Sequence[dict[str, Any]], prefix: str, new_prefix: str) -> dict[str, Any]:
+    """The values of the metric in the first of some records of evaluations, if any, renamed."""
+    return {
+        f"{new_prefix}{name.removeprefix(prefix)}": value
+        for record in records[:1]
+        for name, value in record.items()
+        if name.startswith(prefix) and name.removeprefix(prefix) not in OF_EVERY_EVALUATION
+    }
+
+
+def render(
+    summary: dict[str, Any], run: RunDirectory, metric: Metric, period: str = "the last epoch of training"
+) -> str:
     """The summary as text for a terminal; `period` is what its figures of training are of."""
     minutes, seconds = divmod(round(summary["wall_s"]), 60)
     lines = [
         "",
-        *_quality(summary),
+        *_quality(summary, metric),
         f"  training speed   {summary['images_s']:.0f} images/s over {summary['steps']} steps, "
         f"{minutes} min {seconds} s in all",
         f"  layout           {summary['world_size']} ranks, expert-parallel {summary['ep_size']}, "
@@ -75,26 +89,12 @@ def render(summary: dict[str, Any], run: RunDirectory, period: str = "the last e
     return "\n".join(lines)
 
 
-def _quality(summary: dict[str, Any]) -> list[str]:
-    if "top1" not in summary:
-        return [
-            f"  reconstruction   loss {summary['loss']:.4f} of {summary['images']} images",
-            *([f"  at the start     loss {summary['first_loss']:.4f}"] if "first_loss" in summary else []),
-        ]
-    return [
-        f"  top-1 accuracy   {summary['top1']:.2%} of {summary['images']} images",
-        f"  loss             {summary['loss']:.4f}",
-        *(
-            [f"  at the start     {summary['first_top1']:.2%}, loss {summary['first_loss']:.4f}"]
-            if "first_top1" in summary
-            else []
-        ),
-        *(
-            [f"  moving average   {summary['ema_top1']:.2%}, loss {summary['ema_loss']:.4f}"]
-            if "ema_top1" in summary
-            else []
-        ),
-    ]
+def _quality(summary: dict[str, Any], metric: Metric) -> Iterator[str]:
+    """A line for the weights, for their moving average and for what the run started from."""
+    for title, prefix in (("evaluation", ""), ("moving average", "ema_"), ("at the start", "first_")):
+        if f"{prefix}{metric.primary}" in summary:
+            values = {n.removeprefix(prefix): v for n, v in summary.items() if n.startswith(prefix)}
+            yield f"  {title:<15}  {metric.line(values)}"
 
 
 def _tensorboard() -> str:

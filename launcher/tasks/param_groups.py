@@ -1,6 +1,7 @@
 """Which parameters are trained, which of them decay, and each one's share of the learning rate."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -28,25 +29,50 @@ FROZEN = {  # words of optim.freeze
     "moe": ["*.mlp.experts.*", "*.mlp.router.*", "*.mlp.shared.*"],
     "backbone": ["*"],  # but for the head
 }
-HEADS = ("head.", "decoder.", "mask_token")
 
 
-def parameter_groups(model: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+@dataclass(frozen=True, kw_only=True)
+class ParameterRules:
+    """What the names of a task's parameters mean, in the model that it trains.
+
+    `backbone` is the prefix of the backbone's parameters, such as "encoder.". `heads` are the prefixes of
+    what `optim.freeze: [backbone]` leaves to train. `first_layer` are prefixes of parameters that count as
+    layer 0 in layer decay, as the patches do. `no_decay` are parts of names without weight decay.
+    """
+
+    backbone: str = ""
+    heads: tuple[str, ...] = ("head.",)
+    first_layer: tuple[str, ...] = ()
+    no_decay: tuple[str, ...] = ()
+
+
+CLASSIFIER = ParameterRules()
+
+
+def parameter_groups(
+    model: nn.Module, config: OptimConfig, rules: ParameterRules = CLASSIFIER
+) -> list[dict[str, Any]]:
     """The model's parameters by weight decay and, with layer decay, by layer.
 
     No weight decay for norms and other 1-D parameters of a layer, biases (the experts' too, which are 2-D
     here) and position biases: the rule of the Swin family. `lr_scale` of a group multiplies every learning
     rate.
+
+    Args:
+        model: of a task.
+        config: with the rates.
+        rules: of the task.
     """
-    depths = [len(stage.blocks) for stage in getattr(getattr(model, "encoder", model), "layers", ())]
+    backbone = model.get_submodule(rules.backbone.removesuffix("."))
+    depths = [len(stage.blocks) for stage in getattr(backbone, "layers", ())]
     groups: dict[str, dict[str, Any]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        plain = len(shape_of(parameter)) == 1 or any(part in name for part in NO_DECAY)
+        plain = len(shape_of(parameter)) == 1 or any(part in name for part in (*NO_DECAY, *rules.no_decay))
         label, scale = "no_decay" if plain else "decay", 1.0
         if config.layer_decay < 1:
-            layer = layer_of(name, depths)
+            layer = layer_of(name, depths, rules)
             label, scale = f"{label}_{layer}", config.layer_decay ** (sum(depths) + 1 - layer)
         group = {
             "name": label,
@@ -77,12 +103,13 @@ def _of_sgd(config: OptimConfig) -> dict[str, Any]:
     return {"momentum": config.momentum, "nesterov": config.momentum > 0}
 
 
-def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
+def freeze(model: nn.Module, patterns: Sequence[str], rules: ParameterRules = CLASSIFIER) -> list[str]:
     """Take parameters out of training: those whose names a pattern matches, or that a word stands for.
 
     Args:
         model: whose parameters are then without gradients.
         patterns: such as "layers.0.*"; or a word of `FROZEN`.
+        rules: of the task whose model it is.
 
     Returns:
         The names of what is frozen.
@@ -96,10 +123,12 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
         matching = {
             name
             for name in names
-            if any(fnmatchcase(name.removeprefix("encoder."), one) for one in FROZEN.get(pattern, [pattern]))
+            if any(
+                fnmatchcase(name.removeprefix(rules.backbone), one) for one in FROZEN.get(pattern, [pattern])
+            )
         }
         if pattern == "backbone":
-            matching -= {name for name in matching if name.startswith(HEADS)}
+            matching -= {name for name in matching if name.startswith(rules.heads)}
         if not matching:
             otherwise = f"there are {', '.join(FROZEN)}, and patterns of names"
             hint = suggestion(pattern, [*FROZEN, *names], otherwise)
@@ -112,15 +141,15 @@ def freeze(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     return sorted(frozen)
 
 
-def layer_of(name: str, depths: Sequence[int]) -> int:
+def layer_of(name: str, depths: Sequence[int], rules: ParameterRules = CLASSIFIER) -> int:
     """The layer of a parameter, for layer decay: 0 the patches, then each block, then norm and head.
 
     A merging counts with the block before it (Bao et al. 2022, BEiT; Xie et al. 2022, section 4).
     """
-    part, *rest = name.removeprefix("encoder.").split(".")
-    if part in ("patch_embed", "mask_token"):
+    part, *rest = name.removeprefix(rules.backbone).split(".")
+    if name.startswith(rules.first_layer) or (part == "patch_embed" and name.startswith(rules.backbone)):
         return 0
-    if part != "layers":
+    if part != "layers" or not name.startswith(rules.backbone):
         return sum(depths) + 1
     before = sum(depths[: int(rest[0])])
     return before if rest[1] == "merge" else before + int(rest[2]) + 1

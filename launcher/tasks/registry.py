@@ -1,27 +1,53 @@
-"""Tasks by their name in the configuration."""
+"""Tasks by what a configuration says."""
 
-import torch
+from dataclasses import fields
+from typing import cast
+
 from torch import nn
 
+from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
-from launcher.tasks.base import Task
-from launcher.tasks.classification.task import ClassificationTask
-from launcher.tasks.simmim.task import SimMIMTask
+from launcher.config.task_specs import TaskError, find_spec
+from launcher.tasks.spec import Planning, Task, TaskContext, TaskSpec
+from parallel.experts.placement import ExpertParallel
 from swin_moe.backbone.model import SwinTransformer
 
-TASKS: dict[str, type[Task]] = {"classification": ClassificationTask, "simmim": SimMIMTask}
+
+def task_spec(task: str) -> TaskSpec:
+    """The spec of a task: a name, or the dotted path of a spec.
+
+    Raises:
+        TaskError: there is none, or it lacks something that a spec needs.
+    """
+    spec = find_spec(task)
+    missing = [option.name for option in fields(TaskSpec) if not hasattr(spec, option.name)]
+    if missing:
+        raise TaskError(f"task: {task} is no TaskSpec, it has no {', '.join(missing)}; see docs/extending.md")
+    return cast(TaskSpec, spec)
 
 
-def build_task(config: RunConfig, device: torch.device) -> Task:
-    """The task that a configuration names."""
-    return TASKS[config.task](config, device)
+def build_task(config: RunConfig, context: TaskContext) -> Task:
+    """The task that a configuration names, on this rank."""
+    return task_spec(config.task).build(config, context)
 
 
-def model_on_meta(config: RunConfig) -> nn.Module:
-    """The model of a run on the meta device, with all experts on one rank."""
-    return TASKS[config.task].on_meta(config)
+def model_on_meta(config: RunConfig, placement: ExpertParallel | None = None) -> nn.Module:
+    """The model that a run trains, of shapes alone; without a placement, with all experts on one rank."""
+    return task_spec(config.task).model_on_meta(config, placement)
 
 
 def backbone_on_meta(config: RunConfig) -> SwinTransformer:
     """The part of `model_on_meta` that pretrained weights are loaded into."""
-    return TASKS[config.task].backbone(model_on_meta(config))
+    return task_spec(config.task).backbone(model_on_meta(config))
+
+
+def planning_of(config: RunConfig) -> Planning:
+    """What the planner asks of a run's task.
+
+    Raises:
+        ConfigError: the task does not say.
+    """
+    planning = task_spec(config.task).planning
+    if planning is None:
+        raise ConfigError(f"the planner cannot plan task={config.task}: its TaskSpec has no `planning`")
+    return planning

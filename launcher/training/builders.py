@@ -6,7 +6,6 @@ from functools import partial
 
 import torch
 
-from data_shards.image.geometry import TrainTransform
 from data_shards.stream.eval import EvalStream
 from data_shards.stream.options import TrainSampling
 from data_shards.stream.patterns import names_tars
@@ -18,7 +17,8 @@ from launcher.process.run_rank import RankContext
 from launcher.rundir.directory import RunDirectory
 from launcher.tasks.param_groups import freeze, parameter_groups
 from launcher.tasks.pretrained import start_from
-from launcher.tasks.registry import build_task
+from launcher.tasks.registry import task_spec
+from launcher.tasks.spec import TaskContext
 from launcher.training.nonfinite import GradientSearch, SkippedSteps
 from launcher.training.schedules import Schedule
 from launcher.training.spikes import SpikeGuard
@@ -54,12 +54,7 @@ def train_stream(config: RunConfig, run: RunDirectory, mesh: Mesh) -> TrainStrea
         global_batch_size=config.train.global_batch_size,
         micro_batch_size=config.train.micro_batch_size,
     )
-    transform = TrainTransform(
-        image_size=config.model.image_sides,
-        scale=data.crop_scale,
-        ratio=data.crop_ratio,
-        flip_prob=data.flip_probability,
-    )
+    transform = task_spec(config.task).train_data(config).transform
     options = stream_options(data, mesh)
     if names_tars(data.train):
         return WebDatasetStream(
@@ -107,12 +102,20 @@ def build_trainer(
         ConfigError: pretrained weights do not fit, or `optim.freeze` matches nothing; on all ranks.
     """
     train, keep, parallel = config.train, config.checkpoint, config.parallel
-    task = build_task(config, device)
-    exchange = parallel.expert_exchange
-    model = task.build(mesh, sharded=parallel.zero_stage == 3, exchange=exchange).to(device)
+    spec = task_spec(config.task)
+    task = spec.build(
+        config,
+        TaskContext(
+            mesh=mesh,
+            device=device,
+            sharded=parallel.zero_stage == 3,
+            exchange=parallel.expert_exchange,
+        ),
+    )
+    model = task.model
     if train.pretrained and not committed(run.checkpoints):
-        start_from(train, task.backbone(model), mesh)
-    frozen = freeze(model, config.optim.freeze)
+        start_from(train, spec.backbone(model), mesh)
+    frozen = freeze(model, config.optim.freeze, spec.parameters)
     if frozen and mesh.is_first:
         print(f"frozen: {len(frozen)} of {len(list(model.parameters()))} tensors")
     if train.compile:
@@ -120,7 +123,7 @@ def build_trainer(
     spikes = SpikeGuard(train.spike_factor, train.spike_action)
     engine = Engine(
         model,
-        parameter_groups(model, config.optim),
+        parameter_groups(model, config.optim, spec.parameters),
         mesh,
         engine_options(config, stream.grad_accum_steps),
         spikes.accepts if spikes.is_on else None,
@@ -136,7 +139,7 @@ def build_trainer(
         stream=stream,
         val=val,
         task=task,
-        model=model,
+        backbone=spec.backbone(model),
         engine=engine,
         masters=MasterWeights(engine.deepspeed, train.ema_decay),
         saver=CheckpointSaver(

@@ -13,6 +13,7 @@ from launcher.config.load import ConfigError, dump_config
 from launcher.config.schema import RunConfig
 from launcher.errors import CrashLoopError
 from launcher.evaluation.loop import eval_stream
+from launcher.metrics.metric import Metric
 from launcher.metrics.summary import render, summarise
 from launcher.preflight.run import before_training
 from launcher.process.run_rank import RankContext
@@ -77,14 +78,16 @@ def train(
             run.config.write_text(dump_config(config))
         trainer.train()
     if mesh.is_first:
-        report(config, run, ranks.world_size, stream.num_samples)
+        report(config, run, trainer.task.metric(), ranks.world_size, stream.num_samples)
 
 
-def report(config: RunConfig, run: RunDirectory, world_size: int, num_samples: int | None) -> None:
+def report(
+    config: RunConfig, run: RunDirectory, metric: Metric, world_size: int, num_samples: int | None
+) -> None:
     """Write and print the summary of a finished run whose epoch has `num_samples` images, where known."""
     epoch_steps = steps_in("1 epochs", config, num_samples) if num_samples else None
-    summary = summarise(run, config, world_size=world_size, epoch_steps=epoch_steps)
-    print(render(summary, run, *([] if num_samples else ["all of training"])))
+    summary = summarise(run, config, metric, world_size=world_size, epoch_steps=epoch_steps)
+    print(render(summary, run, metric, *([] if num_samples else ["all of training"])))
 
 
 def open_run(

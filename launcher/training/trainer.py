@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from data_shards.errors import DataError
 from data_shards.stream.batch import Batch
@@ -27,7 +27,7 @@ from launcher.metrics.log import MetricsLog
 from launcher.process.run_rank import RankContext
 from launcher.rundir.directory import RunDirectory
 from launcher.rundir.versions import version_record
-from launcher.tasks.base import Task
+from launcher.tasks.spec import Task
 from launcher.training.input_prefetch import InputPrefetcher
 from launcher.training.nonfinite import GradientSearch, SkippedSteps
 from launcher.training.schedules import Schedule
@@ -40,6 +40,7 @@ from parallel.ranks.host import send
 from parallel.ranks.mesh import Mesh
 from parallel.zero.engine import Engine
 from parallel.zero.master_weights import MasterWeights
+from swin_moe.backbone.model import SwinTransformer
 from swin_moe.random.keyed import sample_keys
 
 logger = logging.getLogger(__name__)
@@ -60,7 +61,7 @@ class Trainer:
     stream: TrainStream | WebDatasetStream
     val: EvalStream
     task: Task
-    model: nn.Module
+    backbone: SwinTransformer
     engine: Engine
     masters: MasterWeights
     saver: CheckpointSaver
@@ -80,7 +81,7 @@ class Trainer:
     log: MetricsLog | None = field(init=False, default=None)  # on rank 0
 
     def __post_init__(self) -> None:
-        self.watch, self.backbone = self.context.watch, self.task.backbone(self.model)
+        self.watch = self.context.watch
         self.hook: Hook = self.context.runtime.hook
 
     def train(self) -> None:
@@ -134,9 +135,10 @@ class Trainer:
             inputs, keys = self.batches.inputs(batch)
 
             # Forward and backward. The last backward pass of a step reduces the gradients over the ranks.
-            loss, output = self.task.loss(self.engine, inputs, keys)
-            loss = loss + output.aux_loss
-            self.engine.backward(loss)
+            output = self.task.step(self.engine, inputs, keys)
+            aux_loss = output.aux_loss
+            total_loss = output.loss + aux_loss
+            self.engine.backward(total_loss)
 
             # On a GPU, enqueue the next step's inputs now: the host waits inside the update.
             if self.prefetch_inputs and self.engine.ends_step and self.step + 1 < self.total_steps:
@@ -146,7 +148,8 @@ class Trainer:
             # Clip and update the weights, after the last micro-batch. A gradient that is not finite skips it.
             self.engine.step(lr)
             self.watch.beat()
-            metrics.add(torch.stack([loss, output.aux_loss]), output)
+            losses = {"loss": output.loss, "aux_loss": aux_loss, "total_loss": total_loss}
+            metrics.add(losses | output.terms, output.moe)
 
         # Sum the metrics of all micro-batches and ranks: one all-reduce, and one wait for the device.
         flags = {"stop": self.context.stop.is_set, "gradient": self.gradient_search.take()}
@@ -157,9 +160,10 @@ class Trainer:
         if not self.engine.skipped:
             self.masters.update_ema()
             self.backbone.update_router_bias(totals.loads)
+        self.step += 1
+        self.task.after_step(self.step, self.engine.skipped)
 
         # Record.
-        self.step += 1
         self.watch.begin(self.step)
         self.count_skipped(totals)
         self.log_step(totals, lr, time.monotonic() - start_s)
@@ -203,10 +207,7 @@ class Trainer:
         """Record the metrics of the last step, on rank 0."""
         if self.log is None:
             return
-        loss, aux_loss = totals.sums
-        values = {
-            "loss": loss / totals.passes,
-            "aux_loss": aux_loss / totals.passes,
+        values = totals.means() | {
             "lr": lr,
             "grad_norm": self.engine.grad_norm,
             "images_s": self.config.train.global_batch_size / step_s,
@@ -258,7 +259,7 @@ class Trainer:
         self.evaluation_is_due = False
         if self.log is None:
             return
-        line = self.task.metric.line
+        line = self.task.metric().line
         self.log.evaluation(self.step, result.metrics, line(result.metrics))
         if averaged:
             text = f"average: {line(averaged.metrics)}"
@@ -271,7 +272,6 @@ class Trainer:
         evaluated = Evaluated(
             model=self.engine.module,
             task=self.task,
-            data=self.config.data,
             device=self.device,
             heartbeat=self.watch.beat,
         )

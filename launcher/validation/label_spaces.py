@@ -15,6 +15,7 @@ from data_shards.storage.manifest import checked_manifest
 from data_shards.stream.patterns import names_tars, redacted
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
+from launcher.tasks.registry import task_spec
 
 MATCH = "--match-classes (data.match_classes=true) maps labels by name"
 
@@ -121,7 +122,7 @@ def training_fit(config: RunConfig, train: Manifest | None, val: Manifest) -> La
     Raises:
         ConfigError: see `fit`.
     """
-    if config.task != "classification":
+    if not task_spec(config.task).has_classes:
         return LabelFit()
     data = config.data
     wanted = (
@@ -135,7 +136,7 @@ def training_fit(config: RunConfig, train: Manifest | None, val: Manifest) -> La
 
 def class_errors(config: RunConfig, train: Manifest | None, val: Manifest | None) -> list[str]:
     """What is wrong with the classes of a run's data, a line each; None is a set that cannot be read."""
-    if config.task != "classification":
+    if not task_spec(config.task).has_classes:
         return []
     data = config.data
     of_train = _count_errors(config, "data.train", data.train, train) if train else []
@@ -160,7 +161,7 @@ def _count_errors(config: RunConfig, option: str, place: str, manifest: Manifest
 
 def class_notes(config: RunConfig) -> list[str]:
     """What a person must know of the classes of a run that `class_errors` accepts, a line each."""
-    if config.task != "classification":
+    if not task_spec(config.task).has_classes:
         return []
     place = config.data.train
     train = None if names_tars(place) else checked_manifest(place)
@@ -170,7 +171,7 @@ def class_notes(config: RunConfig) -> list[str]:
 
 def evaluated_classes(config: RunConfig, train: Sequence[str] | None) -> Sequence[str] | None:
     """The class names to which labels of data.val are mapped in training; None where they stay."""
-    return train if config.task == "classification" and config.data.match_classes else None
+    return train if task_spec(config.task).has_classes and config.data.match_classes else None
 
 
 def trained_classes(config: RunConfig, train: Sequence[str] | None, val: Sequence[str]) -> list[str] | None:
@@ -182,4 +183,4 @@ def trained_classes(config: RunConfig, train: Sequence[str] | None, val: Sequenc
             class i of data.val.
         val: the class names of data.val.
     """
-    return list(train or val) if config.task == "classification" else None
+    return list(train or val) if task_spec(config.task).has_classes else None

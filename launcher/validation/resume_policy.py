@@ -4,7 +4,8 @@
     training   changes what the next steps compute: needs `--allow-change`, and is said
     free       changes no result, but for the rounding of sums: layout, intervals, threads, places
 
-An entry stands for an option, or for all below it that have no entry of their own.
+An entry stands for an option, or for all below it that have no entry of their own. The options of a task
+are in the classes that its spec gives them, else fixed.
 `tests/launcher/validation/test_changes.py` walks over every option, so that a new one must be given its
 class here.
 """
@@ -12,13 +13,16 @@ class here.
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from data_shards.format.classes import differences
 from data_shards.storage.manifest import checked_manifest
 from data_shards.stream.patterns import names_tars
 from launcher.config.load import ConfigError, dump_config
 from launcher.config.schema import RunConfig
+from launcher.config.task_sections import config_class, is_task_section
+from launcher.tasks.registry import task_spec
+from launcher.tasks.spec import Kind
 from parallel.checkpoint.commit import committed, latest
 from parallel.checkpoint.manifest import MANIFEST, CheckpointError, read_manifest
 from parallel.ranks.collectives import RanksError, agree
@@ -26,11 +30,10 @@ from swin_moe.renamed import RenamedError, current_names
 from swin_moe.sizes import sides
 from swin_moe.yaml_files import YamlError, parse_yaml
 
-Kind = Literal["fixed", "training", "free"]
 Tree = Mapping[str, Any]
 
 FIXED = """
-    task seed simmim
+    task seed
     model.image_size model.patch_size model.in_chans model.num_classes model.embed_dim model.depths
     model.num_heads model.window_size model.pretrained_window_sizes model.mlp_ratio model.qkv_bias
     model.mlp_fc2_bias model.attention model.position_bias model.norm model.extra_norm_period model.moe
@@ -83,6 +86,9 @@ class OptionChange:
 
 def kind_of(name: str) -> Kind | None:
     """The class of an option, by its own entry or by that of a section above it."""
+    section, _, option = name.partition(".")
+    if is_task_section(section):
+        return task_spec(section).on_change.get(option, "fixed")
     while name:
         if name in KINDS:
             return KINDS[name]
@@ -93,9 +99,12 @@ def kind_of(name: str) -> Kind | None:
 def changed_options(before: Tree, now: Tree) -> list[OptionChange]:
     """The options that differ between two configurations; one that the first does not know has its default.
 
-    An optional section that only one of them has is one change.
+    An optional section that only one of them has is one change. Sections of other tasks do not count.
     """
-    return list(_differences(RunConfig, before, now, ""))
+    kind = config_class(now.get("task", RunConfig.task))
+    known = {field.name for field in fields(kind)}
+    before = {key: value for key, value in before.items() if key in known or not is_task_section(key)}
+    return list(_differences(kind, before, now, ""))
 
 
 def configuration(manifest: Mapping[str, Any]) -> Tree:
@@ -188,7 +197,7 @@ def _check(config: RunConfig, checkpoints: Path, allow: bool) -> list[str]:
 def _other_classes(config: RunConfig, manifest: Mapping[str, Any]) -> list[str]:
     """The model's outputs stand for the classes of its training, which older checkpoints do not name."""
     before, place = recorded_classes(manifest), config.data.train
-    if before is None or config.task != "classification":
+    if before is None or not task_spec(config.task).has_classes:
         return []
     option, source = ("data.val", config.data.val) if names_tars(place) else ("data.train", place)
     differing = differences(checked_manifest(source).classes, before)

@@ -8,11 +8,10 @@ from launcher.config.duration import parse_duration, to_steps
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.tasks.param_groups import freeze
-from launcher.tasks.registry import model_on_meta
+from launcher.tasks.registry import model_on_meta, task_spec
 from parallel.zero.options import check_with_deepspeed
 from swin_moe.config import ModelConfig
 from swin_moe.moe.dispatch import capacity
-from swin_moe.sizes import as_text
 
 CHANNELS = 3  # of every image that the data pipeline decodes
 
@@ -58,22 +57,11 @@ def slots_error(model: ModelConfig, option: str, factor: float) -> str | None:
 
 
 def _task_errors(config: RunConfig) -> list[str]:
-    model, errors = config.model, []
+    model, errors = config.model, list(task_spec(config.task).check(config))
     if model.in_chans != CHANNELS:
         errors.append(
             f"model.in_chans ({model.in_chans}) must be {CHANNELS}: the images of data.train are RGB, and "
             "gray ones get three equal channels"
-        )
-    if config.task != "simmim":
-        return errors
-    if config.data.augment is not None:
-        errors.append("data.augment is for task=classification: leave it out (null) for task=simmim")
-    side = config.simmim.mask_patch_size
-    if side % model.patch_size:
-        errors.append(f"model.patch_size ({model.patch_size}) must divide simmim.mask_patch_size ({side})")
-    if side > min(model.image_sides):
-        errors.append(
-            f"simmim.mask_patch_size ({side}) must be at most model.image_size ({as_text(model.image_size)})"
         )
     return errors
 
@@ -91,7 +79,7 @@ def _freeze_errors(config: RunConfig) -> list[str]:
     if not config.optim.freeze:
         return []
     try:
-        freeze(model_on_meta(config), config.optim.freeze)
+        freeze(model_on_meta(config), config.optim.freeze, task_spec(config.task).parameters)
     except ConfigError as error:
         return [str(error)]
     return []

@@ -7,28 +7,26 @@ under even load (`balanced_moe.py`). What operators allocate inside is not seen:
 Legend: B images of H x W pixels.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from launcher.config.schema import RunConfig
 from launcher.plan.base.hardware import Device
 from launcher.plan.base.shapes import on_shapes, placed
 from launcher.plan.base.tracker import LiveBytes
 from launcher.plan.memory.balanced_moe import balance_experts
-from launcher.plan.memory.rank_params import fullest_placement, model_on_meta
+from launcher.plan.memory.rank_params import fullest_placement, task_key
 from launcher.tasks.param_groups import freeze
+from launcher.tasks.registry import model_on_meta, planning_of, task_spec
+from launcher.tasks.spec import StepOutput
 from parallel.experts.placement import ExchangeOptions, experts_of
 from parallel.ranks.mesh import ParallelDims
 from parallel.zero.options import DTYPES
-from swin_moe.backbone.model import SwinTransformer
 from swin_moe.config import ModelConfig
-from swin_moe.heads.classification import classification_loss
-from swin_moe.heads.simmim import SimMIM, SimMIMOutput
-from swin_moe.heads.simmim_config import SimMIMConfig
 from swin_moe.random.keyed import sample_keys
 
 BATCH, PATCHES, HEAD = "input batch", "patch embedding", "head and loss"
@@ -63,7 +61,7 @@ class _PassSpec:
     """What the activations of a pass depend on."""
 
     model: ModelConfig
-    simmim: SimMIMConfig | None
+    task: tuple[Any, ...]
     images: int
     precision: str
     ep_size: int
@@ -73,6 +71,7 @@ class _PassSpec:
     mixed: bool  # targets are probabilities
     frozen: tuple[str, ...]
     device: Device
+    config: RunConfig = field(compare=False)
 
 
 def activations_of(config: RunConfig, dims: ParallelDims, device: Device) -> Activations:
@@ -80,7 +79,7 @@ def activations_of(config: RunConfig, dims: ParallelDims, device: Device) -> Act
     return _activations(
         _PassSpec(
             model=config.model,
-            simmim=config.simmim if config.task == "simmim" else None,
+            task=task_key(config),
             images=config.train.micro_batch_size,
             precision=config.train.precision,
             ep_size=dims.ep_size,
@@ -90,6 +89,7 @@ def activations_of(config: RunConfig, dims: ParallelDims, device: Device) -> Act
             mixed=config.data.augment is not None,
             frozen=config.optim.freeze,
             device=device,
+            config=config,
         )
     )
 
@@ -109,9 +109,9 @@ def _model(spec: _PassSpec) -> nn.Module:
             world_size=spec.ep_size, ep_size=spec.ep_size, expert_tensor_parallel_size=spec.slices
         )
         placement = fullest_placement(dims, spec.model.moe.num_experts, spec.exchange)
-    model = model_on_meta(spec.model, spec.simmim, placement)
+    model = model_on_meta(spec.config, placement)
     if spec.frozen:
-        freeze(model, spec.frozen)
+        freeze(model, spec.frozen, task_spec(spec.config.task).parameters)
     balance_experts(model)
     return model.to(DTYPES[spec.precision]).train()
 
@@ -124,7 +124,8 @@ class _Counter:
         self.marks: list[tuple[str, int]] = []
         self.forward: list[Moment] = []
         self.backward: list[Moment] = []
-        self.parts = {parameter: _part(name) for name, parameter in model.named_parameters()}
+        self.task = task_spec(spec.config.task)
+        self.parts = {parameter: self._part(name) for name, parameter in model.named_parameters()}
         for tensor in (*model.parameters(), *model.buffers()):
             self.tracker.ignore(tensor)
         self._mark_parts()
@@ -135,8 +136,8 @@ class _Counter:
     def run(self) -> Activations:
         """Both passes."""
         with self.tracker:
-            loss, output = self._loss()
-            loss = loss + output.aux_loss
+            output = self._step()
+            loss = output.loss + output.aux_loss
             self._mark("backward")
             loss.backward()
         return Activations(saved=self._saved(), forward=tuple(self.forward), backward=tuple(self.backward))
@@ -148,34 +149,24 @@ class _Counter:
         grown[BATCH] += grown.pop("backward")
         return tuple(grown.items())
 
-    def _loss(self) -> tuple[Tensor, Any]:
-        """As launcher/tasks/base.py computes it: uint8 images, normalised on the device."""
-        model, images = self.spec.model, self.spec.images
-        shape = images, model.in_chans, *model.image_sides
-        keys = sample_keys(0, torch.empty(images, dtype=torch.int64))
-        x = self._images(shape)
-        self._mark(BATCH)
-        output = self.model(x, keys)
-        loss = output.loss if isinstance(output, SimMIMOutput) else self._cross_entropy(output.logits)
-        self._mark(HEAD)
-        return loss, output
-
-    def _cross_entropy(self, logits: Tensor) -> Tensor:
-        targets = torch.empty_like(logits, dtype=torch.float32)
-        if not self.spec.mixed:
-            targets = torch.empty(len(logits), dtype=torch.int64)
-        return classification_loss(logits, targets, self.spec.smoothing)
-
-    def _images(self, shape: tuple[int, ...]) -> Tensor:
-        raw = torch.empty(shape, dtype=torch.uint8)
+    def _step(self) -> StepOutput:
+        """As training computes it: the members of a batch, its inputs, and the forward pass."""
+        config, samples = self.spec.config, self.spec.images
+        planning = planning_of(config)
+        keys = sample_keys(0, torch.empty(samples, dtype=torch.int64))
+        members = planning.members(config, samples)
         if self.spec.device == "cpu":  # they are on the host already: see estimate.py
-            self.tracker.ignore(raw)
-        mean = torch.empty(1, shape[1], 1, 1)
-        return (raw.float() - mean) / mean
+            for tensor in members.values():
+                self.tracker.ignore(tensor)
+        inputs = planning.inputs(config, members)
+        del members
+        self._mark(BATCH)
+        output = planning.step(config, self.model, inputs, keys)
+        self._mark(HEAD)
+        return output
 
     def _mark_parts(self) -> None:
-        backbone = self.model.encoder if isinstance(self.model, SimMIM) else self.model
-        assert isinstance(backbone, SwinTransformer)
+        backbone = self.task.backbone(self.model)
         parts: dict[str, nn.Module] = {PATCHES: backbone.patch_embed}
         parts |= {f"stage {i}": stage for i, stage in enumerate(backbone.layers)}
         for name, module in parts.items():
@@ -196,10 +187,10 @@ class _Counter:
             )
         )
 
-
-def _part(name: str) -> str:
-    """The part of the model that a parameter belongs to."""
-    name, *rest = name.removeprefix("encoder.").split(".")
-    if name == "layers":
-        return f"stage {rest[0]}"
-    return PATCHES if name in ("patch_embed", "mask_token") else HEAD
+    def _part(self, name: str) -> str:
+        """The part of the model that a parameter belongs to."""
+        rules = self.task.parameters
+        part, *rest = name.removeprefix(rules.backbone).split(".")
+        if part == "layers":
+            return f"stage {rest[0]}"
+        return PATCHES if part == "patch_embed" or name.startswith(rules.first_layer) else HEAD

@@ -3,20 +3,19 @@
 The rank is the one that holds most: of uneven experts the most, of uneven slices the largest.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 from torch import nn
 
 from launcher.config.schema import OptimConfig, RunConfig
-from launcher.tasks.param_groups import freeze, parameter_groups
+from launcher.config.task_sections import section_names
+from launcher.tasks.param_groups import ParameterRules, freeze, parameter_groups
+from launcher.tasks.registry import model_on_meta, task_spec
 from parallel.experts.placement import ExchangeOptions, ExpertParallel, ExpertSlice, experts_of, sliced_of
 from parallel.ranks.mesh import ParallelDims
-from swin_moe.backbone.flops import construct_on_meta
-from swin_moe.backbone.model import SwinTransformer
 from swin_moe.config import ModelConfig
-from swin_moe.heads.simmim import SimMIM
-from swin_moe.heads.simmim_config import SimMIMConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,30 +74,46 @@ def fullest_placement(
 
 def params_of_fullest_rank(config: RunConfig, dims: ParallelDims) -> RankParams:
     """What the rank that holds most holds; counted once for each model and placement."""
-    simmim = config.simmim if config.task == "simmim" else None
-    return _rank_params(config.model, simmim, config.optim, dims.ep_size, dims.expert_tensor_parallel_size)
+    return _rank_params(
+        _Counted(
+            model=config.model,
+            task=task_key(config),
+            optim=config.optim,
+            ep_size=dims.ep_size,
+            slices=dims.expert_tensor_parallel_size,
+            config=config,
+        )
+    )
 
 
-def model_on_meta(
-    model: ModelConfig, simmim: SimMIMConfig | None, placement: ExpertParallel | None
-) -> nn.Module:
-    """The model that a run trains, of shapes alone."""
-    if simmim is None:
-        return construct_on_meta(SwinTransformer, model, placement)
-    return construct_on_meta(lambda model, placement: SimMIM(model, simmim, placement), model, placement)
+def task_key(config: RunConfig) -> tuple[Any, ...]:
+    """What a model depends on beside `config.model`: the task and its options."""
+    return config.task, *(getattr(config, name) for name in section_names(type(config)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Counted:
+    """What the parameters of a rank depend on."""
+
+    model: ModelConfig
+    task: tuple[Any, ...]
+    optim: OptimConfig
+    ep_size: int
+    slices: int
+    config: RunConfig = field(compare=False)
 
 
 @lru_cache(maxsize=256)
-def _rank_params(
-    model: ModelConfig, simmim: SimMIMConfig | None, optim: OptimConfig, ep_size: int, slices: int
-) -> RankParams:
-    dims = ParallelDims(world_size=ep_size, ep_size=ep_size, expert_tensor_parallel_size=slices)
+def _rank_params(counted: _Counted) -> RankParams:
+    model, optim, ep_size = counted.model, counted.optim, counted.ep_size
+    rules = task_spec(counted.config.task).parameters
+    dims = ParallelDims(world_size=ep_size, ep_size=ep_size, expert_tensor_parallel_size=counted.slices)
     placement = None if model.moe is None else fullest_placement(dims, model.moe.num_experts)
-    made = model_on_meta(model, simmim, placement)
-    freeze(made, optim.freeze)
+    made = model_on_meta(counted.config, placement)
+    freeze(made, optim.freeze, rules)
     buffers = list(made.buffers())
     return RankParams(
-        groups=tuple(_groups(made, optim)),
+        groups=tuple(_groups(made, optim, rules)),
         frozen=(_frozen(made, experts=False), _frozen(made, experts=True)),
         buffer_elements=sum(buffer.numel() for buffer in buffers if buffer.is_floating_point()),
         index_bytes=sum(buffer.nbytes for buffer in buffers if not buffer.is_floating_point()),
@@ -115,11 +130,11 @@ def _is_uneven(model: nn.Module, dims: ParallelDims, num_experts: int) -> bool:
     )
 
 
-def _groups(model: nn.Module, optim: OptimConfig) -> list[ParamGroup]:
+def _groups(model: nn.Module, optim: OptimConfig, rules: ParameterRules) -> list[ParamGroup]:
     """The groups of tasks/param_groups.py, dense and expert parameters apart as DeepSpeed splits them."""
     groups = []
     for experts in (False, True):
-        for group in parameter_groups(model, optim):
+        for group in parameter_groups(model, optim, rules):
             sizes = tuple(p.numel() for p in group["params"] if (experts_of(p) is not None) == experts)
             if sizes:
                 groups.append(ParamGroup(name=group["name"], experts=experts, sizes=sizes))

@@ -1,6 +1,7 @@
 """Seconds of a model's pieces on a hardware, remembered, because most layouts of a search share them."""
 
 from dataclasses import dataclass, field
+from functools import partial
 
 from launcher.config.schema import RunConfig
 from launcher.plan.base.hardware import Hardware
@@ -8,6 +9,7 @@ from launcher.plan.base.trace import TracedOp
 from launcher.plan.time.roofline import ops_s
 from launcher.plan.time.traffic import accumulation, experts_held, gather_degree
 from launcher.plan.time.workload import Experts, Workload, describe, expert_ops, expert_rows
+from launcher.tasks.registry import planning_of
 from parallel.ranks.mesh import ParallelDims
 
 EXPERTS = "experts"  # the end of the name of what the experts of a stage take
@@ -71,6 +73,6 @@ class ComputeCost:
 
 def compute_cost(config: RunConfig, hardware: Hardware) -> ComputeCost:
     """Of a run's model in its task."""
-    simmim = config.simmim if config.task == "simmim" else None
-    work = describe(config.model, simmim, device=hardware.device)
+    heads = planning_of(config).heads
+    work = describe(config.model, partial(heads, config) if heads else None, device=hardware.device)
     return ComputeCost(work=work, hardware=hardware, precision=config.train.precision)

@@ -1,8 +1,9 @@
-"""The pieces of a model, each traced by itself: patches, blocks by kind, one expert a stage, head or decoder.
+"""The pieces of a model, each traced by itself: patches, blocks by kind, one expert a stage, and heads.
 
 Legend: B images, L tokens of an image in a stage, C channels.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from launcher.plan.base.trace import Trace, trace
+from launcher.tasks.spec import HeadPart
 from parallel.experts.placement import ExpertParallel, ExpertSlice
 from swin_moe.backbone.block import SwinBlock
 from swin_moe.backbone.model import SwinTransformer
@@ -18,6 +20,8 @@ from swin_moe.moe.dispatch import DispatchPlan, SoftDispatchPlan, make_plan
 from swin_moe.moe.experts import ExpertMLP
 from swin_moe.moe.layer import MoELayer
 from swin_moe.moe.routers.base import RoutingRequest, SoftRouting
+
+Heads = Callable[[SwinTransformer], Sequence[HeadPart]]  # of a task, on a backbone
 
 BIAS = "position bias"  # once a batch of any size: no part of a model's published FLOPs
 
@@ -171,26 +175,30 @@ def stage_experts(swin: SwinTransformer, number: int) -> Experts | None:
     )
 
 
-def head(swin: SwinTransformer) -> TracedPart:
-    """The last norm and the classifier."""
-    last = len(swin.config.depths) - 1
-
-    def run(batch: int) -> Tensor:
-        return swin.head(swin.norm(_map(swin, last, batch)).mean(dim=(1, 2)))
-
-    return TracedPart("head", "head", trace(nn.ModuleList([swin.norm, swin.head]), run), 1, False)
+def heads(swin: SwinTransformer, after: Heads | None) -> list[TracedPart]:
+    """The parts after the backbone: a task's, or the last norm and the classifier."""
+    parts = [_classifier(swin)] if after is None else after(swin)
+    return [_head(swin, part) for part in parts]
 
 
-def decoder(swin: SwinTransformer) -> TracedPart:
-    """SimMIM's: a linear layer to the pixels of a token of the last map."""
-    last, model = len(swin.config.depths) - 1, swin.config
-    pixels = model.in_chans * (model.patch_size * 2**last) ** 2
-    layer = nn.Conv2d(model.stage_dim(last), pixels, kernel_size=1)
+def _head(swin: SwinTransformer, part: HeadPart) -> TracedPart:
+    traced = trace(part.module, lambda b: part.run(_maps(swin, b)))
+    return TracedPart("head", part.name, traced, 1, False)
 
-    def run(batch: int) -> Tensor:
-        return layer(swin.norm(_map(swin, last, batch)).permute(0, 3, 1, 2))
 
-    return TracedPart("head", "decoder", trace(nn.ModuleList([swin.norm, layer]), run), 1, False)
+def _classifier(swin: SwinTransformer) -> HeadPart:
+    """The last norm and the backbone's own head."""
+
+    def run(maps: list[Tensor]) -> Tensor:
+        logits: Tensor = swin.head(swin.norm(maps[-1]).mean(dim=(1, 2)))
+        return logits
+
+    return HeadPart("head", nn.ModuleList([swin.norm, swin.head]), run)
+
+
+def _maps(swin: SwinTransformer, batch: int) -> list[Tensor]:
+    """The map of each stage: (B, H, W, C)."""
+    return [_map(swin, number, batch) for number in range(len(swin.config.depths))]
 
 
 def _map(swin: SwinTransformer, number: int, batch: int) -> Tensor:

@@ -17,9 +17,9 @@ from launcher.plan.base.trace import TracedOp
 from launcher.plan.time.traced_parts import (
     BIAS,
     Experts,
+    Heads,
     TracedPart,
-    decoder,
-    head,
+    heads,
     patches,
     stage_experts,
     stage_parts,
@@ -27,7 +27,6 @@ from launcher.plan.time.traced_parts import (
 from parallel.experts.placement import experts_of
 from swin_moe.backbone.flops import build_on_meta
 from swin_moe.config import ModelConfig
-from swin_moe.heads.simmim_config import SimMIMConfig
 from swin_moe.moe.dispatch import capacity
 
 PERSISTENT = 100_000  # elements up to which stage 3 keeps a tensor whole (stage3_param_persistence_threshold)
@@ -45,13 +44,13 @@ class Workload:
 
 
 def describe(
-    model: ModelConfig, simmim: SimMIMConfig | None = None, *, device: Device, training: bool = True
+    model: ModelConfig, after: Heads | None = None, *, device: Device, training: bool = True
 ) -> Workload:
     """Take a model apart, on shapes alone; some seconds for a Swin-B.
 
     Args:
         model: as configured; checkpointing makes no difference here.
-        simmim: of a run that learns by SimMIM, whose decoder takes the place of the head.
+        after: the parts of a task after the backbone; None is the backbone's own classifier.
         device: whose operations; attention is fused on a GPU.
         training: else forward alone, as in evaluation.
     """
@@ -63,7 +62,7 @@ def describe(
         parts = [patches(swin)]
         for number in range(len(model.depths)):
             parts += stage_parts(swin, number)
-        parts.append(head(swin) if simmim is None else decoder(swin))
+        parts += heads(swin, after)
         experts = [stage_experts(swin, number) for number in range(len(model.depths))]
     return Workload(
         model=model,

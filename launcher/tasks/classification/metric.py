@@ -3,39 +3,44 @@
 Legend: B images, K classes.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from data_shards.stream.batch import Batch
+from launcher.metrics.metric import SumMetric
 from parallel.ranks.host import send
 from swin_moe.backbone.model import ModelOutput
 from swin_moe.heads.classification import evaluation_sums
 
 
-class ClassificationMetric:
+class ClassificationMetric(SumMetric):
     """Accuracy and cross-entropy over the images of a split.
 
     Args:
         device: of the model's output.
     """
 
+    primary, higher_is_better = "top1", True
+
     def __init__(self, device: torch.device) -> None:
+        super().__init__()
         self.device = device
 
     def scores(self, output: ModelOutput) -> Tensor:
         """The scores of the classes: (B, K) logits."""
         return output.logits
 
-    def sums(self, output: ModelOutput, batch: Batch) -> Tensor:
+    def sums(self, prediction: ModelOutput, batch: Batch) -> Tensor:
         """(4,): weighted cross-entropy, top-1 hits, top-5 hits, images."""
         labels, weights = send(batch["label"], self.device), send(batch.weights, self.device)
-        return evaluation_sums(self.scores(output), labels, weights)
+        return evaluation_sums(self.scores(prediction), labels, weights)
 
-    def compute(self, sums: list[float]) -> dict[str, Any]:
+    def values(self, sums: Tensor) -> dict[str, Any]:
         """top1 and top5 (fractions), loss (cross-entropy without label smoothing), images."""
-        loss, hits, hits5, images = sums
+        loss, hits, hits5, images = sums.tolist()
         return {
             "top1": hits / images,
             "top5": hits5 / images,
@@ -43,7 +48,7 @@ class ClassificationMetric:
             "images": int(images),
         }
 
-    def line(self, values: dict[str, Any]) -> str:
+    def line(self, values: Mapping[str, Any]) -> str:
         """Top-1, top-5 and loss as text."""
         hits = f"top-1 {values['top1']:.2%}, top-5 {values['top5']:.2%}"
         return f"{hits}, loss {values['loss']:.4f} on {values['images']} images"

@@ -10,64 +10,70 @@ from torch import Tensor, nn
 
 from data_shards.stream.batch import Batch
 from launcher.config.schema import RunConfig
-from launcher.tasks.base import Metric, normalize_images
+from launcher.config.task_sections import options_of
+from launcher.metrics.metric import Metric
+from launcher.tasks.image_data import normalize_images
 from launcher.tasks.simmim.metric import ReconstructionMetric
-from parallel.experts.exchange import ExchangeOptions
-from parallel.ranks.mesh import Mesh
-from swin_moe.backbone.flops import construct_on_meta
-from swin_moe.backbone.model import SwinTransformer
+from launcher.tasks.spec import StepOutput, TaskBase, TaskContext
 from swin_moe.heads.simmim import SimMIM, SimMIMOutput, build_simmim
+from swin_moe.heads.simmim_config import SimMIMConfig
+from swin_moe.moe.layer import RoutingOverrides
 
 SHOWN_IMAGES = 8  # in TensorBoard
 
 
-class SimMIMTask:
+def step(engine: Any, inputs: Tensor, keys: Tensor) -> StepOutput:
+    """Mean absolute error of the masked pixels of images (B, 3, H, W)."""
+    output = engine(inputs, keys)
+    return StepOutput(loss=output.loss, terms={}, moe=output.moe)
+
+
+class SimMIMTask(TaskBase):
     """Training of an encoder by masked image modeling.
 
     Args:
         config: of the run.
-        device: of the model.
+        context: of this rank.
     """
 
-    def __init__(self, config: RunConfig, device: torch.device) -> None:
-        self.config, self.device = config, device
-        self.metric: Metric = ReconstructionMetric(device)
-
-    def build(self, mesh: Mesh, *, sharded: bool, exchange: ExchangeOptions) -> SimMIM:
-        """Build encoder and decoder with their initial weights."""
-        config = self.config
-        return build_simmim(
-            config.model, config.simmim, seed=config.seed, mesh=mesh, sharded=sharded, exchange=exchange
-        )
-
-    @staticmethod
-    def on_meta(config: RunConfig) -> nn.Module:
-        """Build encoder and decoder on the meta device."""
-        return construct_on_meta(
-            lambda model, placement: SimMIM(model, config.simmim, placement), config.model
-        )
-
-    @staticmethod
-    def backbone(model: nn.Module) -> SwinTransformer:
-        """The encoder."""
-        assert isinstance(model, SimMIM)
-        return model.encoder
+    def __init__(self, config: RunConfig, context: TaskContext) -> None:
+        self.config, self.device = config, context.device
+        self.model: nn.Module = build_simmim(
+            config.model,
+            options_of(config, SimMIMConfig),
+            seed=config.seed,
+            mesh=context.mesh,
+            sharded=context.sharded,
+            exchange=context.exchange,
+        ).to(context.device)
 
     def inputs(self, batch: Batch) -> Tensor:
         """Images (B, 3, H, W) float32."""
         return normalize_images(batch["image"], self.config.data, self.device)
 
-    def loss(self, engine: Any, inputs: Any, keys: Tensor) -> tuple[Tensor, SimMIMOutput]:
-        """Mean absolute error of the masked pixels, and the model's output."""
-        output = engine(inputs, keys)
-        return output.loss, output
+    def step(self, engine: Any, inputs: Tensor, keys: Tensor) -> StepOutput:
+        """Mean absolute error of the masked pixels."""
+        return step(engine, inputs, keys)
 
-    def visualize(self, model: nn.Module, images: Tensor, output: SimMIMOutput) -> Tensor:
+    def eval_inputs(self, batch: Batch) -> Tensor:
+        """Images (B, 3, H, W) float32."""
+        return self.inputs(batch)
+
+    def predict(self, model: nn.Module, inputs: Tensor, keys: Tensor, call: RoutingOverrides) -> SimMIMOutput:
+        """The masked pixels."""
+        output: SimMIMOutput = model(inputs, keys, call)
+        return output
+
+    def metric(self) -> Metric:
+        """The reconstruction error."""
+        return ReconstructionMetric(self.device)
+
+    def visualize(self, model: nn.Module, inputs: Tensor, prediction: SimMIMOutput) -> Tensor:
         """One column an image: the image, its visible patches, the image with masked pixels filled in."""
         assert isinstance(model, SimMIM)
-        visible = images.masked_fill(output.mask[:, None], 0.0)  # masked pixels have the mean colour
-        rows = [images, visible, model.fill_in(output, images)]
+        visible = inputs.masked_fill(prediction.mask[:, None], 0.0)  # masked pixels have the mean colour
+        rows = [inputs, visible, model.fill_in(prediction, inputs)]
         data = self.config.data
-        mean, std = (torch.tensor(v, device=images.device).view(3, 1, 1) for v in (data.mean, data.std))
+        mean, std = (torch.tensor(v, device=inputs.device).view(3, 1, 1) for v in (data.mean, data.std))
         shown = [(torch.cat([*row[:SHOWN_IMAGES]], dim=2) * std + mean).clamp(0, 1) for row in rows]
         return torch.cat(shown, dim=1)

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from launcher.config.load import load_config
 from launcher.evaluation.labels import FORMAT
-from launcher.tasks.base import normalize_images
+from launcher.tasks.image_data import normalize_images
 from swin_moe import build_model, load_weights
 from swin_moe.moe.layer import RoutingOverrides
 from swin_moe.random.keyed import sample_keys
@@ -231,8 +231,11 @@ def test_a_run_in_bf16_is_evaluated_in_bf16_to_the_last_bit(shards: Path, tmp_pa
 REFUSED = [
     (["--affinity", "model.moe=null"], "--affinity is for models with experts"),
     (["--sweep-top-k", "9"], "--sweep-top-k (9) must lie in 1..model.moe.num_experts (8)"),
-    (["--confusion", "task=simmim"], "--confusion is for task=classification; this run has task=simmim"),
-    (["--labels", "x.json", "task=simmim"], "--labels is for task=classification"),
+    (
+        ["--confusion", "task=simmim"],
+        "--confusion is for tasks with classes, such as classification; this run has task=simmim",
+    ),
+    (["--labels", "x.json", "task=simmim"], "--labels is for tasks with classes"),
     (["--few-shot", "5", "data.train=/x/{00..01}.tar"], "need a manifest of data.train"),
     (["--bank", "5"], "--bank is for --knn K"),
     (["--sweep-capacity", "1", "model.moe.router=soft", "model.moe.top_k=1"], "nothing to vary"),

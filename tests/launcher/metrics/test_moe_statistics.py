@@ -14,7 +14,6 @@ from launcher.config.load import ConfigError, load_config
 from launcher.metrics.accumulator import LayerTotals, MetricAccumulator, Totals
 from launcher.metrics.heat_map import CELL, heat_map
 from launcher.validation.rules import check
-from swin_moe.backbone.model import ModelOutput
 from swin_moe.moe.layer import MoEStats
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import CONFIG, Outcome, command, only, overrides, steps
@@ -32,8 +31,8 @@ def stats(load: list[int], *, dropped: int = 0, entropy: float = 0.0, received: 
     )
 
 
-def output(**layers: MoEStats) -> ModelOutput:
-    return ModelOutput(logits=torch.zeros(1, 1), moe=layers)
+def sums(*values: float) -> dict[str, torch.Tensor]:
+    return {f"sum{i}": torch.tensor(value) for i, value in enumerate(values)}
 
 
 # --- sums --------------------------------------------------------------------------------------------
@@ -42,11 +41,11 @@ def output(**layers: MoEStats) -> ModelOutput:
 def test_two_passes_by_hand() -> None:
     tally = MetricAccumulator(rank=0, world_size=1)
     first = stats([3, 1, 0, 0], dropped=1, entropy=0.5, received=3)
-    tally.add(torch.tensor([1.0, 2.0]), output(a=first, b=stats([0, 0, 2, 2], received=4)))
+    tally.add(sums(1.0, 2.0), {"a": first, "b": stats([0, 0, 2, 2], received=4)})
     second = stats([1, 1, 1, 1], entropy=1.0, received=4)
-    tally.add(torch.tensor([10.0, 20.0]), output(a=second, b=stats([0, 0, 0, 0], dropped=0)))
+    tally.add(sums(10.0, 20.0), {"a": second, "b": stats([0, 0, 0, 0], dropped=0)})
     totals = tally.reduce()
-    assert (totals.passes, totals.sums) == (2, [11.0, 22.0])
+    assert (totals.passes, totals.sums) == (2, {"sum0": 11.0, "sum1": 22.0})
     assert totals.layers == {
         "a": LayerTotals(tokens=[4, 2, 1, 1], dropped=1, entropy=0.75, received=[7]),
         "b": LayerTotals(tokens=[0, 0, 2, 2], dropped=0, entropy=0.0, received=[4]),
@@ -78,17 +77,17 @@ def test_a_layer_that_saw_nothing_has_figures() -> None:
 
 def test_a_dense_model() -> None:
     tally = MetricAccumulator(rank=0, world_size=1)
-    tally.add(torch.tensor([1.0]), output())
+    tally.add(sums(1.0), {})
     assert tally.reduce() == Totals(
-        passes=1, counts={}, sums=[1.0], layers={}, loads={}, raised={"nonfinite": []}
+        passes=1, counts={}, sums={"sum0": 1.0}, layers={}, loads={}, raised={"nonfinite": []}
     )
     assert tally.reduce().dropped_fraction == 0
 
 
 def test_counts_are_exact_beyond_single_precision() -> None:
     tally = MetricAccumulator(rank=0, world_size=1)
-    tally.add(torch.tensor([0.0]), output(a=stats([2**24, 2**24 + 1])))
-    tally.add(torch.tensor([0.0]), output(a=stats([1, 0])))
+    tally.add(sums(0.0), {"a": stats([2**24, 2**24 + 1])})
+    tally.add(sums(0.0), {"a": stats([1, 0])})
     assert tally.reduce().layers["a"].tokens == [2**24 + 1, 2**24 + 1]
 
 
@@ -96,7 +95,7 @@ def test_adding_reads_nothing_from_the_device() -> None:
     tally = MetricAccumulator(rank=1, world_size=2)
     given = (value for value in stats([1, 2]) if value is not None)
     layer = MoEStats(*(value.to("meta") for value in given))  # meta: reading a value raises
-    tally.add(torch.zeros(2, device="meta"), ModelOutput(logits=torch.zeros(1), moe={"a": layer}))
+    tally.add({"loss": torch.zeros((), device="meta")}, {"a": layer})
     with pytest.raises(NotImplementedError):
         tally.reduce()
 
@@ -108,7 +107,7 @@ def tally_on_ranks() -> tuple[int, int, Totals]:
     with mock.patch.object(dist, "all_reduce", wraps=dist.all_reduce) as reductions:
         for _ in range(rank + 1):
             layer = stats([rank, 1, 0], dropped=rank, entropy=float(rank), received=2 * rank)
-            tally.add(torch.tensor([float(rank)]), output(a=layer))
+            tally.add(sums(float(rank)), {"a": layer})
         before = reductions.call_count
         totals = tally.reduce()
         return before, reductions.call_count, totals
@@ -117,7 +116,7 @@ def tally_on_ranks() -> tuple[int, int, Totals]:
 def test_three_ranks_by_hand_in_one_all_reduce() -> None:
     for before, after, totals in run_on_ranks(tally_on_ranks, 3):
         assert (before, after) == (0, 1)
-        assert (totals.passes, totals.sums) == (6, [8.0])  # passes 1 + 2 + 3; 0 + 2 x 1 + 3 x 2
+        assert (totals.passes, totals.sums) == (6, {"sum0": 8.0})  # passes 1 + 2 + 3; 0 + 2 x 1 + 3 x 2
         assert totals.layers == {
             "a": LayerTotals(tokens=[8, 6, 0], dropped=8, entropy=8 / 6, received=[0, 4, 12])
         }
@@ -175,7 +174,7 @@ def train(*line: str) -> tuple[Outcome, Mapping[str, list[int]]]:
 
     def hook(event: str, trainer: Any) -> None:
         if event == "end":
-            buffers = trainer.model.named_buffers()
+            buffers = trainer.task.model.named_buffers()
             ends.append({name: value.tolist() for name, value in buffers if name.endswith("bias_steps")})
 
     return command(*line, hook=hook), ends[0]

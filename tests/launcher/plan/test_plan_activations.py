@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.allocator import cpu_peak_bytes
 from launcher.config.schema import RunConfig
 from launcher.plan.memory.activations import activations_of
-from launcher.tasks.base import normalize_images
+from launcher.tasks.image_data import normalize_images
 from swin_moe.heads.classification import classification_loss
 from swin_moe.heads.simmim_config import SimMIMConfig
 from swin_moe.random.keyed import sample_keys
@@ -54,7 +54,10 @@ class _Kept:
 def kept_for_backward(config: RunConfig) -> int:
     """Bytes of distinct storages that are alive between a real forward and backward pass, on the CPU."""
     model = real_model(config)
-    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    raw = torch.randint(0, 255, (IMAGES, 3, *config.model.image_sides), dtype=torch.uint8)
+    labels = torch.arange(IMAGES)  # of the host, as the stream's batch
+    held = *model.parameters(), *model.buffers(), labels
+    own = {tensor.untyped_storage().data_ptr() for tensor in held}
     saved: weakref.WeakSet[_Kept] = weakref.WeakSet()
 
     def pack(tensor: Tensor) -> _Kept:
@@ -62,25 +65,22 @@ def kept_for_backward(config: RunConfig) -> int:
         saved.add(kept)
         return kept
 
-    raw = torch.randint(0, 255, (IMAGES, 3, *config.model.image_sides), dtype=torch.uint8)
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda kept: kept.tensor):
-        loss, output = loss_of(model, config, raw)
+        kept = loss_of(model, config, raw, labels)
     gc.collect()
-    alive = [kept.tensor for kept in saved] + [
-        x for x in tree_leaves((loss, tuple(output))) if isinstance(x, Tensor)
-    ]
+    alive = [kept.tensor for kept in saved] + [x for x in tree_leaves(kept) if isinstance(x, Tensor)]
     storages = {x.untyped_storage().data_ptr(): x.untyped_storage().nbytes() for x in alive}
     return sum(size for pointer, size in storages.items() if pointer not in own)
 
 
-def loss_of(model: nn.Module, config: RunConfig, raw: Tensor) -> tuple[Tensor, Any]:
-    """The loss of a micro-batch as launcher/tasks/classification/task.py has it."""
+def loss_of(model: nn.Module, config: RunConfig, raw: Tensor, labels: Tensor) -> tuple[Tensor, Any]:
+    """The loss of a micro-batch as launcher/tasks/classification/task.py has it, and what a step keeps."""
     images = normalize_images(raw, config.data, torch.device("cpu"))
     output = model(images, sample_keys(0, torch.arange(IMAGES)))
     if config.task == "simmim":
-        return output.loss + output.aux_loss, output
-    loss = classification_loss(output.logits, torch.arange(IMAGES), config.optim.label_smoothing)
-    return loss + output.aux_loss, output
+        return output.loss + output.aux_loss, (output.loss, output.moe)
+    loss = classification_loss(output.logits, labels, config.optim.label_smoothing)
+    return loss + output.aux_loss, (loss, output.moe)
 
 
 @pytest.mark.parametrize("kind", MODELS)
@@ -109,7 +109,7 @@ def test_peak_of_activations(kind: str) -> None:
     raw = torch.randint(0, 255, (IMAGES, 3, *config.model.image_sides), dtype=torch.uint8)
 
     def work() -> None:
-        loss, output = loss_of(model, config, raw)
+        loss, _ = loss_of(model, config, raw, torch.arange(IMAGES))
         loss.backward()
 
     peak = cpu_peak_bytes(work)

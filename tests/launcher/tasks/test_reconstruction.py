@@ -38,7 +38,7 @@ def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One rank."""
     path = tmp_path_factory.mktemp("simmim") / "run"
     outcome = run_alone(*line(shards, path))
-    assert "reconstruction   loss" in outcome.out
+    assert "  evaluation       reconstruction loss" in outcome.out
     return path
 
 

@@ -13,6 +13,7 @@ from launcher.config.schema import OptimConfig
 from launcher.metrics.accumulator import MetricAccumulator
 from launcher.tasks.classification.task import ClassificationTask
 from launcher.tasks.param_groups import parameter_groups
+from launcher.tasks.spec import TaskContext
 from parallel.ranks.host import send
 from parallel.ranks.mesh import ParallelDims, build_mesh
 from parallel.zero.engine import Engine
@@ -39,8 +40,8 @@ def waits_of_a_step(stage: int, precision: str, experts: bool) -> dict[tuple[str
     mesh = build_mesh(ParallelDims(world_size=dist.get_world_size()))
     model_options = model_config() if experts else replace(model_config(), moe=None)
     config = small_run(model_options)
-    task = ClassificationTask(config, DEVICE)
-    model = task.build(mesh, sharded=False, exchange=config.parallel.expert_exchange)
+    task = ClassificationTask(config, TaskContext(mesh=mesh, device=DEVICE))
+    model = task.model
     options: Any = {"zero_stage": stage, "precision": precision, "max_grad_norm": 5.0}
     engine = Engine(
         model,
@@ -64,11 +65,12 @@ def step(engine: Engine, task: ClassificationTask, one: Batch) -> None:
     """As in launcher/training/trainer.py."""
     tally = MetricAccumulator(rank=0, world_size=1)
     keys = send(sample_keys(0, one.positions), DEVICE)
-    loss, output = task.loss(engine, task.inputs(one), keys)
-    loss = loss + output.aux_loss
-    engine.backward(loss)
+    output = task.step(engine, task.inputs(one), keys)
+    total_loss = output.loss + output.aux_loss
+    engine.backward(total_loss)
     engine.step(1e-3)
-    tally.add(torch.stack([loss, output.aux_loss]), output)
+    losses = {"loss": output.loss, "aux_loss": output.aux_loss, "total_loss": total_loss}
+    tally.add(losses, output.moe)
     tally.reduce({"bytes": 5}, {"stop": False})
     assert engine.grad_norm > 0
 

@@ -39,7 +39,16 @@ LEARNING = (
     "train.moe_load_every=25 steps",
     "checkpoint.every=1 epochs",
 )
-SCALARS = {"loss", "aux_loss", "lr", "grad_norm", "images_s", "data_wait_s", "dropped_fraction"} | {
+SCALARS = {
+    "loss",
+    "aux_loss",
+    "total_loss",
+    "lr",
+    "grad_norm",
+    "images_s",
+    "data_wait_s",
+    "dropped_fraction",
+} | {
     "skipped_steps",
     "spikes",
     "elapsed_s",
@@ -104,6 +113,7 @@ def test_every_step_is_recorded(run: Run) -> None:
         assert 0 <= record["dropped_fraction"] < 1
         assert record["grad_norm"] > 0
         assert 0 < record["aux_loss"] < record["loss"]
+        assert record["total_loss"] == pytest.approx(record["loss"] + record["aux_loss"], rel=1e-6)
         assert record["moe"].keys() == {LAYER}
         assert record["moe"][LAYER].keys() == MOE_FIGURES
         assert record["moe"][LAYER]["dropped_fraction"] == record["dropped_fraction"]  # of the only layer
@@ -158,6 +168,8 @@ def test_the_summary_gathers_the_records(run: Run) -> None:
     speeds = sorted(record["images_s"] for record in epoch)
     dropped = sum(record["dropped_fraction"] for record in epoch) / STEPS_AN_EPOCH
     assert found == {
+        "primary": "top1",
+        "higher_is_better": True,
         "top1": last["eval_top1"],
         "top5": last["eval_top5"],
         "loss": last["eval_loss"],
@@ -175,8 +187,8 @@ def test_the_summary_gathers_the_records(run: Run) -> None:
 
 def test_the_printed_figures_are_the_summary(run: Run) -> None:
     figures, text = summary(run.path), run.outcome.out
-    assert f"top-1 accuracy   {figures['top1']:.2%} of 64 images" in text
-    assert f"loss             {figures['loss']:.4f}\n" in text
+    assert f"  evaluation       top-1 {figures['top1']:.2%}, top-5 " in text
+    assert f", loss {figures['loss']:.4f} on 64 images\n" in text
     assert f"training speed   {figures['images_s']:.0f} images/s over 60 steps, 0 min" in text
     assert "layout           1 ranks, expert-parallel 1, ZeRO stage 1\n" in text
     assert f"dropped tokens   {figures['dropped_fraction']:.2%} in the last epoch" in text
@@ -312,7 +324,7 @@ def placement_of(*line: str) -> tuple[Any, Any]:
     placements = []
 
     def hook(event: str, trainer: Any) -> None:
-        placements.append(trainer.model.get_submodule(f"{LAYER}.mlp").placement)
+        placements.append(trainer.task.model.get_submodule(f"{LAYER}.mlp").placement)
         raise KeyError(event)
 
     with pytest.raises(KeyError, match="start"):

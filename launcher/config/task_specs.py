@@ -1,0 +1,86 @@
+"""The specs of tasks by name: built-in ones, those of installed packages, registered ones and dotted paths.
+
+A spec is `launcher.tasks.spec.TaskSpec`. Configuration needs its name and the dataclass of its options alone,
+so that this module imports no task: a task is imported when a configuration names it.
+"""
+
+import importlib
+import pkgutil
+from importlib.metadata import entry_points
+from typing import Any, Protocol
+
+from parallel.suggest import suggestion
+
+BUILT_IN = "launcher.tasks"  # each of its packages holds one SPEC
+GROUP = "swin_moe.tasks"  # entry points of other packages
+
+
+class NamedSpec(Protocol):
+    """What configuration needs of a task's spec."""
+
+    @property
+    def name(self) -> str:
+        """Of the task, and of its section of options."""
+
+    @property
+    def options(self) -> type | None:
+        """The dataclass of its options; None without any."""
+
+
+class TaskError(ValueError):
+    """There is no such task, or it cannot be imported."""
+
+
+_registered: dict[str, NamedSpec] = {}  # of this process: what `register` adds
+
+
+def register(spec: NamedSpec) -> None:
+    """Make a task known by its name in this process; ranks that are other processes do not learn of it."""
+    _registered[spec.name] = spec
+
+
+def unregister(name: str) -> None:
+    """Undo `register`."""
+    del _registered[name]
+
+
+def built_in_tasks() -> list[str]:
+    """The names of the packages in launcher/tasks, and of what is registered."""
+    folder = importlib.import_module(BUILT_IN).__path__
+    return [*(found.name for found in pkgutil.iter_modules(folder) if found.ispkg), *_registered]
+
+
+def find_spec(task: str) -> NamedSpec:
+    """The spec of a task.
+
+    Args:
+        task: a name, or the dotted path of a spec, such as "my_package.my_task:SPEC".
+
+    Raises:
+        TaskError: there is none, or its module cannot be imported.
+    """
+    if task in _registered:
+        return _registered[task]
+    if ":" in task:
+        return _imported(task, task)
+    if task in built_in_tasks():
+        return _imported(task, f"{BUILT_IN}.{task}:SPEC")
+    installed = {point.name: point.value for point in entry_points(group=GROUP)}
+    if task in installed:
+        return _imported(task, installed[task])
+    known = list(dict.fromkeys([*built_in_tasks(), *installed]))
+    otherwise = f"known here: {', '.join(known)}, and dotted paths such as my_package.my_task:SPEC"
+    raise TaskError(f"task: no such task (got {task!r}); {suggestion(task, known, otherwise)}")
+
+
+def _imported(task: str, path: str) -> NamedSpec:
+    """The spec at MODULE:NAME."""
+    module, _, name = path.partition(":")
+    try:
+        spec: Any = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise TaskError(f"task: {path} cannot be imported (got {task!r}): {error}") from error
+    if not (isinstance(getattr(spec, "name", None), str) and hasattr(spec, "options")):
+        raise TaskError(f"task: {path} is no TaskSpec (got {task!r}), see docs/extending.md")
+    found: NamedSpec = spec
+    return found

@@ -1,0 +1,53 @@
+"""The images of tasks whose model sees one picture a sample, of the size that the model is configured for.
+
+Legend: B images of H x W pixels.
+"""
+
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from data_shards.augment.normalize import Normalize
+from data_shards.image.geometry import EvalTransform, TrainTransform
+from launcher.config.schema import DataConfig, RunConfig
+from launcher.tasks.spec import DataSpec
+
+
+def train_images(config: RunConfig) -> DataSpec:
+    """A random resized crop, mirrored at random."""
+    data = config.data
+    return DataSpec(
+        transform=TrainTransform(
+            image_size=config.model.image_sides,
+            scale=data.crop_scale,
+            ratio=data.crop_ratio,
+            flip_prob=data.flip_probability,
+        )
+    )
+
+
+def eval_images(config: RunConfig) -> DataSpec:
+    """The centre of the image."""
+    sides, crop = config.model.image_sides, config.data.eval_crop
+    return DataSpec(transform=EvalTransform(image_size=sides, crop_ratio=crop))
+
+
+def image_members(config: RunConfig, images: int) -> dict[str, Tensor]:
+    """The images of a batch, without values: uint8."""
+    model = config.model
+    return {"image": torch.empty(images, model.in_chans, *model.image_sides, dtype=torch.uint8)}
+
+
+def image_inputs(config: RunConfig, members: dict[str, Tensor]) -> Tensor:
+    """What `normalize_images` makes of `image_members`."""
+    mean = torch.empty(1, config.model.in_chans, 1, 1)
+    return (members["image"].float() - mean) / mean
+
+
+def normalize_images(images: Tensor, data: DataConfig, device: torch.device) -> Tensor:
+    """Move uint8 images to the device and normalize them there: (B, 3, H, W) -> float32."""
+    return _normalize(data.mean, data.std, device)(images)
+
+
+_normalize = cache(Normalize)  # its tensors are sent to a device once, because sending them waits

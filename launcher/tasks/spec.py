@@ -1,0 +1,168 @@
+"""What a task is: everything that one kind of training adds, behind one interface.
+
+The `__init__.py` of a folder in launcher/tasks holds a `TaskSpec` as SPEC, and nothing else names the task.
+The functions of a spec import what they need when they are called.
+
+Legend: B samples of a micro-batch.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from data_shards.image.geometry import Transform
+from data_shards.stream.batch import Batch
+from launcher.config.schema import RunConfig
+from launcher.metrics.metric import Metric
+from launcher.tasks.param_groups import ParameterRules
+from parallel.experts.exchange import ExchangeOptions
+from parallel.experts.placement import ExpertParallel
+from parallel.ranks.mesh import Mesh
+from swin_moe.backbone.model import SwinTransformer, total_loss
+from swin_moe.moe.layer import MoEStats, RoutingOverrides
+
+Kind = Literal["fixed", "training", "free"]  # of an option, when a run goes on: see resume_policy.py
+
+
+class StepOutput(NamedTuple):
+    """What a task computed for a micro-batch: scalars, and the statistics of MoE layers by name."""
+
+    loss: Tensor  # of the task: the mean over the micro-batch, without the experts' auxiliary losses
+    terms: dict[str, Tensor]  # logged by name, each a mean over the micro-batch; the same names at every step
+    moe: dict[str, MoEStats]
+
+    @property
+    def aux_loss(self) -> Tensor:
+        """The weighted auxiliary losses of all MoE layers, summed: scalar."""
+        return total_loss(self.moe, self.loss.device)
+
+
+class Prediction(Protocol):
+    """What a model says of a batch in evaluation: a tuple that the metric of its task reads."""
+
+    @property
+    def moe(self) -> dict[str, MoEStats]:
+        """The statistics of MoE layers, by image."""
+
+
+class Stateful(Protocol):
+    """Something of a task that a checkpoint keeps."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What is kept."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what was kept."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskContext:
+    """Where a task runs."""
+
+    mesh: Mesh
+    device: torch.device
+    sharded: bool = False  # ZeRO stage 3 partitions the model while it is built
+    exchange: ExchangeOptions = field(default_factory=ExchangeOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSpec:
+    """How the samples of a split become batches."""
+
+    transform: Transform  # in the decode threads
+
+
+class Task(Protocol):
+    """One kind of training on one rank. All ranks call the same methods in the same order."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What the engine trains, on the device of the context, with its initial weights."""
+
+    def inputs(self, batch: Batch) -> Any:
+        """What `step` takes of a micro-batch, on the device; it depends on the samples alone."""
+
+    def step(self, engine: Any, inputs: Any, keys: Tensor) -> StepOutput:
+        """The forward pass of a micro-batch through the engine, called as its model; keys (B,) draw."""
+
+    def after_step(self, step: int, skipped: bool) -> None:
+        """Act once after each optimizer step, when the weights are updated or the update was skipped."""
+
+    def state(self) -> Mapping[str, Stateful]:
+        """What a checkpoint keeps beside the model, by name."""
+
+    def eval_inputs(self, batch: Batch) -> Any:
+        """What `predict` takes of a batch, on the device."""
+
+    def predict(self, model: nn.Module, inputs: Any, keys: Tensor, call: RoutingOverrides) -> Prediction:
+        """The model's prediction; `call` says what the MoE layers do otherwise than configured."""
+
+    def metric(self) -> Metric:
+        """A new metric, for one pass over a split."""
+
+    def visualize(self, model: nn.Module, inputs: Any, prediction: Any) -> Tensor | None:
+        """An image of what the model does to inputs of `predict`: (3, height, width) in 0 to 1, if any."""
+
+
+class HeadPart(NamedTuple):
+    """A part of a model after its backbone, for the planner."""
+
+    name: str
+    module: nn.Module  # with the parameters of the part
+    run: Callable[[list[Tensor]], Tensor]  # on the map of each stage (B, H, W, C), without values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planning:
+    """What the planner asks of a task: one micro-batch on tensors without values.
+
+    `members` makes the tensors of a batch of so many samples, as they lie on the host; `inputs` makes of them
+    what `Task.inputs` does, and `step` is `Task.step`. They call torch alone, on the default device.
+    `heads` are the parts after the backbone; None stands for the backbone's own classifier.
+    """
+
+    members: Callable[[RunConfig, int], dict[str, Tensor]]
+    inputs: Callable[[RunConfig, dict[str, Tensor]], Any]
+    step: Callable[[RunConfig, nn.Module, Any, Tensor], StepOutput]
+    heads: Callable[[RunConfig, SwinTransformer], Sequence[HeadPart]] | None = None
+
+
+def no_errors(config: RunConfig) -> Sequence[str]:
+    """The rules of a task without any."""
+    return ()
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TaskSpec:
+    """One kind of training."""
+
+    name: str  # in `task:`, and of the section of its options
+    build: Callable[[RunConfig, TaskContext], Task]
+    model_on_meta: Callable[[RunConfig, ExpertParallel | None], nn.Module]  # on meta; None: all experts
+    backbone: Callable[[nn.Module], SwinTransformer]  # of a model: what pretrained weights are loaded into
+    train_data: Callable[[RunConfig], DataSpec]
+    eval_data: Callable[[RunConfig], DataSpec]
+    options: type | None = None  # a frozen dataclass of its options, which checks each by itself
+    check: Callable[[RunConfig], Sequence[str]] = no_errors  # its rules across options, a line an error
+    on_change: Mapping[str, Kind] = field(default_factory=dict)  # by option; others are "fixed"
+    parameters: ParameterRules = field(default_factory=ParameterRules)
+    planning: Planning | None = None  # without it the planner refuses the task
+    has_classes: bool = False  # output i of the model stands for class i of the data
+
+
+class TaskBase:
+    """The answers of a task that has nothing to say: a task may derive from it."""
+
+    def after_step(self, step: int, skipped: bool) -> None:
+        """Nothing to do."""
+
+    def state(self) -> Mapping[str, Stateful]:
+        """Nothing to keep."""
+        return {}
+
+    def visualize(self, model: nn.Module, inputs: Any, prediction: Any) -> Tensor | None:
+        """No image."""
+        return None
