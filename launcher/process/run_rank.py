@@ -41,9 +41,10 @@ from parallel.ranks.mesh import LayoutError
 from parallel.ranks.rank import Ranks
 from parallel.watchdog.options import WatchdogOptions
 from parallel.watchdog.watch import PREFIX, SLOW, Watchdog, connect
+from parallel.zero.errors import TeacherError
 from swin_moe.config import ModelError
 
-USER_ERRORS = (ConfigError, DataError, CheckpointError, LayoutError, ModelError)
+USER_ERRORS = (ConfigError, DataError, CheckpointError, LayoutError, ModelError, TeacherError)
 SHARED = (Stopped, BadDataError, DivergedError, FinalSaveError, CrashLoopError)  # raised on all ranks alike
 
 

@@ -17,6 +17,7 @@ on, and the checkpoints before it stay.
 import json
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from parallel.checkpoint.commit import prune
 from parallel.checkpoint.manifest import CheckpointError
-from parallel.checkpoint.staging import StagingBuffers
+from parallel.checkpoint.staging import NO_STATE, StagingBuffers
 from parallel.checkpoint.write import write
 from parallel.ranks.collectives import new_group
 from parallel.ranks.mesh import Mesh
@@ -83,17 +84,27 @@ class CheckpointSaver:
         """Whether a save is being written at this moment."""
         return self._save is not None and self._save.is_alive()
 
-    def start(self, step: int, masters: MasterWeights, record: dict[str, Any]) -> None:
+    def start(
+        self,
+        step: int,
+        masters: MasterWeights,
+        record: dict[str, Any],
+        state: Mapping[str, Tensor] = NO_STATE,
+    ) -> None:
         """Save the state as it is now; waits first for the save before it, if that still runs.
 
         Args:
             step: optimizer steps taken.
             masters: what to save; only read here.
             record: JSON-able, kept in the manifest.
+            state: of the task, by name, as `PersistentState` holds it; only read here.
+
+        Raises:
+            StateError: on all ranks; a buffer or the state differs between ranks.
         """
         self._collect()
         began_s = time.monotonic()
-        tensors = self._buffers.copy(masters, self.mesh)
+        tensors = self._buffers.copy(masters, self.mesh, state)
         # a copy: training goes on and may change what `record` refers to
         snapshot = json.loads(json.dumps({"adam_steps": masters.adam_steps, **record}))
         self._save = _Save(self, step, tensors, snapshot, began_s)

@@ -7,10 +7,10 @@
 
 A tensor's name has its kind: `exp_avg/layers.1.blocks.3.mlp.experts.5.fc1_weight`. There is one name an
 expert, with the unsliced expert whether or not its ranks held slices of it; `buffer/NAME` is state of the
-model. The files are verified against the manifest before anything is deserialised.
+model, `state/NAME` of its task. The files are verified against the manifest before anything is deserialised.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,18 @@ import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
 
 from parallel.checkpoint.manifest import CheckpointError
+from parallel.checkpoint.staging import NO_STATE
 from parallel.checkpoint.unpickler import SafeReader
 from parallel.checkpoint.verify import read_verified
 from parallel.checkpoint.write import on_all_ranks
 from parallel.experts.names import (
     ALL_KINDS,
+    AVERAGES,
     BUFFER,
     EMA,
     KINDS,
     MASTER,
+    STATE,
     by_global_name,
     own_slice,
     parameter_shapes,
@@ -52,7 +55,12 @@ def global_shapes(module: nn.Module, num_experts: int, kinds: Sequence[str] = KI
 
 
 def load_checkpoint(
-    path: Path, masters: MasterWeights, num_experts: int, manifest: dict[str, Any] | None = None
+    path: Path,
+    masters: MasterWeights,
+    num_experts: int,
+    manifest: dict[str, Any] | None = None,
+    *,
+    state: Mapping[str, Tensor] = NO_STATE,
 ) -> dict[str, Any]:
     """Verify a checkpoint and load it, of any layout; every rank calls it together.
 
@@ -61,6 +69,7 @@ def load_checkpoint(
         masters: what to load into.
         num_experts: of the model.
         manifest: from `read_verified`, if it was called already.
+        state: of the task, by name, as `PersistentState` holds it; filled in place.
 
     Returns:
         The manifest.
@@ -69,10 +78,10 @@ def load_checkpoint(
         CheckpointError: a file is damaged, or the tensors are not exactly those of this model.
     """
     manifest = manifest or read_verified(path)
-    _check_tensors(path, masters.module, num_experts, manifest)
+    _check_tensors(path, masters.module, num_experts, manifest, state)
     kinds = [kind for kind in masters.kinds if kind in kinds_of(manifest)]
-    on_all_ranks(lambda: _read(path, masters.module, kinds, masters.write), f"read {path}")
-    anew = set(missing_kinds(masters, manifest)) - {EMA}
+    on_all_ranks(lambda: _read(path, masters.module, kinds, masters.write, state), f"read {path}")
+    anew = set(missing_kinds(masters, manifest)) - set(AVERAGES)
     masters.set_step(0 if anew else manifest.get("adam_steps", manifest["step"]))
     return manifest
 
@@ -95,7 +104,7 @@ def load_weights(
 ) -> dict[str, Any]:
     """Verify a checkpoint and load its weights alone into a model without an engine, as `load_checkpoint`.
 
-    `kind` is the masters', or their moving average's.
+    `kind` is the masters', or that of one of their moving averages.
     """
 
     def put(parameter: nn.Parameter, values: dict[str, Tensor]) -> None:
@@ -103,7 +112,8 @@ def load_weights(
 
     manifest = manifest or read_verified(path)
     if kind not in kinds_of(manifest):
-        raise CheckpointError(f"{path} holds no moving average: train.ema_decay was 0")
+        reason = "train.ema_decay was 0" if kind == EMA else f"its task kept no {kind}"
+        raise CheckpointError(f"{path} holds no moving average: {reason}")
     _check_tensors(path, module, num_experts, manifest)
     on_all_ranks(lambda: _read(path, module, (kind,), put), f"read {path}")
     return manifest
@@ -115,10 +125,20 @@ def kinds_of(manifest: dict[str, Any]) -> Sequence[str]:
     return [kind for kind in ALL_KINDS if kind in present or kind == MASTER]
 
 
-def _check_tensors(path: Path, module: nn.Module, num_experts: int, manifest: dict[str, Any]) -> None:
-    """The checkpoint must hold exactly the tensors of this model."""
+def _check_tensors(
+    path: Path,
+    module: nn.Module,
+    num_experts: int,
+    manifest: dict[str, Any],
+    state: Mapping[str, Tensor] | None = None,
+) -> None:
+    """The checkpoint must hold exactly the tensors of this model, and of the state unless it is None."""
     stored = manifest["tensors"]
     expected = global_shapes(module, num_experts, kinds_of(manifest))
+    if state is None:
+        stored = {name: shape for name, shape in stored.items() if not name.startswith(f"{STATE}/")}
+    else:
+        expected |= {f"{STATE}/{name}": list(tensor.shape) for name, tensor in state.items()}
     missing, extra = sorted(expected.keys() - stored.keys()), sorted(stored.keys() - expected.keys())
     other = [name for name in sorted(expected.keys() & stored.keys()) if expected[name] != stored[name]]
     if missing or extra or other:
@@ -129,7 +149,13 @@ def _check_tensors(path: Path, module: nn.Module, num_experts: int, manifest: di
         )
 
 
-def _read(path: Path, module: nn.Module, kinds: Sequence[str], write: Write) -> None:
+def _read(
+    path: Path,
+    module: nn.Module,
+    kinds: Sequence[str],
+    write: Write,
+    state: Mapping[str, Tensor] = NO_STATE,
+) -> None:
     """Read every parameter of this rank, a bounded number of bytes at a time, and hand it to `write`."""
     reader = SafeReader(path)
     reader.read_metadata()  # before torch does, of which 2.11 hides why it is refused
@@ -146,14 +172,15 @@ def _read(path: Path, module: nn.Module, kinds: Sequence[str], write: Write) -> 
             for target, values in batch.items():
                 write(target, {kind: own_slice(target, value).contiguous() for kind, value in values.items()})
             batch, wanted = {}, {}
-    _read_buffers(reader, module)
+    _read_replicated(reader, BUFFER, persistent_buffers(module))
+    _read_replicated(reader, STATE, state)
 
 
 @torch.no_grad()
-def _read_buffers(reader: SafeReader, module: nn.Module) -> None:
-    buffers = persistent_buffers(module)
-    wanted = {f"{BUFFER}/{name}": to_stored_dtype(buffer).cpu().clone() for name, buffer in buffers.items()}
+def _read_replicated(reader: SafeReader, kind: str, tensors: Mapping[str, Tensor]) -> None:
+    """Read tensors that every rank holds, in place."""
+    wanted = {f"{kind}/{name}": to_stored_dtype(tensor).cpu().clone() for name, tensor in tensors.items()}
     if wanted:
         dcp.load(wanted, storage_reader=reader, no_dist=True)
-    for name, buffer in buffers.items():
-        buffer.copy_(wanted[f"{BUFFER}/{name}"])
+    for name, tensor in tensors.items():
+        tensor.copy_(wanted[f"{kind}/{name}"])

@@ -1,18 +1,28 @@
 """The copy of a rank's tensors of a checkpoint to host memory: all that training waits for."""
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
 
-from parallel.experts.names import BUFFER, by_global_name, persistent_buffers, to_stored_dtype, unsliced_shape
+from parallel.experts.names import (
+    BUFFER,
+    STATE,
+    by_global_name,
+    persistent_buffers,
+    to_stored_dtype,
+    unsliced_shape,
+)
 from parallel.experts.placement import ExpertSlice, experts_of, sliced_of
 from parallel.ranks.collectives import all_to_all, gather_objects
 from parallel.ranks.mesh import Mesh
 from parallel.zero.master_weights import MasterWeights
+from parallel.zero.persistent_state import check_same_on_ranks
 
 ALIGNMENT = 64  # bytes, of a tensor in a slab
+NO_STATE: Mapping[str, Tensor] = MappingProxyType({})
 SLAB = 2**26  # bytes; a power of two, to which torch rounds each pinned allocation
 
 
@@ -61,12 +71,17 @@ class StagingBuffers:
         return self._slabs.reserved
 
     @torch.no_grad()
-    def copy(self, masters: MasterWeights, mesh: Mesh) -> dict[str, Tensor]:
+    def copy(
+        self, masters: MasterWeights, mesh: Mesh, state: Mapping[str, Tensor] = NO_STATE
+    ) -> dict[str, Tensor]:
         """Copy the tensors that this rank owns, by global name; every rank calls it together.
 
         The copies are valid until the next call.
+
+        Raises:
+            StateError: a buffer of the model or the task's state differs between ranks.
         """
-        copies = {name: self._copy(name, tensor) for name, tensor in owned_tensors(masters, mesh)}
+        copies = {name: self._copy(name, tensor) for name, tensor in owned_tensors(masters, mesh, state)}
         if torch.cuda.is_available():
             torch.cuda.synchronize()  # copies to pinned memory are asynchronous
         self._memory = copies
@@ -80,8 +95,12 @@ class StagingBuffers:
         return memory.copy_(tensor, non_blocking=True)
 
 
-def owned_tensors(masters: MasterWeights, mesh: Mesh) -> Iterator[tuple[str, Tensor]]:
+def owned_tensors(
+    masters: MasterWeights, mesh: Mesh, state: Mapping[str, Tensor] = NO_STATE
+) -> Iterator[tuple[str, Tensor]]:
     """The tensors that this rank writes, by global name: one of the ranks that hold a parameter writes it.
+
+    Rank 0 writes what every rank holds: buffers and the task's state.
 
     A ZeRO partition that has a complete parameter is read by its rank alone. Any other parameter is read by
     all its holders together, and the slices of one copy of an expert are gathered; the holder with the fewest
@@ -107,9 +126,15 @@ def owned_tensors(masters: MasterWeights, mesh: Mesh) -> Iterator[tuple[str, Ten
                 tensor = _joined(parameter, tensor, owner % slices, mesh)
             if holder == owner:
                 yield from by_global_name(kind, name, parameter, tensor).items()
+    replicated = {
+        f"{kind}/{name}": to_stored_dtype(tensor)
+        for kind, tensors in ((BUFFER, persistent_buffers(masters.module)), (STATE, state))
+        for name, tensor in tensors.items()
+    }
+    if replicated:
+        check_same_on_ranks(replicated)
     if mesh.is_first:
-        for name, buffer in persistent_buffers(masters.module).items():
-            yield f"{BUFFER}/{name}", to_stored_dtype(buffer)
+        yield from replicated.items()
 
 
 def _ready_holders(masters: MasterWeights, mesh: Mesh) -> dict[str, list[int]]:

@@ -9,10 +9,12 @@ from torch import Tensor, nn
 from parallel.experts.placement import experts_of, global_name, sliced_of
 
 MASTER, EMA, BUFFER = "master", "ema", "buffer"  # kinds: weights, their average, buffers of the model
+TEACHER, STATE = "teacher", "state"  # kinds: the average that a teacher computes with, state of a task
+AVERAGES = (EMA, TEACHER)  # moving averages of the masters, which start at them
 MOMENTS = ("exp_avg", "exp_avg_sq")  # of AdamW and LAMB
 MOMENTUM = "momentum_buffer"  # of SGD
 KINDS = (MASTER, *MOMENTS)  # of every parameter, under AdamW
-ALL_KINDS = (*KINDS, MOMENTUM, EMA)  # of parameters, under any optimizer
+ALL_KINDS = (*KINDS, MOMENTUM, *AVERAGES)  # of parameters, under any optimizer
 
 
 def shape_of(parameter: Tensor) -> torch.Size:

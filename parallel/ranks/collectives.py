@@ -115,6 +115,29 @@ def sum_over(values: Tensor, group: dist.ProcessGroup | None = None) -> Tensor:
     return values
 
 
+def all_gather_single(output: Tensor, part: Tensor, group: dist.ProcessGroup | None = None) -> None:
+    """Fill `output`, (R n,), with the `part` (n,) of each of the R ranks of `group`, or of the world."""
+    # torch 2.14 gave the collective this name and warns at the one before
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(output, part, group=group)
+
+
+class _SumOver(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return sum_over(values.clone(), group)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return sum_over(grad.clone(), ctx.group), None
+
+
+def differentiable_sum_over(values: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """Sum a tensor over the ranks of `group`, differentiably: the gradient is that of all ranks' losses."""
+    return values if group is None else _SumOver.apply(values, group)
+
+
 def agree(
     action: Callable[[], T],
     errors: tuple[type[BaseException], ...],

@@ -187,6 +187,23 @@ def build_mesh(
     )
 
 
+def neighbour_group(mesh: Mesh, size: int) -> dist.ProcessGroup | None:
+    """The group of the `size` consecutive ranks around this one; None for one rank.
+
+    Every rank calls it, with the same sizes in the same order.
+
+    Raises:
+        LayoutError: `size` does not divide the number of ranks.
+    """
+    if mesh.dims.world_size % size:
+        raise LayoutError(
+            f"{size} consecutive ranks must divide the number of ranks ({mesh.dims.world_size})"
+        )
+    if size == 1:
+        return None
+    return _own_group(mesh.dims, lambda rank: mesh.dims.gather_ranks(rank, size), mesh.rank)
+
+
 def _exchange_groups(
     dims: ParallelDims, degree: int, per_node: int | None, rank: int, ep_group: dist.ProcessGroup
 ) -> ExchangeGroups:

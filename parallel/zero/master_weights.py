@@ -5,7 +5,8 @@ keep one flat fp32 partition a rank and parameter group, and link each parameter
 (`_hp_mapping`); stage 3 partitions each parameter evenly over its ranks, the last partition padded. DeepSpeed
 links the moments of the first group only, and none before the first step: `_link` does both. An exponential
 moving average of the masters is one more state of the optimizer, so that it is partitioned, linked, offloaded
-and saved as the others are.
+and saved as the others are. The average that is evaluated (`ema`) and that of a teacher (`teacher`) are two
+such states.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,7 +23,7 @@ from deepspeed.utils import (
 )
 from torch import Tensor, nn
 
-from parallel.experts.names import EMA, MASTER
+from parallel.experts.names import AVERAGES, EMA, MASTER
 from parallel.zero.init import gathered
 from parallel.zero.optimizers import fresh_state, moments_of, set_steps, steps_of
 from parallel.zero.segments import unpartitioned_masters
@@ -41,10 +42,36 @@ class MasterWeights:
     def __init__(self, engine: Any, ema_decay: float = 0.0) -> None:
         self.module: nn.Module = engine.module
         self._optimizer, self._basic = engine.optimizer, engine.basic_optimizer
-        self.kinds = (MASTER, *moments_of(self._basic), *((EMA,) if ema_decay else ()))
+        self.kinds: tuple[str, ...] = (MASTER, *moments_of(self._basic))
         self._stage, self._ema_decay = int(engine.zero_optimization_stage()), ema_decay
         self._unpartitioned = {} if self._stage else dict(unpartitioned_masters(self._optimizer, self.module))
         self._link()
+        if ema_decay:
+            self.keep_average(EMA)
+
+    @torch.no_grad()
+    def keep_average(self, kind: str) -> None:
+        """Keep one more moving average of the masters, which starts at them.
+
+        Args:
+            kind: of `AVERAGES` (parallel/experts/names.py).
+        """
+        assert kind in AVERAGES
+        assert kind not in self.kinds
+        self.kinds = (*self.kinds, kind)
+        for master in self._flat_masters():
+            self._basic.state[master].setdefault(kind, master.detach().clone())
+        self._link()
+
+    @torch.no_grad()
+    def update_average(self, kind: str, momentum: float) -> None:
+        """Move an average towards the masters: average = momentum * average + (1 - momentum) * master."""
+        for master in self._flat_masters():
+            self._basic.state[master][kind].lerp_(master, 1.0 - momentum)
+
+    def flat(self, master: Tensor, kind: str) -> Tensor:
+        """The state of one kind of a flat master (`flat_masters`), in its shape."""
+        return master.detach() if kind == MASTER else self._basic.state[master][kind]
 
     def read(self, parameter: nn.Parameter, kinds: Sequence[str] = ()) -> dict[str, Tensor]:
         """The unpartitioned master, moments and average of a parameter, in its shape and fp32.
@@ -62,8 +89,7 @@ class MasterWeights:
 
     def _read(self, parameter: nn.Parameter, kind: str) -> Tensor:
         if not self._stage:
-            master = self._unpartitioned[parameter]
-            return master.detach() if kind == MASTER else self._basic.state[master][kind]
+            return self.flat(self._unpartitioned[parameter], kind)
         if kind == MASTER:
             return safe_get_full_fp32_param(parameter)
         return safe_get_full_optimizer_state(parameter, kind)
@@ -96,16 +122,13 @@ class MasterWeights:
             if self._stage:
                 parameter.set_full_hp_param(value, None if kind == MASTER else kind)  # type: ignore[attr-defined]
             else:
-                master = self._unpartitioned[parameter]
-                (master if kind == MASTER else self._basic.state[master][kind]).copy_(value)
+                self.flat(self._unpartitioned[parameter], kind).copy_(value)
         parameter.copy_(values[MASTER])
 
-    @torch.no_grad()
     def update_ema(self) -> None:
-        """Move the average towards the masters, after a step that was taken."""
+        """Move the average of `ema_decay`, if there is one, after a step that was taken."""
         if self._ema_decay:
-            for master in self._flat_masters():
-                self._basic.state[master][EMA].lerp_(master, 1.0 - self._ema_decay)
+            self.update_average(EMA, self._ema_decay)
 
     @contextmanager
     def ema_applied(self) -> Iterator[None]:
@@ -151,7 +174,7 @@ class MasterWeights:
     @staticmethod
     def _initial(master: Tensor, kinds: Sequence[str]) -> dict[str, Tensor]:
         """The values with which an optimizer starts."""
-        return {kind: master if kind in (MASTER, EMA) else torch.zeros_like(master) for kind in kinds}
+        return {k: master if k in (MASTER, *AVERAGES) else torch.zeros_like(master) for k in kinds}
 
     @torch.no_grad()
     def _compute_with(self, kind: str) -> None:
@@ -180,8 +203,6 @@ class MasterWeights:
             state = self._basic.state[master]
             if not state:
                 state.update(fresh_state(self._basic, master))
-            if self._ema_decay and EMA not in state:
-                state[EMA] = master.detach().clone()
         if self._stage in (1, 2):
             self._optimizer._hp_optimizer_states_linked = False
             self._optimizer._lazy_init_hp_params_optimizer_state()

@@ -7,9 +7,9 @@ that hold a part of it.
 Legend: N segments of a master, T tensors that the ranks of its group hold together.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -58,13 +58,29 @@ class Segments:
 
 def segments_of(engine: Any, mesh: Mesh) -> dict[Tensor, Segments]:
     """The segments of every master of DeepSpeed's engine."""
+    partitioned = int(engine.zero_optimization_stage()) > 0
+    return {
+        flat.master: _segments(flat.spans, flat.parameters, _groups(flat.parameters[0], mesh, partitioned))
+        for flat in flat_masters(engine)
+    }
+
+
+class FlatMaster(NamedTuple):
+    """A flat master of this rank, and which parts of which parameters it consists of."""
+
+    master: Tensor
+    parameters: Sequence[nn.Parameter]  # of its group, the same on all ranks that hold parts of them
+    spans: Sequence[Span]  # end to end they are the master
+
+
+def flat_masters(engine: Any) -> Iterator[FlatMaster]:
+    """The masters of DeepSpeed's engine; they are the keys of the optimizer's states."""
     stage, optimizer = int(engine.zero_optimization_stage()), engine.optimizer
-    segments: dict[Tensor, Segments] = {}
     if stage == 0:
         for parameter, master in unpartitioned_masters(optimizer, engine.module):
-            span = (parameter, 0, parameter.numel(), 0)
-            segments[master] = _segments([span], [parameter], _groups(parameter, mesh, partitioned=False))
-        return segments
+            if parameter.requires_grad:
+                yield FlatMaster(master, [parameter], [(parameter, 0, parameter.numel(), 0)])
+        return
     if stage == 3:
         groups, masters = optimizer.fp16_groups, optimizer.fp32_partitioned_groups_flat
     else:
@@ -72,8 +88,7 @@ def segments_of(engine: Any, mesh: Mesh) -> dict[Tensor, Segments]:
         masters = [master for group in engine.basic_optimizer.param_groups for master in group["params"]]
     for parameters, master in zip(groups, masters, strict=True):
         spans = _own_partitions(parameters) if stage == 3 else _fragments(parameters, master.numel())
-        segments[master] = _segments(spans, parameters, _groups(parameters[0], mesh, partitioned=True))
-    return segments
+        yield FlatMaster(master, parameters, spans)
 
 
 def unpartitioned_masters(optimizer: Any, module: nn.Module) -> Iterable[tuple[nn.Parameter, Tensor]]:
@@ -84,7 +99,7 @@ def unpartitioned_masters(optimizer: Any, module: nn.Module) -> Iterable[tuple[n
     return (pair for low, high in groups for pair in zip(low, high, strict=True))
 
 
-def _groups(parameter: nn.Parameter, mesh: Mesh, *, partitioned: bool) -> list[dist.ProcessGroup | None]:
+def _groups(parameter: nn.Parameter, mesh: Mesh, partitioned: bool) -> list[dist.ProcessGroup | None]:
     """The groups whose ranks hold parts of a parameter's tensors: its partitions, and its slices."""
     if experts_of(parameter) is None:
         return [None] if partitioned else []
