@@ -1,9 +1,9 @@
 """A teacher: a second model beside the engine, frozen or a moving average of the fp32 master weights.
 
     teacher = MovingAverageTeacher(module, engine, masters, momentum=lambda step: 0.996)
-    with engine training:   targets = teacher(images)          eval mode, no gradients, compute precision
-    after each step:        teacher.update(step)               does nothing after a step that was skipped
-    after load_checkpoint:  teacher.load_state_dict(state)
+    targets = teacher(images)            in eval mode, without gradients, in the precision of the engine
+    teacher.update(step)                 after each optimizer step; a skipped one moves nothing
+    teacher.load_state_dict(state)       after `load_checkpoint`
 
 Every rank holds the teacher's parameters complete, and of its experts those that it holds of the student's,
 at every ZeRO stage: a forward pass gathers nothing. The fp32 average is partitioned as the masters are: it is
@@ -34,9 +34,7 @@ from parallel.zero.master_weights import MasterWeights
 from parallel.zero.options import DTYPES, Precision
 from parallel.zero.state_gather import StateGather
 
-Momentum = Callable[
-    [int], float
-]  # of the steps taken before the one under way, as the learning rate's schedule
+Momentum = Callable[[int], float]  # of the step that `Teacher.update` gets
 
 
 class Teacher:
@@ -44,12 +42,16 @@ class Teacher:
 
     It belongs to no module, so that neither DeepSpeed nor the student's `train` reaches it.
 
+    Raises:
+        TeacherError: the module is partitioned.
+
     Args:
-        module: on its device; experts placed as the student's. It becomes the teacher's own.
+        module: on its device; experts placed as the student's, nothing partitioned. It becomes the teacher's.
         precision: of its forward pass, the engine's.
     """
 
     def __init__(self, module: nn.Module, precision: Precision) -> None:
+        _require_complete(module)
         self.module = module.requires_grad_(False).eval()
         for parameter in module.parameters():  # not the buffers, which DeepSpeed does not cast either
             parameter.data = parameter.data.to(DTYPES[precision])
@@ -62,7 +64,11 @@ class Teacher:
             return self.module(*args, **kwargs)
 
     def update(self, step: int) -> None:
-        """Follow the student, after a step; a frozen teacher does not."""
+        """Follow the student, after an optimizer step; a frozen teacher does not.
+
+        Args:
+            step: optimizer steps taken, with this one, as `after_step` of a task gets it.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """What the checkpoint keeps besides tensors: JSON-able, the same on all ranks and layouts."""
@@ -125,7 +131,7 @@ class MovingAverageTeacher(Teacher):
         module: as `Teacher`; its weights are replaced.
         engine: of the student.
         masters: of the engine.
-        momentum: m of average = m * average + (1 - m) * master, by the number of steps before.
+        momentum: m of average = m * average + (1 - m) * master, by the step that `update` gets.
         student_name: the name in the student of a parameter or buffer of the module.
     """
 
@@ -149,11 +155,7 @@ class MovingAverageTeacher(Teacher):
         self.load_state_dict({})
 
     def update(self, step: int) -> None:
-        """Move the average and compute with it from now on, unless the last step was skipped.
-
-        Args:
-            step: optimizer steps before the last one.
-        """
+        """Move the average and compute with it from now on, unless the engine skipped the step."""
         if not self._engine.skipped:
             self._masters.update_average(TEACHER, self._momentum(step))
             self._gather.copy(self._masters, TEACHER)
@@ -164,6 +166,13 @@ class MovingAverageTeacher(Teacher):
         for student, own in self._pairs:
             if not student.requires_grad:
                 own.detach().copy_(self._masters.read(student, [MASTER])[MASTER])
+
+
+def _require_complete(module: nn.Module) -> None:
+    """Refuse a module that `partitioned` (init.py) built: a teacher's forward pass gathers nothing."""
+    for name, parameter in module.named_parameters():
+        if hasattr(parameter, "ds_id"):
+            raise TeacherError(f"the teacher's parameter {name} is partitioned: build it with sharded=False")
 
 
 class _Pair(NamedTuple):
@@ -211,6 +220,7 @@ def weights_digest(module: nn.Module, mesh: Mesh) -> str:
     Raises:
         TeacherError: ranks that hold the same tensor have different values.
     """
+    _require_complete(module)
     mine: dict[str, str] = {}
     for name, parameter in module.named_parameters():
         tensors = by_global_name(MASTER, name, parameter, _with_complete_experts(parameter, mesh))

@@ -4,7 +4,8 @@ As with routing groups (moe/dispatch.py), a group is a function of the sample or
 neither on the number of ranks nor on the micro-batch. Running statistics are fp32. They move once an
 optimizer step, by the average of the statistics of all groups of the step:
 
-    norm = GroupBatchNorm2d(64, group_size=32, group=neighbour_group(mesh, group_ranks(32, ...)))
+    norm = GroupBatchNorm2d(64, group_size=32)                        in a model
+    span_ranks(model, mesh, micro_batch_size=8, grad_accum_steps=1)   before training
     y = norm(x)                                                       once or more a micro-batch
     update_running_statistics(model, skipped=engine.skipped)          after each step
 
@@ -24,6 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from parallel.ranks.collectives import all_gather_single, differentiable_sum_over
+from parallel.ranks.mesh import Mesh, neighbour_group
 from swin_moe.config import require
 
 STATISTICS = ("running_mean", "running_var")
@@ -57,6 +59,28 @@ def group_ranks(group_size: int, *, micro_batch_size: int, dp_size: int, grad_ac
     return ranks
 
 
+def span_ranks(module: nn.Module, mesh: Mesh, *, micro_batch_size: int, grad_accum_steps: int) -> None:
+    """Give every group batch norm of a model the ranks that hold a group; every rank calls it together.
+
+    A model that does not train needs no ranks.
+
+    Raises:
+        ModelError: of `group_ranks`.
+    """
+    groups: dict[int, dist.ProcessGroup | None] = {}
+    for norm in module.modules():
+        if isinstance(norm, _GroupBatchNorm):
+            ranks = group_ranks(
+                norm.group_size,
+                micro_batch_size=micro_batch_size,
+                dp_size=mesh.dims.world_size,
+                grad_accum_steps=grad_accum_steps,
+            )
+            if ranks not in groups:
+                groups[ranks] = neighbour_group(mesh, ranks)
+            norm.group = groups[ranks]
+
+
 class _GroupBatchNorm(nn.Module):
     """Common to all numbers of dims; names and defaults of the parameters and buffers are torch's.
 
@@ -67,7 +91,7 @@ class _GroupBatchNorm(nn.Module):
     Args:
         num_features: C.
         group_size: images of a group.
-        group: the R consecutive ranks that hold one group together (`group_ranks`); None is this rank alone.
+        group: the R consecutive ranks that hold one group (`span_ranks`); None is this rank alone.
         eps: added to the variance.
         momentum: share of a step's statistics in the running ones.
         affine: whether to scale and shift.

@@ -23,6 +23,7 @@ from swin_moe.heads.group_batch_norm import (
     GroupBatchNorm1d,
     GroupBatchNorm2d,
     group_ranks,
+    span_ranks,
     update_running_statistics,
 )
 from tests.distributed import run_on_ranks
@@ -195,8 +196,8 @@ def on_ranks(cases: list[int]) -> list[Result]:
         mesh = build_mesh(ParallelDims(world_size=torch.distributed.get_world_size()))
         world = mesh.dims.world_size
         mine = IMAGES // world
-        ranks = group_ranks(group_size, micro_batch_size=mine, dp_size=world, grad_accum_steps=1)
-        norm = GroupBatchNorm2d(CHANNELS, group_size, group=neighbour_group(mesh, ranks))
+        norm = GroupBatchNorm2d(CHANNELS, group_size)
+        span_ranks(norm, mesh, micro_batch_size=mine, grad_accum_steps=1)
         rows = slice(mesh.rank * mine, (mesh.rank + 1) * mine)
         found.append(taken(randomized(norm), rows, mine, lambda norm=norm: update_running_statistics(norm)))
     return found
@@ -269,10 +270,10 @@ def test_ranks_may_hold_images_of_different_sizes() -> None:
 class Normalised(nn.Module):
     """A convolution and a norm; DeepSpeed needs a tuple."""
 
-    def __init__(self, group: Any = None) -> None:
+    def __init__(self) -> None:
         super().__init__()
         self.conv = nn.Conv2d(CHANNELS, CHANNELS, 1)
-        self.norm = GroupBatchNorm2d(CHANNELS, IMAGES, group=group)
+        self.norm = GroupBatchNorm2d(CHANNELS, IMAGES)
 
     def forward(self, x: Tensor) -> tuple[Tensor]:
         return (self.norm(self.conv(x)),)
@@ -282,7 +283,7 @@ def trained(directory: Path) -> list[tuple[Tensor, Tensor]]:
     """The running statistics after a step that is taken and one that is skipped, at every ZeRO stage."""
     mesh, found = build_mesh(ParallelDims(world_size=2)), []
     for stage, precision in ((0, "bf16"), (1, "bf16"), (2, "fp32"), (3, "bf16")):
-        model = randomize(Normalised(neighbour_group(mesh, 2)))
+        model = randomize(Normalised())
         options = EngineOptions(
             zero_stage=stage,
             precision=precision,
@@ -293,6 +294,7 @@ def trained(directory: Path) -> list[tuple[Tensor, Tensor]]:
         groups = [{"name": "all", "params": list(model.parameters()), "weight_decay": 0.0}]
         steps = iter((True, False))
         engine = Engine(model, groups, mesh, options, lambda norm, steps=steps: next(steps))
+        span_ranks(engine.module, mesh, micro_batch_size=IMAGES // 2, grad_accum_steps=1)
         for step in range(2):
             x = inputs(step)[mesh.rank * 4 : mesh.rank * 4 + 4].to(DTYPES[precision])
             engine.backward(engine(x)[0].float().sin().sum())
