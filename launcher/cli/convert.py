@@ -21,7 +21,8 @@ examples:
   swin-moe convert moe.pth out.safetensors --to native --config CONFIG     of moe.pth.rank0, .rank1, ...
   swin-moe convert in22k.pth out --to hf --config CONFIG --head map22kto1k.txt
 
-IN is recognised by its content: official files and sets of rank files, SimMIM, timm, Hugging Face, ours.
+IN is recognised by its content: official files and sets of rank files, those of masked image
+modeling, timm, Hugging Face, ours.
 Every tensor of IN and of the model is used or named. OUT is never overwritten. See docs/weights.md.
 """
 EXPORT_HELP = """\

@@ -190,7 +190,7 @@ def standard(args: argparse.Namespace, context: "EvalContext", judged: Judging) 
     from launcher.evaluation.affinity import Affinity
     from launcher.evaluation.confusion import Confusion
     from launcher.evaluation.run import evaluate_standard
-    from launcher.tasks.classification.metric import ClassificationMetric
+    from launcher.metrics.accuracy import ClassificationMetric
 
     device, confusion = context.device, []
     if args.confusion:

@@ -2,7 +2,8 @@
 
 The published figures stand as they were printed: for Swin, SwinV2 and Swin-MLP in the model tables of
 microsoft/Swin-Transformer (commit f82860b; FLOPs count one multiply-add as one), for the giants in Liu et al.
-2022, section 4.1, and that repository's SimMIM table, for Swin-MoE in Hwang et al. 2022 (Tutel), section 5.
+2022, section 4.1, and that repository's table of masked image modeling, for Swin-MoE in Hwang et al. 2022
+(Tutel), section 5.
 For the others nothing is published.
 """
 

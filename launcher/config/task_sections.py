@@ -1,4 +1,4 @@
-"""RunConfig with the section of its task: `simmim:` of a run that has `task: simmim`.
+"""RunConfig with the section of its task, which has the name of the task.
 
 Each task brings the dataclass of its options. The class of a run's configuration is a RunConfig with one
 more field, so that whatever walks over options (errors, overrides, YAML, the resume policy) sees them as any
@@ -33,8 +33,9 @@ def of_task(tree: Tree) -> TaskTree:
     specs = _specs_of([*built_in_tasks(), *(key for key in tree if key not in COMMON)])
     if isinstance(task, str):
         try:
-            specs.append(spec := find_spec(task))
+            spec = find_spec(task)
             own = _with_sections((spec,))
+            specs.append(spec)
         except TaskError as error:
             problems.append(str(error))
     every = _with_sections(tuple({spec.name: spec for spec in specs}.values()))
@@ -69,13 +70,15 @@ def options_of(config: RunConfig, kind: type[Options]) -> Options:
 
 
 def _specs_of(names: Sequence[str]) -> list[NamedSpec]:
-    """The specs of those names that are tasks."""
+    """The specs of those names that are tasks, each with a name that a section can have."""
     specs = []
     for name in names:
         try:
-            specs.append(find_spec(name))
+            spec = find_spec(name)
+            _with_sections((spec,))
         except TaskError:  # a wrong name of a section, which gets a line with the nearest one
             continue
+        specs.append(spec)
     return specs
 
 

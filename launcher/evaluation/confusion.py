@@ -11,7 +11,7 @@ from torch import Tensor
 
 from data_shards.stream.batch import Batch
 from launcher.evaluation.context import EvalContext
-from launcher.tasks.classification.metric import ClassificationMetric
+from launcher.metrics.accuracy import ClassificationMetric
 from parallel.ranks.collectives import sum_over
 
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from data_shards.format.index import Manifest
 from data_shards.stream.batch import Batch
 from launcher.config.load import ConfigError
-from launcher.tasks.classification.metric import ClassificationMetric
+from launcher.metrics.accuracy import ClassificationMetric
 from swin_moe.backbone.model import ModelOutput
 from swin_moe.heads.classification import evaluation_sums
 from swin_moe.text_files import read_text

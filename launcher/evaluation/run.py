@@ -7,7 +7,8 @@ from launcher.evaluation.context import EvalContext
 from launcher.evaluation.loop import Evaluation, Observer, eval_stream, evaluate
 from launcher.evaluation.modes import EvalMode, need_groups, standard_modes, sweep_modes
 
-COLUMNS = ("capacity_factor", "top_k", "top1", "top5", "loss", "dropped_fraction", "images_s")  # of a sweep
+MODE = ("capacity_factor", "top_k")  # the first columns of a sweep; the metric's values follow
+OF_EVERY_MODE = ("dropped_fraction", "images_s")  # the last ones
 
 
 def evaluate_standard(context: EvalContext, factor: float | None, observers: Sequence[Observer] = ()) -> None:
@@ -38,7 +39,8 @@ def sweep(context: EvalContext, factors: Sequence[float], choices: Sequence[int]
     assert moe is not None
     modes = sweep_modes(moe, factors, choices)
     records = [mode.record(one) for mode, one in zip(modes, _evaluate(context, modes), strict=True)]
-    columns = [name for name in COLUMNS if name in records[0]]
+    values = [name for name, value in records[0].items() if isinstance(value, float)]
+    columns = [*MODE, *(name for name in values if name not in (*MODE, *OF_EVERY_MODE)), *OF_EVERY_MODE]
     rows = [[record[name] for name in columns] for record in records]
     context.say(f"{context.name}, {records[0]['images']} images\n{_table(columns, rows)}")
     context.write_json("sweep", {"ranks": context.mesh.dims.world_size, "rows": records})
@@ -72,4 +74,4 @@ def _shown(column: str, value: float) -> str:
         return f"{value:.2%}"
     if column == "capacity_factor":
         return f"{value:g}" if value else "none"
-    return f"{value:.4f}" if column == "loss" else f"{value:.0f}"
+    return f"{value:.0f}" if column in ("top_k", "images_s") else f"{value:.4f}"

@@ -8,7 +8,7 @@ Legend: B samples of a micro-batch.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,10 @@ from parallel.experts.placement import ExpertParallel
 from parallel.ranks.mesh import Mesh
 from swin_moe.backbone.model import SwinTransformer, total_loss
 from swin_moe.moe.layer import MoEStats, RoutingOverrides
+
+if TYPE_CHECKING:  # they import DeepSpeed
+    from parallel.zero.engine import Engine
+    from parallel.zero.master_weights import MasterWeights
 
 Kind = Literal["fixed", "training", "free"]  # of an option, when a run goes on: see resume_policy.py
 
@@ -88,11 +92,22 @@ class Task(Protocol):
     def step(self, engine: Any, inputs: Any, keys: Tensor) -> StepOutput:
         """The forward pass of a micro-batch through the engine, called as its model; keys (B,) draw."""
 
+    def attach(self, engine: "Engine", masters: "MasterWeights") -> None:
+        """Get the engine and its master weights, before a checkpoint is loaded: a teacher is made here."""
+
     def after_step(self, step: int, skipped: bool) -> None:
-        """Act once after each optimizer step, when the weights are updated or the update was skipped."""
+        """Act once after each optimizer step, when the weights are updated or the update was skipped.
+
+        Args:
+            step: optimizer steps taken, with this one.
+            skipped: whether its update was left out, on all ranks alike.
+        """
 
     def state(self) -> Mapping[str, Stateful]:
-        """What a checkpoint keeps beside the model, by name."""
+        """What a checkpoint keeps of the task, JSON-able and the same on all ranks, by name: teachers."""
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """The tensors that a checkpoint keeps of the task, as `PersistentState` holds them."""
 
     def eval_inputs(self, batch: Batch) -> Any:
         """What `predict` takes of a batch, on the device."""
@@ -156,10 +171,17 @@ class TaskSpec:
 class TaskBase:
     """The answers of a task that has nothing to say: a task may derive from it."""
 
+    def attach(self, engine: "Engine", masters: "MasterWeights") -> None:
+        """Nothing to make."""
+
     def after_step(self, step: int, skipped: bool) -> None:
         """Nothing to do."""
 
     def state(self) -> Mapping[str, Stateful]:
+        """Nothing to keep."""
+        return {}
+
+    def tensors(self) -> Mapping[str, Tensor]:
         """Nothing to keep."""
         return {}
 

@@ -128,6 +128,8 @@ def build_trainer(
         engine_options(config, stream.grad_accum_steps),
         spikes.accepts if spikes.is_on else None,
     )
+    masters = MasterWeights(engine.deepspeed, train.ema_decay)
+    task.attach(engine, masters)
     steps = partial(steps_in, config=config, num_samples=stream.num_samples)
     total_steps = steps(train.duration)
     return Trainer(
@@ -141,7 +143,7 @@ def build_trainer(
         task=task,
         backbone=spec.backbone(model),
         engine=engine,
-        masters=MasterWeights(engine.deepspeed, train.ema_decay),
+        masters=masters,
         saver=CheckpointSaver(
             run.checkpoints,
             mesh,

@@ -292,7 +292,9 @@ class Trainer:
         self.skipped.total = state.get("skipped_steps", 0)
         self.evaluation_is_due = state.get("evaluation_is_owed", False)
         self.spikes.load_state_dict(state.get("spikes", self.spikes.state_dict()))
-        load_checkpoint(path, self.masters, num_experts, manifest)
+        load_checkpoint(path, self.masters, num_experts, manifest, state=self.task.tensors())
+        for name, kept in self.task.state().items():
+            kept.load_state_dict(state.get("task", {}).get(name, {}))
         missing = missing_kinds(self.masters, manifest)
         if missing and self.mesh.is_first:
             logger.warning("%s holds no %s: started anew", path, ", ".join(missing))
@@ -310,6 +312,7 @@ class Trainer:
                 "skipped_steps": self.skipped.total,
                 "spikes": self.spikes.state_dict(),
                 "evaluation_is_owed": self.evaluation_is_due,
+                "task": {name: kept.state_dict() for name, kept in self.task.state().items()},
             },
             "config": dump_config(self.config),
             "val_manifest": self.val.manifest.digest,
@@ -317,7 +320,7 @@ class Trainer:
             "versions": version_record("torch", "deepspeed", "swin-moe"),
         }
         with self.watch.phase("save"):
-            self.saver.start(self.step, self.masters, record)
+            self.saver.start(self.step, self.masters, record, self.task.tensors())
         self.saved_step = self.step
 
     def record_saves(self, *, finish: bool = False) -> None:

@@ -97,7 +97,8 @@ class ExpertExchange:
             LayoutError: the options do not fit the mesh.
         """
         options = options or self.placement.options
-        plan = self._plan(self._choose_degree(options, weights, like, keyed, rows_bound), options)
+        degree = degree_of(self.placement, options, weights, like=like, keyed=keyed, rows_bound=rows_bound)
+        plan = self._plan(degree, options)
         cells = None
         if plan.hop_groups:
             cells = _static_cells(plan, static_count) if static_count is not None else _cells(plan, counts)
@@ -139,26 +140,28 @@ class ExpertExchange:
             self._plans[key] = make_comm_plan(self.placement, degree, hierarchical=options.hierarchical)
         return self._plans[key]
 
-    def _choose_degree(
-        self,
-        options: ExchangeOptions,
-        weights: Sequence[nn.Parameter],
-        like: Tensor,
-        keyed: bool,
-        rows_bound: int,
-    ) -> int:
-        """The gather degree that moves the fewest bytes, by what all ranks know alike."""
-        expert_bytes = sum(expert_numel(weight) * weight.element_size() for weight in weights)
-        return cheapest_degree(
-            options.strategy,
-            ep_size=self.placement.ep_size,
-            expert_tensor_parallel_size=self.placement.part.of,
-            weight_bytes=self.placement.num_experts * expert_bytes,
-            row_bytes=bytes_of_row(
-                options, channels=like.shape[-1], element_size=like.element_size(), keyed=keyed
-            ),
-            rows=rows_bound,
-        )
+
+def degree_of(
+    placement: ExpertParallel,
+    options: ExchangeOptions,
+    weights: Sequence[nn.Parameter],
+    *,
+    like: Tensor,
+    keyed: bool,
+    rows_bound: int,
+) -> int:
+    """The gather degree that moves the fewest bytes, by what all ranks know alike: see `count`."""
+    expert_bytes = sum(expert_numel(weight) * weight.element_size() for weight in weights)
+    return cheapest_degree(
+        options.strategy,
+        ep_size=placement.ep_size,
+        expert_tensor_parallel_size=placement.part.of,
+        weight_bytes=placement.num_experts * expert_bytes,
+        row_bytes=bytes_of_row(
+            options, channels=like.shape[-1], element_size=like.element_size(), keyed=keyed
+        ),
+        rows=rows_bound,
+    )
 
 
 def _cells(plan: CommPlan, counts: Tensor) -> list[list[int]]:

@@ -15,9 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from launcher.plan.base.capacity import GatheredPlacement, Slots, gathered_placement, slots_of
-from parallel.experts.exchange import Compute
-from parallel.experts.gather import expert_numel
-from parallel.experts.gather_degree import bytes_of_row, cheapest_degree, wire_bytes
+from parallel.experts.exchange import Compute, degree_of
+from parallel.experts.gather_degree import wire_bytes
 from parallel.experts.placement import sliced_of
 from swin_moe.moe.dispatch import DispatchPlan
 from swin_moe.moe.layer import MoELayer
@@ -126,17 +125,8 @@ class _BalancedExchange:
         **_: Any,
     ) -> _BalancedCounts:
         """Where the rows of a call are computed; the plan has as many rows as will be."""
-        slices, num_experts = self.placement.part.of, self.placement.num_experts
-        row = bytes_of_row(
-            self.options, channels=like.shape[1], element_size=like.element_size(), keyed=keyed
-        )
-        degree = cheapest_degree(
-            self.options.strategy,
-            ep_size=self.placement.ep_size,
-            expert_tensor_parallel_size=slices,
-            weight_bytes=num_experts * sum(expert_numel(w) * w.element_size() for w in weights),
-            row_bytes=row,
-            rows=rows_bound,
+        degree = degree_of(
+            self.placement, self.options, weights, like=like, keyed=keyed, rows_bound=rows_bound
         )
         return _BalancedCounts(gathered_placement(self.placement, degree), rows_bound)
 

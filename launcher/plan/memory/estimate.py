@@ -8,11 +8,10 @@ from launcher.config.schema import RunConfig
 from launcher.plan.base.hardware import Device
 from launcher.plan.memory.activations import BATCH, Activations, Moment, activations_of
 from launcher.plan.memory.gradient_buckets import Flow, GradientSizes, Snapshot, flow_of
-from launcher.plan.memory.rank_params import RankParams, params_of_fullest_rank
+from launcher.plan.memory.rank_params import RankParams, bucket_of, params_of_fullest_rank
 from launcher.plan.memory.states import States, element_bytes, gradient_bytes, part_of, states_of, touched_by
 from launcher.plan.memory.zero3_prefetch import Gathered
 from parallel.ranks.mesh import ParallelDims
-from parallel.zero.options import bucket_elements
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -169,7 +168,6 @@ def gradient_sizes(
     parts = [[part_of(g, ranks[i], stage) for g in groups] for i, groups in enumerate(by_kind)]
     whole = [sum(group.elements for group in groups) for groups in by_kind]
     touched = [sum(touched_by(g, ranks[i]) for g in groups) for i, groups in enumerate(by_kind)]
-    uneven = sum(held.all_elements) if held.uneven and stage > 0 else None
     return GradientSizes(
         width=element_bytes(config),
         kept=gradient_bytes(config),
@@ -179,7 +177,7 @@ def gradient_sizes(
         ranks=ranks,
         largest=max(size for group in held.groups for size in group.sizes),
         group_parts=tuple(size for kind in parts for size in kind),
-        bucket=bucket_elements(config.deepspeed, overlaps=overlaps, uneven_elements=uneven),
+        bucket=bucket_of(config, held, overlaps=overlaps),
         passes=max(1, config.train.global_batch_size // (config.train.micro_batch_size * dims.world_size)),
         overlaps=overlaps,
         reserved=reserved,

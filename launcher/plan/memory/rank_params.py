@@ -15,6 +15,7 @@ from launcher.tasks.param_groups import ParameterRules, freeze, parameter_groups
 from launcher.tasks.registry import model_on_meta, task_spec
 from parallel.experts.placement import ExchangeOptions, ExpertParallel, ExpertSlice, experts_of, sliced_of
 from parallel.ranks.mesh import ParallelDims
+from parallel.zero.options import bucket_elements
 from swin_moe.config import ModelConfig
 
 
@@ -84,6 +85,12 @@ def params_of_fullest_rank(config: RunConfig, dims: ParallelDims) -> RankParams:
             config=config,
         )
     )
+
+
+def bucket_of(config: RunConfig, held: RankParams, *, overlaps: bool) -> int:
+    """Elements of a bucket of gradients, as the engine sets it; `held` is of the fullest rank."""
+    uneven = sum(held.all_elements) if held.uneven and config.parallel.zero_stage > 0 else None
+    return bucket_elements(config.deepspeed, overlaps=overlaps, uneven_elements=uneven)
 
 
 def task_key(config: RunConfig) -> tuple[Any, ...]:

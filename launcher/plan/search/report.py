@@ -6,10 +6,10 @@ from typing import Any
 from launcher.config.schema import RunConfig
 from launcher.plan.base.hardware import Hardware
 from launcher.plan.memory.estimate import Memory
+from launcher.plan.memory.rank_params import bucket_of, params_of_fullest_rank
 from launcher.plan.search.search import Candidate
 from launcher.plan.search.simulate import Point
 from launcher.plan.time.estimate import EXCHANGE, FEED, GATHER, OPTIMIZER, REDUCE, StepTime
-from launcher.plan.time.traffic import bucket_of
 from parallel.zero.options import OVERLAPPING_BUCKET
 
 GIB = 2**30
@@ -110,7 +110,9 @@ def _exchange(config: RunConfig, nodes: Sequence[int], hardware: Hardware, time:
 
 
 def _reduce(config: RunConfig, nodes: Sequence[int], hardware: Hardware, time: StepTime) -> str:
-    if hardware.device == "cuda" and bucket_of(config, overlaps=True) > OVERLAPPING_BUCKET:
+    held = params_of_fullest_rank(config, config.parallel.dims(sum(nodes)))
+    bucket = bucket_of(config, held, overlaps=True)
+    if hardware.device == "cuda" and not held.uneven and bucket > OVERLAPPING_BUCKET:
         option = f"deepspeed.zero_optimization.reduce_bucket_size={OVERLAPPING_BUCKET}"
         return f"{option}: reductions start before the end"
     if config.parallel.zero_stage >= 2:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 from launcher.config.schema import RunConfig
+from launcher.plan.memory.rank_params import bucket_of, params_of_fullest_rank
 from launcher.plan.time.links import RankGroup, RankGroups, groups_of, split_bytes
 from launcher.plan.time.roofline import WIDTHS
 from launcher.plan.time.workload import Experts, Workload, expert_rows
@@ -18,7 +19,6 @@ from parallel.experts.gather_degree import (
     wire_bytes,
 )
 from parallel.ranks.mesh import ParallelDims
-from parallel.zero.options import bucket_elements
 
 Kind = Literal["all_to_all", "all_reduce", "gather"]
 
@@ -81,7 +81,7 @@ def traffic(
     dims = config.parallel.dims(sum(nodes))
     if dims.world_size == 1:
         return []
-    bucket = bucket_of(config, overlaps=overlaps)
+    bucket = float(bucket_of(config, params_of_fullest_rank(config, dims), overlaps=overlaps))
     collectives = list(_zero(config, dims, groups_of(dims, nodes, 1), work, bucket))
     for experts in work.experts:
         collectives += _exchange(config, dims, nodes, experts)
@@ -161,11 +161,6 @@ def _hideable(config: RunConfig, count: float, bucket: float) -> float:
     if parallel.zero_stage == 0 or (parallel.zero_stage == 1 and is_bf16_optimizer):
         return 0.0
     return max(0.0, (count // bucket) * bucket / count) if count else 0.0
-
-
-def bucket_of(config: RunConfig, *, overlaps: bool) -> float:
-    """Elements of a reduction bucket."""
-    return float(bucket_elements(config.deepspeed, overlaps=overlaps))
 
 
 def _is_keyed(config: RunConfig) -> bool:

@@ -33,6 +33,8 @@ class State:
     eta_s: float | None = None  # of training
     top1: float | None = None
     loss: float | None = None
+    primary: str | None = None  # of a trained trial, the value of its metric that it is judged by ...
+    value: float | None = None  # ... and that value
 
 
 def state_of(run: RunFiles, requested: RequestedEvaluation | None) -> State:
@@ -107,8 +109,9 @@ def note_end(run: RunFiles, code: int, reason: str, seconds: float) -> None:
 def _trained(name: StateName, run: RunFiles, reason: str = "") -> State:
     summary = read_json(run.summary)
     figures = {figure: summary.get(figure) for figure in ("images_s", "top1", "loss")}
-    steps = summary["steps"]
-    return State(name=name, reason=reason, step=steps, total_steps=steps, **figures)
+    primary, steps = summary.get("primary"), summary["steps"]
+    judged = {"primary": primary, "value": summary.get(primary)} if primary else {}
+    return State(name=name, reason=reason, step=steps, total_steps=steps, **figures, **judged)
 
 
 def _ended(now: dict[str, Any], noted: dict[str, Any], figures: dict[str, Any]) -> State:

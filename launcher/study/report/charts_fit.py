@@ -43,7 +43,9 @@ class FamilyFit:
 
 
 def fits(data: ReportData) -> list[FamilyFit]:
-    """Every law that could be fitted, supported by the data or not."""
+    """Every law that could be fitted, supported by the data or not; none where trials have no loss."""
+    if LOSS not in data.metrics:
+        return []
     return [each for quantity in QUANTITIES for each in _fits_in(data, quantity)]
 
 

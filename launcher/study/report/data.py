@@ -41,6 +41,14 @@ TOP1 = QualityMetric("top1", "top-1 accuracy, %", "Accuracy", 100.0, 1, 2, " %",
 LOSS = QualityMetric("loss", "loss", "Loss", 1.0, -1, 4, "", "of loss")
 
 
+def primary_metric(summary: Mapping[str, Any]) -> QualityMetric:
+    """What a trial says that it is judged by; older summaries do not say."""
+    key = summary.get("primary", "top1" if "top1" in summary else "loss")
+    sign = 1 if summary.get("higher_is_better", True) else -1
+    other = QualityMetric(key, key, key.capitalize(), 1.0, sign, 4, "", f"of {key}")
+    return {metric.key: metric for metric in (TOP1, LOSS)}.get(key, other)
+
+
 class Spread(NamedTuple):
     """A mean over n seeds and the standard deviation, which is NaN for one seed."""
 
@@ -109,8 +117,9 @@ class ReportData:
     @property
     def metrics(self) -> list[QualityMetric]:
         """What every trained trial can be judged by, the primary one first."""
-        trained = [result for result in self.results if result.is_trained]
-        return [m for m in (TOP1, LOSS) if all(m.key in result.summary for result in trained)]
+        summaries = [result.summary for result in self.results if result.is_trained]
+        known = {metric.key: metric for metric in (*map(primary_metric, summaries), TOP1, LOSS)}
+        return [m for m in known.values() if all(m.key in summary for summary in summaries)]
 
     @property
     def experts(self) -> list[str]:

@@ -91,7 +91,8 @@ def _read(trial: Trial, run: RunFiles, costs: ModelCosts) -> TrialResult:
 
 def _summary(run: RunFiles) -> dict[str, Any]:
     summary: dict[str, Any] = json.loads(run.summary.read_text())
-    missing = [name for name in ("loss", "images_s", "dropped_fraction", "steps") if name not in summary]
+    needed = (summary.get("primary", "loss"), "images_s", "dropped_fraction", "steps")
+    missing = [name for name in needed if name not in summary]
     if missing:
         raise ValueError(f"{run.summary} lacks {', '.join(missing)}")
     return summary

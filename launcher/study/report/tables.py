@@ -8,7 +8,7 @@ import pandas as pd
 from launcher.study.report.charts import layer_curves
 from launcher.study.report.charts_fit import QUANTITIES, FamilyFit
 from launcher.study.report.charts_pareto import PRICES
-from launcher.study.report.data import QualityMetric, ReportData, Spread
+from launcher.study.report.data import QualityMetric, ReportData, Spread, primary_metric
 from launcher.study.report.drawing import short
 from launcher.study.report.paper import comparison, is_same_task
 from launcher.study.report.results import TrialResult
@@ -75,12 +75,14 @@ def _trial_row(result: TrialResult) -> dict[str, Any]:
     for name in ("num_experts", "top_k", "capacity_factor", "batch_prioritized", "router"):
         row[name] = getattr(config.model.moe, name, None)
     row |= cost._asdict() | {"train_images": result.images, "train_flops": result.train_flops}
-    return row | {name: result.summary[name] for name in SUMMED if name in result.summary}
+    names = dict.fromkeys((primary_metric(result.summary).key, *SUMMED))
+    return row | {name: result.summary[name] for name in names if name in result.summary}
 
 
 def _sweep_rows(result: TrialResult) -> Iterable[dict[str, Any]]:
     for row in result.evaluations:
-        values = {name: row[name] for name in (*SWEPT, "flops") if name in row}
+        names = dict.fromkeys((*SWEPT, primary_metric(result.summary).key, "flops"))
+        values = {name: row[name] for name in names if name in row}
         yield {"cell": result.trial.name, "seed": result.trial.seed, **values}
 
 

@@ -133,6 +133,8 @@ def described(state: State, seconds: float) -> str:
     if state.name != "finished":
         return f"{state.name} after {span(seconds)}: {state.reason or 'not done'}"
     figures = [f"top-1 {state.top1:.2%}"] if state.top1 is not None else []
+    if state.value is not None and state.primary not in ("top1", "loss"):
+        figures.append(f"{state.primary} {state.value:.4f}")
     figures += [f"loss {state.loss:.4f}"] if state.loss is not None else []
     figures += [f"{state.images_s:.0f} images/s"] if state.images_s is not None else []
     return f"finished in {span(seconds)}: {', '.join(figures)}"

@@ -15,7 +15,7 @@ from launcher.study.grid.state import State, state_of
 from launcher.study.grid.trials import Study, StudyError, Trial, read_study, run_directory
 from launcher.study.run.job_array import in_queue
 
-TITLES = ("trial", "state", "step", "images/s", "left", "top-1", "loss", "reason")
+TITLES = ("trial", "state", "step", "images/s", "left", "quality", "loss", "reason")
 
 
 def show_status(args: argparse.Namespace) -> int:
@@ -90,6 +90,8 @@ def _row(name: str, state: State) -> tuple[str, ...]:
     )
     speed = "" if state.images_s is None else f"{state.images_s:.0f}"
     left = span(state.eta_s) if state.eta_s is not None else ""
-    top1 = "" if state.top1 is None else f"{state.top1:.2%}"
+    quality = "" if state.top1 is None else f"{state.top1:.2%}"
+    if state.value is not None and state.primary not in ("top1", "loss"):
+        quality = f"{state.primary} {state.value:.4f}"
     loss = "" if state.loss is None else f"{state.loss:.4f}"
-    return name, state.name, step, speed, left, top1, loss, state.reason
+    return name, state.name, step, speed, left, quality, loss, state.reason

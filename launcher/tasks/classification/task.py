@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from data_shards.augment.pipeline import Augment
 from data_shards.stream.batch import Batch
 from launcher.config.schema import RunConfig
+from launcher.metrics.accuracy import ClassificationMetric
 from launcher.metrics.metric import Metric
-from launcher.tasks.classification.metric import ClassificationMetric
 from launcher.tasks.image_data import normalize_images
 from launcher.tasks.spec import StepOutput, TaskBase, TaskContext
 from parallel.ranks.host import send

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from launcher.config.schema import ParallelConfig
+from launcher.metrics.accuracy import ClassificationMetric
 from launcher.metrics.summary import render, summarise
 from launcher.rundir.directory import RunDirectory
-from launcher.tasks.classification.metric import ClassificationMetric
 from launcher.tasks.simmim.metric import ReconstructionMetric
 from tests.models import small_run
 

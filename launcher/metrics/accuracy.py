@@ -1,4 +1,4 @@
-"""Top-1 and top-5 accuracy, and cross-entropy.
+"""Top-1 and top-5 accuracy, and cross-entropy: the metric of tasks whose prediction has `logits` of classes.
 
 Legend: B images, K classes.
 """
