@@ -125,9 +125,9 @@ class ScaledLoss(Wrapped):
         super().__init__(inner)
         self.factor = factor
 
-    def loss(self, *arguments: Any) -> tuple[Any, Any]:
-        loss, output = self.inner.loss(*arguments)
-        return loss * self.factor, output
+    def step(self, *arguments: Any) -> Any:
+        output = self.inner.step(*arguments)
+        return output._replace(loss=output.loss * self.factor)
 
 
 class Late(Wrapped):
