@@ -1,0 +1,157 @@
+"""tests/toy_task, a task that the product does not know: any layout, a kill, an evaluation on any ranks."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from parallel.checkpoint.reader import CheckpointReader
+from tests.distributed import RankError, run_on_ranks
+from tests.launcher.running import CONFIG, command, only, overrides, run_alone, steps
+
+STEPS = 4
+FIGURES = ("step", "loss", "aux_loss", "total_loss", "distance", "points", "lr", "grad_norm")
+TOY = (
+    "task=tests.toy_task:SPEC",
+    "data.augment=null",
+    "model.drop_path_rate=0.2",
+    "model.moe.num_experts=4",
+    "model.moe.routing_group_images=2",
+    "train.micro_batch_size=4",
+    f"train.duration={STEPS} steps",
+    f"train.eval_every={STEPS} steps",
+    "checkpoint.every=1 steps",
+    "checkpoint.keep_last=9",
+    "optim.optimizer=sgd",  # without momentum: the change of the weights in a step is the gradient
+    "optim.momentum=0.0",
+    "optim.weight_decay=0.0",
+    "optim.max_grad_norm=0.0",
+    "optim.warmup=0 steps",
+    "optim.base_lr=3.2",  # of 512 images: 0.1 here
+    "optim.min_lr=3.2",
+)
+LR = 0.1
+
+
+def line(shards: Path, run_dir: Path, *more: str) -> list[str]:
+    return ["train", str(CONFIG), "--resume", "auto", *overrides(shards, run_dir, *TOY, *more)]
+
+
+def layout(stage: int, ep_size: int) -> list[str]:
+    return [f"parallel.zero_stage={stage}", f"parallel.ep_size={ep_size}"]
+
+
+def stored(run: Path, step: int, kind: str) -> dict[str, Tensor]:
+    """The tensors of a kind in a checkpoint."""
+    reader = CheckpointReader(run / "checkpoints" / f"step-{step:08d}")
+    return {name: reader[full] for name, full in reader.kind(kind).items()}
+
+
+def gradients(run: Path) -> dict[str, Tensor]:
+    """Of the second step, by the change of the master weights."""
+    before, after = stored(run, 1, "master"), stored(run, 2, "master")
+    found = {name: (before[name] - tensor) / LR for name, tensor in after.items()}
+    norm = torch.stack([gradient.norm() for gradient in found.values()]).norm()
+    assert norm.item() == pytest.approx(steps(run)[1]["grad_norm"], rel=1e-3)
+    return found
+
+
+def evaluation(run: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((run / f"eval/step-{STEPS:08d}/evaluation.json").read_text())[
+        "modes"
+    ][0]
+    return record
+
+
+@pytest.fixture(scope="module")
+def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One rank, stage 1."""
+    path = tmp_path_factory.mktemp("toy") / "run"
+    outcome = run_alone(*line(shards, path, *layout(1, 1)))
+    assert "  evaluation       nearest neighbour" in outcome.out
+    return path
+
+
+def assert_same_training(run: Path, wanted: Path) -> None:
+    for found, other in zip(steps(run), steps(wanted), strict=True):
+        assert only(found, FIGURES) == pytest.approx(only(other, FIGURES), rel=2e-5)
+    for name, gradient in gradients(wanted).items():
+        torch.testing.assert_close(gradients(run)[name], gradient, rtol=1e-3, atol=1e-5)
+    for kind in ("teacher", "state"):
+        found, other = stored(run, STEPS, kind), stored(wanted, STEPS, kind)
+        assert found.keys() == other.keys()
+        for name, tensor in other.items():
+            torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6)
+
+
+LAYOUTS = [(2, 2, stage) for stage in range(4)] + [(2, 1, stage) for stage in range(4)]
+LAYOUTS += [(4, ep_size, stage) for ep_size in (2, 4) for stage in range(4)]
+BRIEF = [(2, 2, 0), (2, 2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "ep_size", "stage"),
+    [*BRIEF, *(pytest.param(*one, marks=pytest.mark.slow) for one in LAYOUTS if one not in BRIEF)],
+)
+def test_every_layout_trains_alike(
+    shards: Path, tmp_path: Path, alone: Path, ranks: int, ep_size: int, stage: int
+) -> None:
+    outcomes = run_on_ranks(command, ranks, *line(shards, tmp_path / "run", *layout(stage, ep_size)))
+    assert [outcome.code for outcome in outcomes] == [0] * ranks, outcomes[0].err
+    assert_same_training(tmp_path / "run", alone)
+
+
+def test_it_learns_and_its_losses_are_told_apart(alone: Path) -> None:
+    records = steps(alone)
+    assert records[-1]["points"] < records[0]["points"]
+    for record in records:
+        assert record["loss"] == pytest.approx(record["distance"] + 0.5 * record["points"], rel=1e-6)
+        assert record["total_loss"] == pytest.approx(record["loss"] + record["aux_loss"], rel=1e-6)
+        assert record["aux_loss"] > 0
+
+
+def test_teacher_and_state_by_hand(alone: Path) -> None:
+    """The teacher is the average of the masters; the state counts the samples of all ranks."""
+    before, masters = stored(alone, 1, "teacher"), stored(alone, 2, "master")
+    for name, tensor in stored(alone, 2, "teacher").items():
+        torch.testing.assert_close(tensor, 0.9 * before[name] + 0.1 * masters[name])
+    state = stored(alone, STEPS, "state")
+    assert state["samples"].item() == STEPS * 16
+    assert state["centre"].abs().sum() > 0
+
+
+def test_killed_and_resumed_on_another_layout(shards: Path, tmp_path: Path, alone: Path) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(RankError, match="died"):
+        run_on_ranks(partial(command, kill=("step", 3)), 2, *line(shards, run, *layout(2, 2)))
+    saved = [path.name for path in (run / "checkpoints").glob("step-*")]
+    assert "step-00000002" in saved
+    assert f"step-{STEPS:08d}" not in saved
+    run_alone(*line(shards, run, *layout(1, 1)))
+    assert_same_training(run, alone)
+
+
+def test_killed_and_resumed_is_the_same_run(shards: Path, tmp_path: Path) -> None:
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    run_alone(*line(shards, whole, *layout(2, 1)))
+    with pytest.raises(RankError, match="died"):
+        run_on_ranks(partial(command, kill=("step", 3)), 1, *line(shards, killed, *layout(2, 1)))
+    run_alone(*line(shards, killed, *layout(2, 1)))
+    assert [only(record, FIGURES) for record in steps(killed)] == [only(one, FIGURES) for one in steps(whole)]
+    for kind in ("master", "teacher", "state"):
+        found, wanted = stored(killed, STEPS, kind), stored(whole, STEPS, kind)
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+def test_the_evaluation_is_of_no_layout(alone: Path, ranks: int) -> None:
+    wanted = next(r for r in map(json.loads, (alone / "metrics.jsonl").open()) if "eval_neighbour" in r)
+    outcomes = run_on_ranks(command, ranks, "eval", str(alone))
+    assert [outcome.code for outcome in outcomes] == [0] * ranks, outcomes[0].err
+    found = evaluation(alone)
+    assert (found["neighbour"], found["images"]) == (wanted["eval_neighbour"], 64)
+    assert found["ordered"] == pytest.approx(wanted["eval_ordered"], rel=1e-6)

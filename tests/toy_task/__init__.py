@@ -1,0 +1,72 @@
+"""A task of its own: two views, a ragged member, a teacher, persistent state and a gathered metric.
+
+Nothing of the product names it. `task: tests.toy_task:SPEC` finds it, or `register(SPEC)` and `task: toy`.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from launcher.config.schema import RunConfig
+from launcher.config.task_sections import options_of
+from launcher.tasks.param_groups import ParameterRules
+from launcher.tasks.spec import Task, TaskContext, TaskSpec
+from parallel.experts.placement import ExpertParallel
+from swin_moe.backbone.flops import construct_on_meta
+from swin_moe.backbone.model import SwinTransformer
+from tests.toy_task.data import eval_data, train_data
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToyOptions:
+    """The section `toy`."""
+
+    width: int = 8  # of the projections
+    momentum: float = 0.9  # of the teacher, and of the centre
+    points_weight: float = 0.5  # of the second term of the loss
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.momentum < 1:
+            raise ValueError(f"toy.momentum ({self.momentum}) must lie in [0, 1)")
+
+
+def _build(config: RunConfig, context: TaskContext) -> Task:
+    from tests.toy_task.task import ToyTask
+
+    return ToyTask(config, context)
+
+
+def _model_on_meta(config: RunConfig, placement: ExpertParallel | None) -> nn.Module:
+    from tests.toy_task.model import Toy
+
+    width = options_of(config, ToyOptions).width
+    return construct_on_meta(lambda model, experts: Toy(model, width, experts), config.model, placement)
+
+
+def _backbone(model: nn.Module) -> SwinTransformer:
+    encoder = model.get_submodule("encoder")
+    assert isinstance(encoder, SwinTransformer)
+    return encoder
+
+
+def _check(config: RunConfig) -> Sequence[str]:
+    moe, micro = config.model.moe, config.train.micro_batch_size
+    if moe is not None and micro % moe.routing_group_images:
+        groups = moe.routing_group_images
+        return [f"model.moe.routing_group_images ({groups}) must divide train.micro_batch_size ({micro})"]
+    return []
+
+
+SPEC = TaskSpec(
+    name="toy",
+    options=ToyOptions,
+    build=_build,
+    model_on_meta=_model_on_meta,
+    backbone=_backbone,
+    train_data=train_data,
+    eval_data=eval_data,
+    check=_check,
+    on_change={"momentum": "training"},
+    parameters=ParameterRules(backbone="encoder.", heads=("projector.", "predictor.", "points.")),
+)

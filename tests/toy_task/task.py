@@ -1,0 +1,128 @@
+"""The student's prediction of each view is drawn to the teacher's projection of the other, less a centre.
+
+Legend: B samples, D width of the projections, N points of all samples together.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from data_shards.stream.batch import Batch
+from launcher.config.schema import RunConfig
+from launcher.config.task_sections import options_of
+from launcher.metrics.metric import Metric
+from launcher.tasks.image_data import normalize_images
+from launcher.tasks.spec import Stateful, StepOutput, TaskBase, TaskContext
+from parallel.ranks.collectives import sum_over
+from parallel.ranks.host import send
+from parallel.zero.engine import Engine
+from parallel.zero.master_weights import MasterWeights
+from parallel.zero.persistent_state import PersistentState
+from parallel.zero.teacher import MovingAverageTeacher
+from swin_moe.backbone.model import construct
+from swin_moe.moe.layer import RoutingOverrides
+from swin_moe.random.keyed import fold_in
+from tests.toy_task import ToyOptions
+from tests.toy_task.data import points_of, views_of
+from tests.toy_task.metric import NearestNeighbour
+from tests.toy_task.model import Toy, ToyOutput
+
+VIEW_SITE = -7  # of the keys of the second view
+
+
+class ToyInputs(NamedTuple):
+    """A micro-batch on the device."""
+
+    views: Tensor  # (2, B, 3, H, W)
+    points: Tensor  # (N, 2)
+    sample: Tensor  # (N,) of each point
+
+
+class ToyTask(TaskBase):
+    """Self-distillation with a centre, and a regression of points."""
+
+    def __init__(self, config: RunConfig, context: TaskContext) -> None:
+        self.config, self.context, self.device = config, context, context.device
+        self.options = options_of(config, ToyOptions)
+        self.model: nn.Module = self._make(sharded=context.sharded)
+        width = self.options.width
+        self.kept = PersistentState(
+            {
+                "centre": torch.zeros(width, device=self.device),
+                "samples": torch.zeros((), dtype=torch.int64, device=self.device),
+            }
+        )
+        self._sum = torch.zeros(width + 1, dtype=torch.float64, device=self.device)  # of projections, and 1
+        self.teacher: MovingAverageTeacher | None = None
+
+    def _make(self, *, sharded: bool) -> Toy:
+        config, context = self.config, self.context
+        return construct(
+            lambda model, experts: Toy(model, self.options.width, experts),
+            config.model,
+            seed=config.seed,
+            mesh=context.mesh,
+            sharded=sharded,
+            exchange=context.exchange,
+        ).to(self.device)
+
+    def attach(self, engine: Engine, masters: MasterWeights) -> None:
+        module = self._make(sharded=False)
+        self.teacher = MovingAverageTeacher(module, engine, masters, lambda step: self.options.momentum)
+
+    def inputs(self, batch: Batch) -> ToyInputs:
+        images = normalize_images(batch["image"], self.config.data, self.device)
+        points, sample = (send(tensor, self.device) for tensor in points_of(batch))
+        return ToyInputs(views_of(images, batch), points, sample)
+
+    def step(self, engine: Any, inputs: ToyInputs, keys: Tensor) -> StepOutput:
+        assert self.teacher is not None
+        both, count = torch.cat([*inputs.views]), len(keys)
+        draws = torch.cat([keys, fold_in(keys, VIEW_SITE)])
+        output: ToyOutput = engine(both, draws)
+        target = self.teacher(both, draws).projection.float()
+        self._sum += torch.cat([target.double().sum(0), target.new_full((1,), len(target)).double()])
+        crossed = torch.cat([target[count:], target[:count]]) - self.kept["centre"]
+        distance = (output.prediction.float() - crossed).square().mean()
+        points = self._points_error(output.centroid[:count].float(), inputs)
+        return StepOutput(
+            loss=distance + self.options.points_weight * points,
+            terms={"distance": distance, "points": points},
+            moe=output.moe,
+        )
+
+    def _points_error(self, centroid: Tensor, inputs: ToyInputs) -> Tensor:
+        """The distance of each sample's points from its centroid: the mean over its points, then samples."""
+        count = len(centroid)
+        errors = (inputs.points - centroid[inputs.sample]).square().sum(1)
+        sums = errors.new_zeros(count).index_add(0, inputs.sample, errors)
+        return (sums / torch.bincount(inputs.sample, minlength=count)).mean()
+
+    def after_step(self, step: int, skipped: bool) -> None:
+        """Move the teacher and the centre, by the samples of all ranks."""
+        assert self.teacher is not None
+        self.teacher.update(step)
+        total = sum_over(self._sum.clone())
+        self._sum.zero_()
+        if not skipped:
+            momentum, centre = self.options.momentum, self.kept["centre"]
+            centre.mul_(momentum).add_((total[:-1] / total[-1]).float(), alpha=1 - momentum)
+            self.kept["samples"].add_(total[-1].long() // 2)
+
+    def state(self) -> Mapping[str, Stateful]:
+        return {"teacher": self.teacher} if self.teacher else {}
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return self.kept
+
+    def eval_inputs(self, batch: Batch) -> Tensor:
+        return normalize_images(batch["image"], self.config.data, self.device)
+
+    def predict(self, model: nn.Module, inputs: Tensor, keys: Tensor, call: RoutingOverrides) -> ToyOutput:
+        output: ToyOutput = model(inputs, keys, call)
+        return output
+
+    def metric(self) -> Metric:
+        return NearestNeighbour()
