@@ -49,7 +49,9 @@ class Totals:
     sums: dict[str, float]  # of the caller's choosing
     layers: dict[str, LayerTotals]  # by the layer's name
     loads: dict[str, Tensor]  # (E,) int64 by layer: the layers' `tokens`, still on the device
-    raised: dict[str, list[int]] = field(default_factory=dict)  # ranks by flag; `nonfinite` is of the sums
+    raised: dict[str, list[int]] = field(
+        default_factory=dict
+    )  # ranks by flag; `nonfinite` is of the watched sums
 
     def means(self) -> dict[str, float]:
         """The caller's sums over the passes."""
@@ -72,10 +74,11 @@ class MetricAccumulator:
     Args:
         rank: this rank's place in the world.
         world_size: R.
+        watched: so many sums, the first ones, that a rank raises the flag `nonfinite` for; None is all.
     """
 
-    def __init__(self, *, rank: int, world_size: int) -> None:
-        self._rank, self._world_size = rank, world_size
+    def __init__(self, *, rank: int, world_size: int, watched: int | None = None) -> None:
+        self._rank, self._world_size, self._watched = rank, world_size, watched
         self._total: Tensor | None = None
         self._sizes: list[int] = []  # 1, the caller's, then of each layer E + 2 + R
         self._names: list[str] = []  # of the caller's sums
@@ -85,7 +88,12 @@ class MetricAccumulator:
         """Add one forward pass: scalars of the caller's choosing, and the statistics of the MoE layers.
 
         Every pass of every rank has the same names in the same order.
+
+        Raises:
+            ValueError: a pass has other names than the one before it.
         """
+        if self._names and self._names != list(sums):
+            raise ValueError(f"the values of a pass ({', '.join(sums)}) must be {', '.join(self._names)}")
         values = torch.stack(list(sums.values()))
         parts = [torch.ones(1, device=values.device), values, *map(self._vector, moe.values())]
         flat = torch.cat([part.detach().double() for part in parts])
@@ -110,12 +118,12 @@ class MetricAccumulator:
         """
         assert self._total is not None
         counts, flags = counts or {}, flags or {}
-        sums_at = slice(1, 1 + self._sizes[1])
+        count = self._sizes[1] if self._watched is None else self._watched
         raised = torch.zeros(1 + len(flags), self._world_size, dtype=torch.float64)
         raised[1:, self._rank] = torch.tensor([*flags.values()], dtype=torch.float64)
         own = torch.tensor(list(counts.values()), dtype=torch.float64)
         known = send(torch.cat([own, raised.flatten()]), self._total.device)
-        known[len(counts) + self._rank] = ~torch.isfinite(self._total[sums_at]).all()
+        known[len(counts) + self._rank] = ~torch.isfinite(self._total[1 : 1 + count]).all()
         total = sum_over(torch.cat([known, self._total]))
         sizes = [len(counts), raised.numel(), *self._sizes]
         summed, flat, (passes,), sums, *layers = read(total).split(sizes)

@@ -35,7 +35,9 @@ class StepOutput(NamedTuple):
     """What a task computed for a micro-batch: scalars, and the statistics of MoE layers by name."""
 
     loss: Tensor  # of the task: the mean over the micro-batch, without the experts' auxiliary losses
-    terms: dict[str, Tensor]  # logged by name, each a mean over the micro-batch; the same names at every step
+    # logged by name, each a mean over the micro-batch; the same names at every step, none of a column of
+    # metrics.jsonl
+    terms: dict[str, Tensor]
     moe: dict[str, MoEStats]
 
     @property

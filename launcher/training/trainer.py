@@ -45,6 +45,7 @@ from swin_moe.random.keyed import sample_keys
 
 logger = logging.getLogger(__name__)
 
+LOSSES = 3  # loss, aux_loss, total_loss: a term of the task may be NaN, as a mean over nothing is
 Event = Literal["start", "step", "evaluate", "save", "end"]
 Hook = Callable[[Event, "Trainer"], None]  # called before what the event names, and at the end of training
 
@@ -126,7 +127,7 @@ class Trainer:
         """
         start_s, lr = time.monotonic(), self.schedule(self.step)
         self.stream.wait_s = 0.0
-        metrics = MetricAccumulator(rank=self.mesh.rank, world_size=self.mesh.dims.world_size)
+        metrics = MetricAccumulator(rank=self.mesh.rank, world_size=self.mesh.dims.world_size, watched=LOSSES)
 
         for _ in range(self.stream.grad_accum_steps):
             # Fetch: this rank's next micro-batch. Its inputs may have been made before the last update.

@@ -69,6 +69,19 @@ def test_a_configuration_survives_yaml_and_pickle(task: str, registered: None) -
     assert replace(config, seed=1).toy == config.toy  # type: ignore[attr-defined]
 
 
+def test_a_task_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = tmp_path / "site" / "toys-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text(f"[swin_moe.tasks]\ntoy = {PATH}\n")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    config = load_config("run.yaml", ["task=toy", "toy.factor=3.0"])
+    assert task_spec(config.task) is TOY
+    assert options_of(config, Options).factor == 3.0
+    with pytest.raises(ConfigError, match="no such task \\(got 'toi'\\); did you mean toy"):
+        load_config("run.yaml", ["task=toi"])
+
+
 def test_sections_of_other_tasks_are_checked_and_dropped() -> None:
     """Every saved configuration of earlier versions has `simmim`."""
     Path("run.yaml").write_text(f"{TEXT}simmim: {{mask_ratio: 0.5}}\n")

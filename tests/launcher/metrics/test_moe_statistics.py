@@ -84,6 +84,20 @@ def test_a_dense_model() -> None:
     assert tally.reduce().dropped_fraction == 0
 
 
+@pytest.mark.parametrize(("watched", "ranks"), [(None, [0]), (1, []), (2, [0])])
+def test_only_watched_sums_must_be_finite(watched: int | None, ranks: list[int]) -> None:
+    tally = MetricAccumulator(rank=0, world_size=1, watched=watched)
+    tally.add(sums(1.0, float("nan"), 2.0), {})
+    assert tally.reduce().raised == {"nonfinite": ranks}
+
+
+def test_every_pass_has_the_same_sums() -> None:
+    tally = MetricAccumulator(rank=0, world_size=1)
+    tally.add(sums(1.0), {})
+    with pytest.raises(ValueError, match=r"the values of a pass \(sum0, sum1\) must be sum0"):
+        tally.add(sums(1.0, 2.0), {})
+
+
 def test_counts_are_exact_beyond_single_precision() -> None:
     tally = MetricAccumulator(rank=0, world_size=1)
     tally.add(sums(0.0), {"a": stats([2**24, 2**24 + 1])})

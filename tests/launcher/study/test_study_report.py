@@ -107,6 +107,23 @@ def test_report_of_what_is_not_classified(tmp_path: Path) -> None:
     assert "Best loss: " in checked(root / "report" / "index.html").text
 
 
+def test_report_of_a_task_with_another_metric(tmp_path: Path) -> None:
+    """Its summaries say what is compared, here an average precision; nothing has a loss or a top1."""
+    root = tmp_path / "study"
+    trials = [trial(option, seed) for option in ({"model.moe": None}, moe(4), moe(8)) for seed in (0, 1)]
+    write_study(root, study(trials))
+    for each in trials:
+        run = write_trial(root, each)
+        for path in (run / "summary.json", *run.glob("eval/*/*.json")):
+            text = re.sub(r'"top[15]": [\d.]+, ', "", path.read_text()).replace('"loss":', '"map":')
+            path.write_text(text.replace("{", '{"primary": "map", "higher_is_better": true, ', 1))
+    assert main(["study", "report", str(root)]) == 0
+    text = checked(root / "report" / "index.html").text
+    assert "Best map: " in text
+    assert "Best loss" not in text
+    assert "map" in (root / "report" / "cells.csv").read_text().partition("\n")[0].split(",")
+
+
 def test_user_errors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["study", "report", str(tmp_path / "none")]) == 2
     assert "study.json: No such file or directory" in capsys.readouterr().err
