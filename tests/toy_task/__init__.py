@@ -5,13 +5,16 @@ Nothing of the product names it. `task: tests.toy_task:SPEC` finds it, or `regis
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from launcher.config.schema import RunConfig
 from launcher.config.task_sections import options_of
+from launcher.tasks.image_data import image_inputs, image_members
 from launcher.tasks.param_groups import ParameterRules
-from launcher.tasks.spec import Task, TaskContext, TaskSpec
+from launcher.tasks.spec import HeadPart, Planning, StepOutput, Task, TaskContext, TaskSpec
 from parallel.experts.placement import ExpertParallel
 from swin_moe.backbone.flops import construct_on_meta
 from swin_moe.backbone.model import SwinTransformer
@@ -50,6 +53,33 @@ def _backbone(model: nn.Module) -> SwinTransformer:
     return encoder
 
 
+def _inputs(config: RunConfig, members: dict[str, Tensor]) -> Any:
+    from tests.toy_task.task import ToyInputs
+
+    images = image_inputs(config, members)
+    points = 2 * len(images)  # in the mean
+    sample = torch.empty(points, dtype=torch.int64)
+    return ToyInputs(torch.stack([images, images]), torch.empty(points, 2), sample)
+
+
+def _step(config: RunConfig, model: nn.Module, inputs: Any, keys: Tensor) -> StepOutput:
+    from tests.toy_task.task import student_step
+
+    count, width = len(keys), options_of(config, ToyOptions).width
+    return student_step(config, model, inputs, keys, torch.empty(2 * count, width))
+
+
+def _heads(config: RunConfig, swin: SwinTransformer) -> Sequence[HeadPart]:
+    width = options_of(config, ToyOptions).width
+    layers = nn.Sequential(nn.Linear(swin.norm.normalized_shape[0], width), nn.Linear(width, width))
+
+    def run(maps: list[Tensor]) -> Tensor:
+        predicted: Tensor = layers(swin.norm(maps[-1]).mean(dim=(1, 2)))
+        return predicted
+
+    return [HeadPart("projector", nn.ModuleList([swin.norm, layers]), run)]
+
+
 def _check(config: RunConfig) -> Sequence[str]:
     moe, micro = config.model.moe, config.train.micro_batch_size
     if moe is not None and micro % moe.routing_group_images:
@@ -67,6 +97,7 @@ SPEC = TaskSpec(
     train_data=train_data,
     eval_data=eval_data,
     check=_check,
+    planning=Planning(members=image_members, inputs=_inputs, step=_step, heads=_heads),
     on_change={"momentum": "training"},
     parameters=ParameterRules(backbone="encoder.", heads=("projector.", "predictor.", "points.")),
 )

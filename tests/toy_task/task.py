@@ -40,6 +40,36 @@ class ToyInputs(NamedTuple):
     sample: Tensor  # (N,) of each point
 
 
+def both_views(inputs: ToyInputs, keys: Tensor) -> tuple[Tensor, Tensor]:
+    """The images of both views as one batch (2 B, 3, H, W), and their keys (2 B,)."""
+    return torch.cat([*inputs.views]), torch.cat([keys, fold_in(keys, VIEW_SITE)])
+
+
+def student_step(
+    config: RunConfig, engine: Any, inputs: ToyInputs, keys: Tensor, target: Tensor
+) -> StepOutput:
+    """The student's part of a step, towards targets (2 B, D) of both views."""
+    both, draws = both_views(inputs, keys)
+    output: ToyOutput = engine(both, draws)
+    count = len(keys)
+    crossed = torch.cat([target[count:], target[:count]])
+    distance = (output.prediction.float() - crossed).square().mean()
+    points = _points_error(output.centroid[:count].float(), inputs)
+    return StepOutput(
+        loss=distance + options_of(config, ToyOptions).points_weight * points,
+        terms={"distance": distance, "points": points},
+        moe=output.moe,
+    )
+
+
+def _points_error(centroid: Tensor, inputs: ToyInputs) -> Tensor:
+    """The distance of each sample's points from its centroid: the mean over its points, then samples."""
+    errors = (inputs.points - centroid[inputs.sample]).square().sum(1)
+    sums, counts = (centroid.new_zeros(len(centroid)) for _ in range(2))
+    sums = sums.index_add(0, inputs.sample, errors)
+    return (sums / counts.index_add(0, inputs.sample, torch.ones_like(errors))).mean()
+
+
 class ToyTask(TaskBase):
     """Self-distillation with a centre, and a regression of points."""
 
@@ -79,26 +109,10 @@ class ToyTask(TaskBase):
 
     def step(self, engine: Any, inputs: ToyInputs, keys: Tensor) -> StepOutput:
         assert self.teacher is not None
-        both, count = torch.cat([*inputs.views]), len(keys)
-        draws = torch.cat([keys, fold_in(keys, VIEW_SITE)])
-        output: ToyOutput = engine(both, draws)
+        both, draws = both_views(inputs, keys)
         target = self.teacher(both, draws).projection.float()
         self._sum += torch.cat([target.double().sum(0), target.new_full((1,), len(target)).double()])
-        crossed = torch.cat([target[count:], target[:count]]) - self.kept["centre"]
-        distance = (output.prediction.float() - crossed).square().mean()
-        points = self._points_error(output.centroid[:count].float(), inputs)
-        return StepOutput(
-            loss=distance + self.options.points_weight * points,
-            terms={"distance": distance, "points": points},
-            moe=output.moe,
-        )
-
-    def _points_error(self, centroid: Tensor, inputs: ToyInputs) -> Tensor:
-        """The distance of each sample's points from its centroid: the mean over its points, then samples."""
-        count = len(centroid)
-        errors = (inputs.points - centroid[inputs.sample]).square().sum(1)
-        sums = errors.new_zeros(count).index_add(0, inputs.sample, errors)
-        return (sums / torch.bincount(inputs.sample, minlength=count)).mean()
+        return student_step(self.config, engine, inputs, keys, target - self.kept["centre"])
 
     def after_step(self, step: int, skipped: bool) -> None:
         """Move the teacher and the centre, by the samples of all ranks."""

@@ -9,6 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from launcher.config.load import load_config
+from launcher.plan.base.hardware import load_hardware
+from launcher.plan.memory.activations import activations_of
+from launcher.plan.memory.rank_params import params_of_fullest_rank
+from launcher.plan.time.compute_cost import compute_cost
+from launcher.tasks.registry import model_on_meta
 from parallel.checkpoint.reader import CheckpointReader
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import CONFIG, command, only, overrides, run_alone, steps
@@ -145,6 +151,21 @@ def test_killed_and_resumed_is_the_same_run(shards: Path, tmp_path: Path) -> Non
     for kind in ("master", "teacher", "state"):
         found, wanted = stored(killed, STEPS, kind), stored(whole, STEPS, kind)
         assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+def test_the_planner_asks_the_task(shards: Path, tmp_path: Path) -> None:
+    """Two views of four samples take what eight images do; the parts after the backbone are the task's."""
+    config = load_config(CONFIG, overrides(shards, tmp_path, *TOY))
+    plain = load_config(CONFIG, overrides(shards, tmp_path, *TOY[1:], "train.micro_batch_size=8"))
+    both, one = (activations_of(each, each.parallel.dims(1), "cpu") for each in (config, plain))
+    for part in ("stage 0", "stage 1"):
+        assert dict(both.saved)[part] == dict(one.saved)[part]
+    held = params_of_fullest_rank(config, config.parallel.dims(1))
+    assert sum(held.all_elements) == sum(
+        parameter.numel() for parameter in model_on_meta(config).parameters()
+    )
+    hardware = load_hardware("a100-40")
+    assert [part.name for part in compute_cost(config, hardware).work.parts][-1] == "projector"
 
 
 @pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
