@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
+from data_shards.stream.batch import Batch
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.evaluation.loop import Evaluated
@@ -81,6 +82,20 @@ class EvalContext:
         precision = self.config.train.precision
         computed = "" if precision == "fp32" else f", {precision}"
         return f"{self.checkpoint.path.name} (step {self.checkpoint.manifest['step']}{computed})"
+
+    def images(self, batch: Batch) -> Tensor:
+        """What the backbone alone takes of a batch, on the device: (B, 3, H, W) float32.
+
+        Raises:
+            ConfigError: the task gives its model something else.
+        """
+        inputs = self.task.eval_inputs(batch)
+        if not isinstance(inputs, Tensor):
+            raise ConfigError(
+                "--few-shot, --knn and --throughput give images to the backbone alone; the inputs of "
+                f"task={self.config.task} are none"
+            )
+        return inputs
 
     def say(self, text: str) -> None:
         """Print lines, on rank 0."""

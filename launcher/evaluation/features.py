@@ -15,7 +15,6 @@ from launcher.errors import RankError
 from launcher.evaluation.context import EvalContext
 from launcher.evaluation.loop import eval_stream
 from launcher.evaluation.modes import need_groups, standard_modes
-from launcher.tasks.image_data import normalize_images
 from parallel.ranks.collectives import sum_over
 from parallel.ranks.host import send
 from swin_moe.random.keyed import sample_keys
@@ -58,7 +57,7 @@ def pooled_features(
         values = torch.zeros(stream.num_samples, backbone.norm.normalized_shape[0], device=device)
         try:
             for i, batch in enumerate(stream):
-                images = normalize_images(batch["image"], config.data, device)
+                images = context.images(batch)
                 keys = send(sample_keys(0, batch.positions), device)
                 features, _ = backbone.forward_pooled(images, keys, modes[0].call)
                 first = (i * stream.dp_size + stream.dp_rank) * stream.batch_size

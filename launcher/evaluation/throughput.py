@@ -11,7 +11,6 @@ import torch
 from launcher.evaluation.context import EvalContext
 from launcher.evaluation.loop import eval_stream, timed_call
 from launcher.evaluation.modes import EvalMode, standard_modes
-from launcher.tasks.image_data import normalize_images
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.host import send
 from swin_moe.backbone.flops import cost
@@ -34,7 +33,7 @@ def measure(context: EvalContext, factor: float | None, *, warm_up: int, repeats
     config, modes = context.config, standard_modes(context.config.model.moe, factor)
     with eval_stream(config, context.mesh, grouped=config.model.moe is not None) as stream:
         batch = next(iter(stream))
-        images = normalize_images(batch["image"], config.data, context.device)
+        images = context.images(batch)
     keys = send(sample_keys(0, batch.positions), context.device)
     flops, rows = 2 * cost(config.model).flops, []  # a multiply-add is two
     for mode in modes:

@@ -176,3 +176,13 @@ def test_the_evaluation_is_of_no_layout(alone: Path, ranks: int) -> None:
     found = evaluation(alone)
     assert (found["neighbour"], found["images"]) == (wanted["eval_neighbour"], 64)
     assert found["ordered"] == pytest.approx(wanted["eval_ordered"], rel=1e-6)
+
+
+def test_a_sweep_has_the_values_of_the_metric(alone: Path) -> None:
+    """k-NN and the throughput are of the backbone, whatever the task."""
+    options = ("--sweep-capacity", "0.5,0", "--knn", "3", "--throughput", "--passes", "1")
+    outcome = run_alone("eval", str(alone), *options)
+    header, *rows = (alone / f"eval/step-{STEPS:08d}/sweep.csv").read_text().splitlines()
+    assert header == "capacity_factor,top_k,neighbour,ordered,dropped_fraction,images_s"
+    assert [row.split(",")[0] for row in rows] == ["0.5", "0.0"]
+    assert "  capacity  top_k  neighbour  ordered  dropped  images_s\n" in outcome.out
