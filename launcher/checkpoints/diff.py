@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from launcher.config.task_specs import TaskError
 from launcher.validation.resume_policy import OptionChange, changed_options, configuration, shown
 from parallel.checkpoint.manifest import CheckpointError
 from parallel.checkpoint.reader import CheckpointReader
@@ -136,7 +137,7 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 def _options(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[OptionChange]:
     try:
         return changed_options(configuration(a), configuration(b))
-    except CheckpointError as error:
+    except (CheckpointError, TaskError) as error:
         return [OptionChange(f"(unknown: {error})", None, None)] if a.get("config") != b.get("config") else []
 
 

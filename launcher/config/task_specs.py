@@ -6,8 +6,9 @@ so that this module imports no task: a task is imported when a configuration nam
 
 import importlib
 import pkgutil
+from collections.abc import Hashable
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from parallel.suggest import suggestion
 
@@ -80,7 +81,7 @@ def _imported(task: str, path: str) -> NamedSpec:
         spec: Any = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         raise TaskError(f"task: {path} cannot be imported (got {task!r}): {error}") from error
-    if not (isinstance(getattr(spec, "name", None), str) and hasattr(spec, "options")):
+    is_named = isinstance(getattr(spec, "name", None), str) and hasattr(spec, "options")
+    if not (is_named and isinstance(spec, Hashable)):  # classes of configurations are kept by spec
         raise TaskError(f"task: {path} is no TaskSpec (got {task!r}), see docs/extending.md")
-    found: NamedSpec = spec
-    return found
+    return cast(NamedSpec, spec)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from data_shards.errors import DataError
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
+from launcher.config.task_specs import TaskError
 from launcher.errors import (
     BadDataError,
     CrashLoopError,
@@ -44,7 +45,7 @@ from parallel.watchdog.watch import PREFIX, SLOW, Watchdog, connect
 from parallel.zero.errors import TeacherError
 from swin_moe.config import ModelError
 
-USER_ERRORS = (ConfigError, DataError, CheckpointError, LayoutError, ModelError, TeacherError)
+USER_ERRORS = (ConfigError, DataError, CheckpointError, LayoutError, ModelError, TaskError, TeacherError)
 SHARED = (Stopped, BadDataError, DivergedError, FinalSaveError, CrashLoopError)  # raised on all ranks alike
 
 

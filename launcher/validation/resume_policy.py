@@ -100,8 +100,11 @@ def changed_options(before: Tree, now: Tree) -> list[OptionChange]:
     """The options that differ between two configurations; one that the first does not know has its default.
 
     An optional section that only one of them has is one change. Sections of other tasks do not count.
+
+    Raises:
+        TaskError: the task of the second one is not here.
     """
-    kind = config_class(now.get("task", RunConfig.task))
+    kind = config_class(str(now.get("task", RunConfig.task)))
     known = {field.name for field in fields(kind)}
     before = {key: value for key, value in before.items() if key in known or not is_task_section(key)}
     return list(_differences(kind, before, now, ""))

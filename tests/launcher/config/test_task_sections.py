@@ -5,9 +5,12 @@ import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from launcher.checkpoints.diff import _options
+from launcher.cli.program import main
 from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.config.task_sections import config_class, options_of
 from launcher.config.task_specs import register, unregister
@@ -38,6 +41,15 @@ class Options:
 
 
 TOY = replace(CLASSIFICATION, name="toy", options=Options, on_change={"steps": "free"})
+
+
+class Bare:
+    """Neither builds nor knows data."""
+
+    name, options = "bare", None
+
+
+BARE, UNHASHABLE = Bare(), SimpleNamespace(name="bare", options=None)
 PATH = f"{__name__}:TOY"
 
 
@@ -136,6 +148,24 @@ def test_what_may_change_on_resume(registered: None) -> None:
     assert [
         change.name for change in changed_options(older, before)
     ] == []  # defaults; another task's section
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("BARE", "BARE is no TaskSpec, it has no build, model_on_meta"),
+        ("UNHASHABLE", "UNHASHABLE is no TaskSpec (got"),
+    ],
+)
+def test_a_wrong_spec_is_no_traceback(name: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["check", "run.yaml", f"task='{__name__}:{name}'"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_checkpoints_of_a_task_that_is_not_here_can_be_compared() -> None:
+    before, now = ({"config": f"{{task: gone, seed: {seed}}}"} for seed in (0, 1))
+    (change,) = _options(before, now)
+    assert "no such task (got 'gone')" in change.name
 
 
 def test_the_class_of_a_configuration_is_one_for_each_task() -> None:
