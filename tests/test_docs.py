@@ -96,16 +96,20 @@ def test_names_are_looked_up_in_their_module() -> None:
     assert not defines(Path(__file__), "PAGES.nothing")
 
 
-EXAMPLES = re.findall(
-    r"^```python\n(.*?)^```$", (ROOT / "docs/extending.md").read_text(), re.MULTILINE | re.DOTALL
-)
+EXAMPLES = [
+    example
+    for page in ("extending", "shards")
+    for example in re.findall(
+        r"^```python\n(.*?)^```$", (ROOT / "docs" / f"{page}.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
-def test_examples_of_extending_run(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_of_pages_run(example: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with patch.dict(ROUTERS):  # an example may add an entry
-        exec(compile(example, "an example of extending.md", "exec"), {"__name__": "example"})
+        exec(compile(example, "an example of a page", "exec"), {"__name__": "example"})
 
 
 def links(page: Path) -> list[tuple[str, str]]:

@@ -1,10 +1,12 @@
 """Which member of a tar made by others belongs to which field, by its extension: all after the first dot.
 
-an extension that the field names (mask=seg.png)        that field
-NAME.EXT, where EXT is one of the codec                  the field called NAME
-an image suffix; cls                                     the fields image and label
-EXT alone                                                the only field whose codec has it
-json, txt                                                the label, if no other field takes them
+    an extension that the field names (mask=seg.png)     that field
+    an image suffix; cls                                 the fields image and label
+    NAME.EXT, where EXT is one of the codec              any other field called NAME
+    EXT alone                                            the only field whose codec has it
+    json, txt                                            the label
+
+The first rule that fits decides.
 """
 
 from collections.abc import Sequence
@@ -63,7 +65,12 @@ class Extensions:
     def __init__(self, fields: Sequence[Field]) -> None:
         named = {item.extension: item.name for item in fields if item.extension}
         others = {item: tuple(codec_of(item).extensions) for item in fields if not item.extension}
-        prefixed = {f"{item.name}.{end}": item.name for item, ends in others.items() for end in ends}
+        prefixed = {
+            f"{item.name}.{end}": item.name
+            for item, ends in others.items()
+            if item not in IMAGE_AND_LABEL
+            for end in ends
+        }
         natural = {end: item.name for item, ends in others.items() if item in IMAGE_AND_LABEL for end in ends}
         alone: dict[str, list[str]] = {}
         for item, ends in others.items():

@@ -18,13 +18,16 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.codecs.registry import codec_of
 from data_shards.errors import DataError
+from data_shards.format.fields import IMAGE_AND_LABEL, Field, Members, check_fields
 from data_shards.format.file_kinds import COMPRESSED, HEAD_BYTES, kind_of
 from data_shards.format.image_names import HIDDEN, IMAGE_SUFFIXES, Skipped, is_hidden
 from data_shards.format.labels import label_text, parse_label
 from data_shards.format.rng import Purpose, fold, permutation
 from data_shards.image.decode import Example, decode_example
 from data_shards.image.geometry import Transform
+from data_shards.pack.tar_members import LABELS, Extensions
 from data_shards.stream.base import SingleIterator
 from data_shards.stream.batch import Batch, BatchPlan
 from data_shards.stream.options import DEFAULT_OPTIONS, ReadOptions, StreamOptions, TrainSampling
@@ -47,6 +50,7 @@ STATEMENT = """{location}: no manifest, so webdataset {version} reads its tars (
 class WebDatasetStream(SingleIterator):
     """This rank's micro-batches of tars with KEY.jpg and KEY.cls, without end: the interface of TrainStream.
 
+    `fields` are the members of a sample, found by their extensions (data_shards/pack/tar_members.py).
     `num_samples` is None, since the samples were never counted. Positions are TrainStream's: step k has [kB,
     (k+1)B), B = global_batch_size, and rank r the r-th slice. The shuffle buffer holds compressed samples.
     One thread reads, so that there is one order; `options.threads` decode. Of the options, `read`,
@@ -68,7 +72,10 @@ class WebDatasetStream(SingleIterator):
         options: StreamOptions = DEFAULT_OPTIONS,
         *,
         num_classes: int,
+        fields: tuple[Field, ...] = IMAGE_AND_LABEL,
     ) -> None:
+        check_fields(fields)
+        self.fields, self._extensions = fields, Extensions(fields)
         self.grad_accum_steps = sampling.grad_accum_steps(options.dp_size)
         self.urls = expand(tars)
         self.location, self.transform, self.num_classes = tars, transform, num_classes
@@ -81,7 +88,7 @@ class WebDatasetStream(SingleIterator):
         self._url, self._read, self._bytes = "", 0, 0
         self._skipped = Skipped()
         self._names: dict[int, str] = {}  # of the samples that wait to be decoded, by row
-        self._source: Iterator[tuple[bytes, int, str]] = iter(())
+        self._source: Iterator[tuple[Members, str]] = iter(())
 
     def state_dict(self) -> dict[str, Any]:
         """The tars, and how many samples were consumed."""
@@ -110,10 +117,10 @@ class WebDatasetStream(SingleIterator):
         self._source = iter(())
 
     def fetch(self, shard: int, row: int) -> Fetched:
-        """The next sample's image and label, as those of `row`; called by one thread."""
-        image, label, self._names[row] = next(self._source)
-        self._bytes += len(image)
-        return {"image": image, "label": label}
+        """The next sample's members, as those of `row`; called by one thread."""
+        members, self._names[row] = next(self._source)
+        self._bytes += sum(len(body) for body in members.values() if isinstance(body, bytes))
+        return members
 
     def decode(self, fetched: Fetched, position: int, shard: int, row: int) -> Example:
         """The image (3, H, W) uint8 and the label; DataError when it cannot be decoded."""
@@ -152,8 +159,8 @@ class WebDatasetStream(SingleIterator):
             yield BatchPlan(positions=positions, shards=np.zeros_like(rows), rows=rows)
             number += self.micro_batch_size
 
-    def _samples(self, start: int) -> Iterator[tuple[bytes, int, str]]:
-        """Compressed image, label and name, endlessly, as webdataset reads and shuffles them."""
+    def _samples(self, start: int) -> Iterator[tuple[Members, str]]:
+        """The members of samples and their names, endlessly, as webdataset reads and shuffles them."""
         from webdataset.filters import shuffle
         from webdataset.tariterators import tarfile_samples
 
@@ -199,29 +206,47 @@ class WebDatasetStream(SingleIterator):
             turn += 1
         raise DataError(f"{redacted(self.location)}: no samples in these tars")
 
-    def _checked(self, sample: dict[str, Any]) -> tuple[bytes, int, str]:
+    def _checked(self, sample: dict[str, Any]) -> tuple[Members, str]:
         name = f"{redacted(sample['__url__'])}: sample {sample['__key__']}"
-        image = next((sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample), None)
-        if image is None or "cls" not in sample:
-            raise DataError(f"{name}: {_lacks(sample, image is None)}")
+        bodies: dict[str, bytes] = {}
+        present = [key for key in sample if not key.startswith("__")]
+        for extension in [end for end in IMAGE_SUFFIXES if end in present] + present:  # .jpg before .png
+            field = self._extensions.field_of(extension)
+            if field == "label" and extension in LABELS and extension != "cls":
+                continue  # `shards index` reads it; this stream reads numbers alone
+            if (
+                bodies.get(field, sample[extension]) is not sample[extension]
+                and self.fields != IMAGE_AND_LABEL
+            ):
+                raise DataError(f"{name}: has two members for {field}, .{extension} is the second")
+            if field:
+                bodies.setdefault(field, sample[extension])
+        if missing := [field for field in self.fields if field.name not in bodies]:
+            raise DataError(f"{name}: {self._lacks(sample, missing[0])}")
+        return {field.name: self._value(field, bodies[field.name], name) for field in self.fields}, name
+
+    def _value(self, field: Field, body: bytes, name: str) -> bytes | int:
+        if not field.is_scalar:
+            return body
         try:
-            label = parse_label(label_text(sample["cls"]))
+            label = parse_label(label_text(body)) if field.name == "label" else codec_of(field).decode(body)
         except ValueError as error:
             raise DataError(f"{name}: {error}") from None
-        if isinstance(label, str) or label >= self.num_classes:
+        if field.name == "label" and (isinstance(label, str) or label >= self.num_classes):
             fix = f"it must be a number below {self.num_classes}; `shards index` takes names as well"
             raise DataError(f"{name}: has an image and the label {label!r}; {fix}")
-        return image, label, name
+        return int(label)
 
-
-def _lacks(sample: dict[str, Any], no_image: bool) -> str:
-    """What a sample lacks, and what it has instead."""
-    what = "member with the suffix of an image" if no_image else ".cls"
-    members = ", ".join(f".{key}" for key in sample if not key.startswith("__"))
-    return (
-        f"has no {what}, but {members}; the members of a sample must be side by side in one tar, "
-        "under names that differ behind the first dot only; `shards index` takes them in any order"
-    )
+    def _lacks(self, sample: dict[str, Any], field: Field) -> str:
+        """What a sample lacks, and what it has instead."""
+        what = f"member {field.name} ({self._extensions.shown(field)})"
+        if field in IMAGE_AND_LABEL:
+            what = ".cls" if field.is_scalar else "member with the suffix of an image"
+        members = ", ".join(f".{key}" for key in sample if not key.startswith("__"))
+        return (
+            f"has no {what}, but {members}; the members of a sample must be side by side in one tar, "
+            "under names that differ behind the first dot only; `shards index` takes them in any order"
+        )
 
 
 def statement(location: str, shuffle: int = SHUFFLE_BUFFER) -> str:

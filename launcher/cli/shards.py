@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from data_shards.errors import DataError
+from data_shards.format.fields import IMAGE_AND_LABEL
 from data_shards.format.index import MANIFEST_NAME
 from data_shards.pack.indexing import GUARANTEES, IndexOptions, index_tars
 from data_shards.pack.progress import BAD_NAME
@@ -12,10 +13,10 @@ from data_shards.pack.split import split_off
 from data_shards.verify.info import info
 from data_shards.verify.repair import repair
 from data_shards.verify.verify import verify
-from launcher.cli.shards_pack import PACK_HELP, add_pack, add_source, make_source, run_pack
+from launcher.cli.shards_members import MEMBER_HELP, add_member, extensions
+from launcher.cli.shards_pack import PACK_HELP, add_pack, add_source, make_source, read_classes, run_pack
 from launcher.console.arguments import Commands, add_command
 from launcher.console.progress import progress_line
-from swin_moe.text_files import read_text
 
 VERIFY_HELP = """\
 examples:
@@ -25,16 +26,21 @@ examples:
 Exit status 1 when anything is wrong; each line names a shard, a key ("*": the whole file) and the reason.
 To mend it: swin-moe shards repair
 """
-INDEX_HELP = """\
+INDEX_HELP = (
+    """\
 examples:
   swin-moe shards index /data/theirs --workers 8                    manifest and indices beside the tars
   swin-moe shards index /read-only/theirs --out data/theirs/train   elsewhere, with links to the tars
+  swin-moe shards index /data/seg --member image=jpg --member mask=seg.png:label_image    other members
 
 Reads *.tar of DIRECTORY and rewrites none. Each sample is KEY.jpg (.png, .webp ...) with KEY.cls, .json or
 .txt that holds a whole number from 0 or a class name; KEY ends at the first dot. Keys with one part only, or
 undecodable, are left out and listed in bad_sources.tsv. Hidden members are skipped and counted. A tar whose
 structure is damaged is refused, and so is a label that is negative, not whole or not finite.
+
 """
+    + MEMBER_HELP
+)
 REPAIR_HELP = """\
 examples:
   swin-moe shards repair data/in1k/train --source imagenet-zip --directory ImageNet-Zip   byte for byte
@@ -90,6 +96,8 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
     add("--out", type=Path, help="where indices and manifest go (default: beside the tars)")
     add("--split", default="train", help="what the manifest calls it (default %(default)s)")
     add("--classes", type=Path, help="a file with a class name a line, in the order of the labels")
+    add_member(parser, "EXTENSION")
+    add("--image-sizes", action="store_true", help="as in pack: record height and width in the index")
     add("--label-key", default="label", help="of a .json that is an object (default %(default)s)")
     add("--check", choices=CHECKS, default="decode", help="as in pack (default %(default)s)")
     add("--max-bad", type=float, default=0.001, help="as in pack (default %(default)s)")
@@ -137,6 +145,8 @@ def _run_index(args: argparse.Namespace) -> int:
         args.out,
         IndexOptions(
             split=args.split,
+            fields=extensions(args.member),
+            image_sizes=args.image_sizes,
             classes=read_classes(args.classes) if args.classes else None,
             label_key=args.label_key,
             check=args.check,
@@ -146,23 +156,21 @@ def _run_index(args: argparse.Namespace) -> int:
         progress=progress_line(str(args.directory), "tars"),
     )
     out, manifest = args.out or args.directory, done.manifest
-    what = f"{manifest.samples} samples of {len(manifest.classes)} classes in {len(manifest.shards)} tars"
+    kinds = f"{len(manifest.classes)} classes"
+    if manifest.fields != IMAGE_AND_LABEL:
+        kinds = ", ".join(field.name for field in manifest.fields)
+    what = f"{manifest.samples} samples of {kinds} in {len(manifest.shards)} tars"
     print(f"{out}: {what}, manifest {manifest.digest[:12]}")
     if done.bad:
         print(f"{len(done.bad)} keys left out, such as {done.bad[0].key}: {done.bad[0].reason} ({BAD_NAME})")
     for note in done.notes:
         print(note)
-    print(f"a tar holds {done.classes_per_tar:.1f} classes on average; shuffled, it would {done.mixed:.1f}")
+    if done.mixed:
+        print(
+            f"a tar holds {done.classes_per_tar:.1f} classes on average; shuffled, it would {done.mixed:.1f}"
+        )
     print(GUARANTEES)
     return 0
-
-
-def read_classes(path: Path) -> list[str]:
-    """The names of classes in a text file, one a line; empty lines do not count."""
-    try:
-        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"--classes {path}: cannot read it ({error})") from error
 
 
 def _run_verify(args: argparse.Namespace) -> int:

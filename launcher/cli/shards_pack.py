@@ -16,19 +16,24 @@ from data_shards.pack.reencode import CHECKS
 from data_shards.pack.sources.fashion_mnist import PACKAGE, TIMEOUT_S, is_present
 from data_shards.pack.sources.registry import SOURCES, Source
 from data_shards.pack.write import merge, pack, pack_task
+from launcher.cli.shards_members import MEMBER_HELP, add_member, folders
 from launcher.console.progress import progress_line
+from swin_moe.text_files import read_text
 
 logger = logging.getLogger(__name__)
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 OF_CLASSES = ("folder", "imagenet-zip", "imagenet22k")  # the sources that --allow-empty is for
-PACK_HELP = """\
+PACK_HELP = (
+    """\
 examples:
   swin-moe shards pack --source fashion-mnist --out data/fashion-mnist --workers 2
   swin-moe shards pack --source folder --directory imagenet --out data/in1k --bytes-per-shard 100MB
   swin-moe shards pack --source imagenet-zip --directory ImageNet-Zip --out data/in1k --workers 16
   swin-moe shards pack --source imagenet22k --directory in22k --out data/in22k --short-side 256 --quality 90
   swin-moe shards pack --source shards --directory theirs --out data/theirs   shuffles tars made by others
+  swin-moe shards pack --source members --directory ade20k --out data/ade20k --image-sizes \
+      --member image=images --member mask=annotations:label_image --classes names.txt
   swin-moe shards pack --source synthetic --synthetic-train 4096 --out data/synthetic
 in a Slurm array (#SBATCH --array=0-63), the last task to end writes the manifest:
   swin-moe shards pack ... --task $SLURM_ARRAY_TASK_ID/64 --workers $SLURM_CPUS_PER_TASK
@@ -38,6 +43,7 @@ sources, each below --directory:
   folder         SPLIT/CLASS/**/*.jpg (.jpeg .png ...), SPLIT among train val test, or another common name
   imagenet-zip   train.zip, train_map.txt (PATH, tab, label), val.zip, val_map.txt; read without unpacking
   imagenet22k    fall11_whole/ and ILSVRC2011fall_whole_map_{train,val}.txt (a JSON list of [path, label])
+  members        a folder a member: SPLIT/FOLDER/**/STEM.ext or FOLDER/SPLIT/**/STEM.ext, paired by the stems
   shards         splits with a manifest.json, packed or indexed
   fashion-mnist  its four idx-ubyte files; without --directory they are looked for, installed or downloaded
   synthetic      made up
@@ -48,7 +54,10 @@ options, not on --workers or --task. Damaged sources are left out and listed in 
 Hidden files and links to what is listed already are skipped and counted.
 Interrupted, or stopped by damaged sources? Mend or delete those and run the same command again: finished
 shards are verified and kept.
+
 """
+    + MEMBER_HELP
+)
 
 
 def add_source(parser: argparse.ArgumentParser, required: bool) -> None:
@@ -58,6 +67,8 @@ def add_source(parser: argparse.ArgumentParser, required: bool) -> None:
     add("--directory", type=Path, help="where the source lies")
     text = "keep classes without images as classes (default: refuse them)"
     add("--allow-empty", action="store_true", help=text)
+    add_member(parser, "FOLDER")
+    add("--classes", type=Path, help="of --source members: a file with a class name a line")
     add("--synthetic-train", type=int, default=4096, help="made-up training samples (default %(default)s)")
     add("--synthetic-val", type=int, default=1024, help="made-up validation samples (default %(default)s)")
     add("--synthetic-classes", type=int, default=10, help="made-up classes (default %(default)s)")
@@ -84,6 +95,8 @@ def add_pack(parser: argparse.ArgumentParser) -> None:
     add("--check", choices=CHECKS, default="decode", help=text)
     text = "give up when a larger share of the sources, and more than 10, is damaged (default %(default)s)"
     add("--max-bad", type=float, default=0.001, help=text)
+    text = "record height and width of the image in the index, for tasks that group by size"
+    add("--image-sizes", action="store_true", help=text)
     add("--workers", type=int, default=1, help="processes (default %(default)s)")
     add("--task", type=parse_task, help="i/n: write the i-th of n shares (from 0); merge: only the manifest")
     add_source(parser, required=False)
@@ -111,6 +124,8 @@ def make_source(args: argparse.Namespace) -> Source:
     """The source that the arguments name; its notes go to stderr."""
     if args.source is None:
         raise DataError(f"--source is needed; one of {', '.join(sorted(SOURCES))}")
+    if args.source != "members" and (args.member or args.classes):
+        raise DataError("--member and --classes are for --source members; leave them out")
     if args.source == "synthetic":
         sizes = args.synthetic_train, args.synthetic_val, args.synthetic_classes, args.synthetic_size
         return SOURCES["synthetic"](*sizes, seed=getattr(args, "seed", 0))
@@ -119,12 +134,23 @@ def make_source(args: argparse.Namespace) -> Source:
         options["allow_empty"] = args.allow_empty
     if args.source == "folder":
         options["splits"] = getattr(args, "splits", None)
+    if args.source == "members":
+        options = {"members": folders(args.member), "splits": getattr(args, "splits", None)}
+        options["classes"] = read_classes(args.classes) if args.classes else ()
     if args.source == "fashion-mnist" and args.directory is None and not is_present():
         install_fashion_mnist()
     source = SOURCES[args.source](args.directory, **options)
     for note in source.notes:
         logger.warning("%s", note)
     return source
+
+
+def read_classes(path: Path) -> list[str]:
+    """The names of classes in a text file, one a line; empty lines do not count."""
+    try:
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"--classes {path}: cannot read it ({error})") from error
 
 
 def install_fashion_mnist() -> None:
@@ -172,6 +198,7 @@ def _pack_split(args: argparse.Namespace, source: Source, split: str, out: Path)
         "baseline",
         "check",
         "max_bad",
+        "image_sizes",
     )
     options: dict[str, Any] = {name: getattr(args, name) for name in names}
     options |= {"workers": args.workers, "progress": progress_line(str(out))}

@@ -1,4 +1,4 @@
-"""A data set of many members through everything: packed, killed, indexed again, damaged, mended, split, read."""
+"""A data set of many members: packed, killed, indexed again, damaged, mended, split, read."""
 
 import multiprocessing
 import os
@@ -268,7 +268,7 @@ def test_bad_members_are_left_out_and_named(tmp_path: Path) -> None:
         def __getitem__(self, i: int) -> dict[str, object]:
             bad = {"mask": b"\x89PNG\r\n\x1a\n", "boxes": b"{"}
             name = {3: "mask", 7: "boxes"}.get(int(self.rows[i]))
-            return {**super(Broken, self).__getitem__(i), **({name: bad[name]} if name else {})}
+            return {**super().__getitem__(i), **({name: bad[name]} if name else {})}
 
         def select(self, rows: np.ndarray) -> "Broken":
             return Broken(self.rows[rows])

@@ -18,6 +18,7 @@ from data_shards.format.samples import ArraySamples, Samples, Source
 from data_shards.pack.sources.fashion_mnist import find_files, read_idx
 from data_shards.pack.sources.folders import image_folder
 from data_shards.pack.sources.imagenet import imagenet22k, imagenet_zip
+from data_shards.pack.sources.members import member_folders
 from data_shards.pack.sources.packed import packed_source
 from parallel.counter_rng import splitmix64
 
@@ -131,6 +132,7 @@ SOURCES: Mapping[str, Callable[..., Source]] = {
     "folder": image_folder,
     "imagenet-zip": imagenet_zip,
     "imagenet22k": imagenet22k,
+    "members": member_folders,
     "shards": packed_source,
     "synthetic": synthetic,
 }

@@ -132,6 +132,14 @@ def test_synthetic_is_deterministic_and_learnable() -> None:
 
 
 def test_sources_are_a_dictionary_and_refuse_nonsense() -> None:
-    assert set(SOURCES) == {"fashion-mnist", "folder", "imagenet-zip", "imagenet22k", "shards", "synthetic"}
+    assert set(SOURCES) == {
+        "fashion-mnist",
+        "folder",
+        "imagenet-zip",
+        "imagenet22k",
+        "members",
+        "shards",
+        "synthetic",
+    }
     with pytest.raises(DataError, match=r"num_classes \(0\) must be at least 1"):
         SOURCES["synthetic"](1, 1, 0, 8)
