@@ -101,23 +101,21 @@ class ShardReader:
     def read(self, shard: int, row: int, names: Sequence[str] | None = None) -> dict[str, bytes | int]:
         """The members `names` of a sample, all of them for None; SampleError, or DataError for the shard."""
         thread = threading.get_ident()
-        self._busy[thread] = shard
+        self._busy[thread], size = shard, 0
         try:
             opened = self._open(shard)
             record = opened.index.item(row)
-            members: dict[str, bytes | int] = {}
-            ranges: list[Range] = []
-            for name in self._column if names is None else names:
-                value = record[self._column[name]]
-                members[name] = value if isinstance(value, int) else b""  # in the order of `names`
-                if not isinstance(value, int):
-                    ranges.append((name, *value))
-            for span in _spans(ranges):
+            column = self._column
+            members = {name: record[column[name]] for name in (column if names is None else names)}
+            ranges = [(name, *members[name]) for name in self._files if name in members]
+            for span in _spans(ranges) if len(ranges) != 1 else (ranges,):
                 bodies = self._from_cache(shard, opened, row, span) if self.cache else None
                 if bodies is None:
                     bodies = self._from_source(shard, opened, row, span)
-                self.telemetry.add("bytes", sum(map(len, bodies)))
-                members |= zip((name for name, *_ in span), bodies, strict=True)
+                for member, body in zip(span, bodies, strict=True):
+                    members[member[0]] = body
+                    size += len(body)
+            self.telemetry.add("bytes", size)
             return members
         finally:
             del self._busy[thread]
@@ -245,12 +243,12 @@ class ShardReader:
 
     def _checked(self, file: Handle, opened: OpenShard, row: int, span: list[Range]) -> list[bytes]:
         """The members of a span, by one read; DamagedMemberError when they are not those of the index."""
-        _, first, size, _ = span[0]
-        header, read = file.member(first, size if len(span) == 1 else span[-1][1] + span[-1][2] - first)
+        first = span[0][1]
+        header, read = file.member(first, span[-1][1] + span[-1][2] - first)
         bodies = []
         for member in span:
             start = member[1] - first
-            body = read if len(span) == 1 else read[start : start + member[2]]
+            body = read[start : start + member[2]]  # all of it, not a copy, where the member is alone
             if xxhash.xxh3_64_intdigest(body) != member[3]:
                 raise DamagedMemberError(member)
             if not _is_intact(read[start - BLOCK : start] if start else header):
@@ -283,7 +281,7 @@ class ShardReader:
 def _spans(ranges: list[Range]) -> list[list[Range]]:
     """The members by their place in the tar, in groups that one read takes."""
     spans: list[list[Range]] = []
-    for member in sorted(ranges, key=lambda member: member[1]) if len(ranges) > 1 else ranges:
+    for member in sorted(ranges, key=lambda member: member[1]):
         end = spans[-1][-1][1] + spans[-1][-1][2] if spans else 0
         if spans and 0 <= member[1] - BLOCK - end <= GAP:
             spans[-1].append(member)

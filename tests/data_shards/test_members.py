@@ -76,6 +76,8 @@ def test_every_member_is_read_back_whole_and_alone(packed: Path) -> None:
         assert reader.read(*place, ["points", "count", "image"]) == {
             name: members[name] for name in ("points", "count", "image")
         }
+    assert reader.read(0, 1, ["count"]) == {"count": sample(RANKS[1])["count"]}
+    assert reader.read(0, 1, []) == {}
     assert reader.numbers(0, "count").tolist() == [sample(n)["count"] for n in RANKS[:PER_SHARD]]
     assert reader.labels(1).tolist() == [n % 3 for n in RANKS[PER_SHARD : 2 * PER_SHARD]]
     with pytest.raises(DataError, match=r"no member 'clip', but image, mask, .*; pack or index"):
