@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
+from parallel.ranks.logs import ONCE
 from swin_moe.config import ModelError
 
 RENAMED = {  # old name -> new name; both are in the same section
@@ -71,5 +72,5 @@ def current_names(tree: Any, section: str = "", *, notice: bool = True) -> Any:
 
 @cache
 def log_renamed(old: str) -> None:
-    """Log an old name, once in a process."""
-    logging.getLogger(__name__).warning("%s is now called %s", old, RENAMED[old])
+    """Log an old name, once in a process and on rank 0 alone."""
+    logging.getLogger(__name__).warning("%s is now called %s", old, RENAMED[old], extra=ONCE)

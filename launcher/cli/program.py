@@ -29,7 +29,7 @@ from launcher.validation.label_spaces import class_notes
 from launcher.validation.layout import full_nodes, layout, print_lines
 from launcher.validation.resume_policy import check_resume
 from launcher.validation.rules import check, steps_in
-from parallel.ranks.discover import without_local_rank
+from parallel.ranks.discover import early_rank, without_local_rank
 from parallel.ranks.logs import set_up_logging
 from parallel.ranks.rank import Ranks
 from parallel.ranks.variables import LaunchError
@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None, runtime: Runtime | None = None) -> 
         arguments: of the command line; None is this process's.
         runtime: how this process becomes a rank, where the command has ranks.
     """
-    set_up_logging()
+    set_up_logging(early_rank())  # a rank repeats it, when it knows its world
     arguments = without_local_rank(sys.argv[1:] if arguments is None else arguments)
     try:
         args = _parse(arguments)

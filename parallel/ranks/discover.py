@@ -51,6 +51,17 @@ def launcher_of(env: Mapping[str, str] = os.environ) -> Launcher:
     return "single"
 
 
+def early_rank(env: Mapping[str, str] = os.environ) -> int:
+    """The rank, before `discover` has checked the environment; 0 where it cannot be read.
+
+    It decides which process shows what all of them would log alike, and nothing else.
+    """
+    name = {"torchrun": "RANK", "slurm": "SLURM_PROCID", "single": ""}.get(launcher_of(env))
+    name = ("PMI_RANK" if "PMI_RANK" in env else "OMPI_COMM_WORLD_RANK") if name is None else name
+    rank = env.get(name, "0").strip()
+    return int(rank) if rank.isascii() and rank.isdecimal() else 0
+
+
 def is_shell_of_a_job(env: Mapping[str, str] = os.environ) -> bool:
     """Whether this is no rank but a shell of a Slurm job of several tasks: salloc's, or a batch script."""
     return launcher_of(env) == "single" and env.get("SLURM_NTASKS", "1") != "1"

@@ -18,6 +18,7 @@ from typing import TextIO
 VARIABLE = "SWIN_MOE_LOG_LEVEL"
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 PACKAGES = ("launcher", "swin_moe", "data_shards", "parallel")
+ONCE = {"once": True}  # `extra` of a record that all ranks log alike, and rank 0 shows
 
 
 class RankFormatter(logging.Formatter):
@@ -30,6 +31,18 @@ class RankFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """Format a record."""
         return "\n".join(f"{self.prefix}{line}" for line in super().format(record).splitlines())
+
+
+class OnceFilter(logging.Filter):
+    """Drops a record that is to be shown once in a run (`extra=ONCE`) on all ranks but rank 0."""
+
+    def __init__(self, rank: int) -> None:
+        super().__init__()
+        self.rank = rank
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether this rank shows a record."""
+        return self.rank == 0 or not getattr(record, "once", False)
 
 
 class StderrHandler(logging.StreamHandler):
@@ -45,16 +58,18 @@ class StderrHandler(logging.StreamHandler):
         """Ignored: `logging.StreamHandler` sets it when it is made."""
 
 
-def set_up_logging(rank: int = 0, world_size: int = 1, level: str | None = None) -> None:
+def set_up_logging(rank: int = 0, world_size: int = 1) -> None:
     """Let the loggers of all packages write to stderr; a later call replaces an earlier one.
+
+    The level is that of SWIN_MOE_LOG_LEVEL, which variables.py checks, or INFO.
 
     Args:
         rank: of this process.
         world_size: ranks.
-        level: one of LEVELS; None takes that of SWIN_MOE_LOG_LEVEL, which variables.py checks, or INFO.
     """
-    level = level or os.environ.get(VARIABLE, "INFO").strip().upper()
+    level = os.environ.get(VARIABLE, "INFO").strip().upper()
     handler = StderrHandler()
+    handler.addFilter(OnceFilter(rank))
     handler.setFormatter(RankFormatter(rank, world_size))
     for package in PACKAGES:
         logger = logging.getLogger(package)
