@@ -55,14 +55,14 @@ class Comparison:
             yield from _listed(f"{place}: {len(names)} tensors", names, top)
         yield from _listed(f"another shape: {len(self.shapes)} tensors", self.shapes, top)
         worst = sorted(self.gaps, key=lambda gap: (-gap.relative, gap.name))
-        told = [f"{g.relative:9.2e}  {g.largest:9.2e}  {g.elements:>9}  {g.name}" for g in worst]
-        yield from _listed(f"relative, absolute, elements that differ: {len(told)} tensors", told, top)
+        rows = [f"{g.relative:9.2e}  {g.largest:9.2e}  {g.elements:>9}  {g.name}" for g in worst]
+        yield from _listed(f"relative, absolute, elements that differ: {len(rows)} tensors", rows, top)
         yield from _listed("state", self.state, len(self.state))
-        told = [
+        rows = [
             f"{change.name}: {shown(change.before)} and {shown(change.now)} ({change.kind})"
             for change in self.options
         ]
-        yield from _listed("configuration", told, len(told))
+        yield from _listed("configuration", rows, len(rows))
 
 
 def compare(
@@ -78,7 +78,7 @@ def compare(
     Args:
         a, b: whose names and shapes may differ.
         rtol, atol: elements x of A and y of B are the same where |x - y| <= atol + rtol |y|.
-        progress: told of tensors compared and tensors in all.
+        progress: called with the numbers of tensors compared and tensors in all.
     """
     comparison = Comparison(
         only_a=sorted(a.keys() - b.keys()),

@@ -115,7 +115,7 @@ def _run_verify(args: argparse.Namespace, _: list[str]) -> int:
     for path in paths:
         damage = problems(path, progress=_in_mib(path))
         damaged += bool(damage)
-        print("\n".join(f"{path}: {problem}" for problem in damage) or f"{path}: {_sound(path)}")
+        print("\n".join(f"{path}: {problem}" for problem in damage) or f"{path}: {_summary(path)}")
     if not is_one:
         try:
             latest(directory_of(args.place))
@@ -125,10 +125,10 @@ def _run_verify(args: argparse.Namespace, _: list[str]) -> int:
     return 1 if damaged else 0
 
 
-def _sound(path: Path) -> str:
+def _summary(path: Path) -> str:
     manifest = read_manifest(path)
     tensors, files = len(manifest["tensors"]), len(manifest["files"])
-    return f"sound, {tensors} tensors in {files} files, {size(_bytes(manifest))}"
+    return f"complete, {tensors} tensors in {files} files, {size(_bytes(manifest))}"
 
 
 def _run_diff(args: argparse.Namespace, _: list[str]) -> int:
@@ -174,9 +174,9 @@ def to_prune(directory: Path, keep_last: int, keep_every: int | None) -> list[Pa
     A checkpoint that has lost a file, or a part of one, does not count as one that is kept.
     """
     paths, newest = committed(directory), latest(directory)
-    sound = [path for path in paths if not problems(path, deep=False)]
+    intact = [path for path in paths if not problems(path, deep=False)]
     current = step_of(newest or paths[-1]) if paths else 0
-    staying = steps_to_keep(map(step_of, sound), current, keep_last, keep_every)
+    staying = steps_to_keep(map(step_of, intact), current, keep_last, keep_every)
     return [path for path in paths if step_of(path) not in staying] + sorted(directory.glob("step-*.tmp"))
 
 

@@ -113,12 +113,12 @@ def _one(args: argparse.Namespace, config: RunConfig, hardware: Hardware, nodes:
     memory = predict_memory(config, nodes, hardware.device)
     time = predict_time(config, nodes, hardware)
     fits = memory.peak_bytes <= hardware.memory_bytes
-    said = report.advice(config, nodes, hardware, time, fits)
+    advice = report.advice(config, nodes, hardware, time, fits)
     print(f"{args.config} on {len(nodes)} x {nodes[0]} {hardware.name}, {config.train.precision}")
     print("\n".join(report.memory_lines(memory, hardware)))
     print("\n".join(report.time_lines(time, sum(nodes), args.price_per_gpu_hour)))
-    print(f"limited by {time.limit}; change first: {said}" if fits else f"change first: {said}")
-    return report.as_json(time, memory, hardware, sum(nodes), args.price_per_gpu_hour, said)
+    print(f"limited by {time.limit}; change first: {advice}" if fits else f"change first: {advice}")
+    return report.as_json(time, memory, hardware, sum(nodes), args.price_per_gpu_hour, advice)
 
 
 def _search(

@@ -1,4 +1,4 @@
-"""`swin-moe shards pack | index | verify | repair | split | info`: make shards, and keep them sound."""
+"""`swin-moe shards pack | index | verify | repair | split | info`: make, verify and repair shards."""
 
 import argparse
 from pathlib import Path
@@ -24,7 +24,7 @@ examples:
   swin-moe shards verify data/fashion-mnist/val --decode the pixels too
 
 Exit status 1 when anything is wrong; each line names a shard, a key ("*": the whole file) and the reason.
-To mend it: swin-moe shards repair
+To repair it: swin-moe shards repair
 """
 INDEX_HELP = (
     """\
@@ -44,12 +44,12 @@ structure is damaged is refused, and so is a label that is negative, not whole o
 REPAIR_HELP = """\
 examples:
   swin-moe shards repair data/in1k/train --source imagenet-zip --directory ImageNet-Zip   byte for byte
-  swin-moe shards repair data/in1k/train --drop-to data/in1k-mended/train                 without what is lost
+  swin-moe shards repair data/in1k/train --drop-to data/in1k-repaired/train               without what is lost
 
-Damaged indices are made again from sound tars in any case. From its source a shard comes back as the manifest
-has it, or not at all. --drop-to leaves DIRECTORY alone: the new set links the sound shards, rewrites the
-damaged ones without their bad samples and lists those in bad_sources.tsv; its manifest is another, so a
-training run does not resume on it. Exit status 1 while damage remains.
+Damaged indices are made again from intact tars in any case. From its source a shard comes back as the
+manifest has it, or not at all. --drop-to leaves DIRECTORY alone: the new set links the intact shards,
+rewrites the damaged ones without their bad samples and lists those in bad_sources.tsv; its manifest is
+another, so a training run does not resume on it. Exit status 1 while damage remains.
 """
 SPLIT_HELP = """\
 example:
@@ -182,7 +182,7 @@ def _run_verify(args: argparse.Namespace) -> int:
         for shard, key, reason in report.bad:
             print(f"{split / shard}: {key}: {reason}")
         bad += len(report.bad)
-        verdict = "all sound" if report.ok else f"{len(report.bad)} problems"
+        verdict = "nothing damaged" if report.ok else f"{len(report.bad)} problems"
         print(f"{split}: {report.samples} samples in {report.shards} shards, {report.bytes} bytes: {verdict}")
     return 1 if bad else 0
 
@@ -204,7 +204,7 @@ def _run_repair(args: argparse.Namespace) -> int:
     if done.remaining:
         print(f"{len(done.remaining)} problems remain: pass --source (and --directory), or --drop-to NEW")
     elif not (done.reindexed or done.rewritten or done.dropped):
-        print(f"{args.split}: all sound, nothing to repair")
+        print(f"{args.split}: nothing is damaged, nothing to repair")
     return 1 if done.remaining else 0
 
 

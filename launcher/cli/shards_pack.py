@@ -52,7 +52,7 @@ Writes OUT/SPLIT: plain WebDataset tars (000000.tar ...), one index each (000000
 manifest.json. The samples are shuffled once over the whole split. The bytes depend on the source and on the
 options, not on --workers or --task. Damaged sources are left out and listed in OUT/SPLIT/bad_sources.tsv.
 Hidden files and links to what is listed already are skipped and counted.
-Interrupted, or stopped by damaged sources? Mend or delete those and run the same command again: finished
+Interrupted, or stopped by damaged sources? Repair or delete those and run the same command again: finished
 shards are verified and kept.
 
 """

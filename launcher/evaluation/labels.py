@@ -82,14 +82,14 @@ def read_labels(path: Path, num_classes: int, data_classes: int | None = None) -
         ConfigError: with what is wrong, and the place.
     """
     try:
-        said = json.loads(read_text(path))
+        record = json.loads(read_text(path))
     except (OSError, ValueError) as error:
         raise ConfigError(f"--labels {path}: cannot read it ({error})") from error
-    if not isinstance(said, dict) or said.get("format") != FORMAT:
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise ConfigError(f'--labels {path}: must be a JSON object with "format": "{FORMAT}"')
-    if unknown := set(said) - {"format", "model_classes", "images"}:
+    if unknown := set(record) - {"format", "model_classes", "images"}:
         raise ConfigError(f"--labels {path}: no such entry: {', '.join(sorted(unknown))}")
-    classes, images = said.get("model_classes"), said.get("images")
+    classes, images = record.get("model_classes"), record.get("images")
     if classes is None and images is None:
         raise ConfigError(f"--labels {path}: needs model_classes, images or both")
     unmapped = num_classes if data_classes is None else data_classes

@@ -1,4 +1,4 @@
-"""Preflight of the GPUs: one a rank, all alike, sound, and free of others."""
+"""Preflight of the GPUs: one a rank, all alike, working, and free of others."""
 
 from typing import Any
 
@@ -72,11 +72,15 @@ def _evaluate_gpu(verdict: Verdict, gpu: Gpu, own: set[int], name: str) -> None:
             "node, and tell its keeper"
         )
     others = strangers(gpu, own)
-    said = f", where {', '.join(f'{n} ({pid})' for pid, n in others.items())} runs as well" if others else ""
+    others_text = (
+        f", where {', '.join(f'{n} ({pid})' for pid, n in others.items())} runs as well" if others else ""
+    )
     if gpu.free_mib < min(FREE_SHARE * gpu.total_mib, gpu.total_mib - OWN_MIB):
-        verdict.warnings.append(f"{name} has {gpu.free_mib} of {gpu.total_mib} MiB free{said}; free it")
+        verdict.warnings.append(
+            f"{name} has {gpu.free_mib} of {gpu.total_mib} MiB free{others_text}; free it"
+        )
     elif others:
-        verdict.warnings.append(f"{name} is not ours alone{said}; end it, or choose another GPU")
+        verdict.warnings.append(f"{name} is not ours alone{others_text}; end it, or choose another GPU")
 
 
 def strangers(gpu: Gpu, own: set[int]) -> dict[int, str]:

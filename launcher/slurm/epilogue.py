@@ -27,7 +27,7 @@ LEAVING = ("CANCELLED", "COMPLETING", "PREEMPTED", "REQUEUED", "REQUEUE_HOLD")  
 ADVICE: dict[int, str] = {
     ExitCode.BUG: "its traceback is in the log",
     ExitCode.USER_ERROR: "correct it and submit again",
-    ExitCode.DATA: "mend the data",
+    ExitCode.DATA: "repair the data",
     ExitCode.DIVERGED: "lower the learning rate, clip tighter, look at the data",
     ExitCode.OUT_OF_MEMORY: "lower train.micro_batch_size, or raise parallel.zero_stage",
     ExitCode.SAVE_FAILED: "make room",
@@ -54,7 +54,7 @@ class Circumstances:
 
 
 def decide(code: int, now: Circumstances) -> tuple[int, str]:
-    """The status to end with (75: requeue) and what is said of it, by how the session ended."""
+    """The status to end with (75: requeue) and a line about it, by how the session ended."""
     if code == ExitCode.FINISHED:
         return ExitCode.FINISHED, "nothing follows"
     known = code in list(ExitCode)
@@ -84,11 +84,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _follow_up(args: argparse.Namespace) -> int:
     run = RunFiles(args.run)
-    said = _text(args.said)
+    srun_stderr = _text(args.srun_stderr)
     try:
-        ending = close_session(run, args.code, said)
+        ending = close_session(run, args.code, srun_stderr)
     except OSError as error:  # the decision stands without the record
-        ending = examine(run, args.code, said)
+        ending = examine(run, args.code, srun_stderr)
         print(f"{run.sessions} cannot be written: {error}", file=sys.stderr)
     if ending.code == ExitCode.USER_ERROR:
         ending = replace(ending, reason=refusal(run))
@@ -109,20 +109,20 @@ def _follow_up(args: argparse.Namespace) -> int:
 
 
 def refusal(run: RunFiles) -> str:
-    """What the program said last in the job's log before it ended with status 2."""
+    """The last line of the program in the job's log before it ended with status 2."""
     lines = _text(run.log).splitlines()
     return next((line for line in reversed(lines) if REFUSAL.match(line)), "see the log")
 
 
-def close_session(run: RunFiles, status: int, said: str) -> Ending:
+def close_session(run: RunFiles, status: int, srun_stderr: str) -> Ending:
     """How this job's session ended, written down where it is not; also of one that never began.
 
     A session that failed before step 1 for a reason that the user can correct has never been.
     """
     sessions, job = all_sessions(run), slurm_job()
     if sessions and sessions[-1].get("job") == job:
-        return close_last(run, status, said) or examine(run, status, said)
-    ending = examine_start(status, said)
+        return close_last(run, status, srun_stderr) or examine(run, status, srun_stderr)
+    ending = examine_start(status, srun_stderr)
     if ending.code not in (ExitCode.FINISHED, ExitCode.USER_ERROR, ExitCode.CRASH_LOOP):
         start = {"from_step": committed_step(run), "ranks": None, "pid": None, "job": job}
         append(run, {"event": "start", **start, "by": BY})
@@ -157,7 +157,8 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m launcher.slurm.epilogue", description=DESCRIPTION)
     parser.add_argument("run", type=Path, metavar="RUN", help="the run directory")
     parser.add_argument("--code", type=int, required=True, help="srun's exit status")
-    parser.add_argument("--said", type=Path, help="srun's standard error")
+    # Batch scripts that earlier versions submitted, and that Slurm starts again, use the second name.
+    parser.add_argument("--srun-stderr", "--said", type=Path, help="srun's standard error")
     parser.add_argument("--requeue-limit", type=int, default=50, help="default: %(default)s")
     return parser
 

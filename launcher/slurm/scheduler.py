@@ -47,8 +47,8 @@ def submit(script: Path, given: Collection[str]) -> str:
     Raises:
         ConfigError: there is no sbatch, or it refuses.
     """
-    said = _call("sbatch", "--parsable", str(script), env=_environment(given))
-    return said.strip().splitlines()[-1].split(";")[0]
+    output = _call("sbatch", "--parsable", str(script), env=_environment(given))
+    return output.strip().splitlines()[-1].split(";")[0]
 
 
 def queue() -> dict[str, Job]:
@@ -86,8 +86,8 @@ def _call(*command: str, env: Mapping[str, str] | None = None) -> str:
     except subprocess.TimeoutExpired:
         raise ConfigError(f"{command[0]} did not answer within {DEADLINE_S:.0f} s; see sinfo") from None
     if done.returncode:
-        said = "; ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
-        raise ConfigError(said or f"{command[0]} failed with status {done.returncode}")
+        message = "; ".join(line.strip() for line in done.stderr.splitlines() if line.strip())
+        raise ConfigError(message or f"{command[0]} failed with status {done.returncode}")
     return done.stdout
 
 

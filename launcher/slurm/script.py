@@ -70,9 +70,9 @@ def render(submission: Submission, run: Path, sizes: Sequence[int], indices: Seq
 
 
 def train_options(submission: Submission) -> list[str]:
-    """What `swin-moe train` is told besides the configuration."""
-    asked = {"--elastic": submission.elastic, "--allow-change": submission.allow_change}
-    return [option for option, wanted in asked.items() if wanted]
+    """The arguments of `swin-moe train` besides the configuration."""
+    options = {"--elastic": submission.elastic, "--allow-change": submission.allow_change}
+    return [option for option, wanted in options.items() if wanted]
 
 
 def index_width(tasks: int) -> int:

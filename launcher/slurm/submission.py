@@ -53,7 +53,7 @@ class Submission:
 
     @property
     def ranks_a_node(self) -> int:
-        """A rank a GPU, or one where there are none, unless it was said otherwise."""
+        """A rank a GPU, or one where there are none, unless it is set."""
         return self.ranks_per_node or self.site.gpus_per_node or 1
 
     def name(self, run: Path) -> str:
@@ -93,15 +93,17 @@ def merged(given: Mapping[str, Any], below: Submission) -> Submission:
         ConfigError: a value that cannot be.
     """
     own = {option.name for option in fields(Submission)} - {"site"}
-    said = {name: value for name, value in given.items() if value is not None}
+    given_values = {name: value for name, value in given.items() if value is not None}
     for_site = {option.name for option in fields(SiteConfig)} - {"container", "environment"}
     try:
-        site = replace(below.site, **{name: value for name, value in said.items() if name in for_site})
+        site = replace(
+            below.site, **{name: value for name, value in given_values.items() if name in for_site}
+        )
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    if image := said.get("container"):
+    if image := given_values.get("container"):
         site = replace(site, container=_with_image(site.container, image))
-    return replace(below, site=site, **{name: value for name, value in said.items() if name in own})
+    return replace(below, site=site, **{name: value for name, value in given_values.items() if name in own})
 
 
 def read_submission(file: Path) -> Submission:

@@ -21,7 +21,7 @@ def adapt(config: RunConfig, run: RunDirectory, nodes: Sequence[int], *, say: bo
     """The plan for the ranks that are there, the same on every rank.
 
     Args:
-        config: as it was asked for.
+        config: as it was requested.
         run: whose last session says how many ranks there were.
         nodes: ranks of each node.
         say: whether to print it.
@@ -74,24 +74,24 @@ def replan(
 
 def _parallel(config: RunConfig, world_size: int, per_node: int | None) -> ParallelConfig:
     """The layout of experts; a rule that holds on no number of ranks is left to rules.py."""
-    asked, moe = config.parallel, config.model.moe
-    if moe is None or asked.ep_size % asked.expert_tensor_parallel_size:
-        return asked
-    ep_size, slices = asked.ep_size, asked.expert_tensor_parallel_size
+    requested, moe = config.parallel, config.model.moe
+    if moe is None or requested.ep_size % requested.expert_tensor_parallel_size:
+        return requested
+    ep_size, slices = requested.ep_size, requested.expert_tensor_parallel_size
     if world_size % ep_size:
         fitting = {n: s for n in divisors(world_size) if (s := _slices(n, slices, moe.num_experts))}
         ep_size = _best(list(fitting), ep_size, per_node)
         slices = fitting[ep_size]
-    planned = replace(asked, ep_size=ep_size, expert_tensor_parallel_size=slices)
-    dims, anew = planned.dims(world_size), world_size % asked.ep_size > 0
-    return replace(planned, expert_exchange=_exchange(asked.expert_exchange, dims, per_node, anew=anew))
+    planned = replace(requested, ep_size=ep_size, expert_tensor_parallel_size=slices)
+    dims, anew = planned.dims(world_size), world_size % requested.ep_size > 0
+    return replace(planned, expert_exchange=_exchange(requested.expert_exchange, dims, per_node, anew=anew))
 
 
-def _best(fitting: list[int], asked: int, per_node: int | None) -> int:
+def _best(fitting: list[int], requested: int, per_node: int | None) -> int:
     """One of the sizes that fit, of which 1 always is one."""
     tidy = [n for n in fitting if per_node is None or per_node % n == 0 or n % per_node == 0]
-    smaller = [n for n in tidy if 1 < n <= asked]
-    return max(smaller) if smaller else min((n for n in tidy if n > asked), default=1)
+    smaller = [n for n in tidy if 1 < n <= requested]
+    return max(smaller) if smaller else min((n for n in tidy if n > requested), default=1)
 
 
 def _slices(ep_size: int, most: int, num_experts: int) -> int | None:
@@ -101,18 +101,18 @@ def _slices(ep_size: int, most: int, num_experts: int) -> int | None:
 
 
 def _exchange(
-    asked: ExchangeOptions, dims: ParallelDims, per_node: int | None, *, anew: bool
+    requested: ExchangeOptions, dims: ParallelDims, per_node: int | None, *, anew: bool
 ) -> ExchangeOptions:
     """Gathering over as many ranks as fit, up to those configured; two stages where nodes allow it."""
-    strategy = asked.strategy
+    strategy = requested.strategy
     if anew and not isinstance(strategy, str):
         fits = [n for n in divisors(dims.ep_size) if _holds(dims.check_gather_degree, n)]
         strategy = max(n for n in fits if n <= strategy)
     degrees = [1, dims.expert_tensor_parallel_size, dims.ep_size] if isinstance(strategy, str) else [strategy]
-    hierarchical = asked.hierarchical and (
+    hierarchical = requested.hierarchical and (
         per_node is None or all(_holds(dims.check_hierarchy, per_node, degree) for degree in degrees)
     )
-    return replace(asked, strategy=strategy, hierarchical=hierarchical)
+    return replace(requested, strategy=strategy, hierarchical=hierarchical)
 
 
 def _micro_batch(config: RunConfig, world_size: int) -> int:

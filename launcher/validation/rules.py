@@ -168,16 +168,16 @@ def advice(config: RunConfig, device: str) -> list[str]:
 
 
 def _suggestion(config: RunConfig, world_size: int) -> str:
-    """The micro-batch nearest to the one asked for that fits ranks and routing groups, or a global batch."""
-    asked, group = (
+    """The micro-batch nearest to the requested one that fits ranks and routing groups, or a global batch."""
+    requested, group = (
         config.train.micro_batch_size,
         config.model.moe.routing_group_images if config.model.moe else 1,
     )
     share, rest = divmod(config.train.global_batch_size, world_size)
     fitting = [size for size in range(group, share + 1, group) if share % size == 0] if rest == 0 else []
     if fitting:
-        return f"train.micro_batch_size={min(fitting, key=lambda size: abs(size - asked))}"
-    step = asked * world_size
+        return f"train.micro_batch_size={min(fitting, key=lambda size: abs(size - requested))}"
+    step = requested * world_size
     return f"train.global_batch_size={max(1, round(config.train.global_batch_size / step)) * step}"
 
 
@@ -189,8 +189,10 @@ def _layout_errors(config: RunConfig, world_size: int | None) -> list[str]:
         parallel.expert_exchange.strategy,
     )
     if moe is None:
-        asked = {"ep_size": ep_size, "expert_tensor_parallel_size": slices}
-        return [f"parallel.{n} ({v}) needs experts: set model.moe, or 1" for n, v in asked.items() if v > 1]
+        requested = {"ep_size": ep_size, "expert_tensor_parallel_size": slices}
+        return [
+            f"parallel.{n} ({v}) needs experts: set model.moe, or 1" for n, v in requested.items() if v > 1
+        ]
     errors = _exchange_errors(config)
     try:
         dims = parallel.dims(ep_size)

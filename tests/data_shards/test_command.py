@@ -139,7 +139,7 @@ def test_repair_says_what_it_did(packed: Path, capsys: pytest.CaptureFixture[str
     assert "000002.tar: made again from source" in capsys.readouterr().out
     assert command("verify", train) == 0
     assert command("repair", train) == 0
-    assert "all sound, nothing to repair" in capsys.readouterr().out
+    assert "nothing is damaged, nothing to repair" in capsys.readouterr().out
 
 
 def test_index_split_and_pack_again(packed: Path, capsys: pytest.CaptureFixture[str]) -> None:

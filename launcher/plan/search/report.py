@@ -198,7 +198,7 @@ def simulation_lines(points: Sequence[Point]) -> list[str]:
 
 
 def as_json(
-    time: StepTime, memory: Memory, hardware: Hardware, ranks: int, price: float | None, said: str
+    time: StepTime, memory: Memory, hardware: Hardware, ranks: int, price: float | None, advice: str
 ) -> Json:
     """One layout as values."""
     return {
@@ -224,7 +224,7 @@ def as_json(
             "collectives": [c._asdict() for c in time.collectives],
         },
         "cost_per_million_images": None if price is None else cost_per_million(time, ranks, price),
-        "advice": said,
+        "advice": advice,
     }
 
 

@@ -62,10 +62,10 @@ def _why_not_evaluated(run: RunFiles, noted: dict[str, Any]) -> str:
     if noted.get("phase") == EVALUATING and noted.get("code") not in (None, 0, ExitCode.STOPPED):
         return str(noted["reason"])
     try:
-        status_said = int((run.slurm / "evaluate-status").read_text())
+        status = int((run.slurm / "evaluate-status").read_text())
     except (OSError, ValueError):
         return ""
-    return "" if status_said in (0, ExitCode.STOPPED) else f"status {status_said}: {refusal(run)}"
+    return "" if status in (0, ExitCode.STOPPED) else f"status {status}: {refusal(run)}"
 
 
 def is_trained(run: RunFiles) -> bool:

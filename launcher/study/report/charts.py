@@ -12,7 +12,7 @@ from launcher.study.report.drawing import Chart, Line, Scale, chart, mean_points
 SIDE_BY_SIDE = "Points of one capacity are set a little side by side."
 BINS = 40  # of the steps; a point is the mean of its steps
 MOST_LAYERS = 12  # of one chart
-PRICES = {  # column of the trials: name of the chart, title, axis, remark
+COSTS = {  # column of the trials: name of the chart, title, axis, remark
     "active_parameters": ("active", "active parameters", "parameters that one token meets", ""),
     "parameters": ("total", "all parameters", "parameters", ""),
     "flops": (
@@ -171,23 +171,23 @@ def ticks(positions: Mapping[float, float]) -> dict[float, str]:
     return texts
 
 
-def price_section(data: ReportData) -> Section:
+def cost_section(data: ReportData) -> Section:
     """Size, work and speed."""
-    parts = [by_price(data, metric, column) for column in PRICES for metric in data.metrics]
+    parts = [by_cost(data, metric, column) for column in COSTS for metric in data.metrics]
     return Section.of("Size, work and speed", "What accuracy and loss cost.", parts)
 
 
-def by_price(data: ReportData, metric: QualityMetric, column: str) -> Chart | str:
-    """Quality against a price, a point a configuration."""
-    name, title, x, remark = PRICES[column]
+def by_cost(data: ReportData, metric: QualityMetric, column: str) -> Chart | str:
+    """Quality against a cost, a point a configuration."""
+    name, title, x, remark = COSTS[column]
     low, high = data.trials[column].min(), data.trials[column].max()
     if data.trials[column].round(9).nunique() < 2:
         return f"{metric.label} against {title}: all trials have the same, so there is no chart."
-    prices, spreads = data.spreads(column), data.spreads(metric.key)
+    costs, spreads = data.spreads(column), data.spreads(metric.key)
     lines = [
-        Line(label, mean_points(price["mean"], spreads.loc[members], price["std"]), style=i, kind="loose")
+        Line(label, mean_points(cost["mean"], spreads.loc[members], cost["std"]), style=i, kind="loose")
         for i, (label, members) in enumerate(data.few_families().items())
-        for price in [prices.loc[members]]
+        for cost in [costs.loc[members]]
     ]
     return chart(
         f"{metric.key}-{name}",
@@ -198,10 +198,9 @@ def by_price(data: ReportData, metric: QualityMetric, column: str) -> Chart | st
     )
 
 
-def layer_section(data: ReportData) -> Section:
-    """What the MoE layers dropped and how they were loaded."""
+def layer_section(data: ReportData, curves: pd.DataFrame) -> Section:
+    """What the MoE layers dropped and how they were loaded; `curves` are those of `layer_curves`."""
     text = "What every MoE layer dropped and how evenly its experts were loaded, over the steps of training."
-    curves = layer_curves(data)
     return Section.of("Routing over time", text, [layer_chart(data, curves, name) for name in LAYER_CHARTS])
 
 

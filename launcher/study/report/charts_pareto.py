@@ -1,5 +1,6 @@
 """What accuracy costs at inference: every evaluation, and those that no other one beats."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -7,7 +8,6 @@ import pandas as pd
 from launcher.study.report.charts import Section, seeds_text
 from launcher.study.report.data import QualityMetric, ReportData, at_factor
 from launcher.study.report.drawing import Chart, Line, Scale, chart
-from launcher.study.report.fit import front
 
 
 class Price(NamedTuple):
@@ -73,6 +73,24 @@ def choices(data: ReportData) -> pd.DataFrame:
         for row in table.itertuples()
     ]
     return table
+
+
+def front(gain: Sequence[float], cost: Sequence[float]) -> list[int]:
+    """The indices of the non-dominated points, cheapest first.
+
+    A point is dominated if another has at least its gain for at most its cost and is better in one of them.
+    Of equal points all stay. By one pass in order of cost, and of falling gain where the cost is the same.
+
+    Args:
+        gain: of each point, more is better.
+        cost: of each point, less is better.
+    """
+    kept: list[int] = []
+    for i in sorted(range(len(gain)), key=lambda i: (cost[i], -gain[i], i)):
+        last = kept[-1] if kept else None
+        if last is None or gain[i] > gain[last] or (gain[i], cost[i]) == (gain[last], cost[last]):
+            kept.append(i)
+    return kept
 
 
 def pareto_section(data: ReportData, table: pd.DataFrame) -> Section:

@@ -53,18 +53,18 @@ class Spread(NamedTuple):
     """A mean over n seeds and the standard deviation, which is NaN for one seed."""
 
     mean: float
-    sd: float
+    std: float
     n: int
 
     @classmethod
     def of(cls, values: Sequence[float] | pd.Series) -> "Spread":
         """The spread of at least one value."""
         series = pd.Series(values, dtype=float)
-        return cls(mean=float(series.mean()), sd=float(series.std()), n=len(series))
+        return cls(mean=float(series.mean()), std=float(series.std()), n=len(series))
 
     def text(self, digits: int, sign: str = "") -> str:
         """`62.10 ± 0.34`; without the second for one seed."""
-        around = "" if pd.isna(self.sd) else f" ± {self.sd:.{digits}f}"
+        around = "" if pd.isna(self.std) else f" ± {self.std:.{digits}f}"
         return f"{self.mean:{sign}.{digits}f}{around}"
 
 

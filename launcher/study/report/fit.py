@@ -114,24 +114,6 @@ def t_interval(values: Sequence[float]) -> tuple[float, float] | None:
     return float(np.mean(values)) - half, float(np.mean(values)) + half
 
 
-def front(gain: Sequence[float], cost: Sequence[float]) -> list[int]:
-    """The indices of the non-dominated points, cheapest first.
-
-    A point is dominated if another has at least its gain for at most its cost and is better in one of them.
-    Of equal points all stay. By one pass in order of cost, and of falling gain where the cost is the same.
-
-    Args:
-        gain: of each point, more is better.
-        cost: of each point, less is better.
-    """
-    kept: list[int] = []
-    for i in sorted(range(len(gain)), key=lambda i: (cost[i], -gain[i], i)):
-        last = kept[-1] if kept else None
-        if last is None or gain[i] > gain[last] or (gain[i], cost[i]) == (gain[last], cost[last]):
-            kept.append(i)
-    return kept
-
-
 def _few(sizes: Sequence[float]) -> list[str]:
     if len(sizes) >= FEWEST_POINTS:
         return []

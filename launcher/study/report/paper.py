@@ -189,8 +189,7 @@ def _ours_by_experts(data: ReportData) -> list[Line]:
         spreads = [Spread(0.0, float("nan"), 1)]
         spreads += [Spread.of(data.differences([(dense, each)], TOP1.key)) for each in members]
         experts = [moe.num_experts for each in members if (moe := data.models[each].moe)]
-        frame = pd.DataFrame(spreads).rename(columns={"sd": "std"})
-        points = mean_points([1, *experts], frame).dropna(subset="y")
+        points = mean_points([1, *experts], pd.DataFrame(spreads)).dropna(subset="y")
         lines.append(Line(family if family != "all" else "ours", points, style=len(lines)))
     return [line for line in lines[: 2 * MOST_OURS] if len(line.points) > 1]
 

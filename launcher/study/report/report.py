@@ -13,12 +13,12 @@ from jinja2 import Environment, StrictUndefined
 
 from launcher.config.load import ConfigError
 from launcher.study.grid.trials import StudyError, read_study
-from launcher.study.report.charts import Section, capacity_sections, layer_section, price_section
+from launcher.study.report.charts import Section, capacity_sections, cost_section, layer_curves, layer_section
 from launcher.study.report.charts_fit import fit_section, fits
 from launcher.study.report.charts_pareto import choices, pareto_section
 from launcher.study.report.data import ReportData
 from launcher.study.report.header import about, commands, example_config, notices
-from launcher.study.report.paper import paper_section
+from launcher.study.report.paper import comparison, paper_section
 from launcher.study.report.results import read_results
 from launcher.study.report.summary import summary
 from launcher.study.report.tables import (
@@ -64,18 +64,20 @@ def write(data: ReportData, directory: Path, out: Path) -> int:
         StudyError: the directory cannot be written.
     """
     table, laws = choices(data), fits(data)
+    layers, compared = layer_curves(data), comparison(data)
     sections: list[tuple[Section, list[Table]]] = []
     if data.settings:
         sections = [
             *[(section, []) for section in capacity_sections(data)],
-            (price_section(data), []),
+            (cost_section(data), []),
             (pareto_section(data, table), pareto_tables(data, table)),
-            (layer_section(data), []),
-            (paper_section(data), [published_table(data)]),
+            (layer_section(data, layers), []),
+            (paper_section(data), [published_table(data, compared)]),
             (fit_section(data, laws), [fit_table(laws)]),
         ]
     charts = [chart for section, _ in sections for chart in section.charts]
-    texts, pictures = csv_files(data, table, laws), {f"{chart.name}.png": chart.png for chart in charts}
+    texts = csv_files(data, layers=layers, choices=table, compared=compared, fits=laws)
+    pictures = {f"{chart.name}.png": chart.png for chart in charts}
     texts["index.html"] = render(
         title=f"Study: {data.study.name}",
         written=f"Written {time.strftime('%Y-%m-%d %H:%M')} by `swin-moe study report`.",

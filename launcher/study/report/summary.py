@@ -40,11 +40,11 @@ def value_text(spread: Spread, metric: QualityMetric) -> str:
 
 def verdict(change: Spread, of: str = "seeds") -> str:
     """How a difference compares to its spread over seeds, or over pairs of trials."""
-    if pd.isna(change.sd):
+    if pd.isna(change.std):
         return "one pair of trials, so its spread is not known"
-    if abs(change.mean) <= change.sd:
+    if abs(change.mean) <= change.std:
         return f"within the spread of the {of}"
-    times = abs(change.mean) / change.sd if change.sd else MOST_TIMES
+    times = abs(change.mean) / change.std if change.std else MOST_TIMES
     text = f"{times:.1f} times it" if times < MOST_TIMES else f"more than {MOST_TIMES} times it"
     return f"beyond the spread of the {of} ({text}, n={change.n})"
 
@@ -66,7 +66,7 @@ def _best(data: ReportData, metric: QualityMetric) -> str:
     if len(ranked) == 1:
         return f"{text}; it is the only configuration."
     second = data.spread(ranked[1], metric.key)
-    gap, spread = abs(first.mean - second.mean), (first.sd**2 + second.sd**2) ** 0.5
+    gap, spread = abs(first.mean - second.mean), (first.std**2 + second.std**2) ** 0.5
     if pd.isna(spread):
         close = "which one seed cannot tell apart"
     else:

@@ -5,12 +5,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from launcher.study.report.charts import layer_curves
 from launcher.study.report.charts_fit import QUANTITIES, FamilyFit
 from launcher.study.report.charts_pareto import PRICES
 from launcher.study.report.data import QualityMetric, ReportData, Spread, primary_metric
 from launcher.study.report.drawing import short
-from launcher.study.report.paper import comparison, is_same_task
+from launcher.study.report.paper import is_same_task
 from launcher.study.report.results import TrialResult
 
 SWEPT = (
@@ -41,16 +40,31 @@ class Table(NamedTuple):
         return [_kind([row[i] for row in self.rows]) for i in range(len(self.columns))]
 
 
-def csv_files(data: ReportData, choices: pd.DataFrame, fits: Sequence[FamilyFit]) -> dict[str, str]:
-    """Every CSV file of a report, by name."""
+def csv_files(
+    data: ReportData,
+    *,
+    layers: pd.DataFrame,
+    choices: pd.DataFrame,
+    compared: pd.DataFrame,
+    fits: Sequence[FamilyFit],
+) -> dict[str, str]:
+    """Every CSV file of a report, by name.
+
+    Args:
+        data: of the report.
+        layers: of `charts.layer_curves`.
+        choices: of `charts_pareto.choices`.
+        compared: of `paper.comparison`.
+        fits: of `charts_fit.fits`.
+    """
     metrics = [name for m in data.metrics[:1] for name in (m.key, f"{m.key}_sd")]
     stored = {name: choices[name] / data.metrics[0].unit for name in metrics if name in choices}
     frames = {
         "cells": _frame(_trial_row(result) for result in data.results),
         "sweep": _frame(row for result in data.results for row in _sweep_rows(result)),
-        "layers": layer_curves(data),
+        "layers": layers,
         "pareto": choices.assign(**stored).drop(columns="at", errors="ignore"),
-        "published": comparison(data),
+        "published": compared,
         "fits": _frame(_fit_row(each) for each in fits),
     }
     return {f"{name}.csv": frame.to_csv(index=False, lineterminator="\n") for name, frame in frames.items()}
@@ -180,8 +194,8 @@ def _fit_texts(each: FamilyFit) -> list[str]:
     ]
 
 
-def published_table(data: ReportData) -> Table:
-    """Published values, ours beside them where there are any."""
+def published_table(data: ReportData, compared: pd.DataFrame) -> Table:
+    """Published values, ours beside them where there are any; `compared` is of `paper.comparison`."""
     columns = ["published for", "published top-1", "published images/s", "ours"]
     columns += [f"our top-1{'' if is_same_task(data) else ', other data'}", "our images/s"]
     rows = [
@@ -193,7 +207,7 @@ def published_table(data: ReportData) -> Table:
             _text(row["our_top1"], ".1%"),
             _text(row["our_images_s"], ".0f"),
         ]
-        for row in comparison(data).to_dict("records")
+        for row in compared.to_dict("records")
     ]
     return Table("Published figures and ours", columns, rows)
 

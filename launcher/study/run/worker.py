@@ -97,18 +97,18 @@ class Worker:
         end_with_parent(signal_number=signal.SIGTERM)
 
     def _reason(self, code: int) -> str:
-        """Why a phase ended so: by the post-mortem of its session, else by what it said last."""
+        """Why a phase ended so: by the post-mortem of its session, else by its last line."""
         if code == ExitCode.FINISHED:
             return ""
         if code == ExitCode.STOPPED and self.phase == EVALUATING:
             return "stopped before its evaluation was done"
-        said = self._said()
+        last_line = self._last_line()
         if self.phase == EVALUATING or code in (ExitCode.USER_ERROR, ExitCode.CRASH_LOOP):
-            return said or f"status {code}"
+            return last_line or f"status {code}"
         ending: Any = close_last(self.planned.run, code)
-        return ending.reason if ending and ending.code else said or f"status {code}"
+        return ending.reason if ending and ending.code else last_line or f"status {code}"
 
-    def _said(self) -> str:
+    def _last_line(self) -> str:
         """The last error in the log of this phase, in one line; of an unexpected one the traceback's end."""
         with (self.planned.run.path / "log.txt").open("rb") as log:
             log.seek(self._log_began)

@@ -52,7 +52,7 @@ def test_ls_as_json_reads_every_byte_when_asked(stored_run: Path, say: Say) -> N
 def test_verify_of_sound_ones(stored_run: Path, say: Say) -> None:
     code, out, _ = say("verify", stored_run)
     assert code == 0
-    assert out.count("sound, 10 tensors in 2 files") == 3
+    assert out.count("complete, 10 tensors in 2 files") == 3
     assert say("verify", at(stored_run, 20))[1].count("\n") == 1
 
 
@@ -76,7 +76,7 @@ def test_verify_names_file_and_reason(
     assert code == 1
     assert f"{at(stored_run, 20)}: " in out
     assert reason in out
-    assert out.count(": sound") == 2
+    assert out.count(": complete") == 2
 
 
 def test_verify_holds_the_tensors_against_the_manifest(tmp_path: Path, say: Say) -> None:

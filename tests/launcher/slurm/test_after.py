@@ -74,7 +74,7 @@ def begun(run: RunFiles, restarts: int = 1) -> None:
 
 def ends(run: RunFiles, code: int, said: str = "") -> int:
     (run.slurm / "said").write_text(said)
-    return epilogue.main([str(run.path), "--code", str(code), "--said", str(run.slurm / "said")])
+    return epilogue.main([str(run.path), "--code", str(code), "--srun-stderr", str(run.slurm / "said")])
 
 
 def test_a_lost_rank_is_requeued_until_the_budget_is_used_up(

@@ -164,7 +164,14 @@ def test_what_follows_is_as_after_says(slurm: FakeSlurm, shards: Path, after: in
     run = submitted(slurm, shards, "run", "--requeue-limit", "3")
     assert slurm.run(run / "slurm" / "job.sbatch") == after
     [asked] = slurm.calls("python")
-    assert asked[3:] == ["--code", "81", "--said", f"{run}/slurm/srun-said.txt", "--requeue-limit", "3"]
+    assert asked[3:] == [
+        "--code",
+        "81",
+        "--srun-stderr",
+        f"{run}/slurm/srun-said.txt",
+        "--requeue-limit",
+        "3",
+    ]
     assert slurm.calls("scontrol") == ([["requeue", "7"]] if requeued else [])
 
 
@@ -182,7 +189,7 @@ def test_a_request_to_stop_reaches_the_step_and_is_waited_for(
     job.send_signal(sent)  # asked twice, it waits all the same
     assert job.wait(timeout=20) == 75
     assert "saved" in slurm.out
-    assert slurm.calls("python")[0][4:6] == ["75", "--said"]
+    assert slurm.calls("python")[0][4:6] == ["75", "--srun-stderr"]
     assert slurm.calls("scontrol") == [["requeue", "7"]]
 
 

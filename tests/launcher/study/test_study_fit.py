@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from launcher.study.report.fit import LawFit, fit, front, offset_law, power_law, t_interval
+from launcher.study.report.charts_pareto import front
+from launcher.study.report.fit import LawFit, fit, offset_law, power_law, t_interval
 
 X = np.array([1.0, 2.0, 4.0, 8.0, 16.0, 32.0])
 

@@ -57,7 +57,7 @@ def test_states_and_reasons(data: ReportData) -> None:
 def test_groups_are_means_and_spreads_over_seeds(data: ReportData) -> None:
     # seeds add 0, 0.004 and -0.004 to the loss: mean 0, standard deviation 0.004
     assert data.spread("E=16 f=1.25 BPR", "loss") == pytest.approx((16**-0.1, 0.004, 3))
-    assert data.spread("E=16 f=1.25 BPR", "top1").sd == pytest.approx(0.12, abs=1e-4)  # 100 x 0.3 x 0.004
+    assert data.spread("E=16 f=1.25 BPR", "top1").std == pytest.approx(0.12, abs=1e-4)  # 100 x 0.3 x 0.004
     assert data.dense == ["dense"]
     assert data.spread("dense", "loss") == pytest.approx((1.0, 0.004, 3))
     short = "E=8 f=0.5 BPR"
