@@ -252,23 +252,26 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def mistake_in(args: argparse.Namespace) -> str:
     """What would fail or be lost later; "" for nothing. It makes the folder OUT."""
-    import torch  # with gpu_checks.page seconds, which `--help` need not wait for
-    from gpu_checks.page import page_problem
-
     if args.budget is not None and args.budget < 0:
         return f"--budget ({args.budget:g}) must be at least 0 seconds"
-    if args.budget is not None and args.device == "cuda" and not torch.cuda.is_available():
-        return "--device cuda: torch finds no GPU here; --device cpu is the rehearsal"
-    if args.page is not None and (problem := page_problem(args.page)):
-        return f"--page: {problem}"
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         return f"--out: {error}"
+    if args.page is not None:
+        from gpu_checks.page import page_problem  # imports torch: seconds, which the checks above do not need
+
+        if problem := page_problem(args.page):
+            return f"--page: {problem}"
     if args.budget is None and not Results(args.out).rows():
         return (
             f"--page: {args.out} holds no results, and the page keeps those that it has; say --budget SECONDS"
         )
+    if args.budget is not None and args.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            return "--device cuda: torch finds no GPU here; --device cpu is the rehearsal"
     return ""
 
 

@@ -132,9 +132,9 @@ def _main(
         try:
             join(ranks, prepare_process(ranks))
             fn, args = pickle.loads(payload)
-            answer = pickle.dumps((True, fn(*args)))
+            answer = pickle.dumps((time.monotonic(), True, fn(*args)))
         except BaseException:
-            answer = pickle.dumps((False, traceback.format_exc()))
+            answer = pickle.dumps((time.monotonic(), False, traceback.format_exc()))
         pipe.send_bytes(answer)
         leave()
         faulthandler.unregister(signal.SIGUSR2)
@@ -154,23 +154,27 @@ def _collect(
                 f"rank {', '.join(map(str, hung))} of {len(ranks)} hung: no answer in {timeout_s} s\n"
                 + "\n".join(_stack(ranks[rank][0], directory, rank) for rank in hung)
             )
+        failures: list[tuple[float, str]] = []
         for pipe in ready:
             rank = waiting[pipe]  # type: ignore[index]
-            answers[rank] = _answer(ranks[rank][0], ranks[rank][1], rank, len(ranks))
+            at_s, succeeded, answers[rank] = _answer(*ranks[rank])
+            if not succeeded:
+                failures.append((at_s, f"rank {rank} of {len(ranks)} {answers[rank]}"))
+        if failures:  # under load several are ready at once, among them those that failed after the first
+            raise RankError(min(failures)[1])
     for process, _ in ranks:
         process.join(max(0.0, deadline - time.monotonic()))
     return [answers[rank] for rank in range(len(ranks))]
 
 
-def _answer(process: BaseProcess, pipe: Connection, rank: int, n: int) -> Any:
+def _answer(process: BaseProcess, pipe: Connection) -> tuple[float, bool, Any]:
+    """When a rank ended by the monotonic clock (0 where it died), whether it succeeded, its value or failure."""
     try:
-        succeeded, value = pickle.loads(pipe.recv_bytes())
+        at_s, succeeded, value = pickle.loads(pipe.recv_bytes())
     except EOFError:
         process.join()
-        raise RankError(f"rank {rank} of {n} died with exit code {process.exitcode}") from None
-    if not succeeded:
-        raise RankError(f"rank {rank} of {n} raised\n{value}")
-    return value
+        return 0.0, False, f"died with exit code {process.exitcode}"
+    return at_s, succeeded, value if succeeded else f"raised\n{value}"
 
 
 def _stack_file(directory: Path, rank: int) -> Path:

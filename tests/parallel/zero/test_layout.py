@@ -93,8 +93,10 @@ def some_are_slow(of: list[Layout]) -> list[Any]:
     fp32 = {layout for layout in of if layout.precision == "fp32"}
     grid = {layout for layout in fp32 if (layout.world, layout.ep) == (4, 2) and layout.stage in (0, 1)}
     bf16 = {layout for layout in of if layout not in fp32 and layout.stage != 1}
-    uneven = {layout for layout in of if layout.experts == UNEVEN}
-    slow = (whole_batch | alike | alone | grid | bf16) - uneven
+    kept = set(exchanges()[1:9:2])  # hierarchical and overlapped, padded, always cut, uneven at stage 3
+    others = {layout for layout in exchanges() if layout not in kept and layout.experts != UNEVEN}
+    slow = whole_batch | alike | alone | grid | bf16 | others
+    slow -= {layout for layout in of if layout.experts == UNEVEN} | kept
     return [pytest.param(layout, marks=[pytest.mark.slow] if layout in slow else []) for layout in of]
 
 

@@ -19,6 +19,8 @@ DEEP = small_swin(
 )
 MOE = small_moe(blocks=((), (), (1, 3, 5), ()), num_experts=2, expert_dropout=0.1)
 
+SLOW = pytest.mark.slow
+
 
 @pytest.fixture
 def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
@@ -44,12 +46,13 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
     ("config", "most"),
     [
         (DEEP, 4),  # a pair a stage
-        (replace(DEEP, drop_rate=0.1), 4),  # each dropout has a site of its own
-        (replace(DEEP, depths=(2, 2, 18, 2)), 4),
-        (replace(DEEP, depths=(1, 2, 5, 3)), 7),  # a pair and a single block of depths 5 and 3
+        pytest.param(replace(DEEP, drop_rate=0.1), 4, marks=SLOW),  # each dropout has a site of its own
+        pytest.param(replace(DEEP, depths=(2, 2, 18, 2)), 4, marks=SLOW),
+        # a pair and a single block of depths 5 and 3
+        pytest.param(replace(DEEP, depths=(1, 2, 5, 3)), 7, marks=SLOW),
         (replace(DEEP, **V2), 4),
-        (replace(DEEP, attention="mlp"), 4),
-        (replace(DEEP, activation_checkpoint_every=2), 4),
+        pytest.param(replace(DEEP, attention="mlp"), 4, marks=SLOW),
+        pytest.param(replace(DEEP, activation_checkpoint_every=2), 4, marks=SLOW),
         (replace(DEEP, moe=MOE), 5),  # 3 pairs, a dense block, and the attention of blocks with experts
     ],
     ids=["swin", "dropout", "deep", "odd", "v2", "mlp", "checkpointed", "experts"],

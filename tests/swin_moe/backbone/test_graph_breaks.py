@@ -32,8 +32,8 @@ def forget_graphs() -> None:
     ("kind", "training", "side"),
     [
         ("swin", True, 32),
-        ("swin", False, 32),
-        ("v2", True, 32),
+        pytest.param("swin", False, 32, marks=pytest.mark.slow),
+        pytest.param("v2", True, 32, marks=pytest.mark.slow),  # checkpointed is of v2 as well
         ("v2", False, 37),
         ("mlp", True, 37),
         ("checkpointed", True, 32),
@@ -49,7 +49,7 @@ def test_no_graph_break(kind: str, training: bool, side: int) -> None:
     assert found.graph_count == 1
 
 
-@pytest.mark.parametrize("kind", ["swin", "v2"])
+@pytest.mark.parametrize("kind", [pytest.param("swin", marks=pytest.mark.slow), "v2"])
 def test_the_graph_computes_the_same(kind: str) -> None:
     """One full graph for training and one for evaluation; new weights reach both without another graph."""
     model = build_model(replace(KINDS[kind], init_std=0.3, depths=(2,), num_heads=(2,)))

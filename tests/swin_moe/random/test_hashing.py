@@ -44,7 +44,7 @@ def compare_kernels() -> None:
     assert torch.equal(triton_hashing.mix(KEYS), hashing.mix(KEYS))
     assert torch.equal(triton_hashing.mix(KEYS.view(2, 3, 11).mT), hashing.mix(KEYS.view(2, 3, 11).mT))
     assert triton_hashing.mix(KEYS[:0]).shape == (0,)
-    for n, start in [(1, 0), (8, 0), (50, 7), (1500, 3), (0, 0)]:
+    for n, start in [(1, 0), (50, 7), (1100, 3), (0, 0)]:
         words = hashing.words(KEYS, n, start)
         assert torch.equal(triton_hashing.words(KEYS, n, start), words)
         for dtype in DTYPES if n else []:
