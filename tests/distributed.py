@@ -168,7 +168,7 @@ def _collect(
 
 
 def _answer(process: BaseProcess, pipe: Connection) -> tuple[float, bool, Any]:
-    """When a rank ended by the monotonic clock (0 where it died), whether it succeeded, its value or failure."""
+    """When a rank ended by the monotonic clock (0 if it died), whether it succeeded, its value or failure."""
     try:
         at_s, succeeded, value = pickle.loads(pipe.recv_bytes())
     except EOFError:
