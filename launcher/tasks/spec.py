@@ -132,19 +132,35 @@ class HeadPart(NamedTuple):
     run: Callable[[list[Tensor]], Tensor]  # on the map of each stage (B, H, W, C), without values
 
 
+class PlannedTeacher(NamedTuple):
+    """A teacher of a task, for the planner: a model of the student's backbone that is not trained."""
+
+    model_on_meta: Callable[[RunConfig, ExpertParallel | None], nn.Module]
+    views: int = 1  # of a sample, that pass through it
+    is_average: bool = True  # of the master weights; otherwise its weights are frozen
+
+
 @dataclass(frozen=True, kw_only=True)
 class Planning:
     """What the planner asks of a task: one micro-batch on tensors without values.
 
     `members` makes the tensors of a batch of so many samples, as they lie on the host; `inputs` makes of them
     what `Task.inputs` does, and `step` is `Task.step`. They call torch alone, on the default device.
-    `heads` are the parts after the backbone; None stands for the backbone's own classifier.
+    `heads` are the parts after the backbone; None stands for the backbone's own classifier. `views` of each
+    sample pass through the backbone, each of the configured image size.
     """
 
     members: Callable[[RunConfig, int], dict[str, Tensor]]
     inputs: Callable[[RunConfig, dict[str, Tensor]], Any]
     step: Callable[[RunConfig, nn.Module, Any, Tensor], StepOutput]
     heads: Callable[[RunConfig, SwinTransformer], Sequence[HeadPart]] | None = None
+    views: int = 1
+    teacher: PlannedTeacher | None = None
+
+    @property
+    def teacher_views(self) -> int:
+        """The views of a sample that pass through a teacher."""
+        return self.teacher.views if self.teacher else 0
 
 
 def no_errors(config: RunConfig) -> Sequence[str]:

@@ -14,7 +14,7 @@ from launcher.config.schema import RunConfig
 from launcher.config.task_sections import options_of
 from launcher.tasks.image_data import image_inputs, image_members
 from launcher.tasks.param_groups import ParameterRules
-from launcher.tasks.spec import HeadPart, Planning, StepOutput, Task, TaskContext, TaskSpec
+from launcher.tasks.spec import HeadPart, PlannedTeacher, Planning, StepOutput, Task, TaskContext, TaskSpec
 from parallel.experts.placement import ExpertParallel
 from swin_moe.backbone.flops import construct_on_meta
 from swin_moe.backbone.model import SwinTransformer
@@ -97,7 +97,14 @@ SPEC = TaskSpec(
     train_data=train_data,
     eval_data=eval_data,
     check=_check,
-    planning=Planning(members=image_members, inputs=_inputs, step=_step, heads=_heads),
+    planning=Planning(
+        members=image_members,
+        inputs=_inputs,
+        step=_step,
+        heads=_heads,
+        views=2,
+        teacher=PlannedTeacher(_model_on_meta, views=2),
+    ),
     on_change={"momentum": "training"},
     parameters=ParameterRules(backbone="encoder.", heads=("projector.", "predictor.", "points.")),
 )

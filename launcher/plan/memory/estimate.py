@@ -9,7 +9,15 @@ from launcher.plan.base.hardware import Device
 from launcher.plan.memory.activations import BATCH, Activations, Moment, activations_of
 from launcher.plan.memory.gradient_buckets import Flow, GradientSizes, Snapshot, flow_of
 from launcher.plan.memory.rank_params import RankParams, bucket_of, params_of_fullest_rank
-from launcher.plan.memory.states import States, element_bytes, gradient_bytes, part_of, states_of, touched_by
+from launcher.plan.memory.states import (
+    States,
+    element_bytes,
+    gradient_bytes,
+    part_of,
+    states_of,
+    teacher_of,
+    touched_by,
+)
 from launcher.plan.memory.zero3_prefetch import Gathered
 from parallel.ranks.mesh import ParallelDims
 
@@ -51,11 +59,14 @@ def predict_memory(
     overlaps = device == "cuda"
     step = _Step(config, held, dims, overlaps=overlaps, reserved=overlaps if reserved is None else reserved)
     peak = max(step.moments(activations), key=lambda alive: alive.total)
-    items = [*_persistent(config, held, states, device), *peak.items(activations)]
+    teacher, offloaded = teacher_of(config, held, dims), config.parallel.offload_optimizer
+    items = [*_persistent(config, held, states, device)]
+    items += [("teacher", teacher.parameters), ("teacher's average", 0 if offloaded else teacher.average)]
+    items += peak.items(activations)
     return Memory(
         items=tuple((name, size) for name, size in items if size),
         transient=peak.transient(activations),
-        host_bytes=sum(state.host for state in states),
+        host_bytes=sum(state.host for state in states) + (teacher.average if offloaded else 0),
         moment=peak.name,
         activations=activations.saved,
     )

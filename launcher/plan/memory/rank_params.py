@@ -12,7 +12,7 @@ from torch import nn
 from launcher.config.schema import OptimConfig, RunConfig
 from launcher.config.task_sections import section_names
 from launcher.tasks.param_groups import ParameterRules, freeze, parameter_groups
-from launcher.tasks.registry import model_on_meta, task_spec
+from launcher.tasks.registry import model_on_meta, planning_of, task_spec
 from parallel.experts.placement import ExchangeOptions, ExpertParallel, ExpertSlice, experts_of, sliced_of
 from parallel.ranks.mesh import ParallelDims
 from parallel.zero.options import bucket_elements
@@ -85,6 +85,17 @@ def params_of_fullest_rank(config: RunConfig, dims: ParallelDims) -> RankParams:
             config=config,
         )
     )
+
+
+def params_of_teacher(config: RunConfig, dims: ParallelDims) -> tuple[int, int]:
+    """Elements of dense parameters and of experts of a task's teacher, on the rank that holds most."""
+    planned, moe = planning_of(config).teacher, config.model.moe
+    if planned is None:
+        return 0, 0
+    placement = None if moe is None else fullest_placement(dims, moe.num_experts)
+    parameters = list(planned.model_on_meta(config, placement).parameters())
+    experts = sum(p.numel() for p in parameters if experts_of(p) is not None)
+    return sum(p.numel() for p in parameters) - experts, experts
 
 
 def bucket_of(config: RunConfig, held: RankParams, *, overlaps: bool) -> int:

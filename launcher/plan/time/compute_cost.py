@@ -12,6 +12,7 @@ from launcher.plan.time.workload import Experts, Workload, describe, expert_ops,
 from launcher.tasks.registry import planning_of
 from parallel.ranks.mesh import ParallelDims
 
+TEACHER = "teacher"  # the name of what its forward pass takes
 EXPERTS = "experts"  # the end of the name of what the experts of a stage take
 Both = tuple[float, float]  # seconds forward and backward
 
@@ -23,19 +24,26 @@ class ComputeCost:
     work: Workload
     hardware: Hardware
     precision: str
+    views: int = 1  # of a sample, through the backbone
+    teacher_views: int = 0
     dense: dict[int, list[tuple[str, bool, Both]]] = field(default_factory=dict)  # by micro-batch
     experts: dict[tuple[str, float, float, int], Both] = field(default_factory=dict)
 
     def compute_s(self, config: RunConfig, dims: ParallelDims) -> dict[str, float]:
         """Seconds of a step's computing by stage, and of the experts of each."""
         steps, again = accumulation(config, dims), 2 if config.model.activation_checkpoint_every else 1
+        micro = config.train.micro_batch_size
         seconds: dict[str, float] = {}
-        for stage, in_block, (forward, backward) in self._dense(config.train.micro_batch_size):
+        for stage, in_block, (forward, backward) in self._dense(micro * self.views):
             once = forward * (again if in_block else 1) + backward
             seconds[stage] = seconds.get(stage, 0.0) + once * steps
         for experts in self.work.experts:
-            forward, backward = self._experts(config, dims, experts)
+            forward, backward = self._experts(config, dims, experts, micro * self.views)
             seconds[f"{experts.stage} {EXPERTS}"] = (forward * again + backward) * experts.layers * steps
+        if views := self.teacher_views:
+            passes = [forward for _, _, (forward, _) in self._dense(micro * views)]
+            passes += [self._experts(config, dims, e, micro * views)[0] * e.layers for e in self.work.experts]
+            seconds[TEACHER] = sum(passes) * steps
         return seconds
 
     def _dense(self, micro: int) -> list[tuple[str, bool, Both]]:
@@ -49,13 +57,13 @@ class ComputeCost:
                 self.dense[micro].append((part.stage, part.in_block, (f, b)))
         return self.dense[micro]
 
-    def _experts(self, config: RunConfig, dims: ParallelDims, experts: Experts) -> Both:
+    def _experts(self, config: RunConfig, dims: ParallelDims, experts: Experts, images: int) -> Both:
         """One MoE layer's experts at the rank that holds most, and putting rows in order for them."""
         moe, degree = config.model.moe, gather_degree(config, dims, experts)
         assert moe is not None
-        padded, micro = config.parallel.expert_exchange.padded, config.train.micro_batch_size
+        padded = config.parallel.expert_exchange.padded
         slices = max(1, dims.expert_tensor_parallel_size // degree)
-        sent = expert_rows(config.model, experts.length, images=micro, padded=padded) * slices
+        sent = expert_rows(config.model, experts.length, images=images, padded=padded) * slices
         held = experts_held(config, dims)
         uneven = held * (dims.ep_size // dims.expert_tensor_parallel_size) / moe.num_experts
         count = held * max(1, degree // dims.expert_tensor_parallel_size)
@@ -73,6 +81,13 @@ class ComputeCost:
 
 def compute_cost(config: RunConfig, hardware: Hardware) -> ComputeCost:
     """Of a run's model in its task."""
-    heads = planning_of(config).heads
-    work = describe(config.model, partial(heads, config) if heads else None, device=hardware.device)
-    return ComputeCost(work=work, hardware=hardware, precision=config.train.precision)
+    planning = planning_of(config)
+    heads = partial(planning.heads, config) if planning.heads else None
+    work = describe(config.model, heads, device=hardware.device)
+    return ComputeCost(
+        work=work,
+        hardware=hardware,
+        precision=config.train.precision,
+        views=planning.views,
+        teacher_views=planning.teacher_views,
+    )

@@ -26,7 +26,7 @@ class StepTime:
     hidden: tuple[tuple[str, float], ...]  # collectives behind computing
     step_s: float
     images_s: float  # of all ranks
-    mfu: float  # 6 x multiply-adds of an image forward x images, over the peak of all ranks
+    mfu: float  # of multiply-adds of every view, forward and backward, over the peak of all ranks
     cores: float  # of a node's processors for a rank, that feed it at this speed
     all_to_all_linear_s: float  # of a step, the rows alone
     all_to_all_hierarchical_s: float
@@ -75,7 +75,8 @@ def predict_time(
     items[FEED] = max(0.0, feed_s - busy)  # it works ahead: only what is longer than the rest is waited for
     step_s = sum(items.values())
     images_s = config.train.global_batch_size / step_s
-    flops = 6 * sum(flops_by_part(work).values()) * images_s
+    passes = 6 * cost.views + 2 * cost.teacher_views  # forward and backward; forward
+    flops = passes * sum(flops_by_part(work).values()) * images_s
     both = [_rows_s(hardware, collectives, two_stages=two) for two in (False, True)]
     return StepTime(
         items=tuple(items.items()),

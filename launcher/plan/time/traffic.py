@@ -11,6 +11,7 @@ from launcher.plan.memory.rank_params import bucket_of, params_of_fullest_rank
 from launcher.plan.time.links import RankGroup, RankGroups, groups_of, split_bytes
 from launcher.plan.time.roofline import WIDTHS
 from launcher.plan.time.workload import Experts, Workload, expert_rows
+from launcher.tasks.registry import planning_of
 from parallel.experts.gather_degree import (
     KEY_BYTES,
     bytes_of_row,
@@ -83,22 +84,31 @@ def traffic(
         return []
     bucket = float(bucket_of(config, params_of_fullest_rank(config, dims), overlaps=overlaps))
     collectives = list(_zero(config, dims, groups_of(dims, nodes, 1), work, bucket))
+    planning, micro = planning_of(config), config.train.micro_batch_size
     for experts in work.experts:
-        collectives += _exchange(config, dims, nodes, experts)
+        collectives += _exchange(config, dims, nodes, experts, micro * planning.views)
+        if views := planning.teacher_views:
+            passes = _exchange(config, dims, nodes, experts, micro * views)
+            collectives += [_of_teacher(config, c) for c in passes if c.name != "rows backward"]
     return [c for c in collectives if c.group.size > 1 and c.size > 0]
 
 
+def _of_teacher(config: RunConfig, collective: Collective) -> Collective:
+    """A collective of the student's MoE layers as the teacher's single forward pass has it."""
+    forwards = 2 if config.model.activation_checkpoint_every else 1
+    passes = forwards + 1 if collective.name == "weights of experts" else forwards
+    return collective._replace(name=f"teacher's {collective.name}", times=collective.times / passes)
+
+
 def _exchange(
-    config: RunConfig, dims: ParallelDims, nodes: Sequence[int], experts: Experts
+    config: RunConfig, dims: ParallelDims, nodes: Sequence[int], experts: Experts, images: int
 ) -> Iterator[Collective]:
     """Of the MoE layers of a stage: rows out and back, forward and backward, and gathered weights."""
     degree = gather_degree(config, dims, experts)
     groups, options = groups_of(dims, nodes, degree), config.parallel.expert_exchange
     layers = experts.layers * accumulation(config, dims)
     forwards = 2 if config.model.activation_checkpoint_every else 1
-    rows = expert_rows(
-        config.model, experts.length, images=config.train.micro_batch_size, padded=options.padded
-    )
+    rows = expert_rows(config.model, experts.length, images=images, padded=options.padded)
     copies = copies_of_row(dims.expert_tensor_parallel_size, degree)
     rows *= copies
     width = wire_bytes(options, int(WIDTHS[config.train.precision].row))

@@ -12,8 +12,10 @@ from torch import Tensor
 from launcher.config.load import load_config
 from launcher.plan.base.hardware import load_hardware
 from launcher.plan.memory.activations import activations_of
+from launcher.plan.memory.estimate import predict_memory
 from launcher.plan.memory.rank_params import params_of_fullest_rank
 from launcher.plan.time.compute_cost import compute_cost
+from launcher.plan.time.traffic import traffic
 from launcher.tasks.registry import model_on_meta
 from parallel.checkpoint.reader import CheckpointReader
 from tests.distributed import RankError, run_on_ranks
@@ -165,7 +167,30 @@ def test_the_planner_asks_the_task(shards: Path, tmp_path: Path) -> None:
         parameter.numel() for parameter in model_on_meta(config).parameters()
     )
     hardware = load_hardware("a100-40")
-    assert [part.name for part in compute_cost(config, hardware).work.parts][-1] == "projector"
+    cost = compute_cost(config, hardware)
+    assert [part.name for part in cost.work.parts][-1] == "projector"
+    seconds, dims = cost.compute_s(config, config.parallel.dims(1)), config.parallel.dims(1)
+    teacher_s, eight = seconds.pop("teacher"), compute_cost(plain, hardware).compute_s(plain, dims)
+    stages = [name for name in seconds if name.startswith("stage")]
+    assert stages
+    for name in stages:  # 16 samples: 4 micro-batches of 4 x 2 views, or 2 of 8 images
+        assert seconds[name] == pytest.approx(2 * eight[name])
+    assert 0.2 < teacher_s / sum(seconds.values()) < 0.7  # the forward pass of both passes
+
+
+def test_the_planner_counts_the_teacher(shards: Path, tmp_path: Path) -> None:
+    """It is complete on each rank, and its fp32 average is partitioned as the masters."""
+    config = load_config(CONFIG, overrides(shards, tmp_path, *TOY, "parallel.zero_stage=2"))
+    elements = sum(parameter.numel() for parameter in model_on_meta(config).parameters())
+    for ranks in (1, 2):
+        items = dict(predict_memory(config, [ranks], "cpu").items)
+        assert items["teacher"] == 4 * elements
+        assert items["teacher's average"] == pytest.approx(4 * elements / ranks, rel=0.01)
+    config = load_config(CONFIG, overrides(shards, tmp_path, *TOY, "parallel.ep_size=2"))
+    work = compute_cost(config, load_hardware("a100-40")).work
+    rows = {collective.name: collective for collective in traffic(config, [2], work)}
+    assert rows["teacher's rows forward"].sent_bytes == rows["rows forward"].sent_bytes > 0
+    assert "teacher's rows backward" not in rows
 
 
 @pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])

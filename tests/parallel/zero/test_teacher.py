@@ -22,10 +22,10 @@ from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
 from parallel.zero import state_gather
 from parallel.zero.errors import TeacherError
 from parallel.zero.master_weights import MasterWeights
+from parallel.zero.memory import teacher_bytes
 from parallel.zero.teacher import (
     FrozenTeacher,
     MovingAverageTeacher,
-    teacher_bytes,
     weights_digest,
 )
 from swin_moe.backbone.model import build_model
