@@ -35,6 +35,7 @@ torch.distributed.all_to_all_single async_op group
 torch.distributed.checkpoint.FileSystemWriter per_thread_copy_ahead
 torch.distributed.checkpoint.load no_dist storage_reader
 torch.distributed.checkpoint.save no_dist storage_writer
+torch.distributed.gather_object dst group
 torch.distributed.init_process_group init_method rank store timeout world_size
 torch.empty device dtype pin_memory requires_grad
 torch.empty_like dtype
@@ -51,6 +52,7 @@ torch.nn.Conv2d kernel_size stride
 torch.nn.Linear bias
 torch.nn.ReLU inplace
 torch.nn.functional.avg_pool2d count_include_pad divisor_override padding stride
+torch.nn.functional.batch_norm eps momentum training
 torch.nn.functional.cross_entropy label_smoothing reduction
 torch.nn.functional.embedding_bag mode per_sample_weights
 torch.nn.functional.grid_sample align_corners mode padding_mode
@@ -152,14 +154,14 @@ torch.a(b=1), dist.c(d=1), F.e(f=1), i.g(h=1), other.j(k=1), torch.nn.l(m=torch.
 @pytest.mark.parametrize("old", [False, True])
 def test_blocks_are_compiled_apart_on_any_torch(monkeypatch: pytest.MonkeyPatch, old: bool) -> None:
     """Without `isolate_recompiles` the limit of graphs of one function is raised to what all stages need."""
+    model = build_model(small_swin(depths=(2, 3)))  # pydantic asks for signatures too, the first time
     given = inspect.signature(torch.compile)
     kept = [parameter for name, parameter in given.parameters.items() if not (old and name in LATER)]
     monkeypatch.setattr(inspect, "signature", lambda _: given.replace(parameters=kept))
     asked: list[set[str]] = []
     monkeypatch.setattr(torch, "compile", lambda function, **options: asked.append(set(options)) or function)
-    config = small_swin(depths=(2, 3))
     has = not old and "isolate_recompiles" in given.parameters
     with torch._dynamo.config.patch(recompile_limit=8):
-        compile_blocks(build_model(config))
+        compile_blocks(model)
         assert torch._dynamo.config.recompile_limit == (8 if has else 2 * GRAPHS_PER_STAGE)
     assert asked == [{"dynamic", "isolate_recompiles"} if has else {"dynamic"}] * 4  # blocks and mixers

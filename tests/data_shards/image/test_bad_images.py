@@ -75,7 +75,7 @@ def test_evaluation_names_the_first_one(split: Path) -> None:
 def test_verify_names_all_of_them(split: Path) -> None:
     bad = verify(split, decode=True).bad
     assert [int(sample.key) for sample in bad] == list(ROWS)
-    assert all(sample.reason.startswith("undecodable image of ") for sample in bad)
+    assert all(sample.reason.startswith("image: undecodable image of ") for sample in bad)
 
 
 def test_pack_lists_all_of_them(tmp_path: Path) -> None:

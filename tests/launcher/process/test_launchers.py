@@ -46,7 +46,7 @@ def losses(launcher: str, shards: Path, run: Path, *more: str) -> list[list[obje
         timeout=180,
     )
     assert done.returncode == 0, f"{launcher}: {done.stdout}\n{done.stderr}"
-    assert "top-1 accuracy" in done.stdout
+    assert "evaluation       top-1 " in done.stdout
     assert len(steps(run)) == 4
     return [only(record, EXACT) for record in steps(run)]
 

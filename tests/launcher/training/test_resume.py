@@ -170,6 +170,6 @@ def test_sigkill_of_the_program_takes_its_ranks_along_and_resume_is_exact(
     program = start(*line, cwd=tmp_path)
     out, err = program.communicate(timeout=120)
     assert program.returncode == 0, err
-    assert "top-1 accuracy" in out
+    assert "evaluation       top-1 " in out
     assert "Traceback" not in err
     assert_same_run(run, uninterrupted(1))
