@@ -20,6 +20,7 @@ from launcher.plan.memory.states import (
 )
 from launcher.plan.memory.zero3_prefetch import Gathered
 from parallel.ranks.mesh import ParallelDims
+from parallel.zero.memory import TeacherBytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,21 +60,19 @@ def predict_memory(
     overlaps = device == "cuda"
     step = _Step(config, held, dims, overlaps=overlaps, reserved=overlaps if reserved is None else reserved)
     peak = max(step.moments(activations), key=lambda alive: alive.total)
-    teacher, offloaded = teacher_of(config, held, dims), config.parallel.offload_optimizer
-    items = [*_persistent(config, held, states, device)]
-    items += [("teacher", teacher.parameters), ("teacher's average", 0 if offloaded else teacher.average)]
-    items += peak.items(activations)
+    teacher, offloads = teacher_of(config, held, dims), config.parallel.offload_optimizer
+    items = [*_persistent(config, held, states, teacher, device), *peak.items(activations)]
     return Memory(
         items=tuple((name, size) for name, size in items if size),
         transient=peak.transient(activations),
-        host_bytes=sum(state.host for state in states) + (teacher.average if offloaded else 0),
+        host_bytes=sum(state.host for state in states) + (teacher.average if offloads else 0),
         moment=peak.name,
         activations=activations.saved,
     )
 
 
 def _persistent(
-    config: RunConfig, held: RankParams, states: Sequence[States], device: Device
+    config: RunConfig, held: RankParams, states: Sequence[States], teacher: TeacherBytes, device: Device
 ) -> Iterator[tuple[str, int]]:
     """What is there throughout."""
     dense, expert = states
@@ -82,6 +81,8 @@ def _persistent(
     yield "masks and indices", element_bytes(config) * held.buffer_elements + held.index_bytes
     yield "dense optimizer states", dense.optimizer
     yield "expert optimizer states", expert.optimizer
+    yield "teacher", teacher.parameters
+    yield "teacher's average", 0 if config.parallel.offload_optimizer else teacher.average
     if device == "cpu":
         yield "offloaded states", dense.host + expert.host
 

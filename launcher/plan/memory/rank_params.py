@@ -12,7 +12,7 @@ from torch import nn
 from launcher.config.schema import OptimConfig, RunConfig
 from launcher.config.task_sections import section_names
 from launcher.tasks.param_groups import ParameterRules, freeze, parameter_groups
-from launcher.tasks.registry import model_on_meta, planning_of, task_spec
+from launcher.tasks.registry import model_on_meta, task_spec
 from parallel.experts.placement import ExchangeOptions, ExpertParallel, ExpertSlice, experts_of, sliced_of
 from parallel.ranks.mesh import ParallelDims
 from parallel.zero.options import bucket_elements
@@ -42,6 +42,7 @@ class RankParams:
     buffer_elements: int  # of masks and coordinates, which take the precision of the model
     index_bytes: int  # of other buffers
     uneven: bool  # whether other ranks hold fewer parameters
+    teacher: tuple[int, int]  # elements of dense and of expert parameters of a teacher
 
     @property
     def all_elements(self) -> tuple[int, int]:
@@ -87,17 +88,6 @@ def params_of_fullest_rank(config: RunConfig, dims: ParallelDims) -> RankParams:
     )
 
 
-def params_of_teacher(config: RunConfig, dims: ParallelDims) -> tuple[int, int]:
-    """Elements of dense parameters and of experts of a task's teacher, on the rank that holds most."""
-    planned, moe = planning_of(config).teacher, config.model.moe
-    if planned is None:
-        return 0, 0
-    placement = None if moe is None else fullest_placement(dims, moe.num_experts)
-    parameters = list(planned.model_on_meta(config, placement).parameters())
-    experts = sum(p.numel() for p in parameters if experts_of(p) is not None)
-    return sum(p.numel() for p in parameters) - experts, experts
-
-
 def bucket_of(config: RunConfig, held: RankParams, *, overlaps: bool) -> int:
     """Elements of a bucket of gradients, as the engine sets it; `held` is of the fullest rank."""
     uneven = sum(held.all_elements) if held.uneven and config.parallel.zero_stage > 0 else None
@@ -136,7 +126,17 @@ def _rank_params(counted: _Counted) -> RankParams:
         buffer_elements=sum(buffer.numel() for buffer in buffers if buffer.is_floating_point()),
         index_bytes=sum(buffer.nbytes for buffer in buffers if not buffer.is_floating_point()),
         uneven=model.moe is not None and _is_uneven(made, dims, model.moe.num_experts),
+        teacher=_elements_of_teacher(counted.config, placement),
     )
+
+
+def _elements_of_teacher(config: RunConfig, placement: ExpertParallel | None) -> tuple[int, int]:
+    planning = task_spec(config.task).planning
+    if planning is None or planning.teacher is None:
+        return 0, 0
+    parameters = list(planning.teacher.model_on_meta(config, placement).parameters())
+    experts = sum(p.numel() for p in parameters if experts_of(p) is not None)
+    return sum(p.numel() for p in parameters) - experts, experts
 
 
 def _is_uneven(model: nn.Module, dims: ParallelDims, num_experts: int) -> bool:

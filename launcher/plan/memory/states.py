@@ -15,7 +15,7 @@ import math
 from dataclasses import dataclass
 
 from launcher.config.schema import RunConfig
-from launcher.plan.memory.rank_params import ParamGroup, RankParams, params_of_teacher
+from launcher.plan.memory.rank_params import ParamGroup, RankParams
 from launcher.tasks.registry import planning_of
 from parallel.ranks.mesh import ParallelDims
 from parallel.zero.memory import TeacherBytes, teacher_bytes
@@ -57,19 +57,17 @@ def states_of(config: RunConfig, held: RankParams, dims: ParallelDims, *, expert
 
 def teacher_of(config: RunConfig, held: RankParams, dims: ParallelDims) -> TeacherBytes:
     """The bytes of a task's teacher on a rank; nothing for a task without one."""
-    stage, total = config.parallel.zero_stage, TeacherBytes(0, 0)
-    planned = planning_of(config).teacher
-    if planned is None:
-        return total
-    teacher = params_of_teacher(config, dims)
-    for experts, ranks in ((False, dims.world_size), (True, dims.dp_size)):
-        elements = teacher[int(experts)]
+    teacher, updated = planning_of(config).teacher, 0
+    if teacher is None:
+        return TeacherBytes(0, 0)
+    for elements, experts, ranks in zip(
+        held.teacher, (False, True), (dims.world_size, dims.dp_size), strict=True
+    ):
         groups = [group for group in held.groups if group.experts == experts]
+        part = sum(part_of(group, ranks, config.parallel.zero_stage) for group in groups)
         # Where a teacher has a part of the student, its part of a rank's partition depends on the rank.
-        updated = min(elements, sum(part_of(group, ranks, stage) for group in groups))
-        each = teacher_bytes(elements, updated if planned.is_average else 0, config.train.precision)
-        total = TeacherBytes(*(a + b for a, b in zip(total, each, strict=True)))
-    return total
+        updated += min(elements, part) if teacher.is_average else 0
+    return teacher_bytes(sum(held.teacher), updated, config.train.precision)
 
 
 def _offloaded(config: RunConfig, held: RankParams, part: int, *, experts: bool) -> int:

@@ -1,6 +1,6 @@
 """Seconds of a model's pieces on a hardware, remembered, because most layouts of a search share them."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from launcher.config.schema import RunConfig
@@ -24,8 +24,6 @@ class ComputeCost:
     work: Workload
     hardware: Hardware
     precision: str
-    views: int = 1  # of a sample, through the backbone
-    teacher_views: int = 0
     dense: dict[int, list[tuple[str, bool, Both]]] = field(default_factory=dict)  # by micro-batch
     experts: dict[tuple[str, float, float, int], Both] = field(default_factory=dict)
 
@@ -34,13 +32,13 @@ class ComputeCost:
         steps, again = accumulation(config, dims), 2 if config.model.activation_checkpoint_every else 1
         micro = config.train.micro_batch_size
         seconds: dict[str, float] = {}
-        for stage, in_block, (forward, backward) in self._dense(micro * self.views):
+        for stage, in_block, (forward, backward) in self._dense(micro * self.work.views):
             once = forward * (again if in_block else 1) + backward
             seconds[stage] = seconds.get(stage, 0.0) + once * steps
         for experts in self.work.experts:
-            forward, backward = self._experts(config, dims, experts, micro * self.views)
+            forward, backward = self._experts(config, dims, experts, micro * self.work.views)
             seconds[f"{experts.stage} {EXPERTS}"] = (forward * again + backward) * experts.layers * steps
-        if views := self.teacher_views:
+        if views := self.work.teacher_views:
             passes = [forward for _, _, (forward, _) in self._dense(micro * views)]
             passes += [self._experts(config, dims, e, micro * views)[0] * e.layers for e in self.work.experts]
             seconds[TEACHER] = sum(passes) * steps
@@ -83,11 +81,13 @@ def compute_cost(config: RunConfig, hardware: Hardware) -> ComputeCost:
     """Of a run's model in its task."""
     planning = planning_of(config)
     heads = partial(planning.heads, config) if planning.heads else None
-    work = describe(config.model, heads, device=hardware.device)
+    work = replace(
+        describe(config.model, heads, device=hardware.device),
+        views=planning.views,
+        teacher_views=planning.teacher_views,
+    )
     return ComputeCost(
         work=work,
         hardware=hardware,
         precision=config.train.precision,
-        views=planning.views,
-        teacher_views=planning.teacher_views,
     )

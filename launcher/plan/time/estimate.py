@@ -75,7 +75,7 @@ def predict_time(
     items[FEED] = max(0.0, feed_s - busy)  # it works ahead: only what is longer than the rest is waited for
     step_s = sum(items.values())
     images_s = config.train.global_batch_size / step_s
-    passes = 6 * cost.views + 2 * cost.teacher_views  # forward and backward; forward
+    passes = 6 * work.views + 2 * work.teacher_views  # forward and backward; forward
     flops = passes * sum(flops_by_part(work).values()) * images_s
     both = [_rows_s(hardware, collectives, two_stages=two) for two in (False, True)]
     return StepTime(

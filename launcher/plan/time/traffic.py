@@ -4,6 +4,7 @@ Legend: R rows of a rank in one MoE layer, C channels, ep ranks of an expert gro
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 from launcher.config.schema import RunConfig
@@ -11,7 +12,6 @@ from launcher.plan.memory.rank_params import bucket_of, params_of_fullest_rank
 from launcher.plan.time.links import RankGroup, RankGroups, groups_of, split_bytes
 from launcher.plan.time.roofline import WIDTHS
 from launcher.plan.time.workload import Experts, Workload, expert_rows
-from launcher.tasks.registry import planning_of
 from parallel.experts.gather_degree import (
     KEY_BYTES,
     bytes_of_row,
@@ -84,30 +84,29 @@ def traffic(
         return []
     bucket = float(bucket_of(config, params_of_fullest_rank(config, dims), overlaps=overlaps))
     collectives = list(_zero(config, dims, groups_of(dims, nodes, 1), work, bucket))
-    planning, micro = planning_of(config), config.train.micro_batch_size
+    micro, forwards = config.train.micro_batch_size, 2 if config.model.activation_checkpoint_every else 1
     for experts in work.experts:
-        collectives += _exchange(config, dims, nodes, experts, micro * planning.views)
-        if views := planning.teacher_views:
-            passes = _exchange(config, dims, nodes, experts, micro * views)
-            collectives += [_of_teacher(config, c) for c in passes if c.name != "rows backward"]
-    return [c for c in collectives if c.group.size > 1 and c.size > 0]
-
-
-def _of_teacher(config: RunConfig, collective: Collective) -> Collective:
-    """A collective of the student's MoE layers as the teacher's single forward pass has it."""
-    forwards = 2 if config.model.activation_checkpoint_every else 1
-    passes = forwards + 1 if collective.name == "weights of experts" else forwards
-    return collective._replace(name=f"teacher's {collective.name}", times=collective.times / passes)
+        exchange = partial(_exchange, config, dims, nodes, experts)
+        collectives += exchange(micro * work.views, forwards=forwards, backwards=1)
+        teacher = exchange(micro * work.teacher_views, forwards=1, backwards=0) if work.teacher_views else ()
+        collectives += [collective._replace(name=f"teacher's {collective.name}") for collective in teacher]
+    return [c for c in collectives if c.group.size > 1 and c.size > 0 and c.times > 0]
 
 
 def _exchange(
-    config: RunConfig, dims: ParallelDims, nodes: Sequence[int], experts: Experts, images: int
+    config: RunConfig,
+    dims: ParallelDims,
+    nodes: Sequence[int],
+    experts: Experts,
+    images: int,
+    *,
+    forwards: int,
+    backwards: int,
 ) -> Iterator[Collective]:
-    """Of the MoE layers of a stage: rows out and back, forward and backward, and gathered weights."""
+    """Of the MoE layers of a stage, for so many passes: rows out and back, and gathered weights."""
     degree = gather_degree(config, dims, experts)
     groups, options = groups_of(dims, nodes, degree), config.parallel.expert_exchange
     layers = experts.layers * accumulation(config, dims)
-    forwards = 2 if config.model.activation_checkpoint_every else 1
     rows = expert_rows(config.model, experts.length, images=images, padded=options.padded)
     copies = copies_of_row(dims.expert_tensor_parallel_size, degree)
     rows *= copies
@@ -115,7 +114,7 @@ def _exchange(
     size, hidden = rows * experts.dim * width, (options.overlap - 1) / options.overlap
     travel = Collective("", "all_to_all", groups.exchange, size, pieces=options.overlap, hideable=hidden)
     yield travel._replace(name="rows forward", times=2 * layers * forwards)
-    yield travel._replace(name="rows backward", times=2 * layers)
+    yield travel._replace(name="rows backward", times=2 * layers * backwards)
     if _is_keyed(config):
         yield travel._replace(name="keys of rows", size=rows * KEY_BYTES, times=layers * forwards)
     if not options.padded:
@@ -123,7 +122,9 @@ def _exchange(
         yield Collective("counts of rows", "all_to_all", groups.exchange, counts, layers * forwards)
     own = experts.parameters * experts_held(config, dims) / dims.expert_tensor_parallel_size
     weights = degree * own * WIDTHS[config.train.precision].gradient
-    yield Collective("weights of experts", "all_to_all", groups.gather, weights, layers * (forwards + 1))
+    yield Collective(
+        "weights of experts", "all_to_all", groups.gather, weights, layers * (forwards + backwards)
+    )
 
 
 def _zero(

@@ -41,6 +41,8 @@ class Workload:
     experts: tuple[Experts, ...]
     dense_parameters: int
     dense_tensors: int  # of those, tensors that ZeRO stage 3 cuts
+    views: int = 1  # of a sample, that pass through the backbone
+    teacher_views: int = 0  # and through a teacher, forward alone
 
 
 def describe(
