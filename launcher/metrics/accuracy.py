@@ -6,7 +6,6 @@ Legend: B images, K classes.
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from data_shards.stream.batch import Batch
@@ -17,17 +16,9 @@ from swin_moe.heads.classification import evaluation_sums
 
 
 class ClassificationMetric(SumMetric):
-    """Accuracy and cross-entropy over the images of a split.
-
-    Args:
-        device: of the model's output.
-    """
+    """Accuracy and cross-entropy over the images of a split."""
 
     primary, higher_is_better = "top1", True
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.device = device
 
     def scores(self, output: ModelOutput) -> Tensor:
         """The scores of the classes: (B, K) logits."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any, Protocol
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -43,9 +44,13 @@ class SumMetric:
 
     A subclass has `primary`, `higher_is_better`, `line`, `sums` and `values`. The sums of the batches and of
     the ranks are added in fp64, which is exact for counts up to 2^53.
+
+    Args:
+        device: of the predictions, and of the sums.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._total: Tensor | None = None
 
     def sums(self, prediction: Any, batch: Batch) -> Tensor:
@@ -82,7 +87,7 @@ class GatherMetric:
     """
 
     def __init__(self) -> None:
-        self._records: list[tuple[int, int, int, Any]] = []  # position, batch, rank, record
+        self._records: list[tuple[int, int, Any]] = []  # position, batch, record
         self._batches = 0
 
     def records(self, prediction: Any, batch: Batch) -> Sequence[Any]:
@@ -102,20 +107,15 @@ class GatherMetric:
         rows = zip(
             batch.positions.tolist(), batch.weights.tolist(), self.records(prediction, batch), strict=True
         )
-        self._records += [(position, self._batches, 0, record) for position, weight, record in rows if weight]
+        self._records += [(position, self._batches, record) for position, weight, record in rows if weight]
         self._batches += 1
 
     def reduce(self, group: dist.ProcessGroup | None = None) -> None:
-        """Send the records of all ranks to the first rank of the group."""
-        gathered = enumerate(gather_to_first(self._records, group))
-        self._records = [
-            (position, batch, rank, record)
-            for rank, records in gathered
-            for position, batch, _, record in records
-        ]
+        """Send the records of all ranks to the first rank of the group, in the order of the ranks."""
+        self._records = [one for records in gather_to_first(self._records, group) for one in records]
 
     def compute(self) -> dict[str, Any]:
         """The values of all ranks."""
-        in_order = sorted(self._records, key=lambda one: one[:3])
+        in_order = sorted(self._records, key=lambda one: one[:2])  # those of one batch stay in rank order
         grouped = groupby(in_order, key=lambda one: one[0])
         return self.values([self.merge([record for *_, record in views]) for _, views in grouped])

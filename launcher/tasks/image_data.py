@@ -4,14 +4,37 @@ Legend: B images of H x W pixels.
 """
 
 from functools import cache
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from data_shards.augment.normalize import Normalize
 from data_shards.image.geometry import EvalTransform, TrainTransform
+from data_shards.stream.batch import Batch
 from launcher.config.schema import DataConfig, RunConfig
-from launcher.tasks.spec import DataSpec
+from launcher.tasks.spec import DataSpec, TaskBase, TaskContext
+from swin_moe.moe.layer import RoutingOverrides
+
+
+class ImageTask(TaskBase):
+    """A task whose model is evaluated on images, normalized and nothing else.
+
+    Args:
+        config: of the run.
+        context: of this rank.
+    """
+
+    def __init__(self, config: RunConfig, context: TaskContext) -> None:
+        self.config, self.device = config, context.device
+
+    def eval_inputs(self, batch: Batch) -> Tensor:
+        """Images (B, 3, H, W) float32."""
+        return normalize_images(batch["image"], self.config.data, self.device)
+
+    def predict(self, model: nn.Module, inputs: Tensor, keys: Tensor, call: RoutingOverrides) -> Any:
+        """The model's output."""
+        return model(inputs, keys, call)
 
 
 def train_images(config: RunConfig) -> DataSpec:

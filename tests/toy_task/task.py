@@ -13,8 +13,8 @@ from data_shards.stream.batch import Batch
 from launcher.config.schema import RunConfig
 from launcher.config.task_sections import options_of
 from launcher.metrics.metric import Metric
-from launcher.tasks.image_data import normalize_images
-from launcher.tasks.spec import Stateful, StepOutput, TaskBase, TaskContext
+from launcher.tasks.image_data import ImageTask, normalize_images
+from launcher.tasks.spec import Stateful, StepOutput, TaskContext
 from parallel.ranks.collectives import sum_over
 from parallel.ranks.host import send
 from parallel.zero.engine import Engine
@@ -22,7 +22,6 @@ from parallel.zero.master_weights import MasterWeights
 from parallel.zero.persistent_state import PersistentState
 from parallel.zero.teacher import MovingAverageTeacher
 from swin_moe.backbone.model import construct
-from swin_moe.moe.layer import RoutingOverrides
 from swin_moe.random.keyed import fold_in
 from tests.toy_task import ToyOptions
 from tests.toy_task.data import points_of, views_of
@@ -70,11 +69,12 @@ def _points_error(centroid: Tensor, inputs: ToyInputs) -> Tensor:
     return (sums / counts.index_add(0, inputs.sample, torch.ones_like(errors))).mean()
 
 
-class ToyTask(TaskBase):
+class ToyTask(ImageTask):
     """Self-distillation with a centre, and a regression of points."""
 
     def __init__(self, config: RunConfig, context: TaskContext) -> None:
-        self.config, self.context, self.device = config, context, context.device
+        super().__init__(config, context)
+        self.context = context
         self.options = options_of(config, ToyOptions)
         self.model: nn.Module = self._make(sharded=context.sharded)
         width = self.options.width
@@ -130,13 +130,6 @@ class ToyTask(TaskBase):
 
     def tensors(self) -> Mapping[str, Tensor]:
         return self.kept
-
-    def eval_inputs(self, batch: Batch) -> Tensor:
-        return normalize_images(batch["image"], self.config.data, self.device)
-
-    def predict(self, model: nn.Module, inputs: Tensor, keys: Tensor, call: RoutingOverrides) -> ToyOutput:
-        output: ToyOutput = model(inputs, keys, call)
-        return output
 
     def metric(self) -> Metric:
         return NearestNeighbour()

@@ -12,12 +12,11 @@ from data_shards.stream.batch import Batch
 from launcher.config.schema import RunConfig
 from launcher.metrics.accuracy import ClassificationMetric
 from launcher.metrics.metric import Metric
-from launcher.tasks.image_data import normalize_images
-from launcher.tasks.spec import StepOutput, TaskBase, TaskContext
+from launcher.tasks.image_data import ImageTask
+from launcher.tasks.spec import StepOutput, TaskContext
 from parallel.ranks.host import send
-from swin_moe.backbone.model import ModelOutput, build_model
+from swin_moe.backbone.model import build_model
 from swin_moe.heads.classification import classification_loss
-from swin_moe.moe.layer import RoutingOverrides
 
 
 def step(config: RunConfig, engine: Any, inputs: tuple[Tensor, Tensor], keys: Tensor) -> StepOutput:
@@ -28,16 +27,12 @@ def step(config: RunConfig, engine: Any, inputs: tuple[Tensor, Tensor], keys: Te
     return StepOutput(loss=loss, terms={}, moe=output.moe)
 
 
-class ClassificationTask(TaskBase):
-    """Training of a classifier.
-
-    Args:
-        config: of the run.
-        context: of this rank.
-    """
+class ClassificationTask(ImageTask):
+    """Training of a classifier: its predictions are logits (B, K)."""
 
     def __init__(self, config: RunConfig, context: TaskContext) -> None:
-        self.config, self.device, data = config, context.device, config.data
+        super().__init__(config, context)
+        data = config.data
         self.model: nn.Module = build_model(
             config.model,
             seed=config.seed,
@@ -61,15 +56,6 @@ class ClassificationTask(TaskBase):
     def step(self, engine: Any, inputs: tuple[Tensor, Tensor], keys: Tensor) -> StepOutput:
         """Cross-entropy with label smoothing."""
         return step(self.config, engine, inputs, keys)
-
-    def eval_inputs(self, batch: Batch) -> Tensor:
-        """Images (B, 3, H, W) float32."""
-        return normalize_images(batch["image"], self.config.data, self.device)
-
-    def predict(self, model: nn.Module, inputs: Tensor, keys: Tensor, call: RoutingOverrides) -> ModelOutput:
-        """Logits (B, K)."""
-        output: ModelOutput = model(inputs, keys, call)
-        return output
 
     def metric(self) -> Metric:
         """Accuracy and cross-entropy."""

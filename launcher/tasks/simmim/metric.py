@@ -13,17 +13,9 @@ from swin_moe.heads.simmim import SimMIMOutput
 
 
 class ReconstructionMetric(SumMetric):
-    """Mean absolute error of masked pixels. Every evaluation has the same masks.
-
-    Args:
-        device: of the model's output.
-    """
+    """Mean absolute error of masked pixels. Every evaluation has the same masks."""
 
     primary, higher_is_better = "loss", False
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.device = device
 
     def sums(self, prediction: SimMIMOutput, batch: Batch) -> Tensor:
         """(3,): absolute errors of masked pixels, masked pixels, images."""

@@ -12,12 +12,11 @@ from data_shards.stream.batch import Batch
 from launcher.config.schema import RunConfig
 from launcher.config.task_sections import options_of
 from launcher.metrics.metric import Metric
-from launcher.tasks.image_data import normalize_images
+from launcher.tasks.image_data import ImageTask
 from launcher.tasks.simmim.metric import ReconstructionMetric
-from launcher.tasks.spec import StepOutput, TaskBase, TaskContext
+from launcher.tasks.spec import StepOutput, TaskContext
 from swin_moe.heads.simmim import SimMIM, SimMIMOutput, build_simmim
 from swin_moe.heads.simmim_config import SimMIMConfig
-from swin_moe.moe.layer import RoutingOverrides
 
 SHOWN_IMAGES = 8  # in TensorBoard
 
@@ -28,16 +27,11 @@ def step(engine: Any, inputs: Tensor, keys: Tensor) -> StepOutput:
     return StepOutput(loss=output.loss, terms={}, moe=output.moe)
 
 
-class SimMIMTask(TaskBase):
-    """Training of an encoder by masked image modeling.
-
-    Args:
-        config: of the run.
-        context: of this rank.
-    """
+class SimMIMTask(ImageTask):
+    """Training of an encoder by masked image modeling: its predictions are the masked pixels."""
 
     def __init__(self, config: RunConfig, context: TaskContext) -> None:
-        self.config, self.device = config, context.device
+        super().__init__(config, context)
         self.model: nn.Module = build_simmim(
             config.model,
             options_of(config, SimMIMConfig),
@@ -49,20 +43,11 @@ class SimMIMTask(TaskBase):
 
     def inputs(self, batch: Batch) -> Tensor:
         """Images (B, 3, H, W) float32."""
-        return normalize_images(batch["image"], self.config.data, self.device)
+        return self.eval_inputs(batch)
 
     def step(self, engine: Any, inputs: Tensor, keys: Tensor) -> StepOutput:
         """Mean absolute error of the masked pixels."""
         return step(engine, inputs, keys)
-
-    def eval_inputs(self, batch: Batch) -> Tensor:
-        """Images (B, 3, H, W) float32."""
-        return self.inputs(batch)
-
-    def predict(self, model: nn.Module, inputs: Tensor, keys: Tensor, call: RoutingOverrides) -> SimMIMOutput:
-        """The masked pixels."""
-        output: SimMIMOutput = model(inputs, keys, call)
-        return output
 
     def metric(self) -> Metric:
         """The reconstruction error."""

@@ -65,7 +65,10 @@ def evaluated(metric: SumMetric | GatherMetric, positions: Sequence[int]) -> dic
 
 def both(views: bool = False) -> list[Any]:
     positions = [4, 0, 3, 1, 4, 0, -1, -1] if views else POSITIONS
-    return [evaluated(InOrder(), positions), None if views else evaluated(Total(), positions)]
+    return [
+        evaluated(InOrder(), positions),
+        None if views else evaluated(Total(torch.device("cpu")), positions),
+    ]
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4])
