@@ -10,7 +10,10 @@ T = TypeVar("T")
 
 
 class Codec(Protocol):
-    """How a member is stored. The bytes come from outside: every damage is a DataError with the reason."""
+    """How a member is stored. The bytes come from outside: every damage is a DataError with the reason.
+
+    A codec may derive from it, or have its methods.
+    """
 
     @property
     def extensions(self) -> tuple[str, ...]:
@@ -27,7 +30,7 @@ class Codec(Protocol):
 
     def check(self, body: bytes) -> None:
         """DataError when `decode` would refuse the file."""
-        ...
+        self.decode(body)
 
 
 def reported(what: str) -> Callable[[Callable[[Any, Any], T]], Callable[[Any, Any], T]]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.codecs.codec import reported
+from data_shards.codecs.codec import Codec, reported
 from data_shards.errors import DataError
 from data_shards.format.fields import SCALAR_EXTENSION
 
@@ -17,7 +17,7 @@ MAX_HEADER = 4096  # bytes
 ARRAY_VERSIONS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
-class JsonCodec:
+class JsonCodec(Codec):
     """A JSON text (RFC 8259) in UTF-8: null, booleans, finite numbers, strings, lists, objects."""
 
     extensions = ("json",)
@@ -35,10 +35,6 @@ class JsonCodec:
         """The value; NaN, infinities and an object with a key twice are refused."""
         return json.loads(body.decode("utf-8"), parse_constant=_refuse, object_pairs_hook=_object)
 
-    def check(self, body: bytes) -> None:
-        """DataError unless `decode` takes the text."""
-        self.decode(body)
-
 
 def _refuse(constant: str) -> None:
     raise ValueError(f"{constant} is no JSON number")
@@ -51,7 +47,7 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return value
 
 
-class ArrayCodec:
+class ArrayCodec(Codec):
     """An array of booleans, integers or floating-point numbers as a .npy file of version 1.0 or 2.0."""
 
     extensions = ("npy",)
@@ -87,17 +83,13 @@ class ArrayCodec:
         flat = np.frombuffer(body, dtype=dtype, count=count, offset=start)
         return flat.reshape(shape, order="F" if fortran else "C")
 
-    def check(self, body: bytes) -> None:
-        """DataError unless `decode` takes the file."""
-        self.decode(body)
-
 
 def _check_kind(dtype: np.dtype) -> None:
     if dtype.kind not in KINDS or dtype.hasobject:
         raise ValueError(f"its type is {dtype}; booleans, integers and floating-point numbers are stored")
 
 
-class IntCodec:
+class IntCodec(Codec):
     """A signed integer of 64 bits in decimal ASCII."""
 
     extensions = (SCALAR_EXTENSION,)
@@ -116,7 +108,3 @@ class IntCodec:
         if not INTEGER.fullmatch(text) or not -(2**63) <= int(text) < 2**63:
             raise DataError(f"{text[:40]!r} is no integer of 64 bits")
         return int(text)
-
-    def check(self, body: bytes) -> None:
-        """DataError unless `decode` takes the text."""
-        self.decode(body)

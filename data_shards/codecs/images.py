@@ -4,14 +4,14 @@ from typing import Any
 
 import numpy as np
 
-from data_shards.codecs.codec import reported
+from data_shards.codecs.codec import Codec, reported
 from data_shards.format.image_names import IMAGE_SUFFIXES
 from data_shards.image.encode import encode_jpeg
 from data_shards.image.label_image import decode_label_image, encode_label_image
 from data_shards.image.pixels import decode_pixels
 
 
-class ImageCodec:
+class ImageCodec(Codec):
     """An image of any format in `data_shards/image/formats.py`; what is encoded here is a JPEG."""
 
     extensions = IMAGE_SUFFIXES
@@ -31,12 +31,8 @@ class ImageCodec:
         """The pixels: (H, W, 1) uint8 of a gray JPEG, otherwise (H, W, 3)."""
         return decode_pixels(body)
 
-    def check(self, body: bytes) -> None:
-        """DataError unless every pixel can be decoded."""
-        decode_pixels(body)
 
-
-class LabelImageCodec:
+class LabelImageCodec(Codec):
     """A PNG whose pixels are class ids: 8 or 16 bits of gray, or the indices of a palette. Lossless."""
 
     extensions = ("png",)
@@ -49,7 +45,3 @@ class LabelImageCodec:
     def decode(self, body: bytes) -> np.ndarray:
         """The class ids: (H, W) uint8 or uint16."""
         return decode_label_image(body)
-
-    def check(self, body: bytes) -> None:
-        """DataError unless it is such a PNG and its checksums hold."""
-        decode_label_image(body)

@@ -6,6 +6,7 @@ wav = "my_package.audio:WavCodec"        # called without arguments; see `Codec`
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from importlib.metadata import entry_points
 
 from data_shards.codecs.codec import Codec
@@ -30,12 +31,20 @@ def codec_of(field: Field) -> Codec:
     """The codec of a field; DataError for a name that nobody has registered."""
     if field.codec in CODECS:
         return CODECS[field.codec]
-    for entry in entry_points(group=GROUP, name=field.codec):
-        codec: Codec = entry.load()()
-        return codec
+    if installed := _installed(field.codec):
+        return installed
     known = ", ".join(CODECS)
     fix = f"name one of {known}, or install the package that has it"
     raise DataError(f"member {field.name}: no codec {field.codec!r}; {fix}")
+
+
+@cache
+def _installed(name: str) -> Codec | None:
+    """The codec of an installed package; looked up once, as samples are encoded and checked one by one."""
+    for entry in entry_points(group=GROUP, name=name):
+        codec: Codec = entry.load()()
+        return codec
+    return None
 
 
 def packed_fields(fields: Sequence[Field]) -> tuple[Field, ...]:

@@ -52,6 +52,10 @@ class Field:
         """What its extension begins with where it has none of its own: "NAME." or ""."""
         return "" if self in IMAGE_AND_LABEL else f"{self.name}."
 
+    def reason(self, text: str) -> str:
+        """Why the member is bad, with its name, which an image and its label do without."""
+        return text if self in IMAGE_AND_LABEL else f"{self.name}: {text}"
+
     def extension_of(self, body: bytes) -> str:
         """The extension of the file that holds `body` in a packed tar."""
         if self.extension:

@@ -204,7 +204,7 @@ def read_index(path: str | Path, fields: tuple[Field, ...] = IMAGE_AND_LABEL) ->
 
 def digest_of(index: np.ndarray) -> str:
     """SHA-256, in hex, of the bytes of an index."""
-    return hashlib.sha256(index.tobytes()).hexdigest()
+    return hashlib.sha256(np.ascontiguousarray(index).view(np.uint8).data).hexdigest()
 
 
 def check_shards(manifest: Manifest, directory: str | Path) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 
 from data_shards.codecs.registry import codec_of
 from data_shards.errors import DataError
-from data_shards.format.fields import IMAGE_AND_LABEL, SIZES, Field
+from data_shards.format.fields import SIZES, Field
 from data_shards.format.samples import BadSourceError
 from data_shards.format.tar import MAX_BODY
 from data_shards.image.pixels import image_size
@@ -21,18 +21,23 @@ def with_sizes(fields: Sequence[Field]) -> tuple[Field, ...]:
     """The fields and the sizes of the image; DataError where there is no image, or its sizes are given."""
     if not any(field.name == "image" and field.codec == "image" for field in fields):
         raise DataError("image_sizes needs a member called image, of the codec image")
-    if given := [field.name for field in fields if field.name in ("height", "width")]:
+    if given := _sizes_among(fields):
         raise DataError(f"image_sizes records {given[0]}, which is a member already; leave one of them out")
     return (*fields, *SIZES)
 
 
 def check_resizable(fields: Sequence[Field]) -> None:
     """DataError where other members may speak of pixels, as boxes do, so that no image may be resized."""
-    if given := [field.name for field in fields if field.name in ("height", "width")]:
+    if given := _sizes_among(fields):
         raise DataError(f"short_side would make {given[0]} wrong, which is a member; leave --short-side out")
     if other := [field for field in fields if field.codec not in RESIZED]:
         text = f"short_side resizes images and label images, but not {other[0].name} ({other[0].codec})"
         raise DataError(f"{text}, which may speak of their pixels; leave --short-side out")
+
+
+def _sizes_among(fields: Sequence[Field]) -> list[str]:
+    """The names of the members that are called as the sizes of an image are."""
+    return [field.name for field in fields if field.name in {size.name for size in SIZES}]
 
 
 def prepare_members(
@@ -87,5 +92,4 @@ def _named(field: Field, action: Any) -> Any:
     try:
         return action()
     except DataError as error:
-        reason = str(error) if field in IMAGE_AND_LABEL else f"{field.name}: {error}"
-        raise BadSourceError(reason) from error
+        raise BadSourceError(field.reason(str(error))) from error

@@ -55,8 +55,7 @@ class PackedSamples:
                 f"{path}: cannot read it ({error.strerror}); run the same command again"
             ) from error
         if xxhash.xxh3_64_intdigest(body) != checksum:
-            member = "" if field in IMAGE_AND_LABEL else f"{field.name}: "
-            raise BadSourceError(f"{member}checksum differs from the index")
+            raise BadSourceError(field.reason("checksum differs from the index"))
         return body
 
     def select(self, rows: np.ndarray) -> "PackedSamples":
