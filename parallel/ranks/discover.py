@@ -17,6 +17,12 @@ from parallel.ranks.rank import Launcher, Ranks
 from parallel.ranks.slurm_env import check_world
 from parallel.ranks.variables import check_pairs, check_process
 
+RANK_NAMES: Mapping[Launcher, Sequence[str]] = {  # of the variables that hold the rank, by launcher
+    "torchrun": ("RANK",),
+    "mpi": ("PMI_RANK", "OMPI_COMM_WORLD_RANK"),
+    "slurm": ("SLURM_PROCID",),
+    "single": (),
+}
 INTERACTIVE_STEP = str(2**32 - 6)  # slurm.h, SLURM_INTERACTIVE_STEP: where salloc puts its shell on a node
 
 
@@ -56,9 +62,7 @@ def early_rank(env: Mapping[str, str] = os.environ) -> int:
 
     It decides which process shows what all of them would log alike, and nothing else.
     """
-    name = {"torchrun": "RANK", "slurm": "SLURM_PROCID", "single": ""}.get(launcher_of(env))
-    name = ("PMI_RANK" if "PMI_RANK" in env else "OMPI_COMM_WORLD_RANK") if name is None else name
-    rank = env.get(name, "0").strip()
+    rank = next((env[name].strip() for name in RANK_NAMES[launcher_of(env)] if name in env), "")
     return int(rank) if rank.isascii() and rank.isdecimal() else 0
 
 
