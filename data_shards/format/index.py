@@ -7,6 +7,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from functools import cached_property
 from pathlib import Path
@@ -93,6 +94,15 @@ class Manifest:
         values = asdict(self) | {"classes": list(self.classes), "writer": _nondefault(self.writer)}
         values["fields"] = [_nondefault(field) for field in self.fields]
         return {key: values[key] for key in _nondefault(self)}
+
+    def check_members(self, names: Sequence[str], where: str) -> None:
+        """DataError for a member that the samples of this split, called `where`, do not have."""
+        there = [field.name for field in self.fields]
+        if missing := [name for name in names if name not in there]:
+            fix = "pack or index the shards with it"
+            raise DataError(
+                f"{where}: its samples have no member {missing[0]!r}, but {', '.join(there)}; {fix}"
+            )
 
     def save(self, directory: Path) -> None:
         """Write `directory`/manifest.json atomically."""

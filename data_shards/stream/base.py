@@ -19,7 +19,7 @@ from data_shards.storage.manifest import load_manifest
 from data_shards.storage.retry import Retries
 from data_shards.storage.telemetry import Telemetry
 from data_shards.stream.batch import Batch, BatchPlan
-from data_shards.stream.options import StreamOptions
+from data_shards.stream.options import MEMBERS, StreamOptions
 from data_shards.stream.quarantine import Quarantine
 from data_shards.stream.reader import SampleError, ShardReader
 from data_shards.stream.shard_prefetcher import ShardPrefetcher
@@ -83,8 +83,7 @@ class Stream(SingleIterator):
             retries=self.retries,
             notice=self.quarantine.notice,
         )
-        self.names: tuple[str, ...] = ("image", "label")  # of the members that are read
-        self.reader.check_members(self.names)
+        self.reader.check_members(MEMBERS)
         self._prefetcher: ShardPrefetcher | None = None
 
     def _make_cache(self) -> ShardCache:
@@ -142,7 +141,7 @@ class Stream(SingleIterator):
     def fetch(self, shard: int, row: int) -> Fetched:
         """The members of a sample that the transform needs, as they are stored, or its error."""
         try:
-            members = self.reader.read(shard, row, self.names)
+            members = self.reader.read(shard, row, MEMBERS)
         except SampleError as error:
             return error
         label = members.get("label", 0)

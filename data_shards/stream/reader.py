@@ -93,10 +93,7 @@ class ShardReader:
 
     def check_members(self, names: Sequence[str]) -> None:
         """DataError for a member that the samples of this split do not have."""
-        if missing := [name for name in names if name not in self._column]:
-            where, there = self.storage.describe(MANIFEST_NAME), ", ".join(self._column)
-            fix = "pack or index the shards with it"
-            raise DataError(f"{where}: its samples have no member {missing[0]!r}, but {there}; {fix}")
+        self.manifest.check_members(names, self.storage.describe(MANIFEST_NAME))
 
     def read(self, shard: int, row: int, names: Sequence[str] | None = None) -> dict[str, bytes | int]:
         """The members `names` of a sample, all of them for None; SampleError, or DataError for the shard."""

@@ -7,7 +7,8 @@ from data_shards.errors import DataError
 from data_shards.format.index import Manifest
 from data_shards.storage.cache import least_bytes
 from data_shards.storage.manifest import checked_manifest
-from data_shards.stream.patterns import expand, names_tars
+from data_shards.stream.options import MEMBERS
+from data_shards.stream.patterns import expand, names_tars, redacted
 from launcher.config.duration import to_steps
 from launcher.config.load import ConfigError
 from launcher.config.schema import ParallelConfig, RunConfig
@@ -306,6 +307,7 @@ def _data_errors(config: RunConfig) -> tuple[list[str], int | None]:
                 expand(directory)
                 continue
             manifest = checked_manifest(directory, cached=config.data.cache is not None)
+            manifest.check_members(MEMBERS, redacted(directory))
             manifests[option] = manifest
             errors += _cache_errors(config, option, manifest)
         except DataError as error:

@@ -4,8 +4,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
+from data_shards.format.fields import Field
+from data_shards.image.encode import encode_jpeg
+from data_shards.pack.sources.members import MemberFolder, member_folders
+from data_shards.pack.write import pack
 from launcher.cli.program import main
 from launcher.config.load import ConfigError, load_config
 from launcher.validation.rules import check, problems
@@ -218,6 +223,21 @@ def test_fp16_is_refused_where_the_processor_cannot(
         return
     with pytest.raises(ConfigError, match=r"train\.precision \(fp16\) .*; set train\.precision=bf16$"):
         check(config, 2, here=True)
+
+
+@pytest.mark.parametrize("task", [(), ("task=simmim", "data.augment=null", "simmim.mask_patch_size=8")])
+def test_samples_have_the_members_that_are_read(shards: Path, tmp_path: Path, task: tuple[str, ...]) -> None:
+    """Images without labels pack, and `train` would refuse them: so does `check`."""
+    (tmp_path / "images").mkdir()
+    for i in range(3):
+        (tmp_path / "images" / f"{i}.jpg").write_bytes(encode_jpeg(np.zeros((8, 8), np.uint8), 95, "444"))
+    source = member_folders(tmp_path, [MemberFolder(Field("image", "image"), "images")])
+    pack(source, "train", tmp_path / "packed")
+    found = checked(shards, *task, f"data.train={tmp_path}/packed")
+    assert found == [
+        f"data.train: {tmp_path}/packed: its samples have no member 'label', but image; "
+        "pack or index the shards with it"
+    ]
 
 
 def test_a_cache_holds_a_shard(shards: Path) -> None:
