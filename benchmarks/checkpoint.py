@@ -65,6 +65,7 @@ class CheckpointedTraining:
 
     def __init__(self, mesh: Mesh, images: int) -> None:
         self.mesh, self.images, self.step = mesh, images, 0
+        self.saved = 0  # the step of the last save
         self.model = build_model(MODEL, seed=1, mesh=mesh)
         groups = [{"name": "all", "params": list(self.model.parameters()), "lr": 1e-4}]
         self.engine = Engine(

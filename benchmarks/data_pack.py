@@ -22,7 +22,7 @@ import numpy as np
 import simplejpeg
 import webdataset
 
-from data_shards.format.fields import Sample
+from data_shards.format.fields import IMAGE_AND_LABEL, Sample
 from data_shards.format.tar import write_samples
 from data_shards.pack.sources.folders import image_folder
 from data_shards.pack.write import pack
@@ -148,7 +148,7 @@ def plan_here(out: Path, by_bytes: bool) -> dict[str, Any]:
     make_plan(source, "train", options)
     ranks = order(len(samples), options)
     FileSamples.sizes = lambda self: np.full(len(self), MEAN_BYTES, dtype=np.int64)  # type: ignore[method-assign]
-    starts = cut(samples, ranks, options)
+    starts = cut(samples, ranks, options, IMAGE_AND_LABEL)
     samples.select(ranks[starts[0] : starts[1]])
     return {
         "shards": len(starts) - 1,

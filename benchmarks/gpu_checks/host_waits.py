@@ -43,8 +43,8 @@ WAITS = (
     Waits(what="experts, dropless", experts=True, expected=2),
     Waits(what="experts, padded", experts=True, expected=2, padded=True),
     Waits(what="dense, augmented on the device", experts=False, expected=4, augment=True),
-    Waits(what="dense, evaluation of 2 batches", experts=False, expected=3, evaluates=True),
-    Waits(what="experts, evaluation of 2 batches", experts=True, expected=3, evaluates=True),
+    Waits(what="dense, evaluation of 2 batches", experts=False, expected=4, evaluates=True),
+    Waits(what="experts, evaluation of 2 batches", experts=True, expected=4, evaluates=True),
 )
 
 
@@ -128,7 +128,7 @@ def _prepared(
         positions=torch.arange(images),
         weights=torch.ones(images),
     )
-    run = partial(_evaluate if case.evaluates else _train, engine, task, one, config, device)
+    run = partial(_evaluate if case.evaluates else _train, engine, task, one, device)
     return run, [one["image"], one["label"], one.positions, one.weights]
 
 
@@ -149,7 +149,7 @@ def _model_config(case: Waits, place: CheckContext) -> Any:
     return load_model_config("swin_moe_small_patch4_window12_192_8expert_32gpu_22k", **small, moe=moe)
 
 
-def _train(engine: Any, task: Any, one: Any, config: Any, device: torch.device) -> None:
+def _train(engine: Any, task: Any, one: Any, device: torch.device) -> None:
     """As in launcher/training/trainer.py."""
     from launcher.metrics.accumulator import MetricAccumulator
     from parallel.ranks.host import send
@@ -181,12 +181,11 @@ class _Stream:
         return len(self.batches)
 
 
-def _evaluate(engine: Any, task: Any, one: Any, config: Any, device: torch.device) -> None:
+def _evaluate(engine: Any, task: Any, one: Any, device: torch.device) -> None:
     from launcher.evaluation.loop import Evaluated, evaluate
 
     stream: Any = _Stream((one, replace(one)))
-    data = config.data
-    evaluated = Evaluated(model=engine.module, task=task, data=data, device=device, heartbeat=lambda: None)
+    evaluated = Evaluated(model=engine.module, task=task, device=device, heartbeat=lambda: None)
     evaluate(evaluated, stream)
 
 

@@ -4,11 +4,15 @@ import contextlib
 import io
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 
 from gpu_checks.place import CheckContext, Row, row
 from gpu_checks.subjects import Work, alone, free, interleaved
+
+if TYPE_CHECKING:  # it imports DeepSpeed
+    from moe_layers import Entry, LayerCase
 
 SIZES = ((8, 1), (8, 2), (32, 1), (32, 2))  # experts, choices
 TOKENS, SMALL = 18432, 288
@@ -37,7 +41,7 @@ def layers(place: CheckContext) -> Iterator[Row]:
             free()
 
 
-def _entries() -> dict[str, object]:
+def _entries() -> "dict[str, Entry]":
     """The contestants by a name; the dense one comes first."""
     from moe_layers import Entry
 
@@ -64,7 +68,7 @@ def _entries() -> dict[str, object]:
     return entries
 
 
-def _case(place: CheckContext, case: object) -> Iterator[Row]:
+def _case(place: CheckContext, case: "LayerCase") -> Iterator[Row]:
     """One row a contestant, all of them interleaved."""
     from moe_layers import works_of
 

@@ -193,7 +193,7 @@ def _allocator() -> Iterator[Row]:
 
 
 def _contexts() -> Iterator[Row]:
-    opened = [n for n in range(torch.cuda.device_count()) if torch._C._cuda_hasPrimaryContext(n)]
+    opened = [n for n in range(torch.cuda.device_count()) if torch._C._cuda_hasPrimaryContext(n)]  # type: ignore[attr-defined]
     yield row("one context (A4)", ok=opened == [torch.cuda.current_device()], on_devices=opened)
     apps = compute_apps()
     own = [mib for _, pid, mib in apps if pid == os.getpid()]
