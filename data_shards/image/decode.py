@@ -4,18 +4,25 @@ The geometry is decided from the header, before a pixel is decoded. The resize i
 on uint8, 71 dB from PIL's. NumPy copies the pixels, since torch would start its OpenMP threads in each of our
 threads. Gray images get three equal channels.
 
-Legend: H, W height and width of the source image; h, w of the result; C channels, 1 or 3.
+Legend: H, W height and width of the source image; h, w of the result; C channels, 1 or 3; T images of one
+size.
 """
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from data_shards.errors import DataError
 from data_shards.format.fields import Members
-from data_shards.image.geometry import Geometry, Transform, dct_factor
+from data_shards.image.geometry import Crop, Geometry, Transform
 from data_shards.image.pixels import decode_pixels, decode_region, image_size
 
 Example = dict[str, np.ndarray | int]  # of one sample, decoded: what its row of a batch gets
+Colour = tuple[int, int, int]  # red, green and blue in 0 ... 255
+BLACK: Colour = (0, 0, 0)
 
 
 def decode_example(members: Members, transform: Transform, key: tuple[int, int]) -> Example:
@@ -43,25 +50,67 @@ def decode_crop(body: bytes, geometry: Geometry) -> np.ndarray:
     """
     if geometry.in_full:
         return decode_pixels(body)
-    factor = dct_factor(geometry.crop, geometry.resized)
-    return decode_region(body, geometry.crop.reduced(factor), factor)
+    return decode_region(body, geometry.source.reduced(geometry.factor), geometry.factor)
 
 
-def resize(pixels: np.ndarray, geometry: Geometry) -> np.ndarray:
+def resize(pixels: np.ndarray, geometry: Geometry, fill: Colour = BLACK) -> np.ndarray:
     """The rest of the geometry: (H, W, C) uint8 to (3, h, w) uint8, the same pixels where no size changes.
+
+    `fill` is the colour where the window reaches beyond the resized crop.
+    """
+    return resize_frames(pixels[None], geometry, fill)[0]
+
+
+def resize_frames(frames: np.ndarray, geometry: Geometry, fill: Colour = BLACK) -> np.ndarray:
+    """`resize` of several crops of one size: (T, H, W, C) uint8 to (T, 3, h, w) uint8.
 
     Channels stay last in memory, where torch's kernel is faster by a third; it detects them by the strides,
     also those of the batch. Its flip is fast in that layout too; NumPy's copies byte by byte.
     """
-    contiguous = torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
-    image = contiguous[None].permute(0, 3, 1, 2)  # (1, C, H, W)
-    if image.shape[-2:] != geometry.resized:
-        image = F.interpolate(
-            image, size=geometry.resized, mode="bicubic", antialias=True, align_corners=False
+    contiguous = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
+    images = contiguous.permute(0, 3, 1, 2)  # (T, C, H, W)
+    if images.shape[-2:] != geometry.resized:
+        images = F.interpolate(
+            images, size=geometry.resized, mode="bicubic", antialias=True, align_corners=False
         )
     if geometry.window is not None:
-        top, left, height, width = geometry.window
-        image = image[..., top : top + height, left : left + width]
+        images = _windowed(images, geometry.window, fill)
     if geometry.mirrored:
-        image = image.flip(3)
-    return np.broadcast_to(image[0].numpy(), (3, *image.shape[-2:]))
+        images = images.flip(3)
+    return np.broadcast_to(images.numpy(), (len(images), 3, *images.shape[-2:]))
+
+
+def _windowed(images: Tensor, window: Crop, fill: Colour) -> Tensor:
+    """The window of images (T, C, H, W) uint8, filled where it reaches beyond them: (T, C or 3, h, w)."""
+    top, left = max(0, window.top), max(0, window.left)
+    bottom, right = max(0, window.top + window.height), max(0, window.left + window.width)
+    inside = images[..., top:bottom, left:right]
+    if inside.shape[-2:] == window[2:]:
+        return inside
+    colour = torch.tensor(fill, dtype=torch.uint8)
+    canvas = colour.repeat(len(images), window.height, window.width, 1).permute(0, 3, 1, 2)
+    top, left = top - window.top, left - window.left
+    canvas[..., top : top + inside.shape[-2], left : left + inside.shape[-1]] = inside
+    return canvas
+
+
+def transform_frames(frames: np.ndarray, geometry: Geometry, fill: Colour = BLACK) -> np.ndarray:
+    """The geometry of decoded images of one size, such as a clip: (T, H, W, C) to (T, 3, h, w), both uint8.
+
+    `decode_image` gives the same pixels unless it decodes at a reduced size.
+    """
+    top, left, height, width = geometry.source
+    return resize_frames(frames[:, top : top + height, left : left + width], geometry, fill)
+
+
+def decode_frames(bodies: Sequence[bytes], geometry: Geometry, fill: Colour = BLACK) -> np.ndarray:
+    """Several images of one size by the same geometry: (T, 3, h, w) uint8.
+
+    DataError when one cannot be decoded, and when their sizes differ.
+    """
+    sizes = [image_size(body) for body in bodies]
+    for frame, size in enumerate(sizes):
+        if size != sizes[0]:
+            found, first = (f"{height} x {width}" for height, width in (size, sizes[0]))
+            raise DataError(f"frame {frame} has {found} pixels, the first {first}; pack frames of one size")
+    return np.stack([resize(decode_crop(body, geometry), geometry, fill) for body in bodies])

@@ -43,11 +43,16 @@ class Crop(NamedTuple):
 
 
 class Geometry(NamedTuple):
-    """The steps from an image to a result of fixed size, in this order.
+    """The steps from an image to a result, in this order; the same for its boxes, label images and frames.
 
-    `crop` is cut out of the image and resized to `resized` (height, width). `window` of that is kept; None
-    keeps all of it. Last, it is mirrored left to right where `mirrored`. `in_full` decodes the whole image at
-    its own size, otherwise decoding may be restricted to the crop, at a reduced size (`dct_factor`).
+    `crop` is cut out of the image and resized to `resized` (height, width). `window` is the rectangle of that
+    which is kept; None keeps all of it. A window may reach beyond it: there the result has a fill value.
+    Last, it is mirrored left to right where `mirrored`. `in_full` decodes the whole image at its own size,
+    otherwise decoding may be restricted to the crop, at a reduced size (`factor`).
+
+    Coordinates are continuous: pixel i of a row covers [i, i + 1), and its centre is at i + 1/2. A point x of
+    the image is at (x - left of `source`) * width of `resized` / width of `source` - left of the window in
+    the result, and at the result's width minus that where it is mirrored. Rows are alike.
     """
 
     crop: Crop
@@ -55,6 +60,22 @@ class Geometry(NamedTuple):
     window: Crop | None = None
     mirrored: bool = False
     in_full: bool = False
+
+    @property
+    def sides(self) -> tuple[int, int]:
+        """Height and width of the result in pixels."""
+        return self.resized if self.window is None else (self.window.height, self.window.width)
+
+    @property
+    def factor(self) -> int:
+        """The factor by which the image may be decoded smaller: 1, 2 or 4."""
+        return 1 if self.in_full else dct_factor(self.crop, self.resized)
+
+    @property
+    def source(self) -> Crop:
+        """The part of the image that is resized: the crop, its edges on whole pixels at 1/factor."""
+        factor = self.factor
+        return Crop(*(side // factor * factor for side in self.crop))
 
 
 class Transform(Protocol):

@@ -1,0 +1,83 @@
+"""The geometry of an image applied to its annotations: points, boxes, polygons, label images.
+
+Coordinates are continuous, x to the right and y down: pixel i covers [i, i + 1), as in `Geometry`. So a box
+is half open, x1 y1 x2 y2 with areas (x2 - x1) (y2 - y1), and the complete image is 0 0 W H. The vertices of a
+polygon are points. Frames and further images: `transform_frames` and `decode_frames` of decode.py.
+
+Legend: H, W height and width of the source image; h, w of the result; N annotations.
+"""
+
+import numpy as np
+
+from data_shards.image.geometry import Geometry
+
+VOID = 255  # the class id of pixels without a label, as in Pascal VOC, ADE20K and Cityscapes
+
+
+def transform_points(points: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+    """Points (..., 2) of x, y in the image: where they lie in the result, and whether it covers them.
+
+    Returns (..., 2) float32 and (...) bool. A point beyond the result keeps its place outside of it.
+    """
+    place = _transformed(points, geometry)
+    height, width = geometry.sides
+    inside = np.all((place >= 0) & (place < (width, height)), axis=-1)
+    return place.astype(np.float32), inside
+
+
+def transform_boxes(
+    boxes: np.ndarray, geometry: Geometry, *, min_side: float = 0.0, min_visible: float = 0.0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes (N, 4) of x1, y1, x2, y2 in the image: clipped to the result, and which of them to keep.
+
+    Returns (N, 4) float32 in pixels of the result and (N,) bool. A box is kept if it has an area, both its
+    sides have at least `min_side` pixels of the result, and at least `min_visible` of its area lies within
+    the result.
+    """
+    corners = _transformed(boxes.reshape(-1, 2, 2), geometry)
+    corners.sort(axis=1)  # a mirrored box has its left side on the right
+    height, width = geometry.sides
+    clipped = corners.clip(0, (width, height))
+    whole, visible = ((box[:, 1] - box[:, 0]).prod(1) for box in (corners, clipped))
+    shortest = (clipped[:, 1] - clipped[:, 0]).min(1, initial=np.inf)
+    keep = (visible > 0) & (shortest >= min_side) & (visible >= min_visible * whole)
+    return clipped.reshape(-1, 4).astype(np.float32), keep
+
+
+def transform_labels(labels: np.ndarray, geometry: Geometry, fill: float = VOID) -> np.ndarray:
+    """Label images, masks or depth maps (..., H, W) of any type, without interpolation: (..., h, w).
+
+    A pixel takes the value of the source pixel that covers its centre, as torch's "nearest-exact" does. It
+    takes `fill` where the window reaches beyond the image: `VOID`, or 0 for a mask.
+    """
+    top, left, height, width = geometry.source
+    window = geometry.window or (0, 0, *geometry.resized)
+    rows, above = _nearest(top, height, geometry.resized[0], window[0], window[2])
+    columns, beside = _nearest(left, width, geometry.resized[1], window[1], window[3])
+    if geometry.mirrored:
+        columns, beside = columns[::-1], beside[::-1]
+    result = labels[..., rows[:, None], columns]
+    result[..., above[:, None] | beside] = fill
+    return result
+
+
+def _transformed(points: np.ndarray, geometry: Geometry) -> np.ndarray:
+    """Points (..., 2) of x, y in the image -> in the result: float64."""
+    top, left, height, width = geometry.source
+    scale = geometry.resized[1] / width, geometry.resized[0] / height
+    shift = (geometry.window.left, geometry.window.top) if geometry.window else (0, 0)
+    place = (points.astype(np.float64) - (left, top)) * scale - shift
+    if geometry.mirrored:
+        place[..., 0] = geometry.sides[1] - place[..., 0]
+    return place
+
+
+def _nearest(start: int, side: int, resized: int, first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Of `count` pixels along a side, from pixel `first` of the `resized` crop on: (count,) int64 and bool.
+
+    The source pixel that covers the centre of each, and whether it lies beyond the crop, where the source
+    pixel is the last one. The crop has `side` pixels of the image, from `start` on.
+    """
+    pixel = np.arange(first, first + count)
+    index = (2 * pixel + 1) * side // (2 * resized)  # floor((pixel + 1/2) * side / resized), exactly
+    return start + index.clip(0, side - 1), (pixel < 0) | (pixel >= resized)
