@@ -12,7 +12,7 @@ import torch
 from data_shards.stream.patterns import names_tars
 from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import RunConfig
-from launcher.console.arguments import Commands, add_command, add_match_classes, positive
+from launcher.console.arguments import Commands, add_averages, add_command, add_match_classes, positive
 from launcher.evaluation.judging import Judging, judging
 from launcher.evaluation.support import check_support
 from launcher.process.local_launcher import is_parent, run_local
@@ -60,7 +60,7 @@ def add_parser(subparsers: Commands) -> None:
     add("--nproc", type=positive, help="ranks to start on this machine")
     add("--checkpoint", help="step-NNNNNNNN; default: the newest")
     add("--precision", choices=list(DTYPES), help="to compute in; default: the training's; fp32 is exact")
-    add("--ema", action="store_true", help="the moving average of the weights (train.ema_decay)")
+    add_averages(parser)
     add_match_classes(parser)
     _add_ways(parser)
     _add_features(parser)
@@ -103,7 +103,7 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
 
         if args.few_shot or args.knn:
             check_support(args, config, judged.support.mapped_to)
-        request = EvalRequest(config=config, run=directory, checkpoint=args.checkpoint, averaged=args.ema)
+        request = EvalRequest(config=config, run=directory, checkpoint=args.checkpoint, kind=args.kind)
         loaded = load(request, ranks, device, context.watch.beat)
         evaluate(args, replace(loaded, mapped_to=judged.model.mapped_to), judged)
 

@@ -37,6 +37,17 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_averages(parser: argparse.ArgumentParser) -> None:
+    """Add `--ema` and `--teacher`: the kind of weights, as parallel/experts/names.py names it."""
+    one = parser.add_mutually_exclusive_group()
+    for kind, text in {
+        "ema": "the moving average of the weights (train.ema_decay)",
+        "teacher": "the moving average that the task's teacher computes with",
+    }.items():
+        one.add_argument(f"--{kind}", dest="kind", action="store_const", const=kind, help=text)
+    parser.set_defaults(kind="master")
+
+
 def add_match_classes(parser: argparse.ArgumentParser) -> None:
     """Add `--match-classes`, whose value is a list of overrides: of one option, or none."""
     parser.add_argument(

@@ -24,7 +24,7 @@ from parallel.checkpoint.latest import IntactCheckpoint, latest_intact
 from parallel.checkpoint.load import load_weights
 from parallel.checkpoint.verify import read_verified
 from parallel.durable import atomic_write
-from parallel.experts.names import EMA, MASTER
+from parallel.experts.names import EMA, MASTER, TEACHER
 from parallel.ranks.collectives import RanksError, agree
 from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
 from parallel.ranks.rank import Ranks
@@ -32,6 +32,7 @@ from parallel.zero.options import DTYPES
 from swin_moe.backbone.model import SwinTransformer
 
 logger = logging.getLogger(__name__)
+RESULTS = {MASTER: "", EMA: "-average", TEACHER: "-teacher"}  # what follows the checkpoint's name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class EvalRequest:
     config: RunConfig  # the model computes in its precision, as in the evaluations of training
     run: RunDirectory
     checkpoint: str | None = None  # its name; None is the newest intact one
-    averaged: bool = False  # the moving average of the weights, which a run keeps with train.ema_decay
+    kind: str = MASTER  # of its weights: the trained ones, or a moving average of them (AVERAGES)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +135,7 @@ def load(
     """
     run, config, moe = request.run, with_native_backend(request.config), request.config.model.moe
     checkpoint = chosen(run, request.checkpoint)
-    directory = run.path / "eval" / f"{checkpoint.path.name}{'-average' if request.averaged else ''}"
+    directory = run.path / "eval" / f"{checkpoint.path.name}{RESULTS[request.kind]}"
     make(directory, first=ranks.rank == 0)
     ep_size = gcd(ranks.world_size, moe.num_experts) if moe else 1
     dims = ParallelDims(world_size=ranks.world_size, ep_size=ep_size)
@@ -143,8 +144,8 @@ def load(
     exchange = replace(config.parallel.expert_exchange, strategy="ep", hierarchical=False)
     task = build_task(config, TaskContext(mesh=mesh, device=device, exchange=exchange))
     model = task.model
-    kind = EMA if request.averaged else MASTER
-    load_weights(checkpoint.path, model, moe.num_experts if moe else 0, checkpoint.manifest, kind=kind)
+    experts = moe.num_experts if moe else 0
+    load_weights(checkpoint.path, model, experts, checkpoint.manifest, kind=request.kind)
     model.to(DTYPES[config.train.precision])
     if mesh.is_first:
         for notice in checkpoint.notices:

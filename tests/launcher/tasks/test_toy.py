@@ -19,9 +19,10 @@ from launcher.plan.time.traffic import traffic
 from launcher.tasks.registry import model_on_meta
 from parallel.checkpoint.reader import CheckpointReader
 from tests.distributed import RankError, run_on_ranks
-from tests.launcher.running import CONFIG, command, only, overrides, run_alone, steps
+from tests.launcher.running import CONFIG, command, commands, only, overrides, run_alone, steps
 
 STEPS = 4
+LAST = f"step-{STEPS:08d}"
 FIGURES = ("step", "loss", "aux_loss", "total_loss", "distance", "points", "lr", "grad_norm")
 TOY = (
     "task=tests.toy_task:SPEC",
@@ -68,11 +69,10 @@ def gradients(run: Path) -> dict[str, Tensor]:
     return found
 
 
-def evaluation(run: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((run / f"eval/step-{STEPS:08d}/evaluation.json").read_text())[
-        "modes"
-    ][0]
-    return record
+def evaluation(run: Path, name: str = LAST) -> dict[str, Any]:
+    """The values of the metric, without the speed."""
+    record: dict[str, Any] = json.loads((run / f"eval/{name}/evaluation.json").read_text())["modes"][0]
+    return record | {"images_s": 0.0}
 
 
 @pytest.fixture(scope="module")
@@ -201,6 +201,21 @@ def test_the_evaluation_is_of_no_layout(alone: Path, ranks: int) -> None:
     found = evaluation(alone)
     assert (found["neighbour"], found["images"]) == (wanted["eval_neighbour"], 64)
     assert found["ordered"] == pytest.approx(wanted["eval_ordered"], rel=1e-6)
+
+
+def test_the_teacher_is_evaluated(shards: Path, tmp_path: Path, alone: Path) -> None:
+    """It is the student of the last step where the momentum is 0, and otherwise another model."""
+    run, short = tmp_path / "run", ("toy.momentum=0.0", "train.duration=1 steps", "train.eval_every=1 steps")
+    kinds = ([], ["--teacher"], ["--ema"])
+    outcomes = run_on_ranks(
+        commands, 1, [line(shards, run, *short), *(["eval", str(run), *kind] for kind in kinds)]
+    )[0]
+    assert [outcome.code for outcome in outcomes] == [0, 0, 0, 2], outcomes[0].err
+    assert "train.ema_decay was 0" in outcomes[-1].err
+    assert evaluation(run, "step-00000001-teacher") == evaluation(run, "step-00000001")
+    run_alone("eval", str(alone), "--teacher")
+    teacher, student = (evaluation(alone, f"{LAST}{which}")["ordered"] for which in ("-teacher", ""))
+    assert teacher != pytest.approx(student, rel=1e-3)
 
 
 def test_a_sweep_has_the_values_of_the_metric(alone: Path) -> None:
