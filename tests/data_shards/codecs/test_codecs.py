@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -202,3 +203,28 @@ def test_an_unknown_codec_is_named() -> None:
     with pytest.raises(DataError, match="member a: no codec 'wav'; name one of image, label_image"):
         codec_of(Field("a", "wav"))
     assert packed_fields(IMAGE_AND_LABEL) == IMAGE_AND_LABEL
+
+
+WAV = """
+class WavCodec:
+    extensions = ("wav",)
+
+    def encode(self, value):
+        return b"RIFF" + bytes(value)
+
+    def decode(self, body):
+        return list(body[4:])
+"""
+
+
+def test_a_codec_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = tmp_path / "site"
+    metadata = site / "sounds-1.0.dist-info"
+    metadata.mkdir(parents=True)
+    (metadata / "METADATA").write_text("Metadata-Version: 2.1\nName: sounds\nVersion: 1.0\n")
+    (metadata / "entry_points.txt").write_text("[swin_moe.codecs]\nwav = sounds_of_a_test:WavCodec\n")
+    (site / "sounds_of_a_test.py").write_text(WAV)
+    monkeypatch.syspath_prepend(site)
+    field = Field("sound", "wav")
+    assert packed_fields([Field("image", "image"), field])[1].extension == "sound.wav"
+    assert codec_of(field).decode(codec_of(field).encode([1, 2])) == [1, 2]

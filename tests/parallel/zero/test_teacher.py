@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from parallel.checkpoint.load import load_checkpoint, load_weights
+from parallel.checkpoint.load import load_checkpoint, load_weights, missing_kinds
 from parallel.checkpoint.manifest import CheckpointError
 from parallel.experts.names import EMA, MASTER, TEACHER
 from parallel.experts.placement import experts_of
@@ -266,6 +266,32 @@ def test_its_weights_load_into_a_model_alone(checkpoints: Path, runs: Runs) -> N
     assert all(torch.equal(value, average[name]) for name, value in whole(model).items())
     with pytest.raises(CheckpointError, match=r"holds no moving average: train.ema_decay was 0"):
         load_weights(path, model, EXPERTS, kind=EMA)
+
+
+def start_without_an_average(directory: Path) -> None:
+    plain = Run.start(ONE)
+    masters = MasterWeights(plain.engine.deepspeed)
+    plain.engine.train()
+    plain.train(2)
+    save_checkpoint(directory, 2, masters, plain.mesh, {})
+    student = Student(ONE)
+    student.train(1)  # its average is not the checkpoint's masters
+    manifest = load_checkpoint(directory / "step-00000002", student.masters, EXPERTS)
+    assert missing_kinds(student.masters, manifest) == [TEACHER]
+    student.teacher.load_state_dict({})
+    own = dict(student.teacher.module.named_parameters())
+    for name, parameter in student.run.engine.module.named_parameters():
+        values, wanted = student.masters.read(parameter, (MASTER, TEACHER)), masters_of(plain, masters, name)
+        assert torch.equal(values[TEACHER], wanted), name
+        assert torch.equal(own[name], wanted), name
+
+
+def masters_of(run: Run, masters: MasterWeights, name: str) -> Tensor:
+    return masters.read(dict(run.engine.module.named_parameters())[name], (MASTER,))[MASTER]
+
+
+def test_a_checkpoint_without_an_average_starts_it_at_the_masters(tmp_path: Path) -> None:
+    run_on_ranks(start_without_an_average, 1, tmp_path)
 
 
 # --- a teacher of a part of the student
