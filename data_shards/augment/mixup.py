@@ -111,7 +111,8 @@ class Mixer:
 def _boxes(lam: Tensor, at: tuple[Tensor, Tensor], sides: tuple[int, int]) -> Tensor:
     """CutMix's rectangles, equation 2, clipped: (B, 4).
 
-    Each side is the image's times sqrt(1 - lam), about a centre `at` (y, x) in [0, 1) of the image.
+    Each side is the image's times sqrt(1 - lam), about a centre `at` (y, x) in [0, 1) of the image. It is
+    rounded down to an even number of pixels, as in the authors' code; later versions of timm keep odd ones.
     """
     edges = []
     for fraction, side in zip(at, sides, strict=True):

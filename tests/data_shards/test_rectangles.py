@@ -240,7 +240,7 @@ def test_erased_rectangles_by_plain_loops(sides: tuple[int, int]) -> None:
         assert (found.left + found.width).max() > tall  # the other way round they would not reach so far
 
 
-@pytest.mark.parametrize("sides", [SIDES, (40, 24)])
+@pytest.mark.parametrize("sides", [SIDES, (40, 24), (23, 37)])
 def test_cutmix_boxes_and_shares_by_plain_loops(sides: tuple[int, int]) -> None:
     """Alpha 1 draws the share evenly, so that lam is the third draw of the pair itself."""
     mix = Mixer(0.0, 1.0, 1.0, 0.5).draw(4, torch.arange(200), sides)

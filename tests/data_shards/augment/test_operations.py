@@ -9,7 +9,7 @@ from torch import Tensor
 from data_shards.augment.operations import operate
 from data_shards.augment.randaugment import ImageOp
 
-HEIGHT, WIDTH = 40, 56
+SIZES = [(40, 56), (57, 31), (2, 9), (1, 1)]  # height, width
 FILL = (124, 116, 104)
 RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 FACTORS = (0.1, 0.19, 0.5, 0.999, 1.0, 1.37, 1.81, 1.9)
@@ -37,17 +37,17 @@ ARGUMENTS = {
 }
 
 
-def images() -> Tensor:
+def images(height: int, width: int) -> Tensor:
     """(12, 3, H, W) uint8: noise, narrow ranges, few values, flat, ramps and soft spots."""
     generator = np.random.default_rng(5)
-    full = (3, HEIGHT, WIDTH)
-    y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
+    full = (3, height, width)
+    y, x = np.mgrid[0:height, 0:width]
     soft = [np.stack([127 + 100 * np.sin(x / a + c) * np.cos(y / a) for c in range(3)]) for a in (3, 7, 20)]
     narrow = [generator.integers(low, high, full) for low, high in ((0, 256), (90, 130), (200, 256), (5, 7))]
     rare = np.full(full, 40)
-    rare[:, 0, :3] = (0, 41, 255)  # so few others that equalize finds no step
+    rare[:, 0, :3] = (0, 41, 255)[:width]  # so few others that equalize finds no step
     flat = [np.full(full, value) for value in (0, 77, 255)]
-    mixed = np.stack([np.full((HEIGHT, WIDTH), 9), x * 4, generator.integers(0, 256, (HEIGHT, WIDTH))])
+    mixed = np.stack([np.full((height, width), 9), x * 4, generator.integers(0, 256, (height, width))])
     return torch.from_numpy(np.stack([*soft, *narrow, rare, *flat, mixed]).astype(np.uint8))
 
 
@@ -63,18 +63,22 @@ def by_us(batch: Tensor, op: ImageOp, argument: float, resample: str = "bilinear
     return ours.numpy()
 
 
+@pytest.mark.parametrize("sides", SIZES)
 @pytest.mark.parametrize("op", SAME, ids=lambda op: op.name)
-def test_tables_are_pils_bit_for_bit(op: ImageOp) -> None:
+def test_tables_are_pils_bit_for_bit(op: ImageOp, sides: tuple[int, int]) -> None:
+    batch = images(*sides)
     for argument in ARGUMENTS.get(op, (0,)):
         argument = float(np.float32(argument))
-        np.testing.assert_array_equal(by_us(images(), op, argument), by_pil(images(), SAME[op], argument))
+        np.testing.assert_array_equal(by_us(batch, op, argument), by_pil(batch, SAME[op], argument))
 
 
+@pytest.mark.parametrize("sides", SIZES)
 @pytest.mark.parametrize("op", BLENDS, ids=lambda op: op.name)
-def test_blends_are_within_one_level(op: ImageOp) -> None:
+def test_blends_are_within_one_level(op: ImageOp, sides: tuple[int, int]) -> None:
+    batch = images(*sides)
     for factor in FACTORS:
         factor = float(np.float32(factor))
-        ours, theirs = by_us(images(), op, factor), by_pil(images(), BLENDS[op], factor)
+        ours, theirs = by_us(batch, op, factor), by_pil(batch, BLENDS[op], factor)
         assert np.abs(ours.astype(int) - theirs).max() <= 1
         assert np.mean(ours != theirs) < 1e-3
 
@@ -96,31 +100,33 @@ WARPED = {
 }
 
 
+@pytest.mark.parametrize("sides", SIZES[:3])
 @pytest.mark.parametrize("op", WARPED, ids=lambda op: op.name)
-def test_bilinear_warps_are_within_one_level(op: ImageOp) -> None:
-    act, arguments = WARPED[op]
+def test_bilinear_warps_are_within_one_level(op: ImageOp, sides: tuple[int, int]) -> None:
+    (act, arguments), batch = WARPED[op], images(*sides)
     for argument in arguments:
         argument = float(np.float32(argument))
-        theirs = by_pil(images(), lambda image, v: act(image, v, RESAMPLING["bilinear"]), argument)
-        difference = np.abs(by_us(images(), op, argument).astype(int) - theirs)
+        theirs = by_pil(batch, lambda image, v: act(image, v, RESAMPLING["bilinear"]), argument)
+        difference = np.abs(by_us(batch, op, argument).astype(int) - theirs)
         assert np.mean(difference > 1) < 2e-4, argument  # a source point on the very edge may fall either way
         assert np.mean(difference > 0) < 0.05, argument
 
 
+@pytest.mark.parametrize("sides", SIZES[:3])
 @pytest.mark.parametrize("op", WARPED, ids=lambda op: op.name)
-def test_bicubic_warps_of_soft_images_are_pils_at_50_db(op: ImageOp) -> None:
+def test_bicubic_warps_of_soft_images_are_pils_at_50_db(op: ImageOp, sides: tuple[int, int]) -> None:
     # PIL's cubic has a = -1, torch's a = -3/4 (Keys 1981, equation 8)
-    act, arguments = WARPED[op]
+    (act, arguments), soft = WARPED[op], images(*sides)[:3]
     for argument in arguments:
-        theirs = by_pil(images()[:3], lambda image, v: act(image, v, RESAMPLING["bicubic"]), argument)
-        difference = by_us(images()[:3], op, argument, "bicubic").astype(int) - theirs
+        theirs = by_pil(soft, lambda image, v: act(image, v, RESAMPLING["bicubic"]), argument)
+        difference = by_us(soft, op, argument, "bicubic").astype(int) - theirs
         db = 10 * np.log10(255**2 / max(np.mean(difference**2), 1e-9))
         assert db > 50
         assert np.abs(difference).max() <= 2
 
 
 def test_each_image_has_its_own_operation_and_nothing_is_left_alone() -> None:
-    batch = images()[[0, 1, 3, 11]].repeat(4, 1, 1, 1)  # 16 images, one an operation
+    batch = images(*SIZES[0])[[0, 1, 3, 11]].repeat(4, 1, 1, 1)  # 16 images, one an operation
     arguments = torch.tensor([0, 0, 0, 20.0, 2, 26, 99, 1.5, 0.3, 1.7, 1.9, 0.2, -0.2, 9.5, -4.0, 7.0])
     together, alone = batch.clone(), batch.clone()
     fill = torch.tensor(FILL, dtype=torch.uint8)
