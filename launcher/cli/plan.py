@@ -107,7 +107,7 @@ def _one(args: argparse.Namespace, config: RunConfig, hardware: Hardware, nodes:
     """The layout that is configured."""
     _check(config, nodes)
     from launcher.plan.memory.estimate import predict_memory
-    from launcher.plan.search import report
+    from launcher.plan.search import report, values
     from launcher.plan.time.estimate import predict_time
 
     memory = predict_memory(config, nodes, hardware.device)
@@ -118,37 +118,40 @@ def _one(args: argparse.Namespace, config: RunConfig, hardware: Hardware, nodes:
     print("\n".join(report.memory_lines(memory, hardware)))
     print("\n".join(report.time_lines(time, sum(nodes), args.price_per_gpu_hour)))
     print(f"limited by {time.limit}; change first: {advice}" if fits else f"change first: {advice}")
-    return report.as_json(time, memory, hardware, sum(nodes), args.price_per_gpu_hour, advice)
+    return values.as_json(time, memory, hardware, sum(nodes), args.price_per_gpu_hour, advice)
 
 
 def _search(
     args: argparse.Namespace, config: RunConfig, hardware: Hardware, nodes: list[int]
 ) -> dict[str, Any]:
-    from launcher.plan.search import report
+    from launcher.plan.search import tables, values
+    from launcher.plan.search.candidate import Predictor
     from launcher.plan.search.search import search
 
-    candidates = search(config, nodes, hardware, say=_say, most=args.top)
+    candidates = search(config, nodes, Predictor.of(config, hardware), say=_say, most=args.top)
     print(f"{args.config} on {len(nodes)} x {nodes[0]} {hardware.name}, {config.train.precision}")
-    print("\n".join(report.search_lines(candidates, nodes, args.top)))
-    return {"hardware": hardware.name, "layouts": [report.candidate_json(c) for c in candidates]}
+    print("\n".join(tables.search_lines(candidates, args.top)))
+    if problem := tables.no_layout(candidates):
+        raise ConfigError(problem)
+    return {"hardware": hardware.name, "layouts": [values.candidate_json(c) for c in candidates]}
 
 
 def _simulate(
     args: argparse.Namespace, config: RunConfig, hardware: Hardware, counts: list[int]
 ) -> dict[str, Any]:
-    from launcher.plan.search import report
+    from launcher.plan.search import tables, values
     from launcher.plan.search.simulate import simulate
 
     failures = Failures(mtbf_gpu_h=args.mtbf, save_s=args.save, restart_s=args.restart)
     points = simulate(config, counts, hardware, failures)
     title = f"{args.config} on {hardware.name}, {config.train.precision}"
     print(title)
-    print("\n".join(report.simulation_lines(points)))
+    print("\n".join(tables.simulation_lines(points)))
     if args.simulate and args.out:
         from launcher.plan.search.charts import draw
 
         print(f"charts: {', '.join(map(str, draw(points, title, args.out)))}")
-    return {"hardware": hardware.name, "points": [report.point_json(p) for p in points]}
+    return {"hardware": hardware.name, "points": [values.point_json(p) for p in points]}
 
 
 def _calibrate(args: argparse.Namespace, arguments: list[str]) -> int:

@@ -142,16 +142,19 @@ def profiles() -> dict[str, Path]:
 
 
 def load_hardware(name_or_file: str, overrides: Sequence[str] = ()) -> Hardware:
-    """A profile by its name, or from a file.
+    """A profile by its name or the beginning of one name (`h100` is h100-80), or from a file.
 
     Raises:
-        ConfigError: neither, or a file that is no profile.
+        ConfigError: neither, or the beginning of several names, or a file that is no profile.
     """
     known = profiles()
-    if name_or_file in known:
-        return load_section(Hardware, known[name_or_file], overrides)
+    begun = [name for name in known if name.startswith(name_or_file.lower())]
+    if name_or_file in known or len(begun) == 1:
+        return load_section(Hardware, known.get(name_or_file, known[begun[0]]), overrides)
     if name_or_file.endswith((".yaml", ".yml")) or Path(name_or_file).is_file():
         return load_section(Hardware, name_or_file, overrides)
+    if begun:
+        raise ConfigError(f"--gpu ({name_or_file}) may be {' or '.join(begun)}; name one of them")
     hint = suggestion(name_or_file.lower(), known, f"there are {', '.join(known)}")
     raise ConfigError(
         f"--gpu ({name_or_file}) is neither a profile nor a YAML file; {hint} `swin-moe plan --calibrate "

@@ -7,7 +7,7 @@ under even load (`balanced_moe.py`). What operators allocate inside is not seen:
 Legend: B images of H x W pixels.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -84,7 +84,7 @@ def activations_of(config: RunConfig, dims: ParallelDims, device: Device) -> Act
             precision=config.train.precision,
             ep_size=dims.ep_size,
             slices=dims.expert_tensor_parallel_size,
-            exchange=config.parallel.expert_exchange,
+            exchange=replace(config.parallel.expert_exchange, hierarchical=False),  # two hops need no more
             smoothing=config.optim.label_smoothing,
             mixed=config.data.augment is not None,
             frozen=config.optim.freeze,

@@ -3,7 +3,7 @@
 The rank is the one that holds most: of uneven experts the most, of uneven slices the largest.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -78,7 +78,7 @@ def params_of_fullest_rank(config: RunConfig, dims: ParallelDims) -> RankParams:
     """What the rank that holds most holds; counted once for each model and placement."""
     return _rank_params(
         _Counted(
-            model=config.model,
+            model=replace(config.model, activation_checkpoint_every=0),  # which parameters do not depend on
             task=task_key(config),
             optim=config.optim,
             ep_size=dims.ep_size,

@@ -1,19 +1,15 @@
-"""What `swin-moe plan` says, as lines of text and as values for JSON."""
+"""What `swin-moe plan` says, of one layout, as lines of text."""
 
 from collections.abc import Sequence
-from typing import Any
 
 from launcher.config.schema import RunConfig
 from launcher.plan.base.hardware import Hardware
 from launcher.plan.memory.estimate import Memory
 from launcher.plan.memory.rank_params import bucket_of, params_of_fullest_rank
-from launcher.plan.search.search import Candidate
-from launcher.plan.search.simulate import Point
 from launcher.plan.time.estimate import EXCHANGE, FEED, GATHER, OPTIMIZER, REDUCE, StepTime
 from parallel.zero.options import OVERLAPPING_BUCKET
 
 GIB = 2**30
-Json = dict[str, Any]
 
 
 def memory_lines(memory: Memory, hardware: Hardware) -> list[str]:
@@ -137,122 +133,3 @@ def _feed(config: RunConfig, nodes: Sequence[int], hardware: Hardware, time: Ste
         f"more host cores: {hardware.cores_per_rank:g} of {hardware.img_s_core:g} images/s feed a GPU; or "
         "smaller pictures (`swin-moe shards pack --reencode`)"
     )
-
-
-def search_lines(candidates: Sequence[Candidate], nodes: Sequence[int], top: int) -> list[str]:
-    """The fastest layouts, then what stands in the way of others."""
-    world = sum(nodes)
-    fit = [c for c in candidates if c.memory and not c.reason]
-    large, forbidden = [c for c in candidates if c.memory and c.reason], [c for c in candidates if not c.time]
-    slower = len(candidates) - len(fit) - len(large) - len(forbidden)
-    lines = [
-        f"{len(candidates)} layouts: {len(fit)} fit, {len(large)} do not, {len(forbidden)} break a rule; "
-        f"{slower} slower ones whose memory was not predicted"
-    ]
-    lines += [
-        f"{'images/s':>10} {'GiB':>7} {'ep':>4} {'slices':>6} {'ZeRO':>7} {'micro':>6} {'accum':>6} ckpt"
-    ]
-    lines += [_row(c, world) for c in fit[:top]]
-    if large:
-        lines += [f"do not fit, the nearest {min(top, len(large))} of {len(large)}:"]
-        lines += [f"{_row(c, world)}  {c.reason}" for c in large[:top]]
-    if forbidden:
-        lines += [f"break a rule, {min(top, len(forbidden))} of {len(forbidden)}:"]
-        lines += [f"  ep {c.config.parallel.ep_size}: {c.reason}" for c in forbidden[:top]]
-    if fit:
-        lines += ["the fastest:", f"  {' '.join(fit[0].overrides)}"]
-    return lines
-
-
-def _row(candidate: Candidate, world: int) -> str:
-    parallel, train = candidate.config.parallel, candidate.config.train
-    assert candidate.time is not None
-    assert candidate.memory is not None
-    zero = f"{parallel.zero_stage}{'+host' if parallel.offload_optimizer else ''}"
-    steps = train.global_batch_size // (train.micro_batch_size * world)
-    return (
-        f"{candidate.time.images_s:>10.0f} {candidate.memory.peak_bytes / GIB:>7.1f} {parallel.ep_size:>4} "
-        f"{parallel.expert_tensor_parallel_size:>6} {zero:>7} {train.micro_batch_size:>6} {steps:>6} "
-        f"{'yes' if candidate.config.model.activation_checkpoint_every else 'no'}"
-    )
-
-
-def simulation_lines(points: Sequence[Point]) -> list[str]:
-    """The weak-scaling table, and where something changes."""
-    head = f"{'GPUs':>6} {'ep':>4} {'images/s':>10} {'efficiency':>10} {'all-to-all':>10} {'exchange':>12} "
-    lines = [head + f"{'MTBF h':>8} {'save every':>10} {'goodput':>8}"]
-    for p in points:
-        how = "-" if not p.rows_bytes else "hierarchical" if p.two_stages_win else "linear"
-        lines.append(
-            f"{p.ranks:>6} {p.ep_size:>4} {p.time.images_s:>10.0f} {p.efficiency:>10.1%} "
-            f"{p.exchange_share:>10.1%} {how:>12} {p.mtbf_s / 3600:>8.1f} {p.interval_s / 60:>6.0f} min "
-            f"{p.goodput:>8.1%}"
-        )
-    over = next((p.ranks for p in points if p.exchange_wins), None)
-    two = next((p.ranks for p in points if p.two_stages_win), None)
-    lines.append(
-        f"the all-to-all overtakes computing {f'at {over} GPUs' if over else 'nowhere here'}; "
-        f"the hierarchical exchange is faster {f'from {two} GPUs on' if two else 'nowhere here'}"
-    )
-    return lines
-
-
-def as_json(
-    time: StepTime, memory: Memory, hardware: Hardware, ranks: int, price: float | None, advice: str
-) -> Json:
-    """One layout as values."""
-    return {
-        "hardware": hardware.name,
-        "ranks": ranks,
-        "memory": {
-            "items": dict(memory.items),
-            "transient": list(memory.transient),
-            "peak_bytes": memory.peak_bytes,
-            "host_bytes": memory.host_bytes,
-            "fits": memory.peak_bytes <= hardware.memory_bytes,
-        },
-        "time": {
-            "items_s": dict(time.items),
-            "hidden_s": dict(time.hidden),
-            "step_s": time.step_s,
-            "images_s": time.images_s,
-            "mfu": time.mfu,
-            "cores": time.cores,
-            "limit": time.limit,
-            "all_to_all_linear_s": time.all_to_all_linear_s,
-            "all_to_all_hierarchical_s": time.all_to_all_hierarchical_s,
-            "collectives": [c._asdict() for c in time.collectives],
-        },
-        "cost_per_million_images": None if price is None else cost_per_million(time, ranks, price),
-        "advice": advice,
-    }
-
-
-def candidate_json(candidate: Candidate) -> Json:
-    """One layout of a search."""
-    time, memory = candidate.time, candidate.memory
-    return {
-        "overrides": candidate.overrides,
-        "images_s": time.images_s if time else None,
-        "step_s": time.step_s if time else None,
-        "peak_bytes": memory.peak_bytes if memory else None,
-        "reason": candidate.reason,
-    }
-
-
-def point_json(point: Point) -> Json:
-    """One number of ranks of a simulation."""
-    return {
-        "ranks": point.ranks,
-        "ep_size": point.ep_size,
-        "images_s": point.time.images_s,
-        "efficiency": point.efficiency,
-        "groups_s": point.time.groups,
-        "all_to_all_linear_s": point.time.all_to_all_linear_s,
-        "all_to_all_hierarchical_s": point.time.all_to_all_hierarchical_s,
-        "rows_bytes": point.rows_bytes,
-        "crossover_bytes": point.crossover_bytes,
-        "mtbf_s": point.mtbf_s,
-        "interval_s": point.interval_s,
-        "goodput": point.goodput,
-    }

@@ -1,98 +1,129 @@
 """All layouts of a run on a cluster: the valid ones that fit, fastest first, and why the others do not."""
 
+import heapq
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import count
 
+from launcher.config.load import ConfigError
 from launcher.config.schema import ParallelConfig, RunConfig
-from launcher.plan.base.hardware import Hardware
-from launcher.plan.memory.estimate import Memory, predict_memory
-from launcher.plan.time.compute_cost import ComputeCost, compute_cost
-from launcher.plan.time.estimate import StepTime, predict_time
+from launcher.plan.search.candidate import Candidate, Predictor
+from launcher.plan.search.exchanges import ExchangeOrder, lean_exchange, with_exchange
 from launcher.validation.elastic import batch_unit, divisors
 from launcher.validation.rules import rule_errors
+from parallel.experts.placement import ExchangeOptions
 
 MOST_MICRO = 8  # micro-batches that are tried, the largest ones
 STAGES = ((0, False), (1, False), (1, True), (2, False), (2, True), (3, False), (3, True))  # ZeRO, offload
-
-
-@dataclass(frozen=True, kw_only=True)
-class Candidate:
-    """A layout, what it takes, and why it cannot be had; "" where it can."""
-
-    config: RunConfig
-    time: StepTime | None = None
-    memory: Memory | None = None
-    reason: str = ""
-
-    @property
-    def overrides(self) -> list[str]:
-        """What to add to the command line for it."""
-        parallel, train = self.config.parallel, self.config.train
-        return [
-            f"parallel.ep_size={parallel.ep_size}",
-            f"parallel.expert_tensor_parallel_size={parallel.expert_tensor_parallel_size}",
-            f"parallel.zero_stage={parallel.zero_stage}",
-            f"parallel.offload_optimizer={str(parallel.offload_optimizer).lower()}",
-            f"train.micro_batch_size={train.micro_batch_size}",
-            f"model.activation_checkpoint_every={self.config.model.activation_checkpoint_every}",
-        ]
+Say = Callable[[str], None]
 
 
 def search(
     config: RunConfig,
     nodes: Sequence[int],
-    hardware: Hardware,
-    cost: ComputeCost | None = None,
-    say: Callable[[str], None] = lambda _: None,
+    predictor: Predictor,
+    say: Say = lambda _: None,
     most: int | None = None,
 ) -> list[Candidate]:
-    """Try every layout; the global batch, and so what is computed, stays.
+    """Try every layout with its fastest exchange; the global batch, and so what is computed, stays.
 
     Args:
         config: of a run; its own layout is one of many.
         nodes: ranks of each node.
-        hardware: of every rank.
-        cost: of the run on the hardware, where it is known.
-        say: told how far it is.
+        predictor: of the run on its hardware.
+        say: gets how far it is.
         most: memory, which takes longest, is predicted fastest layout first, until so many fit; None: of all.
 
     Returns:
         Those that fit, fastest first; those that do not, by what they lack; those that no run may have.
+
+    Raises:
+        ConfigError: the global batch does not divide over the ranks, whatever the layout.
     """
-    cost = cost or compute_cost(config, hardware)
-    candidates, fit = [], 0
-    timed = [_timed(one, nodes, hardware, cost) for one in layouts(config, nodes)]
-    timed.sort(key=lambda one: -one.time.images_s if one.time else 0.0)
-    for number, one in enumerate(timed):
-        say(f"layout {number + 1} of {len(timed)}")
-        if one.time and (most is None or fit < most):
-            one = _weighed(one, nodes, hardware)
+    if error := batch_error(config, sum(nodes)):
+        raise ConfigError(error)
+    order = ExchangeOrder(predictor=predictor, nodes=nodes)
+    timed = [_fastest(one, nodes, predictor, order, say) for one in layouts(config, nodes)]
+    weighed = _weigh(timed, predictor, order, say, most)
+    return sorted(weighed, key=lambda c: _rank(c, predictor.hardware.memory_bytes))
+
+
+def batch_error(config: RunConfig, ranks: int) -> str:
+    """The equation that no layout on so many ranks can meet, with what would; "" where one can."""
+    batch, unit = config.train.global_batch_size, batch_unit(config)
+    if batch % (ranks * unit) == 0:
+        return ""
+    fewer = [n for n in range(1, ranks) if batch % (n * unit) == 0]
+    nearest = max(1, round(batch / (ranks * unit))) * ranks * unit
+    least = f"{ranks} ranks" + (f" x {unit} images ({_unit_options(config)})" if unit > 1 else "")
+    product = f" = {ranks * unit}" if unit > 1 else ""
+    ways = [*(f"{n} ranks" for n in fewer[-1:]), f"train.global_batch_size={nearest}"]
+    return (
+        f"no layout works: {least}{product} must divide train.global_batch_size ({batch}); "
+        f"{' or '.join(ways)} would do"
+    )
+
+
+def _unit_options(config: RunConfig) -> str:
+    """What makes a micro-batch a multiple of several images."""
+    moe, augment = config.model.moe, config.data.augment
+    routed = f"model.moe.routing_group_images={moe.routing_group_images}" if moe else ""
+    mixed = "pairs of data.augment" if augment and augment.group_size > 1 else ""
+    return ", ".join(text for text in (routed, mixed) if text)
+
+
+def _fastest(
+    config: RunConfig, nodes: Sequence[int], predictor: Predictor, order: ExchangeOrder, say: Say
+) -> Candidate:
+    """A layout with the exchange that takes the least time."""
+    say(f"time of ep {config.parallel.ep_size}, ZeRO {config.parallel.zero_stage}")
+    lean = predictor.timed(with_exchange(config, lean_exchange(config)), nodes)
+    if lean.reason:
+        return lean
+    return predictor.timed(with_exchange(config, order(config)[0]), nodes)
+
+
+def _weigh(
+    timed: Sequence[Candidate], predictor: Predictor, order: ExchangeOrder, say: Say, most: int | None
+) -> list[Candidate]:
+    """Memory of the fastest layouts until so many fit; one that does not is tried with a lean exchange."""
+    done, fit, numbers = [one for one in timed if one.time is None], 0, count()
+    queue = [(-one.time.images_s, next(numbers), one) for one in timed if one.time]
+    heapq.heapify(queue)
+    while queue:
+        _, _, one = heapq.heappop(queue)
+        if most is not None and fit >= most:
+            done.append(one)
+            continue
+        say(f"memory of layout {len(done) + 1} of {len(timed)}")
+        one = predictor.weighed(one)
+        leaner = _leaner(one, order) if one.reason else None
+        if leaner is None:
+            done.append(one)
             fit += not one.reason
-        candidates.append(one)
-    return sorted(candidates, key=lambda c: _rank(c, hardware))
+        elif (again := predictor.timed(leaner, one.nodes)).time is not None:
+            heapq.heappush(queue, (-again.time.images_s, next(numbers), again))
+    return done
 
 
-def _timed(config: RunConfig, nodes: Sequence[int], hardware: Hardware, cost: ComputeCost) -> Candidate:
-    """One layout by the rules and by time."""
-    if errors := rule_errors(config, sum(nodes), nodes):
-        return Candidate(config=config, reason=errors[0])
-    return Candidate(config=config, time=predict_time(config, nodes, hardware, cost))
+def _leaner(candidate: Candidate, order: ExchangeOrder) -> RunConfig | None:
+    """The layout with its fastest exchange that gathers no weights and keeps no second chunk of rows."""
+    own = candidate.config.parallel.expert_exchange
+    if _is_lean(own):
+        return None
+    lean = next((one for one in order(candidate.config) if _is_lean(one)), None)
+    return None if lean is None else with_exchange(candidate.config, lean)
 
 
-def _weighed(candidate: Candidate, nodes: Sequence[int], hardware: Hardware) -> Candidate:
-    """And by memory."""
-    memory = predict_memory(candidate.config, nodes, hardware.device)
-    short = memory.peak_bytes - hardware.memory_bytes
-    reason = f"needs {short / 2**30:.1f} GiB more than {hardware.memory_gib:g}" if short > 0 else ""
-    return replace(candidate, memory=memory, reason=reason)
+def _is_lean(exchange: ExchangeOptions) -> bool:
+    return exchange.strategy == "ep" and exchange.overlap == 1
 
 
 def layouts(config: RunConfig, nodes: Sequence[int]) -> Iterator[RunConfig]:
     """Every combination that is worth judging; those that break a rule of the experts once each."""
-    world = sum(nodes)
-    micros = micro_batches(config, world) or [config.train.micro_batch_size]
+    world, micros, exchange = sum(nodes), micro_batches(config, sum(nodes)), lean_exchange(config)
     for parallel in _expert_layouts(config, world):
-        plain = _with(config, replace(parallel, zero_stage=1, offload_optimizer=False), micros[-1], 0)
+        plain = _with(config, replace(parallel, expert_exchange=exchange), micros[0], 0)
         if rule_errors(plain, world):
             yield plain
             continue
@@ -127,12 +158,12 @@ def _with(config: RunConfig, parallel: ParallelConfig, micro: int, every: int) -
     return replace(config, parallel=parallel, train=train, model=model)
 
 
-def _rank(candidate: Candidate, hardware: Hardware) -> tuple[int, float]:
+def _rank(candidate: Candidate, memory_bytes: float) -> tuple[int, float]:
     """Fitting ones by speed, slower ones, large ones by what they lack, forbidden ones last."""
     if candidate.time is None:
         return 3, 0.0
     if candidate.memory is None:
         return 1, -candidate.time.images_s
     if candidate.reason:
-        return 2, candidate.memory.peak_bytes - hardware.memory_bytes
+        return 2, candidate.memory.peak_bytes - memory_bytes
     return 0, -candidate.time.images_s

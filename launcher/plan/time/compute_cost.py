@@ -1,14 +1,14 @@
 """Seconds of a model's pieces on a hardware, remembered, because most layouts of a search share them."""
 
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 from launcher.config.schema import RunConfig
 from launcher.plan.base.hardware import Hardware
 from launcher.plan.base.trace import TracedOp
 from launcher.plan.time.roofline import ops_s
 from launcher.plan.time.traffic import accumulation, experts_held, gather_degree
-from launcher.plan.time.workload import Experts, Workload, describe, expert_ops, expert_rows
+from launcher.plan.time.workload import Experts, Workload, describe, expert_ops, expert_rows, flops_by_part
 from launcher.tasks.registry import planning_of
 from parallel.ranks.mesh import ParallelDims
 
@@ -26,6 +26,11 @@ class ComputeCost:
     precision: str
     dense: dict[int, list[tuple[str, bool, Both]]] = field(default_factory=dict)  # by micro-batch
     experts: dict[tuple[str, float, float, int], Both] = field(default_factory=dict)
+
+    @cached_property
+    def multiply_adds(self) -> float:
+        """Of one view forward, no token dropped."""
+        return sum(flops_by_part(self.work).values())
 
     def compute_s(self, config: RunConfig, dims: ParallelDims) -> dict[str, float]:
         """Seconds of a step's computing by stage, and of the experts of each."""

@@ -10,7 +10,7 @@ from launcher.plan.time.compute_cost import EXPERTS, ComputeCost, compute_cost
 from launcher.plan.time.links import all_reduce_s, gather_s, hierarchical_s, linear_s
 from launcher.plan.time.roofline import WIDTHS, ops_s
 from launcher.plan.time.traffic import Collective, accumulation, expert_parameters, traffic
-from launcher.plan.time.workload import Workload, flops_by_part
+from launcher.plan.time.workload import Workload
 from parallel.ranks.mesh import ParallelDims
 
 ADAM_BYTES = 28  # read parameter, gradient and two moments, write parameter and moments, fp32
@@ -76,7 +76,7 @@ def predict_time(
     step_s = sum(items.values())
     images_s = config.train.global_batch_size / step_s
     passes = 6 * work.views + 2 * work.teacher_views  # forward and backward; forward
-    flops = passes * sum(flops_by_part(work).values()) * images_s
+    flops = passes * cost.multiply_adds * images_s
     both = [_rows_s(hardware, collectives, two_stages=two) for two in (False, True)]
     return StepTime(
         items=tuple(items.items()),

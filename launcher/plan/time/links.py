@@ -8,6 +8,7 @@ to a node carries what all its ranks there get. Two stages move the bytes twice 
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 from launcher.plan.base.hardware import Hardware, Link
@@ -44,7 +45,12 @@ class RankGroups(NamedTuple):
 
 
 def groups_of(dims: ParallelDims, nodes: Sequence[int], degree: int) -> RankGroups:
-    """The groups at a gather degree (parallel/experts/exchange.py)."""
+    """The groups at a gather degree (parallel/experts/exchange.py); found once for each layout."""
+    return _groups_of(dims, tuple(nodes), degree)
+
+
+@lru_cache(maxsize=1024)
+def _groups_of(dims: ParallelDims, nodes: tuple[int, ...], degree: int) -> RankGroups:
     home = home_of(nodes)
     lists: Iterable[Sequence[int]] = (
         range(dims.world_size),

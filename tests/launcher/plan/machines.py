@@ -1,6 +1,7 @@
 """A machine with round figures, and how fast its ranks compute."""
 
 from launcher.plan.base.hardware import Hardware, Link
+from launcher.plan.search.candidate import Predictor
 from launcher.plan.time.compute_cost import ComputeCost
 from tests.launcher.plan.tiny_runs import TINY, work_of
 
@@ -23,3 +24,7 @@ MACHINE = Hardware(
 
 def cost(machine: Hardware = MACHINE) -> ComputeCost:
     return ComputeCost(work=work_of(TINY), hardware=machine, precision="fp32")
+
+
+def predictor(machine: Hardware = MACHINE) -> Predictor:
+    return Predictor(hardware=machine, cost=cost(machine))

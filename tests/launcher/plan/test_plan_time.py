@@ -181,8 +181,11 @@ def test_every_profile_is_one() -> None:
 
 
 def test_unknown_profiles(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--gpu \(a100-8\) is neither .* did you mean a100-80\?"):
-        load_hardware("a100-8")
+    with pytest.raises(ConfigError, match=r"--gpu \(a10-80\) is neither .* did you mean a100-80\?"):
+        load_hardware("a10-80")
+    assert load_hardware("H100") == load_hardware("h100-80")
+    with pytest.raises(ConfigError, match=r"--gpu \(a100\) may be a100-40 or a100-80; name one of them"):
+        load_hardware("a100")
     file = tmp_path / "x.yaml"
     base = profiles()["a100-80"]
     file.write_text(f"base: {base}\nmemory_efficiency: 1.5\npeak_tflop: 3\n")
