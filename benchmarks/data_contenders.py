@@ -16,12 +16,14 @@ import webdataset
 from PIL import Image
 
 from data_shards.format.index import Manifest
+from data_shards.format.rng import DrawKey
 from data_shards.image.decode import decode_image
 from data_shards.image.geometry import TrainTransform, draw_crop, draw_flip
 from data_shards.stream.options import StreamOptions, TrainSampling
 from data_shards.stream.order import GlobalOrder
 from data_shards.stream.reader import ShardReader
 from data_shards.stream.train import TrainStream
+from data_shards.stream.transform import LabelledImages
 
 TRANSFORM, BATCH = TrainTransform(image_size=192), 64
 EPOCHS = 4  # of raw reading a round, so that opening the data set does not count
@@ -78,10 +80,10 @@ def read_litdata(data: Data) -> int:
 def by_pil(body: bytes, position: int) -> np.ndarray:
     """What torchvision does on PIL images, with our draws: (3, H, W) uint8."""
     image = Image.open(io.BytesIO(body)).convert("RGB")
-    crop = draw_crop(image.height, image.width, (0, position), TRANSFORM)
+    crop = draw_crop(image.height, image.width, DrawKey(0, position), TRANSFORM)
     image = image.crop((crop.left, crop.top, crop.left + crop.width, crop.top + crop.height))
     image = image.resize(TRANSFORM.sides[::-1], Image.Resampling.BICUBIC)
-    if draw_flip((0, position), TRANSFORM):
+    if draw_flip(DrawKey(0, position), TRANSFORM):
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return np.asarray(image).transpose(2, 0, 1)
 
@@ -100,7 +102,9 @@ def stream_ours(data: Data, threads: int) -> int:
     """TrainStream."""
     sampling = TrainSampling(seed=0, global_batch_size=BATCH, micro_batch_size=BATCH)
     count = 0
-    with TrainStream(data.split, sampling, TRANSFORM, StreamOptions(threads=threads)) as stream:
+    with TrainStream(
+        data.split, sampling, LabelledImages(TRANSFORM), StreamOptions(threads=threads)
+    ) as stream:
         for batch in stream:
             count += len(batch["label"])
             if count >= data.samples // BATCH * BATCH:
@@ -135,7 +139,9 @@ def contenders(data: Data) -> dict[str, dict[str, Contender]]:
     if data.chunks:
         raw["litdata"] = lambda: read_litdata(data)
     decode: dict[str, Contender] = {
-        "ours": lambda: each(lambda body, position: decode_image(body, TRANSFORM, (0, position)), data),
+        "ours": lambda: each(
+            lambda body, position: decode_image(body, TRANSFORM, DrawKey(0, position)), data
+        ),
         "PIL": lambda: each(by_pil, data),
         "full decode": lambda: each(lambda body, _: simplejpeg.decode_jpeg(body), data),
     }

@@ -95,13 +95,17 @@ class Manifest:
         values["fields"] = [_nondefault(field) for field in self.fields]
         return {key: values[key] for key in _nondefault(self)}
 
-    def check_members(self, names: Sequence[str], where: str) -> None:
-        """DataError for a member that the samples of this split, called `where`, do not have."""
+    def check_members(self, names: Sequence[str], where: str, reader: str = "") -> None:
+        """DataError for a member that the samples of this split, called `where`, do not have.
+
+        `reader` is what reads the members, for the message.
+        """
         there = [field.name for field in self.fields]
         if missing := [name for name in names if name not in there]:
+            of = f" that {reader} reads" if reader else ""
             fix = "pack or index the shards with it"
             raise DataError(
-                f"{where}: its samples have no member {missing[0]!r}, but {', '.join(there)}; {fix}"
+                f"{where}: its samples have no member {missing[0]!r}{of}, but {', '.join(there)}; {fix}"
             )
 
     def save(self, directory: Path) -> None:

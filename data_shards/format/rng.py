@@ -1,6 +1,7 @@
 """Counter-based random numbers: every draw is a pure function of named integers and has no state."""
 
 from enum import IntEnum
+from typing import NamedTuple
 
 import numpy as np
 
@@ -30,6 +31,21 @@ def fold(*words: int) -> int:
     for word in words:
         key = splitmix64(key ^ (word & MASK))
     return key
+
+
+class DrawKey(NamedTuple):
+    """The key of the draws for one view of a sample: view 0 draws what a sample with one view does."""
+
+    seed: int
+    position: int  # of the sample in its stream
+    view: int = 0
+
+    def draws(self, purpose: Purpose) -> int:
+        """The key of the draws for one purpose."""
+        return fold(purpose, *(self if self.view else self[:2]))
+
+
+ANY_KEY = DrawKey(seed=0, position=0)  # of what draws nothing
 
 
 def uniform(key: int, counter: int) -> float:

@@ -16,41 +16,71 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from data_shards.errors import DataError
-from data_shards.format.fields import Members
-from data_shards.image.geometry import Crop, Geometry, Transform
+from data_shards.format.rng import ANY_KEY, DrawKey
+from data_shards.image.geometry import Crop, Geometry, ImageTransform, enclosing
 from data_shards.image.pixels import decode_pixels, decode_region, image_size
 
-Example = dict[str, np.ndarray | int]  # of one sample, decoded: what its row of a batch gets
 Colour = tuple[int, int, int]  # red, green and blue in 0 ... 255
 BLACK: Colour = (0, 0, 0)
 
 
-def decode_example(members: Members, transform: Transform, key: tuple[int, int]) -> Example:
-    """The image (3, h, w) uint8 and the label of a sample, as `decode_image` gives the image."""
-    body, label = members["image"], members["label"]
-    assert isinstance(body, bytes)
-    assert isinstance(label, int)
-    return {"image": decode_image(body, transform, key), "label": label}
-
-
-def decode_image(body: bytes, transform: Transform, key: tuple[int, int] = (0, 0)) -> np.ndarray:
+def decode_image(body: bytes, transform: ImageTransform, key: DrawKey = ANY_KEY) -> np.ndarray:
     """Decode, crop, resize and mirror one image: (3, h, w) uint8, a pure function of the arguments.
 
-    `key` = (seed, position) of the sample. DataError when the image cannot be decoded.
+    DataError when the image cannot be decoded.
     """
-    geometry = transform.geometry(*image_size(body), key)
-    return resize(decode_crop(body, geometry), geometry)
+    return decode_views(body, [transform], [key])[0]
+
+
+def decode_views(
+    body: bytes, transforms: Sequence[ImageTransform], keys: Sequence[DrawKey]
+) -> list[np.ndarray]:
+    """Several views of one image, which is decoded once: (3, h, w) uint8 each, of its own h and w.
+
+    Args:
+        body: the image.
+        transforms: of each view.
+        keys: of each view; the views of a sample differ in `DrawKey.view`.
+
+    Raises:
+        DataError: the image cannot be decoded.
+    """
+    height, width = image_size(body)
+    geometries = [
+        transform.geometry(height, width, key) for transform, key in zip(transforms, keys, strict=True)
+    ]
+    crops = decode_crops(body, geometries)
+    return [resize(pixels, geometry) for pixels, geometry in zip(crops, geometries, strict=True)]
+
+
+def stack_views(views: Sequence[np.ndarray]) -> np.ndarray:
+    """Views of one size as one array: V of (3, h, w) -> (V, 3, h, w), channels last in memory as each is."""
+    return np.stack([view.transpose(1, 2, 0) for view in views]).transpose(0, 3, 1, 2)
 
 
 def decode_crop(body: bytes, geometry: Geometry) -> np.ndarray:
-    """The pixels of the geometry's crop before they are resized: (crop height, crop width, C) uint8.
+    """The pixels of the geometry's source before they are resized: (height, width, C) uint8.
 
-    Where the crop has more pixels than the resize needs, its JPEG is decoded to 1/2 or 1/4 of its size.
-    See `decode_region` for the part that is decoded.
+    Where it has more pixels than the resize needs, its JPEG is decoded to 1/2 or 1/4 of its size. See
+    `decode_region` for the part that is decoded.
     """
-    if geometry.in_full:
-        return decode_pixels(body)
-    return decode_region(body, geometry.source.reduced(geometry.factor), geometry.factor)
+    return decode_crops(body, [geometry])[0]
+
+
+def decode_crops(body: bytes, geometries: Sequence[Geometry]) -> list[np.ndarray]:
+    """`decode_crop` of several geometries: the image is decoded once, to the rectangle that contains all.
+
+    It is decoded at a reduced size where that is enough for each of them.
+    """
+    factor = min(geometry.factor for geometry in geometries)
+    crops = [geometry.source.reduced(factor) for geometry in geometries]
+    if any(geometry.in_full for geometry in geometries):
+        pixels = decode_pixels(body)
+        decoded = Crop(0, 0, *pixels.shape[:2])
+    else:
+        decoded = enclosing(crops)
+        pixels = decode_region(body, decoded, factor)
+    return [pixels[crop.slices_in(decoded)] for crop in crops]
 
 
 def resize(pixels: np.ndarray, geometry: Geometry, fill: Colour = BLACK) -> np.ndarray:

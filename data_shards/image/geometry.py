@@ -8,11 +8,12 @@ Legend: H, W height and width of the source image; h, w of the result; all in pi
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from data_shards.errors import DataError
-from data_shards.format.rng import Purpose, fold, uniform
+from data_shards.format.rng import ANY_KEY, DrawKey, Purpose, uniform
 from data_shards.image.formats import MAX_PIXELS
 
 TRIES = 10
@@ -40,6 +41,19 @@ class Crop(NamedTuple):
     def reduced(self, factor: int) -> "Crop":
         """The same rectangle of the image at 1/factor of its size, rounded down."""
         return Crop(*(side // factor for side in self)) if factor > 1 else self
+
+    def slices_in(self, other: "Crop") -> tuple[slice, slice]:
+        """The rows and columns of the pixels of `other`, which contains this rectangle."""
+        top, left = self.top - other.top, self.left - other.left
+        return slice(top, top + self.height), slice(left, left + self.width)
+
+
+def enclosing(crops: Sequence[Crop]) -> Crop:
+    """The smallest rectangle that contains all of `crops`."""
+    top, left = min(crop.top for crop in crops), min(crop.left for crop in crops)
+    bottom = max(crop.top + crop.height for crop in crops)
+    right = max(crop.left + crop.width for crop in crops)
+    return Crop(top, left, bottom - top, right - left)
 
 
 class Geometry(NamedTuple):
@@ -78,15 +92,15 @@ class Geometry(NamedTuple):
         return Crop(*(side // factor * factor for side in self.crop))
 
 
-class Transform(Protocol):
-    """What decides the geometry of the samples of a stream."""
+class ImageTransform(Protocol):
+    """What decides the geometry of an image."""
 
     @property
     def sides(self) -> tuple[int, int]:
         """Height and width of the result in pixels."""
 
-    def geometry(self, height: int, width: int, key: tuple[int, int]) -> Geometry:
-        """The geometry of the sample `key` = (seed, position), whose image has height x width pixels."""
+    def geometry(self, height: int, width: int, key: DrawKey) -> Geometry:
+        """The geometry of a view of a sample, whose image has height x width pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,7 +132,7 @@ class TrainTransform:
         """Height and width of the result in pixels."""
         return sides(self.image_size)
 
-    def geometry(self, height: int, width: int, key: tuple[int, int]) -> Geometry:
+    def geometry(self, height: int, width: int, key: DrawKey) -> Geometry:
         """A random crop, resized and perhaps mirrored."""
         crop = draw_crop(height, width, key, self)
         return Geometry(crop, self.sides, mirrored=draw_flip(key, self))
@@ -147,7 +161,7 @@ class EvalTransform:
         """Height and width of the result in pixels."""
         return sides(self.image_size)
 
-    def geometry(self, height: int, width: int, key: tuple[int, int] = (0, 0)) -> Geometry:
+    def geometry(self, height: int, width: int, key: DrawKey = ANY_KEY) -> Geometry:
         """The same for every key; DataError when the resized image would be too large."""
         complete = Crop(0, 0, height, width)
         if self.crop_ratio == 1:
@@ -173,9 +187,9 @@ def dct_factor(crop: Crop, resized: tuple[int, int]) -> int:
     return max(factor for factor in (1, 2, 4) if factor <= max(1, spare))
 
 
-def draw_crop(height: int, width: int, key: tuple[int, int], transform: TrainTransform) -> Crop:
-    """The crop of the sample `key` = (seed, position) in an image of height x width pixels."""
-    draws = fold(Purpose.AUGMENT, *key)
+def draw_crop(height: int, width: int, key: DrawKey, transform: TrainTransform) -> Crop:
+    """The crop of a view of a sample, in an image of height x width pixels."""
+    draws = key.draws(Purpose.AUGMENT)
     low, high = (math.log(ratio) for ratio in transform.ratio)
     for attempt in range(TRIES):
         u_area, u_ratio, u_top, u_left = (uniform(draws, 1 + 4 * attempt + i) for i in range(4))
@@ -187,9 +201,9 @@ def draw_crop(height: int, width: int, key: tuple[int, int], transform: TrainTra
     return _central_crop(height, width, transform.ratio)
 
 
-def draw_flip(key: tuple[int, int], transform: TrainTransform) -> bool:
-    """Whether the sample `key` = (seed, position) is mirrored left to right."""
-    return uniform(fold(Purpose.AUGMENT, *key), 0) < transform.flip_prob
+def draw_flip(key: DrawKey, transform: TrainTransform) -> bool:
+    """Whether a view of a sample is mirrored left to right."""
+    return uniform(key.draws(Purpose.AUGMENT), 0) < transform.flip_prob
 
 
 def _central_crop(height: int, width: int, ratio: tuple[float, float]) -> Crop:

@@ -10,8 +10,7 @@ import numpy as np
 
 from data_shards.errors import DataError
 from data_shards.format.index import MANIFEST_NAME
-from data_shards.image.decode import Example, decode_example
-from data_shards.image.geometry import Transform
+from data_shards.format.rng import DrawKey
 from data_shards.storage import storage_for
 from data_shards.storage.base import Storage
 from data_shards.storage.cache import ShardCache
@@ -19,10 +18,11 @@ from data_shards.storage.manifest import load_manifest
 from data_shards.storage.retry import Retries
 from data_shards.storage.telemetry import Telemetry
 from data_shards.stream.batch import Batch, BatchPlan
-from data_shards.stream.options import MEMBERS, StreamOptions
+from data_shards.stream.options import StreamOptions
 from data_shards.stream.quarantine import Quarantine
 from data_shards.stream.reader import SampleError, ShardReader
 from data_shards.stream.shard_prefetcher import ShardPrefetcher
+from data_shards.stream.transform import Example, Transform
 from data_shards.stream.workers import Fetched, prefetched
 
 
@@ -83,7 +83,7 @@ class Stream(SingleIterator):
             retries=self.retries,
             notice=self.quarantine.notice,
         )
-        self.reader.check_members(MEMBERS)
+        self.reader.check_members(transform.fields)
         self._prefetcher: ShardPrefetcher | None = None
 
     def _make_cache(self) -> ShardCache:
@@ -118,7 +118,7 @@ class Stream(SingleIterator):
 
     def _run(self, plans: Iterator[BatchPlan]) -> Generator[Batch, None, None]:
         """The batches of `plans`: fetched and decoded by threads (`fetch`, `decode`), counted here."""
-        batches = prefetched(plans, self, self.transform.sides, self.options)
+        batches = prefetched(plans, self, self.transform.collators, self.options)
         try:
             for batch, waited_s in batches:
                 self.wait_s += waited_s
@@ -141,7 +141,7 @@ class Stream(SingleIterator):
     def fetch(self, shard: int, row: int) -> Fetched:
         """The members of a sample that the transform needs, as they are stored, or its error."""
         try:
-            members = self.reader.read(shard, row, MEMBERS)
+            members = self.reader.read(shard, row, self.transform.fields)
         except SampleError as error:
             return error
         label = members.get("label", 0)
@@ -150,7 +150,7 @@ class Stream(SingleIterator):
         return members
 
     def decode(self, fetched: Fetched, position: int, shard: int, row: int) -> Example | None:
-        """The image (3, H, W) uint8 and the label of a sample, or of its replacement."""
+        """What the transform makes of a sample, or of its replacement."""
         try:
             return self._decoded(fetched, position, shard, row)
         except SampleError as error:
@@ -160,7 +160,7 @@ class Stream(SingleIterator):
         if isinstance(fetched, DataError):
             raise fetched
         try:
-            return decode_example(fetched, self.transform, (self.seed, position))
+            return self.transform(fetched, DrawKey(self.seed, position))
         except DataError as error:
             raise self.reader.bad_sample(shard, row, f"cannot be used: {error}") from error
 
@@ -171,7 +171,7 @@ class Stream(SingleIterator):
         return DataError(f"{waited} while reading {shards}; see to that file system")
 
     def _replace(self, error: SampleError, position: int) -> Example | None:
-        """The image and the label that take a bad sample's position; None gives the position weight 0."""
+        """The example that takes a bad sample's position; None gives the position weight 0."""
         raise NotImplementedError
 
     def _quarantine(self, error: SampleError, position: int) -> None:

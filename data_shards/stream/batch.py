@@ -1,9 +1,8 @@
-"""A batch, the plan that it is made from, and the memory that its images take turns in.
+"""A batch, the plan that it is made from, and its rows while threads decode them.
 
 Legend: B samples in a batch, H, W height and width of the images in pixels.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,15 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data_shards.errors import DataError
+from data_shards.stream.collate import BufferPool, Collator
+from data_shards.stream.transform import Example
+
 
 @dataclass(frozen=True, kw_only=True)
 class Batch:
     """A micro-batch of one rank: named tensors, such as batch["image"].
 
-    `tensors` are what the transform of the stream gives: of images with labels, `image` (B, 3, H, W) uint8,
-    pinned if there is a GPU, and `label` (B,) int64. positions (B,) int64 are the key of every random draw of
-    a sample: its position in the training stream, or its index in evaluation, -1 for padding. weights (B,)
-    float32 are 0 for padding.
+    `tensors` are what the collators of the stream's transform give, pinned if there is a GPU: of images with
+    labels, `image` (B, 3, H, W) uint8 and `label` (B,) int64. positions (B,) int64 are the key of every
+    random draw of a sample: its position in the training stream, or its index in evaluation, -1 for padding.
+    weights (B,) float32 are 0 for padding.
     """
 
     tensors: Mapping[str, Tensor]
@@ -43,39 +46,31 @@ class BatchPlan:
     weights: np.ndarray | None = None
 
 
-class BufferPool:
-    """At most `size` reusable buffers for the images of batches; one is reused once no tensor refers to it.
+class UnfinishedBatch:
+    """A batch whose samples are being decoded; each thread puts rows of its own."""
 
-    Images are channels-last in memory, as decoders write them and as convolutions prefer them. On a machine
-    with a GPU the memory is pinned, and torch's caching host allocator is the pool: it also waits for copies.
-    """
+    def __init__(
+        self, plan: BatchPlan, collators: Mapping[str, Collator], buffers: Mapping[str, BufferPool]
+    ) -> None:
+        count = len(plan.positions)
+        self._plan = plan
+        self._weights = (plan.positions >= 0 if plan.weights is None else plan.weights).astype(np.float32)
+        self._rows = {name: one.rows(name, count, buffers[name]) for name, one in collators.items()}
 
-    def __init__(self, sides: tuple[int, int], size: int, pinned: bool | None) -> None:
-        self.sides, self.size = sides, size  # sides: (H, W)
-        self.pinned = torch.cuda.is_available() if pinned is None else pinned
-        self._buffers: list[np.ndarray] = []
+    def put(self, row: int, example: Example | None) -> None:
+        """Write a sample; None, padding or a sample that is left out, has weight 0."""
+        if example is None:
+            self._weights[row] = 0
+        elif example.keys() != self._rows.keys():
+            given, taken = (", ".join(sorted(names)) for names in (example, self._rows))
+            raise DataError(f"the transform gives {given}, and its collators take {taken}")
+        for name, rows in self._rows.items():
+            rows.put(row, None if example is None else example[name])
 
-    def batch(self, plan: BatchPlan) -> Batch:
-        """A batch with final positions and weights; labels are zero, images uninitialized (padding black)."""
-        images = self._images(len(plan.positions))
-        if (padding := plan.positions < 0).any():
-            images[torch.from_numpy(padding)] = 0
-        return Batch(
-            tensors={
-                "image": images,
-                "label": torch.from_numpy(np.zeros(len(plan.positions), dtype=np.int64)),
-            },
-            positions=torch.from_numpy(plan.positions.copy()),
-            weights=torch.from_numpy((~padding if plan.weights is None else plan.weights).astype(np.float32)),
-        )
-
-    def _images(self, samples: int) -> Tensor:
-        shape = samples, *self.sides, 3
-        if self.pinned:
-            return torch.empty(shape, dtype=torch.uint8, pin_memory=True).permute(0, 3, 1, 2)
-        for buffer in self._buffers:
-            # A tensor on it, or a view of one, holds a reference; else: the list, `buffer`, the argument.
-            if len(buffer) == samples and sys.getrefcount(buffer) == 3:
-                return torch.from_numpy(buffer).permute(0, 3, 1, 2)
-        self._buffers = [np.empty(shape, dtype=np.uint8), *self._buffers[: self.size - 1]]
-        return torch.from_numpy(self._buffers[0]).permute(0, 3, 1, 2)
+    def finished(self) -> Batch:
+        """The batch, once every row was put."""
+        tensors: dict[str, Tensor] = {}
+        for rows in self._rows.values():
+            tensors |= rows.tensors()
+        positions = torch.from_numpy(self._plan.positions.copy())
+        return Batch(tensors=tensors, positions=positions, weights=torch.from_numpy(self._weights))

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import DataError
+from data_shards.format.rng import DrawKey
 from data_shards.image.decode import decode_crop, resize
 from data_shards.image.geometry import ImageSize, TrainTransform
 from data_shards.image.pixels import image_size
@@ -23,6 +24,7 @@ from data_shards.storage.base import LocalStorage
 from data_shards.stream.options import StreamOptions, TrainSampling
 from data_shards.stream.reader import ShardReader
 from data_shards.stream.train import TrainStream
+from data_shards.stream.transform import Images
 
 STAGES = ("read", "decode", "resize", "collate")
 
@@ -57,7 +59,7 @@ class Bench:
             if value < 1:
                 raise DataError(f"{option} ({value}) must be at least 1")
         self.split, self.batch_size = split, batch_size
-        self.transform = TrainTransform(image_size=image_size)
+        self.geometry = TrainTransform(image_size=image_size)
         with self._stream(threads=1) as stream:
             self.manifest = stream.manifest
             where = stream.order.locate(stream.order.global_batch(0, images))
@@ -80,7 +82,7 @@ class Bench:
     def stages(self) -> dict[str, float]:
         """CPU seconds an image of each of STAGES, in one thread."""
         spent = np.zeros(len(STAGES))
-        batch = np.zeros((self.batch_size, 3, *self.transform.sides), dtype=np.uint8)
+        batch = np.zeros((self.batch_size, 3, *self.geometry.sides), dtype=np.uint8)
         with closing(ShardReader(self.split, self.manifest)) as reader:
             for position, sample in enumerate(self.samples):
                 steps = self._steps(reader, sample, position, batch)
@@ -94,7 +96,7 @@ class Bench:
         """What a decoding thread does to one image, with a pause after each stage."""
         body = _image(reader, sample)
         yield
-        geometry = self.transform.geometry(*image_size(body), (0, position))
+        geometry = self.geometry.geometry(*image_size(body), DrawKey(0, position))
         pixels = decode_crop(body, geometry)
         yield
         image = resize(pixels, geometry)
@@ -117,7 +119,7 @@ class Bench:
 
     def _stream(self, threads: int) -> TrainStream:
         sampling = TrainSampling(seed=0, global_batch_size=self.batch_size, micro_batch_size=self.batch_size)
-        return TrainStream(self.split, sampling, self.transform, StreamOptions(threads=threads))
+        return TrainStream(self.split, sampling, Images(self.geometry), StreamOptions(threads=threads))
 
 
 def _image(reader: ShardReader, sample: tuple[int, int]) -> bytes:

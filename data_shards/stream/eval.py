@@ -13,12 +13,12 @@ from data_shards.errors import DataError
 from data_shards.format.classes import label_map
 from data_shards.format.index import MANIFEST_NAME
 from data_shards.format.rng import Purpose, permutation
-from data_shards.image.geometry import Transform
 from data_shards.storage.base import Storage
 from data_shards.stream.base import Stream
 from data_shards.stream.batch import Batch, BatchPlan
 from data_shards.stream.options import DEFAULT_OPTIONS, EvalSampling, StreamOptions
 from data_shards.stream.reader import SampleError
+from data_shards.stream.transform import Transform
 from data_shards.stream.workers import Fetched
 
 
@@ -26,8 +26,8 @@ class EvalStream(Stream):
     """This rank's batches of every sample exactly once, in index order; iterating again starts over.
 
     Batch b of all W ranks together has the samples [b*B*W, (b+1)*B*W), and rank r takes the r-th slice of
-    B = batch_size. The end is padded with black images of weight 0 and position -1, so every rank has
-    len(stream) batches.
+    B = batch_size. The end is padded with samples of weight 0 and position -1 (black images), so every
+    rank has len(stream) batches.
 
     `sampling.shuffle_seed` pads the end with the first samples again, of weight 0, instead. The neighbours of
     a sample are then a function of the seed, and of no batch size or number of ranks.

@@ -6,10 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.format.fields import IMAGE_AND_LABEL
 from data_shards.stream.order import INTERLEAVE
-
-MEMBERS = tuple(field.name for field in IMAGE_AND_LABEL)  # that a stream reads of each sample
 
 
 def _check_least(options: dict[str, tuple[int, int]]) -> None:

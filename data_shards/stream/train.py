@@ -2,18 +2,18 @@
 
     sampling = TrainSampling(seed=0, global_batch_size=64, micro_batch_size=16)
     options = StreamOptions(dp_rank=0, dp_size=2)
-    stream = TrainStream("data/x/train", sampling, TrainTransform(image_size=32), options)
+    stream = TrainStream("data/x/train", sampling, LabelledImages(TrainTransform(image_size=32)), options)
     for batch in stream: ...                      # 64 / (2 * 16) = 2 micro-batches an optimizer step
 
 The life of a sample:
 
     1. order     position -> (shard, row)                        order.py: GlobalOrder.locate
     2. plan      the positions of this rank's micro-batches       here: TrainStream._plans
-    3. fetch     (shard, row) -> members: image, label            base.py: Stream.fetch; reader.py
+    3. fetch     (shard, row) -> the members that are needed      base.py: Stream.fetch; reader.py
                  from the cache or the storage, checksum checked  storage/cache.py, storage/base.py
-    4. decode    key (seed, position) -> geometry -> image        base.py: Stream.decode; image/decode.py
+    4. decode    members, key (seed, position) -> example         base.py: Stream.decode; transform.py
                  a bad sample is replaced                         here: TrainStream._replace
-    5. batch     images, labels, positions, weights               workers.py: _fill; batch.py: BufferPool
+    5. batch     examples -> tensors, positions, weights          workers.py: _fill; collate.py, batch.py
     6. device    RandAugment, normalize, erase, mixup             augment/pipeline.py, called by the task
 
 Threads carry out steps 3 to 5 ahead of the consumer (workers.py).
@@ -27,8 +27,6 @@ from typing import Any
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.image.decode import Example
-from data_shards.image.geometry import Transform
 from data_shards.storage.base import Storage
 from data_shards.stream.base import Stream
 from data_shards.stream.batch import Batch, BatchPlan
@@ -36,6 +34,7 @@ from data_shards.stream.options import DEFAULT_OPTIONS, StreamOptions, TrainSamp
 from data_shards.stream.order import SHUFFLE_BUFFER, GlobalOrder, check_state, make_state
 from data_shards.stream.reader import SampleError
 from data_shards.stream.shard_prefetcher import lookahead
+from data_shards.stream.transform import Example, Transform
 
 SUMMED = (
     *("bytes", "cache_hits", "cache_misses"),
@@ -47,8 +46,8 @@ class TrainStream(Stream):
     """This rank's micro-batches of the global training stream, without end and exactly resumable.
 
     Optimizer step k takes the positions [kB, (k+1)B) of `GlobalOrder`, B = global_batch_size, sorted by
-    segment. Rank r takes the r-th slice of them, cut into micro-batches. A sample's image is a function of
-    (seed, position) alone: it depends on no number of ranks, threads or prefetched batches.
+    segment. Rank r takes the r-th slice of them, cut into micro-batches. What a sample becomes is a function
+    of (seed, position) alone: it depends on no number of ranks, threads or prefetched batches.
 
     With a `quarantine` file, a bad sample is recorded there and replaced by the next healthy one of its
     shuffle buffer, which keeps its own label and is transformed by the key of the position. Without one, it

@@ -24,14 +24,13 @@ from data_shards.format.fields import IMAGE_AND_LABEL, Field, Members, check_fie
 from data_shards.format.file_kinds import COMPRESSED, HEAD_BYTES, kind_of
 from data_shards.format.image_names import HIDDEN, IMAGE_SUFFIXES, Skipped, is_hidden
 from data_shards.format.labels import label_text, parse_label
-from data_shards.format.rng import Purpose, fold, permutation
-from data_shards.image.decode import Example, decode_example
-from data_shards.image.geometry import Transform
+from data_shards.format.rng import DrawKey, Purpose, fold, permutation
 from data_shards.pack.tar_members import LABELS, Extensions
 from data_shards.stream.base import SingleIterator
 from data_shards.stream.batch import Batch, BatchPlan
 from data_shards.stream.options import DEFAULT_OPTIONS, ReadOptions, StreamOptions, TrainSampling
 from data_shards.stream.patterns import expand, redacted
+from data_shards.stream.transform import Example, Transform
 from data_shards.stream.workers import Fetched, prefetched
 
 logger = logging.getLogger(__name__)
@@ -75,6 +74,10 @@ class WebDatasetStream(SingleIterator):
         fields: tuple[Field, ...] = IMAGE_AND_LABEL,
     ) -> None:
         check_fields(fields)
+        if missing := [name for name in transform.fields if name not in [field.name for field in fields]]:
+            read = ", ".join(field.name for field in fields)
+            fix = "`swin-moe shards index` writes a manifest with any members"
+            raise DataError(f"{redacted(tars)}: the stream reads {read} of tars, not {missing[0]}; {fix}")
         self.fields, self._extensions = fields, Extensions(fields)
         self.grad_accum_steps = sampling.grad_accum_steps(options.dp_size)
         self.urls = expand(tars)
@@ -123,11 +126,11 @@ class WebDatasetStream(SingleIterator):
         return members
 
     def decode(self, fetched: Fetched, position: int, shard: int, row: int) -> Example:
-        """The image (3, H, W) uint8 and the label; DataError when it cannot be decoded."""
+        """What the transform makes of the sample; DataError when it cannot be decoded."""
         assert not isinstance(fetched, DataError)
         name = self._names.pop(row)
         try:
-            return decode_example(fetched, self.transform, (self.seed, position))
+            return self.transform(fetched, DrawKey(self.seed, position))
         except DataError as error:
             raise DataError(f"{name}: {error}") from error
 
@@ -140,7 +143,7 @@ class WebDatasetStream(SingleIterator):
         if self.dp_rank == 0:
             logger.warning("%s", statement(self.location, self.shuffle))
         self._source = self._samples(self.samples)
-        batches = prefetched(self._plans(), self, self.transform.sides, self.options)
+        batches = prefetched(self._plans(), self, self.transform.collators, self.options)
         try:
             for count, (batch, waited_s) in enumerate(batches, 1):
                 self.wait_s += waited_s

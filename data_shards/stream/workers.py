@@ -3,20 +3,21 @@
     plans -> fetch threads: members, as stored -> decode threads: examples -> batches, in order
 
 There are no worker processes. Reading, decoding and resizing release the GIL, so nothing is pickled and
-nothing lies in shared memory. B = samples in a batch, H, W = height and width of the images in pixels.
+nothing lies in shared memory.
 """
 
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Protocol
 
 from data_shards.errors import DataError
 from data_shards.format.fields import Members
-from data_shards.image.decode import Example
-from data_shards.stream.batch import Batch, BatchPlan, BufferPool
+from data_shards.stream.batch import Batch, BatchPlan, UnfinishedBatch
+from data_shards.stream.collate import BufferPool, Collator
 from data_shards.stream.options import StreamOptions
+from data_shards.stream.transform import Example
 
 CHUNK = 16  # samples of a task at most: few enough to balance the end of a batch, enough to cost little
 
@@ -30,14 +31,14 @@ class Loader(Protocol):
         """The sample's members, or its SampleError; any other error is raised."""
 
     def decode(self, fetched: Fetched, position: int, shard: int, row: int) -> Example | None:
-        """Its image (3, H, W) uint8 and its label; None is a black image of weight 0."""
+        """What its transform gives; None is a sample of weight 0, as padding."""
 
     def stalled(self) -> DataError:
         """The error for a batch that does not come in time."""
 
 
 def prefetched(
-    plans: Iterator[BatchPlan], loader: Loader, sides: tuple[int, int], options: StreamOptions
+    plans: Iterator[BatchPlan], loader: Loader, collators: Mapping[str, Collator], options: StreamOptions
 ) -> Generator[tuple[Batch, float], None, None]:
     """The batches of `plans` in order, each with the seconds that the consumer waited for it.
 
@@ -45,14 +46,17 @@ def prefetched(
     An error of the loader is raised at the batch that it belongs to. `loader.stalled()` is raised when a
     batch does not come for `options.read.stall_s` seconds; its threads hang in the system and are not joined.
     """
-    pool = BufferPool(sides, options.prefetch + 2, options.read.pinned)  # and one in use, one to fill
+    buffers = {
+        name: BufferPool(options.prefetch + 2, options.read.pinned)  # and one in use, one to fill
+        for name in collators
+    }
     fetch_threads = options.read.fetch_threads
-    pending: deque[tuple[Batch, list[Future[Future[None] | None]]]] = deque()
+    pending: deque[tuple[UnfinishedBatch, list[Future[Future[None] | None]]]] = deque()
     decoders = ThreadPoolExecutor(options.threads, thread_name_prefix="data-shards-decode")
     fetchers = ThreadPoolExecutor(fetch_threads or options.threads, thread_name_prefix="data-shards-fetch")
     hanging = False
 
-    def task(batch: Batch, plan: BatchPlan, rows: range) -> Future[None] | None:
+    def task(batch: UnfinishedBatch, plan: BatchPlan, rows: range) -> Future[None] | None:
         bodies = _fetch(plan, rows, loader)
         if fetch_threads:
             return decoders.submit(_fill, batch, plan, rows, bodies, loader)
@@ -61,7 +65,7 @@ def prefetched(
 
     def submit_one() -> None:
         if (plan := next(plans, None)) is not None:
-            batch = pool.batch(plan)
+            batch = UnfinishedBatch(plan, collators, buffers)
             chunks = _chunks(len(plan.positions), options.threads)
             pending.append((batch, [fetchers.submit(task, batch, plan, rows) for rows in chunks]))
 
@@ -69,10 +73,12 @@ def prefetched(
         for _ in range(options.prefetch):
             submit_one()
         while pending:
-            batch, futures = pending.popleft()
+            unfinished, futures = pending.popleft()
             began = time.perf_counter()
             if hanging := not _finished(futures, began + options.read.stall_s):
                 raise loader.stalled()
+            batch = unfinished.finished()
+            del unfinished
             waited_s = time.perf_counter() - began
             submit_one()
             yield batch, waited_s
@@ -89,17 +95,15 @@ def _fetch(plan: BatchPlan, rows: range, loader: Loader) -> list[Fetched | None]
     ]
 
 
-def _fill(batch: Batch, plan: BatchPlan, rows: range, fetched: list[Fetched | None], loader: Loader) -> None:
+def _fill(
+    batch: UnfinishedBatch, plan: BatchPlan, rows: range, fetched: list[Fetched | None], loader: Loader
+) -> None:
     """Decode the samples `rows` into their rows of a batch."""
-    arrays, weights = {name: tensor.numpy() for name, tensor in batch.tensors.items()}, batch.weights.numpy()
     for i, members in zip(rows, fetched, strict=True):
-        if members is None:
-            continue
-        example = loader.decode(members, int(plan.positions[i]), int(plan.shards[i]), int(plan.rows[i]))
-        if example is None:
-            weights[i] = 0
-        for name, array in arrays.items():
-            array[i] = 0 if example is None else example[name]
+        example = None
+        if members is not None:
+            example = loader.decode(members, int(plan.positions[i]), int(plan.shards[i]), int(plan.rows[i]))
+        batch.put(i, example)
 
 
 def _finished(futures: list[Future[Future[None] | None]], deadline: float) -> bool:

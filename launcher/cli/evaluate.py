@@ -189,7 +189,7 @@ def standard(args: argparse.Namespace, context: "EvalContext", judged: Judging) 
     """Evaluate in the standard modes, and write the tables."""
     from launcher.evaluation.affinity import Affinity
     from launcher.evaluation.confusion import Confusion
-    from launcher.evaluation.run import evaluate_standard
+    from launcher.evaluation.run import evaluate_standard, labels_of_split
     from launcher.metrics.accuracy import ClassificationMetric
 
     device, confusion = context.device, []
@@ -197,7 +197,9 @@ def standard(args: argparse.Namespace, context: "EvalContext", judged: Judging) 
         metric = context.metric()
         assert isinstance(metric, ClassificationMetric)  # see check_options
         confusion = [Confusion(metric, len(judged.names), device)]
-    affinity = [Affinity(len(judged.classes), device)] if args.affinity else []
+    affinity = []
+    if args.affinity:
+        affinity = [Affinity(labels_of_split(context), len(judged.classes), device)]
     evaluate_standard(context, args.capacity_factor, [*confusion, *affinity])
     for matrix in confusion:
         matrix.write(context, judged.names)

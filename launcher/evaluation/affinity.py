@@ -1,6 +1,6 @@
 """Which expert takes which classes: per MoE layer the experts' shares of every class's choices.
 
-Legend: B images, E experts, K classes.
+Legend: B images, E experts, K classes, n samples of the split.
 """
 
 from collections.abc import Sequence
@@ -23,17 +23,19 @@ class Affinity:
     """Counts choices by class and expert while a model is evaluated.
 
     Args:
+        labels: (n,) int64 of the split's samples, in index order, whatever the task reads of them.
         num_classes: K.
         device: of the counts.
     """
 
-    def __init__(self, num_classes: int, device: torch.device) -> None:
-        self._classes, self._device = num_classes, device
+    def __init__(self, labels: Tensor, num_classes: int, device: torch.device) -> None:
+        self._labels, self._classes, self._device = labels.to(device), num_classes, device
         self._counts: dict[str, Tensor] = {}
 
     def update(self, output: Any, batch: Batch) -> None:
         """Count one batch; padding does not."""
-        labels, counted = batch["label"].to(self._device), batch.weights.to(self._device, torch.int64)
+        counted = batch.weights.to(self._device, torch.int64)
+        labels = self._labels[batch.positions.clamp_min(0).to(self._device)]
         for layer, stats in output.moe.items():
             chosen = stats.choices * counted[:, None]  # (B, E)
             if layer not in self._counts:

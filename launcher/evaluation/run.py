@@ -3,6 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from launcher.evaluation.context import EvalContext
 from launcher.evaluation.loop import Evaluation, Observer, eval_stream, evaluate
 from launcher.evaluation.modes import EvalMode, need_groups, standard_modes, sweep_modes
@@ -45,6 +48,12 @@ def sweep(context: EvalContext, factors: Sequence[float], choices: Sequence[int]
     context.say(f"{context.name}, {records[0]['images']} images\n{_table(columns, rows)}")
     context.write_json("sweep", {"ranks": context.mesh.dims.world_size, "rows": records})
     context.write_csv("sweep", columns, rows)
+
+
+def labels_of_split(context: EvalContext) -> Tensor:
+    """The label of every sample of the validation split, in index order: (samples,) int64."""
+    with eval_stream(context.config, context.mesh, grouped=False, classes=context.mapped_to) as stream:
+        return torch.from_numpy(stream.labels())
 
 
 def _evaluate(

@@ -7,8 +7,7 @@ import numpy as np
 
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
-from data_shards.image.decode import decode_image
-from data_shards.image.geometry import EvalTransform
+from data_shards.format.rng import DrawKey
 from data_shards.storage import storage_for
 from data_shards.storage.base import check_access
 from data_shards.storage.manifest import load_manifest
@@ -17,8 +16,10 @@ from data_shards.storage.telemetry import Telemetry
 from data_shards.stream.order import GlobalOrder
 from data_shards.stream.patterns import expand, names_tars, redacted
 from data_shards.stream.reader import SampleError, ShardReader
+from data_shards.stream.transform import Transform
 from launcher.config.schema import RunConfig
 from launcher.preflight.report import ProbeContext, ProbeResults, Verdict
+from launcher.tasks.registry import task_spec
 
 SPLITS = ("train", "val")
 
@@ -71,7 +72,7 @@ def _try(config: RunConfig, split: str, context: ProbeContext, deadline_s: float
         shard, row = first_sample(manifest, config, split, context.ranks.rank, context.ranks.world_size)
         reader = ShardReader(storage, manifest, retries=retries)
         try:
-            _decode(reader, shard, row, config.model.image_sides)
+            _decode(reader, shard, row, _transform(config, split))
         finally:
             reader.close()
     except DataError as error:
@@ -95,11 +96,16 @@ def first_sample(
     return shard, int(sample - ends[shard] + sizes[shard])
 
 
-def _decode(reader: ShardReader, shard: int, row: int, sides: tuple[int, int]) -> None:
-    body = reader.read(shard, row, ["image"])["image"]
+def _transform(config: RunConfig, split: str) -> Transform:
+    spec = task_spec(config.task)
+    return (spec.train_data if split == "train" else spec.eval_data)(config).transform
+
+
+def _decode(reader: ShardReader, shard: int, row: int, transform: Transform) -> None:
+    reader.check_members(transform.fields)
+    members = reader.read(shard, row, transform.fields)
     try:
-        assert isinstance(body, bytes)
-        decode_image(body, EvalTransform(image_size=sides))
+        transform(members, DrawKey(0, 0))
     except DataError as error:
         raise reader.bad_sample(shard, row, f"cannot be used: {error}") from error
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from data_shards.augment.normalize import Normalize
 from data_shards.image.geometry import EvalTransform, TrainTransform
 from data_shards.stream.batch import Batch
+from data_shards.stream.transform import Images, LabelledImages
 from launcher.config.schema import DataConfig, RunConfig
 from launcher.tasks.spec import DataSpec, TaskBase, TaskContext
 from swin_moe.moe.layer import RoutingOverrides
@@ -38,22 +39,39 @@ class ImageTask(TaskBase):
 
 
 def train_images(config: RunConfig) -> DataSpec:
-    """A random resized crop, mirrored at random."""
-    data = config.data
-    return DataSpec(
-        transform=TrainTransform(
-            image_size=config.model.image_sides,
-            scale=data.crop_scale,
-            ratio=data.crop_ratio,
-            flip_prob=data.flip_probability,
-        )
-    )
+    """Random crops without labels."""
+    return DataSpec(transform=Images(random_crop(config)))
 
 
 def eval_images(config: RunConfig) -> DataSpec:
-    """The centre of the image."""
-    sides, crop = config.model.image_sides, config.data.eval_crop
-    return DataSpec(transform=EvalTransform(image_size=sides, crop_ratio=crop))
+    """The centres of images without labels."""
+    return DataSpec(transform=Images(central_crop(config)))
+
+
+def train_labelled_images(config: RunConfig) -> DataSpec:
+    """Random crops with labels."""
+    return DataSpec(transform=LabelledImages(random_crop(config)))
+
+
+def eval_labelled_images(config: RunConfig) -> DataSpec:
+    """The centres of images with labels."""
+    return DataSpec(transform=LabelledImages(central_crop(config)))
+
+
+def random_crop(config: RunConfig) -> TrainTransform:
+    """A random resized crop, mirrored at random, of the size of the model."""
+    data = config.data
+    return TrainTransform(
+        image_size=config.model.image_sides,
+        scale=data.crop_scale,
+        ratio=data.crop_ratio,
+        flip_prob=data.flip_probability,
+    )
+
+
+def central_crop(config: RunConfig) -> EvalTransform:
+    """The centre of the image, of the size of the model."""
+    return EvalTransform(image_size=config.model.image_sides, crop_ratio=config.data.eval_crop)
 
 
 def image_members(config: RunConfig, images: int) -> dict[str, Tensor]:

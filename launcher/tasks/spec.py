@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
-from data_shards.image.geometry import Transform
 from data_shards.stream.batch import Batch
+from data_shards.stream.transform import Transform
 from launcher.config.schema import RunConfig
 from launcher.metrics.metric import Metric
 from launcher.tasks.param_groups import ParameterRules

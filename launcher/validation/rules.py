@@ -7,11 +7,11 @@ from data_shards.errors import DataError
 from data_shards.format.index import Manifest
 from data_shards.storage.cache import least_bytes
 from data_shards.storage.manifest import checked_manifest
-from data_shards.stream.options import MEMBERS
 from data_shards.stream.patterns import expand, names_tars, redacted
 from launcher.config.duration import to_steps
 from launcher.config.load import ConfigError
 from launcher.config.schema import ParallelConfig, RunConfig
+from launcher.tasks.registry import task_spec
 from launcher.validation.elastic import replan
 from launcher.validation.label_spaces import class_errors
 from launcher.validation.place_rules import has_begun, machine_errors, place_errors
@@ -301,13 +301,18 @@ def _data_errors(config: RunConfig) -> tuple[list[str], int | None]:
     """What is wrong with the shards, and the images of an epoch, where they are known."""
     errors: list[str] = []
     manifests: dict[str, Manifest] = {}
-    for option, directory in (("data.train", config.data.train), ("data.val", config.data.val)):
+    spec = task_spec(config.task)
+    for option, directory, data in (
+        ("data.train", config.data.train, spec.train_data),
+        ("data.val", config.data.val, spec.eval_data),
+    ):
         try:
             if names_tars(directory):  # of data.train alone, see DataConfig
                 expand(directory)
                 continue
             manifest = checked_manifest(directory, cached=config.data.cache is not None)
-            manifest.check_members(MEMBERS, redacted(directory))
+            members = data(config).transform.fields
+            manifest.check_members(members, redacted(directory), f"task={config.task}")
             manifests[option] = manifest
             errors += _cache_errors(config, option, manifest)
         except DataError as error:

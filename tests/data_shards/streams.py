@@ -8,12 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from data_shards.format.rng import DrawKey
 from data_shards.image.decode import decode_image
-from data_shards.image.geometry import EvalTransform, TrainTransform, Transform
+from data_shards.image.geometry import EvalTransform, ImageTransform, TrainTransform
 from data_shards.storage.base import Storage
 from data_shards.stream.eval import EvalStream
 from data_shards.stream.options import EvalSampling, ReadOptions, StreamOptions, TrainSampling
 from data_shards.stream.train import TrainStream
+from data_shards.stream.transform import LabelledImages
 from data_shards.stream.webdataset import WebDatasetStream
 
 SEED, INTERLEAVE, SHUFFLE_BUFFER = 1, 4, 8
@@ -32,18 +34,21 @@ def _of(kind: type, options: dict[str, Any]) -> Any:
 
 
 def train_stream(
-    split: str | Path | Storage, transform: Transform = TRANSFORM, **options: Any
+    split: str | Path | Storage, transform: ImageTransform = TRANSFORM, **options: Any
 ) -> TrainStream:
     """A TrainStream; `options` are fields of TrainSampling and StreamOptions."""
-    return TrainStream(split, _of(TrainSampling, options), transform, StreamOptions(**options))
+    return TrainStream(
+        split, _of(TrainSampling, options), LabelledImages(transform), StreamOptions(**options)
+    )
 
 
 def webdataset_stream(
-    tars: str, transform: Transform = TRANSFORM, num_classes: int = 5, **options: Any
+    tars: str, transform: ImageTransform = TRANSFORM, num_classes: int = 5, **options: Any
 ) -> WebDatasetStream:
     """A WebDatasetStream; `options` are fields of TrainSampling and StreamOptions."""
     sampling = _of(TrainSampling, options)
-    return WebDatasetStream(tars, sampling, transform, StreamOptions(**options), num_classes=num_classes)
+    reads = LabelledImages(transform)
+    return WebDatasetStream(tars, sampling, reads, StreamOptions(**options), num_classes=num_classes)
 
 
 def eval_stream(split: str | Path | Storage, **options: Any) -> EvalStream:
@@ -51,7 +56,7 @@ def eval_stream(split: str | Path | Storage, **options: Any) -> EvalStream:
     options = {"image_size": 8} | options
     sampling, transform = _of(EvalSampling, options), _of(EvalTransform, options)
     own = _take(options, ("classes", "bad_samples"))
-    return EvalStream(split, sampling, transform, StreamOptions(**options), **own)
+    return EvalStream(split, sampling, LabelledImages(transform), StreamOptions(**options), **own)
 
 
 def tiny_stream(split: Path | Storage, rank: int = 0, ranks: int = 1, **options: Any) -> TrainStream:
@@ -79,7 +84,7 @@ def expected(
     stream: TrainStream, bodies: list[bytes], labels: list[int], bad: set[int], steps: int = STEPS
 ) -> Seen:
     """The same from the definition: a bad sample's position has the next intact one of its buffer."""
-    order = stream.order
+    order, geometry = stream.order, stream.transform.geometry
     starts = np.cumsum(order.samples_per_shard) - order.samples_per_shard
     positions = np.arange(3 * order.num_samples)
     shard, row = order.locate(positions)
@@ -95,5 +100,5 @@ def expected(
         end = (epoch + 1) * order.num_samples
         inside = [i for i in candidates if i < end] + [*range(p, end), *range(end - order.num_samples, p)]
         sample = next(at[i] for i in inside if at[i] not in bad)
-        samples[p] = decode_image(bodies[sample], stream.transform, (SEED, p)).tobytes(), labels[sample]
+        samples[p] = decode_image(bodies[sample], geometry, DrawKey(SEED, p)).tobytes(), labels[sample]
     return samples

@@ -22,7 +22,7 @@ from data_shards.augment.operations import operate
 from data_shards.augment.pipeline import Augment, AugmentConfig
 from data_shards.augment.randaugment import ImageOp
 from data_shards.errors import DataError
-from data_shards.format.rng import Purpose, fold, uniform
+from data_shards.format.rng import DrawKey, Purpose, fold, uniform
 from data_shards.image.decode import decode_crop, decode_image
 from data_shards.image.geometry import (
     EvalTransform,
@@ -52,12 +52,15 @@ def test_train_image_is_torchvisions_resized_crop(sides: tuple[int, int]) -> Non
     body, transform = encode_jpeg(smooth_image(120, 200)), TrainTransform(image_size=sides)
     image = Image.open(io.BytesIO(body))
     for position in range(12):
-        crop, flip = draw_crop(120, 200, (3, position), transform), draw_flip((3, position), transform)
+        crop, flip = (
+            draw_crop(120, 200, DrawKey(3, position), transform),
+            draw_flip(DrawKey(3, position), transform),
+        )
         if dct_factor(crop, sides) > 1:  # decoded smaller: not the same pixels to begin with
             continue
         expected = tv.resized_crop(image, *crop, sides, InterpolationMode.BICUBIC)
         expected = tv.hflip(expected) if flip else expected
-        ours = decode_image(body, transform, (3, position))
+        ours = decode_image(body, transform, DrawKey(3, position))
         assert ours.shape == (3, *sides)
         assert_same_image(ours, np.asarray(expected).transpose(2, 0, 1))
 
@@ -67,7 +70,7 @@ def test_crops_are_distributed_as_torchvisions() -> None:
     torch.manual_seed(0)
     transform, image = TrainTransform(image_size=SIDES), torch.empty(3, 120, 200)
     theirs = [RandomResizedCrop.get_params(image, [0.08, 1.0], list(RATIOS)) for _ in range(3000)]
-    ours = [draw_crop(120, 200, (0, position), transform) for position in range(3000)]
+    ours = [draw_crop(120, 200, DrawKey(0, position), transform) for position in range(3000)]
     for of in (lambda c: c[2] * c[3], lambda c: math.log(c[3] / c[2]), lambda c: c[0], lambda c: c[1]):
         a, b = (np.array([of(crop) for crop in crops], dtype=float) for crops in (ours, theirs))
         assert abs(a.mean() - b.mean()) < 4.5 * math.sqrt((a.var() + b.var()) / 3000)
@@ -75,7 +78,7 @@ def test_crops_are_distributed_as_torchvisions() -> None:
 
 def test_the_image_does_not_change_the_crop() -> None:
     crops = [
-        [draw_crop(90, 70, (1, position), TrainTransform(image_size=size)) for position in range(50)]
+        [draw_crop(90, 70, DrawKey(1, position), TrainTransform(image_size=size)) for position in range(50)]
         for size in (24, (24, 40), (40, 24))
     ]
     assert crops[0] == crops[1] == crops[2]
@@ -87,7 +90,7 @@ def test_the_image_does_not_change_the_crop() -> None:
 def test_both_sides_must_have_pixels_to_spare(height: int, width: int, factor: int) -> None:
     """24 x 40 pixels, 2 for each: 48 x 80; twice of it is 96 x 160, and four times 192 x 320."""
     transform = TrainTransform(image_size=SIDES, scale=(1.0, 1.0), ratio=(width / height, width / height))
-    crop = draw_crop(height, width, (0, 0), transform)
+    crop = draw_crop(height, width, DrawKey(0, 0), transform)
     assert (crop.height, crop.width) == (height, width)
     assert dct_factor(crop, SIDES) == factor
     if height < 1000:
@@ -161,7 +164,7 @@ def test_the_training_stream_gives_these_images(shards: Path) -> None:
             where, rows = stream.order.locate(batch.positions.numpy())
             for image, position, shard, row in zip(batch["image"], batch.positions, where, rows, strict=True):
                 body = bodies[int(shard) * 20 + int(row)]
-                expected = decode_image(body, stream.transform, (1, int(position)))
+                expected = decode_image(body, stream.transform.geometry, DrawKey(1, int(position)))
                 assert np.array_equal(image.numpy(), expected)
 
 
@@ -192,7 +195,9 @@ def test_tars_of_others_give_these_images(shards: Path) -> None:
         (batch,) = islice(stream, 1)
     assert batch["image"].shape == (4, 3, HEIGHT, WIDTH)
     for image, position in zip(batch["image"], batch.positions.tolist(), strict=True):
-        assert any(np.array_equal(image.numpy(), decode_image(b, transform, (1, position))) for b in bodies)
+        assert any(
+            np.array_equal(image.numpy(), decode_image(b, transform, DrawKey(1, position))) for b in bodies
+        )
 
 
 def test_ranks_share_the_images_of_one(shards: Path) -> None:
@@ -345,4 +350,4 @@ def test_gray_images_have_three_channels() -> None:
         smooth_image(28, 50, 1), quality=95, colorspace="GRAY", colorsubsampling="Gray"
     )
     assert decode_image(body, EvalTransform(image_size=SIDES, crop_ratio=0.875)).shape == (3, *SIDES)
-    assert decode_image(body, TrainTransform(image_size=SIDES), (0, 0)).shape == (3, *SIDES)
+    assert decode_image(body, TrainTransform(image_size=SIDES), DrawKey(0, 0)).shape == (3, *SIDES)

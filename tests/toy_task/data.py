@@ -8,18 +8,18 @@ from torch import Tensor
 
 from data_shards.stream.batch import Batch
 from launcher.config.schema import RunConfig
-from launcher.tasks.image_data import eval_images, train_images
+from launcher.tasks.image_data import eval_labelled_images, train_labelled_images
 from launcher.tasks.spec import DataSpec
 
 
 def train_data(config: RunConfig) -> DataSpec:
     """Random crops."""
-    return train_images(config)
+    return train_labelled_images(config)
 
 
 def eval_data(config: RunConfig) -> DataSpec:
     """Central crops."""
-    return eval_images(config)
+    return eval_labelled_images(config)
 
 
 def views_of(images: Tensor, batch: Batch) -> Tensor:

@@ -4,7 +4,12 @@ import torch
 from torch import Tensor, nn
 
 from launcher.config.schema import RunConfig
-from launcher.tasks.image_data import eval_images, image_inputs, image_members, train_images
+from launcher.tasks.image_data import (
+    eval_labelled_images,
+    image_inputs,
+    image_members,
+    train_labelled_images,
+)
 from launcher.tasks.spec import Planning, StepOutput, Task, TaskContext, TaskSpec
 from parallel.experts.placement import ExpertParallel
 from swin_moe.backbone.flops import construct_on_meta
@@ -50,8 +55,8 @@ SPEC = TaskSpec(
     build=_build,
     model_on_meta=_model_on_meta,
     backbone=_backbone,
-    train_data=train_images,
-    eval_data=eval_images,
+    train_data=train_labelled_images,
+    eval_data=eval_labelled_images,
     planning=Planning(members=_members, inputs=_inputs, step=_step),
     has_classes=True,
 )

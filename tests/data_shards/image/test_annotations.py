@@ -11,6 +11,7 @@ from torchvision import tv_tensors
 from torchvision.transforms.v2 import functional as tv
 
 from data_shards.errors import DataError
+from data_shards.format.rng import DrawKey
 from data_shards.image.annotations import VOID, transform_boxes, transform_labels, transform_points
 from data_shards.image.decode import decode_crop, decode_frames, decode_image, resize, transform_frames
 from data_shards.image.geometry import Crop, EvalTransform, Geometry, TrainTransform, dct_factor
@@ -201,11 +202,11 @@ def test_frames_have_one_geometry() -> None:
     frames = [smooth_image(40, 60)[::step, :, ::turn].copy() for step, turn in ((1, 1), (-1, 1), (1, -1))]
     bodies = [encode_jpeg(frame) for frame in frames]
     transform = TrainTransform(image_size=(24, 32), scale=(0.5, 1.0))
-    geometry = transform.geometry(40, 60, (3, 5))
+    geometry = transform.geometry(40, 60, DrawKey(3, 5))
     clip = decode_frames(bodies, geometry)
     assert clip.shape == (3, 3, 24, 32)
     for body, frame in zip(bodies, clip, strict=True):
-        assert np.array_equal(frame, decode_image(body, transform, (3, 5)))
+        assert np.array_equal(frame, decode_image(body, transform, DrawKey(3, 5)))
     decoded = np.stack([np.asarray(Image.open(io.BytesIO(body))) for body in bodies])
     assert np.array_equal(transform_frames(decoded, geometry), clip)
     with pytest.raises(DataError, match="frame 1 has 30 x 60 pixels, the first 40 x 60"):

@@ -8,7 +8,8 @@ import simplejpeg
 from PIL import Image
 
 from data_shards.errors import DataError
-from data_shards.image.decode import decode_image, resize
+from data_shards.format.rng import DrawKey, Purpose, fold
+from data_shards.image.decode import decode_image, decode_views, resize, stack_views
 from data_shards.image.geometry import (
     Crop,
     EvalTransform,
@@ -33,11 +34,14 @@ def test_train_image_is_pils_crop_and_resize() -> None:
     body, transform = encode_jpeg(smooth_image(120, 200)), TrainTransform(image_size=48)
     flips = set()
     for position in range(20):
-        crop, flip = draw_crop(120, 200, (3, position), transform), draw_flip((3, position), transform)
+        crop, flip = (
+            draw_crop(120, 200, DrawKey(3, position), transform),
+            draw_flip(DrawKey(3, position), transform),
+        )
         box = crop.left, crop.top, crop.left + crop.width, crop.top + crop.height
         expected = by_pil(body, box, (48, 48))
         assert_same_image(
-            decode_image(body, transform, (3, position)), expected[:, :, ::-1] if flip else expected
+            decode_image(body, transform, DrawKey(3, position)), expected[:, :, ::-1] if flip else expected
         )
         flips.add(flip)
     assert flips == {True, False}
@@ -67,11 +71,11 @@ def test_decoding_smaller_is_the_same_image_at_44_db(subsampling: str) -> None:
     body = simplejpeg.encode_jpeg(soft_noise(257, 331), quality=92, colorsubsampling=subsampling)
     transform, factors = TrainTransform(image_size=32, scale=(0.2, 1.0), flip_prob=0.0), set()
     for position in range(24):
-        crop = draw_crop(257, 331, (3, position), transform)
+        crop = draw_crop(257, 331, DrawKey(3, position), transform)
         factor = dct_factor(crop, (32, 32))
         top, left, height, width = (side // factor * factor for side in crop)  # whole pixels when reduced
         expected = by_pil(body, (left, top, left + width, top + height), (32, 32)).astype(int)
-        error = np.mean((decode_image(body, transform, (3, position)) - expected) ** 2)
+        error = np.mean((decode_image(body, transform, DrawKey(3, position)) - expected) ** 2)
         assert 10 * np.log10(255**2 / max(error, 1e-9)) > (60 if factor == 1 else 44)
         factors.add(factor)
     assert factors == {1, 2, 4}
@@ -93,7 +97,7 @@ def test_smaller_images_have_sides_rounded_up_in_every_format(height: int, width
 
 def test_crops_obey_their_ranges_and_reach_their_ends() -> None:
     transform = TrainTransform(image_size=8, scale=(0.25, 0.5), ratio=(0.5, 2.0))
-    crops = [draw_crop(300, 300, (0, position), transform) for position in range(2000)]
+    crops = [draw_crop(300, 300, DrawKey(0, position), transform) for position in range(2000)]
     areas = np.array([c.height * c.width / 300**2 for c in crops])
     ratios = np.array([c.width / c.height for c in crops])
     assert 0.245 < areas.min() < 0.26
@@ -108,24 +112,26 @@ def test_crops_obey_their_ranges_and_reach_their_ends() -> None:
 
 def test_a_draw_is_a_function_of_seed_and_position() -> None:
     transform = TrainTransform(image_size=8)
-    assert draw_crop(90, 90, (1, 5), transform) == draw_crop(90, 90, (1, 5), transform)
-    assert len({draw_crop(90, 90, key, transform) for key in [(1, 5), (1, 6), (2, 5), (5, 1)]}) == 4
+    assert draw_crop(90, 90, DrawKey(1, 5), transform) == draw_crop(90, 90, DrawKey(1, 5), transform)
+    assert len({draw_crop(90, 90, DrawKey(*key), transform) for key in [(1, 5), (1, 6), (2, 5), (5, 1)]}) == 4
 
 
 def test_fallback_is_the_central_crop() -> None:
     # 10 x 100 pixels: no crop of all the area has a ratio in 3/4 ... 4/3.
     # Width = round(10 * 4/3) = 13, left = (100 - 13) // 2 = 43.
     wide = TrainTransform(image_size=8, scale=(1.0, 1.0))
-    assert draw_crop(10, 100, (0, 0), wide) == Crop(0, 43, 10, 13)
-    assert draw_crop(100, 10, (0, 0), wide) == Crop(43, 0, 13, 10)
-    assert draw_crop(100, 1, (0, 0), TrainTransform(image_size=8, ratio=(9.0, 9.0))) == Crop(49, 0, 1, 1)
+    assert draw_crop(10, 100, DrawKey(0, 0), wide) == Crop(0, 43, 10, 13)
+    assert draw_crop(100, 10, DrawKey(0, 0), wide) == Crop(43, 0, 13, 10)
+    assert draw_crop(100, 1, DrawKey(0, 0), TrainTransform(image_size=8, ratio=(9.0, 9.0))) == Crop(
+        49, 0, 1, 1
+    )
 
 
 def test_without_augmentation_it_is_the_plain_resize() -> None:
     body = encode_jpeg(smooth_image(40, 40))
-    same = decode_image(body, TrainTransform(image_size=40, **PLAIN), (0, 0))
+    same = decode_image(body, TrainTransform(image_size=40, **PLAIN), DrawKey(0, 0))
     np.testing.assert_array_equal(same, decode_pixels(body).transpose(2, 0, 1))
-    smaller = decode_image(body, TrainTransform(image_size=24, **PLAIN), (0, 0))
+    smaller = decode_image(body, TrainTransform(image_size=24, **PLAIN), DrawKey(0, 0))
     np.testing.assert_array_equal(smaller, decode_image(body, EvalTransform(image_size=24)))
     assert_same_image(smaller, by_pil(body, (0, 0, 40, 40), (24, 24)))
 
@@ -178,3 +184,47 @@ def test_resize_of_one_pixel_is_flat() -> None:
 def test_nonsense_is_refused(option: str, value: object) -> None:
     with pytest.raises(DataError, match=option):
         TrainTransform(**{"image_size": 8, option: value})
+
+
+def test_further_views_have_draws_of_their_own() -> None:
+    """View 0 draws what a sample of one view does: the key of its draws is that of (seed, position)."""
+    assert DrawKey(3, 5).draws(Purpose.AUGMENT) == fold(Purpose.AUGMENT, 3, 5)
+    assert DrawKey(3, 5, 2).draws(Purpose.AUGMENT) == fold(Purpose.AUGMENT, 3, 5, 2)
+    transform = TrainTransform(image_size=8)
+    assert len({draw_crop(90, 90, DrawKey(3, 5, view), transform) for view in range(20)}) == 20
+    flips = [draw_flip(DrawKey(3, 5, view), transform) for view in range(200)]
+    assert 70 < sum(flips) < 130
+
+
+def test_views_of_one_decoding_are_what_each_is_alone() -> None:
+    """Where no view is decoded at a reduced size: a large result, small crops of it, the complete image."""
+    body = encode_jpeg(smooth_image(100, 120))
+    transforms: list[TrainTransform | EvalTransform] = [
+        TrainTransform(image_size=64),
+        TrainTransform(image_size=(24, 48), scale=(0.05, 0.1)),
+        TrainTransform(image_size=24, scale=(0.05, 0.1)),
+        EvalTransform(image_size=56, crop_ratio=0.875),
+    ]
+    for position in range(6):
+        keys = [DrawKey(3, position, view) for view in range(4)]
+        for count in (1, 3, 4):
+            views = decode_views(body, transforms[:count], keys[:count])
+            for view, transform, key in zip(views, transforms, keys, strict=False):
+                np.testing.assert_array_equal(view, decode_image(body, transform, key))
+
+
+def test_views_share_the_size_at_which_all_keep_their_pixels() -> None:
+    """A large crop alone is decoded at a quarter of the size, beside a small one in full."""
+    body = encode_jpeg(smooth_image(400, 400))
+    large, small = (TrainTransform(image_size=16, scale=(share, share), flip_prob=0) for share in (0.9, 0.01))
+    keys = [DrawKey(0, 0), DrawKey(0, 0, 1)]
+    first, second = decode_views(body, [large, small], keys)
+    assert first.shape == second.shape == (3, 16, 16)
+    np.testing.assert_array_equal(second, decode_image(body, small, keys[1]))
+    geometry = large.geometry(400, 400, keys[0])
+    assert geometry.factor == 4
+    in_full = decode_pixels(body)[geometry.source.slices_in(Crop(0, 0, 400, 400))]
+    np.testing.assert_array_equal(first, resize(in_full, geometry))
+    assert not np.array_equal(first, decode_image(body, large, keys[0]))
+    assert stack_views([first, second]).strides == (768, 1, 48, 3)
+    np.testing.assert_array_equal(stack_views([first, second]), np.stack([first, second]))

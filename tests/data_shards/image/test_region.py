@@ -14,6 +14,7 @@ import simplejpeg
 from PIL import Image
 
 from data_shards.errors import DataError
+from data_shards.format.rng import DrawKey
 from data_shards.image import region
 from data_shards.image.decode import decode_image
 from data_shards.image.geometry import Crop, TrainTransform
@@ -141,7 +142,7 @@ def test_without_the_c_part_the_images_are_the_same(monkeypatch: pytest.MonkeyPa
     transform = TrainTransform(image_size=16)
 
     def images() -> list[np.ndarray]:
-        return [decode_image(body, transform, (5, p)) for body in bodies for p in range(12)]
+        return [decode_image(body, transform, DrawKey(5, p)) for body in bodies for p in range(12)]
 
     ours = images()
     monkeypatch.setattr(region, "decode_in_c", None)

@@ -13,7 +13,7 @@ import torch
 
 from data_shards.image.geometry import TrainTransform
 from data_shards.storage.telemetry import COUNTERS
-from data_shards.stream.batch import Batch, BatchPlan, BufferPool
+from data_shards.stream.batch import Batch
 from data_shards.stream.options import ReadOptions
 from data_shards.stream.order import GlobalOrder
 from tests.data_shards.streams import seen, tiny_stream
@@ -113,29 +113,6 @@ def test_memory_does_not_grow_over_five_epochs(shards: Path, tmp_path: Path) -> 
                 at.append(rss())
     assert len(at) == 6
     assert at[5] - at[1] < 4e6  # from the first epoch's end to the fifth's
-
-
-def test_the_pool_reuses_a_buffer_only_when_nobody_holds_it() -> None:
-    pool, plan = (
-        BufferPool((4, 4), 3, pinned=False),
-        BatchPlan(positions=np.array([3, -1]), shards=np.zeros(2), rows=np.zeros(2)),
-    )
-    first = pool.batch(plan)
-    where, view = first["image"].data_ptr(), first["image"][1:, :2]
-    first["image"][:] = 7
-    del first
-    second = pool.batch(plan)
-    assert second["image"].data_ptr() != where  # a view is still held
-    assert (view[0] == 7).all()
-    del view
-    third = pool.batch(plan)
-    assert third["image"].data_ptr() == where
-    assert not third["image"][1].any()  # padding is black again
-    assert third.weights.tolist() == [1, 0]
-    array = third["image"].numpy()
-    del third
-    assert pool.batch(plan)["image"].data_ptr() != where
-    assert array.shape == (2, 3, 4, 4)
 
 
 def test_telemetry_is_plain_numbers_of_a_step(shards: Path) -> None:

@@ -16,6 +16,7 @@ import torch
 
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest, read_index
+from data_shards.format.rng import DrawKey
 from data_shards.image.decode import decode_image
 from data_shards.image.geometry import EvalTransform, Geometry, TrainTransform
 from data_shards.pack.sources.registry import Source
@@ -42,8 +43,8 @@ class Hooked(TrainTransform):
 
     hook: Callable[[int], object]
 
-    def geometry(self, height: int, width: int, key: tuple[int, int]) -> Geometry:
-        self.hook(key[1])
+    def geometry(self, height: int, width: int, key: DrawKey) -> Geometry:
+        self.hook(key.position)
         return super().geometry(height, width, key)
 
 
@@ -76,7 +77,9 @@ def test_a_batch_is_what_order_reader_and_decoder_give(shards: Path) -> None:
     ):
         body, label = reader.read(shard, sample).values()
         batch, i = batches[row // 4], row % 4
-        np.testing.assert_array_equal(batch["image"][i].numpy(), decode_image(body, TRANSFORM, (1, position)))
+        np.testing.assert_array_equal(
+            batch["image"][i].numpy(), decode_image(body, TRANSFORM, DrawKey(1, position))
+        )
         assert (batch["label"][i].item(), batch.positions[i].item(), batch.weights[i].item()) == (
             label,
             position,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import DataError
+from data_shards.format.rng import DrawKey
 from data_shards.image.decode import decode_image
 from data_shards.stream.patterns import expand, names_tars, redacted
 from data_shards.stream.webdataset import WebDatasetStream
@@ -33,7 +34,7 @@ def test_samples_come_as_webdataset_reads_them(shards: Path, capsys: pytest.Capt
     for words in ("exactly-once", "exact resume", "number of ranks", "integrity", "swin-moe shards index"):
         assert words in said
     known = {
-        (decode_image(body, TRANSFORM, (3, p)).tobytes(), label)
+        (decode_image(body, TRANSFORM, DrawKey(3, p)).tobytes(), label)
         for p in range(100)
         for body, label in zip(bodies, labels, strict=True)
     }

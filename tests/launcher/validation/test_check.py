@@ -225,18 +225,28 @@ def test_fp16_is_refused_where_the_processor_cannot(
         check(config, 2, here=True)
 
 
-@pytest.mark.parametrize("task", [(), ("task=simmim", "data.augment=null", "simmim.mask_patch_size=8")])
-def test_samples_have_the_members_that_are_read(shards: Path, tmp_path: Path, task: tuple[str, ...]) -> None:
-    """Images without labels pack, and `train` would refuse them: so does `check`."""
+@pytest.mark.parametrize(
+    ("task", "lacks"),
+    [
+        ((), "no member 'label' that task=classification reads, but image"),
+        (("task=simmim", "data.augment=null", "simmim.mask_patch_size=8"), ""),
+    ],
+)
+def test_samples_have_the_members_that_the_task_reads(
+    shards: Path, tmp_path: Path, task: tuple[str, ...], lacks: str
+) -> None:
+    """Images without labels are data for SimMIM, not for a classifier."""
     (tmp_path / "images").mkdir()
     for i in range(3):
         (tmp_path / "images" / f"{i}.jpg").write_bytes(encode_jpeg(np.zeros((8, 8), np.uint8), 95, "444"))
     source = member_folders(tmp_path, [MemberFolder(Field("image", "image"), "images")])
     pack(source, "train", tmp_path / "packed")
-    found = checked(shards, *task, f"data.train={tmp_path}/packed")
+    found = checked(shards, *task, *(f"data.{split}={tmp_path}/packed" for split in ("train", "val")))
+    fix = "pack or index the shards with it"
     assert found == [
-        f"data.train: {tmp_path}/packed: its samples have no member 'label', but image; "
-        "pack or index the shards with it"
+        f"data.{split}: {tmp_path}/packed: its samples have {lacks}; {fix}"
+        for split in ("train", "val")
+        if lacks
     ]
 
 
