@@ -23,6 +23,8 @@ class Purpose(IntEnum):
     MIX = 10
     EVALUATION = 11
     SHOTS = 12
+    SCALE_CROP = 13
+    SHORT_SIDE = 14
 
 
 def fold(*words: int) -> int:

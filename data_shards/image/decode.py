@@ -17,14 +17,14 @@ from torch import Tensor
 
 from data_shards.errors import DataError
 from data_shards.format.rng import ANY_KEY, DrawKey
-from data_shards.image.geometry import Crop, Geometry, ImageTransform, enclosing
+from data_shards.image.geometry import Crop, Geometry, GeometryChooser, enclosing
 from data_shards.image.pixels import decode_pixels, decode_region, image_size
 
 Colour = tuple[int, int, int]  # red, green and blue in 0 ... 255
 BLACK: Colour = (0, 0, 0)
 
 
-def decode_image(body: bytes, transform: ImageTransform, key: DrawKey = ANY_KEY) -> np.ndarray:
+def decode_image(body: bytes, transform: GeometryChooser, key: DrawKey = ANY_KEY) -> np.ndarray:
     """Decode, crop, resize and mirror one image: (3, h, w) uint8, a pure function of the arguments.
 
     DataError when the image cannot be decoded.
@@ -33,7 +33,7 @@ def decode_image(body: bytes, transform: ImageTransform, key: DrawKey = ANY_KEY)
 
 
 def decode_views(
-    body: bytes, transforms: Sequence[ImageTransform], keys: Sequence[DrawKey]
+    body: bytes, transforms: Sequence[GeometryChooser], keys: Sequence[DrawKey]
 ) -> list[np.ndarray]:
     """Several views of one image, which is decoded once: (3, h, w) uint8 each, of its own h and w.
 
@@ -129,8 +129,8 @@ def transform_frames(frames: np.ndarray, geometry: Geometry, fill: Colour = BLAC
 
     `decode_image` gives the same pixels unless it decodes at a reduced size.
     """
-    top, left, height, width = geometry.source
-    return resize_frames(frames[:, top : top + height, left : left + width], geometry, fill)
+    rows, columns = geometry.source.slices
+    return resize_frames(frames[:, rows, columns], geometry, fill)
 
 
 def decode_frames(bodies: Sequence[bytes], geometry: Geometry, fill: Colour = BLACK) -> np.ndarray:

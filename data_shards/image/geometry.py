@@ -30,6 +30,12 @@ def sides(image_size: ImageSize) -> tuple[int, int]:
     return height, width
 
 
+def check_flip_prob(flip_prob: float) -> None:
+    """DataError unless it is a probability."""
+    if not 0 <= flip_prob <= 1:
+        raise DataError(f"flip_prob ({flip_prob}) must be in 0 ... 1")
+
+
 class Crop(NamedTuple):
     """A rectangle of an image, in pixels from its top left corner."""
 
@@ -42,10 +48,14 @@ class Crop(NamedTuple):
         """The same rectangle of the image at 1/factor of its size, rounded down."""
         return Crop(*(side // factor for side in self)) if factor > 1 else self
 
+    @property
+    def slices(self) -> tuple[slice, slice]:
+        """The rows and columns of the image's pixels."""
+        return slice(self.top, self.top + self.height), slice(self.left, self.left + self.width)
+
     def slices_in(self, other: "Crop") -> tuple[slice, slice]:
         """The rows and columns of the pixels of `other`, which contains this rectangle."""
-        top, left = self.top - other.top, self.left - other.left
-        return slice(top, top + self.height), slice(left, left + self.width)
+        return Crop(self.top - other.top, self.left - other.left, self.height, self.width).slices
 
 
 def enclosing(crops: Sequence[Crop]) -> Crop:
@@ -92,15 +102,19 @@ class Geometry(NamedTuple):
         return Crop(*(side // factor * factor for side in self.crop))
 
 
-class ImageTransform(Protocol):
+class GeometryChooser(Protocol):
     """What decides the geometry of an image."""
+
+    def geometry(self, height: int, width: int, key: DrawKey) -> Geometry:
+        """The geometry of a view of a sample, whose image has height x width pixels."""
+
+
+class ImageTransform(GeometryChooser, Protocol):
+    """One whose results have the same size."""
 
     @property
     def sides(self) -> tuple[int, int]:
         """Height and width of the result in pixels."""
-
-    def geometry(self, height: int, width: int, key: DrawKey) -> Geometry:
-        """The geometry of a view of a sample, whose image has height x width pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,8 +138,7 @@ class TrainTransform:
             raise DataError(f"scale {self.scale} must be 0 < low <= high <= 1, for example (0.08, 1.0)")
         if not 0 < self.ratio[0] <= self.ratio[1]:
             raise DataError(f"ratio {self.ratio} must be 0 < low <= high, for example (0.75, 1.333)")
-        if not 0 <= self.flip_prob <= 1:
-            raise DataError(f"flip_prob ({self.flip_prob}) must be in 0 ... 1")
+        check_flip_prob(self.flip_prob)
 
     @property
     def sides(self) -> tuple[int, int]:

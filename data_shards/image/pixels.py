@@ -54,8 +54,7 @@ def decode_region(body: bytes, crop: Crop, factor: int = 1) -> np.ndarray:
     """
     if (pixels := region.decode(body, crop, factor)) is not None:
         return pixels
-    top, left, height, width = crop
-    return decode_pixels(body, factor)[top : top + height, left : left + width]
+    return decode_pixels(body, factor)[crop.slices]
 
 
 def _jpeg_header(body: bytes) -> tuple[int, int, str] | None:
