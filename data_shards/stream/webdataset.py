@@ -75,9 +75,7 @@ class WebDatasetStream(SingleIterator):
     ) -> None:
         check_fields(fields)
         if missing := [name for name in transform.fields if name not in [field.name for field in fields]]:
-            read = ", ".join(field.name for field in fields)
-            fix = "`swin-moe shards index` writes a manifest with any members"
-            raise DataError(f"{redacted(tars)}: the stream reads {read} of tars, not {missing[0]}; {fix}")
+            raise DataError(f"{redacted(tars)}: `fields` lacks {missing[0]}, which the transform reads")
         self.fields, self._extensions = fields, Extensions(fields)
         self.grad_accum_steps = sampling.grad_accum_steps(options.dp_size)
         self.urls = expand(tars)

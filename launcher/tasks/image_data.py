@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from data_shards.augment.normalize import Normalize
+from data_shards.format.fields import IMAGE_AND_LABEL
 from data_shards.image.geometry import EvalTransform, TrainTransform
 from data_shards.stream.batch import Batch
 from data_shards.stream.transform import Images, LabelledImages
@@ -40,7 +41,7 @@ class ImageTask(TaskBase):
 
 def train_images(config: RunConfig) -> DataSpec:
     """Random crops without labels."""
-    return DataSpec(transform=Images(random_crop(config)))
+    return DataSpec(transform=Images(random_crop(config)), members=IMAGE_AND_LABEL[:1])
 
 
 def eval_images(config: RunConfig) -> DataSpec:

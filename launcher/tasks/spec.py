@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor, nn
 
+from data_shards.format.fields import IMAGE_AND_LABEL, Field
 from data_shards.stream.batch import Batch
 from data_shards.stream.transform import Transform
 from launcher.config.schema import RunConfig
@@ -78,7 +79,8 @@ class TaskContext:
 class DataSpec:
     """How the samples of a split become batches."""
 
-    transform: Transform  # in the decode threads
+    transform: Transform  # in the decode threads; it says which members it reads, and how they are batched
+    members: tuple[Field, ...] = IMAGE_AND_LABEL  # of tars without a manifest, which have no list of them
 
 
 class Task(Protocol):

@@ -54,14 +54,18 @@ def train_stream(config: RunConfig, run: RunDirectory, mesh: Mesh) -> TrainStrea
         global_batch_size=config.train.global_batch_size,
         micro_batch_size=config.train.micro_batch_size,
     )
-    transform = task_spec(config.task).train_data(config).transform
-    options = stream_options(data, mesh)
+    of_task, options = task_spec(config.task).train_data(config), stream_options(data, mesh)
     if names_tars(data.train):
         return WebDatasetStream(
-            data.train, sampling, transform, options, num_classes=config.model.num_classes
+            data.train,
+            sampling,
+            of_task.transform,
+            options,
+            num_classes=config.model.num_classes,
+            fields=of_task.members,
         )
     quarantine = None if data.bad_samples == "stop" else run.quarantine
-    return TrainStream(data.train, sampling, transform, replace(options, quarantine=quarantine))
+    return TrainStream(data.train, sampling, of_task.transform, replace(options, quarantine=quarantine))
 
 
 def engine_options(config: RunConfig, grad_accum_steps: int) -> EngineOptions:

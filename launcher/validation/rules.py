@@ -12,6 +12,7 @@ from launcher.config.duration import to_steps
 from launcher.config.load import ConfigError
 from launcher.config.schema import ParallelConfig, RunConfig
 from launcher.tasks.registry import task_spec
+from launcher.tasks.spec import DataSpec
 from launcher.validation.elastic import replan
 from launcher.validation.label_spaces import class_errors
 from launcher.validation.place_rules import has_begun, machine_errors, place_errors
@@ -307,12 +308,13 @@ def _data_errors(config: RunConfig) -> tuple[list[str], int | None]:
         ("data.val", config.data.val, spec.eval_data),
     ):
         try:
+            of_task = data(config)
             if names_tars(directory):  # of data.train alone, see DataConfig
                 expand(directory)
+                errors += _tar_errors(config, of_task)
                 continue
             manifest = checked_manifest(directory, cached=config.data.cache is not None)
-            members = data(config).transform.fields
-            manifest.check_members(members, redacted(directory), f"task={config.task}")
+            manifest.check_members(of_task.transform.fields, redacted(directory), f"task={config.task}")
             manifests[option] = manifest
             errors += _cache_errors(config, option, manifest)
         except DataError as error:
@@ -320,6 +322,17 @@ def _data_errors(config: RunConfig) -> tuple[list[str], int | None]:
     train = manifests.get("data.train")
     errors += class_errors(config, train, manifests.get("data.val"))
     return errors, train.samples if train else None
+
+
+def _tar_errors(config: RunConfig, data: DataSpec) -> list[str]:
+    """Tars without a manifest must have the members that the task reads."""
+    known = [field.name for field in data.members]
+    return [
+        f"data.train ({redacted(config.data.train)}): task={config.task} reads the member {name!r}, which it "
+        "does not find in tars without a manifest: `swin-moe shards index` writes one"
+        for name in data.transform.fields
+        if name not in known
+    ]
 
 
 def _cache_errors(config: RunConfig, option: str, manifest: Manifest) -> list[str]:

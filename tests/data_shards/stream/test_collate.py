@@ -8,7 +8,7 @@ import torch
 
 from data_shards.errors import DataError
 from data_shards.stream.batch import Batch, BatchPlan, UnfinishedBatch
-from data_shards.stream.collate import BufferPool, Collator, Fixed, image_tensor
+from data_shards.stream.collate import BufferPool, Collator, Fixed, MultipleOf, Padded, Ragged, image_tensor
 from data_shards.stream.transform import Example
 
 
@@ -71,3 +71,52 @@ def test_a_value_that_does_not_fit_is_named() -> None:
         batch_of([{"boxes": np.array([1.5, 2])}], collators)
     with pytest.raises(DataError, match="^the transform gives label, and its collators take boxes"):
         batch_of([{"label": 1}], collators)
+
+
+def test_padded_images_lie_at_the_top_left_of_their_canvas() -> None:
+    """Two colours of 2 x 3 and 3 x 2 pixels on 4 x 4, and padding; by hand."""
+    collators = {"image": Padded((4, 4), 9, np.uint8, leading=(2,), channels_last=True)}
+    values = [np.full((2, 2, 3), 1, np.uint8), None, np.full((2, 3, 2), 2, np.uint8)]
+    batch = batch_of([None if value is None else {"image": value} for value in values], collators)
+    assert batch["image_size"].tolist() == [[2, 3], [0, 0], [3, 2]]
+    assert batch["image"].is_contiguous(memory_format=torch.channels_last)
+    first, padding, last = batch["image"][:, 1].tolist()
+    assert first == [[1, 1, 1, 9], [1, 1, 1, 9], [9] * 4, [9] * 4]
+    assert padding == [[9] * 4] * 4
+    assert last == [[2, 2, 9, 9]] * 3 + [[9] * 4]
+    assert batch.weights.tolist() == [1, 0, 1]
+    with pytest.raises(
+        DataError, match=r"^image: the value of a sample has shape \(3, 4\), not \(2, height, width\)"
+    ):
+        batch_of([{"image": np.zeros((3, 4), np.uint8)}], collators)
+    with pytest.raises(DataError, match="^image: 5 x 1 pixels do not fit 4 x 4 pixels; resize"):
+        batch_of([{"image": np.zeros((2, 5, 1), np.uint8)}], collators)
+
+
+def test_canvases_that_follow_the_content() -> None:
+    collators = {"mask": Padded(MultipleOf(4), 255, np.uint8)}
+    assert [MultipleOf(32)(*size) for size in ((1, 32), (33, 64))] == [(32, 32), (64, 64)]
+    one = batch_of([{"mask": np.ones((5, 4), np.uint8)}], collators)
+    assert one["mask"].shape == (1, 8, 4)
+    assert batch_of([None], collators)["mask"].shape == (1, 4, 4)
+    both = [{"mask": np.ones(shape, np.uint8)} for shape in ((5, 4), (2, 2))]
+    with pytest.raises(
+        DataError, match="^mask: .* have canvases of 4 x 4 pixels and 8 x 4 pixels; use one canvas"
+    ):
+        batch_of(both, collators)
+
+
+def test_ragged_rows_are_joined_in_the_order_of_the_batch() -> None:
+    collators = {"boxes": Ragged(np.float32, (2,)), "ids": Ragged(np.int64)}
+    boxes = [np.array([[1.0, 2], [3, 4]]), np.zeros((0, 2)), np.array([[5.0, 6]])]
+    examples: list[Example | None] = [{"boxes": each, "ids": np.arange(len(each))} for each in boxes]
+    batch = batch_of([*examples[:2], None, examples[2]], collators)
+    assert batch["boxes"].tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert batch["boxes"].dtype == torch.float32
+    assert batch["boxes_offsets"].tolist() == [0, 2, 2, 2, 3]
+    assert batch["ids"].tolist() == [0, 1, 0]
+    nothing = batch_of([None, None], collators)
+    assert nothing["boxes"].shape == (0, 2)
+    assert nothing["boxes_offsets"].tolist() == [0, 0, 0]
+    with pytest.raises(DataError, match=r"^boxes: the value of a sample has shape \(2,\), not \(any, 2\)"):
+        batch_of([{"boxes": np.zeros(2), "ids": np.zeros(1, int)}], collators)
