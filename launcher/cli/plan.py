@@ -2,9 +2,10 @@
 
 import argparse
 import json
+import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -13,13 +14,17 @@ from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import RunConfig
 from launcher.console.arguments import Commands, add_command, positive
 from launcher.plan.base.hardware import Hardware, load_hardware
-from launcher.plan.search.simulate import MTBF_GPU_H, Failures, parse_range
+from launcher.plan.search.failures import MTBF_GPU_H, Failures
+from launcher.plan.time.published import bound_line
 from launcher.process.local_launcher import is_parent, run_local
 from launcher.process.run_rank import RankContext, run_rank
 from launcher.validation.place_rules import check_output_file
 from launcher.validation.rules import problems
 from launcher.validation.run_rules import run_errors
 from parallel.ranks.rank import Ranks
+
+if TYPE_CHECKING:
+    from launcher.plan.search.run_cost import Terms
 
 HELP = """\
 examples:
@@ -42,17 +47,19 @@ def add_parser(subparsers: Commands) -> None:
     add = parser.add_argument
     add("config", nargs="?", metavar="CONFIG", help="a YAML file, or the name of a recipe")
     add("overrides", nargs="*", metavar="a.b=value", help="options to override")
-    add("--nodes", type=positive, default=1, metavar="N", help="of the cluster (default %(default)s)")
+    add("--nodes", type=positive, metavar="N", help="of the cluster (default 1)")
     add("--gpus-per-node", type=positive, metavar="G", help="default: as the profile has them")
     add("--gpu", metavar="NAME|FILE", help="a hardware profile")
     add("--search", action="store_true", help="try every layout, fastest first")
     add("--top", type=positive, default=10, metavar="K", help="layouts to print (default %(default)s)")
-    add("--simulate", metavar="8..4096", help="weak scaling over so many GPUs, powers of two")
+    text = "weak scaling over so many GPUs, powers of two; a GPU keeps its micro-batches of a step on --nodes"
+    add("--simulate", metavar="8..4096", help=f"{text} (without it, one)")
     add("--out", type=Path, metavar="DIR", help="of --simulate: charts as PNG and SVG")
     add("--mtbf", type=_above_zero, default=MTBF_GPU_H, metavar="H", help="GPU-hours a failure (Llama 3's)")
     add("--save", type=_above_zero, default=30.0, metavar="S", help="seconds of a checkpoint (default 30)")
     add("--restart", type=_above_zero, default=300.0, metavar="S", help="seconds of a restart (default 300)")
-    add("--price-per-gpu-hour", type=_above_zero, metavar="P", help="prints the cost of a million images")
+    add("--price-per-gpu-hour", type=_above_zero, metavar="P", help="prints the price of the run")
+    add("--images", type=positive, metavar="N", help="of an epoch (default: the manifest of data.train)")
     add("--json", type=Path, metavar="FILE", help="write all values there")
     add("--calibrate", type=Path, metavar="OUT.yaml", help="measure this machine, and write a profile")
     add("--nproc", type=positive, default=1, help="of --calibrate: ranks to start (default %(default)s)")
@@ -73,6 +80,22 @@ def _above_zero(text: str) -> float:
     return value
 
 
+def parse_range(text: str) -> list[int]:
+    """Powers of two, such as 8..4096.
+
+    Raises:
+        ConfigError: it is no such range.
+    """
+    first, dots, last = text.partition("..")
+    if not dots or not first.isdecimal() or not last.isdecimal() or not 1 <= int(first) <= int(last):
+        raise ConfigError(f"--simulate ({text}) must be FIRST..LAST numbers of GPUs, such as 8..4096")
+    low, high = int(first), int(last)
+    if low & (low - 1) or high & (high - 1):
+        near = [1 << round(math.log2(n)) for n in (low, high)]
+        raise ConfigError(f"--simulate ({text}) goes by powers of two: {near[0]}..{near[1]} would do")
+    return [low << i for i in range(int(math.log2(high // low)) + 1)]
+
+
 def run(args: argparse.Namespace, arguments: list[str]) -> int:
     """Carry out `plan`: the exit status."""
     if args.calibrate is not None:
@@ -87,17 +110,13 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
         _make_directory(args.out)
     hardware, config = load_hardware(args.gpu), load_config(args.config, args.overrides)
     counts = parse_range(args.simulate) if args.simulate else []
-    nodes = [args.gpus_per_node or hardware.ranks_per_node] * args.nodes
+    nodes = [args.gpus_per_node or hardware.ranks_per_node] * (args.nodes or 1)
     hardware.peak(config.train.precision)
     if (counts or args.search) and (errors := run_errors(config)):
         raise ConfigError("\n".join(["no layout can be had:", *(f"  {error}" for error in errors)]))
-    record: dict[str, Any] = {}
-    if counts:
-        record |= _simulate(args, config, hardware, counts)
-    elif args.search:
-        record |= _search(args, config, hardware, nodes)
-    else:
-        record |= _one(args, config, hardware, nodes)
+    run_mode = _simulate if counts else _search if args.search else _one
+    record = {"hardware": hardware.name, **run_mode(args, config, hardware, nodes)}
+    print(bound_line(hardware.device))
     if args.json:
         args.json.write_text(json.dumps(record, indent=1) + "\n")
     return 0
@@ -106,19 +125,18 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
 def _one(args: argparse.Namespace, config: RunConfig, hardware: Hardware, nodes: list[int]) -> dict[str, Any]:
     """The layout that is configured."""
     _check(config, nodes)
-    from launcher.plan.memory.estimate import predict_memory
-    from launcher.plan.search import report, values
-    from launcher.plan.time.estimate import predict_time
+    from launcher.plan.search import advice, report, values
+    from launcher.plan.search.candidate import Predictor
+    from launcher.plan.search.run_cost import run_cost_lines
 
-    memory = predict_memory(config, nodes, hardware.device)
-    time = predict_time(config, nodes, hardware)
-    fits = memory.peak_bytes <= hardware.memory_bytes
-    advice = report.advice(config, nodes, hardware, time, fits)
-    print(f"{args.config} on {len(nodes)} x {nodes[0]} {hardware.name}, {config.train.precision}")
-    print("\n".join(report.memory_lines(memory, hardware)))
-    print("\n".join(report.time_lines(time, sum(nodes), args.price_per_gpu_hour)))
-    print(f"limited by {time.limit}; change first: {advice}" if fits else f"change first: {advice}")
-    return values.as_json(time, memory, hardware, sum(nodes), args.price_per_gpu_hour, advice)
+    predictor, terms = Predictor.of(config, hardware), _terms(args, config)
+    candidate = predictor.predict(config, nodes)
+    found = advice.advise(candidate, predictor)
+    print(_title(args, config, hardware, nodes))
+    print("\n".join(report.layout_lines(candidate, hardware)))
+    print("\n".join(run_cost_lines(candidate, terms, hardware.device)))
+    print("\n".join(advice.advice_lines(candidate, found, predictor)))
+    return values.layout_json(candidate, hardware, terms, found)
 
 
 def _search(
@@ -126,32 +144,55 @@ def _search(
 ) -> dict[str, Any]:
     from launcher.plan.search import tables, values
     from launcher.plan.search.candidate import Predictor
-    from launcher.plan.search.search import search
+    from launcher.plan.search.run_cost import run_cost_lines
+    from launcher.plan.search.search import batch_error, search
 
+    if error := batch_error(config, sum(nodes)):
+        raise ConfigError(error)
     candidates = search(config, nodes, Predictor.of(config, hardware), say=_say, most=args.top)
-    print(f"{args.config} on {len(nodes)} x {nodes[0]} {hardware.name}, {config.train.precision}")
-    print("\n".join(tables.search_lines(candidates, args.top)))
+    terms = _terms(args, config)
+    print(_title(args, config, hardware, nodes))
+    print("\n".join(tables.search_lines(candidates, terms, args.top)))
     if problem := tables.no_layout(candidates):
         raise ConfigError(problem)
-    return {"hardware": hardware.name, "layouts": [values.candidate_json(c) for c in candidates]}
+    print("\n".join(run_cost_lines(candidates[0], terms, hardware.device)))
+    return {"layouts": [values.candidate_json(c, terms) for c in candidates]}
 
 
 def _simulate(
-    args: argparse.Namespace, config: RunConfig, hardware: Hardware, counts: list[int]
+    args: argparse.Namespace, config: RunConfig, hardware: Hardware, nodes: list[int]
 ) -> dict[str, Any]:
     from launcher.plan.search import tables, values
+    from launcher.plan.search.candidate import Predictor
     from launcher.plan.search.simulate import simulate
 
+    steps = 1
+    if args.nodes:
+        _check(config, nodes)
+        steps = config.train.global_batch_size // (config.train.micro_batch_size * sum(nodes))
     failures = Failures(mtbf_gpu_h=args.mtbf, save_s=args.save, restart_s=args.restart)
-    points = simulate(config, counts, hardware, failures)
+    predictor, terms = Predictor.of(config, hardware), _terms(args, config)
+    points = simulate(config, parse_range(args.simulate), predictor, failures, steps)
     title = f"{args.config} on {hardware.name}, {config.train.precision}"
     print(title)
-    print("\n".join(tables.simulation_lines(points)))
-    if args.simulate and args.out:
+    print("\n".join(tables.simulation_lines(points, terms)))
+    if args.out:
         from launcher.plan.search.charts import draw
 
         print(f"charts: {', '.join(map(str, draw(points, title, args.out)))}")
-    return {"hardware": hardware.name, "points": [values.point_json(p) for p in points]}
+    return {"points": [values.point_json(p, terms) for p in points]}
+
+
+def _terms(args: argparse.Namespace, config: RunConfig) -> "Terms":
+    """The length of an epoch and the price."""
+    from launcher.plan.search.run_cost import Terms, epoch_images
+
+    images = args.images or epoch_images(config)
+    return Terms(epoch_images=images, price_per_gpu_hour=args.price_per_gpu_hour)
+
+
+def _title(args: argparse.Namespace, config: RunConfig, hardware: Hardware, nodes: list[int]) -> str:
+    return f"{args.config} on {len(nodes)} x {nodes[0]} {hardware.name}, {config.train.precision}"
 
 
 def _calibrate(args: argparse.Namespace, arguments: list[str]) -> int:

@@ -1,47 +1,58 @@
 """One run on more and more ranks: weak scaling, where the exchange overtakes computing, what failures cost.
 
-Every rank keeps its images of a step; the global batch grows with the ranks. The experts' group grows up to
-the number of experts, as the configuration has it, and not beyond what divides.
+Every rank keeps its images of a step; the global batch grows with the ranks. The layout of the experts is the
+configured one; where it does not divide, it is the one that `train --elastic` takes. So a point is what
+`plan` predicts for as many ranks and the same global batch.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
-from launcher.plan.base.hardware import Hardware
-from launcher.plan.time.compute_cost import ComputeCost, compute_cost
-from launcher.plan.time.estimate import EXCHANGE, StepTime, predict_time
+from launcher.plan.search.candidate import Candidate, Predictor
+from launcher.plan.search.exchanges import with_exchange
+from launcher.plan.search.failures import Failures, goodput, young_s
+from launcher.plan.time.estimate import EXCHANGE, StepTime
 from launcher.plan.time.links import crossover_bytes, groups_of
-
-# Llama 3 (Dubey et al. 2024, section 3.3.4): 419 unplanned interruptions in 54 days on 16,384 GPUs, one in so
-# many GPU-hours
-MTBF_GPU_H = 50_700.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failures:
-    """What goes wrong, and what it costs."""
-
-    mtbf_gpu_h: float = MTBF_GPU_H  # between failures of one GPU, or of what a run needs beside it
-    save_s: float = 30.0  # that a checkpoint keeps training waiting
-    restart_s: float = 300.0  # from the failure to the next step
+from launcher.plan.time.traffic import experts_held
+from launcher.validation.elastic import replan
 
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """One number of ranks."""
 
-    ranks: int
-    ep_size: int
-    time: StepTime
+    candidate: Candidate  # with its time and memory
+    other_hops: StepTime | None  # with `hierarchical` the other way round; None where that cannot be had
     efficiency: float  # images/s of a rank over those of the first point
     crossover_bytes: float  # of a rank's rows, below which two stages win
     rows_bytes: float  # of a rank, in one MoE layer
     mtbf_s: float
     interval_s: float
     goodput: float  # the share of the time that goes into steps that stay
+
+    @property
+    def time(self) -> StepTime:
+        """Of a step."""
+        assert self.candidate.time is not None
+        return self.candidate.time
+
+    @property
+    def ranks(self) -> int:
+        """Of all nodes."""
+        return self.candidate.ranks
+
+    @property
+    def ep_size(self) -> int:
+        """Ranks that share the experts."""
+        return self.candidate.config.parallel.ep_size
+
+    @property
+    def experts_held(self) -> int:
+        """Experts of the rank that holds most; 0 of a dense model."""
+        config = self.candidate.config
+        return experts_held(config, config.parallel.dims(self.ranks)) if config.model.moe else 0
 
     @property
     def exchange_share(self) -> float:
@@ -54,102 +65,67 @@ class Point:
         return self.time.groups.get(EXCHANGE, 0.0) > self.time.groups["compute"]
 
     @property
-    def two_stages_win(self) -> bool:
-        """Whether the hierarchical exchange is the faster one."""
-        return self.time.all_to_all_hierarchical_s < self.time.all_to_all_linear_s
-
-
-def parse_range(text: str) -> list[int]:
-    """Powers of two, such as 8..4096.
-
-    Raises:
-        ConfigError: it is no such range.
-    """
-    first, dots, last = text.partition("..")
-    if not dots or not first.isdecimal() or not last.isdecimal() or not 1 <= int(first) <= int(last):
-        raise ConfigError(f"--simulate ({text}) must be FIRST..LAST numbers of GPUs, such as 8..4096")
-    low, high = int(first), int(last)
-    if low & (low - 1) or high & (high - 1):
-        near = [1 << round(math.log2(n)) for n in (low, high)]
-        raise ConfigError(f"--simulate ({text}) goes by powers of two: {near[0]}..{near[1]} would do")
-    return [low << i for i in range(int(math.log2(high // low)) + 1)]
+    def hops_gain(self) -> float:
+        """What `hierarchical` the other way round adds to the speed, as a share of it."""
+        return self.time.step_s / self.other_hops.step_s - 1 if self.other_hops else 0.0
 
 
 def simulate(
     config: RunConfig,
     counts: Sequence[int],
-    hardware: Hardware,
+    predictor: Predictor,
     failures: Failures,
-    cost: ComputeCost | None = None,
+    grad_accum_steps: int = 1,
 ) -> list[Point]:
     """Predict each number of ranks, on full nodes.
 
+    Args:
+        config: of a run; its global batch is not used.
+        counts: of ranks.
+        predictor: of the run on its hardware.
+        failures: of the ranks.
+        grad_accum_steps: micro-batches of a step, on every number of ranks.
+
     Raises:
-        ConfigError: the hardware does not know the precision.
+        ConfigError: the run cannot be had on a number of ranks.
     """
-    cost = cost or compute_cost(config, hardware)
-    images = max(1, config.train.global_batch_size // counts[0])
-    images -= images % config.train.micro_batch_size if images >= config.train.micro_batch_size else 0
-    images = max(images, config.train.micro_batch_size)
     points: list[Point] = []
     for ranks in counts:
-        points.append(_point(config, ranks, images, hardware, failures, cost, points))
+        own, nodes = grown(config, ranks, predictor.hardware.ranks_per_node, grad_accum_steps)
+        candidate = predictor.predict(own, nodes)
+        if candidate.time is None:
+            raise ConfigError(f"--simulate: this run cannot be had on {ranks} ranks: {candidate.reason}")
+        points.append(_point(candidate, predictor, failures, points))
     return points
 
 
-def grown(config: RunConfig, ranks: int, images: int) -> RunConfig:
-    """The run on so many ranks of `images` a step: as many ranks share the experts as can."""
+def grown(
+    config: RunConfig, ranks: int, ranks_per_node: int, grad_accum_steps: int
+) -> tuple[RunConfig, list[int]]:
+    """The run on so many ranks, each with its images of a step, and the ranks of each node."""
+    per_node = min(ranks, ranks_per_node)
+    images = config.train.micro_batch_size * grad_accum_steps
     train = replace(config.train, global_batch_size=ranks * images)
-    ep_size = config.parallel.ep_size
-    if config.model.moe is not None:
-        ep_size = math.gcd(
-            ranks, max(ep_size, config.model.moe.num_experts * config.parallel.expert_tensor_parallel_size)
-        )
-    slices = math.gcd(config.parallel.expert_tensor_parallel_size, ep_size)
-    parallel = replace(config.parallel, ep_size=ep_size, expert_tensor_parallel_size=slices)
-    return replace(config, train=train, parallel=parallel)
+    own, _ = replan(replace(config, train=train), ranks, per_node)
+    return own, [per_node] * (ranks // per_node)
 
 
-def _point(
-    config: RunConfig,
-    ranks: int,
-    images: int,
-    hardware: Hardware,
-    failures: Failures,
-    cost: ComputeCost,
-    before: Sequence[Point],
-) -> Point:
-    own = grown(config, ranks, images)
-    per_node = min(ranks, hardware.ranks_per_node)
-    nodes = [per_node] * (ranks // per_node)
-    time = predict_time(own, nodes, hardware, cost)
+def _point(candidate: Candidate, predictor: Predictor, failures: Failures, before: Sequence[Point]) -> Point:
+    config, ranks, time = candidate.config, candidate.ranks, candidate.time
+    assert time is not None
+    exchange = config.parallel.expert_exchange
+    other = with_exchange(config, replace(exchange, hierarchical=not exchange.hierarchical))
     first = before[0].time.images_s / before[0].ranks if before else time.images_s / ranks
     mtbf_s = failures.mtbf_gpu_h * 3600 / ranks
     rows = [c.size for c in time.collectives if c.name == "rows forward"]
-    group = groups_of(own.parallel.dims(sum(nodes)), nodes, 1).exchange
+    group = groups_of(config.parallel.dims(ranks), candidate.nodes, 1).exchange
     return Point(
-        ranks=ranks,
-        ep_size=own.parallel.ep_size,
-        time=time,
+        candidate=candidate,
+        other_hops=predictor.timed(other, candidate.nodes).time,
         efficiency=time.images_s / ranks / first,
-        crossover_bytes=crossover_bytes(hardware, group),
+        crossover_bytes=crossover_bytes(predictor.hardware, group),
         rows_bytes=max(rows, default=0.0),
         mtbf_s=mtbf_s,
         interval_s=young_s(failures.save_s, mtbf_s),
         goodput=goodput(failures, mtbf_s),
     )
-
-
-def young_s(save_s: float, mtbf_s: float) -> float:
-    """The interval between checkpoints that loses the least: sqrt(2 save MTBF) (Young 1974)."""
-    return math.sqrt(2 * save_s * mtbf_s)
-
-
-def goodput(failures: Failures, mtbf_s: float) -> float:
-    """The share of the time that is not lost to saves, to steps done again and to restarts; at least 0.
-
-    To first order: save / interval, and per failure half an interval and a restart (Young 1974).
-    """
-    interval_s = young_s(failures.save_s, mtbf_s)
-    saves = failures.save_s / interval_s if interval_s else 0.0
-    return max(0.0, 1 - saves - (interval_s / 2 + failures.restart_s) / mtbf_s)

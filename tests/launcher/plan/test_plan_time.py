@@ -10,7 +10,7 @@ import yaml
 from launcher.config.load import ConfigError
 from launcher.plan.base.hardware import load_hardware, on_curve, profiles
 from launcher.plan.base.trace import TracedOp
-from launcher.plan.search.simulate import Failures, goodput, parse_range, simulate, young_s
+from launcher.plan.search.failures import Failures, goodput, young_s
 from launcher.plan.time.estimate import EXCHANGE, FEED, GATHER, OPTIMIZER, REDUCE, predict_time
 from launcher.plan.time.links import (
     RankGroup,
@@ -143,30 +143,6 @@ def test_young() -> None:
         1 - lost, abs=1e-6
     )
     assert goodput(Failures(), 100.0) == 0
-
-
-def test_simulation_is_weak_scaling() -> None:
-    points = simulate(run_of(ep_size=2, ranks=2), [2, 4, 8], MACHINE, Failures(), cost())
-    assert [p.ranks for p in points] == [2, 4, 8]
-    assert [p.ep_size for p in points] == [2, 4, 4]  # four experts
-    assert points[0].efficiency == 1
-    assert points[2].time.images_s / 8 / (points[0].time.images_s / 2) == pytest.approx(points[2].efficiency)
-    assert points[1].mtbf_s == points[0].mtbf_s / 2
-
-
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("8", "--simulate (8) must be FIRST..LAST numbers of GPUs, such as 8..4096"),
-        ("64..8", "--simulate (64..8) must be FIRST..LAST numbers of GPUs, such as 8..4096"),
-        ("6..100", "--simulate (6..100) goes by powers of two: 8..128 would do"),
-    ],
-)
-def test_bad_ranges(text: str, said: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        parse_range(text)
-    assert str(caught.value) == said
-    assert parse_range("8..64") == [8, 16, 32, 64]
 
 
 def test_every_profile_is_one() -> None:
