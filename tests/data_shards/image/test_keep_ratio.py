@@ -11,7 +11,7 @@ from torchvision.transforms.v2 import RandomShortestSize
 from data_shards.errors import DataError
 from data_shards.format.rng import DrawKey
 from data_shards.image.annotations import VOID, transform_labels
-from data_shards.image.decode import decode_crop, resize
+from data_shards.image.decode import decode_crop, decode_views, resize
 from data_shards.image.geometry import Crop, Geometry
 from data_shards.image.keep_ratio import (
     ScaleCropTransform,
@@ -83,6 +83,31 @@ def test_only_the_crop_is_decoded() -> None:
         assert np.array_equal(pixels, full[top : top + height, left : left + width])
         factors.add(factor)
     assert factors == {1, 2, 4}
+
+
+def test_views_of_one_decode_are_those_of_their_own_at_the_smallest_factor() -> None:
+    """Results of factor 1, 2 and 4 in one decode, padded ones among them."""
+    body, seen = encode_jpeg(smooth_image(301, 403)), set()
+    transforms = [
+        ScaleCropTransform(image_size=(24, 40), scale_range=(0.05, 0.3)),
+        ScaleCropTransform(image_size=(30, 20), scale_range=(0.05, 1.0)),
+        ShortSideTransform(short_sides=(20, 60, 200), long_side=400),
+    ]
+    for position in range(40):
+        keys = [DrawKey(1, position, view) for view in range(3)]
+        geometries = [
+            transform.geometry(301, 403, key) for transform, key in zip(transforms, keys, strict=True)
+        ]
+        views = decode_views(body, transforms, keys, fill=(9, 8, 7))
+        smallest = min(geometry.factor for geometry in geometries)
+        for view, geometry in zip(views, geometries, strict=True):
+            alone = resize(decode_crop(body, geometry), geometry, fill=(9, 8, 7))
+            if geometry.factor == smallest:
+                assert np.array_equal(view, alone)
+            else:  # a larger decode, of the same part of the image
+                assert np.abs(view.astype(int) - alone).mean() < 2
+            seen.add((geometry.factor, smallest))
+    assert seen >= {(1, 1), (2, 1), (4, 1), (2, 2), (4, 2)}
 
 
 @pytest.mark.parametrize("flip_prob", [0.0, 1.0])
