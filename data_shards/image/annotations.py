@@ -3,38 +3,42 @@
 Coordinates are continuous, x to the right and y down: pixel i covers [i, i + 1), as in `Geometry`. So a box
 is half open, x1 y1 x2 y2 with areas (x2 - x1) (y2 - y1), and the complete image is 0 0 W H. The vertices of a
 polygon are points. Frames and further images: `transform_frames` and `decode_frames` of decode.py.
+Annotations come from outside: what does not fit its image is a DataError, which makes the sample a bad one.
 
 Legend: H, W height and width of the source image; h, w of the result; N annotations.
 """
 
 import numpy as np
+from numpy.typing import ArrayLike
 
+from data_shards.errors import DataError
 from data_shards.image.geometry import Geometry
 
 VOID = 255  # the class id of pixels without a label, as in Pascal VOC, ADE20K and Cityscapes
 
 
-def transform_points(points: np.ndarray, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
+def transform_points(points: ArrayLike, geometry: Geometry) -> tuple[np.ndarray, np.ndarray]:
     """Points (..., 2) of x, y in the image: where they lie in the result, and whether it covers them.
 
     Returns (..., 2) float32 and (...) bool. A point beyond the result keeps its place outside of it.
+    DataError for anything but finite numbers of this shape.
     """
-    place = _transformed(points, geometry)
+    place = _transformed(_numbers(points, 2, "points"), geometry)
     height, width = geometry.sides
     inside = np.all((place >= 0) & (place < (width, height)), axis=-1)
     return place.astype(np.float32), inside
 
 
 def transform_boxes(
-    boxes: np.ndarray, geometry: Geometry, *, min_side: float = 0.0, min_visible: float = 0.0
+    boxes: ArrayLike, geometry: Geometry, *, min_side: float = 0.0, min_visible: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray]:
     """Boxes (N, 4) of x1, y1, x2, y2 in the image: clipped to the result, and which of them to keep.
 
     Returns (N, 4) float32 in pixels of the result and (N,) bool. A box is kept if it has an area, both its
     sides have at least `min_side` pixels of the result, and at least `min_visible` of its area lies within
-    the result.
+    the result. DataError for anything but finite numbers of this shape.
     """
-    corners = _transformed(boxes.reshape(-1, 2, 2), geometry)
+    corners = _transformed(_numbers(boxes, 4, "boxes").reshape(-1, 2, 2), geometry)
     corners.sort(axis=1)  # a mirrored box has its left side on the right
     height, width = geometry.sides
     clipped = corners.clip(0, (width, height))
@@ -48,9 +52,15 @@ def transform_labels(labels: np.ndarray, geometry: Geometry, fill: float = VOID)
     """Label images, masks or depth maps (..., H, W) of any type, without interpolation: (..., h, w).
 
     A pixel takes the value of the source pixel that covers its centre, as torch's "nearest-exact" does. It
-    takes `fill` where the window reaches beyond the image: `VOID`, or 0 for a mask.
+    takes `fill` where the window reaches beyond the image: `VOID`, or 0 for a mask. DataError when they are
+    smaller than the crop.
     """
     top, left, height, width = geometry.source
+    if labels.shape[-2] < top + height or labels.shape[-1] < left + width:
+        raise DataError(
+            f"labels of {labels.shape[-2]} x {labels.shape[-1]} pixels for a crop that ends at "
+            f"{top + height} x {left + width}; pack them of the size of their image"
+        )
     window = geometry.window or (0, 0, *geometry.resized)
     rows, above = _nearest(top, height, geometry.resized[0], window[0], window[2])
     columns, beside = _nearest(left, width, geometry.resized[1], window[1], window[3])
@@ -61,12 +71,32 @@ def transform_labels(labels: np.ndarray, geometry: Geometry, fill: float = VOID)
     return result
 
 
+def check_same_size(labels: np.ndarray, image: tuple[int, int]) -> None:
+    """DataError unless a label image (..., H, W) has the size (H, W) of its image."""
+    if labels.shape[-2:] != image:
+        size, wanted = (f"{height} x {width}" for height, width in (labels.shape[-2:], image))
+        raise DataError(f"a label image of {size} pixels for an image of {wanted}; pack them of one size")
+
+
+def _numbers(values: ArrayLike, columns: int, what: str) -> np.ndarray:
+    """Annotations as float64 (..., columns), none of any shape as (0, columns); DataError for any others."""
+    try:
+        array = np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{what} that are no array of numbers ({error})") from error
+    if not array.size:
+        return array.reshape(0, columns)
+    if array.shape[-1:] != (columns,) or not np.isfinite(array).all():
+        raise DataError(f"{what} of shape {array.shape}; they are (..., {columns}) finite numbers")
+    return array
+
+
 def _transformed(points: np.ndarray, geometry: Geometry) -> np.ndarray:
-    """Points (..., 2) of x, y in the image -> in the result: float64."""
+    """Points (..., 2) float64 of x, y in the image -> in the result."""
     top, left, height, width = geometry.source
     scale = geometry.resized[1] / width, geometry.resized[0] / height
     shift = (geometry.window.left, geometry.window.top) if geometry.window else (0, 0)
-    place = (points.astype(np.float64) - (left, top)) * scale - shift
+    place = (points - (left, top)) * scale - shift
     if geometry.mirrored:
         place[..., 0] = geometry.sides[1] - place[..., 0]
     return place

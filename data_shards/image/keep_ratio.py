@@ -124,17 +124,18 @@ def draw_balanced(
     *,
     max_share: float = 0.75,
     attempts: int = 10,
+    void: int = VOID,
 ) -> Geometry:
     """The first attempt at a crop in which no class has `max_share` of the labelled pixels, or the last one.
 
-    `labels` (H, W) are class ids, `VOID` for pixels without one. This is cat_max_ratio of mmsegmentation's
-    RandomCrop, counted in the source image.
+    `labels` (H, W) are class ids of the complete image, `void` for pixels without one. This is cat_max_ratio
+    of mmsegmentation's RandomCrop, counted in the source image.
     """
     height, width = labels.shape
     for attempt in range(attempts):
         geometry = transform.geometry(height, width, key, attempt)
-        counts = np.bincount(labels[geometry.source.slices].ravel(), minlength=VOID + 1)
-        counts[VOID] = 0
+        counts = np.bincount(labels[geometry.source.slices].ravel(), minlength=void + 1)
+        counts[void] = 0
         if counts.max() < max_share * counts.sum():
             break
     return geometry

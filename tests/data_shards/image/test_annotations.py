@@ -12,7 +12,13 @@ from torchvision.transforms.v2 import functional as tv
 
 from data_shards.errors import DataError
 from data_shards.format.rng import DrawKey
-from data_shards.image.annotations import VOID, transform_boxes, transform_labels, transform_points
+from data_shards.image.annotations import (
+    VOID,
+    check_same_size,
+    transform_boxes,
+    transform_labels,
+    transform_points,
+)
 from data_shards.image.decode import decode_crop, decode_frames, decode_image, resize, transform_frames
 from data_shards.image.geometry import Crop, EvalTransform, Geometry, TrainTransform, dct_factor
 from tests.data_shards.image.smooth_images import encode_jpeg, smooth_image
@@ -67,9 +73,10 @@ def test_boxes_by_hand() -> None:
 
 
 def test_no_boxes() -> None:
-    clipped, keep = transform_boxes(np.zeros((0, 4)), BY_HAND)
-    assert clipped.shape == (0, 4)
-    assert keep.shape == (0,)
+    for boxes in (np.zeros((0, 4)), []):
+        clipped, keep = transform_boxes(boxes, BY_HAND)
+        assert clipped.shape == (0, 4)
+        assert keep.shape == (0,)
 
 
 def test_labels_by_hand() -> None:
@@ -211,3 +218,22 @@ def test_frames_have_one_geometry() -> None:
     assert np.array_equal(transform_frames(decoded, geometry), clip)
     with pytest.raises(DataError, match="frame 1 has 30 x 60 pixels, the first 40 x 60"):
         decode_frames([bodies[0], encode_jpeg(smooth_image(30, 60))], geometry)
+
+
+@pytest.mark.parametrize(
+    "boxes",
+    [[[1, 2, 3]], [[1, 2, 3, 4], [5]], [["a", 1, 2, 3]], [[0, 0, np.nan, 1]], [[0, 0, np.inf, 1]], {}, 3],
+)
+def test_boxes_that_are_none_make_a_bad_sample(boxes: object) -> None:
+    with pytest.raises(DataError, match="boxes "):
+        transform_boxes(boxes, BY_HAND)
+
+
+def test_annotations_of_another_image_make_a_bad_sample() -> None:
+    with pytest.raises(DataError, match="points of shape"):
+        transform_points(np.zeros((3, 4)), BY_HAND)
+    with pytest.raises(DataError, match="labels of 29 x 60 pixels for a crop that ends at 30 x 50"):
+        transform_labels(np.zeros((29, 60)), BY_HAND)
+    with pytest.raises(DataError, match="a label image of 40 x 61 pixels for an image of 40 x 60"):
+        check_same_size(np.zeros((2, 40, 61)), (40, 60))
+    check_same_size(np.zeros((2, 40, 60)), (40, 60))

@@ -168,6 +168,8 @@ def test_a_balanced_crop_is_the_first_attempt_without_a_class_of_three_quarters(
     assert min(attempts) == 0
     assert 1 in attempts
     assert max(attempts) == 9
+    moved = np.where(labels == VOID, 300, labels).astype(np.uint16)
+    assert draw_balanced(transform, moved, KEYS[0], void=300) == draw_balanced(transform, labels, KEYS[0])
     one_class = np.full((100, 120), VOID, dtype=np.uint16)
     assert draw_balanced(transform, one_class, KEYS[0], attempts=3) == transform.geometry(
         100, 120, KEYS[0], 2

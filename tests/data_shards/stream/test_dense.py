@@ -11,7 +11,7 @@ import pytest
 from data_shards.codecs.registry import CODECS
 from data_shards.format.fields import Members
 from data_shards.format.rng import DrawKey
-from data_shards.image.annotations import VOID, transform_boxes, transform_labels
+from data_shards.image.annotations import VOID, check_same_size, transform_boxes, transform_labels
 from data_shards.image.decode import decode_geometries
 from data_shards.image.keep_ratio import ScaleCropTransform, ShortSideTransform, draw_balanced
 from data_shards.image.pixels import image_size
@@ -36,9 +36,10 @@ class Segmentation:
     collators: Mapping[str, Collator]
 
     def __call__(self, members: Members, key: DrawKey) -> Example:
-        labels = CODECS["label_image"].decode(file_of(members, "mask"))
+        body, labels = file_of(members, "image"), CODECS["label_image"].decode(file_of(members, "mask"))
+        check_same_size(labels, image_size(body))
         geometry = draw_balanced(SCALED, labels, key)
-        (image,) = decode_geometries(file_of(members, "image"), [geometry], GRAY)
+        (image,) = decode_geometries(body, [geometry], GRAY)
         return {"image": image, "labels": transform_labels(labels, geometry)}
 
 
