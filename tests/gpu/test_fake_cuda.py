@@ -28,7 +28,7 @@ FAMILIES = [
     "swinv2_tiny_patch4_window8_256",
     "swin_mlp_tiny_c6_patch4_window8_256",
 ]
-SMALL: dict[str, Any] = {"num_classes": 10, "embed_dim": 32, "num_heads": (1, 2, 4, 8)}
+SMALL: dict[str, Any] = {"num_classes": 10, "embed_dim": 32, "num_heads": (1, 2)}
 PADDED = RoutingOverrides(exchange=ExchangeOptions(padded=True))
 CHANCE = {"gate_noise": 0.0, "load_balance_weight": 0.0, "balance_loss": "auto", "batch_prioritized": False}
 ROUTERS: dict[str, tuple[dict[str, Any], RoutingOverrides | None]] = {
@@ -84,7 +84,7 @@ def _place(model: nn.Module, mode: FakeTensorMode, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families(name: str, dtype: torch.dtype, training: bool) -> None:
-    model = swin_moe.build_model(name, **SMALL, depths=(2, 1, 2, 1), drop_rate=0.1).train(training)
+    model = swin_moe.build_model(name, **SMALL, depths=(2, 1), drop_rate=0.1).train(training)
 
     def run(images: Tensor, keys: Tensor) -> Any:
         output = model(images, keys)
@@ -107,14 +107,14 @@ def test_routers(router: str, dtype: torch.dtype, training: bool) -> None:
         if TorchVersion(torch.__version__) < "2.12":
             pytest.skip("fake tensors of torch 2.11 cannot be split by sizes that were read from the device")
         call = PADDED
-    moe = {"routing_group_images": 2, "blocks": [[], [], [1], [1]], **moe}
-    model = swin_moe.build_model(MOE_S, **SMALL, depths=(1, 1, 2, 2), moe=moe).train(training)
+    moe = {"routing_group_images": 2, "blocks": [[], [1]], **moe}
+    model = swin_moe.build_model(MOE_S, **SMALL, depths=(1, 2), moe=moe).train(training)
     on_fake_cuda(model, dtype, lambda images, keys: model(images, keys, call), 192)
 
 
 @pytest.mark.parametrize("window", [0, 47])
 def test_simmim(window: int) -> None:
-    config = load_model_config(FAMILIES[window > 0], **SMALL, depths=(1, 1, 1, 1))
+    config = load_model_config(FAMILIES[window > 0], **SMALL, depths=(1, 1))
     model = build_simmim(config, SimMIMConfig(norm_target_window=window)).train()
 
     def run(images: Tensor, keys: Tensor) -> Any:
@@ -126,10 +126,10 @@ def test_simmim(window: int) -> None:
 
 @pytest.mark.parametrize("change", [{"activation_checkpoint_every": 1}, {"attention_chunk": 4}], ids=str)
 def test_less_memory(change: dict[str, int]) -> None:
-    model = swin_moe.build_model(FAMILIES[1], **SMALL, depths=(1, 1, 2, 1), **change).train()
+    model = swin_moe.build_model(FAMILIES[1], **SMALL, depths=(1, 2), **change).train()
     on_fake_cuda(model, torch.bfloat16, model, 256)
 
 
 def test_another_size() -> None:
-    model = swin_moe.build_model(FAMILIES[1], **SMALL, depths=(1, 1, 2, 1)).eval()
+    model = swin_moe.build_model(FAMILIES[1], **SMALL, depths=(1, 2)).eval()
     on_fake_cuda(model, torch.bfloat16, model, 200)

@@ -199,15 +199,26 @@ def without_training(config: RunConfig) -> object:
 SHAPES = {without_training(config): name for name, config in reversed(CONFIGS.items())}
 
 
-HUGE_WINDOW = (
-    "swinv2_g_patch4_window12to40_192to640_22kto1k_ft"  # constants of 1600 x 1600 a block: half a minute
+# One of each family and of what differs in it; the rest are slow.
+BRIEF = (
+    "simmim_finetune__swin_base__img224_window7__800ep",
+    "simmim_pretrain__swinv2_base__img192_window12__800ep",
+    "swin_mlp_tiny_c6_patch4_window8_256",
+    "swin_moe_base_patch4_window12_192_32expert_top2_32gpu_22k",
+    "swin_moe_small_patch4_window12_192_32expert_32gpu_22k",
+    "swin_moe_small_patch4_window12_192_cosine_router_32expert_32gpu_22k",
+    "swin_tiny_patch4_window7_224",
+    "swinv2_base_patch4_window12to24_192to384_22kto1k_ft",
+    "swinv2_g_patch4_window12_192_22k",
+    "swinv2_moe_small_patch4_window12_192_32expert_32gpu_22k",
+    "swinv2_tiny_patch4_window8_256",
 )
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] if name == HUGE_WINDOW else [])
+        pytest.param(name, marks=[] if name in BRIEF else [pytest.mark.slow])
         for name in sorted(SHAPES.values())
     ],
 )
