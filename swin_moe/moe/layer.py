@@ -45,6 +45,13 @@ class MoEStats(NamedTuple):
     choices: Tensor | None = None  # (B, E) int64: `load` by image, with `by_image`
     lost: Tensor | None = None  # (B,) int64: `dropped` by image, with `by_image`
 
+    def by_sample(self, views: int) -> "MoEStats":
+        """The statistics by image, (B V, ...), as those of B samples of `views` consecutive images each."""
+        if self.choices is None or self.lost is None:
+            return self
+        choices, lost = (each.unflatten(0, (-1, views)).sum(1) for each in (self.choices, self.lost))
+        return self._replace(choices=choices, lost=lost)
+
     def of_images(self, weights: Tensor) -> "MoEStats":
         """The statistics with the load and the drops of some images: weights (B,), 0 leaves an image out."""
         assert self.choices is not None

@@ -1,10 +1,9 @@
-"""A task of its own: two views, a ragged member, a teacher, persistent state and a gathered metric.
+"""A task and its data: own members, two views, ragged points, a teacher, own state and a gathered metric.
 
 Nothing of the product names it. `task: tests.toy_task:SPEC` finds it, or `register(SPEC)` and `task: toy`.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,26 +11,14 @@ from torch import Tensor, nn
 
 from launcher.config.schema import RunConfig
 from launcher.config.task_sections import options_of
-from launcher.tasks.image_data import image_inputs, image_members
+from launcher.tasks.image_data import image_inputs
 from launcher.tasks.param_groups import ParameterRules
 from launcher.tasks.spec import HeadPart, PlannedTeacher, Planning, StepOutput, Task, TaskContext, TaskSpec
 from parallel.experts.placement import ExpertParallel
 from swin_moe.backbone.flops import construct_on_meta
 from swin_moe.backbone.model import SwinTransformer
 from tests.toy_task.data import eval_data, train_data
-
-
-@dataclass(frozen=True, kw_only=True)
-class ToyOptions:
-    """The section `toy`."""
-
-    width: int = 8  # of the projections
-    momentum: float = 0.9  # of the teacher, and of the centre
-    points_weight: float = 0.5  # of the second term of the loss
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.momentum < 1:
-            raise ValueError(f"toy.momentum ({self.momentum}) must lie in [0, 1)")
+from tests.toy_task.options import ToyOptions
 
 
 def _build(config: RunConfig, context: TaskContext) -> Task:
@@ -53,13 +40,19 @@ def _backbone(model: nn.Module) -> SwinTransformer:
     return encoder
 
 
+def _members(config: RunConfig, samples: int) -> dict[str, Tensor]:
+    """Two views of each sample, and two points in the mean."""
+    views = torch.empty(samples, 2, 3, *config.model.image_sides, dtype=torch.uint8)
+    offsets = torch.empty(samples + 1, dtype=torch.int64)
+    return {"views": views, "points": torch.empty(2 * samples, 2), "points_offsets": offsets}
+
+
 def _inputs(config: RunConfig, members: dict[str, Tensor]) -> Any:
     from tests.toy_task.task import ToyInputs
 
-    images = image_inputs(config, members)
-    points = 2 * len(images)  # in the mean
-    sample = torch.empty(points, dtype=torch.int64)
-    return ToyInputs(torch.stack([images, images]), torch.empty(points, 2), sample)
+    images = image_inputs(config, {"image": members["views"].flatten(0, 1)})
+    sample = torch.empty(len(members["points"]), dtype=torch.int64)
+    return ToyInputs(images, members["points"], sample)
 
 
 def _step(config: RunConfig, model: nn.Module, inputs: Any, keys: Tensor) -> StepOutput:
@@ -98,7 +91,7 @@ SPEC = TaskSpec(
     eval_data=eval_data,
     check=_check,
     planning=Planning(
-        members=image_members,
+        members=_members,
         inputs=_inputs,
         step=_step,
         heads=_heads,

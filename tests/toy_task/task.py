@@ -1,6 +1,6 @@
 """The student's prediction of each view is drawn to the teacher's projection of the other, less a centre.
 
-Legend: B samples, D width of the projections, N points of all samples together.
+Legend: B samples, V views of each, D width of the projections, N points of all samples together.
 """
 
 from collections.abc import Mapping
@@ -22,11 +22,12 @@ from parallel.zero.master_weights import MasterWeights
 from parallel.zero.persistent_state import PersistentState
 from parallel.zero.teacher import MovingAverageTeacher
 from swin_moe.backbone.model import construct
+from swin_moe.moe.layer import RoutingOverrides
 from swin_moe.random.keyed import fold_in
-from tests.toy_task import ToyOptions
-from tests.toy_task.data import points_of, views_of
+from tests.toy_task.data import sample_of_points
 from tests.toy_task.metric import NearestNeighbour
 from tests.toy_task.model import Toy, ToyOutput
+from tests.toy_task.options import ToyOptions
 
 VIEW_SITE = -7  # of the keys of the second view
 
@@ -34,22 +35,21 @@ VIEW_SITE = -7  # of the keys of the second view
 class ToyInputs(NamedTuple):
     """A micro-batch on the device."""
 
-    views: Tensor  # (2, B, 3, H, W)
+    images: Tensor  # (2 B, 3, H, W) the first views of all samples, then the second
     points: Tensor  # (N, 2)
     sample: Tensor  # (N,) of each point
 
 
-def both_views(inputs: ToyInputs, keys: Tensor) -> tuple[Tensor, Tensor]:
-    """The images of both views as one batch (2 B, 3, H, W), and their keys (2 B,)."""
-    return torch.cat([*inputs.views]), torch.cat([keys, fold_in(keys, VIEW_SITE)])
+def keys_of_views(keys: Tensor, views: int) -> Tensor:
+    """The keys (V, B) of each view; those of the first are the samples'."""
+    return torch.stack([keys, *(fold_in(keys, VIEW_SITE - view) for view in range(views - 1))])
 
 
 def student_step(
     config: RunConfig, engine: Any, inputs: ToyInputs, keys: Tensor, target: Tensor
 ) -> StepOutput:
     """The student's part of a step, towards targets (2 B, D) of both views."""
-    both, draws = both_views(inputs, keys)
-    output: ToyOutput = engine(both, draws)
+    output: ToyOutput = engine(inputs.images, keys_of_views(keys, 2).flatten())
     count = len(keys)
     crossed = torch.cat([target[count:], target[:count]])
     distance = (output.prediction.float() - crossed).square().mean()
@@ -62,11 +62,15 @@ def student_step(
 
 
 def _points_error(centroid: Tensor, inputs: ToyInputs) -> Tensor:
-    """The distance of each sample's points from its centroid: the mean over its points, then samples."""
+    """The distance of each sample's points from its centroid: the mean over its points, then samples.
+
+    A sample without points has none.
+    """
     errors = (inputs.points - centroid[inputs.sample]).square().sum(1)
     sums, counts = (centroid.new_zeros(len(centroid)) for _ in range(2))
     sums = sums.index_add(0, inputs.sample, errors)
-    return (sums / counts.index_add(0, inputs.sample, torch.ones_like(errors))).mean()
+    counts = counts.index_add(0, inputs.sample, torch.ones_like(errors))
+    return (sums / counts.clamp_min(1)).mean()
 
 
 class ToyTask(ImageTask):
@@ -103,14 +107,13 @@ class ToyTask(ImageTask):
         self.teacher = MovingAverageTeacher(module, engine, masters, lambda step: self.options.momentum)
 
     def inputs(self, batch: Batch) -> ToyInputs:
-        images = normalize_images(batch["image"], self.config.data, self.device)
-        points, sample = (send(tensor, self.device) for tensor in points_of(batch))
-        return ToyInputs(views_of(images, batch), points, sample)
+        images = batch["views"].transpose(0, 1).flatten(0, 1)
+        points, sample = (send(tensor, self.device) for tensor in (batch["points"], sample_of_points(batch)))
+        return ToyInputs(normalize_images(images, self.config.data, self.device), points, sample)
 
     def step(self, engine: Any, inputs: ToyInputs, keys: Tensor) -> StepOutput:
         assert self.teacher is not None
-        both, draws = both_views(inputs, keys)
-        target = self.teacher(both, draws).projection.float()
+        target = self.teacher(inputs.images, keys_of_views(keys, 2).flatten()).projection.float()
         self._sum += torch.cat([target.double().sum(0), target.new_full((1,), len(target)).double()])
         return student_step(self.config, engine, inputs, keys, target - self.kept["centre"])
 
@@ -130,6 +133,17 @@ class ToyTask(ImageTask):
 
     def tensors(self) -> Mapping[str, Tensor]:
         return self.kept
+
+    def eval_inputs(self, batch: Batch) -> Tensor:
+        """The views of each sample side by side: (B V, 3, H, W) float32."""
+        return normalize_images(batch["views"].flatten(0, 1), self.config.data, self.device)
+
+    def predict(self, model: nn.Module, inputs: Tensor, keys: Tensor, call: RoutingOverrides) -> ToyOutput:
+        """What the heads say of the views of a sample, averaged."""
+        views = len(inputs) // len(keys)
+        output: ToyOutput = model(inputs, keys_of_views(keys, views).T.flatten(), call)
+        means = (each.unflatten(0, (-1, views)).mean(1) for each in output[:3])
+        return ToyOutput(*means, moe={name: stats.by_sample(views) for name, stats in output.moe.items()})
 
     def metric(self) -> Metric:
         return NearestNeighbour()

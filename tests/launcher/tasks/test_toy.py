@@ -20,6 +20,7 @@ from launcher.tasks.registry import model_on_meta
 from parallel.checkpoint.reader import CheckpointReader
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import CONFIG, command, commands, only, overrides, run_alone, steps
+from tests.toy_task.data import pack_toy
 
 STEPS = 4
 LAST = f"step-{STEPS:08d}"
@@ -73,6 +74,12 @@ def evaluation(run: Path, name: str = LAST) -> dict[str, Any]:
     """The values of the metric, without the speed."""
     record: dict[str, Any] = json.loads((run / f"eval/{name}/evaluation.json").read_text())["modes"][0]
     return record | {"images_s": 0.0}
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """256 samples of an image, points and a label to train on, and 64 to evaluate."""
+    return pack_toy(tmp_path_factory.mktemp("toy_shards"), 256, 64)
 
 
 @pytest.fixture(scope="module")
@@ -203,6 +210,22 @@ def test_the_evaluation_is_of_no_layout(alone: Path, ranks: int) -> None:
     found = evaluation(alone)
     assert (found["neighbour"], found["images"]) == (wanted["eval_neighbour"], 64)
     assert found["ordered"] == pytest.approx(wanted["eval_ordered"], rel=1e-6)
+
+
+def test_views_of_a_sample_are_averaged_on_any_ranks(alone: Path) -> None:
+    """Three views: the same projections and loads of experts on both layouts, and others than of one view."""
+    found = []
+    for ranks, size in ((1, 32), (2, 7)):
+        line = ("eval", str(alone), "toy.eval_views=3", f"train.eval_batch_size={size}")
+        outcomes = run_on_ranks(command, ranks, *line)
+        assert [outcome.code for outcome in outcomes] == [0] * ranks, outcomes[0].err
+        found.append(evaluation(alone))
+    one, two = found
+    assert one["ordered"] == pytest.approx(two["ordered"], rel=1e-6)
+    assert one["images"] == two["images"] == 64
+    assert one["expert_load"] == two["expert_load"]
+    run_alone("eval", str(alone))
+    assert one["ordered"] != pytest.approx(evaluation(alone)["ordered"], rel=1e-4)
 
 
 def test_the_teacher_is_evaluated(shards: Path, tmp_path: Path, alone: Path) -> None:

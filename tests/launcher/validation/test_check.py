@@ -1,18 +1,23 @@
 """Rules of `swin-moe check` across sections, places and devices, and every command that refuses by them."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from data_shards.format.fields import Field
+from data_shards.format.fields import IMAGE_AND_LABEL, Field
 from data_shards.image.encode import encode_jpeg
 from data_shards.pack.sources.members import MemberFolder, member_folders
 from data_shards.pack.write import pack
 from launcher.cli.program import main
 from launcher.config.load import ConfigError, load_config
+from launcher.config.schema import RunConfig
+from launcher.config.task_specs import register, unregister
+from launcher.tasks.classification import SPEC
+from launcher.tasks.spec import DataSpec
 from launcher.validation.rules import check, problems
 from launcher.validation.run_rules import slots_error
 from swin_moe.backbone.model import build_model
@@ -247,6 +252,20 @@ def test_samples_have_the_members_that_the_task_reads(
         f"data.{split}: {tmp_path}/packed: its samples have {lacks}; {fix}"
         for split in ("train", "val")
         if lacks
+    ]
+
+
+def test_tars_have_the_members_that_the_task_reads(shards: Path) -> None:
+    def train_data(config: RunConfig) -> DataSpec:
+        return replace(SPEC.train_data(config), members=IMAGE_AND_LABEL[:1])
+
+    register(replace(SPEC, name="bare", train_data=train_data))
+    try:
+        found = checked(shards, "task=bare", f"data.train={shards}/train/000000.tar")
+    finally:
+        unregister("bare")
+    assert [line.partition(" in tars")[0] for line in found] == [
+        f"data.train ({shards}/train/000000.tar): task=bare reads the member 'label', which it does not find"
     ]
 
 
