@@ -98,7 +98,8 @@ class Geometry(NamedTuple):
     @property
     def source(self) -> Crop:
         """The part of the image that is resized: the crop, its edges on whole pixels at 1/factor."""
-        factor = self.factor
+        if (factor := self.factor) == 1:
+            return self.crop
         return Crop(*(side // factor * factor for side in self.crop))
 
 
@@ -197,7 +198,7 @@ def dct_factor(crop: Crop, resized: tuple[int, int]) -> int:
     than a full decode.
     """
     spare = min(crop.height // (MARGIN * resized[0]), crop.width // (MARGIN * resized[1]))
-    return max(factor for factor in (1, 2, 4) if factor <= max(1, spare))
+    return 4 if spare >= 4 else 2 if spare >= 2 else 1
 
 
 def draw_crop(height: int, width: int, key: DrawKey, transform: TrainTransform) -> Crop:
