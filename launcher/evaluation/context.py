@@ -29,7 +29,7 @@ from parallel.ranks.collectives import RanksError, agree
 from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
 from parallel.ranks.rank import Ranks
 from parallel.zero.options import DTYPES
-from swin_moe.backbone.model import SwinTransformer
+from swin_moe.backbone.backbone import Backbone
 
 logger = logging.getLogger(__name__)
 RESULTS = {MASTER: "", EMA: "-average", TEACHER: "-teacher"}  # what follows the checkpoint's name
@@ -73,7 +73,7 @@ class EvalContext:
         )
 
     @property
-    def backbone(self) -> SwinTransformer:
+    def backbone(self) -> Backbone:
         """The part of the model before its head."""
         return task_spec(self.config.task).backbone(self.model)
 

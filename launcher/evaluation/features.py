@@ -54,7 +54,7 @@ def pooled_features(
         config, context.mesh, grouped=need_groups(modes), place=place, classes=mapped_to, samples=samples
     ) as stream:
         # by their places in the stream, which routing groups may have shuffled
-        values = torch.zeros(stream.num_samples, backbone.norm.normalized_shape[0], device=device)
+        values = torch.zeros(stream.num_samples, backbone.channels[-1], device=device)
         try:
             for i, batch in enumerate(stream):
                 images = context.images(batch)

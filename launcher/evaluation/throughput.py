@@ -38,9 +38,10 @@ def measure(context: EvalContext, factor: float | None, *, warm_up: int, repeats
     flops, rows = 2 * cost(config.model).flops, []  # a multiply-add is two
     for mode in modes:
         call = replace(mode.call, by_image=True)
+        forward = partial(context.backbone.forward_pooled, images, keys, call)
         times_s: list[float] = []
         for _ in range(warm_up + repeats):
-            _, elapsed_s = timed_call(partial(context.backbone, images, keys, call), context.device)
+            _, elapsed_s = timed_call(forward, context.device)
             times_s.append(elapsed_s)
             context.heartbeat()
         rows.append(figures(mode, times_s[warm_up:], len(images), flops))

@@ -7,13 +7,13 @@ from launcher.config.schema import TrainConfig
 from parallel.checkpoint.manifest import MANIFEST
 from parallel.ranks.collectives import RanksError, agree
 from parallel.ranks.mesh import Mesh
-from swin_moe.backbone.model import SwinTransformer
+from swin_moe.backbone.backbone import Backbone
 from swin_moe.weights import ClassMap
 from swin_moe.weights.adapt import Head
 from swin_moe.weights.load import LoadOptions, LoadPlan, apply, plan_load
 
 
-def start_from(train: TrainConfig, model: SwinTransformer, mesh: Mesh) -> None:
+def start_from(train: TrainConfig, model: Backbone, mesh: Mesh) -> None:
     """Load pretrained weights into the model of every rank, and say what became of each tensor.
 
     Raises:
@@ -29,7 +29,7 @@ def start_from(train: TrainConfig, model: SwinTransformer, mesh: Mesh) -> None:
         print(report)
 
 
-def plan_pretrained(train: TrainConfig, model: SwinTransformer) -> LoadPlan:
+def plan_pretrained(train: TrainConfig, model: Backbone) -> LoadPlan:
     """The weights that `train.pretrained` names, fitted to a model and not yet written into it.
 
     Args:

@@ -10,7 +10,7 @@ from launcher.config.schema import RunConfig
 from launcher.config.task_specs import TaskError, find_spec
 from launcher.tasks.spec import Planning, Task, TaskContext, TaskSpec
 from parallel.experts.placement import ExpertParallel
-from swin_moe.backbone.model import SwinTransformer
+from swin_moe.backbone.backbone import Backbone
 
 
 def task_spec(task: str) -> TaskSpec:
@@ -36,7 +36,7 @@ def model_on_meta(config: RunConfig, placement: ExpertParallel | None = None) ->
     return task_spec(config.task).model_on_meta(config, placement)
 
 
-def backbone_on_meta(config: RunConfig) -> SwinTransformer:
+def backbone_on_meta(config: RunConfig) -> Backbone:
     """The part of `model_on_meta` that pretrained weights are loaded into."""
     return task_spec(config.task).backbone(model_on_meta(config))
 

@@ -22,7 +22,7 @@ from launcher.tasks.param_groups import ParameterRules
 from parallel.experts.exchange import ExchangeOptions
 from parallel.experts.placement import ExpertParallel
 from parallel.ranks.mesh import Mesh
-from swin_moe.backbone.model import SwinTransformer, total_loss
+from swin_moe.backbone.backbone import Backbone, total_loss
 from swin_moe.moe.layer import MoEStats, RoutingOverrides
 
 if TYPE_CHECKING:  # they import DeepSpeed
@@ -148,14 +148,14 @@ class Planning:
 
     `members` makes the tensors of a batch of so many samples, as they lie on the host; `inputs` makes of them
     what `Task.inputs` does, and `step` is `Task.step`. They call torch alone, on the default device.
-    `heads` are the parts after the backbone; None stands for the backbone's own classifier. `views` of each
-    sample pass through the backbone, each of the configured image size.
+    `heads` are the parts after the backbone; None stands for the classifier of a `SwinTransformer`. `views`
+    of each sample pass through the backbone, each of the configured image size.
     """
 
     members: Callable[[RunConfig, int], dict[str, Tensor]]
     inputs: Callable[[RunConfig, dict[str, Tensor]], Any]
     step: Callable[[RunConfig, nn.Module, Any, Tensor], StepOutput]
-    heads: Callable[[RunConfig, SwinTransformer], Sequence[HeadPart]] | None = None
+    heads: Callable[[RunConfig, Backbone], Sequence[HeadPart]] | None = None
     views: int = 1
     teacher: PlannedTeacher | None = None
 
@@ -177,7 +177,7 @@ class TaskSpec:
     name: str  # in `task:`, and of the section of its options
     build: Callable[[RunConfig, TaskContext], Task]
     model_on_meta: Callable[[RunConfig, ExpertParallel | None], nn.Module]  # on meta; None: all experts
-    backbone: Callable[[nn.Module], SwinTransformer]  # of a model: what pretrained weights are loaded into
+    backbone: Callable[[nn.Module], Backbone]  # of a model: what pretrained weights are loaded into
     train_data: Callable[[RunConfig], DataSpec]
     eval_data: Callable[[RunConfig], DataSpec]
     options: type | None = None  # a frozen dataclass of its options, which checks each by itself

@@ -40,7 +40,7 @@ from parallel.ranks.host import send
 from parallel.ranks.mesh import Mesh
 from parallel.zero.engine import Engine
 from parallel.zero.master_weights import MasterWeights
-from swin_moe.backbone.model import SwinTransformer
+from swin_moe.backbone.backbone import Backbone
 from swin_moe.random.keyed import sample_keys
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class Trainer:
     stream: TrainStream | WebDatasetStream
     val: EvalStream
     task: Task
-    backbone: SwinTransformer
+    backbone: Backbone
     engine: Engine
     masters: MasterWeights
     saver: CheckpointSaver

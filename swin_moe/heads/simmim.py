@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from parallel.experts.placement import ExchangeOptions, ExpertParallel
 from parallel.ranks.mesh import Mesh
-from swin_moe.backbone.model import SwinTransformer, construct, total_loss
+from swin_moe.backbone.backbone import Backbone, total_loss
+from swin_moe.backbone.model import construct
 from swin_moe.config import ModelConfig, require
 from swin_moe.heads.simmim_config import SimMIMConfig
 from swin_moe.moe.layer import MoEStats, RoutingOverrides
@@ -86,10 +87,10 @@ def _box_count(side: int, window: int, device: torch.device) -> Tensor:
 
 
 class SimMIM(nn.Module):
-    """Any Swin Transformer with a mask token, and a linear decoder of the hidden pixels.
+    """Any backbone with a mask token, and a linear decoder of the hidden pixels.
 
     Args:
-        model: the encoder; its head is not built.
+        model: the encoder.
         config: what is hidden and predicted.
         placement: where the experts are; needed when the model has any.
     """
@@ -104,12 +105,11 @@ class SimMIM(nn.Module):
             f"({config.mask_patch_size})",
         )
         self.config, self.patch_size = config, model.patch_size
-        stages = len(model.depths)
-        self.stride = model.patch_size * 2 ** (stages - 1)
-        self.encoder = SwinTransformer(model, placement)
-        self.encoder.head = nn.Identity()  # type: ignore[assignment]
+        self.encoder = Backbone(model, placement)
+        self.stride = self.encoder.strides[-1]
         self.mask_token = nn.Parameter(torch.zeros(1, 1, model.embed_dim))
-        self.decoder = nn.Conv2d(model.stage_dim(stages - 1), self.stride**2 * model.in_chans, kernel_size=1)
+        pixels = self.stride**2 * model.in_chans  # of a token
+        self.decoder = nn.Conv2d(self.encoder.channels[-1], pixels, kernel_size=1)
 
     def forward(self, images: Tensor, keys: Tensor, call: RoutingOverrides | None = None) -> SimMIMOutput:
         """Hide patches of images (B, in_chans, h, w) by their keys (B,), and predict them.

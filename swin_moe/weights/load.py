@@ -14,7 +14,7 @@ from parallel.experts.names import own_slice_of_expert, parameter_shapes, persis
 from parallel.experts.placement import experts_of, global_name
 from parallel.suggest import suggestion
 from parallel.zero.init import gathered
-from swin_moe.backbone.model import SwinTransformer
+from swin_moe.backbone.backbone import Backbone
 from swin_moe.weights import hf, moe_shards, native, official
 from swin_moe.weights.adapt import HEAD, Head, adapt_head, check_windows, drop_unneeded, resize_tables
 from swin_moe.weights.converted import ConvertedStateDict
@@ -71,7 +71,7 @@ class LoadPlan:
 
 
 def load_weights(
-    model: SwinTransformer,
+    model: Backbone,
     path: str | Path,
     *,
     head: Head = "strict",
@@ -95,7 +95,7 @@ def load_weights(
     return apply(model, plan_load(model, path, options))
 
 
-def plan_load(model: SwinTransformer, path: str | Path, options: LoadOptions) -> LoadPlan:
+def plan_load(model: Backbone, path: str | Path, options: LoadOptions) -> LoadPlan:
     """Read weights and fit them to a model, without writing into it. `apply` then cannot fail.
 
     Only the shapes of the model count: it may be on the meta device.
@@ -133,7 +133,7 @@ def plan_load(model: SwinTransformer, path: str | Path, options: LoadOptions) ->
 
 
 @torch.no_grad()
-def apply(model: SwinTransformer, plan: LoadPlan) -> LoadReport:
+def apply(model: Backbone, plan: LoadPlan) -> LoadReport:
     """Write planned weights into a model. Of a partitioned model, every rank calls it together."""
     _refuse_meta(model)
     loaded = _write(model, plan.tensors)
@@ -186,14 +186,14 @@ def convert(content: Content) -> ConvertedStateDict:
 
 
 def _upcycled(
-    model: SwinTransformer, converted: ConvertedStateDict, shapes: Mapping[str, list[int]], noise: float
+    model: Backbone, converted: ConvertedStateDict, shapes: Mapping[str, list[int]], noise: float
 ) -> tuple[list[str], set[str]]:
     if model.config.moe is None:
         raise WeightsError("train.upcycle_noise is for a model with experts: set model.moe")
     return upcycle(converted, shapes, model.config.moe, noise=noise)
 
 
-def _shapes(model: SwinTransformer) -> dict[str, list[int]]:
+def _shapes(model: Backbone) -> dict[str, list[int]]:
     """Shape of every tensor of the model by global name, whichever experts this rank holds."""
     moe = model.config.moe
     buffers = {name: list(buffer.shape) for name, buffer in persistent_buffers(model).items()}
@@ -221,7 +221,7 @@ def _check(converted: ConvertedStateDict, shapes: Mapping[str, list[int]]) -> No
         raise WeightsError(f"{converted.format} weights of another model: {'; '.join(problems)}")
 
 
-def _write(model: SwinTransformer, tensors: Mapping[str, Tensor]) -> int:
+def _write(model: Backbone, tensors: Mapping[str, Tensor]) -> int:
     loaded = 0
     for name, parameter in model.named_parameters():
         experts = experts_of(parameter)
@@ -242,7 +242,7 @@ def _write(model: SwinTransformer, tensors: Mapping[str, Tensor]) -> int:
     return loaded
 
 
-def _refuse_meta(model: SwinTransformer) -> None:
+def _refuse_meta(model: Backbone) -> None:
     meta: list[Any] = [name for name, parameter in model.named_parameters() if parameter.is_meta]
     if meta:
         raise WeightsError(f"the model is on the meta device ({some(meta)}); give it memory first: to_empty")

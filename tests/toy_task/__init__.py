@@ -15,8 +15,8 @@ from launcher.tasks.image_data import image_inputs
 from launcher.tasks.param_groups import ParameterRules
 from launcher.tasks.spec import HeadPart, PlannedTeacher, Planning, StepOutput, Task, TaskContext, TaskSpec
 from parallel.experts.placement import ExpertParallel
+from swin_moe.backbone.backbone import Backbone
 from swin_moe.backbone.flops import construct_on_meta
-from swin_moe.backbone.model import SwinTransformer
 from tests.toy_task.data import eval_data, train_data
 from tests.toy_task.options import ToyOptions
 
@@ -34,9 +34,9 @@ def _model_on_meta(config: RunConfig, placement: ExpertParallel | None) -> nn.Mo
     return construct_on_meta(lambda model, experts: Toy(model, width, experts), config.model, placement)
 
 
-def _backbone(model: nn.Module) -> SwinTransformer:
+def _backbone(model: nn.Module) -> Backbone:
     encoder = model.get_submodule("encoder")
-    assert isinstance(encoder, SwinTransformer)
+    assert isinstance(encoder, Backbone)
     return encoder
 
 
@@ -62,9 +62,9 @@ def _step(config: RunConfig, model: nn.Module, inputs: Any, keys: Tensor) -> Ste
     return student_step(config, model, inputs, keys, torch.empty(2 * count, width))
 
 
-def _heads(config: RunConfig, swin: SwinTransformer) -> Sequence[HeadPart]:
+def _heads(config: RunConfig, swin: Backbone) -> Sequence[HeadPart]:
     width = options_of(config, ToyOptions).width
-    layers = nn.Sequential(nn.Linear(swin.norm.normalized_shape[0], width), nn.Linear(width, width))
+    layers = nn.Sequential(nn.Linear(swin.channels[-1], width), nn.Linear(width, width))
 
     def run(maps: list[Tensor]) -> Tensor:
         predicted: Tensor = layers(swin.norm(maps[-1]).mean(dim=(1, 2)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from parallel.experts.placement import ExpertParallel
-from swin_moe.backbone.model import SwinTransformer
+from swin_moe.backbone.backbone import Backbone
 from swin_moe.config import ModelConfig
 from swin_moe.moe.layer import MoEStats, RoutingOverrides
 
@@ -24,12 +24,11 @@ class ToyOutput(NamedTuple):
 
 
 class Toy(nn.Module):
-    """An encoder without its head, a projector, a predictor on it, and a centroid of points."""
+    """An encoder, a projector, a predictor on it, and a centroid of points."""
 
     def __init__(self, model: ModelConfig, width: int, placement: ExpertParallel | None = None) -> None:
         super().__init__()
-        self.encoder = SwinTransformer(model, placement)
-        self.encoder.head = nn.Identity()  # type: ignore[assignment]
+        self.encoder = Backbone(model, placement)
         self.projector = nn.Linear(model.stage_dim(len(model.depths) - 1), width)
         self.predictor = nn.Linear(width, width)
         self.points = nn.Linear(width, 2)

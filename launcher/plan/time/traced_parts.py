@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from launcher.plan.base.trace import Trace, trace
 from launcher.tasks.spec import HeadPart
 from parallel.experts.placement import ExpertParallel, ExpertSlice
+from swin_moe.backbone.backbone import Backbone
 from swin_moe.backbone.block import SwinBlock
 from swin_moe.backbone.model import SwinTransformer
 from swin_moe.config import ModelConfig
@@ -21,7 +22,7 @@ from swin_moe.moe.experts import ExpertMLP
 from swin_moe.moe.layer import MoELayer
 from swin_moe.moe.routers.base import RoutingRequest, SoftRouting
 
-Heads = Callable[[SwinTransformer], Sequence[HeadPart]]  # of a task, on a backbone
+Heads = Callable[[Backbone], Sequence[HeadPart]]  # of a task, on a backbone
 
 BIAS = "position bias"  # once a batch of any size: no part of a model's published FLOPs
 
@@ -49,14 +50,14 @@ class Experts:
     one: Trace  # an expert's work, by rows
 
 
-def patches(swin: SwinTransformer) -> TracedPart:
+def patches(swin: Backbone) -> TracedPart:
     """Patch embedding."""
     shape = swin.config.in_chans, *swin.config.image_sides
     traced = trace(swin.patch_embed, lambda b: swin.patch_embed(torch.empty(b, *shape)))
     return TracedPart("patches", "patches", traced, 1, False)
 
 
-def stage_parts(swin: SwinTransformer, number: int) -> list[TracedPart]:
+def stage_parts(swin: Backbone, number: int) -> list[TracedPart]:
     """Merging, and the blocks: equal ones are traced once."""
     stage, name = swin.layers[number], f"stage {number}"
     parts = []
@@ -83,7 +84,7 @@ def stage_parts(swin: SwinTransformer, number: int) -> list[TracedPart]:
     return parts
 
 
-def _block(swin: SwinTransformer, number: int, block: SwinBlock) -> dict[str, Trace]:
+def _block(swin: Backbone, number: int, block: SwinBlock) -> dict[str, Trace]:
     """The pieces of a block by name; experts come by themselves."""
     traces: dict[str, Trace] = {}
     mlp, mixer = block.mlp, block.attention
@@ -141,7 +142,7 @@ def _routed(layer: MoELayer, x: Tensor, keys: Tensor) -> Tensor:
     return y.sum() + sum(routing.losses.values(), y.new_zeros(()))
 
 
-def stage_experts(swin: SwinTransformer, number: int) -> Experts | None:
+def stage_experts(swin: Backbone, number: int) -> Experts | None:
     """One expert of a stage, traced by its rows."""
     model = swin.config
     assert isinstance(model, ModelConfig)
@@ -175,19 +176,20 @@ def stage_experts(swin: SwinTransformer, number: int) -> Experts | None:
     )
 
 
-def heads(swin: SwinTransformer, after: Heads | None) -> list[TracedPart]:
+def heads(swin: Backbone, after: Heads | None) -> list[TracedPart]:
     """The parts after the backbone: a task's, or the last norm and the classifier."""
     parts = [_classifier(swin)] if after is None else after(swin)
     return [_head(swin, part) for part in parts]
 
 
-def _head(swin: SwinTransformer, part: HeadPart) -> TracedPart:
+def _head(swin: Backbone, part: HeadPart) -> TracedPart:
     traced = trace(part.module, lambda b: part.run(_maps(swin, b)))
     return TracedPart("head", part.name, traced, 1, False)
 
 
-def _classifier(swin: SwinTransformer) -> HeadPart:
-    """The last norm and the backbone's own head."""
+def _classifier(swin: Backbone) -> HeadPart:
+    """The last norm and the classifier."""
+    assert isinstance(swin, SwinTransformer)
 
     def run(maps: list[Tensor]) -> Tensor:
         logits: Tensor = swin.head(swin.norm(maps[-1]).mean(dim=(1, 2)))
@@ -196,12 +198,12 @@ def _classifier(swin: SwinTransformer) -> HeadPart:
     return HeadPart("head", nn.ModuleList([swin.norm, swin.head]), run)
 
 
-def _maps(swin: SwinTransformer, batch: int) -> list[Tensor]:
+def _maps(swin: Backbone, batch: int) -> list[Tensor]:
     """The map of each stage: (B, H, W, C)."""
     return [_map(swin, number, batch) for number in range(len(swin.config.depths))]
 
 
-def _map(swin: SwinTransformer, number: int, batch: int) -> Tensor:
+def _map(swin: Backbone, number: int, batch: int) -> Tensor:
     """The map of a stage: (B, H, W, C)."""
     shape = *swin.config.stage_resolution(number), swin.config.stage_dim(number)
     return torch.empty(batch, *shape, requires_grad=True)

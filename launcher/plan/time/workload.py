@@ -52,7 +52,7 @@ def describe(
 
     Args:
         model: as configured; checkpointing makes no difference here.
-        after: the parts of a task after the backbone; None is the backbone's own classifier.
+        after: the parts of a task after the backbone; None is the classifier.
         device: whose operations; attention is fused on a GPU.
         training: else forward alone, as in evaluation.
     """

@@ -10,8 +10,8 @@ from launcher.tasks.image_data import eval_images, image_inputs, image_members, 
 from launcher.tasks.param_groups import ParameterRules
 from launcher.tasks.spec import HeadPart, Planning, StepOutput, Task, TaskContext, TaskSpec
 from parallel.experts.placement import ExpertParallel
+from swin_moe.backbone.backbone import Backbone
 from swin_moe.backbone.flops import construct_on_meta
-from swin_moe.backbone.model import SwinTransformer
 from swin_moe.heads.simmim_config import SimMIMConfig
 from swin_moe.sizes import as_text
 
@@ -29,10 +29,10 @@ def _model_on_meta(config: RunConfig, placement: ExpertParallel | None) -> nn.Mo
     return construct_on_meta(lambda model, experts: SimMIM(model, options, experts), config.model, placement)
 
 
-def _backbone(model: nn.Module) -> SwinTransformer:
+def _backbone(model: nn.Module) -> Backbone:
     """The encoder."""
     encoder = model.get_submodule("encoder")
-    assert isinstance(encoder, SwinTransformer)
+    assert isinstance(encoder, Backbone)
     return encoder
 
 
@@ -42,7 +42,7 @@ def _step(config: RunConfig, model: nn.Module, inputs: Tensor, keys: Tensor) -> 
     return step(model, inputs, keys)
 
 
-def _heads(config: RunConfig, swin: SwinTransformer) -> Sequence[HeadPart]:
+def _heads(config: RunConfig, swin: Backbone) -> Sequence[HeadPart]:
     """A linear layer to the pixels of a token of the last map."""
     model, last = config.model, len(config.model.depths) - 1
     pixels = model.in_chans * (model.patch_size * 2**last) ** 2
