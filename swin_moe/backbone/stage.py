@@ -16,7 +16,8 @@ from swin_moe.backbone.attention import CosineAttention, SpatialMLP, WindowAtten
 from swin_moe.backbone.block import BlockOptions, SwinBlock, run_mixer
 from swin_moe.backbone.patch import PatchMerging
 from swin_moe.backbone.position_bias import LogCpbBias, PositionBias, TableBias
-from swin_moe.backbone.windows import WindowGrid, WindowMasks
+from swin_moe.backbone.window_masks import WindowMasks
+from swin_moe.backbone.windows import WindowGrid
 from swin_moe.config import ModelConfig
 from swin_moe.moe.experts import MLP
 from swin_moe.moe.layer import MoELayer, MoEStats, RoutingOverrides

@@ -45,6 +45,10 @@ class WindowGrid:
         window = self.window[axis]
         return window // 2 if self.shifted and side > window else 0
 
+    def num_windows(self, side: int, axis: int) -> int:
+        """Windows along a side of so many tokens."""
+        return (side + sum(self._padding(side, axis))) // self.window[axis]
+
     def cut(self, x: Tensor) -> Tensor:
         """Pad, shift and cut a map: (B, H, W, C) -> (B * S, n, C)."""
         (top, bottom), (left, right) = self._padding(x.shape[1], 0), self._padding(x.shape[2], 1)
@@ -63,13 +67,17 @@ class WindowGrid:
             x = self._roll(x, tall, wide, 1)
         return x[:, top : top + height, left : left + width]
 
+    def is_masked(self, height: int, width: int) -> bool:
+        """Whether a window of the map needs a mask; from integers alone, which a compiler can follow."""
+        return self.cyclic and not (self._is_whole(height, 0) and self._is_whole(width, 1))
+
     def mask(self, height: int, width: int) -> Tensor | None:
         """The additive mask of attention (S, n, n): -inf between tokens that do not see each other.
 
         After a cyclic shift a window may hold tokens of opposite edges. Padding attends to padding alone.
         None where no window needs a mask.
         """
-        if not self.cyclic or (self._is_whole(height, 0) and self._is_whole(width, 1)):
+        if not self.is_masked(height, width):
             return None
         rows, columns = self._labels(height, 0), self._labels(width, 1)
         padding = (rows == 2)[:, None] | (columns == 2)
@@ -79,7 +87,7 @@ class WindowGrid:
         return torch.zeros(apart.shape, device="cpu").masked_fill(apart, float("-inf"))
 
     def _is_whole(self, side: int, axis: int) -> bool:
-        """Whether a side is neither shifted nor padded; from integers alone, which a compiler can follow."""
+        """Whether a side is neither shifted nor padded."""
         return self.shift(side, axis) == 0 and self._padding(side, axis) == (0, 0)
 
     def _labels(self, side: int, axis: int) -> Tensor:
@@ -98,28 +106,3 @@ class WindowGrid:
     def _roll(self, x: Tensor, height: int, width: int, sign: int) -> Tensor:
         shifts = (sign * self.shift(height, 0), sign * self.shift(width, 1))
         return x.roll(shifts, dims=(1, 2)) if any(shifts) else x
-
-
-class WindowMasks:
-    """The masks of maps of any size, for the blocks of a stage that cut them by one grid.
-
-    The mask of the last size is kept until another size comes. So blocks of one forward pass share it, and
-    images of many sizes hold no more memory of the device than one mask a stage and grid.
-    """
-
-    def __init__(self, grid: WindowGrid) -> None:
-        self.grid = grid
-        self._size: tuple[int, int, torch.device] | None = None
-        self._mask: Tensor | None = None
-
-    def mask(self, height: int, width: int, device: torch.device) -> Tensor | None:
-        """The mask (S, n, n) of a map of height x width tokens, on the device."""
-        if torch.compiler.is_compiling():  # a graph does not depend on what was kept before
-            return self._make(height, width, device)
-        if self._size != (height, width, device):
-            self._size, self._mask = (height, width, device), self._make(height, width, device)
-        return self._mask
-
-    def _make(self, height: int, width: int, device: torch.device) -> Tensor | None:
-        mask = self.grid.mask(height, width)
-        return None if mask is None else mask.to(device)

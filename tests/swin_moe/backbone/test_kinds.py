@@ -15,7 +15,8 @@ from swin_moe.backbone.attention import CosineAttention, SpatialMLP
 from swin_moe.backbone.block import BlockOptions, SwinBlock
 from swin_moe.backbone.patch import PatchEmbed, PatchMerging
 from swin_moe.backbone.position_bias import LogCpbBias
-from swin_moe.backbone.windows import WindowGrid, WindowMasks
+from swin_moe.backbone.window_masks import WindowMasks
+from swin_moe.backbone.windows import WindowGrid
 from swin_moe.moe.layer import RoutingOverrides
 from swin_moe.random.keyed import SiteCounter, sample_keys
 from tests.models import V2, randn, randomize, small_moe, small_swin
@@ -339,19 +340,6 @@ def test_forward_features_have_the_statistics_of_forward() -> None:
         assert features.aux_loss == output.aux_loss
         choices = 2 if overrides is None else 3
         assert sum(int(stats.load.sum()) for stats in features.moe.values()) == choices * 2 * (64 + 16)
-
-
-def test_masks_of_many_sizes_keep_one() -> None:
-    """Blocks of a stage share the mask of the last size; another size replaces it."""
-    first, second = build_model(replace(SMALL, depths=(4, 2))).layers[0].blocks[1::2]
-    masks = first.options.masks
-    assert masks is second.options.masks
-    cpu = torch.device("cpu")
-    mask = masks.mask(7, 5, cpu)
-    assert torch.equal(mask, first.grid.mask(7, 5))
-    assert masks.mask(7, 5, cpu) is mask
-    assert torch.equal(masks.mask(9, 9, cpu), first.grid.mask(9, 9))
-    assert masks.mask(7, 5, cpu) is not mask
 
 
 @pytest.mark.parametrize("kind", KINDS)
