@@ -12,6 +12,7 @@ from typing import Any
 from parallel.ranks.mesh import Mesh
 from parallel.suggest import suggestion
 from swin_moe.backbone import model
+from swin_moe.backbone.backbone import Backbone
 from swin_moe.config import ModelConfig, ModelError, MoEConfig
 from swin_moe.options import from_tree, option_problems
 from swin_moe.renamed import current_names
@@ -85,6 +86,23 @@ def build_model(
         LayoutError: the experts do not divide over the mesh.
     """
     return model.build_model(load_model_config(name_or_config, **overrides), seed=seed, mesh=mesh)
+
+
+def build_backbone(
+    name_or_config: str | ModelConfig,
+    *,
+    norm: bool = True,
+    seed: int = 0,
+    mesh: Mesh | None = None,
+    **overrides: Any,
+) -> Backbone:
+    """The same model without its classifier, for a head of another kind; arguments as in `build_model`.
+
+    Args:
+        norm: whether the last map is normalised for a head that reads it alone; see `Backbone`.
+    """
+    config = load_model_config(name_or_config, **overrides)
+    return model.build_backbone(config, norm=norm, seed=seed, mesh=mesh)
 
 
 def _read(name: str) -> dict[str, Any]:

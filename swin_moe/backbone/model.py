@@ -4,6 +4,7 @@ Legend: B images of h x w pixels.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple, TypeVar
 
 from torch import Tensor, nn
@@ -81,6 +82,20 @@ def build_model(
     return construct(
         SwinTransformer, config, seed=seed, mesh=mesh, sharded=sharded, exchange=exchange or ExchangeOptions()
     )
+
+
+def build_backbone(
+    config: ModelConfig, *, norm: bool = True, seed: int = 0, mesh: Mesh | None = None
+) -> Backbone:
+    """A model without its classifier; its weights are those of `build_model` with this seed.
+
+    Args:
+        config: what to build.
+        norm: see `Backbone`.
+        seed: see `build_model`; so is `mesh`.
+    """
+    make = partial(Backbone, norm=norm)
+    return construct(make, config, seed=seed, mesh=mesh, sharded=False, exchange=ExchangeOptions())
 
 
 def construct(

@@ -20,8 +20,13 @@ from swin_moe.sizes import Size, as_text, sides
 from swin_moe.text_files import read_text
 from swin_moe.weights.converted import ConvertedStateDict, Window
 from swin_moe.weights.errors import WeightsError
+from swin_moe.weights.parts import HEAD
 
-HEAD = ("head.weight", "head.bias")
+UNNEEDED = {
+    "mask_token": "the mask token",
+    "norm.weight": "the norm of the last map",
+    "norm.bias": "the norm of the last map",
+}
 REMEDY = "to keep the model's own classifier: head=replace; to pick classes: head=FILE, a class map"
 
 
@@ -58,22 +63,32 @@ Head = Literal["strict", "replace"] | ClassMap
 def adapt_head(converted: ConvertedStateDict, shapes: Mapping[str, list[int]], head: Head) -> list[str]:
     """Adapt the classifier of the weights to the model by `head`. Returns what was done.
 
-    With `replace` the model's own stays, and the tensors of the weights are dropped.
+    With `replace` the model's own stays, and the tensors of the weights are dropped; so they are of a model
+    without a classifier.
     """
     theirs = next((len(converted.tensors[name]) for name in HEAD if name in converted.tensors), 0)
     ours = next((shapes[name][0] for name in HEAD if name in shapes), 0)
+    if not ours:
+        if isinstance(head, ClassMap):
+            raise WeightsError(f"{head.name} picks classes, and the model has no classifier: leave it out")
+        _drop_head(converted, "the classifier, and the model has none")
+        return []
     if head == "replace":
-        for name in HEAD:
-            if converted.tensors.pop(name, None) is not None:
-                converted.dropped[converted.names[name]] = "the classifier is replaced"
+        _drop_head(converted, "the classifier is replaced")
         return [f"classifier: the model's own of {ours} classes stays, that of {theirs} classes is not used"]
-    if theirs == 0 and ours:
+    if theirs == 0:
         raise WeightsError(f"the weights have no classifier, the model has one of {ours} classes; {REMEDY}")
     if isinstance(head, ClassMap):
         return [_pick(converted, head, theirs, ours)]
     if theirs != ours:
         raise WeightsError(f"the weights have {theirs} classes, model.num_classes is {ours}; {REMEDY}")
     return []
+
+
+def _drop_head(converted: ConvertedStateDict, reason: str) -> None:
+    for name in HEAD:
+        if name in converted.tensors:
+            converted.drop(name, reason)
 
 
 def _pick(converted: ConvertedStateDict, head: ClassMap, theirs: int, ours: int) -> str:
@@ -182,11 +197,11 @@ def _written(windows: Sequence[Size]) -> list[int | list[int]]:
 
 
 def drop_unneeded(converted: ConvertedStateDict, shapes: Mapping[str, list[int]]) -> None:
-    """What a model can do without: a mask token, and Tutel's fc2 biases where they are frozen at zero."""
-    if "mask_token" in converted.tensors and "mask_token" not in shapes:
-        converted.dropped[converted.names["mask_token"]] = "the mask token, and the model has none"
-        del converted.tensors["mask_token"]
+    """What a model can do without: a mask token, the norm of the last map (of a backbone whose maps are
+    normalised by heads), and Tutel's fc2 biases where they are frozen at zero."""
+    for name, what in UNNEEDED.items():
+        if name in converted.tensors and name not in shapes:
+            converted.drop(name, f"{what}, and the model has none")
     for name in [name for name in converted.tensors if re.search(r"\.experts\.\d+\.fc2_bias$", name)]:
         if name not in shapes and not converted.tensors[name].any():
-            converted.dropped[converted.names[name]] = "zero, and the model has none"
-            del converted.tensors[name]
+            converted.drop(name, "zero, and the model has none")

@@ -28,6 +28,11 @@ class ConvertedStateDict:
         """Add one tensor."""
         self.tensors[ours], self.names[ours] = tensor, theirs
 
+    def drop(self, ours: str, reason: str) -> None:
+        """Take one tensor away that is not used."""
+        del self.tensors[ours]
+        self.dropped[self.names[ours]] = reason
+
 
 def learned_window(coordinates: Tensor) -> Window:
     """The window that a table of log-spaced offsets is relative to: its pretrained window, or its own.

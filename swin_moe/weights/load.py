@@ -1,7 +1,7 @@
 """Load weights of any known format into a model, every tensor of both accounted for."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from parallel.suggest import suggestion
 from parallel.zero.init import gathered
 from swin_moe.backbone.backbone import Backbone
 from swin_moe.weights import hf, moe_shards, native, official
-from swin_moe.weights.adapt import HEAD, Head, adapt_head, check_windows, drop_unneeded, resize_tables
+from swin_moe.weights.adapt import ClassMap, Head, adapt_head, check_windows, drop_unneeded, resize_tables
 from swin_moe.weights.converted import ConvertedStateDict
 from swin_moe.weights.errors import WeightsError, some
 from swin_moe.weights.files import Content, read_file, read_folder, read_json
 from swin_moe.weights.finite import check_finite
+from swin_moe.weights.parts import HEAD, PARTS, Part, keep_others
 from swin_moe.weights.upcycle import upcycle
 
 
@@ -50,16 +51,27 @@ class LoadReport:
 class LoadOptions:
     """What is taken from weights, and how.
 
+    - `parts`: what is loaded of the model, `backbone` and `head`; the other part stays as it is.
     - `head`: `strict` refuses another classifier, `replace` keeps the model's own, a ClassMap picks classes.
+      A model without a classifier needs none.
     - `ema`: take the moving average of the weights: of a run of ours, a checkpoint of one, or a file in which
       a trainer saved it beside the weights.
     - `upcycle_noise`: make each expert a copy of the dense model's MLP that it replaces, with so much noise
       (see upcycle.py); None takes weights with experts.
     """
 
+    parts: Sequence[Part] = PARTS
     head: Head = "strict"
     ema: bool = False
     upcycle_noise: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.parts or not set(self.parts) <= set(PARTS):
+            raise WeightsError(f"parts ({list(self.parts)}) must be some of {', '.join(PARTS)}")
+        if isinstance(self.head, ClassMap) and "head" not in self.parts:
+            raise WeightsError(f"{self.head.name} picks classes, and parts ({list(self.parts)}) has no head")
+        if self.upcycle_noise is not None and "backbone" not in self.parts:
+            raise WeightsError(f"upcycle_noise is of the backbone, and parts is {list(self.parts)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +86,7 @@ def load_weights(
     model: Backbone,
     path: str | Path,
     *,
+    parts: Sequence[Part] = PARTS,
     head: Head = "strict",
     ema: bool = False,
     upcycle_noise: float | None = None,
@@ -84,14 +97,14 @@ def load_weights(
     written, or nothing is.
 
     Args:
-        model: to be written into.
+        model: to be written into; a `Backbone`, or a `SwinTransformer` with its classifier.
         path: a file, a Hugging Face folder, a run, a checkpoint, or NAME.pth of NAME.pth.rank0 ...
-        head: see LoadOptions; so are `ema` and `upcycle_noise`.
+        parts: see LoadOptions; so are `head`, `ema` and `upcycle_noise`.
 
     Raises:
         WeightsError: the file is damaged or not trusted, or a tensor is missing, unknown or of another shape.
     """
-    options = LoadOptions(head=head, ema=ema, upcycle_noise=upcycle_noise)
+    options = LoadOptions(parts=parts, head=head, ema=ema, upcycle_noise=upcycle_noise)
     return apply(model, plan_load(model, path, options))
 
 
@@ -103,20 +116,11 @@ def plan_load(model: Backbone, path: str | Path, options: LoadOptions) -> LoadPl
     Raises:
         WeightsError: as `load_weights`.
     """
-    path, head = Path(path), options.head
+    path = Path(path)
     content = read(path, ema=options.ema)
     try:
         converted = convert(content)
-        shapes = _shapes(model)
-        resized, unknown = resize_tables(converted, shapes, model.config)
-        changes = [*adapt_head(converted, shapes, head), *resized]
-        notices = [*content.notices, *unknown, *check_windows(converted, model.config)]
-        drop_unneeded(converted, shapes)
-        kept = set(HEAD if head == "replace" else ())
-        if options.upcycle_noise is not None:
-            upcycled, routers = _upcycled(model, converted, shapes, options.upcycle_noise)
-            changes, kept = [*changes, *upcycled], kept | routers
-        _check(converted, {name: shape for name, shape in shapes.items() if name not in kept})
+        changes, notices = _fit(model, converted, options)
         check_finite({converted.names[name]: tensor for name, tensor in converted.tensors.items()})
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
@@ -126,7 +130,7 @@ def plan_load(model: Backbone, path: str | Path, options: LoadOptions) -> LoadPl
         loaded=0,
         dropped=content.dropped | converted.dropped,
         changes=changes,
-        notices=notices,
+        notices=[*content.notices, *notices],
         beside=[*content.beside],
     )
     return LoadPlan(tensors=converted.tensors, report=report)
@@ -185,9 +189,34 @@ def convert(content: Content) -> ConvertedStateDict:
     )
 
 
+def _fit(model: Backbone, converted: ConvertedStateDict, options: LoadOptions) -> tuple[list[str], list[str]]:
+    """Make the tensors exactly those of the model's parts that are loaded.
+
+    Returns:
+        What was adapted, and what the weights do not determine.
+    """
+    shapes = _shapes(model)
+    kept = keep_others(converted, shapes, options.parts)
+    changes, notices = [], []
+    if "head" in options.parts:
+        changes += adapt_head(converted, shapes, options.head)
+        kept |= set(HEAD if options.head == "replace" else ())
+    if "backbone" in options.parts:
+        resized, unknown = resize_tables(converted, shapes, model.config)
+        changes += resized
+        notices = [*unknown, *check_windows(converted, model.config)]
+        drop_unneeded(converted, shapes)
+        upcycled, routers = _upcycled(model, converted, shapes, options.upcycle_noise)
+        changes, kept = [*changes, *upcycled], kept | routers
+    _check(converted, {name: shape for name, shape in shapes.items() if name not in kept})
+    return changes, notices
+
+
 def _upcycled(
-    model: Backbone, converted: ConvertedStateDict, shapes: Mapping[str, list[int]], noise: float
+    model: Backbone, converted: ConvertedStateDict, shapes: Mapping[str, list[int]], noise: float | None
 ) -> tuple[list[str], set[str]]:
+    if noise is None:
+        return [], set()
     if model.config.moe is None:
         raise WeightsError("train.upcycle_noise is for a model with experts: set model.moe")
     return upcycle(converted, shapes, model.config.moe, noise=noise)
@@ -225,16 +254,15 @@ def _write(model: Backbone, tensors: Mapping[str, Tensor]) -> int:
     loaded = 0
     for name, parameter in model.named_parameters():
         experts = experts_of(parameter)
-        if experts is None and name not in tensors:  # a classifier or router that is to stay
+        names = [name] if experts is None else [global_name(name, expert) for expert in experts]
+        if names[0] not in tensors:  # of a part or a router that is to stay
             continue
         with gathered(parameter):
-            if experts is None:
-                parameter.copy_(tensors[name])
-                loaded += 1
-                continue
-            for expert, piece in zip(experts, parameter.unbind(0), strict=True):
-                loaded += 1
-                piece.copy_(own_slice_of_expert(parameter, tensors[global_name(name, expert)]))
+            pieces = [parameter] if experts is None else parameter.unbind(0)
+            for own, piece in zip(names, pieces, strict=True):
+                whole = tensors[own]
+                piece.copy_(whole if experts is None else own_slice_of_expert(parameter, whole))
+        loaded += len(names)
     for name, buffer in persistent_buffers(model).items():
         if name in tensors:  # else a fresh router's
             buffer.copy_(tensors[name])

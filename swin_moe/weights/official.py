@@ -63,6 +63,7 @@ def convert(tensors: Mapping[str, Tensor]) -> ConvertedStateDict:
     """
     simmim = "encoder.patch_embed.proj.weight" in tensors
     first = not simmim and _merges_first(tensors)
+    last_norm = simmim or "norm.weight" in tensors  # a dense task has one norm a stage in its place
     timm = first or "head.fc.weight" in tensors
     result = ConvertedStateDict(format="SimMIM" if simmim else "timm" if timm else "official")
     for theirs, tensor in tensors.items():
@@ -72,6 +73,8 @@ def convert(tensors: Mapping[str, Tensor]) -> ConvertedStateDict:
         elif name.rpartition(".")[2] in BUFFERS:
             result.dropped[theirs] = "a buffer, computed anew"
             _note_window(result, name, tensor)
+        elif re.fullmatch(r"norm\d+\.(weight|bias)", name) and not last_norm:
+            result.dropped[theirs] = "a norm of a stage's map, which belongs to the head of a dense task"
         elif EXPERTS in name and _leaf(name) in EXPERT:
             _put_experts(result, name, theirs, tensor)
         elif ours := _ours(name, merges_first=first):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from swin_moe import ModelConfig, SwinTransformer, build_model
+from swin_moe import ModelConfig, SwinTransformer, build_backbone, build_model
 from swin_moe.backbone.attention import CosineAttention, SpatialMLP
 from swin_moe.backbone.block import BlockOptions, SwinBlock
 from swin_moe.backbone.patch import PatchEmbed, PatchMerging
@@ -340,6 +340,23 @@ def test_forward_features_have_the_statistics_of_forward() -> None:
         assert features.aux_loss == output.aux_loss
         choices = 2 if overrides is None else 3
         assert sum(int(stats.load.sum()) for stats in features.moe.values()) == choices * 2 * (64 + 16)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_backbone_is_the_classifier_without_its_head(kind: str) -> None:
+    """In training, with all draws: the same maps, and the same logits from the pooled map."""
+    config = replace(KINDS[kind], drop_rate=0.1, drop_path_rate=0.3)
+    model, backbone = build_model(config, seed=1).train(), build_backbone(config, seed=1).train()
+    images, keys = randn(2, 3, 37, 50), sample_keys(0, torch.arange(2))
+    features, expected = backbone.forward_features(images, keys), model.forward_features(images, keys)
+    assert all(torch.equal(a, b) for a, b in zip(features.maps, expected.maps, strict=True))
+    assert features.strides == backbone.strides == (4, 8)
+    assert tuple(x.shape[-1] for x in features.maps) == backbone.channels
+    pooled, moe = backbone.forward_pooled(images, keys)
+    assert torch.equal(model.head(pooled), model(images, keys).logits)
+    assert moe.keys() == features.moe.keys()
+    plain = build_backbone(config, norm=False, seed=1).train()
+    assert torch.equal(plain.forward_pooled(images, keys)[0], expected.maps[-1].mean(dim=(1, 2)))
 
 
 @pytest.mark.parametrize("kind", KINDS)
