@@ -7,6 +7,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from launcher.config.load import load_config
+from launcher.tasks.pretrained import plan_pretrained
+from launcher.tasks.registry import backbone_on_meta
 from parallel.checkpoint.commit import latest
 from parallel.checkpoint.load import load_weights as load_checkpoint
 from swin_moe.backbone.model import SwinTransformer, build_model
@@ -14,6 +16,7 @@ from swin_moe.weights import save_weights
 from tests.accelerator import on_either_processor
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, commands, evaluations, overrides, steps
+from tests.models import small_run, small_swin
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # to read a checkpoint here
 
@@ -85,6 +88,16 @@ def test_an_upcycled_run_starts_where_the_dense_one_ended(shards: Path, tmp_path
     assert "\n  at the start " in outcomes[2].out
     for found, plain in zip(steps(tmp_path / "first"), steps(tmp_path / "plain"), strict=True):
         assert (found["loss"], found["grad_norm"]) == (plain["loss"], plain["grad_norm"])
+
+
+@pytest.mark.parametrize("task", ["simmim", "tests.toy_task:SPEC"])
+def test_a_task_with_a_head_of_its_own_starts_from_a_classifier(task: str, tmp_path: Path) -> None:
+    """The backbone takes the file as it is, and the plan names the classifier that it leaves out."""
+    path = save_weights(build_model(small_swin(num_classes=9)), tmp_path / "weights.safetensors", "native")
+    config = small_run(small_swin(), task=task, train={"pretrained": str(path)})
+    plan = plan_pretrained(config.train, backbone_on_meta(config))
+    assert set(plan.report.dropped) == {"head.weight", "head.bias"}
+    assert set(plan.tensors) == {name for name in load_file(path) if not name.startswith("head.")}
 
 
 def test_what_cannot_be_a_start_is_refused(
