@@ -9,13 +9,12 @@ import sys
 
 import torch
 
-from data_shards.storage.manifest import checked_manifest
-from data_shards.stream.patterns import expand, names_tars
+from data_shards.stream.patterns import names_tars
 from data_shards.stream.webdataset import statement
 from launcher.cli import bench, checkpoints, convert, models, plan, preflight, shards, slurm, study
 from launcher.cli import evaluate as evaluation
 from launcher.config.load import ConfigError, dump_config, load_config
-from launcher.console.arguments import add_command, add_match_classes, positive
+from launcher.console.arguments import CommandParser, add_command, add_match_classes, positive
 from launcher.errors import RunError
 from launcher.exit_codes import ExitCode
 from launcher.process.local_launcher import is_parent, run_local
@@ -24,11 +23,12 @@ from launcher.process.signals import unblock_signals
 from launcher.rundir.directory import RunDirectory
 from launcher.rundir.sessions import Sessions
 from launcher.rundir.versions import version_of
+from launcher.training.banner import banner
 from launcher.validation.elastic import replan
 from launcher.validation.label_spaces import class_notes
 from launcher.validation.layout import full_nodes, layout, print_lines
 from launcher.validation.resume_policy import check_resume
-from launcher.validation.rules import check, steps_in
+from launcher.validation.rules import check
 from parallel.ranks.discover import early_rank, without_local_rank
 from parallel.ranks.logs import set_up_logging
 from parallel.ranks.rank import Ranks
@@ -98,19 +98,9 @@ def _check(args: argparse.Namespace, _: list[str]) -> int:
     check(config, args.nproc, nodes, here=bool(args.nproc) and not args.ranks_per_node)
     if args.ranks_per_node and not args.nproc:
         raise ConfigError("--ranks-per-node is for a layout: say --nproc N, the number of all ranks, too")
-    num_samples, contents = _training_data(config.data.train)
-    batch = config.train
-    print(f"{args.config} is valid: {contents}")
-    print(f"  {steps_in(batch.duration, config, num_samples)} steps of {batch.global_batch_size} images")
-    print_lines([f"  {note}" for note in class_notes(config)])
-    if args.nproc:
-        accumulation = batch.global_batch_size // (args.nproc * batch.micro_batch_size)
-        print(
-            f"  {args.nproc} ranks x {accumulation} micro-batches of {batch.micro_batch_size}, "
-            f"expert-parallel {config.parallel.ep_size}, ZeRO stage {config.parallel.zero_stage}"
-        )
-        print_lines(layout(config, nodes or []))
-    if num_samples is None:
+    print(f"{args.config} is valid")
+    print_lines([*banner(config, args.nproc), *layout(config, nodes or [1]), *class_notes(config)])
+    if names_tars(config.data.train):
         print(statement(config.data.train))
     return 0
 
@@ -119,14 +109,6 @@ def _config(args: argparse.Namespace, _: list[str]) -> int:
     """`swin-moe config`: print every option of a configuration, with the values that a run would have."""
     print(dump_config(load_config(args.config, args.overrides)), end="")
     return 0
-
-
-def _training_data(place: str) -> tuple[int | None, str]:
-    """How many images data.train has, if that is known, and what to say of it."""
-    if names_tars(place):
-        return None, f"{len(expand(place))} tars without a manifest"
-    manifest = checked_manifest(place)
-    return manifest.samples, f"{manifest.samples} images of {len(manifest.classes)} classes"
 
 
 def _train(args: argparse.Namespace, arguments: list[str]) -> int:
@@ -178,7 +160,7 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="swin-moe", description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--version", action="version", version=_versions())

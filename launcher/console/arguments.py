@@ -1,9 +1,35 @@
 """Commands of the command line, and values that several of them take."""
 
 import argparse
-from typing import TypeAlias
+from typing import Any, NoReturn, TypeAlias
+
+from parallel.suggest import suggestion
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+
+
+class CommandParser(argparse.ArgumentParser):
+    """A parser that suggests the nearest command for an unknown one, and names --help for a missing one."""
+
+    _names: str | None = None  # of its commands
+
+    def add_subparsers(self, **options: Any) -> Any:
+        """As argparse's; the names of the commands are remembered for `error`."""
+        self._names = options.get("metavar")
+        return super().add_subparsers(**options)
+
+    def error(self, message: str) -> NoReturn:
+        """Print the usage and a message, and end with status 2."""
+        if message.endswith(f"required: {self._names}"):
+            message = f"which command? See {self.prog} --help"
+        super().error(message)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """Raise ArgumentError for a value that the action does not have."""
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            hint = suggestion(str(value), action.choices, f"see {self.prog} --help")
+            raise argparse.ArgumentError(None, f"no command {value!r}; {hint}")
+        super()._check_value(action, value)
 
 
 def add_command(

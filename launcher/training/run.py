@@ -20,6 +20,7 @@ from launcher.process.run_rank import RankContext
 from launcher.rundir.directory import RunDirectory
 from launcher.rundir.heartbeat import Heartbeat
 from launcher.rundir.sessions import Sessions
+from launcher.training.banner import banner, device_name, start_line
 from launcher.training.builders import build_trainer, run_mesh, train_stream
 from launcher.validation.elastic import adapt
 from launcher.validation.label_spaces import class_notes, evaluated_classes
@@ -63,7 +64,8 @@ def train(
     before_training(config, ranks, device)
     mesh = run_mesh(config.parallel, nodes)
     if mesh.is_first:
-        print_lines([*layout(config, nodes), *class_notes(config)])
+        say = banner(config, ranks.world_size, device_name(device))
+        print_lines([*say, *layout(config, nodes), *class_notes(config)])
         for line in advice(config, device.type):
             logger.warning("%s", line)
     if changed and mesh.is_first:
@@ -73,11 +75,14 @@ def train(
         eval_stream(config, mesh, classes=evaluated_classes(config, stream.classes)) as val,
     ):
         trainer = build_trainer(config, run, mesh, device, stream, val, context)
-        trainer.resume()
+        checkpoint = trainer.resume()
+        is_finished = trainer.is_finished and run.summary.exists()
         if mesh.is_first:  # now that the checkpoint, if any, is known to be of this run
             run.config.write_text(dump_config(config))
+            start = f"already finished (step {trainer.step} of {trainer.total_steps}): nothing to do"
+            print_lines([start if is_finished else start_line(checkpoint, trainer.total_steps)])
         trainer.train()
-    if mesh.is_first:
+    if mesh.is_first and not is_finished:
         report(config, run, trainer.task.metric(), ranks.world_size, stream.num_samples)
 
 

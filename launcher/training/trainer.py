@@ -34,7 +34,7 @@ from launcher.training.schedules import Schedule
 from launcher.training.spikes import SpikeGuard
 from launcher.validation.label_spaces import trained_classes
 from parallel.checkpoint.async_saver import CheckpointSaver, SaveResult
-from parallel.checkpoint.latest import latest_intact
+from parallel.checkpoint.latest import IntactCheckpoint, latest_intact
 from parallel.checkpoint.load import load_checkpoint, missing_kinds
 from parallel.ranks.host import send
 from parallel.ranks.mesh import Mesh
@@ -243,10 +243,10 @@ class Trainer:
             self.log.close()
         request = self.context.stop
         cause = request.signal.name if request.signal else f"a signal to rank {', '.join(map(str, ranks))}"
-        ago = f" {time.monotonic() - request.since_s:.2f} s after it" if request.signal else ""
+        duration = f" in {time.monotonic() - request.since_s:.2f} s" if request.signal else ""
         raise Stopped(
-            f"{cause}: checkpoint of step {self.step} of {self.total_steps} committed{ago}; "
-            "--resume auto goes on"
+            f"on request ({cause}) at step {self.step} of {self.total_steps}, saved{duration}; "
+            "continue with --resume auto"
         )
 
     def evaluate(self) -> None:
@@ -278,11 +278,16 @@ class Trainer:
         )
         return evaluate(evaluated, self.val)[0]
 
-    def resume(self) -> None:
-        """Continue from the newest complete checkpoint, if there is one."""
+    @property
+    def is_finished(self) -> bool:
+        """Whether every step is taken, and evaluated where that is due."""
+        return self.step >= self.total_steps and not self.evaluation_is_due
+
+    def resume(self) -> IntactCheckpoint | None:
+        """Continue from the newest complete checkpoint, and return it, if there is one."""
         checkpoint = latest_intact(self.run.checkpoints)
         if checkpoint is None:
-            return
+            return None
         path, manifest = checkpoint.path, checkpoint.manifest
         if self.mesh.is_first:
             for notice in checkpoint.notices:
@@ -302,6 +307,7 @@ class Trainer:
         self.engine.load_state_dict(state.get("engine", {}))
         self.step = self.saved_step = manifest["step"]
         self.watch.beat(self.step)
+        return checkpoint
 
     def save(self) -> None:
         """Start a save, which goes on beside training; without `checkpoint.asynchronous`, save now."""

@@ -99,7 +99,9 @@ def test_check_says_it_too(shards: Path, capsys: pytest.CaptureFixture[str]) -> 
     assert main(["check", str(CONFIG), "--nproc", "2", *options]) == 0
     out, err = capsys.readouterr()
     assert err == ""
-    assert f"{CONFIG} is valid: 4 tars without a manifest\n  7 steps of 16 images\n" in out
+    assert f"{CONFIG} is valid\n" in out
+    assert "  training data    4 tars without a manifest (" in out
+    assert "  length           7 steps = 112 images\n" in out
     assert f"{shards}/{PATTERN}: no manifest, so webdataset" in out
 
 

@@ -227,11 +227,7 @@ def test_resume_of_a_finished_run_trains_nothing_and_eval_agrees(run: Run, shard
         ["eval", str(run.path), "model.moe.eval_capacity_factor=0.25"],
     ]
     again, newest, older, dropping = run_on_ranks(commands, 1, lines)[0]
-    ours, theirs = again.out.splitlines(), run.outcome.out.splitlines()
-    assert ours[0].startswith("preflight: ")
-    here = "  curves "  # how to start TensorBoard from the working directory, of which each test has its own
-    for found, wanted in zip(ours[1:], theirs[1:], strict=True):
-        assert found == wanted or (found.startswith(here) and wanted.startswith(here))
+    assert again.out.endswith("\nalready finished (step 60 of 60): nothing to do\n")
     assert again.err == ""
     assert (run.path / "metrics.jsonl").read_text() == before
     assert summary(run.path) == trained

@@ -1,0 +1,124 @@
+"""What a run is and where it starts, in a few lines. `train` prints them before its first step."""
+
+import time
+from functools import partial
+
+import torch
+
+from data_shards.storage.manifest import checked_manifest
+from data_shards.stream.patterns import expand, names_tars, redacted
+from launcher.config.schema import RunConfig
+from launcher.tasks.registry import model_on_meta
+from launcher.training.schedules import LR_BATCH, Schedule
+from launcher.validation.rules import steps_in
+from parallel.checkpoint.latest import IntactCheckpoint
+from swin_moe.backbone.flops import count_active_parameters, count_parameters
+from swin_moe.config import ModelConfig
+
+
+def banner(config: RunConfig, world_size: int | None = None, device: str | None = None) -> list[str]:
+    """Model, data, length, batch, learning rate and device of a run, a line each; `check` prints the same.
+
+    Args:
+        config: that the rules of launcher/validation accept.
+        world_size: ranks of the run; None where that is not known.
+        device: of rank 0; None where the ranks are elsewhere.
+
+    Raises:
+        DataError: a manifest cannot be read.
+    """
+    place = config.data.train
+    num_samples = None if names_tars(place) else checked_manifest(place).samples
+    lines = {
+        "model": _model(config.model),
+        "parameters": _parameters(config),
+        "training data": _contents(place),
+        "evaluation data": _contents(config.data.val),
+        "length": _length(config, num_samples),
+        "batch": _batch(config, world_size),
+        "optimizer": _optimizer(config, num_samples),
+        "device": _device(config, world_size, device),
+    }
+    head = f"run: {config.run_dir}, task {config.task}, seed {config.seed}"
+    return [head, *(f"  {name:<16} {text}" for name, text in lines.items())]
+
+
+def device_name(device: torch.device) -> str:
+    """`cpu`, or the name of a GPU's model."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 step`, `2 steps`."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def start_line(checkpoint: IntactCheckpoint | None, total_steps: int) -> str:
+    """Where a session starts: at step 0, at the step of a checkpoint, or at the end of a finished run."""
+    if checkpoint is None:
+        return f"no checkpoint yet: starting at step 0 of {total_steps}"
+    step, ranks = checkpoint.manifest["step"], checkpoint.manifest["world_size"]
+    written = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(checkpoint.path.stat().st_mtime))
+    source = f"{checkpoint.path.name} (written {written} by {counted(ranks, 'rank')})"
+    if step >= total_steps:
+        return f"all {total_steps} steps are done in {source}: the results are written again"
+    return f"resuming from {source}: {total_steps - step} of {total_steps} steps to go"
+
+
+def _model(model: ModelConfig) -> str:
+    height, width = model.image_sides
+    moe = model.moe
+    experts = "no experts"
+    if moe is not None:
+        blocks = sum(len(stage) for stage in moe.blocks)
+        experts = f"{moe.num_experts} experts, top_k {moe.top_k}, in {blocks} of {sum(model.depths)} blocks"
+    return f"{height} x {width} pixels, embed_dim {model.embed_dim}, depths {list(model.depths)}, {experts}"
+
+
+def _parameters(config: RunConfig) -> str:
+    model = model_on_meta(config)
+    return (
+        f"{count_parameters(model):,} in all, {count_active_parameters(model):,} active (used by one token)"
+    )
+
+
+def _contents(place: str) -> str:
+    if names_tars(place):
+        return f"{len(expand(place))} tars without a manifest ({redacted(place)})"
+    manifest = checked_manifest(place)
+    classes = f" of {len(manifest.classes)} classes" if manifest.classes else ""
+    return f"{manifest.samples:,} images{classes} ({redacted(place)})"
+
+
+def _length(config: RunConfig, num_samples: int | None) -> str:
+    steps = steps_in(config.train.duration, config, num_samples)
+    images = steps * config.train.global_batch_size
+    epochs = f" = {images / num_samples:.4g} epochs" if num_samples else ""
+    return f"{counted(steps, 'step')}{epochs} = {images:,} images"
+
+
+def _batch(config: RunConfig, world_size: int | None) -> str:
+    batch, micro = config.train.global_batch_size, config.train.micro_batch_size
+    if world_size is None:
+        return f"{batch} images, in micro-batches of {micro}"
+    accumulation = batch // (world_size * micro)
+    micro_batches = f"{accumulation} micro-batch{'es' * (accumulation > 1)}"
+    return f"{batch} images = {counted(world_size, 'rank')} x {micro_batches} of {micro}"
+
+
+def _optimizer(config: RunConfig, num_samples: int | None) -> str:
+    optim, batch = config.optim, config.train.global_batch_size
+    steps = partial(steps_in, config=config, num_samples=num_samples)
+    total_steps = steps(config.train.duration)
+    schedule = Schedule(optim, global_batch_size=batch, total_steps=total_steps, steps=steps)
+    return (
+        f"{optim.optimizer}, peak learning rate {schedule.peak:.4g} (base_lr {optim.base_lr:g} x {batch} / "
+        f"{LR_BATCH}) after {counted(schedule.warmup_steps, 'warm-up step')}, then {optim.schedule}"
+    )
+
+
+def _device(config: RunConfig, world_size: int | None, device: str | None) -> str:
+    parallel = config.parallel
+    ranks = f"{world_size} x " if world_size and device else ""
+    layout = f"ep_size {parallel.ep_size}, ZeRO stage {parallel.zero_stage}"
+    return f"{f'{ranks}{device}, ' if device else ''}{config.train.precision}, {layout}"
