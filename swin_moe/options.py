@@ -89,6 +89,9 @@ def _suggestion(name: str, kind: type) -> str:
         return "dotted names are for overrides, in YAML write nested mappings"
     if likeness[nearest][0] >= 0.6:
         return f"did you mean {nearest}?"
+    words = [v for v in options if v.startswith(f"{section}.") and last in v.rpartition(".")[2].split("_")]
+    if words:
+        return f"did you mean {' or '.join(words)}?"
     section = re.sub(r"\[\d+]", "", section)  # of a section in a list
     split = (valid.rpartition(".") for valid in options)
     return "known here: " + ", ".join(leaf for above, _, leaf in split if above == section)

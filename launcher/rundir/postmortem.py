@@ -21,7 +21,7 @@ CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.
 MEMORY_ADVICE = "lower train.micro_batch_size, or raise parallel.zero_stage"
 BY = "post-mortem"  # of a record in sessions.jsonl
 ABORTED = "was aborted (SIGABRT), as NCCL's watchdog does with a rank whose peer is gone"
-WITHOUT_A_WORD = "killed without a word"
+NO_MESSAGE = "killed (no message left)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,7 +137,7 @@ def _by_status(status: int | None, progress: dict[str, Any]) -> Ending:
     """Nobody said anything."""
     last = _last_heard((), "", progress)
     if status is None or status in (128 + signal.SIGKILL, 128 + signal.SIGTERM):
-        return Ending(code=ExitCode.LOST_RANK, reason=WITHOUT_A_WORD + last)
+        return Ending(code=ExitCode.LOST_RANK, reason=NO_MESSAGE + last)
     if status == ExitCode.FINISHED:
         return Ending(code=ExitCode.FINISHED, reason="finished")
     return Ending(code=status, reason=f"status {status}, see the log{last}")
@@ -155,7 +155,7 @@ def _named(reason: str, log: Iterable[Event], progress: dict[str, Any]) -> str:
     if (death or is_down) and "lost rank" in reason:
         how = f"killed by {_signal_name(death.number)}" if death else "the node failed"
         reason = re.sub(r"its process is gone without a word|nothing heard of it for \d+ s", how, reason)
-        reason = reason.replace("it was at step", "last heard of at step")
+        reason = reason.replace("it was at step", "last heartbeat at step")
     if " step " not in reason:
         reason += _last_heard((rank,), "", progress)
     return reason[: match.end()] + (f" (node {node})" if node else "") + reason[match.end() :]
@@ -169,12 +169,12 @@ def _who(event: Event) -> str:
 
 
 def _last_heard(tasks: Sequence[int], node: str, progress: dict[str, Any]) -> str:
-    """`; last heard of at step 7, in all_reduce (accumulator.py:99)`: of those ranks, else of the run."""
+    """`; last heartbeat at step 7, in all_reduce (accumulator.py:99)`: of those ranks, else of the run."""
     ranks = tasks or _ranks_on(node, progress) or [0]
     last = _of_rank(ranks[0], progress) or progress
     if "step" not in last:
         return ""
-    return f"; last heard of at step {last['step']}" + (f", in {last['place']}" if last.get("place") else "")
+    return f"; last heartbeat at step {last['step']}" + (f", in {last['place']}" if last.get("place") else "")
 
 
 def _of_rank(rank: int, progress: dict[str, Any]) -> dict[str, Any]:

@@ -45,7 +45,7 @@ class RunLock:
         locked = lock_file(file, wait=False)
         owner = _read(file)
         if why := _dead(owner, self.path) if owner else None:
-            logger.warning("taking over %s of %s: %s", self.path, _name(owner), why)
+            logger.warning("%s was locked by %s; %s: going on", self.path.parent, _name(owner), why)
         elif not locked or (owner and not _is_me(owner)):
             file.close()
             raise RunLockedError(_name(owner))
@@ -96,14 +96,17 @@ def _write(file: IO[str], record: dict[str, Any] | None) -> None:
 
 
 def _name(owner: dict[str, Any]) -> str:
-    return json.dumps(owner) if owner else "another process"
+    if not owner:
+        return "another process"
+    job = f" (Slurm job {owner['job']['id']})" if owner.get("job") else ""
+    return f"process {owner['pid']} on {owner['host']}{job}"
 
 
 def _dead(owner: dict[str, Any], path: Path) -> str | None:
     """Why the holder is known to be dead, or None where it may live."""
     job, own_job = owner.get("job"), slurm_job()
     if owner["host"] == identity()["host"]:
-        return "that process is gone" if is_gone({"start": None, **owner}) else None
+        return "that process has ended" if is_gone({"start": None, **owner}) else None
     if job and own_job and job["id"] == own_job["id"] and job["restarts"] < own_job["restarts"]:
         return f"this job ({job['id']}) was requeued"
     if job and (state := _job_is_gone(job["id"])) is not None:

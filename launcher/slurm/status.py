@@ -50,10 +50,12 @@ def describe(run: RunFiles) -> str:
     lines = [f"{run.path}: {_progress(now)}", f"  {_life(now)}", f"  {_saved(now)}"]
     lines += [f"  the last start was refused: {now['refused']}"] if now["refused"] else []
     lines += [f"  {_rank(rank)}" for rank in now["lagging"]]
-    lines += [f"  {_ended(session)}" for session in now["sessions"]]
+    lines += [f"  {_story(session)}" for session in now["sessions"][:-1]]
+    lines += [f"  {_story(session, now['state'])}" for session in now["sessions"][-1:]]
     if now["requeues"]:
         lines.append(f"  requeued {now['requeues']} times")
-    return "\n".join(lines + ["  cancelled: it is not requeued"] * now["cancelled"])
+    go_on = f"  cancelled: it is not requeued; to continue: swin-moe slurm resume {run.path}"
+    return "\n".join(lines + [go_on] * now["cancelled"])
 
 
 def _state(progress: dict[str, Any], sessions: list[dict[str, Any]], age_s: float | None) -> str:
@@ -126,7 +128,8 @@ def _rank(rank: dict[str, Any]) -> str:
     return f"rank {rank['rank']}{node} lags: at step {rank['step']}, {still}"
 
 
-def _ended(session: dict[str, Any]) -> str:
+def _story(session: dict[str, Any], state: str = "") -> str:
+    """How a session began and how it ended; the last one, of a run in `state`, may go on."""
     job = session["job"]
     where = (
         f", job {job['id']}" + (f" requeued {job['restarts']} times" if job["restarts"] else "")
@@ -135,7 +138,11 @@ def _ended(session: dict[str, Any]) -> str:
     )
     start = f"session {session['session']} from step {session['from_step']} ({session['started']}{where})"
     if session["code"] is None:
-        return f"{start}: its end is not on record"
+        return f"{start}: {'running' if state == 'running' else 'no end recorded'}"
+    if session["code"] == ExitCode.FINISHED:
+        return f"{start}: finished"
+    if session["code"] == ExitCode.STOPPED:
+        return f"{start}: stopped {session['reason'].removeprefix('Stopped: ')}"
     return f"{start}: {session['name'] or 'status'} {session['code']}: {session['reason']}"
 
 

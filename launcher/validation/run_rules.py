@@ -134,8 +134,10 @@ def _length_errors(config: RunConfig, num_samples: int | None) -> Iterator[str]:
         if lengths is None or lengths[0] < lengths[1] or (not is_decay and lengths[0] == lengths[1]):
             continue
         bound = "below" if is_decay else "at most"
+        effect = "" if is_decay else "; the peak learning rate would never be reached"
         yield (
-            f"{option} ({text}) must be {bound} train.duration ({total}): {lengths[0]} and {lengths[1]} steps"
+            f"{option} ({text}) must be {bound} train.duration ({total}): {lengths[0]} and {lengths[1]} "
+            f"steps{effect}"
         )
 
 

@@ -93,7 +93,7 @@ def assert_stopped_and_finished(path: Path, reference: Path, say: Say) -> set[st
         assert before["step"] == before["committed"] == after["from_step"]  # at that very step
     assert [each["job"]["restarts"] for each in sessions] == list(range(len(sessions)))
     assert_same(path, reference)
-    told = set(re.findall(r"checkpoint of step \d+ of \d+ committed [\d.]+ s after it", log))
+    told = set(re.findall(r"at step \d+ of \d+, saved in [\d.]+ s", log))
     assert len(told) == len(stopped)
     return told
 

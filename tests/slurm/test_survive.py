@@ -131,7 +131,7 @@ def test_a_run_survives_a_killed_rank_a_stopped_rank_and_a_lost_node(
     killed, killed_s = session_after(path, 1, KILL_WAIT_S + 20)
     place = r"[\w<>]+ \([\w/.-]+\.py:\d+\)"
     assert re.search(
-        rf"lost rank 1 \(node n3\): killed by SIGKILL; last heard of at step \d+, in {place}$",
+        rf"lost rank 1 \(node n3\): killed by SIGKILL; last heartbeat at step \d+, in {place}$",
         killed["reason"],
     )
     assert killed["code"] == ExitCode.LOST_RANK
@@ -160,7 +160,7 @@ def test_a_run_survives_a_killed_rank_a_stopped_rank_and_a_lost_node(
             check=True,
         )
     node, _ = session_after(path, 3, START_S)  # of which the next session finds out, for the job was killed
-    assert re.search(r"lost rank 1 \(node n3\): the node failed; last heard of at step \d+", node["reason"])
+    assert re.search(r"lost rank 1 \(node n3\): the node failed; last heartbeat at step \d+", node["reason"])
 
     wait_for(lambda: ": finished; " in (path / "slurm/log.txt").read_text(), START_S, path)
     assert_same(path, reference)

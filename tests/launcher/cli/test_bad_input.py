@@ -169,16 +169,11 @@ def test_run_directory_that_cannot_be_written(
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        (
-            ("tain",),
-            "invalid choice: 'tain' (choose from 'check', 'train', 'config', 'eval', 'preflight', 'plan', "
-            "'shards', 'bench', 'models', 'convert', 'export', 'checkpoint', 'slurm', 'study')",
-        ),
-        (
-            (),
-            "the following arguments are required: check | train | config | eval | preflight | plan | "
-            "shards | bench | models | convert | export | checkpoint | slurm | study",
-        ),
+        (("tain",), "error: no command 'tain'; did you mean train?"),
+        (("slurm", "statsu"), "error: no command 'statsu'; did you mean status?"),
+        (("fly", "runs/a"), "error: no command 'fly'; see swin-moe --help"),
+        ((), "error: which command? See swin-moe --help"),
+        (("slurm",), "error: which command? See swin-moe slurm --help"),
         (("train", str(CONFIG), "--rseume", "auto"), "unrecognized arguments: --rseume auto"),
         (("train", str(CONFIG), "--nproc", "x"), "--nproc: must be a whole number of at least 1 (got 'x')"),
         (("train", str(CONFIG), "--nproc", "0"), "--nproc: must be a whole number of at least 1 (got '0')"),

@@ -102,6 +102,10 @@ def test_a_missing_section_says_what_it_needs() -> None:
         ("data.crop_scale=[1]", "data.crop_scale[1]: too short (got [1])"),
         ("parallel.zero_stage=true", "parallel.zero_stage: Input should be one of 0, 1, 2, 3 (got True)"),
         ("train.eval_every=1", "train.eval_every: Input should be a valid string (got 1)"),
+        (
+            "optim.lr=1e-3",
+            "optim.lr: no such option; did you mean optim.base_lr or optim.warmup_lr or optim.min_lr?",
+        ),
         ("ep_size=2", "ep_size: no such option; did you mean parallel.ep_size?"),
         ("model.depths[0]=2", "model.depths[0]: no such option; did you mean model.depths?"),
         ("seed.x=2", "override 'seed.x=2': seed holds no options (got 7)"),

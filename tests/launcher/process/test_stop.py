@@ -36,7 +36,7 @@ def test_stopped_and_resumed_is_the_same_run(
     ended = run(2, line(shards, tmp_path / "run"), fault)
     assert [rank.code for rank in ended] == [ExitCode.STOPPED] * 2, ended[0].err
     text = one_line(ended, "Stopped")
-    assert f"checkpoint of step {step} of {DURATION} committed" in text
+    assert f"at step {step} of {DURATION}, saved" in text
     assert (tmp_path / "run/checkpoints/latest").read_text() == f"step-{step:08d}\n"
     assert [record["step"] for record in steps(tmp_path / "run")] == list(range(1, step + 1))
     assert not (tmp_path / "run/summary.json").exists()
@@ -105,9 +105,7 @@ def test_a_request_to_the_parent_and_another_that_ends_it(
     assert program.returncode == ExitCode.STOPPED, err
     assert "Traceback" not in err
     made = len(steps(tmp_path / "run"))
-    (told,) = re.findall(
-        r"Stopped: SIGTERM: checkpoint of step (\d+) of \d+ committed [\d.]+ s after it", err
-    )
+    (told,) = re.findall(r"Stopped: on request \(SIGTERM\) at step (\d+) of \d+, saved in [\d.]+ s", err)
     assert int(told) == made < DURATION
 
     program = start(*arguments, "--resume", "auto", cwd=tmp_path)

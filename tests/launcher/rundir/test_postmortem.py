@@ -21,7 +21,7 @@ LOST = f"LostRankError: lost rank 1: its process is gone without a word; it was 
 HUNG = (
     f"rank 1 has said nothing for 5 s; it was at step 7, in {PLACE}; rank 0 waits for it in {PLACE} at step 7"
 )
-LAST = f"; last heard of at step 7, in {PLACE}"
+LAST = f"; last heartbeat at step 7, in {PLACE}"
 VAGUE = "LostRankError: rank 0 lost its connection to another rank at step 7"
 EXITED = "srun: error: n1: task 0: Exited with exit code 80\n"
 KILLED = "srun: error: n2: task 1: Killed\n"
@@ -92,7 +92,7 @@ def test_what_srun_says(line: str, event: dict[str, Any]) -> None:
         ({}, (0, "finished"), "srun: error: n2: task 1: Segmentation fault\n", (0, "finished")),
         # nobody had the time for a word
         ({}, None, KILLED, (80, SIGKILLED)),
-        ({}, None, "", (80, f"killed without a word{LAST}")),
+        ({}, None, "", (80, f"killed (no message left){LAST}")),
         ({}, None, "srun: error: n2: task 1: Aborted\n", (1, CRASHED)),
         ({0: (80, LOST)}, None, "srun: error: n2: task 1: Out Of Memory\n" + KILLED,
          (84, f"rank 1 (node n2) the machine is out of memory, and the kernel killed it{LAST}; lower "
@@ -138,7 +138,7 @@ def test_the_first_that_did_not_only_suffer() -> None:
 
 def test_the_heartbeat_of_another_session_is_no_witness(run: RunFiles) -> None:
     append(run, {"event": "start", "from_step": 4, "ranks": 2, "pid": 43})
-    assert examine(run).reason == "killed without a word"
+    assert examine(run).reason == "killed (no message left)"
 
 
 def test_last_words_in_their_order_and_swept(run: RunFiles) -> None:

@@ -28,7 +28,7 @@ def test_taken_released_and_taken_again(tmp_path: Path, capsys: pytest.CaptureFi
     first = RunLock(tmp_path / "lock")
     first.take()
     assert identity().items() <= json.loads((tmp_path / "lock").read_text()).items()
-    with pytest.raises(RunLockedError, match=f'"pid": {os.getpid()}'):
+    with pytest.raises(RunLockedError, match=f"process {os.getpid()} on "):
         RunLock(tmp_path / "lock").take()
     first.release()
     assert (tmp_path / "lock").read_text() == ""
@@ -46,14 +46,15 @@ def test_a_dead_owner_on_this_machine(
         json.dumps({"host": socket.gethostname(), "pid": pid, "start": start or "7"})
     )
     RunLock(tmp_path / "lock").take()
-    assert capsys.readouterr().err.endswith(": that process is gone\n")
+    wanted = f"was locked by process {pid} on {socket.gethostname()}; that process has ended: going on\n"
+    assert capsys.readouterr().err.endswith(wanted)
 
 
 def test_a_living_owner_whose_lock_the_file_system_does_not_carry(tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
         owner = identity() | {"pid": process.pid, "start": start_time(process.pid)}
         (tmp_path / "lock").write_text(json.dumps(owner))
-        with pytest.raises(RunLockedError, match=f'"pid": {process.pid}'):
+        with pytest.raises(RunLockedError, match=f"process {process.pid} on "):
             RunLock(tmp_path / "lock").take()
         process.communicate(b"\n")
 

@@ -61,9 +61,7 @@ def test_a_run_that_goes_on(run: RunFiles) -> None:
     assert re.fullmatch(
         r"  session 1 from step 0 \(\S+, job 12\): LOST_RANK 80: lost rank 1 \(node n2\)", lines[3]
     )
-    assert re.fullmatch(
-        r"  session 2 from step 40 \(\S+, job 12 requeued 1 times\): its end is not on record", lines[4]
-    )
+    assert re.fullmatch(r"  session 2 from step 40 \(\S+, job 12 requeued 1 times\): running", lines[4])
     assert lines[5:] == ["  requeued 1 times"]
     assert json.loads(json.dumps(as_json(run)))["checkpoint"]["step"] == 40
 
@@ -88,7 +86,7 @@ def test_a_run_that_fell_silent(run: RunFiles) -> None:
     beat(run, ago_s=60)
     text = describe(run)
     assert f"{run.path}: silent at step 57/100, loss 2.500, 640 images/s\n" in text
-    assert f"presumably killed without a word; last heard of at step 57, in {PLACE}" in text
+    assert f"presumably killed (no message left); last heartbeat at step 57, in {PLACE}" in text
 
 
 def test_a_run_that_ended_and_was_cancelled(run: RunFiles) -> None:
@@ -98,8 +96,8 @@ def test_a_run_that_ended_and_was_cancelled(run: RunFiles) -> None:
     run.cancelled.touch()
     text = describe(run)
     assert ": ended at step 57/100" in text
-    assert ": STOPPED 75: Stopped: x\n" in text
-    assert text.endswith("cancelled: it is not requeued")
+    assert ": stopped x\n" in text
+    assert text.endswith(f"cancelled: it is not requeued; to continue: swin-moe slurm resume {run.path}")
 
 
 def test_runs_of_which_little_is_known(tmp_path: Path, run: RunFiles) -> None:

@@ -47,7 +47,7 @@ def test_states_and_reasons(data: ReportData) -> None:
     assert said["stopped"] == ("stopped", f"requested to stop (at step 60 of {STEPS})")
     assert said["waiting"] == ("waiting", "it has not been started")
     assert said["killed"][0] == "failed"
-    assert "killed without a word" in said["killed"][1]
+    assert "killed (no message left)" in said["killed"][1]
     assert said["not evaluated"] == ("not evaluated", "its checkpoint is not evaluated")
     assert said["broken"][0] == "failed"
     assert "summary.json lacks loss, images_s, dropped_fraction" in said["broken"][1]

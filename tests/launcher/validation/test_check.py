@@ -42,11 +42,13 @@ RULES = [  # of any machine: options, and the line
     (("model.moe.eval_capacity_factor=0.1",), f"model.moe.eval_capacity_factor (0.1) {SLOTS.format(0.1)}"),
     (
         ("optim.warmup=21 steps",),
-        "optim.warmup (21 steps) must be at most train.duration (20 steps): 21 and 20 steps",
+        "optim.warmup (21 steps) must be at most train.duration (20 steps): 21 and 20 steps; "
+        "the peak learning rate would never be reached",
     ),
     (
         ("optim.warmup=3 epochs", "train.duration=2 epochs"),
-        "optim.warmup (3 epochs) must be at most train.duration (2 epochs): 48 and 32 steps",
+        "optim.warmup (3 epochs) must be at most train.duration (2 epochs): 48 and 32 steps; "
+        "the peak learning rate would never be reached",
     ),
     (
         ("optim.schedule=multistep", 'optim.decay_at=["5 steps", "20 steps"]'),
