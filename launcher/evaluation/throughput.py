@@ -14,6 +14,7 @@ from launcher.evaluation.modes import EvalMode, standard_modes
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.host import send
 from swin_moe.backbone.flops import cost
+from swin_moe.backbone.model import SwinTransformer
 from swin_moe.random.keyed import sample_keys
 
 
@@ -25,7 +26,7 @@ def measure(context: EvalContext, factor: float | None, *, warm_up: int, repeats
     hiccup does not move. Images and keys are on the device before the clock starts.
 
     Args:
-        context: the checkpoint; its backbone is measured, whatever the task.
+        context: the checkpoint; its backbone is measured, and the classifier of a model that has one.
         factor: of the mode with a capacity; None is that of the configuration.
         warm_up: passes that are not timed, at least one.
         repeats: timed passes.
@@ -36,9 +37,11 @@ def measure(context: EvalContext, factor: float | None, *, warm_up: int, repeats
         images = context.images(batch)
     keys = send(sample_keys(0, batch.positions), context.device)
     flops, rows = 2 * cost(config.model).flops, []  # a multiply-add is two
+    backbone = context.backbone
+    run = backbone if isinstance(backbone, SwinTransformer) else backbone.forward_pooled
     for mode in modes:
         call = replace(mode.call, by_image=True)
-        forward = partial(context.backbone.forward_pooled, images, keys, call)
+        forward = partial(run, images, keys, call)
         times_s: list[float] = []
         for _ in range(warm_up + repeats):
             _, elapsed_s = timed_call(forward, context.device)
