@@ -23,6 +23,7 @@ class Purpose(IntEnum):
     MIX = 10
     EVALUATION = 11
     SHOTS = 12
+    PART = 13
     SCALE_CROP = 13
     SHORT_SIDE = 14
 

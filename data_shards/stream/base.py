@@ -1,10 +1,10 @@
 """The base of training and evaluation streams: manifest, reader, cache, quarantine, threads, telemetry."""
 
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -24,6 +24,38 @@ from data_shards.stream.reader import SampleError, ShardReader
 from data_shards.stream.shard_prefetcher import ShardPrefetcher
 from data_shards.stream.transform import Example, Transform
 from data_shards.stream.workers import Fetched, prefetched
+
+
+class TrainingStream(Protocol):
+    """What training reads: micro-batches of one rank without end, a state, and counters."""
+
+    wait_s: float  # seconds that next() waited for data; its reader may reset it to 0
+
+    @property
+    def num_samples(self) -> int | None:
+        """The samples of an epoch; None where nobody counted them."""
+
+    @property
+    def classes(self) -> Sequence[str] | None:
+        """The names of the labels; None where they are unknown."""
+
+    @property
+    def grad_accum_steps(self) -> int:
+        """Micro-batches of an optimizer step."""
+
+    def __iter__(self) -> Iterator[Batch]: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where it stands after complete steps: JSON-able, equal on all ranks."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state, on any number of ranks; DataError where it is of other data."""
+
+    def counts(self) -> dict[str, int]:
+        """This rank's counters, to be summed over the ranks; the same names on all of them."""
+
+    def check_counts(self, summed: dict[str, int]) -> None:
+        """DataError for sums that end the run, such as too many bad samples."""
 
 
 class SingleIterator:

@@ -169,6 +169,9 @@ def check_state(state: dict[str, Any], manifest: Manifest, order: GlobalOrder) -
     if "webdataset" in state:
         fix = "read what the run was trained on, or start it anew"
         raise DataError(f"data state: of tars without a manifest, not of {here['name']}; {fix}")
+    if "mixed" in state:
+        fix = "read what the run was trained on, or start it anew"
+        raise DataError(f"data state: of the parts {', '.join(state['mixed'])}, not of {here['name']}; {fix}")
     if state.get("manifest") != here["manifest"]:
         saved, ours = (f"{s.get('name')}, manifest {str(s.get('manifest'))[:12]}" for s in (state, here))
         fix = "point the run at the shards it was trained on, or start it anew"

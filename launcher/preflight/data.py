@@ -1,7 +1,7 @@
 """Preflight of the shards: every rank reads and decodes a sample of its slice, with the run's own reader."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,29 @@ from launcher.config.schema import RunConfig
 from launcher.preflight.report import ProbeContext, ProbeResults, Verdict
 from launcher.tasks.registry import task_spec
 
-SPLITS = ("train", "val")
+
+class Place(NamedTuple):
+    """A split of a run, and what reads it."""
+
+    option: str
+    split: str
+    transform: Transform
+
+    @property
+    def is_val(self) -> bool:
+        """Whether it is evaluated, and not trained on."""
+        return self.option == "data.val"
+
+
+def places(config: RunConfig) -> list[Place]:
+    """The splits that are trained on, data.train first, and data.val."""
+    spec, data = task_spec(config.task), config.data
+    train = spec.train_data(config)
+    return [
+        Place("data.train", data.train, train.transform),
+        *(Place(part.option, part.split, part.transform) for part in train.beside.values()),
+        Place("data.val", data.val, spec.eval_data(config).transform),
+    ]
 
 
 def probe(context: ProbeContext) -> dict[str, Any] | None:
@@ -30,7 +52,7 @@ def probe(context: ProbeContext) -> dict[str, Any] | None:
     if config is None:
         return None
     deadline_s = min(context.deadline_s, config.data.retry_s)
-    return {split: _try(config, split, context, deadline_s) for split in SPLITS}
+    return {place.option: _try(config, place, context, deadline_s) for place in places(config)}
 
 
 def evaluate(results: ProbeResults) -> Verdict:
@@ -38,54 +60,54 @@ def evaluate(results: ProbeResults) -> Verdict:
     assert results.config is not None
     verdict = Verdict()
     message = []
-    for split in SPLITS:
-        values = [value[split] for value in results.values]
-        verdict.failures += results.each(_error(split, value, fatal=True) for value in values)
-        verdict.warnings += results.each(_error(split, value, fatal=False) for value in values)
+    for option in results.values[0]:
+        values = [value[option] for value in results.values]
+        verdict.failures += results.each(_error(option, value, fatal=True) for value in values)
+        verdict.warnings += results.each(_error(option, value, fatal=False) for value in values)
         digests = [value.get("digest") for value in values]
         if len({digest for digest in digests if digest}) > 1:
             verdict.failures.append(
-                f"data.{split}: manifest {results.spread(digest and digest[:12] for digest in digests)}; "
+                f"{option}: manifest {results.spread(digest and digest[:12] for digest in digests)}; "
                 "every node must see the same shards"
             )
-        message.append(f"{split} {values[0].get('message', 'unreadable')}")
+        message.append(f"{option.removeprefix('data.')} {values[0].get('message', 'unreadable')}")
     verdict.message = f"{', '.join(message)}; samples read and decoded"
     return verdict
 
 
-def _error(split: str, value: dict[str, Any], *, fatal: bool) -> str | None:
-    return f"data.{split}: {value['error']}" if "error" in value and value["fatal"] == fatal else None
+def _error(option: str, value: dict[str, Any], *, fatal: bool) -> str | None:
+    return f"{option}: {value['error']}" if "error" in value and value["fatal"] == fatal else None
 
 
-def _try(config: RunConfig, split: str, context: ProbeContext, deadline_s: float) -> dict[str, Any]:
-    place = getattr(config.data, split)
+def _try(config: RunConfig, place: Place, context: ProbeContext, deadline_s: float) -> dict[str, Any]:
     entry: dict[str, Any] = {}
     try:
-        if names_tars(place):
-            return _of_tars(place, context.ranks.rank)
-        storage, retries = storage_for(place, deadline_s), Retries(deadline_s, Telemetry())
+        if names_tars(place.split):
+            return _of_tars(place.split, context.ranks.rank)
+        storage, retries = storage_for(place.split, deadline_s), Retries(deadline_s, Telemetry())
         manifest = load_manifest(storage, retries)
         entry |= {"digest": manifest.digest, "message": manifest.digest[:12]}
         check_access(storage, cached=config.data.cache is not None)
         if not storage.random_access:
             return entry | {"message": f"{manifest.digest[:12]} in whole shards, not sampled"}
-        shard, row = first_sample(manifest, config, split, context.ranks.rank, context.ranks.world_size)
+        ranks = context.ranks
+        shard, row = first_sample(manifest, config, place, ranks.rank, ranks.world_size)
         reader = ShardReader(storage, manifest, retries=retries)
         try:
-            _decode(reader, shard, row, _transform(config, split))
+            _decode(reader, shard, row, place.transform)
         finally:
             reader.close()
     except DataError as error:
-        return entry | {"error": str(error), "fatal": _is_fatal(error, config, split)}
+        return entry | {"error": str(error), "fatal": _is_fatal(error, config, place)}
     return entry | {"message": f"{manifest.digest[:12]} of {len(manifest.shards)} shard(s)"}
 
 
 def first_sample(
-    manifest: Manifest, config: RunConfig, split: str, rank: int, world_size: int
+    manifest: Manifest, config: RunConfig, place: Place, rank: int, world_size: int
 ) -> tuple[int, int]:
-    """Shard and row of the first sample that a rank reads."""
+    """Shard and row of the first sample that a rank reads; near it in a split beside data.train."""
     sizes = manifest.samples_per_shard
-    if split == "train":
+    if not place.is_val:
         order, batch_size = GlobalOrder(sizes, config.seed), config.train.global_batch_size
         first = rank * (batch_size // world_size)
         shards, rows = order.locate(order.global_batch(0, batch_size)[first : first + 1])
@@ -94,11 +116,6 @@ def first_sample(
     ends = np.cumsum(sizes)
     shard = int(np.searchsorted(ends, sample, side="right"))
     return shard, int(sample - ends[shard] + sizes[shard])
-
-
-def _transform(config: RunConfig, split: str) -> Transform:
-    spec = task_spec(config.task)
-    return (spec.train_data if split == "train" else spec.eval_data)(config).transform
 
 
 def _decode(reader: ShardReader, shard: int, row: int, transform: Transform) -> None:
@@ -125,9 +142,9 @@ def _of_tars(place: str, rank: int) -> dict[str, Any]:
     return {"message": message}
 
 
-def _is_fatal(error: DataError, config: RunConfig, split: str) -> bool:
+def _is_fatal(error: DataError, config: RunConfig, place: Place) -> bool:
     """Not a sample that the run replaces, nor I/O that failed for seconds where a run tries for minutes."""
     if isinstance(error, SampleError):
-        return split == "val" or config.data.bad_samples == "stop"
+        return place.is_val or config.data.bad_samples == "stop"
     cause = error.__cause__
     return not isinstance(cause, OSError) or isinstance(cause, PERMANENT)

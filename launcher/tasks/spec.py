@@ -76,11 +76,33 @@ class TaskContext:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DataPart:
+    """A further split that a task trains on, beside data.train, in every micro-batch."""
+
+    option: str  # that names the split, such as "mine.unlabelled", for messages
+    split: str  # a directory or URL with a manifest
+    transform: Transform
+    share: int = 1  # of the samples of a micro-batch, beside those of the other parts
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataSpec:
-    """How the samples of a split become batches."""
+    """How the samples of a split become batches, and which further splits are trained on beside it.
+
+    With `beside`, the tensors of a batch are called PART.NAME (`data_shards/stream/mixed.py`), and `share` of
+    the samples of a micro-batch are those of data.train, which is the part called `part`.
+    """
 
     transform: Transform  # in the decode threads; it says which members it reads, and how they are batched
     members: tuple[Field, ...] = IMAGE_AND_LABEL  # of tars without a manifest, which have no list of them
+    part: str = "train"
+    share: int = 1
+    beside: Mapping[str, DataPart] = field(default_factory=dict)  # by the name of the part
+
+    @property
+    def shares(self) -> dict[str, int]:
+        """The share of each part by name, that of data.train first."""
+        return {self.part: self.share, **{name: part.share for name, part in self.beside.items()}}
 
 
 class Task(Protocol):

@@ -6,8 +6,10 @@ from functools import partial
 
 import torch
 
+from data_shards.stream.base import TrainingStream
 from data_shards.stream.eval import EvalStream
-from data_shards.stream.options import TrainSampling
+from data_shards.stream.mixed import MixedStream, share_out
+from data_shards.stream.options import StreamOptions, TrainSampling
 from data_shards.stream.patterns import names_tars
 from data_shards.stream.train import TrainStream
 from data_shards.stream.webdataset import WebDatasetStream
@@ -18,11 +20,12 @@ from launcher.rundir.directory import RunDirectory
 from launcher.tasks.param_groups import freeze, parameter_groups
 from launcher.tasks.pretrained import start_from
 from launcher.tasks.registry import task_spec
-from launcher.tasks.spec import TaskContext
+from launcher.tasks.spec import DataSpec, TaskContext
 from launcher.training.nonfinite import GradientSearch, SkippedSteps
 from launcher.training.schedules import Schedule
 from launcher.training.spikes import SpikeGuard
 from launcher.training.trainer import Trainer
+from launcher.validation.data_rules import train_sampling
 from launcher.validation.rules import steps_in
 from parallel.checkpoint.async_saver import CheckpointSaver
 from parallel.checkpoint.commit import committed
@@ -46,14 +49,12 @@ def run_mesh(parallel: ParallelConfig, nodes: Sequence[int]) -> Mesh:
     return build_mesh(parallel.dims(sum(nodes)), ranks_per_node=per_node, gather_degrees=degrees)
 
 
-def train_stream(config: RunConfig, run: RunDirectory, mesh: Mesh) -> TrainStream | WebDatasetStream:
-    """Open this rank's part of the training split, or of tars without a manifest."""
+def train_stream(
+    config: RunConfig, run: RunDirectory, mesh: Mesh
+) -> TrainStream | WebDatasetStream | MixedStream:
+    """Open this rank's part of the training data: one split or several, or tars without a manifest."""
     data = config.data
-    sampling = TrainSampling(
-        seed=config.seed,
-        global_batch_size=config.train.global_batch_size,
-        micro_batch_size=config.train.micro_batch_size,
-    )
+    sampling = train_sampling(config)
     of_task, options = task_spec(config.task).train_data(config), stream_options(data, mesh)
     if names_tars(data.train):
         return WebDatasetStream(
@@ -64,8 +65,22 @@ def train_stream(config: RunConfig, run: RunDirectory, mesh: Mesh) -> TrainStrea
             num_classes=config.model.num_classes,
             fields=of_task.members,
         )
-    quarantine = None if data.bad_samples == "stop" else run.quarantine
-    return TrainStream(data.train, sampling, of_task.transform, replace(options, quarantine=quarantine))
+    options = replace(options, quarantine=None if data.bad_samples == "stop" else run.quarantine)
+    if of_task.beside:
+        return _mixed_stream(data.train, sampling, of_task, options)
+    return TrainStream(data.train, sampling, of_task.transform, options)
+
+
+def _mixed_stream(split: str, sampling: TrainSampling, data: DataSpec, options: StreamOptions) -> MixedStream:
+    """The training split and the further ones of a task; the threads are shared out as the samples are."""
+    samplings, total = share_out(sampling, data.shares), sum(data.shares.values())
+    sources = {data.part: (split, data.transform)}
+    sources |= {name: (part.split, part.transform) for name, part in data.beside.items()}
+    parts = {}
+    for name, (place, transform) in sources.items():
+        threads = max(1, round(options.threads * data.shares[name] / total))
+        parts[name] = TrainStream(place, samplings[name], transform, replace(options, threads=threads))
+    return MixedStream(parts)
 
 
 def engine_options(config: RunConfig, grad_accum_steps: int) -> EngineOptions:
@@ -87,7 +102,7 @@ def build_trainer(
     run: RunDirectory,
     mesh: Mesh,
     device: torch.device,
-    stream: TrainStream | WebDatasetStream,
+    stream: TrainingStream,
     val: EvalStream,
     context: RankContext,
 ) -> Trainer:

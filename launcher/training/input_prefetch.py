@@ -9,9 +9,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from data_shards.errors import DataError
+from data_shards.stream.base import TrainingStream
 from data_shards.stream.batch import Batch
-from data_shards.stream.train import TrainStream
-from data_shards.stream.webdataset import WebDatasetStream
 
 Held = tuple[Batch, Any] | DataError
 
@@ -24,7 +23,7 @@ class InputPrefetcher(Iterator[Batch]):
         prepare: what makes the inputs of a batch, on its device.
     """
 
-    def __init__(self, stream: TrainStream | WebDatasetStream, prepare: Callable[[Batch], Any]) -> None:
+    def __init__(self, stream: TrainingStream, prepare: Callable[[Batch], Any]) -> None:
         self._stream, self._prepare, self._batches = stream, prepare, iter(stream)
         self._held: Held | None = None
         self._handed: tuple[Batch, Any] | None = None  # a batch that was held, and its inputs

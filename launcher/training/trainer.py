@@ -14,10 +14,9 @@ import torch
 from torch import Tensor
 
 from data_shards.errors import DataError
+from data_shards.stream.base import TrainingStream
 from data_shards.stream.batch import Batch
 from data_shards.stream.eval import EvalStream
-from data_shards.stream.train import TrainStream
-from data_shards.stream.webdataset import WebDatasetStream
 from launcher.config.load import dump_config
 from launcher.config.schema import RunConfig
 from launcher.errors import BadDataError, DivergedError, FinalSaveError, RankError, Stopped
@@ -59,7 +58,7 @@ class Trainer:
     mesh: Mesh
     device: torch.device
     context: RankContext
-    stream: TrainStream | WebDatasetStream
+    stream: TrainingStream
     val: EvalStream
     task: Task
     backbone: Backbone

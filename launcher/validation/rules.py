@@ -3,18 +3,11 @@
 import math
 from collections.abc import Sequence
 
-from data_shards.errors import DataError
-from data_shards.format.index import Manifest
-from data_shards.storage.cache import least_bytes
-from data_shards.storage.manifest import checked_manifest
-from data_shards.stream.patterns import expand, names_tars, redacted
 from launcher.config.duration import to_steps
 from launcher.config.load import ConfigError
 from launcher.config.schema import ParallelConfig, RunConfig
-from launcher.tasks.registry import task_spec
-from launcher.tasks.spec import DataSpec
+from launcher.validation.data_rules import data_errors
 from launcher.validation.elastic import replan
-from launcher.validation.label_spaces import class_errors
 from launcher.validation.place_rules import has_begun, machine_errors, place_errors
 from launcher.validation.run_rules import run_errors
 from parallel.experts.placement import ExchangeOptions
@@ -69,7 +62,7 @@ def problems(
     """
     errors, num_samples = rule_errors(config, world_size, nodes), None
     if data:
-        found, num_samples = _data_errors(config)
+        found, num_samples = data_errors(config)
         errors += [*found, *place_errors(config)]
     if here:
         errors += machine_errors(config)
@@ -296,51 +289,6 @@ def _optimizer_errors(config: RunConfig) -> list[str]:
     if name.startswith("fused_"):
         errors += _messages(lambda: import_apex(name), OptimizerError)
     return errors
-
-
-def _data_errors(config: RunConfig) -> tuple[list[str], int | None]:
-    """What is wrong with the shards, and the images of an epoch, where they are known."""
-    errors: list[str] = []
-    manifests: dict[str, Manifest] = {}
-    spec = task_spec(config.task)
-    for option, directory, data in (
-        ("data.train", config.data.train, spec.train_data),
-        ("data.val", config.data.val, spec.eval_data),
-    ):
-        try:
-            of_task = data(config)
-            if names_tars(directory):  # of data.train alone, see DataConfig
-                expand(directory)
-                errors += _tar_errors(config, of_task)
-                continue
-            manifest = checked_manifest(directory, cached=config.data.cache is not None)
-            manifest.check_members(of_task.transform.fields, redacted(directory), f"task={config.task}")
-            manifests[option] = manifest
-            errors += _cache_errors(config, option, manifest)
-        except DataError as error:
-            errors.append(f"{option}: {error}")
-    train = manifests.get("data.train")
-    errors += class_errors(config, train, manifests.get("data.val"))
-    return errors, train.samples if train else None
-
-
-def _tar_errors(config: RunConfig, data: DataSpec) -> list[str]:
-    """Tars without a manifest must have the members that the task reads."""
-    known = [field.name for field in data.members]
-    return [
-        f"data.train ({redacted(config.data.train)}): task={config.task} reads the member {name!r}, which it "
-        "does not find in tars without a manifest: `swin-moe shards index` writes one"
-        for name in data.transform.fields
-        if name not in known
-    ]
-
-
-def _cache_errors(config: RunConfig, option: str, manifest: Manifest) -> list[str]:
-    """The cache must hold a shard."""
-    least, gib = least_bytes(manifest), config.data.cache_gib
-    if config.data.cache is None or int(gib * 2**30) >= least:
-        return []
-    return [f"data.cache_gib ({gib}) must be at least {least / 2**30:.3g}, the largest shard of {option}"]
 
 
 def _messages(action: object, kind: type[ValueError]) -> list[str]:

@@ -27,7 +27,7 @@ from launcher.config.schema import RunConfig
 from launcher.preflight import checks as preflight_checks
 from launcher.preflight import disk as preflight_disk
 from launcher.preflight import machine as preflight_machine
-from launcher.preflight.data import first_sample
+from launcher.preflight.data import first_sample, places
 from launcher.preflight.run import preflight
 from launcher.process.run_rank import longest_wait
 from parallel.ranks import bandwidth
@@ -188,7 +188,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def spoil(config: RunConfig, directory: Path, split: str) -> None:
     """Damage the image that rank 0 reads first."""
-    shard, row = first_sample(Manifest.load(directory), config, split, 0, 4)
+    place = next(place for place in places(config) if place.option == f"data.{split}")
+    shard, row = first_sample(Manifest.load(directory), config, place, 0, 4)
     offset = int(read_index(directory / f"{shard:06}.idx")[row]["image"]["offset"])
     with (directory / f"{shard:06}.tar").open("r+b") as file:
         file.seek(offset)

@@ -1,0 +1,108 @@
+"""What the data of a run must have: members, parts, a cache that holds a shard, classes."""
+
+from data_shards.errors import DataError
+from data_shards.format.index import Manifest
+from data_shards.storage.cache import least_bytes
+from data_shards.storage.manifest import checked_manifest
+from data_shards.stream.mixed import share_out
+from data_shards.stream.options import TrainSampling
+from data_shards.stream.patterns import expand, names_tars, redacted
+from data_shards.stream.transform import Transform
+from launcher.config.schema import RunConfig
+from launcher.tasks.registry import task_spec
+from launcher.tasks.spec import DataSpec
+from launcher.validation.label_spaces import class_errors
+
+
+def train_sampling(config: RunConfig) -> TrainSampling:
+    """The order and the batches of a run's training stream."""
+    return TrainSampling(
+        seed=config.seed,
+        global_batch_size=config.train.global_batch_size,
+        micro_batch_size=config.train.micro_batch_size,
+    )
+
+
+def data_errors(config: RunConfig) -> tuple[list[str], int | None]:
+    """What is wrong with the shards, and the images of an epoch, where they are known."""
+    errors: list[str] = []
+    manifests: dict[str, Manifest] = {}
+    spec = task_spec(config.task)
+    for option, directory, data in (
+        ("data.train", config.data.train, spec.train_data),
+        ("data.val", config.data.val, spec.eval_data),
+    ):
+        try:
+            of_task = data(config)
+            errors += _mix_errors(config, of_task)
+            if names_tars(directory):  # of data.train alone, see DataConfig
+                expand(directory)
+                errors += _tar_errors(config, of_task)
+                continue
+            manifests[option] = _manifest(config, directory, of_task.transform)
+            errors += _cache_errors(config, option, manifests[option])
+        except DataError as error:
+            errors.append(f"{option}: {error}")
+    train = manifests.get("data.train")
+    errors += class_errors(config, train, manifests.get("data.val"))
+    return errors, train.samples if train else None
+
+
+def _manifest(config: RunConfig, split: str, transform: Transform) -> Manifest:
+    """The manifest of a split whose samples have what the task reads; DataError otherwise."""
+    manifest = checked_manifest(split, cached=config.data.cache is not None)
+    manifest.check_members(transform.fields, redacted(split), f"task={config.task}")
+    return manifest
+
+
+def _mix_errors(config: RunConfig, data: DataSpec) -> list[str]:
+    """What is wrong with the splits that are trained on beside data.train."""
+    if not data.beside:
+        return []
+    errors = _share_errors(config, data)
+    if names_tars(config.data.train):
+        errors.append(
+            f"data.train ({redacted(config.data.train)}) must be shards with a manifest, as "
+            f"task={config.task} reads {', '.join(data.beside)} beside it; `swin-moe shards index` writes one"
+        )
+    for part in data.beside.values():
+        try:
+            errors += _cache_errors(config, part.option, _manifest(config, part.split, part.transform))
+        except DataError as error:
+            errors.append(f"{part.option}: {error}")
+    return errors
+
+
+def _share_errors(config: RunConfig, data: DataSpec) -> list[str]:
+    """The shares must divide a micro-batch, and routing groups the samples of each part in it."""
+    try:
+        parts = share_out(train_sampling(config), data.shares)
+    except DataError as error:
+        return [f"train.{error}"]
+    moe, micro = config.model.moe, config.train.micro_batch_size
+    groups = moe.routing_group_images if moe else 1
+    return [
+        f"model.moe.routing_group_images ({groups}) must divide the {part.micro_batch_size} samples of "
+        f"{name} in a micro-batch of {micro}"
+        for name, part in parts.items()
+        if part.micro_batch_size % groups
+    ]
+
+
+def _tar_errors(config: RunConfig, data: DataSpec) -> list[str]:
+    """Tars without a manifest must have the members that the task reads."""
+    known = [field.name for field in data.members]
+    return [
+        f"data.train ({redacted(config.data.train)}): task={config.task} reads the member {name!r}, which it "
+        "does not find in tars without a manifest: `swin-moe shards index` writes one"
+        for name in data.transform.fields
+        if name not in known
+    ]
+
+
+def _cache_errors(config: RunConfig, option: str, manifest: Manifest) -> list[str]:
+    """The cache must hold a shard."""
+    least, gib = least_bytes(manifest), config.data.cache_gib
+    if config.data.cache is None or int(gib * 2**30) >= least:
+        return []
+    return [f"data.cache_gib ({gib}) must be at least {least / 2**30:.3g}, the largest shard of {option}"]
