@@ -1,6 +1,6 @@
 """Counter-based random numbers: every draw is a pure function of named integers and has no state."""
 
-from enum import IntEnum
+from enum import IntEnum, unique
 from typing import NamedTuple
 
 import numpy as np
@@ -8,6 +8,7 @@ import numpy as np
 from parallel.counter_rng import GAMMA, MASK, mix64_array, splitmix64
 
 
+@unique
 class Purpose(IntEnum):
     """What a draw is for; the first word of every key, so that no two purposes share their draws."""
 
@@ -23,9 +24,9 @@ class Purpose(IntEnum):
     MIX = 10
     EVALUATION = 11
     SHOTS = 12
-    PART = 13
     SCALE_CROP = 13
     SHORT_SIDE = 14
+    PART = 15
 
 
 def fold(*words: int) -> int:
