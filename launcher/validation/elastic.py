@@ -12,6 +12,7 @@ from launcher.config.load import ConfigError
 from launcher.config.schema import ParallelConfig, RunConfig
 from launcher.rundir.directory import RunDirectory
 from launcher.rundir.history import all_sessions
+from launcher.tasks.registry import task_spec
 from launcher.validation.layout import print_lines
 from parallel.experts.placement import ExchangeOptions
 from parallel.ranks.mesh import LayoutError, ParallelDims
@@ -140,9 +141,14 @@ def _micro_batches(config: RunConfig, world_size: int) -> list[int]:
 
 
 def batch_unit(config: RunConfig) -> int:
-    """What a micro-batch must be a multiple of: images that mix, or are routed, together."""
+    """What a micro-batch must be a multiple of: the shares of its parts, each of complete groups of images.
+
+    Images of a group are mixed, or routed, together.
+    """
     moe, augment = config.model.moe, config.data.augment
-    return lcm(moe.routing_group_images if moe else 1, augment.group_size if augment else 1)
+    group = lcm(moe.routing_group_images if moe else 1, augment.group_size if augment else 1)
+    shares = task_spec(config.task).train_data(config).shares.values()
+    return sum(shares) * (group // gcd(group, *shares))
 
 
 def _lines(old: RunConfig, new: RunConfig, world_size: int, before: int | None) -> list[str]:

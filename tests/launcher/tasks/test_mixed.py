@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from launcher.config.load import load_config
+from launcher.validation.elastic import batch_unit, replan
 from launcher.validation.rules import problems
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.packed import pack_synthetic
@@ -74,3 +75,14 @@ def test_check_knows_the_parts(shards: Path, unlabelled: Path, tmp_path: Path) -
     assert cache.endswith("the largest shard of mixed.unlabelled")
     (tars, *_) = found(unlabelled, 10, f"data.train={shards}/train/000000.tar")
     assert tars.startswith(f"data.train ({shards}/train/000000.tar) must be shards with a manifest")
+
+
+@pytest.mark.parametrize(("groups", "unit"), [(1, 5), (2, 10), (4, 20)])
+def test_a_micro_batch_has_complete_groups_of_each_part(groups: int, unit: int, unlabelled: Path) -> None:
+    """Shares of 1 and 4 with groups of 2: at least 2 and 8 images. Other ranks get such a micro-batch."""
+    group = f"model.moe.routing_group_images={groups}"
+    more = (group, "train.global_batch_size=80")
+    config = load_config(CONFIG, options(Path("shards"), unlabelled, "run", 40, *more))
+    assert batch_unit(config) == unit
+    planned, _ = replan(config, 4)
+    assert planned.train.micro_batch_size == 20
