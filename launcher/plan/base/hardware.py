@@ -70,6 +70,7 @@ class Hardware:
     - `passes`: measured GB/s by kind of pass and bytes; a kind that is not there moves at
       memory_gb_s * memory_efficiency.
     - `launch_us`: of the host, an operation; on a GPU the device works meanwhile.
+    - `zero3_module_us`: of the host, DeepSpeed's hooks of ZeRO 3 on a call of a module, forward and backward.
     - `start_us`: of a collective, before its first byte.
     - `first_touch_gb_s`: at which memory that is new to a process is had; 0 where that costs nothing.
     - `img_s_core`: pictures that one core of the host decodes and crops in a second (`swin-moe bench data`).
@@ -95,6 +96,7 @@ class Hardware:
     host_gb_s: float = 20.0  # of a rank's optimizer states in host memory, and their update there
     host_link_gb_s: float = 20.0  # of a rank between host and device
     first_touch_gb_s: float = 0.0
+    zero3_module_us: float = 0.0
     cores_per_rank: float = 12.0
     img_s_core: float = 600.0
 

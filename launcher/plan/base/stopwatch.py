@@ -38,13 +38,14 @@ class Stopwatch:
             seconds.append(self._once(action, on_processor))
         return statistics.fmean(gather_objects(statistics.median(seconds)))
 
-    def together(self, action: Callable[[], object]) -> float:
-        """Seconds of a collective."""
+    def together(self, action: Callable[[], object], *, computes: bool = False) -> float:
+        """Seconds of a collective, or of an action that also `computes`; all ranks repeat it as often."""
+        on_processor = self.processor or (computes and self.device.type == "cpu")
         action()
         seconds = []
         for _ in range(REPETITIONS):
             self._meet()
-            seconds.append(self._once(action, self.processor))
+            seconds.append(self._once(action, on_processor))
         return statistics.fmean(gather_objects(statistics.median(seconds)))
 
     def _once(self, action: Callable[[], object], on_processor: bool) -> float:

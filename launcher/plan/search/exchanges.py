@@ -58,7 +58,7 @@ class ExchangeOrder:
     """The exchange options of layouts, fastest first; options that are equally fast keep their order.
 
     A step's seconds are a sum (launcher/plan/time/estimate.py). What depends on the exchange depends neither
-    on the ZeRO stage nor on offloading, so layouts that differ only there have the same order.
+    on stages 0 to 2 of ZeRO nor on offloading, so layouts that differ only there have the same order.
     """
 
     predictor: Predictor
@@ -69,7 +69,7 @@ class ExchangeOrder:
         """Of a layout that breaks no rule of its experts."""
         parallel, every = config.parallel, config.model.activation_checkpoint_every
         slices, micro = parallel.expert_tensor_parallel_size, config.train.micro_batch_size
-        key = (parallel.ep_size, slices, micro, every)
+        key = (parallel.ep_size, slices, micro, every, parallel.zero_stage == 3)
         if key not in self.known:
             self.known[key] = sorted(exchanges(config, self.nodes), key=lambda e: self._step_s(config, e))
         return self.known[key]

@@ -26,6 +26,7 @@ from launcher.plan.base.passes import PASSES, update
 from launcher.plan.base.stopwatch import Stopwatch
 from launcher.plan.base.trace import record
 from launcher.plan.time.workload import describe
+from launcher.plan.time.zero3_hooks import hooks_s
 from parallel.zero.options import DTYPES
 from swin_moe.backbone.model import build_model
 from swin_moe.config import ModelConfig
@@ -60,6 +61,8 @@ def measure(device: torch.device, say: Say = lambda _: None, *, processor: bool 
         passes[kind] = _pass(watch, make, launch_s)
     say("collectives")
     link = _link(watch, ranks)
+    say("the hooks of ZeRO 3")
+    module_s = hooks_s(watch, SMALL)
     memory = passes["copy"][-1][1]
     return Hardware(
         name=f"this machine, {ranks} ranks",
@@ -73,6 +76,7 @@ def measure(device: torch.device, say: Say = lambda _: None, *, processor: bool 
         in_node=link,
         between=link,
         launch_us=host_s * 1e6,
+        zero3_module_us=module_s * 1e6,
         start_us=0.0,
         products=products,
         batched_products=batched,

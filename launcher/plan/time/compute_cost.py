@@ -32,6 +32,28 @@ class ComputeCost:
         """Of one view forward, no token dropped."""
         return sum(flops_by_part(self.work).values())
 
+    @cached_property
+    def launch_s(self) -> float:
+        """Of the host, to launch one micro-batch of the dense parts, forward and backward."""
+        launches = sum(
+            part.number * op.launches for part in self.work.parts for ops in part.trace.at(1) for op in ops
+        )
+        return launches * self.hardware.launch_us * 1e-6
+
+    def hooks_s(self, config: RunConfig, dims: ParallelDims, compute_s: float) -> float:
+        """Seconds that a step waits for the hooks of ZeRO 3, beside `compute_s` of computing.
+
+        A module's hooks cost as much forward as backward, so activation checkpointing adds a half in blocks.
+        """
+        if config.parallel.zero_stage != 3:
+            return 0.0
+        again = self.work.block_modules / 2 if config.model.activation_checkpoint_every else 0.0
+        steps = accumulation(config, dims)
+        host_s = steps * (self.work.modules + again) * self.hardware.zero3_module_us * 1e-6
+        if self.hardware.device == "cpu":
+            return host_s
+        return max(0.0, host_s + steps * self.launch_s - compute_s)
+
     def compute_s(self, config: RunConfig, dims: ParallelDims) -> dict[str, float]:
         """Seconds of a step's computing by stage, and of the experts of each."""
         steps, again = accumulation(config, dims), 2 if config.model.activation_checkpoint_every else 1

@@ -16,6 +16,7 @@ from parallel.ranks.mesh import ParallelDims
 ADAM_BYTES = 28  # read parameter, gradient and two moments, write parameter and moments, fp32
 EMA_BYTES = 12
 OPTIMIZER, FEED, EXCHANGE, REDUCE, GATHER = "optimizer", "data feed", "all-to-all", "gradients", "parameters"
+HOOKS = "hooks of ZeRO 3"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,8 +35,8 @@ class StepTime:
 
     @property
     def groups(self) -> dict[str, float]:
-        """Seconds of compute, all-to-all, gradients, parameters, optimizer and data feed."""
-        names = (EXCHANGE, REDUCE, GATHER, OPTIMIZER, FEED)
+        """Seconds of compute, all-to-all, gradients, parameters, hooks, optimizer and data feed."""
+        names = (EXCHANGE, REDUCE, GATHER, HOOKS, OPTIMIZER, FEED)
         others = {name: seconds for name, seconds in self.items if name in names}
         compute = sum(seconds for name, seconds in self.items if name not in names)
         return {"compute": compute, **others}
@@ -68,6 +69,7 @@ def predict_time(
     exposed, hidden = _exposed(config, hardware, collectives, compute)
     optimizer = optimizer_s(config, dims, hardware, work)
     items = {name: seconds for name, seconds in compute.items() if seconds}
+    exposed[HOOKS] = cost.hooks_s(config, dims, sum(compute.values()))
     items |= {name: seconds for name, seconds in exposed.items() if seconds} | {OPTIMIZER: optimizer}
     busy = sum(items.values())
     per_rank = config.train.global_batch_size / dims.world_size

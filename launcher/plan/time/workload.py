@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from launcher.plan.base.hardware import Device
 from launcher.plan.base.shapes import on_shapes, placed
@@ -25,6 +26,7 @@ from launcher.plan.time.traced_parts import (
     stage_parts,
 )
 from parallel.experts.placement import experts_of
+from swin_moe.backbone.block import SwinBlock
 from swin_moe.backbone.flops import build_on_meta
 from swin_moe.config import ModelConfig
 from swin_moe.moe.dispatch import capacity
@@ -41,6 +43,8 @@ class Workload:
     experts: tuple[Experts, ...]
     dense_parameters: int
     dense_tensors: int  # of those, tensors that ZeRO stage 3 cuts
+    modules: int  # that a forward pass calls, lists not counted
+    block_modules: int  # of those, in blocks, which activation checkpointing calls twice
     views: int = 1  # of a sample, that pass through the backbone
     teacher_views: int = 0  # and through a teacher, forward alone
 
@@ -72,7 +76,14 @@ def describe(
         experts=tuple(x for x in experts if x),
         dense_parameters=sum(dense),
         dense_tensors=sum(size > PERSISTENT for size in dense),
+        modules=called_modules(on_meta),
+        block_modules=sum(called_modules(one) for one in on_meta.modules() if isinstance(one, SwinBlock)),
     )
+
+
+def called_modules(module: nn.Module) -> int:
+    """Modules that a forward pass calls, this one included: all but lists."""
+    return sum(not isinstance(one, nn.ModuleList) for one in module.modules())
 
 
 def flops_by_part(work: Workload) -> dict[tuple[str, str], float]:

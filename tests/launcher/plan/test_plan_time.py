@@ -5,13 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from launcher.config.load import ConfigError
 from launcher.plan.base.hardware import load_hardware, on_curve, profiles
 from launcher.plan.base.trace import TracedOp
 from launcher.plan.search.failures import Failures, goodput, young_s
-from launcher.plan.time.estimate import EXCHANGE, FEED, GATHER, OPTIMIZER, REDUCE, predict_time
+from launcher.plan.time.estimate import EXCHANGE, FEED, GATHER, HOOKS, OPTIMIZER, REDUCE, predict_time
 from launcher.plan.time.links import (
     RankGroup,
     all_reduce_s,
@@ -23,6 +24,7 @@ from launcher.plan.time.links import (
 )
 from launcher.plan.time.roofline import op_s, ops_s, tile_share
 from parallel.ranks.mesh import ParallelDims
+from swin_moe.backbone.model import build_model
 from tests.launcher.plan.machines import MACHINE, cost
 from tests.launcher.plan.tiny_runs import TINY, run_of, work_of
 
@@ -121,6 +123,43 @@ def test_a_feed_that_is_too_slow_is_waited_for() -> None:
     found = predict_time(run_of(), [2, 2], slow, cost(slow))
     assert found.limit == FEED
     assert found.step_s == pytest.approx(2.0)  # two images a rank at one image/s
+
+
+def test_the_hooks_of_stage_3_cost_a_call_of_each_module() -> None:
+    hooked = replace(MACHINE, zero3_module_us=500.0)
+    work = work_of(TINY)
+    for every, steps in ((0, 1), (0, 3), (1, 1)):
+        model = replace(TINY, activation_checkpoint_every=every)
+        config = run_of(model, zero_stage=3, steps=steps)
+        with_hooks, without = (predict_time(config, [2, 2], m, cost(m)) for m in (hooked, MACHINE))
+        calls = steps * (work.modules + every * work.block_modules / 2)  # blocks run forward again
+        assert with_hooks.groups[HOOKS] == pytest.approx(calls * 500e-6)
+        assert with_hooks.step_s - without.step_s == pytest.approx(calls * 500e-6)
+        assert (
+            HOOKS
+            not in predict_time(replace(config, parallel=run_of().parallel), [4], hooked, cost(hooked)).groups
+        )
+
+
+def test_modules_are_those_that_are_called() -> None:
+    called = []
+    model = build_model(TINY).train()
+    for module in model.modules():
+        module.register_forward_pre_hook(lambda one, _: called.append(one))
+    model(torch.zeros(2, 3, 16, 16), torch.zeros(2, dtype=torch.int64))
+    assert abs(len(set(called)) - work_of(TINY).modules) <= 0.15 * work_of(TINY).modules
+
+
+def test_on_a_gpu_hooks_run_beside_the_device() -> None:
+    gpu = replace(MACHINE, device="cuda", zero3_module_us=1.0)
+    config = run_of(zero_stage=3)
+    assert HOOKS not in predict_time(config, [2, 2], gpu, cost(gpu)).groups  # the device takes longer
+    slow = replace(gpu, zero3_module_us=1e5)
+    costs, dims = cost(slow), config.parallel.dims(4)
+    found = predict_time(config, [2, 2], slow, costs)
+    compute_s = sum(costs.compute_s(config, dims).values())
+    host_s = work_of(TINY).modules * 0.1 + costs.launch_s
+    assert found.groups[HOOKS] == pytest.approx(host_s - compute_s)
 
 
 def test_reductions_hide_behind_the_backward_pass_in_full_buckets() -> None:
