@@ -11,6 +11,7 @@ from parallel.ranks.collectives import gather_objects
 from parallel.ranks.mesh import LayoutError, ParallelDims
 from parallel.ranks.rank import Ranks
 
+UNREDUCED = "no reduction needed: each expert is on one rank"
 SHOWN = 4  # groups, or ranks of a group, that are written out
 Groups = list[list[int]]
 
@@ -67,7 +68,7 @@ def describe(dims: ParallelDims, nodes: Sequence[int], *, experts: bool = True, 
         lines += [_line("expert weights", _groups(dims, lambda r: dims.gather_ranks(r, degree)), home)]
     lines += [f"  {'all-to-all':<17}{_traffic(dims, home, degree)}"]
     lines += [
-        _line("expert gradients", _groups(dims, dims.expert_dp_ranks), home, alone="no copies"),
+        _line("expert gradients", _groups(dims, dims.expert_dp_ranks), home, alone=UNREDUCED),
         everyone,
     ]
     return [*lines, *_warning(dims, nodes)]
@@ -136,7 +137,7 @@ def _traffic(dims: ParallelDims, home: Sequence[int], degree: int) -> str:
         return "none: no row leaves its rank"
     share = crossing_share(dims, home, degree)
     if share == 0:
-        return "inside nodes; no row crosses between them"
+        return "within the node" if home[0] == home[-1] else "within each node; no row crosses between nodes"
     links = "between nodes" if round(share * size) == size - 1 else "inside and between nodes"
     return f"{links}; {share:.0%} of the rows cross nodes under even load"
 

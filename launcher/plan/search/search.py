@@ -9,6 +9,7 @@ from launcher.config.load import ConfigError
 from launcher.config.schema import ParallelConfig, RunConfig
 from launcher.plan.search.candidate import Candidate, Predictor
 from launcher.plan.search.exchanges import ExchangeOrder, lean_exchange, with_exchange
+from launcher.tasks.registry import task_spec
 from launcher.validation.elastic import batch_unit, divisors
 from launcher.validation.rules import rule_errors
 from parallel.experts.placement import ExchangeOptions
@@ -69,7 +70,9 @@ def _unit_options(config: RunConfig) -> str:
     moe, augment = config.model.moe, config.data.augment
     routed = f"model.moe.routing_group_images={moe.routing_group_images}" if moe else ""
     mixed = "pairs of data.augment" if augment and augment.group_size > 1 else ""
-    return ", ".join(text for text in (routed, mixed) if text)
+    parts = sum(task_spec(config.task).train_data(config).shares.values())
+    shared = f"{parts} shares of task={config.task}" if parts > 1 else ""
+    return ", ".join(text for text in (shared, routed, mixed) if text)
 
 
 def _fastest(

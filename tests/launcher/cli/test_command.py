@@ -64,8 +64,8 @@ def test_overrides_stand_anywhere(
         "  device           fp32, ep_size 2, ZeRO stage 2\n"
         "layout: 2 ranks on one node\n"
         "  experts          1 group of 2: [0-1], inside a node\n"
-        "  all-to-all       inside nodes; no row crosses between them\n"
-        "  expert gradients no copies\n"
+        "  all-to-all       within the node\n"
+        "  expert gradients no reduction needed: each expert is on one rank\n"
         "  dense gradients  all 2 ranks, inside a node\n"
     )
 

@@ -14,7 +14,7 @@ from tests.messages import assert_names
 FOUR_NODES = """\
 layout: 32 ranks on 4 nodes of 8
   experts          4 groups of 8: [0-7] [8-15] [16-23] [24-31], each inside a node
-  all-to-all       inside nodes; no row crosses between them
+  all-to-all       within each node; no row crosses between nodes
   expert gradients 8 groups of 4: [0 8 16 24] [1 9 17 25] ... [7 15 23 31], each over 4 nodes
   dense gradients  all 32 ranks, over 4 nodes"""
 # [0-3] and [8-11] lie inside; of [4-7] two ranks lie on each node, half of whose rows cross: 1/3 * 1/2
@@ -50,8 +50,8 @@ layout: 6 ranks on 2 nodes of 2 to 4
 ONE_GROUP = """\
 layout: 8 ranks on one node
   experts          1 group of 8: [0-7], inside a node
-  all-to-all       inside nodes; no row crosses between them
-  expert gradients no copies
+  all-to-all       within the node
+  expert gradients no reduction needed: each expert is on one rank
   dense gradients  all 8 ranks, inside a node"""
 
 
