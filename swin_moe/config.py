@@ -3,7 +3,7 @@
 Every rule reads as an equation with its values, and names the option to change.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from parallel.ranges import LARGEST, check_ranges
@@ -319,6 +319,12 @@ class ModelConfig:
             return height, width
         learned = sides(self.pretrained_window_sizes[stage])
         return learned[0] or height, learned[1] or width
+
+    def with_native_backend(self) -> "ModelConfig":
+        """The same model with our own MoE backend, which has every capacity and needs no Tutel."""
+        if self.moe is None or self.moe.backend == "native":
+            return self
+        return replace(self, moe=replace(self.moe, backend="native"))
 
     def is_moe_block(self, stage: int, block: int) -> bool:
         """Whether this block's MLP is a mixture of experts."""

@@ -1,7 +1,10 @@
 """The files, links and names in the documentation and in docstrings exist."""
 
 import ast
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -96,13 +99,13 @@ def test_names_are_looked_up_in_their_module() -> None:
     assert not defines(Path(__file__), "PAGES.nothing")
 
 
-EXAMPLES = [
-    example
-    for page in ("extending", "shards")
-    for example in re.findall(
-        r"^```python\n(.*?)^```$", (ROOT / "docs" / f"{page}.md").read_text(), re.MULTILINE | re.DOTALL
-    )
-]
+def examples(page: str) -> list[str]:
+    """The examples in Python of a page in docs."""
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    return re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+EXAMPLES = [*examples("extending"), *examples("shards")]
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=range(len(EXAMPLES)))
@@ -110,6 +113,17 @@ def test_examples_of_pages_run(example: str, tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     with patch.dict(ROUTERS):  # an example may add an entry
         exec(compile(example, "an example of a page", "exec"), {"__name__": "example"})
+
+
+def test_the_examples_of_the_page_on_python_run_in_their_order(tmp_path: Path) -> None:
+    """They train a run, which takes a process of its own."""
+    (tmp_path / "script.py").write_text("\n".join(examples("python")))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "script.py"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert "evaluation" in done.stdout
 
 
 def links(page: Path) -> list[tuple[str, str]]:

@@ -13,7 +13,7 @@ import torch
 from gpu_checks.cases import guarded
 from gpu_checks.commands import ON_CPU, ROOT, SMI_S, Ended, begin, compute_apps, launch
 from gpu_checks.place import CheckContext, Row, close, row
-from launcher.rundir.versions import version_of
+from parallel.versions import version_of
 
 COMMAND_S = 100
 DEMO = ROOT / "configs" / "demo_cpu.yaml"

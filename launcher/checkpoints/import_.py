@@ -17,16 +17,17 @@ from data_shards.stream.quarantine import Quarantine
 from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.config.schema import RunConfig
 from launcher.rundir.directory import RunDirectory
-from launcher.rundir.versions import version_record
 from launcher.validation.label_spaces import trained_classes
 from launcher.validation.rules import check, steps_in
 from parallel.checkpoint.write import write_tensors
 from parallel.experts.names import BUFFER, MASTER, MOMENTS, parameter_shapes
-from swin_moe import SwinTransformer, WeightsError, build_model, load_weights
+from parallel.versions import version_record
+from swin_moe.backbone.model import SwinTransformer
+from swin_moe.registry import build_model
 from swin_moe.weights import native
-from swin_moe.weights.errors import some
+from swin_moe.weights.errors import WeightsError, some
 from swin_moe.weights.finite import check_finite
-from swin_moe.weights.load import LoadReport
+from swin_moe.weights.load import LoadReport, load_weights
 from swin_moe.weights.moe_shards import base_of
 from swin_moe.weights.optimizer_state import TrainingState, read_training_state
 

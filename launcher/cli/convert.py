@@ -1,15 +1,18 @@
 """`swin-moe convert` and `swin-moe export`: weights from one format to another, and out of a run."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 
 from launcher.config.load import ConfigError
 from launcher.console.arguments import Commands, add_command
-from swin_moe import ClassMap, ModelConfig, WeightsError, build_model, load_weights, save_weights
-from swin_moe.registry import load_model_config
-from swin_moe.weights import FORMATS
-from swin_moe.weights.adapt import Head
-from swin_moe.weights.export import check_format
+from swin_moe.config import ModelConfig
+from swin_moe.registry import build_model, load_model_config
+from swin_moe.weights.adapt import ClassMap, Head
+from swin_moe.weights.errors import WeightsError
+from swin_moe.weights.export import FORMATS, check_format, save_weights
+from swin_moe.weights.input_spec import input_spec_of
+from swin_moe.weights.load import load_weights
 from swin_moe.weights.native import config_of
 from swin_moe.yaml_files import YamlError, read_yaml
 
@@ -96,7 +99,10 @@ def _rewrite(config: ModelConfig, source: Path, out: Path, to: str, head: Head, 
     check_format(config, to)
     model = build_model(config)
     print(load_weights(model, source, head=head, ema=ema))
-    print(f"wrote {save_weights(model, out, to)} ({to})")
+    inputs = input_spec_of(source)
+    if inputs and len(inputs.classes or ()) != config.num_classes:  # of another head: the classes are others
+        inputs = replace(inputs, classes=None)
+    print(f"wrote {save_weights(model, out, to, inputs)} ({to})")
     return 0
 
 

@@ -7,8 +7,6 @@ import platform
 import signal
 import sys
 
-import torch
-
 from data_shards.stream.patterns import names_tars
 from data_shards.stream.webdataset import statement
 from launcher.cli import bench, checkpoints, convert, models, plan, preflight, shards, slurm, study
@@ -18,11 +16,11 @@ from launcher.console.arguments import CommandParser, add_command, add_match_cla
 from launcher.errors import RunError
 from launcher.exit_codes import ExitCode
 from launcher.process.local_launcher import is_parent, run_local
-from launcher.process.run_rank import USER_ERRORS, RankContext, Runtime, print_error, run_rank
+from launcher.process.run_rank import USER_ERRORS, Runtime, print_error
 from launcher.process.signals import unblock_signals
 from launcher.rundir.directory import RunDirectory
 from launcher.rundir.sessions import Sessions
-from launcher.rundir.versions import version_of
+from launcher.scripting import train
 from launcher.training.banner import banner
 from launcher.validation.elastic import replan
 from launcher.validation.label_spaces import class_notes
@@ -31,8 +29,8 @@ from launcher.validation.resume_policy import check_resume
 from launcher.validation.rules import check
 from parallel.ranks.discover import early_rank, without_local_rank
 from parallel.ranks.logs import set_up_logging
-from parallel.ranks.rank import Ranks
 from parallel.ranks.variables import LaunchError
+from parallel.versions import version_of
 
 DESCRIPTION = """\
 Train expert-parallel Swin Transformers from WebDataset shards.
@@ -127,21 +125,14 @@ def _train(args: argparse.Namespace, arguments: list[str]) -> int:
             run.unlock()  # rank 0 will hold it
         return run_local(args.nproc, arguments)
 
-    def train(ranks: Ranks, device: torch.device, context: RankContext) -> None:
-        from launcher.training.run import train  # DeepSpeed looks for its device when it is imported
-
-        train(
-            config,
-            ranks,
-            device,
-            context,
-            args.resume,
-            allow_change=args.allow_change,
-            reset_crashes=args.reset_crashes,
-            elastic=args.elastic,
-        )
-
-    return run_rank(config, train, args.runtime)
+    return train(
+        config,
+        resume=args.resume == "auto",
+        allow_change=args.allow_change,
+        reset_crashes=args.reset_crashes,
+        elastic=args.elastic,
+        runtime=args.runtime,
+    )
 
 
 # commands of ranks, which listen as soon as they are ranks, and of their parent

@@ -133,7 +133,9 @@ def load(
         ConfigError: there is no such checkpoint, or no place for the results.
         CheckpointError: it is damaged, of another model, or holds no moving average.
     """
-    run, config, moe = request.run, with_native_backend(request.config), request.config.model.moe
+    run, moe = request.run, request.config.model.moe
+    # Tutel drops more than our backend in an evaluation
+    config = replace(request.config, model=request.config.model.with_native_backend())
     checkpoint = chosen(run, request.checkpoint)
     directory = run.path / "eval" / f"{checkpoint.path.name}{RESULTS[request.kind]}"
     make(directory, first=ranks.rank == 0)
@@ -162,14 +164,6 @@ def load(
         directory=directory,
         metric=task.metric,
     )
-
-
-def with_native_backend(config: RunConfig) -> RunConfig:
-    """The configuration with our own MoE backend, which has every capacity. Tutel drops more."""
-    model = config.model
-    if model.moe is None or model.moe.backend != "tutel":
-        return config
-    return replace(config, model=replace(model, moe=replace(model.moe, backend="native")))
 
 
 def make(directory: Path, *, first: bool) -> None:

@@ -13,8 +13,8 @@ import torch
 from launcher.config.load import ConfigError, dump_config
 from launcher.preflight import data, devices, disk, machine, time
 from launcher.preflight.report import Check, ProbeContext, ProbeResults, Verdict
-from launcher.rundir.versions import version_of
 from launcher.validation.rules import check
+from parallel.versions import version_of
 
 PACKAGES = ("torch", "deepspeed", "numpy", "swin-moe")
 

@@ -6,12 +6,11 @@ import sysconfig
 from collections.abc import Sequence
 from pathlib import Path
 
-import launcher
 from launcher.config.load import ConfigError
 from launcher.slurm.quoting import directive, literal_path, word
 from launcher.slurm.submission import Submission
 
-ROOT = Path(launcher.__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 # what of the login shell reaches the ranks: where programs and libraries lie, and how text is written
 INHERITED = ("PATH", "LD_LIBRARY_PATH", "LANG", "LC_ALL", "MODULEPATH", "CUDA_HOME", "TZ")
 SPENT_S = 15  # of the seconds before the time limit, to decide what follows and to go back into the queue

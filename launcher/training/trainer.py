@@ -25,7 +25,6 @@ from launcher.metrics.accumulator import MetricAccumulator, Totals
 from launcher.metrics.log import MetricsLog
 from launcher.process.run_rank import RankContext
 from launcher.rundir.directory import RunDirectory
-from launcher.rundir.versions import version_record
 from launcher.tasks.spec import Task
 from launcher.training.input_prefetch import InputPrefetcher
 from launcher.training.nonfinite import GradientSearch, SkippedSteps
@@ -37,6 +36,7 @@ from parallel.checkpoint.latest import IntactCheckpoint, latest_intact
 from parallel.checkpoint.load import load_checkpoint, missing_kinds
 from parallel.ranks.host import send
 from parallel.ranks.mesh import Mesh
+from parallel.versions import version_record
 from parallel.zero.engine import Engine
 from parallel.zero.master_weights import MasterWeights
 from swin_moe.backbone.backbone import Backbone

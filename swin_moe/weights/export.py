@@ -17,12 +17,15 @@ from swin_moe.sizes import as_text
 from swin_moe.weights import hf, native, official
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.finite import check_finite
+from swin_moe.weights.input_spec import InputSpec
 from swin_moe.weights.square import is_other
 
 FORMATS = ("native", "safetensors", "official", "timm", "hf")
 
 
-def save_weights(model: SwinTransformer, path: str | Path, format: str) -> Path:
+def save_weights(
+    model: SwinTransformer, path: str | Path, format: str, inputs: InputSpec | None = None
+) -> Path:
     """Write a model's weights; what is at `path` is never overwritten.
 
     Args:
@@ -32,6 +35,7 @@ def save_weights(model: SwinTransformer, path: str | Path, format: str) -> Path:
             `official`: a .pth for microsoft/Swin-Transformer;
             `timm`: a .safetensors or, by the suffix, a .pth;
             `hf`: config.json and model.safetensors for transformers.
+        inputs: what `native` and `hf` say of the images and classes; None says nothing.
 
     Raises:
         WeightsError: the format cannot express the model, a weight is no finite number, or there is
@@ -55,8 +59,9 @@ def save_weights(model: SwinTransformer, path: str | Path, format: str) -> Path:
         return _put(path, lambda out: save_file(_contiguous(weights), out, {"format": "pt"}))
     if format == "hf":
         weights = hf.export(tensors, config)
-        return _put(path, lambda out: _write_folder(out, weights, hf.config_json(config)))
-    return _put(path, lambda out: save_file(_contiguous(tensors), out, native.metadata(config)))
+        return _put(path, lambda out: _write_folder(out, weights, hf.config_json(config, inputs)))
+    metadata = native.metadata(config) | (inputs.metadata if inputs else {})
+    return _put(path, lambda out: save_file(_contiguous(tensors), out, metadata))
 
 
 def kind(config: ModelConfig) -> str:

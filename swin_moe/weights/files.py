@@ -86,16 +86,24 @@ def _is_safetensors(path: Path) -> bool:
     return start[8:] == b"{" and int.from_bytes(start[:8], "little") <= MOST_HEADER
 
 
-def read_config(path: Path) -> dict[str, Any] | None:
-    """The model configuration in a safetensors file of ours; None for every other file."""
+def read_metadata(path: Path) -> dict[str, str]:
+    """The metadata in the header of a safetensors file; empty for every other file."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > MOST_HEADER or not (header := file.read(length)).startswith(b"{"):
-                return None
-        config = json.loads(header).get("__metadata__", {}).get("config")
+                return {}
+        return dict(json.loads(header).get("__metadata__", {}))
+    except (OSError, ValueError, TypeError, AttributeError):
+        return {}
+
+
+def read_config(path: Path) -> dict[str, Any] | None:
+    """The model configuration in a safetensors file of ours; None for every other file."""
+    config = read_metadata(path).get("config")
+    try:
         return json.loads(config) if config else None
-    except (OSError, ValueError, AttributeError):
+    except (ValueError, TypeError):
         return None
 
 

@@ -15,6 +15,7 @@ from swin_moe.config import ModelConfig
 from swin_moe.sizes import as_text, sides
 from swin_moe.weights.converted import ConvertedStateDict, learned_windows, windows_of
 from swin_moe.weights.errors import WeightsError
+from swin_moe.weights.input_spec import InputSpec
 from swin_moe.weights.square import is_other
 
 ENTRY = "embeddings.patch_embeddings.projection.weight"
@@ -107,10 +108,12 @@ def export(tensors: Mapping[str, Tensor], config: ModelConfig) -> dict[str, Tens
     return result
 
 
-def config_json(config: ModelConfig) -> dict[str, Any]:
-    """What goes into config.json."""
+def config_json(config: ModelConfig, inputs: InputSpec | None = None) -> dict[str, Any]:
+    """What goes into config.json; classes without a known name are LABEL_0, LABEL_1 ..."""
     cosine = config.attention == "cosine"
-    labels = {str(i): f"LABEL_{i}" for i in range(config.num_classes)}
+    numbered = tuple(f"LABEL_{i}" for i in range(config.num_classes))
+    classes = (inputs.classes if inputs else None) or numbered
+    labels = {str(i): name for i, name in enumerate(classes)}
     learned = [sides(size)[0] for size in config.pretrained_window_sizes or (0,) * len(config.depths)]
     return {
         "architectures": ["Swinv2ForImageClassification" if cosine else "SwinForImageClassification"],

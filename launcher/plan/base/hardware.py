@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import launcher
 from launcher.config.load import ConfigError, load_section
 from parallel.suggest import suggestion
 from swin_moe import registry
@@ -138,7 +137,7 @@ class Hardware:
 
 def profiles() -> dict[str, Path]:
     """The profiles that come with the project, by name."""
-    above = (Path(registry.__file__).parent, Path(launcher.__file__).parent.parent)
+    above = (Path(registry.__file__).parent, Path(__file__).parents[3])
     folder = next((f for a in above if (f := a / "configs" / "hardware").is_dir()), above[0])
     return {file.stem: file for file in sorted(folder.glob("*.yaml"))}
 
