@@ -113,6 +113,6 @@ def test_the_cost_is_told_at_the_speed_that_published_runs_reached() -> None:
     assert found is not None
     lines = list(run_cost_lines(one, Terms(), "cuda"))
     assert lines[0].endswith(f"steps): {found.text()}")
-    assert lines[1].startswith("  at 25 % of that speed, the least of SwinV2-MoE-B")
+    assert lines[1].startswith(f"  at {MOE_ON_A100.low:.0%} of that speed, the least of".replace("%", " %"))
     hours, gpu_hours = found.hours / MOE_ON_A100.low, found.gpu_hours / MOE_ON_A100.low
     assert lines[1].endswith(f": {hours:,.1f} h, {gpu_hours:,.0f} GPU-hours")
