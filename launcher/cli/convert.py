@@ -1,19 +1,22 @@
 """`swin-moe convert` and `swin-moe export`: weights from one format to another, and out of a run."""
 
 import argparse
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from launcher.config.load import ConfigError
-from launcher.console.arguments import Commands, add_command
+from launcher.console.arguments import Commands, add_averages, add_command
+from swin_moe.backbone.backbone import Backbone
 from swin_moe.config import ModelConfig
-from swin_moe.registry import build_model, load_model_config
+from swin_moe.registry import build_backbone, build_model, load_model_config
 from swin_moe.weights.adapt import ClassMap, Head
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.export import FORMATS, check_format, save_weights
 from swin_moe.weights.input_spec import input_spec_of
 from swin_moe.weights.load import load_weights
-from swin_moe.weights.native import config_of
+from swin_moe.weights.native import config_of, has_classifier
 from swin_moe.yaml_files import YamlError, read_yaml
 
 CONVERT_HELP = """\
@@ -32,9 +35,11 @@ EXPORT_HELP = """\
 examples:
   swin-moe export runs/demo out.safetensors
   swin-moe export runs/demo out.safetensors --ema                     the moving average of the weights
+  swin-moe export runs/mine out.safetensors --teacher                 the average of the task's teacher
   swin-moe export runs/swinv2_tiny swinv2-hf --to hf --checkpoint step-00001000
 
-The whole model with its configuration, whatever layout wrote it; verified first. OUT is never overwritten.
+The whole model with its configuration, whatever layout wrote it; verified first. Of a task whose model has no
+classifier, the backbone. OUT is never overwritten.
 """
 
 
@@ -70,7 +75,7 @@ def add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", type=Path, metavar="RUN", help="the run directory")
     _add_out(parser)
     parser.add_argument("--checkpoint", help="step-NNNNNNNN; default: the newest")
-    parser.add_argument("--ema", action="store_true", help="the moving average (train.ema_decay)")
+    add_averages(parser)
 
 
 def _add_out(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +88,8 @@ def _convert(args: argparse.Namespace, _: list[str]) -> int:
     if config is None:
         raise WeightsError(f"{args.source} does not say which model it is of; give --config NAME_OR_YAML")
     head: Head = args.head if args.head in ("strict", "replace") else ClassMap.read(args.head)
-    return _rewrite(config, args.source, args.out, args.to, head, ema=args.ema)
+    average = "ema" if args.ema else ""
+    return _rewrite(build_model, config, args.source, args.out, args.to, head, average=average)
 
 
 def run_export(args: argparse.Namespace, _: list[str]) -> int:
@@ -92,13 +98,23 @@ def run_export(args: argparse.Namespace, _: list[str]) -> int:
     config = config_of(source) if source.is_dir() else None
     if config is None:
         raise ConfigError(f"{source} is no run with a checkpoint; weights that are none: swin-moe convert")
-    return _rewrite(config, source, args.out, args.to, "strict", ema=args.ema)
+    rewrite = partial(_rewrite, build_model if has_classifier(source) else build_backbone)
+    return rewrite(config, source, args.out, args.to, "strict", average=args.kind)
 
 
-def _rewrite(config: ModelConfig, source: Path, out: Path, to: str, head: Head, *, ema: bool = False) -> int:
+def _rewrite(
+    build: Callable[[ModelConfig], Backbone],
+    config: ModelConfig,
+    source: Path,
+    out: Path,
+    to: str,
+    head: Head,
+    *,
+    average: str,
+) -> int:
     check_format(config, to)
-    model = build_model(config)
-    print(load_weights(model, source, head=head, ema=ema))
+    model = build(config)
+    print(load_weights(model, source, head=head, ema=average == "ema", teacher=average == "teacher"))
     inputs = input_spec_of(source)
     if inputs and len(inputs.classes or ()) != config.num_classes:  # of another head: the classes are others
         inputs = replace(inputs, classes=None)

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from swin_moe.backbone.model import SwinTransformer
+from swin_moe.backbone.backbone import Backbone
 from swin_moe.config import ModelConfig
 from swin_moe.sizes import as_text
 from swin_moe.weights import hf, native, official
@@ -23,13 +23,11 @@ from swin_moe.weights.square import is_other
 FORMATS = ("native", "safetensors", "official", "timm", "hf")
 
 
-def save_weights(
-    model: SwinTransformer, path: str | Path, format: str, inputs: InputSpec | None = None
-) -> Path:
+def save_weights(model: Backbone, path: str | Path, format: str, inputs: InputSpec | None = None) -> Path:
     """Write a model's weights; what is at `path` is never overwritten.
 
     Args:
-        model: with all its experts here.
+        model: with all its experts here; a `Backbone`, or a `SwinTransformer` with its classifier.
         path: of the file or, for `hf`, of the folder to make.
         format: `native` or `safetensors`, which are the same: our names and our config as metadata;
             `official`: a .pth for microsoft/Swin-Transformer;
@@ -122,7 +120,7 @@ def _describe(config: ModelConfig, family: str) -> str:
     return "one with " + ", ".join(parts)
 
 
-def _buffers(model: SwinTransformer) -> dict[str, Tensor]:
+def _buffers(model: Backbone) -> dict[str, Tensor]:
     """The index and coordinates that official files hold; the latter tell the window of the weights."""
     buffers: dict[str, Tensor] = {}
     for name, buffer in model.named_buffers():

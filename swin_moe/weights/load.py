@@ -4,13 +4,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from parallel.checkpoint.manifest import CheckpointError
-from parallel.experts.names import own_slice_of_expert, parameter_shapes, persistent_buffers
+from parallel.experts.names import MASTER, own_slice_of_expert, parameter_shapes, persistent_buffers
 from parallel.experts.placement import experts_of, global_name
 from parallel.suggest import suggestion
 from parallel.zero.init import gathered
@@ -23,6 +23,8 @@ from swin_moe.weights.files import Content, read_file, read_folder, read_json
 from swin_moe.weights.finite import check_finite
 from swin_moe.weights.parts import HEAD, PARTS, Part, keep_others
 from swin_moe.weights.upcycle import upcycle
+
+Average = Literal["ema", "teacher"]  # kinds of parallel/experts/names.py
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,15 +56,16 @@ class LoadOptions:
     - `parts`: what is loaded of the model, `backbone` and `head`; the other part stays as it is.
     - `head`: `strict` refuses another classifier, `replace` keeps the model's own, a ClassMap picks classes.
       A model without a classifier needs none.
-    - `ema`: take the moving average of the weights: of a run of ours, a checkpoint of one, or a file in which
-      a trainer saved it beside the weights.
+    - `average`: take a moving average of the weights. `ema` is that of a run of ours, a checkpoint of one, or
+      a file in which a trainer saved it beside the weights; `teacher` is what the teacher of a run's task
+      computes with.
     - `upcycle_noise`: make each expert a copy of the dense model's MLP that it replaces, with so much noise
       (see upcycle.py); None takes weights with experts.
     """
 
     parts: Sequence[Part] = PARTS
     head: Head = "strict"
-    ema: bool = False
+    average: Average | None = None
     upcycle_noise: float | None = None
 
     def __post_init__(self) -> None:
@@ -89,6 +92,7 @@ def load_weights(
     parts: Sequence[Part] = PARTS,
     head: Head = "strict",
     ema: bool = False,
+    teacher: bool = False,
     upcycle_noise: float | None = None,
 ) -> LoadReport:
     """Load weights whatever their format: official, timm, SimMIM, Hugging Face, sets of rank files, our own.
@@ -99,12 +103,17 @@ def load_weights(
     Args:
         model: to be written into; a `Backbone`, or a `SwinTransformer` with its classifier.
         path: a file, a Hugging Face folder, a run, a checkpoint, or NAME.pth of NAME.pth.rank0 ...
-        parts: see LoadOptions; so are `head`, `ema` and `upcycle_noise`.
+        parts: see LoadOptions; so are `head` and `upcycle_noise`.
+        ema: take the moving average of the weights, see `LoadOptions.average`.
+        teacher: take the average that a task's teacher computes with.
 
     Raises:
         WeightsError: the file is damaged or not trusted, or a tensor is missing, unknown or of another shape.
     """
-    options = LoadOptions(parts=parts, head=head, ema=ema, upcycle_noise=upcycle_noise)
+    if ema and teacher:
+        raise WeightsError("ema and teacher are two averages; take one of them")
+    average: Average | None = "ema" if ema else "teacher" if teacher else None
+    options = LoadOptions(parts=parts, head=head, average=average, upcycle_noise=upcycle_noise)
     return apply(model, plan_load(model, path, options))
 
 
@@ -117,7 +126,7 @@ def plan_load(model: Backbone, path: str | Path, options: LoadOptions) -> LoadPl
         WeightsError: as `load_weights`.
     """
     path = Path(path)
-    content = read(path, ema=options.ema)
+    content = read(path, options.average)
     try:
         converted = convert(content)
         changes, notices = _fit(model, converted, options)
@@ -145,25 +154,26 @@ def apply(model: Backbone, plan: LoadPlan) -> LoadReport:
     return replace(plan.report, loaded=loaded)
 
 
-def read(path: Path, *, ema: bool = False) -> Content:
-    """Read what is at a path; of a checkpoint of ours the master weights, or their moving average."""
-    if (base := moe_shards.base_of(path)) and not ema:
+def read(path: Path, average: Average | None = None) -> Content:
+    """Read what is at a path; of a checkpoint of ours the master weights, or a moving average of them."""
+    if (base := moe_shards.base_of(path)) and not average:
         return moe_shards.read_ranks(base)
     if path.is_dir():
         try:
             if checkpoint := native.checkpoint_in(path):
-                return native.read_checkpoint(checkpoint, ema=ema)
+                return native.read_checkpoint(checkpoint, average or MASTER)
         except CheckpointError as error:
             raise WeightsError(str(error)) from error
-    if ema and (path.is_dir() or base):
-        raise WeightsError(f"{path} holds no moving average of the weights: it is no checkpoint of ours")
+    if (average and (path.is_dir() or base)) or (average == "teacher" and path.exists()):
+        what = "teacher" if average == "teacher" else "moving average of the weights"
+        raise WeightsError(f"{path} holds no {what}: it is no checkpoint of ours")
     if path.is_dir():
         return read_folder(path)
     if not path.exists():
         names = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
         hint = suggestion(path.name, names, most=3)
         raise WeightsError(f"{path} does not exist" + (f"; {hint}" if hint else ""))
-    content = read_file(path, ema=ema)
+    content = read_file(path, ema=average == "ema")
     if content.config is None and (beside := path.parent / "config.json").is_file():
         config = read_json(beside)
         if str(config.get("model_type", "")).startswith("swin"):
@@ -180,7 +190,7 @@ def convert(content: Content) -> ConvertedStateDict:
     names = content.tensors
     if any(name.endswith(hf.ENTRY) for name in names):
         return hf.convert(names, content.config)
-    if any(name.removeprefix("encoder.").startswith("layers.0.blocks.0.attention.") for name in names):
+    if native.is_ours(names):
         return native.convert(names, content.config)
     if "patch_embed.proj.weight" in names or "encoder.patch_embed.proj.weight" in names:
         return official.convert(names)

@@ -1,7 +1,7 @@
 """Our own: the checkpoints of a run, and one safetensors file with global expert names."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from parallel.checkpoint.commit import latest
 from parallel.checkpoint.manifest import MANIFEST, CheckpointError, read_manifest
 from parallel.checkpoint.reader import CheckpointReader
 from parallel.checkpoint.verify import problems
-from parallel.experts.names import BUFFER, EMA, MASTER, persistent_buffers, unsliced_shape
+from parallel.experts.names import BUFFER, EMA, MASTER, TEACHER, persistent_buffers, unsliced_shape
 from parallel.experts.placement import experts_of, global_name
 from swin_moe.config import ModelConfig
 from swin_moe.registry import load_model_config
@@ -22,6 +22,13 @@ from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.files import Content, read_config
 from swin_moe.yaml_files import parse_yaml
 
+FIRST = "layers.0.blocks.0.attention."  # what a backbone has under our names alone
+MISSING = {  # what a checkpoint without a kind of weights lacks
+    MASTER: "weights",
+    EMA: "moving average of the weights: its run was trained without train.ema_decay",
+    TEACHER: "teacher: the task of its run has none that is a moving average",
+}
+
 
 def checkpoint_in(path: Path) -> Path | None:
     """The checkpoint that a directory is or, being a run or its checkpoints, holds; None where it is none."""
@@ -30,19 +37,17 @@ def checkpoint_in(path: Path) -> Path | None:
     return latest(path / "checkpoints") or latest(path)
 
 
-def read_checkpoint(path: Path, *, ema: bool = False) -> Content:
-    """The master weights of a committed checkpoint, or their moving average; verified, one tensor an expert.
+def read_checkpoint(path: Path, kind: str = MASTER) -> Content:
+    """The master weights of a committed checkpoint, or an average of them; verified, one tensor an expert.
 
     Raises:
-        CheckpointError: it is damaged; WeightsError: it holds no moving average.
+        CheckpointError: it is damaged; WeightsError: it does not hold the average `kind`.
     """
-    stored, kind = CheckpointReader(path), EMA if ema else MASTER
+    stored = CheckpointReader(path)
     if wrong := problems(path):
         raise CheckpointError(f"could not verify {path}: {'; '.join(wrong)}")
     if kind not in stored.kinds():
-        raise WeightsError(
-            f"{path} holds no moving average of the weights: its run was trained without train.ema_decay"
-        )
+        raise WeightsError(f"{path} holds no {MISSING[kind]}")
     names = stored.kind(kind) | stored.kind(BUFFER)
     return Content(
         tensors={name: stored[full] for name, full in names.items()},
@@ -67,16 +72,30 @@ def config_of(path: Path) -> ModelConfig | None:
     return load_model_config(ModelConfig(), **tree) if tree else None
 
 
+def has_classifier(path: Path) -> bool:
+    """Whether a checkpoint, or a run that has one, is of a model with a classifier."""
+    checkpoint = checkpoint_in(path)
+    return checkpoint is not None and f"{MASTER}/head.weight" in read_manifest(checkpoint)["tensors"]
+
+
+def is_ours(names: Iterable[str]) -> bool:
+    """Whether tensors have our names, perhaps those of a backbone inside of the model of a task."""
+    return any(f".{FIRST}" in f".{name}" for name in names)
+
+
 def convert(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> ConvertedStateDict:
-    """Our own names, as they are; of a run of SimMIM, those of the encoder."""
+    """Our own names, as they are; of a task whose model has its backbone inside, those of the backbone."""
     result = ConvertedStateDict(format="swin-moe")
+    prefix = next(name for name in tensors if f".{FIRST}" in f".{name}").partition(FIRST)[0]
     if config and (own := windows_of(config, rounds_up=True)):
         result.windows, result.table_windows = learned_windows(config, own), dict(enumerate(own))
     for name, tensor in tensors.items():
         if name.startswith("decoder."):
             result.dropped[name] = "the decoder of the pre-training"
+        elif name.startswith(prefix) or name == "mask_token":
+            result.put(name.removeprefix(prefix), name, tensor)
         else:
-            result.put(name.removeprefix("encoder."), name, tensor)
+            result.dropped[name] = "the heads of the task"
     return result
 
 

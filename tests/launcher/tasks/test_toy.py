@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from launcher.config.load import load_config
@@ -18,6 +19,8 @@ from launcher.plan.time.compute_cost import compute_cost
 from launcher.plan.time.traffic import traffic
 from launcher.tasks.registry import model_on_meta
 from parallel.checkpoint.reader import CheckpointReader
+from swin_moe import load_weights
+from swin_moe.registry import build_backbone
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import CONFIG, command, commands, only, overrides, run_alone, steps
 from tests.toy_task.data import pack_toy
@@ -241,6 +244,24 @@ def test_the_teacher_is_evaluated(shards: Path, tmp_path: Path, alone: Path) -> 
     run_alone("eval", str(alone), "--teacher")
     teacher, student = (evaluation(alone, f"{LAST}{which}")["ordered"] for which in ("-teacher", ""))
     assert teacher != pytest.approx(student, rel=1e-3)
+
+
+def test_its_backbone_is_exported(alone: Path, tmp_path: Path) -> None:
+    """Of the student and of the teacher, without the heads; and loaded into a backbone."""
+    student, teacher = (tmp_path / f"{name}.safetensors" for name in ("student", "teacher"))
+    lines = [["export", str(alone), str(student)], ["export", str(alone), str(teacher), "--teacher"]]
+    outcomes = run_on_ranks(commands, 1, [*lines, ["export", str(alone), str(tmp_path / "ema"), "--ema"]])[0]
+    assert [outcome.code for outcome in outcomes] == [0, 0, 2], outcomes[0].err
+    assert "not used, the heads of the task: " in outcomes[0].out
+    assert "without train.ema_decay" in outcomes[2].err
+    for path, kind in ((student, "master"), (teacher, "teacher")):
+        stored_tensors = stored(alone, STEPS, kind)
+        wanted = {name: tensor for name, tensor in stored_tensors.items() if name.startswith("encoder.")}
+        found = load_file(path)
+        assert {f"encoder.{name}" for name in found} == wanted.keys()
+        assert all(torch.equal(tensor, wanted[f"encoder.{name}"]) for name, tensor in found.items())
+    model = build_backbone(load_config(CONFIG, overrides(alone, tmp_path, *TOY)).model)
+    assert load_weights(model, teacher).loaded == len(load_file(teacher))
 
 
 def test_a_sweep_has_the_values_of_the_metric(alone: Path) -> None:
