@@ -31,11 +31,13 @@ examples:
   swin-moe plan CONFIG --nodes 4 --gpus-per-node 8 --gpu h100-80
   swin-moe plan CONFIG --nodes 4 --gpus-per-node 8 --gpu a100-40 --search     the best layouts
   swin-moe plan CONFIG --gpu a100-80 --simulate 8..4096 --out plans            weak scaling, failures, charts
+  swin-moe plan CONFIG --gpu h200 --nodes 2 --price-per-gpu-hour 3 --images 1281167     hours and price
   swin-moe plan --calibrate here.yaml --nproc 2                                a profile of this machine
   swin-moe plan CONFIG --nodes 1 --gpus-per-node 2 --gpu here.yaml
 
-Nothing is started and no data is needed. --gpu: a100-40, a100-80, h100-80, h200, b200 (configs/hardware/), or
-a YAML file of such figures. What is modelled, and how far off it is: docs/planner_time.md, docs/planner.md.
+Nothing is started and no data is needed. --gpu: a100-40, a100-80, h100-80, h200, b200 (configs/hardware/), the
+beginning of one of these names, or a YAML file of such figures. Speeds are upper bounds.
+What is modelled, and how far off it is: docs/planner_time.md, docs/planner.md.
 """
 
 

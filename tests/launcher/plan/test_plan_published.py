@@ -12,4 +12,4 @@ from launcher.plan.time.published import MOE_ON_A100, TIMM_ON_3090, Reached
 def test_shares_are_those_of_the_published_runs(reached: Reached) -> None:
     rows = timm() if reached is TIMM_ON_3090 else scaling(load_hardware("a100-40"), {})
     shares = [row["published"] / row["predicted"] for row in rows]
-    assert (min(shares), max(shares)) == pytest.approx((reached.low, reached.high), abs=0.005)
+    assert (min(shares), max(shares)) == pytest.approx((reached.low, reached.high), abs=0.006)
