@@ -35,8 +35,8 @@ examples:
   swin-moe plan --calibrate here.yaml --nproc 2                                a profile of this machine
   swin-moe plan CONFIG --nodes 1 --gpus-per-node 2 --gpu here.yaml
 
-Nothing is started and no data is needed. --gpu: a100-40, a100-80, h100-80, h200, b200 (configs/hardware/), the
-beginning of one of these names, or a YAML file of such figures. Speeds are upper bounds.
+Nothing is started and no data is needed. --gpu: a100-40, a100-80, h100-80, h200, b200 (configs/hardware/),
+the beginning of one of these names, or a YAML file of such figures. Speeds are upper bounds.
 What is modelled, and how far off it is: docs/planner_time.md, docs/planner.md.
 """
 
