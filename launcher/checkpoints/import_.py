@@ -164,12 +164,12 @@ def record(
     samples = step * config.train.global_batch_size
     order = GlobalOrder(train.samples_per_shard, config.seed)
     quarantine = Quarantine(None, train).digest(samples)
-    val = checked_manifest(config.data.val)
+    val = None if config.data.val is None else checked_manifest(config.data.val)
     return {
         "state": {"data": make_state(train, order, samples, quarantine)},
         "config": dump_config(config),
-        "val_manifest": val.digest,
-        "classes": trained_classes(config, train.classes, val.classes),
+        "val_manifest": val.digest if val else None,
+        "classes": trained_classes(config, train.classes, val.classes if val else None),
         "adam_steps": adam_steps(state, step),
         "imported_from": str(source),
         "versions": version_record("torch", "swin-moe"),

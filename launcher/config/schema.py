@@ -23,7 +23,7 @@ class DataConfig:
     # directory of shards with a manifest.json (`swin-moe shards pack` writes it), or its URL: docs/shards.md;
     # train may also be tars of others without one, such as /data/x/{000000..000146}.tar
     train: str
-    val: str
+    val: str | None  # null: training without evaluation
     match_classes: bool = (
         False  # map labels of data.val by name to the classes that are trained: docs/shards.md
     )
@@ -59,7 +59,7 @@ class DataConfig:
             retry_s=(1, WEEK_S),
             cache_gib=(0, 2**20),
         )
-        if names_tars(self.val):
+        if self.val is not None and names_tars(self.val):
             raise ValueError(
                 f"data.val ({self.val}) must be shards with a manifest, as evaluation counts every image "
                 "once; `swin-moe shards index` writes it"

@@ -13,7 +13,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from data_shards.stream.batch import Batch
 from launcher.evaluation.context import EvalContext
-from launcher.metrics.heat_map import CELL, heat_map
+from launcher.metrics.heat_map import CELL, heat_map, labelled
 from parallel.ranks.collectives import sum_over
 
 TALLEST = 8192  # pixels of a picture
@@ -54,15 +54,15 @@ class Affinity:
             rows = zip(classes, shares(found).tolist(), found.sum(1).tolist(), strict=True)
             context.write_csv(f"affinity-{layer}", header, [[name, *row, total] for name, row, total in rows])
         if context.mesh.is_first:
-            self._draw(context, counts)
+            self._draw(context, counts, classes)
 
-    def _draw(self, context: EvalContext, counts: dict[str, Tensor]) -> None:
+    def _draw(self, context: EvalContext, counts: dict[str, Tensor], classes: Sequence[str]) -> None:
         """A picture a layer: a row a class, a column an expert, coloured by its share over the mean."""
         step = context.checkpoint.manifest["step"]
         with SummaryWriter(str(context.run.path / "eval" / "tensorboard")) as board:
             for layer, found in counts.items():
                 cell = max(1, min(CELL, TALLEST // len(found)))
-                picture = heat_map(found.tolist(), cell)
+                picture = labelled(heat_map(found.tolist(), cell), classes)
                 Image.fromarray(picture.transpose(1, 2, 0)).save(context.directory / f"affinity-{layer}.png")
                 board.add_image(f"affinity/{layer}", picture, step)
         context.say(f"  which expert takes which classes: {context.directory}/affinity-*")

@@ -15,7 +15,7 @@ from torch import Tensor
 from data_shards.format.rng import Purpose, permutation
 from launcher.evaluation.context import EvalContext
 from launcher.evaluation.features import LabelledFeatures, pooled_features
-from launcher.evaluation.loop import eval_stream
+from launcher.evaluation.loop import eval_stream, validation_split
 
 BIAS = 100.0  # of the constant feature: so large that its weight is hardly regularised
 REGULARISER = 2.0**10
@@ -108,7 +108,7 @@ def few_shot(
     drawn = [draw_shots(labels, num_classes, shots, seed) for seed in seeds]
     union = np.unique(np.concatenate(drawn))
     train = pooled_features(context, data.train, union)
-    test = pooled_features(context, data.val, mapped_to=mapped_to)
+    test = pooled_features(context, validation_split(data), mapped_to=mapped_to)
     accuracies = [accuracy(train, test, np.searchsorted(union, one), num_classes) for one in drawn]
     context.say(
         f"{context.name}: {shots}-shot top-1 {mean(accuracies):.2%} +- {pstdev(accuracies):.2%} "

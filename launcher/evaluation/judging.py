@@ -9,6 +9,7 @@ from data_shards.storage.manifest import checked_manifest
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.evaluation.labels import LabelSpace, read_labels
+from launcher.evaluation.loop import validation_split
 from launcher.rundir.directory import RunDirectory
 from launcher.tasks.registry import task_spec
 from launcher.validation.label_spaces import Classes, LabelFit, fit, of_data
@@ -62,7 +63,7 @@ def judging(args: Namespace, config: RunConfig, run: RunDirectory, *, by_model: 
         ConfigError: label spaces that differ, a wrong file of labels, too many classes for a table.
         DataError: a manifest that cannot be read.
     """
-    val = checked_manifest(config.data.val)
+    val = checked_manifest(validation_split(config.data))
     judged = Judging(classes=val.classes)
     if args.few_shot or args.knn:
         judged = replace(judged, support=_support(config, val))
@@ -100,7 +101,12 @@ def _support(config: RunConfig, val: Manifest) -> LabelFit:
     data = config.data
     wanted = of_data("data.train", data.train, checked_manifest(data.train))
     otherwise = "few-shot and k-NN need images of every class in data.train"
-    return fit(of_data("data.val", data.val, val), wanted, match=data.match_classes, otherwise=otherwise)
+    return fit(
+        of_data("data.val", validation_split(data), val),
+        wanted,
+        match=data.match_classes,
+        otherwise=otherwise,
+    )
 
 
 def _by_model(
@@ -118,7 +124,7 @@ def _by_model(
         return replace(judged, labels=labels)
     wanted = classes_of_run(run, config.model.num_classes)
     matched = fit(
-        of_data("data.val", config.data.val, val),
+        of_data("data.val", validation_split(config.data), val),
         wanted,
         match=config.data.match_classes,
         otherwise=OTHER_DATA,

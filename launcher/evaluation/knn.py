@@ -13,7 +13,7 @@ from torch import Tensor
 from data_shards.format.rng import Purpose, permutation
 from launcher.evaluation.context import EvalContext
 from launcher.evaluation.features import pooled_features
-from launcher.evaluation.loop import eval_stream
+from launcher.evaluation.loop import eval_stream, validation_split
 from parallel.ranks.collectives import sum_over
 
 TEMPERATURE = 0.07
@@ -62,7 +62,7 @@ def evaluate_knn(
         found, num_classes = stream.num_samples, stream.num_classes
     drawn = np.sort(permutation(found, Purpose.SHOTS, seed)[:bank_size]) if bank_size else None
     bank = pooled_features(context, data.train, drawn)
-    test = pooled_features(context, data.val, mapped_to=mapped_to)
+    test = pooled_features(context, validation_split(data), mapped_to=mapped_to)
     mine = slice(mesh.rank, None, mesh.dims.world_size)
     hits = torch.zeros(2, dtype=torch.float64, device=context.device)
     for values, labels in zip(test.values[mine].split(CHUNK), test.labels[mine].split(CHUNK), strict=True):

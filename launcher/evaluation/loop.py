@@ -16,6 +16,7 @@ from data_shards.errors import DataError
 from data_shards.stream.batch import Batch
 from data_shards.stream.eval import EvalStream
 from data_shards.stream.options import EvalSampling, ReadOptions, StreamOptions
+from launcher.config.load import ConfigError
 from launcher.config.schema import DataConfig, RunConfig
 from launcher.errors import RankError
 from launcher.metrics.accumulator import MetricAccumulator
@@ -31,6 +32,19 @@ from swin_moe.random.keyed import sample_keys
 
 T = TypeVar("T")
 ORDER_SEED = 0  # of the validation images where routing groups matter: the same for every run
+
+
+def validation_split(data: DataConfig) -> str:
+    """The place of the validation split.
+
+    Raises:
+        ConfigError: data.val is null.
+    """
+    if data.val is None:
+        raise ConfigError(
+            "data.val (null): there is nothing to evaluate; name a split, such as data.val=DIR/val"
+        )
+    return data.val
 
 
 def eval_stream(
@@ -62,7 +76,7 @@ def eval_stream(
         batch_size = max(1, batch_size // moe.routing_group_images) * moe.routing_group_images
         sampling = {"shuffle_seed": ORDER_SEED, **sampling}
     return EvalStream(
-        place or config.data.val,
+        place or validation_split(config.data),
         EvalSampling(batch_size=batch_size, **sampling),
         task_spec(config.task).eval_data(config).transform,
         stream_options(config.data, mesh),

@@ -15,7 +15,7 @@ from data_shards.stream.options import EvalSampling, StreamOptions
 from data_shards.stream.transform import LabelledImages
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
-from launcher.evaluation.loop import read_options
+from launcher.evaluation.loop import read_options, validation_split
 
 
 def check_support(args: Namespace, config: RunConfig, mapped_to: Sequence[str] | None) -> None:
@@ -31,12 +31,13 @@ def check_support(args: Namespace, config: RunConfig, mapped_to: Sequence[str] |
     """
     data = config.data
     classes, support = _counts(config, data.train)
-    _, query = _counts(config, data.val, mapped_to)
+    val = validation_split(data)
+    _, query = _counts(config, val, mapped_to)
     if args.few_shot:
         check_shots(args.few_shot, data.train, classes, support, query)
     if args.knn:
         check_bank(args.knn, args.bank, data.train, int(support.sum()))
-        check_neighbours(data.train, data.val, classes, support, query)
+        check_neighbours(data.train, val, classes, support, query)
 
 
 def _counts(

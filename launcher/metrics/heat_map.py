@@ -4,8 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
 
 CELL = 16  # pixels a side
+LINE = 14  # pixels from one name to the next, so that none hides another
+NAME = "expert"  # what the columns are
 # Five colours of viridis (matplotlib, CC0), evenly spaced: equal steps look equal
 COLOURS = np.array([(68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231, 37)])
 
@@ -33,3 +36,33 @@ def heat_map(tokens: Sequence[Sequence[int]], cell: int = CELL) -> NDArray[np.ui
         picture[:, cell - 1 :: cell] = 0
         picture[:, :, cell - 1 :: cell] = 0
     return picture
+
+
+def labelled(picture: NDArray[np.uint8], rows: Sequence[str]) -> NDArray[np.uint8]:
+    """A heat map with the names of its rows at the left and the numbers of the experts above.
+
+    Where the cells are smaller than a line of text, every n-th row has a name.
+
+    Args:
+        picture: (3, height, width) of `heat_map`.
+        rows: the names of the rows.
+
+    Returns:
+        (3, height + margin, width + margin), light text on black; the picture is its lower right corner.
+    """
+    _, height, width = picture.shape
+    font, cell = ImageFont.load_default(), height // len(rows)
+    every = -(-LINE // cell)
+    shown = {i: name for i, name in enumerate(rows) if i % every == 0}
+    left = max(int(font.getlength(name)) for name in [*shown.values(), NAME]) + 6
+    canvas = Image.new("RGB", (left + width, LINE + height))
+    canvas.paste(Image.fromarray(picture.transpose(1, 2, 0)), (left, LINE))
+    draw = ImageDraw.Draw(canvas)
+    draw.text((2, 1), NAME, font=font, fill="white")
+    for i, name in shown.items():
+        draw.text((2, LINE + i * cell), name, font=font, fill="white")
+    columns = width // cell
+    between = -(-(int(font.getlength(str(columns))) + 4) // cell)
+    for j in range(0, columns, between):
+        draw.text((left + j * cell, 1), str(j), font=font, fill="white")
+    return np.asarray(canvas).transpose(2, 0, 1)

@@ -3,14 +3,20 @@
 import json
 import sys
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
+from launcher.config.load import dump_config
+from launcher.config.schema import RunConfig
 from launcher.metrics.accumulator import LayerTotals
-from launcher.metrics.heat_map import heat_map
+from launcher.metrics.heat_map import heat_map, labelled
 from launcher.rundir.directory import RunDirectory
 from parallel.checkpoint.async_saver import SaveResult
 from parallel.durable import atomic_write
@@ -21,6 +27,7 @@ TROUBLE = (
     "retries",
     "refetches",
     "fetch_failures",
+    "damaged_headers",
     "skipped_steps",
     "spikes",
 )  # shown where there is any
@@ -29,8 +36,7 @@ TROUBLE = (
 def read_records(path: Path, up_to_step: int | None = None) -> list[dict[str, Any]]:
     """The records of a metrics.jsonl, at most those up to a step, without a line that a kill cut short.
 
-    `loss` of a step is the task's loss, whatever the version that wrote it: earlier ones wrote the total loss
-    under this name, and no `total_loss`.
+    Records of earlier versions get what these did not write: `kind`, and `total_loss`, then called `loss`.
     """
     records = []
     for line in path.read_text().splitlines() if path.exists() else []:
@@ -39,37 +45,80 @@ def read_records(path: Path, up_to_step: int | None = None) -> list[dict[str, An
         except ValueError:
             continue
         if up_to_step is None or record["step"] <= up_to_step:
-            records.append(_with_losses_apart(record))
+            records.append(_of_this_version(record))
     return records
 
 
-def _with_losses_apart(record: dict[str, Any]) -> dict[str, Any]:
-    """A record of any version with the task's loss as `loss`, and with `total_loss`."""
+def _of_this_version(record: dict[str, Any]) -> dict[str, Any]:
+    """A record of any version with its kind, the task's loss as `loss`, and `total_loss`."""
+    record = {"kind": _kind(record), **record}
     if "total_loss" in record or "aux_loss" not in record:
         return record
     total = record["loss"]
     return record | {"loss": total - record["aux_loss"], "total_loss": total}
 
 
+def _kind(record: dict[str, Any]) -> str:
+    """What a record of a version without `kind` is of."""
+    for kind in ("eval_ema", "eval", "save"):
+        if any(name.startswith(f"{kind}_") for name in record):
+            return kind
+    return "step"
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    """Every option of a tree by its dotted name; what is neither a number nor a text, as text."""
+    for name, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", value if isinstance(value, bool | int | float | str) else str(value)
+
+
 class MetricsLog:
-    """One JSON object a step and an evaluation, the same in TensorBoard, and a line with an ETA.
+    """One JSON object a step, an evaluation and a save, the same in TensorBoard, and a line with an ETA.
+
+    Every record has its kind (step, eval, eval_ema or save), the step, the images and epochs trained until
+    then, the time (UTC) and the seconds of all sessions together.
 
     Args:
         run: the directory to write into.
+        config: of the run, which TensorBoard shows too.
+        num_samples: images of an epoch, if that is known.
         start_step: where this session goes on; later records of an earlier session are dropped.
         total_steps: of the run, for the ETA.
     """
 
-    def __init__(self, run: RunDirectory, *, start_step: int, total_steps: int) -> None:
+    def __init__(
+        self,
+        run: RunDirectory,
+        config: RunConfig,
+        *,
+        num_samples: int | None,
+        start_step: int,
+        total_steps: int,
+    ) -> None:
         kept = read_records(run.metrics, up_to_step=start_step) if start_step else []
         atomic_write(run.metrics, "".join(json.dumps(record) + "\n" for record in kept), sync="none")
         self._file = run.metrics.open("a")
         self._board = SummaryWriter(str(run.tensorboard), purge_step=start_step + 1)
+        self._show_options(config, start_step)
+        self._batch, self._num_samples = config.train.global_batch_size, num_samples
         self._earlier_s = kept[-1]["elapsed_s"] if kept else 0.0
+        steps = [record for record in kept if record["kind"] == "step"]
+        self._earlier_data: dict[str, int] = steps[-1].get("data", {}) if steps else {}
         self._start_s = self._shown_s = time.monotonic()
         self._start_step, self._total_steps = start_step, total_steps
         self._line_open = False
         self._failed_saves = 0  # of this session
+
+    def _show_options(self, config: RunConfig, step: int) -> None:
+        """The configuration in TensorBoard: as text, and as hyperparameters of the run."""
+        self._board.add_text("config", f"```yaml\n{dump_config(config)}```", step)
+        writer = self._board.file_writer
+        assert writer is not None  # until it is closed
+        for summary in hparams(dict(_leaves(asdict(config))), {"train/loss": 0.0}):
+            writer.add_summary(summary)
 
     def step(
         self,
@@ -85,30 +134,33 @@ class MetricsLog:
         Args:
             step: the step.
             values: its figures.
-            data: what the ranks' streams counted since the session began.
+            data: what the ranks' streams counted since the session began; recorded for all sessions.
             layers: what its MoE layers did, by name.
             table: whether to record every expert's tokens and every rank's rows too.
         """
         scalars = {layer: totals.scalars() for layer, totals in layers.items()}
+        data = {name: self._cumulative(name, count) for name, count in data.items()}
         record: dict[str, Any] = {**values, "data": data, "moe": scalars}
         if table and layers:
             tokens = {layer: totals.tokens for layer, totals in layers.items()}
             received = {layer: totals.received for layer, totals in layers.items()}
             record |= {"tokens_per_expert": tokens, "received_rows": received}
-            self._board.add_image("moe/load", heat_map(list(tokens.values())), step)
-        self._write(step, record, "train", "")
+            self._board.add_image("moe/load", labelled(heat_map(list(tokens.values())), list(tokens)), step)
+        self._write("step", step, record, "train", "")
         for layer, figures in scalars.items():
             for name, value in figures.items():
                 self._board.add_scalar(f"moe/{name}/{layer}", value, step)
         for name, count in data.items():
-            self._board.add_scalar(f"data/{name}", count, step)
+            if count:
+                self._board.add_scalar(f"data/{name}", count, step)
         self._progress(step, values, data)
 
     def evaluation(
         self, step: int, values: dict[str, Any], line: str, prefix: Literal["eval_", "eval_ema_"] = "eval_"
     ) -> None:
         """Record an evaluation after `step`, of the weights or of their average, and say its `line`."""
-        self._write(step, values, prefix.removesuffix("_"), prefix)
+        kind = prefix.removesuffix("_")
+        self._write(kind, step, values, kind, prefix)
         self._say(f"step {step}: {line}")
 
     def image(self, step: int, image: Tensor) -> None:
@@ -120,7 +172,7 @@ class MetricsLog:
         self._failed_saves += outcome.error is not None
         values = {name: getattr(outcome, name) for name in ("error", "bytes", "copy_s", "stall_s")}
         values |= {"s": outcome.save_s, "failed": self._failed_saves}
-        self._write(outcome.step, values, "save", "save_")
+        self._write("save", outcome.step, values, "save", "save_")
         if outcome.error is not None:
             self._say(
                 f"step {outcome.step}: NOT SAVED: {outcome.error}; the checkpoints before it stand "
@@ -139,10 +191,22 @@ class MetricsLog:
         self._file.close()
         self._board.close()
 
-    def _write(self, step: int, values: dict[str, Any], section: str, prefix: str) -> None:
-        elapsed_s = round(self._earlier_s + time.monotonic() - self._start_s, 3)
+    def _cumulative(self, name: str, count: int) -> int:
+        """A counter of this session with the sessions before; recent_bad is no counter."""
+        return count if name == "recent_bad" else count + self._earlier_data.get(name, 0)
+
+    def _write(self, kind: str, step: int, values: dict[str, Any], section: str, prefix: str) -> None:
+        images = step * self._batch
+        head = {
+            "kind": kind,
+            "step": step,
+            "epoch": round(images / self._num_samples, 4) if self._num_samples else None,
+            "images": images,
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "elapsed_s": round(self._earlier_s + time.monotonic() - self._start_s, 3),
+        }
         named = {f"{prefix}{name}": value for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **named, "elapsed_s": elapsed_s}) + "\n")
+        self._file.write(json.dumps(head | named) + "\n")
         self._file.flush()
         for name, value in values.items():
             if isinstance(value, float):

@@ -27,13 +27,13 @@ def summarise(
     (`train.eval_first`), where there is one. `primary` names the value by which runs are compared, and
     `higher_is_better` says how. images_s is the median step's and dropped_fraction the mean, both over the
     last epoch of training (the whole run if that is shorter, or an epoch's steps unknown, None), all ranks
-    together.
+    together. A run without a validation split has no values of the metric, and an empty expert_load.
     """
     records = read_records(run.metrics)
-    steps = [record for record in records if "loss" in record]
+    steps = [record for record in records if record["kind"] == "step"]
     last = steps[-epoch_steps:] if epoch_steps else steps
-    evaluations = [record for record in records if "eval_expert_load" in record]
-    averages = [record for record in records if "eval_ema_expert_load" in record]
+    evaluations = [record for record in records if record["kind"] == "eval"]
+    averages = [record for record in records if record["kind"] == "eval_ema"]
     first = [record for record in evaluations if record["step"] == 0]
     summary = {
         "primary": metric.primary,
@@ -43,7 +43,7 @@ def summarise(
         **_values(first, "eval_", "first_"),
         "images_s": median(record["images_s"] for record in last),
         "dropped_fraction": sum(record["dropped_fraction"] for record in last) / len(last),
-        "expert_load": evaluations[-1]["eval_expert_load"],
+        "expert_load": evaluations[-1]["eval_expert_load"] if evaluations else {},
         "wall_s": records[-1]["elapsed_s"],
         "steps": steps[-1]["step"],
         "world_size": world_size,

@@ -36,13 +36,13 @@ class Place(NamedTuple):
 
 
 def places(config: RunConfig) -> list[Place]:
-    """The splits that are trained on, data.train first, and data.val."""
+    """The splits that are trained on, data.train first, and data.val if there is one."""
     spec, data = task_spec(config.task), config.data
     train = spec.train_data(config)
     return [
         Place("data.train", data.train, train.transform),
         *(Place(part.option, part.split, part.transform) for part in train.beside.values()),
-        Place("data.val", data.val, spec.eval_data(config).transform),
+        *([Place("data.val", data.val, spec.eval_data(config).transform)] if data.val is not None else []),
     ]
 
 

@@ -22,7 +22,8 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         train = replace(train, pretrained=_existing("train.pretrained", train.pretrained))
     if train.pretrained_head not in HEADS:
         train = replace(train, pretrained_head=_existing("train.pretrained_head", train.pretrained_head))
-    data = replace(config.data, train=_absolute(config.data.train), val=_absolute(config.data.val))
+    val = None if config.data.val is None else _absolute(config.data.val)
+    data = replace(config.data, train=_absolute(config.data.train), val=val)
     return replace(config, run_dir=os.path.abspath(config.run_dir), data=data, train=train)
 
 

@@ -8,7 +8,7 @@ import torch
 from data_shards.storage.manifest import checked_manifest
 from data_shards.stream.patterns import expand, names_tars, redacted
 from launcher.config.schema import RunConfig
-from launcher.tasks.registry import model_on_meta
+from launcher.tasks.registry import model_on_meta, task_spec
 from launcher.training.schedules import LR_BATCH, Schedule
 from launcher.validation.rules import steps_in
 from parallel.checkpoint.latest import IntactCheckpoint
@@ -32,8 +32,8 @@ def banner(config: RunConfig, world_size: int | None = None, device: str | None 
     lines = {
         "model": _model(config.model),
         "parameters": _parameters(config),
-        "training data": _contents(place),
-        "evaluation data": _contents(config.data.val),
+        "training data": _training_data(config),
+        "evaluation data": _contents(config.data.val) if config.data.val else "none (data.val is null)",
         "length": _length(config, num_samples),
         "batch": _batch(config, world_size),
         "optimizer": _optimizer(config, num_samples),
@@ -80,6 +80,13 @@ def _parameters(config: RunConfig) -> str:
     return (
         f"{count_parameters(model):,} in all, {count_active_parameters(model):,} active (used by one token)"
     )
+
+
+def _training_data(config: RunConfig) -> str:
+    """data.train, and what a task reads beside it."""
+    beside = task_spec(config.task).train_data(config).beside
+    parts = [f"{part.option}: {_contents(part.split)}" for part in beside.values()]
+    return "; ".join([_contents(config.data.train), *parts])
 
 
 def _contents(place: str) -> str:

@@ -103,7 +103,7 @@ def build_trainer(
     mesh: Mesh,
     device: torch.device,
     stream: TrainingStream,
-    val: EvalStream,
+    val: EvalStream | None,
     context: RankContext,
 ) -> Trainer:
     """Build everything that training needs: model, initial weights, engine, master weights, saver, schedule.
@@ -114,7 +114,7 @@ def build_trainer(
         mesh: of `run_mesh`.
         device: of this rank.
         stream: of `train_stream`.
-        val: the validation split.
+        val: the validation split, if there is one.
         context: of this rank.
 
     Raises:

@@ -5,10 +5,12 @@ Every rank calls `train`. What fails before the first step fails on all ranks to
 
 import logging
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
 
+from data_shards.stream.eval import EvalStream
 from launcher.config.load import ConfigError, dump_config
 from launcher.config.schema import RunConfig
 from launcher.errors import CrashLoopError
@@ -29,6 +31,7 @@ from launcher.validation.resume_policy import check_resume
 from launcher.validation.rules import advice, check, steps_in
 from parallel.checkpoint.manifest import CheckpointError
 from parallel.ranks.collectives import RanksError, agree
+from parallel.ranks.mesh import Mesh
 from parallel.ranks.rank import Ranks
 from parallel.ranks.topology import node_sizes
 from parallel.zero.extensions import OFFLOADED, ExtensionError, prepare_extensions
@@ -72,7 +75,7 @@ def train(
         print("\n  ".join(["going on with another configuration, as --allow-change says:", *changed]))
     with (
         train_stream(config, run, mesh) as stream,
-        eval_stream(config, mesh, classes=evaluated_classes(config, stream.classes)) as val,
+        _validation_stream(config, mesh, stream.classes) as val,
     ):
         trainer = build_trainer(config, run, mesh, device, stream, val, context)
         checkpoint = trainer.resume()
@@ -84,6 +87,15 @@ def train(
         trainer.train()
     if mesh.is_first and not is_finished:
         report(config, run, trainer.task.metric(), ranks.world_size, stream.num_samples)
+
+
+def _validation_stream(
+    config: RunConfig, mesh: Mesh, trained: Sequence[str] | None
+) -> AbstractContextManager[EvalStream | None]:
+    """This rank's part of the validation split; None without one."""
+    if config.data.val is None:
+        return nullcontext()
+    return eval_stream(config, mesh, classes=evaluated_classes(config, trained))
 
 
 def report(

@@ -59,7 +59,7 @@ class Trainer:
     device: torch.device
     context: RankContext
     stream: TrainingStream
-    val: EvalStream
+    val: EvalStream | None  # None: training without evaluation
     task: Task
     backbone: Backbone
     engine: Engine
@@ -89,7 +89,13 @@ class Trainer:
         self.batches = InputPrefetcher(self.stream, self.prepare)
         self.hook("start", self)
         if self.mesh.is_first:
-            self.log = MetricsLog(self.run, start_step=self.step, total_steps=self.total_steps)
+            self.log = MetricsLog(
+                self.run,
+                self.config,
+                num_samples=self.stream.num_samples,
+                start_step=self.step,
+                total_steps=self.total_steps,
+            )
         self.context.note(total_steps=self.total_steps)
         self.engine.train()
         if self.evaluation_is_due or (self.step == 0 and self.config.train.eval_first):
@@ -249,14 +255,16 @@ class Trainer:
         )
 
     def evaluate(self) -> None:
-        """Evaluate the weights on the validation split, and their moving average if there is one."""
+        """Evaluate the weights on the validation split, if any, and their moving average if there is one."""
+        self.evaluation_is_due = False
+        if self.val is None:
+            return
         self.hook("evaluate", self)
         with self.watch.phase("evaluation"):
-            result, averaged = self.evaluate_weights(), None
+            result, averaged = self.evaluate_weights(self.val), None
         if self.config.train.ema_decay:
             with self.watch.phase("evaluation"), self.masters.ema_applied():
-                averaged = self.evaluate_weights()
-        self.evaluation_is_due = False
+                averaged = self.evaluate_weights(self.val)
         if self.log is None:
             return
         line = self.task.metric().line
@@ -267,7 +275,7 @@ class Trainer:
         if result.image is not None:
             self.log.image(self.step, result.image)
 
-    def evaluate_weights(self) -> Evaluation:
+    def evaluate_weights(self, val: EvalStream) -> Evaluation:
         """Evaluate the weights that the model computes with now."""
         evaluated = Evaluated(
             model=self.engine.module,
@@ -275,7 +283,7 @@ class Trainer:
             device=self.device,
             heartbeat=self.watch.beat,
         )
-        return evaluate(evaluated, self.val)[0]
+        return evaluate(evaluated, val)[0]
 
     @property
     def is_finished(self) -> bool:
@@ -321,8 +329,10 @@ class Trainer:
                 "task": {name: kept.state_dict() for name, kept in self.task.state().items()},
             },
             "config": dump_config(self.config),
-            "val_manifest": self.val.manifest.digest,
-            "classes": trained_classes(self.config, self.stream.classes, self.val.classes),
+            "val_manifest": self.val.manifest.digest if self.val else None,
+            "classes": trained_classes(
+                self.config, self.stream.classes, self.val.classes if self.val else None
+            ),
             "versions": version_record("torch", "deepspeed", "swin-moe"),
         }
         with self.watch.phase("save"):

@@ -32,6 +32,8 @@ def data_errors(config: RunConfig) -> tuple[list[str], int | None]:
         ("data.train", config.data.train, spec.train_data),
         ("data.val", config.data.val, spec.eval_data),
     ):
+        if directory is None:  # data.val alone, see DataConfig
+            continue
         try:
             of_task = data(config)
             errors += _mix_errors(config, of_task)

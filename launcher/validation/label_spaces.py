@@ -130,6 +130,7 @@ def training_fit(config: RunConfig, train: Manifest | None, val: Manifest) -> La
         if train is None
         else of_data("data.train", data.train, train)
     )
+    assert data.val is not None
     found = of_data("data.val", data.val, val)
     return fit(found, wanted, match=data.match_classes, otherwise="pack both splits with the same classes")
 
@@ -140,7 +141,7 @@ def class_errors(config: RunConfig, train: Manifest | None, val: Manifest | None
         return []
     data = config.data
     of_train = _count_errors(config, "data.train", data.train, train) if train else []
-    of_val = _count_errors(config, "data.val", data.val, val) if val else []
+    of_val = _count_errors(config, "data.val", data.val, val) if val and data.val else []
     if val is None or (train is None and (of_val or not names_tars(data.train))):
         return [*of_train, *of_val]
     try:
@@ -163,9 +164,11 @@ def class_notes(config: RunConfig) -> list[str]:
     """What a person must know of the classes of a run that `class_errors` accepts, a line each."""
     if not task_spec(config.task).has_classes:
         return []
-    place = config.data.train
+    place, val = config.data.train, config.data.val
+    if val is None:
+        return []
     train = None if names_tars(place) else checked_manifest(place)
-    note = training_fit(config, train, checked_manifest(config.data.val)).note
+    note = training_fit(config, train, checked_manifest(val)).note
     return [note] if note else []
 
 
@@ -174,13 +177,16 @@ def evaluated_classes(config: RunConfig, train: Sequence[str] | None) -> Sequenc
     return train if task_spec(config.task).has_classes and config.data.match_classes else None
 
 
-def trained_classes(config: RunConfig, train: Sequence[str] | None, val: Sequence[str]) -> list[str] | None:
-    """The class names that a run records; None for a task without classes.
+def trained_classes(
+    config: RunConfig, train: Sequence[str] | None, val: Sequence[str] | None
+) -> list[str] | None:
+    """The class names that a run records; None for a task without classes, or where no data names them.
 
     Args:
         config: of the run.
         train: the class names of data.train; None for tars without a manifest, whose label i stands for
             class i of data.val.
-        val: the class names of data.val.
+        val: the class names of data.val; None without one.
     """
-    return list(train or val) if task_spec(config.task).has_classes else None
+    names = train or val
+    return list(names) if names and task_spec(config.task).has_classes else None

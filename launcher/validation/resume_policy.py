@@ -203,6 +203,8 @@ def _other_classes(config: RunConfig, manifest: Mapping[str, Any]) -> list[str]:
     if before is None or not task_spec(config.task).has_classes:
         return []
     option, source = ("data.val", config.data.val) if names_tars(place) else ("data.train", place)
+    if source is None:
+        return []
     differing = differences(checked_manifest(source).classes, before)
     return (
         [f"the classes of {option} ({source}) are not those of the checkpoint: {differing}"]
@@ -214,7 +216,7 @@ def _other_classes(config: RunConfig, manifest: Mapping[str, Any]) -> list[str]:
 def _other_validation_split(config: RunConfig, manifest: Mapping[str, Any]) -> list[str]:
     """Shards may move, and the stream's state knows those of training; this knows those of validation."""
     before, trained = manifest.get("val_manifest"), manifest.get("state", {}).get("data", {}).get("manifest")
-    if before is None or names_tars(config.data.train):
+    if before is None or config.data.val is None or names_tars(config.data.train):
         return []
     if trained != checked_manifest(config.data.train).digest:
         return []  # which is the stream's to refuse

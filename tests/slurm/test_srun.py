@@ -17,6 +17,7 @@ TWO_NODES = ("--nodes=2", "--ntasks=2", "--ntasks-per-node=1")
 CLOCKS = (
     "images_s",
     "data_wait_s",
+    "time",
     "elapsed_s",
     "eval_images_s",
 )  # all else is the same to the last bit

@@ -59,6 +59,9 @@ EVAL_KEYS = {"top1", "top5", "loss", "images", "images_s", "dropped_fraction", "
 LAYER = "layers.1.blocks.1"
 
 
+HEAD = {"kind", "step", "epoch", "images", "time", "elapsed_s"}  # of every record
+
+
 class Run(NamedTuple):
     """A finished run and what it printed."""
 
@@ -107,7 +110,7 @@ def test_every_step_is_recorded(run: Run) -> None:
     found = steps(run.path)
     assert [record["step"] for record in found] == list(range(1, STEPS + 1))
     for record in found:
-        assert record.keys() - TABLE == SCALARS | {"step", "moe", "data"}
+        assert record.keys() - TABLE == SCALARS | HEAD | {"moe", "data"}
         assert record["images_s"] > 0
         assert record["data_wait_s"] >= 0
         assert 0 <= record["dropped_fraction"] < 1
@@ -149,7 +152,7 @@ def test_evaluations_at_the_configured_steps_and_at_the_end(run: Run) -> None:
         STEPS,
     ]
     for record in found:
-        assert record.keys() == {f"eval_{name}" for name in EVAL_KEYS} | {"step", "elapsed_s"}
+        assert record.keys() == {f"eval_{name}" for name in EVAL_KEYS} | HEAD
         assert record["eval_images"] == 64
         assert record["eval_dropped_fraction"] == 0  # dropless
         assert record["eval_expert_load"].keys() == {LAYER}
@@ -344,3 +347,26 @@ def test_a_dense_model_and_a_final_partial_epoch(shards: Path, tmp_path: Path) -
     assert all(record["moe"] == {} and not TABLE & record.keys() for record in steps(tmp_path / "run"))
     assert "dropped tokens" not in outcome.out
     assert (tmp_path / "run" / "checkpoints" / "latest").read_text() == "step-00000007\n"
+
+
+def test_without_a_validation_set(shards: Path, tmp_path: Path) -> None:
+    """Nothing is evaluated at the intervals nor at the end; `eval` wants a split, and takes one."""
+    run = tmp_path / "run"
+    line = train_line(shards, run, "data.val=null", "train.duration=2 steps", "train.eval_first=true")
+    lines = [
+        [*line, "optim.warmup=1 steps"],
+        [*line, "optim.warmup=1 steps", "--resume", "auto"],
+        ["eval", str(run)],
+        ["eval", str(run), f"data.val={shards}/val"],
+    ]
+    trained, again, refused, evaluated = run_on_ranks(commands, 1, lines)[0]
+    assert trained.code == again.code == 0, trained.err + again.err
+    assert "\n  evaluation data  none (data.val is null)\n" in trained.out
+    assert "  evaluation   " not in trained.out.partition("step 0")[2]
+    assert [record["step"] for record in steps(run)] == [1, 2]
+    assert evaluations(run) == []
+    assert "top1" not in summary(run)
+    assert again.out.endswith("\nalready finished (step 2 of 2): nothing to do\n")
+    assert refused.code == 2
+    assert "data.val (null): there is nothing to evaluate; name a split, such as " in refused.err
+    assert evaluated.out.startswith("step-00000002 (step 2): top-1 ")
