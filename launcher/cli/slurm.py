@@ -1,4 +1,4 @@
-"""`swin-moe slurm submit | status | logs | cancel | resume`: runs on a Slurm cluster."""
+"""`swin-moe slurm submit | status | list | logs | cancel | resume`: runs on a Slurm cluster."""
 
 import argparse
 from collections.abc import Callable
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeAlias
 
 from launcher.console.arguments import Commands, add_command, positive
-from launcher.slurm.jobs import cancel, show_log, show_status
+from launcher.slurm.jobs import cancel, show_list, show_log, show_status
 from launcher.slurm.submit import resume, submit
 
 SUBMIT_HELP = """\
@@ -56,6 +56,10 @@ def add_parser(subparsers: Commands) -> None:
     logs = add_command(commands, "logs", "what a run prints", LOGS_HELP)
     stop = add_command(commands, "cancel", "stop a run, saved", CANCEL_HELP)
     again = add_command(commands, "resume", "queue a run again", RESUME_HELP)
+    listing = add_command(commands, "list", "every submitted run below a directory")
+    listing.add_argument(
+        "directory", nargs="?", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s"
+    )
     for parser in (status, logs, stop, again):
         parser.add_argument("run_directory", type=Path, metavar="RUN", help="the run directory")
     status.add_argument("--json", action="store_true", help="an object, or one a task")
@@ -78,7 +82,12 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("config", metavar="CONFIG", help="a YAML file, or the name of a recipe")
     add("overrides", nargs="*", metavar="a.b=value", help="options to override")
-    add("--array", type=Path, metavar="FILE", help="overrides, a task a line or an item of a YAML list")
+    add(
+        "--array",
+        type=Path,
+        metavar="FILE|'a=1,2 b=3,4'",
+        help="overrides, a task a line or an item of a YAML list; or a grid: every value with every other",
+    )
     add("--job-name", metavar="NAME", help="default: the name of the run directory")
     add_resources(parser)
     add("--dry-run", action="store_true", help=DRY_RUN)
@@ -106,6 +115,12 @@ def add_resources(parser: Options) -> None:
     add("--cpus-per-rank", type=positive, metavar="N")
     for name in ("mem", "partition", "account", "qos", "time", "constraint", "exclude", "dependency"):
         add(f"--{name}", metavar=name.upper(), help="as sbatch has it")
+    add(
+        "--sbatch",
+        action="append",
+        metavar="--FLAG=VALUE",
+        help="a further option of sbatch, such as --sbatch=--gres=tmpdisk:100; may be repeated",
+    )
     add("--container", metavar="IMAGE", help="the image in which the ranks run")
     add("--array-limit", type=positive, metavar="K", help="tasks of an array that run at a time")
     add("--requeue-limit", type=int, metavar="N", help="back into the queue so often by itself")
@@ -115,6 +130,7 @@ def add_resources(parser: Options) -> None:
 RUN: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "submit": submit,
     "status": show_status,
+    "list": show_list,
     "logs": show_log,
     "cancel": cancel,
     "resume": resume,

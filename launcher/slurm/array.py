@@ -2,8 +2,9 @@
 
 import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,13 @@ from swin_moe.yaml_files import parse_yaml
 def read_tasks(file: Path) -> tuple[tuple[str, ...], ...]:
     """The overrides of every task: a line of the file each, or an item of a YAML list (lists or mappings).
 
+    A text such as `a=1,2 b=3,4` that is no file is a grid: here of four tasks.
+
     Raises:
         ConfigError: the file cannot be read, or has no tasks.
     """
+    if "=" in str(file) and not file.exists():
+        return tuple(_grid(str(file)))
     try:
         text = read_text(file)
         tasks = _of_yaml(text) if file.suffix in (".yaml", ".yml") else _of_lines(text)
@@ -64,6 +69,12 @@ def directories(run: Path, tasks: int) -> list[Path]:
 def named(index: int, task: Sequence[str], error: Exception) -> str:
     """An error with the task that it is of."""
     return f"task {index} ({shlex.join(task)}): {error}"
+
+
+def _grid(text: str) -> Iterator[tuple[str, ...]]:
+    """Every combination of the values of `a=1,2 b=3,4`, the last option varying fastest."""
+    options = (part.partition("=") for part in text.split())
+    return product(*([f"{name}={value}" for value in values.split(",")] for name, _, values in options))
 
 
 def _of_lines(text: str) -> list[tuple[str, ...]]:

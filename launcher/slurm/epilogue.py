@@ -103,6 +103,8 @@ def _follow_up(args: argparse.Namespace) -> int:
         budget=next((each["crash_budget"] for each in reversed(sessions) if "crash_budget" in each), 0),
     )
     status, what = decide(ending.code, now)
+    if ending.code == ExitCode.STOPPED and "srun: error:" in srun_stderr:
+        print("the errors of srun and slurmstepd above are part of a stop on request: the run is saved")
     name = "start refused" if ending.code == ExitCode.USER_ERROR else f"session {len(sessions)} ended"
     print(f"{name}: {ending.reason}; {what}", flush=True)
     return status

@@ -6,8 +6,8 @@ import logging
 import os
 import sys
 import time
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -33,16 +33,45 @@ def show_status(args: argparse.Namespace, _: list[str]) -> int:
         jobs = {job.name: job for job in jobs_alive(files)}
     except ConfigError as error:  # the run can be described without Slurm
         jobs = {}
-        logger.warning("%s", error)
+        logger.warning("the queue is not known: %s", error)
     if args.json:
         print(json.dumps(_as_json(files, submission, jobs), indent=1))
     elif submission.tasks:
         print("\n".join(_table(files, submission, jobs)))
     else:
         newest = files.submitted()[-1].job
-        print(jobs.get(newest) or f"job {newest}: not in the queue")
+        print(jobs.get(newest) or f"job {newest}: {scheduler.final_state(newest) or 'not in the queue'}")
         print(status.describe(RunDirectory(files.run)))
     return 0
+
+
+def show_list(args: argparse.Namespace, _: list[str]) -> int:
+    """`swin-moe slurm list`: every submitted run below a directory, a line each."""
+    found = sorted(args.directory.glob("*/slurm/submission.json"))
+    try:
+        jobs = scheduler.queue() if found else {}
+    except ConfigError as error:
+        jobs = {}
+        logger.warning("the queue is not known: %s", error)
+    rows = [("run", "job", "queue", "state", "step", "result")]
+    for file in found:
+        files = SlurmFiles(file.parents[1])
+        submission, names = read_submission(files.submission), [one.job for one in files.submitted()]
+        alive = [job for job in jobs.values() if job.job in names]
+        state = _row(files.run, submission)
+        rows.append((str(files.run), (names or ["-"])[-1], _queued(alive[0] if alive else None), *state))
+    print("\n".join(_aligned(rows)) if found else f"{args.directory}: no run here was submitted to Slurm")
+    return 0
+
+
+def _row(run: Path, submission: Submission) -> tuple[str, str, str]:
+    """State, step and result of a run; of an array, how many tasks are in each state."""
+    if submission.tasks:
+        runs = task_directories(run, submission)
+        states = Counter(_state(status.as_json(RunDirectory(task)))[0] for task in runs)
+        return ", ".join(f"{count} {state}" for state, count in states.items()), "-", "-"
+    found = status.as_json(RunDirectory(run))
+    return _state(found)[0], str(found["step"] or 0), _result(found)
 
 
 def show_log(args: argparse.Namespace, _: list[str]) -> int:
@@ -106,28 +135,45 @@ def _as_json(files: SlurmFiles, submission: Submission, jobs: dict[str, schedule
 
 
 def _table(files: SlurmFiles, submission: Submission, jobs: dict[str, scheduler.Job]) -> list[str]:
-    """A line a task: its number, job, state and reason, and its overrides."""
+    """A line a task: its number, job, state, result and reason, and its overrides."""
     runs = task_directories(files.run, submission)
-    rows = [("task", "job", "queue", "state", "step", "overrides", "reason")]
+    rows = [("task", "job", "queue", "state", "step", "result", "overrides", "reason")]
     for name, run, task in zip(_names(files, submission), runs, submission.tasks, strict=True):
         found, job = status.as_json(RunDirectory(run)), jobs.get(name)
-        queued = "-" if job is None else job.state if job.is_running else f"{job.state} ({job.reason})"
         state, reason = _state(found)
-        rows.append((run.name, name, queued, state, str(found["step"] or 0), " ".join(task), reason))
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        step, result = str(found["step"] or 0), _result(found)
+        rows.append((run.name, name, _queued(job), state, step, result, " ".join(task), reason))
+    return _aligned(rows)
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows with columns of equal width."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
+
+
+def _queued(job: scheduler.Job | None) -> str:
+    """What Slurm says of a job, in a word or two."""
+    if job is None:
+        return "-"
+    return job.state if job.is_running else f"{job.state} ({job.reason})"
+
+
+def _result(found: dict[str, Any]) -> str:
+    """The values of the last evaluation, or the loss of the last step."""
+    values = found["result"] or ({"loss": found["loss"]} if found["loss"] is not None else {})
+    return ", ".join(f"{name} {value:.4g}" for name, value in values.items()) or "-"
 
 
 def _state(found: dict[str, Any]) -> tuple[str, str]:
     """In a word or two, and why."""
     last = found["sessions"][-1] if found["sessions"] else {}
     ended = found["state"] == "ended" and last.get("name")
-    return (
-        str(ended).lower().replace("_", " ") if ended else found["state"],
-        str(found["refused"] or last.get("reason") or found["presumably"] or ""),
-    )
+    state = str(ended).lower().replace("_", " ") if ended else found["state"]
+    reason = str(found["refused"] or last.get("reason") or found["presumably"] or "")
+    return state, "" if reason == state else reason
 
 
 def _names(files: SlurmFiles, submission: Submission) -> list[str]:

@@ -12,6 +12,20 @@ from launcher.config.load import ConfigError
 DEADLINE_S = 120.0
 FORMAT = "%F|%i|%T|%M|%N|%r"  # of squeue
 KEPT = ("SLURM_CONF", "SLURM_JWT")  # the rest tells of a job in which the user may sit
+REASONS = {  # why a job waits: squeue(1), JOB REASON CODES
+    "BeginTime": "it was requeued, or is to start later; Slurm waits a while before it starts it again",
+    "Dependency": "it waits for another job",
+    "JobArrayTaskLimit": "as many tasks of the array run as --array-limit allows",
+    "JobHeldAdmin": "an administrator holds it",
+    "JobHeldUser": "it is held: scontrol release",
+    "PartitionConfig": "the partition can never start it: too many nodes, or --time above its limit",
+    "PartitionNodeLimit": "it wants more nodes than the partition allows",
+    "PartitionTimeLimit": "--time is above the limit of the partition",
+    "Priority": "jobs of higher priority wait before it",
+    "QOSMaxJobsPerUserLimit": "as many jobs of yours run as the QOS allows",
+    "ReqNodeNotAvail": "nodes that it needs are down or reserved",
+    "Resources": "it waits for nodes to become free",
+}
 DEFAULTS = ("ACCOUNT", "PARTITION", "QOS", "CONSTRAINT", "RESERVATION")  # $SBATCH_...: a user's own defaults
 
 
@@ -34,7 +48,8 @@ class Job:
     def __str__(self) -> str:
         if self.nodes:
             return f"job {self.name}: {self.state} for {self.time} on {self.nodes}"
-        return f"job {self.name}: {self.state} ({self.reason})"
+        meaning = f": {REASONS[self.reason]}" if self.reason in REASONS else ""
+        return f"job {self.name}: {self.state} ({self.reason}{meaning})"
 
 
 def submit(script: Path, given: Collection[str]) -> str:
@@ -63,6 +78,34 @@ def queue() -> dict[str, Job]:
 def cancel(*arguments: str) -> None:
     """scancel; ConfigError when it refuses."""
     _call("scancel", *arguments)
+
+
+def nodes_in(partition: str | None) -> int | None:
+    """Nodes of a partition, or of the default one, whatever their state; None where sinfo does not say.
+
+    Args:
+        partition: its name, or several with commas; None is the default of the cluster.
+    """
+    chosen = [f"--partition={partition}"] if partition else []
+    try:
+        lines = _call("sinfo", "--noheader", "--format=%P|%D", *chosen).splitlines()
+    except ConfigError:
+        return None
+    rows = [line.split("|") for line in lines if line.count("|") == 1]
+    counts = [int(count) for name, count in rows if count.isdecimal() and (partition or name.endswith("*"))]
+    return max(counts, default=None)
+
+
+def final_state(job: str) -> str:
+    """What the accounting says of a job that has left the queue, such as COMPLETED after 00:01:20, or ""."""
+    try:
+        output = _call(
+            "sacct", "--noheader", "--parsable2", "--allocations", f"--jobs={job}", "--format=State,Elapsed"
+        )
+    except ConfigError:  # not every cluster keeps accounts
+        return ""
+    lines = [line for line in output.splitlines() if line.count("|") == 1]
+    return " after ".join(lines[-1].split("|")) if lines else ""
 
 
 def has_slurm() -> bool:
@@ -94,5 +137,5 @@ def _call(*command: str, env: Mapping[str, str] | None = None) -> str:
 def _environment(given: Collection[str]) -> dict[str, str]:
     """Ours without Slurm's variables, which are options of its commands in disguise."""
     defaults = [f"SBATCH_{name}" for name in DEFAULTS if name.lower() not in given]
-    slurm = ("SLURM", "SBATCH_", "SQUEUE_", "SCANCEL_")
+    slurm = ("SLURM", "SBATCH_", "SQUEUE_", "SCANCEL_", "SINFO_", "SACCT_")
     return {n: v for n, v in os.environ.items() if not n.startswith(slurm) or n in (*KEPT, *defaults)}

@@ -31,6 +31,7 @@ def as_json(run: RunFiles) -> dict[str, Any]:
         **{name: progress.get(name) for name in names},
         "heartbeat_age_s": age_s,
         "lagging": _lagging(progress) if state == "running" else [],
+        "result": _result(run),
         "checkpoint": _checkpoint(run, now_s),
         "sessions": [_session(number, each) for number, each in enumerate(sessions, 1)],
         "presumably": examine(run).reason if state == "silent" else None,
@@ -85,6 +86,13 @@ def _checkpoint(run: RunFiles, now_s: float) -> dict[str, Any] | None:
         return {"step": step, "age_s": round(now_s - path_of(run.checkpoints, step).stat().st_mtime, 1)}
     except OSError:
         return None
+
+
+def _result(run: RunFiles) -> dict[str, float]:
+    """The value by which a finished run is compared, and its loss in evaluation; empty before."""
+    summary = read_json(run.summary)
+    names = dict.fromkeys((summary.get("primary", "top1"), "loss"))
+    return {name: summary[name] for name in names if isinstance(summary.get(name), float)}
 
 
 def _session(number: int, session: dict[str, Any]) -> dict[str, Any]:

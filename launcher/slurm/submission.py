@@ -80,9 +80,9 @@ class Submission:
         needed_s = self.site.signal_s + SIGNAL_EARLY_S
         if limit_s(self.site.time) < needed_s:
             raise ConfigError(
-                f"--time ({self.site.time}) must be at least {written(needed_s)}: the run is asked to save "
-                f"signal_s ({self.site.signal_s} s) before the limit, and Slurm may ask {SIGNAL_EARLY_S} s "
-                "earlier; raise --time, or lower signal_s in the site's file"
+                f"--time ({self.site.time}, which is HH:MM:SS) must be at least {written(needed_s)}: the run "
+                f"is asked to save signal_s ({self.site.signal_s} s) before the limit, and Slurm may ask "
+                f"{SIGNAL_EARLY_S} s earlier; raise --time, or lower signal_s in the site's file"
             )
 
 
@@ -95,6 +95,8 @@ def merged(given: Mapping[str, Any], below: Submission) -> Submission:
     own = {option.name for option in fields(Submission)} - {"site"}
     given_values = {name: value for name, value in given.items() if value is not None}
     for_site = {option.name for option in fields(SiteConfig)} - {"container", "environment"}
+    if "sbatch" in given_values:
+        given_values["sbatch"] = tuple(dict.fromkeys([*below.site.sbatch, *given_values["sbatch"]]))
     try:
         site = replace(
             below.site, **{name: value for name, value in given_values.items() if name in for_site}

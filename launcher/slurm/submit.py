@@ -130,6 +130,7 @@ def post(prepared: Prepared) -> int:
     run, submission = prepared.run, prepared.submission
     files = SlurmFiles(run)
     refuse_while_queued(files)
+    refuse_too_many_nodes(submission)
     with changing(RunDirectory(run)) as changes:
         _write(prepared, files, changes)
         job = scheduler.submit(files.script, given(prepared.script.splitlines()))
@@ -153,6 +154,15 @@ def refuse_while_queued(files: SlurmFiles) -> None:
             f"run_dir ({files.run}) has a job already: {first}{more}; choose another run_dir, or first "
             f"`swin-moe slurm cancel {word(files.run)}`"
         )
+
+
+def refuse_too_many_nodes(submission: Submission) -> None:
+    """Raise ConfigError where the partition has fewer nodes than the job needs: it would wait for ever."""
+    needed, partition = submission.node_range[0], submission.site.partition
+    there = scheduler.nodes_in(partition)
+    if there is not None and needed > there:
+        name = f"partition {partition}" if partition else "the default partition"
+        raise ConfigError(f"--nodes ({submission.nodes}): {name} has {there} nodes; ask for fewer nodes")
 
 
 def jobs_alive(files: SlurmFiles) -> list[scheduler.Job]:

@@ -20,6 +20,8 @@ BODIES = {
     """env -0 >"$HOME/sbatch.env"; echo '7;here'""",
     "squeue": 'cat "$HOME/queue" 2>/dev/null || :',
     "scancel": "",
+    "sinfo": 'cat "$HOME/nodes" 2>/dev/null || :',
+    "sacct": 'cat "$HOME/accounts" 2>/dev/null || :',
     "scontrol": "",
     "srun": 'env -0 >"$HOME/srun.env"; echo "srun: error: n2: task 1: Killed" >&2; . "$HOME/srun.sh"',
     "python": 'exit "$(cat "$HOME/after")"',
@@ -55,7 +57,7 @@ class FakeSlurm:
         monkeypatch.chdir(self.home)
 
     def set(self, **files: str) -> None:
-        """What the commands say: `queue`, `refusal`, `after` (an exit status), `site`, `srun.sh`."""
+        """What the commands say: queue, nodes, accounts, refusal, after (an exit status), site, srun.sh."""
         for name, text in files.items():
             (self.home / name).write_text(text)
 

@@ -112,6 +112,15 @@ def test_what_slurm_has_decided_stands(run: RunFiles, tmp_path: Path, squeue: st
     assert ends(run, 75) == status
 
 
+def test_errors_of_srun_after_a_stop_are_explained(run: RunFiles, capsys: pytest.CaptureFixture[str]) -> None:
+    begun(run)
+    append(run, {"event": "end", "code": 75, "reason": "Stopped: x"})
+    ends(run, 75, "srun: error: n1: task 0: Exited with exit code 75\n")
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "the errors of srun and slurmstepd above are part of a stop on request: the run is saved"
+    assert second.startswith("session 1 ended: Stopped: x; ")
+
+
 def test_what_was_cancelled_is_not_requeued(run: RunFiles, capsys: pytest.CaptureFixture[str]) -> None:
     begun(run)
     run.cancelled.touch()

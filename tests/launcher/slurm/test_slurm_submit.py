@@ -9,6 +9,7 @@ import pytest
 
 from launcher.config.load import load_config
 from launcher.rundir.directory import RunDirectory
+from launcher.slurm.array import read_tasks
 from swin_moe.backbone.model import build_model
 from swin_moe.weights import save_weights
 from tests.launcher.fake_slurm import FakeSlurm
@@ -32,8 +33,8 @@ def queued(*jobs: str, state: str = "RUNNING") -> str:
     return "".join(f"{job.partition('_')[0]}|{job}|{state}|1:02|{where}\n" for job in jobs)
 
 
-def finish(run: Path, steps: int = 20) -> None:
-    (run / "summary.json").write_text(json.dumps({"steps": steps}))
+def finish(run: Path, steps: int = 20, **result: object) -> None:
+    (run / "summary.json").write_text(json.dumps({"steps": steps, **result}))
 
 
 def test_what_is_written_and_said(slurm: FakeSlurm, shards: Path) -> None:
@@ -67,7 +68,7 @@ def test_places_are_absolute_in_what_the_job_trains(slurm: FakeSlurm, shards: Pa
         (("train.pretrained=none.pth",), "train.pretrained (none.pth): no such file"),
         (("--nodes", "2-4"), "--elastic"),
         (("--time", "soon"), "time ('soon') must be a time limit of Slurm: 30, 30:00, 2:00:00, 3-12"),
-        (("--time", "1:30"), "--time (00:01:30) must be at least 00:03:00: the run is asked to save"),
+        (("--time", "1:30"), "--time (00:01:30, which is HH:MM:SS) must be at least 00:03:00: the run"),
         (("--mem", "2.5G"), "mem ('2.5G') must be memory of a node, such as 200G"),
         (("--requeue-limit", "-1"), "requeue_limit (-1) must be at least 0"),
         (("run_dir=/proc/none",), "/proc/none"),
@@ -198,13 +199,17 @@ def test_status_and_logs(slurm: FakeSlurm, shards: Path) -> None:
     assert "was never submitted" in slurm.say("status", "run").err
     assert slurm.say(*line(shards)).code == 0
     slurm.set(queue=queued("7", state="PENDING"))
-    assert slurm.say("status", "run").out.startswith("job 7: PENDING (Priority)\n")
+    assert slurm.say("status", "run").out.startswith(
+        "job 7: PENDING (Priority: jobs of higher priority wait before it)\n"
+    )
     assert "has not started" in slurm.say("logs", "run").err
     (slurm.home / "run" / "slurm" / "log.txt").write_text("".join(f"{i}\n" for i in range(60)))
     assert slurm.say("logs", "run").out.split() == [str(i) for i in range(10, 60)]
     assert slurm.say("logs", "run", "--lines", "2").out == "58\n59\n"
     slurm.set(queue="")
     assert slurm.say("status", "run").out.startswith("job 7: not in the queue\n")
+    slurm.set(accounts="COMPLETED|00:01:20\n")
+    assert slurm.say("status", "run").out.startswith("job 7: COMPLETED after 00:01:20\n")
     found = json.loads(slurm.say("status", "run", "--json").out)
     assert (found["job"], found["queue"]) == ("7", None)
 
@@ -228,6 +233,54 @@ def test_following_a_log_ends_with_the_job(
     assert slurm.say(*line(shards)).code == 0
     (slurm.home / "run" / "slurm" / "log.txt").write_text("all\n")
     assert slurm.say("logs", "run", "--follow").out == "all\n"
+
+
+def test_more_nodes_than_the_partition_has(slurm: FakeSlurm, shards: Path) -> None:
+    """The job would wait for ever. Without an answer of sinfo it is Slurm's to refuse."""
+    slurm.set(nodes="debug*|4\nlong|2\n")
+    before = tree(slurm.home)
+    batch = ("train.global_batch_size=40", "--nodes", "5")
+    done = slurm.say(*line(shards, *batch))
+    assert (done.code, tree(slurm.home)) == (2, before)
+    assert "--nodes (5): the default partition has 4 nodes; ask for fewer nodes" in done.err
+    slurm.set(nodes="")
+    assert slurm.say(*line(shards, *batch)).code == 0
+    slurm.set(nodes="debug*|4\n")
+    assert slurm.say(*line(shards, "--nodes", "2", run="other")).code == 0
+
+
+def test_further_options_of_sbatch(slurm: FakeSlurm, shards: Path) -> None:
+    slurm.site(sbatch=["--exclusive"])
+    done = slurm.say(*line(shards, "--sbatch=--gres=tmpdisk:100", "--sbatch=--exclusive"))
+    assert done.code == 0, done.err
+    lines = (slurm.home / "run" / "slurm" / "job.sbatch").read_text().splitlines()
+    assert lines.count("#SBATCH --exclusive") == lines.count("#SBATCH --gres=tmpdisk:100") == 1
+    assert slurm.say("resume", "run", "--sbatch=--nice").code == 0
+    lines = (slurm.home / "run" / "slurm" / "job.sbatch").read_text().splitlines()
+    assert {"#SBATCH --exclusive", "#SBATCH --gres=tmpdisk:100", "#SBATCH --nice"} <= set(lines)
+    assert "must be a long option" in slurm.say(*line(shards, "--sbatch=x", run="b")).err
+
+
+def test_the_runs_below_a_directory(slurm: FakeSlurm, shards: Path) -> None:
+    assert slurm.say("list", ".").out == ".: no run here was submitted to Slurm\n"
+    assert slurm.say(*line(shards)).code == 0
+    assert slurm.say(*line(shards, "--array", "seed=1,2 optim.base_lr=1e-3,2e-3", run="grid")).code == 0
+    slurm.set(queue=queued("7", state="PENDING"))
+    head, *rows = [row.split("  ") for row in slurm.say("list", ".").out.splitlines()]
+    assert head[0] == "run"
+    assert [[text.strip() for text in row if text][:4] for row in rows] == [
+        ["grid", "7", "PENDING (Priority)", "4 not started"],
+        ["run", "7", "PENDING (Priority)", "not started"],
+    ]
+
+
+def test_a_grid_is_every_value_with_every_other() -> None:
+    assert read_tasks(Path("seed=1,2 optim.base_lr=1e-3,2e-3")) == (
+        ("seed=1", "optim.base_lr=1e-3"),
+        ("seed=1", "optim.base_lr=2e-3"),
+        ("seed=2", "optim.base_lr=1e-3"),
+        ("seed=2", "optim.base_lr=2e-3"),
+    )
 
 
 TASKS = "# a sweep\n\noptim.base_lr=1e-3\noptim.base_lr=2e-3 'optim.betas=[0.8, 0.9]'  # two\nseed=3\n"
@@ -262,7 +315,9 @@ def test_the_life_of_an_array(slurm: FakeSlurm, shards: Path) -> None:
     run = slurm.home / "run"
     slurm.set(queue=queued("7_3") + queued("7_4", state="PENDING"))
     for task in (0, 2, 5):
-        finish(run / f"00{task}")
+        finish(run / f"00{task}", primary="top1", top1=0.375, loss=2.1843)
+    text = slurm.say("status", "run").out
+    assert [line.count("  top1 0.375, loss 2.184  ") for line in text.splitlines()[1:]] == [1, 0, 1, 0, 0, 1]
     rows = [row.split() for row in slurm.say("status", "run").out.splitlines()]
     assert [row[:2] for row in rows[1:]] == [[f"00{i}", f"7_{i}"] for i in range(6)]
     assert (rows[4][2], rows[5][2:4]) == ("RUNNING", ["PENDING", "(Priority)"])
