@@ -192,8 +192,9 @@ class MetricsLog:
         self._board.close()
 
     def _cumulative(self, name: str, count: int) -> int:
-        """A counter of this session with the sessions before; recent_bad is no counter."""
-        return count if name == "recent_bad" else count + self._earlier_data.get(name, 0)
+        """A counter of this session with the sessions before; recent_bad, of each part too, is no counter."""
+        is_recent = name.endswith("recent_bad")
+        return count if is_recent else count + self._earlier_data.get(name, 0)
 
     def _write(self, kind: str, step: int, values: dict[str, Any], section: str, prefix: str) -> None:
         images = step * self._batch
