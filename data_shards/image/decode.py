@@ -110,8 +110,8 @@ def resize_frames(frames: np.ndarray, geometry: Geometry, fill: Colour = BLACK) 
     Channels stay last in memory, where torch's kernel is faster by a third; it detects them by the strides,
     also those of the batch. Its flip is fast in that layout too; NumPy's copies byte by byte.
     """
-    contiguous = torch.from_numpy(np.require(frames, requirements=["C", "W"]))
-    images = contiguous.permute(0, 3, 1, 2)  # (T, C, H, W)
+    flat = torch.from_numpy(np.require(frames, requirements=["C", "W"]).reshape(-1))
+    images = flat.view(frames.shape).permute(0, 3, 1, 2)  # (T, C, H, W); a new axis of NumPy has stride 0
     if images.shape[-2:] != geometry.resized:
         images = F.interpolate(
             images, size=geometry.resized, mode="bicubic", antialias=True, align_corners=False
