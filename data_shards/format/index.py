@@ -21,6 +21,7 @@ from parallel.durable import atomic_write
 
 SCHEMAS = (1, 2)  # 1: image and label, whose index is of version 1; 2: the manifest names its fields
 MANIFEST_NAME = "manifest.json"
+MADE = ("synthetic", "fashion-mnist")  # sources that need no files of the user
 PACK_HINT = "swin-moe shards pack --source fashion-mnist --out data/fashion-mnist"
 
 
@@ -195,10 +196,19 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path}: cannot read it ({error}); delete it and pack again: {PACK_HINT}") from error
 
 
+def _pack_command(split: Path) -> str:
+    """The command that makes a split: of made-up or downloaded images by the name, else of a folder."""
+    out = split.parent
+    source = f"--source {out.name}" if out.name in MADE else "--source folder --directory IMAGES"
+    return f"swin-moe shards pack {source} --out {out}"
+
+
 def _missing(path: Path) -> str:
     directory = path.parent
     if not directory.is_dir():
-        return f"{directory}: no such directory; make the shards first, for example: {PACK_HINT}"
+        return (
+            f"{directory}: no such directory; make the shards first, for example: {_pack_command(directory)}"
+        )
     splits = sorted(str(path.parent) for path in directory.glob(f"*/{MANIFEST_NAME}"))
     if splits:
         return f"{directory}: holds splits, not shards; name one of {', '.join(splits)}"

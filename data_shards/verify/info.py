@@ -25,7 +25,8 @@ class Info:
         """A summary for the command, with at most `classes` of the classes, the smallest."""
         manifest, counts = self.manifest, self.samples_per_class
         shards = np.array([shard.bytes for shard in manifest.shards])
-        yield f"{manifest.samples} samples, {len(shards)} shards, {self.bytes / 2**20:.1f} MiB"
+        tars = f"{len(shards)} shard{'s' * (len(shards) != 1)}"
+        yield f"{manifest.samples} samples, {tars}, {self.bytes / 2**20:.1f} MiB"
         yield f"source {manifest.writer.source}; seed {manifest.writer.seed}; manifest {manifest.digest}"
         if manifest.layout != "packed":
             yield "tars made by others, indexed: their order is not shuffled by us"
@@ -42,7 +43,7 @@ class Info:
             yield f"numbers in the index: {', '.join(numbers)}"
         if not has_label(manifest.fields):
             return
-        yield f"classes: {len(counts)}, {_spread(counts)} samples; {int((counts == 0).sum())} are empty"
+        yield f"classes: {len(counts)}, of {_spread(counts)} samples; {int((counts == 0).sum())} are empty"
         if len(counts) > classes:
             yield f"the {classes} smallest:"
         for label in np.sort(np.argsort(counts, kind="stable")[:classes]).tolist():
@@ -50,8 +51,9 @@ class Info:
 
 
 def _spread(values: np.ndarray) -> str:
+    """The least, the median and the most; one number where they are equal."""
     low, middle, high = (f"{number:.4g}" for number in np.quantile(values, [0, 0.5, 1]))
-    return f"{low} ... {middle} ... {high}"
+    return low if low == high else f"{low} to {high} (median {middle})"
 
 
 def histogram(sizes: np.ndarray) -> Iterator[str]:

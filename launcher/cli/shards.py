@@ -16,6 +16,7 @@ from data_shards.verify.verify import verify
 from launcher.cli.shards_members import MEMBER_HELP, add_member, extensions
 from launcher.cli.shards_pack import PACK_HELP, add_pack, add_source, make_source, read_classes, run_pack
 from launcher.console.arguments import Commands, add_command
+from launcher.console.counts import counted
 from launcher.console.progress import progress_line
 
 VERIFY_HELP = """\
@@ -166,9 +167,8 @@ def _run_index(args: argparse.Namespace) -> int:
     for note in done.notes:
         print(note)
     if done.mixed:
-        print(
-            f"a tar holds {done.classes_per_tar:.1f} classes on average; shuffled, it would {done.mixed:.1f}"
-        )
+        shuffled = f"a shuffled set would hold {done.mixed:.1f}"
+        print(f"tars hold {done.classes_per_tar:.1f} classes on average; {shuffled}")
     print(GUARANTEES)
     return 0
 
@@ -182,8 +182,9 @@ def _run_verify(args: argparse.Namespace) -> int:
         for shard, key, reason in report.bad:
             print(f"{split / shard}: {key}: {reason}")
         bad += len(report.bad)
-        verdict = "nothing damaged" if report.ok else f"{len(report.bad)} problems"
-        print(f"{split}: {report.samples} samples in {report.shards} shards, {report.bytes} bytes: {verdict}")
+        verdict = "nothing damaged" if report.ok else counted(len(report.bad), "problem")
+        what = f"{report.samples} samples in {counted(report.shards, 'shard')}, {report.bytes} bytes"
+        print(f"{split}: {what}: {verdict}")
     return 1 if bad else 0
 
 
@@ -218,7 +219,7 @@ def _run_split(args: argparse.Namespace) -> int:
         progress=lambda split: progress_line(str(args.out / split)),
     )
     for split, manifest in made.items():
-        what = f"{manifest.samples} samples in {len(manifest.shards)} shards"
+        what = f"{manifest.samples} samples in {counted(len(manifest.shards), 'shard')}"
         print(f"{args.out / split}: {what}, manifest {manifest.digest[:12]}")
     return 0
 

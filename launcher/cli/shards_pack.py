@@ -17,6 +17,7 @@ from data_shards.pack.sources.fashion_mnist import PACKAGE, TIMEOUT_S, is_presen
 from data_shards.pack.sources.registry import SOURCES, Source
 from data_shards.pack.write import merge, pack, pack_task
 from launcher.cli.shards_members import MEMBER_HELP, add_member, folders
+from launcher.console.counts import counted
 from launcher.console.progress import progress_line
 from swin_moe.text_files import read_text
 
@@ -211,7 +212,7 @@ def _report(out: Path, manifest: Manifest | None) -> None:
     if manifest is None:
         print(f"{out}: this task is done, others are not; the last one writes the manifest")
         return
-    what = f"{manifest.samples} samples in {len(manifest.shards)} shards"
+    what = f"{manifest.samples} samples in {counted(len(manifest.shards), 'shard')}"
     print(f"{out}: {manifest.name}, {what}, manifest {manifest.digest[:12]}")
     if manifest.bad_sources:
         print(f"{out}: {manifest.bad_sources} damaged sources were left out, see {out}/bad_sources.tsv")

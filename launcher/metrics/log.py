@@ -103,6 +103,7 @@ class MetricsLog:
         self._file = run.metrics.open("a")
         self._board = SummaryWriter(str(run.tensorboard), purge_step=start_step + 1)
         self._show_options(config, start_step)
+        self._has_experts = config.model.moe is not None
         self._batch, self._num_samples = config.train.global_batch_size, num_samples
         self._earlier_s = kept[-1]["elapsed_s"] if kept else 0.0
         steps = [record for record in kept if record["kind"] == "step"]
@@ -222,9 +223,10 @@ class MetricsLog:
         left_s = (now - self._start_s) / (step - self._start_step) * (self._total_steps - step)
         data = {**data, **{name: int(values.get(name, 0)) for name in ("skipped_steps", "spikes")}}
         trouble = "".join(f"{data[name]} {name.replace('_', ' ')}  " for name in TROUBLE if data.get(name))
+        dropped = f"dropped {values['dropped_fraction']:.1%}  " if self._has_experts else ""
         text = (
             f"step {step}/{self._total_steps}  loss {values['loss']:.3f}  {values['images_s']:.0f} images/s  "
-            f"dropped {values['dropped_fraction']:.1%}  data wait {values['data_wait_s'] * 1e3:.0f} ms  "
+            f"{dropped}data wait {values['data_wait_s'] * 1e3:.0f} ms  "
             f"{trouble}ETA {int(left_s) // 60}:{int(left_s) % 60:02d}"
         )
         sys.stderr.write(f"\r\x1b[K{text}" if live else f"{text}\n")

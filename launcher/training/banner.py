@@ -8,6 +8,7 @@ import torch
 from data_shards.storage.manifest import checked_manifest
 from data_shards.stream.patterns import expand, names_tars, redacted
 from launcher.config.schema import RunConfig
+from launcher.console.counts import counted
 from launcher.tasks.registry import model_on_meta, task_spec
 from launcher.training.schedules import LR_BATCH, Schedule
 from launcher.validation.rules import steps_in
@@ -46,11 +47,6 @@ def banner(config: RunConfig, world_size: int | None = None, device: str | None 
 def device_name(device: torch.device) -> str:
     """`cpu`, or the name of a GPU's model."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-
-
-def counted(number: int, noun: str) -> str:
-    """`1 step`, `2 steps`."""
-    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def start_line(checkpoint: IntactCheckpoint | None, total_steps: int) -> str:

@@ -74,7 +74,8 @@ def _none(root: Path, others: list[str]) -> str:
     if inside:
         return f"{text}, but {inside[0]}/ does; pass --directory {root / inside[0]}"
     there = f" (it holds {_listed(others)})" if others else ""
-    return f"{text}{there}; --directory names their parent"
+    one = f"of a folder of classes without splits: mkdir DIR && ln -s {root.absolute()} DIR/train"
+    return f"{text}{there}; --directory names their parent ({one})"
 
 
 def _splits_in(directory: Path) -> list[Path]:

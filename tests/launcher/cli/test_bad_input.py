@@ -79,7 +79,12 @@ def test_options_that_a_file_cannot_hold(
         (("model.moe=null", "parallel.ep_size=2"), [("parallel.ep_size (2)", "model.moe")]),
         (
             ("data.train=nowhere/train",),
-            [("data.train: nowhere/train: ", "swin-moe shards pack --source fashion-mnist --out data/")],
+            [
+                (
+                    "data.train: nowhere/train: ",
+                    "swin-moe shards pack --source folder --directory IMAGES --out nowhere",
+                )
+            ],
         ),
         (
             ("train.global_batch_size=24",),

@@ -4,7 +4,8 @@ import os
 from pathlib import Path
 
 from launcher.config.load import load_config
-from launcher.training.banner import banner, counted, start_line
+from launcher.console.counts import counted
+from launcher.training.banner import banner, start_line
 from parallel.checkpoint.latest import IntactCheckpoint
 from swin_moe.backbone.model import build_model
 from tests.distributed import run_on_ranks
