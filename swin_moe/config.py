@@ -38,38 +38,34 @@ class MoEConfig:
     expert that many times its even share, 0 is dropless, and a negative one is at most its absolute value.
 
     Routers are described in `moe/routers/`, losses in `moe/losses.py`, backends in `moe/backends/`.
-
-    - `gate_noise`: standard deviation of the training noise on the logits times num_experts (1.0 is the 1/E
-      of V-MoE); of the linear and the cosine router.
-    - `balance_loss`: `auto` is importance_load for the linear and the cosine router, none for the others.
-    - `compat`: `tutel` computes losses and gates as the released Swin-MoE models were trained with.
-    - `bias_update_rate`: what an expert's bias moves by in an optimizer step (sigmoid router).
-    - `slots_per_expert`: slots of an expert in one image (soft router).
-    - `shared_expert`: one more MLP that every token passes, added to the experts' answer.
-    - `recompute_activation`: save the experts' pre-activation alone, and compute the rest again in backward.
     """
 
-    blocks: tuple[tuple[int, ...], ...]
-    num_experts: int
-    top_k: int = 1
-    router: RouterName = "linear"
-    capacity_factor: float = 1.25
-    eval_capacity_factor: float = 0.0
-    routing_group_images: int = 8
-    batch_prioritized: bool = True
-    normalize_gates: bool = False
+    blocks: tuple[tuple[int, ...], ...]  # for each stage, the blocks with experts
+    num_experts: int  # of an MoE layer, on all ranks together
+    top_k: int = 1  # experts that a token goes to
+    router: RouterName = "linear"  # how experts are chosen: docs/moe.md
+    capacity_factor: float = 1.25  # in training; 0 is dropless, a negative one at most its absolute value
+    eval_capacity_factor: float = 0.0  # in evaluation
+    routing_group_images: int = 8  # consecutive images inside which capacity is decided
+    batch_prioritized: bool = True  # tokens with the highest score get the slots first, else the earlier ones
+    normalize_gates: bool = False  # divide the gates of a token by their sum
+    # standard deviation of the training noise on the logits, times num_experts (1.0 is the 1/E of V-MoE); of
+    # routers with a softmax
     gate_noise: float = 1.0
+    # auto is what the router says: importance_load with a softmax (linear, cosine), none for the others
     balance_loss: BalanceLoss = "auto"
-    load_balance_weight: float = 0.01
-    z_loss_weight: float = 0.0
-    compat: Literal["none", "tutel"] = "none"
-    bias_update_rate: float = 1e-3
-    slots_per_expert: int = 1
-    expert_activation: Literal["gelu", "swiglu"] = "gelu"
-    expert_dropout: float = 0.1
-    shared_expert: bool = False
-    recompute_activation: bool = False
-    backend: Literal["native", "tutel"] = "native"
+    load_balance_weight: float = 0.01  # of the balance loss in the total loss
+    z_loss_weight: float = 0.0  # of the router z-loss in the total loss
+    compat: Literal["none", "tutel"] = "none"  # tutel: losses and gates of the released Swin-MoE models
+    bias_update_rate: float = 1e-3  # what an expert's bias moves by in an optimizer step (sigmoid router)
+    slots_per_expert: int = 1  # slots of an expert in one image (soft router)
+    expert_activation: Literal["gelu", "swiglu"] = "gelu"  # of the experts' MLPs
+    expert_dropout: float = 0.1  # probability, in the experts' MLPs
+    shared_expert: bool = False  # one more MLP that every token passes, added to the experts' output
+    recompute_activation: bool = (
+        False  # keep the experts' pre-activation alone; recompute the rest in backward
+    )
+    backend: Literal["native", "tutel"] = "native"  # what dispatches tokens and computes experts
 
     def __post_init__(self) -> None:
         self._check_ranges()
@@ -170,36 +166,34 @@ class ModelConfig:
     | Swin-MLP | mlp       | (none)        | pre  |
     | Swin-MoE | dot       | log_cpb       | pre  |
 
-    `extra_norm_period` adds a LayerNorm on the main branch after every so many blocks of a stage (SwinV2-H,
-    giant and G: 6). `pretrained_window_sizes`, one a stage, are of the weights where the window has changed.
-    `image_size` and each of these windows is one number, of a square, or two: (height, width). The image size
-    decides the windows: a side of a stage's map that is smaller than the window is one window along that
-    axis. Forward takes any size. `activation_checkpoint_every` recomputes the activations of so many blocks
-    at a time in the backward pass (0: none), `attention_chunk` attends to so many windows at once (0: all).
+    The image size decides the windows: a side of a stage's map that is smaller than the window is one window
+    along that axis. Forward takes any size.
     """
 
-    image_size: Size = 224
-    patch_size: int = 4
-    in_chans: int = 3
-    num_classes: int = 1000
-    embed_dim: int = 96
-    depths: tuple[int, ...] = (2, 2, 6, 2)
-    num_heads: tuple[int, ...] = (3, 6, 12, 24)
-    window_size: int = 7
+    image_size: Size = 224  # in pixels: the side of a square, or [height, width]
+    patch_size: int = 4  # side of a patch, in pixels
+    in_chans: int = 3  # channels of an image
+    num_classes: int = 1000  # outputs of the classifier
+    embed_dim: int = 96  # channels of the first stage; they double at each stage
+    depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks of each stage
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)  # attention heads of each stage
+    window_size: int = 7  # side of an attention window, in tokens
+    # for each stage, the window of the weights where it has changed: a side, or [height, width]; 0 is its own
     pretrained_window_sizes: tuple[Size, ...] | None = None
-    mlp_ratio: float = 4.0
-    qkv_bias: bool = True
-    mlp_fc2_bias: bool = True
-    attention: Literal["dot", "cosine", "mlp"] = "dot"
-    position_bias: Literal["table", "log_cpb"] = "table"
-    norm: Literal["pre", "post"] = "pre"
+    mlp_ratio: float = 4.0  # hidden channels of an MLP over its channels
+    qkv_bias: bool = True  # of the attention's linear layer
+    mlp_fc2_bias: bool = True  # of the second layer of an MLP, also of the experts
+    attention: Literal["dot", "cosine", "mlp"] = "dot"  # Swin, SwinV2, Swin-MLP
+    position_bias: Literal["table", "log_cpb"] = "table"  # Swin; SwinV2 and Swin-MoE
+    norm: Literal["pre", "post"] = "pre"  # before (Swin) or after (SwinV2) attention and MLP
+    # a LayerNorm on the main branch after every so many blocks of a stage (SwinV2-H, giant and G: 6); 0: none
     extra_norm_period: int = 0
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.1
-    init_std: float = 0.02
-    activation_checkpoint_every: int = 0
-    attention_chunk: int = 0
-    moe: MoEConfig | None = None
+    drop_rate: float = 0.0  # dropout probability
+    drop_path_rate: float = 0.1  # stochastic depth: probability of the last block, rising from 0
+    init_std: float = 0.02  # standard deviation of initial weights
+    activation_checkpoint_every: int = 0  # blocks whose activations are recomputed at a time; 0: none
+    attention_chunk: int = 0  # windows that attend at once, to save memory; 0: all
+    moe: MoEConfig | None = None  # experts; null is a dense model
 
     def __post_init__(self) -> None:
         self._check_ranges()

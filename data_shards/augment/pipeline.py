@@ -30,20 +30,17 @@ from parallel.ranks.host import send
 class AugmentConfig:
     """Swin's recipe by default; a probability, strength or alpha of 0, or None, turns its part off.
 
-    `auto_augment` is in timm's notation; `color_jitter` counts without it only. `erase_prob` is random
-    erasing's, once a sample, in noise. A pair of samples is mixed with `mix_prob`, by cutmix with
-    `switch_prob` and otherwise by mixup. `resample` is how rotation, shear and translation interpolate.
     DataError when a value is out of its range.
     """
 
-    auto_augment: str | None = EXAMPLE
-    color_jitter: float = 0.4
-    erase_prob: float = 0.25
-    mixup_alpha: float = 0.8
-    cutmix_alpha: float = 1.0
-    mix_prob: float = 1.0
-    switch_prob: float = 0.5
-    resample: Literal["bilinear", "bicubic"] = "bicubic"
+    auto_augment: str | None = EXAMPLE  # RandAugment, in timm's notation
+    color_jitter: float = 0.4  # strength; counts without auto_augment only
+    erase_prob: float = 0.25  # probability of random erasing, once a sample, in noise
+    mixup_alpha: float = 0.8  # of the beta distribution of mixup's weight
+    cutmix_alpha: float = 1.0  # of the beta distribution of cutmix's area
+    mix_prob: float = 1.0  # probability that a pair of samples is mixed
+    switch_prob: float = 0.5  # probability that a mixed pair is mixed by cutmix, otherwise by mixup
+    resample: Literal["bilinear", "bicubic"] = "bicubic"  # in rotation, shear and translation
 
     def __post_init__(self) -> None:
         for option in ("erase_prob", "mix_prob", "switch_prob"):

@@ -9,9 +9,9 @@ import sys
 
 from data_shards.stream.patterns import names_tars
 from data_shards.stream.webdataset import statement
-from launcher.cli import bench, checkpoints, convert, models, plan, preflight, shards, slurm, study
+from launcher.cli import bench, checkpoints, config, convert, models, plan, preflight, shards, slurm, study
 from launcher.cli import evaluate as evaluation
-from launcher.config.load import ConfigError, dump_config, load_config
+from launcher.config.load import ConfigError, load_config
 from launcher.console.arguments import CommandParser, add_command, add_match_classes, positive
 from launcher.errors import RunError
 from launcher.exit_codes import ExitCode
@@ -55,8 +55,8 @@ examples:
   srun -n 8 swin-moe train CONFIG                              by Slurm, or by DeepSpeed's launcher:
   deepspeed --module launcher train CONFIG                     no --nproc then
 
-Any option of the configuration can be overridden: a.b=value. All options: launcher/config/schema.py. The run
-directory holds config.yaml, metrics.jsonl, summary.json, sessions.jsonl, tensorboard/ and checkpoints/.
+Any option of the configuration can be overridden: a.b=value. All options: swin-moe options. The run directory
+holds config.yaml, metrics.jsonl, summary.json, sessions.jsonl, tensorboard/ and checkpoints/.
 SIGUSR1, SIGTERM and Ctrl-C stop the run after its step, saved (exit status 75); a second SIGTERM or Ctrl-C
 ends it at once. Exit status 2: something that you can correct, said in one line; the others: docs/faults.md.
 """
@@ -100,12 +100,6 @@ def _check(args: argparse.Namespace, _: list[str]) -> int:
     print_lines([*banner(config, args.nproc), *layout(config, nodes or [1]), *class_notes(config)])
     if names_tars(config.data.train):
         print(statement(config.data.train))
-    return 0
-
-
-def _config(args: argparse.Namespace, _: list[str]) -> int:
-    """`swin-moe config`: print every option of a configuration, with the values that a run would have."""
-    print(dump_config(load_config(args.config, args.overrides)), end="")
     return 0
 
 
@@ -157,15 +151,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=_versions())
     commands = parser.add_subparsers(
         required=True,
-        metavar="check | train | config | eval | preflight | plan | shards | bench | models | convert | "
-        "export | checkpoint | slurm | study",
+        metavar="check | train | config | options | eval | preflight | plan | shards | bench | models | "
+        "convert | export | checkpoint | slurm | study",
     )
     text = "find everything that is wrong with a run"
     check_parser = add_command(commands, "check", text)
     train_parser = add_command(commands, "train", "train a model", TRAIN_HELP)
-    text = "print every option of a configuration, resolved, as YAML"
-    config_parser = add_command(commands, "config", text)
-    config_parser.set_defaults(run=_config)
     for command, run in ((check_parser, _check), (train_parser, _train)):
         command.set_defaults(run=run)
         command.add_argument("--nproc", type=positive, help="ranks to start on this machine")
@@ -173,7 +164,7 @@ def _parser() -> argparse.ArgumentParser:
     check_parser.add_argument(
         "--ranks-per-node", type=positive, metavar="M", help="show the layout of --nproc ranks on such nodes"
     )
-    for command in (check_parser, train_parser, config_parser):
+    for command in (check_parser, train_parser):
         command.add_argument("config", metavar="CONFIG", help="a YAML file, or the name of a recipe")
         command.add_argument("overrides", nargs="*", metavar="a.b=value", help="options to override")
     train_parser.add_argument(
@@ -200,6 +191,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="fit ep_size, slices and micro-batch to the ranks that are there; the global batch stays",
     )
+    config.add_parsers(commands)
     evaluation.add_parser(commands)
     preflight.add_parser(commands)
     plan.add_parser(commands)

@@ -123,6 +123,12 @@ def dump_config(config: RunConfig) -> str:
     return yaml.dump(asdict(config), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
 
 
+def as_yaml(value: Any) -> str:
+    """A value as it is written behind `name=`: YAML in one line."""
+    text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, width=10**6, allow_unicode=True)
+    return text.removesuffix("...\n").strip()
+
+
 def _elsewhere(origins: Origins, path: Path, overrides: Sequence[str]) -> Origins:
     """The options whose values come from a base, neither from the file itself nor from an override."""
     names = (override.partition("=")[0].strip() for override in overrides)

@@ -23,26 +23,26 @@ class DataConfig:
     # directory of shards with a manifest.json (`swin-moe shards pack` writes it), or its URL: docs/shards.md;
     # train may also be tars of others without one, such as /data/x/{000000..000146}.tar
     train: str
-    val: str | None  # null: training without evaluation
+    val: str | None  # shards with a manifest.json, or their URL; null: training without evaluation
     match_classes: bool = (
         False  # map labels of data.val by name to the classes that are trained: docs/shards.md
     )
     crop_scale: tuple[float, float] = (0.08, 1.0)  # area of the random resized crop, as a share of the image
-    # its width over its height in the source image, as in torchvision; model.image_size does not matter
+    # width over height of that crop in the source image, as in torchvision; model.image_size does not matter
     crop_ratio: tuple[float, float] = (0.75, 1.3333333333333333)
-    flip_probability: float = 0.5
+    flip_probability: float = 0.5  # of mirroring left to right, in training
     # at evaluation an image is scaled until it covers model.image_size / eval_crop and its centre is cut out;
     # 1.0 resizes the whole image, changing its aspect ratio
     eval_crop: float = 0.875
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)  # red, green, blue in 0 ... 1; subtracted
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)  # red, green, blue in 0 ... 1; divides the rest
     augment: AugmentConfig | None = None  # on the device, in training; {} is Swin's recipe
-    decode_threads: int = 2  # a rank
-    fetch_threads: int = 0  # a rank, for slow storage; 0 lets the decode threads read
-    bad_samples: Literal["replace", "stop"] = "replace"  # in training, by the next healthy sample
-    retry_s: float = 300.0  # I/O errors are tried again for so long
+    decode_threads: int = 2  # of a rank
+    fetch_threads: int = 0  # of a rank, for slow storage; 0 lets the decode threads read
+    bad_samples: Literal["replace", "stop"] = "replace"  # in training: by the next healthy sample, or stop
+    retry_s: float = 300.0  # reading is tried again for so long after an I/O error
     cache: str | None = None  # directory on a node-local disk for whole shards, for example $SLURM_TMPDIR
-    cache_gib: float = 0.0  # the most that all ranks of a node put there
+    cache_gib: float = 0.0  # the most that all ranks of a node put into data.cache
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -85,24 +85,23 @@ class OptimConfig:
     # fused_adam and fused_lamb are NVIDIA Apex's, where it is installed: docs/engine.md
     optimizer: OptimizerName = "adamw"
     momentum: float = 0.9  # of sgd, Nesterov's
-    base_lr: float = 5e-4
-    warmup_lr: float = 5e-7
-    min_lr: float = 5e-6
-    warmup: str = "20 epochs"
-    schedule: Literal["cosine", "linear", "step", "multistep"] = (
-        "cosine"  # see launcher/training/schedules.py
-    )
+    base_lr: float = 5e-4  # peak learning rate for 512 images; times global_batch_size / 512
+    warmup_lr: float = 5e-7  # where the warm-up starts, for 512 images
+    min_lr: float = 5e-6  # where the cosine ends, for 512 images
+    warmup: str = "20 epochs"  # duration of the linear rise from warmup_lr to base_lr
+    # of the learning rate after the warm-up: launcher/training/schedules.py
+    schedule: Literal["cosine", "linear", "step", "multistep"] = "cosine"
     linear_end: float = 0.01  # of the linear schedule: the last learning rate over the peak
-    decay_every: str = "30 epochs"  # of the step schedule
+    decay_every: str = "30 epochs"  # duration between two decays of the step schedule
     decay_at: tuple[str, ...] = ()  # durations from the run's start, of the multistep schedule
-    decay_rate: float = 0.1  # what both multiply the learning rate by
+    decay_rate: float = 0.1  # what step and multistep multiply the learning rate by
     freeze: tuple[str, ...] = ()  # names of parameters, such as "layers.0.*"; or experts, moe, backbone
-    weight_decay: float = 0.05
+    weight_decay: float = 0.05  # of weight matrices; biases and norms have none
     layer_decay: float = 1.0  # what a layer's learning rate is of that of the layer after it (fine-tuning)
-    betas: tuple[float, float] = (0.9, 0.999)  # of all but sgd, like eps
-    eps: float = 1e-8
+    betas: tuple[float, float] = (0.9, 0.999)  # of all optimizers but sgd
+    eps: float = 1e-8  # of all optimizers but sgd
     max_grad_norm: float = 5.0  # of the global gradient, every expert counted once; 0 turns clipping off
-    label_smoothing: float = 0.1
+    label_smoothing: float = 0.1  # share of a target's probability that all classes have equally
 
     def __post_init__(self) -> None:
         rate = (0, 1e9)
@@ -136,24 +135,24 @@ class OptimConfig:
 class TrainConfig:
     """How long, in what pieces and in what precision."""
 
-    duration: str = "300 epochs"
+    duration: str = "300 epochs"  # of the run: epochs, steps or images
     global_batch_size: int = 1024  # images an optimizer step, whatever the number of ranks
     micro_batch_size: int = 128  # images a rank holds at once; the rest is gradient accumulation
-    eval_batch_size: int = 128  # a rank
+    eval_batch_size: int = 128  # images of a rank at once, in evaluation
     precision: Precision = "fp32"  # bf16 and fp16 with fp32 masters; fp16 with a dynamic loss scale
-    ema_decay: float = 0.0  # a step, of a moving average of the weights, kept beside them; 0 keeps none
-    eval_every: str | None = None  # a duration; the end of the run is always evaluated
-    eval_first: bool = False  # the start too: what pretrained or upcycled weights are worth before a step
-    max_skipped_steps: int = 10  # in a row, not finite or skipped as a spike; 0 never stops
+    ema_decay: float = 0.0  # decay a step of a moving average of the weights; 0 keeps none
+    eval_every: str | None = None  # duration between evaluations; the end of the run is always evaluated
+    eval_first: bool = False  # evaluate before the first step: what pretrained weights are worth
+    max_skipped_steps: int = 10  # steps in a row, not finite or skipped as a spike, that end a run; 0: never
     # a gradient norm beyond this multiple of the running norm is a spike; 0 looks for none: docs/faults.md
     spike_factor: float = 0.0
-    spike_action: Literal["log", "skip"] = "log"  # skip: the step is left out, on every rank
+    spike_action: Literal["log", "skip"] = "log"  # on a spike; skip leaves the step out, on every rank
     moe_load_every: str | None = "50 steps"  # when every expert's load is recorded; the last step always is
     compile: bool = False  # torch.compile block by block
     pretrained: str | None = None  # weights to start from, in any format that `swin-moe convert` reads
-    pretrained_head: str = (
-        "strict"  # or "replace" (a fresh head), or a file of 22K classes to keep, one a line
-    )
+    # a classifier of another size: strict refuses it, replace puts a new one in its place, FILE (a class map,
+    # one class of the weights a line) picks classes
+    pretrained_head: str = "strict"
     # pretrained is a dense model: each expert starts as a copy of its MLP, with noise of this share of its
     # weights' deviation (0.0 for none)
     upcycle_noise: float | None = None
@@ -191,13 +190,11 @@ class ParallelConfig:
     """How a run is laid over its ranks; none of it changes the result."""
 
     ep_size: int = 1  # ranks that share one set of experts; divides world_size
-    expert_tensor_parallel_size: int = (
-        1  # ranks that share the hidden channels of one expert; divides ep_size
-    )
+    expert_tensor_parallel_size: int = 1  # ranks that share the channels of one expert; divides ep_size
     expert_exchange: ExchangeOptions = field(default_factory=ExchangeOptions)
     zero_stage: ZeroStage = 1  # what is cut over the ranks: 1 optimizer states, 2 + gradients, 3 + parameters
     offload_optimizer: bool = False  # optimizer states to host memory, and the update with them; from stage 1
-    collective_timeout_s: float = 600.0  # then a rank that others wait for is named and the run ends
+    collective_timeout_s: float = 600.0  # after which a rank that others wait for is named, and the run ends
 
     def __post_init__(self) -> None:
         check_ranges(
@@ -227,9 +224,9 @@ class ParallelConfig:
 class CheckpointConfig:
     """When the run is saved and how many checkpoints stay."""
 
-    every: str | None = "1 epochs"  # a duration; the end of the run is always saved
-    keep_last: int = 2
-    keep_every: str | None = None  # a duration; checkpoints at multiples of it stay for good
+    every: str | None = "1 epochs"  # duration between saves; the end of the run is always saved
+    keep_last: int = 2  # newest checkpoints that stay
+    keep_every: str | None = None  # duration; checkpoints at multiples of it stay for good
     asynchronous: bool = True  # the step waits for a copy to host memory, a thread writes it
     crash_budget: int = 5  # so many crashes in a row without a new checkpoint refuse a start; 0 never does
 
@@ -241,20 +238,19 @@ class CheckpointConfig:
 class RunConfig:
     """One run: the root of the YAML file."""
 
-    run_dir: str
+    run_dir: str  # directory that the run writes to
     model: ModelConfig
     data: DataConfig
     # a folder of launcher/tasks, a task of an installed package, or a dotted path such as
     # my_package.task:SPEC; its options are the section of its name (task_sections.py)
     task: str = "classification"
-    seed: int = 0
+    seed: int = 0  # of initial weights, the order of samples and all random draws
     optim: OptimConfig = field(default_factory=OptimConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    deepspeed: dict[str, Any] = field(
-        default_factory=dict
-    )  # further options of DeepSpeed's own configuration
+    # further options of DeepSpeed's own configuration
+    deepspeed: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_ranges("", self, seed=(0, 2**63 - 1))

@@ -53,6 +53,11 @@ def config_class(task: str) -> type[RunConfig]:
     return _with_sections((find_spec(task),))
 
 
+def class_of_every_task() -> type[RunConfig]:
+    """RunConfig with the sections of all tasks that come with this system or are registered."""
+    return _with_sections(tuple(_specs_of(built_in_tasks())))
+
+
 def is_task_section(name: str) -> bool:
     """Whether a section of a configuration holds the options of some task."""
     return bool(name not in COMMON and [spec for spec in _specs_of([name]) if spec.options])

@@ -19,15 +19,15 @@ Strategy = Literal["ep", "dp", "auto"] | int
 class ExchangeOptions:
     """How rows reach experts; none of it changes results.
 
-    `strategy`: `ep` sends rows to the experts' ranks; `dp` gathers all experts' weights at every rank, and no
-    row moves; a number g gathers weights over g neighbouring ranks and sends rows to one of each g (Hwang et
-    al. 2023, "Tutel", section 3.1: g = expert_tensor_parallel_size is its EP + DP, `ep` with slices its
-    EP + MP); `auto` takes the one of ep, expert_tensor_parallel_size and dp that moves the fewest bytes
-    (gather_degree.py).
+    The strategies are those of Hwang et al. 2023, "Tutel", section 3.1: a number g that is
+    expert_tensor_parallel_size is its EP + DP, `ep` with slices its EP + MP.
     """
 
+    # ep sends rows to the experts' ranks; dp gathers all experts' weights at every rank, and no row moves;
+    # a number g gathers weights over g neighbouring ranks and sends rows to one of each g; auto takes the one
+    # of ep, expert_tensor_parallel_size and dp that moves the fewest bytes (gather_degree.py)
     strategy: Strategy = "ep"
-    hierarchical: bool = False  # inside the node, then across
+    hierarchical: bool = False  # exchange inside the node, then across
     padded: bool = False  # even splits and no wait for the device, where a capacity bounds them
     overlap: int = 1  # chunks of rows: one is in flight while another is computed
     communication_dtype: Literal["same", "bf16"] = (

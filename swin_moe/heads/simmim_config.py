@@ -8,15 +8,12 @@ from swin_moe.config import ModelError, require
 
 @dataclass(frozen=True, kw_only=True)
 class SimMIMConfig:
-    """What is hidden and what is predicted.
+    """What is hidden and what is predicted."""
 
-    `mask_patch_size` is in pixels, a multiple of the model's patch; `mask_ratio` of an image's mask patches
-    are hidden, rounded up. `norm_target_window` is the side of the window of pixels by whose mean and
-    standard deviation a target is normalised (SwinV2: 47), 0 for the pixels as they are.
-    """
-
-    mask_patch_size: int = 32
-    mask_ratio: float = 0.6
+    mask_patch_size: int = 32  # side of what is hidden at once, in pixels; a multiple of the model's patch
+    mask_ratio: float = 0.6  # share of an image's mask patches that are hidden, rounded up
+    # side of the window of pixels by whose mean and standard deviation a target is normalised (SwinV2: 47);
+    # 0 predicts the pixels as they are
     norm_target_window: int = 0
 
     def __post_init__(self) -> None:
