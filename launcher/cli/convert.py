@@ -8,6 +8,7 @@ from pathlib import Path
 
 from launcher.config.load import ConfigError
 from launcher.console.arguments import Commands, add_averages, add_command
+from parallel.experts.names import MASTER
 from swin_moe.backbone.backbone import Backbone
 from swin_moe.config import ModelConfig
 from swin_moe.registry import build_backbone, build_model, load_model_config
@@ -15,7 +16,7 @@ from swin_moe.weights.adapt import ClassMap, Head
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.export import FORMATS, check_format, save_weights
 from swin_moe.weights.input_spec import input_spec_of
-from swin_moe.weights.load import load_weights
+from swin_moe.weights.load import Average, LoadOptions, apply, plan_load
 from swin_moe.weights.native import config_of, has_classifier
 from swin_moe.yaml_files import YamlError, read_yaml
 
@@ -88,7 +89,7 @@ def _convert(args: argparse.Namespace, _: list[str]) -> int:
     if config is None:
         raise WeightsError(f"{args.source} does not say which model it is of; give --config NAME_OR_YAML")
     head: Head = args.head if args.head in ("strict", "replace") else ClassMap.read(args.head)
-    average = "ema" if args.ema else ""
+    average: Average | None = "ema" if args.ema else None
     return _rewrite(build_model, config, args.source, args.out, args.to, head, average=average)
 
 
@@ -99,7 +100,9 @@ def run_export(args: argparse.Namespace, _: list[str]) -> int:
     if config is None:
         raise ConfigError(f"{source} is no run with a checkpoint; weights that are none: swin-moe convert")
     rewrite = partial(_rewrite, build_model if has_classifier(source) else build_backbone)
-    return rewrite(config, source, args.out, args.to, "strict", average=args.kind)
+    return rewrite(
+        config, source, args.out, args.to, "strict", average=None if args.kind == MASTER else args.kind
+    )
 
 
 def _rewrite(
@@ -110,11 +113,12 @@ def _rewrite(
     to: str,
     head: Head,
     *,
-    average: str,
+    average: Average | None,
 ) -> int:
     check_format(config, to)
     model = build(config)
-    print(load_weights(model, source, head=head, ema=average == "ema", teacher=average == "teacher"))
+    options = LoadOptions(head=head, head_option="--head", average=average)
+    print(apply(model, plan_load(model, source, options)))
     inputs = input_spec_of(source)
     if inputs and len(inputs.classes or ()) != config.num_classes:  # of another head: the classes are others
         inputs = replace(inputs, classes=None)

@@ -24,7 +24,7 @@ PAGE_HEAD = """\
 
 Every option of a configuration. `swin-moe options PATTERN` prints those whose name or meaning contains
 PATTERN, and `swin-moe config NAME` prints the values of a recipe. Files, overrides and durations:
-[configuration.md](configuration.md). `swin-moe options --markdown` makes this page of the comments in the code.
+[configuration.md](configuration.md). `swin-moe options --markdown` makes this page of comments in the code.
 """
 
 

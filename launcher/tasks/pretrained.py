@@ -47,6 +47,9 @@ def plan_pretrained(train: TrainConfig, model: Backbone) -> LoadPlan:
                 f"{path} is a run; make a file of it first: swin-moe convert {path} FILE --to native"
             )
         known = heads.get(head) or ClassMap.read(head)
-        return plan_load(model, path, LoadOptions(head=known, upcycle_noise=train.upcycle_noise))
+        options = LoadOptions(
+            head=known, head_option="train.pretrained_head", upcycle_noise=train.upcycle_noise
+        )
+        return plan_load(model, path, options)
     except (ValueError, OSError) as error:
         raise ConfigError(f"train.pretrained: {error}") from error

@@ -27,7 +27,6 @@ UNNEEDED = {
     "norm.weight": "the norm of the last map",
     "norm.bias": "the norm of the last map",
 }
-REMEDY = "to keep the model's own classifier: head=replace; to pick classes: head=FILE, a class map"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,12 +59,17 @@ class ClassMap:
 Head = Literal["strict", "replace"] | ClassMap
 
 
-def adapt_head(converted: ConvertedStateDict, shapes: Mapping[str, list[int]], head: Head) -> list[str]:
+def adapt_head(
+    converted: ConvertedStateDict, shapes: Mapping[str, list[int]], head: Head, option: str
+) -> list[str]:
     """Adapt the classifier of the weights to the model by `head`. Returns what was done.
+
+    `option` is what messages call `head`.
 
     With `replace` the model's own stays, and the tensors of the weights are dropped; so they are of a model
     without a classifier.
     """
+    remedy = f"for a new classifier: {option}=replace; to pick classes: {option}=FILE, a class map"
     theirs = next((len(converted.tensors[name]) for name in HEAD if name in converted.tensors), 0)
     ours = next((shapes[name][0] for name in HEAD if name in shapes), 0)
     if not ours:
@@ -77,11 +81,11 @@ def adapt_head(converted: ConvertedStateDict, shapes: Mapping[str, list[int]], h
         _drop_head(converted, "the classifier is replaced")
         return [f"classifier: the model's own of {ours} classes stays, that of {theirs} classes is not used"]
     if theirs == 0:
-        raise WeightsError(f"the weights have no classifier, the model has one of {ours} classes; {REMEDY}")
+        raise WeightsError(f"the weights have no classifier, the model has one of {ours} classes; {remedy}")
     if isinstance(head, ClassMap):
         return [_pick(converted, head, theirs, ours)]
     if theirs != ours:
-        raise WeightsError(f"the weights have {theirs} classes, model.num_classes is {ours}; {REMEDY}")
+        raise WeightsError(f"the weights have {theirs} classes, model.num_classes is {ours}; {remedy}")
     return []
 
 

@@ -55,7 +55,7 @@ class LoadOptions:
 
     - `parts`: what is loaded of the model, `backbone` and `head`; the other part stays as it is.
     - `head`: `strict` refuses another classifier, `replace` keeps the model's own, a ClassMap picks classes.
-      A model without a classifier needs none.
+      A model without a classifier needs none. `head_option` is what messages call it.
     - `average`: take a moving average of the weights. `ema` is that of a run of ours, a checkpoint of one, or
       a file in which a trainer saved it beside the weights; `teacher` is what the teacher of a run's task
       computes with.
@@ -65,6 +65,7 @@ class LoadOptions:
 
     parts: Sequence[Part] = PARTS
     head: Head = "strict"
+    head_option: str = "head"
     average: Average | None = None
     upcycle_noise: float | None = None
 
@@ -209,7 +210,7 @@ def _fit(model: Backbone, converted: ConvertedStateDict, options: LoadOptions) -
     kept = keep_others(converted, shapes, options.parts)
     changes, notices = [], []
     if "head" in options.parts:
-        changes += adapt_head(converted, shapes, options.head)
+        changes += adapt_head(converted, shapes, options.head, options.head_option)
         kept |= set(HEAD if options.head == "replace" else ())
     if "backbone" in options.parts:
         resized, unknown = resize_tables(converted, shapes, model.config)
