@@ -186,7 +186,7 @@ def stopping(folder: Path, args: argparse.Namespace, times: int = 5) -> str:
             threading.Thread(target=ask, daemon=True).start()
 
         ended = run(args.ranks, line(folder, run_dir, args), meddle=meddle, timeout_s=600)
-        (told,) = re.findall(r"committed ([\d.]+) s after it", ended[0].err)
+        (told,) = re.findall(r"saved in ([\d.]+) s", ended[0].err)
         rates = [record["images_s"] for record in steps(run_dir)]
         found.append((float(told), 16 / statistics.median(rates)))
     seconds, step_s = (statistics.median(column) for column in zip(*found, strict=True))

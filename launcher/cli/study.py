@@ -46,7 +46,7 @@ def add_parser(subparsers: Commands) -> None:
     status.add_argument("study", type=Path, metavar="STUDY_DIR|FILE.yaml")
     status.add_argument("--json", action="store_true", help="an object with a list of trials")
     report = _command(commands, "report", "write it as HTML, CSV and PNG", REPORT_HELP, _report)
-    report.add_argument("study", type=Path, metavar="STUDY_DIR", help="the directory of a study")
+    report.add_argument("study", type=Path, metavar="STUDY_DIR|FILE.yaml", help="a study, or its file")
     report.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: STUDY_DIR/report")
 
 

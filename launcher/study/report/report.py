@@ -30,14 +30,16 @@ from launcher.study.report.tables import (
     pareto_tables,
     published_table,
 )
+from launcher.study.run.status import study_directory
 
 
 def run(args: argparse.Namespace) -> int:
     """Carry out `study report`; ConfigError where there is no study or the report cannot be written."""
-    out = args.out or args.study / "report"
+    directory = study_directory(args.study) if args.study.is_file() else args.study
+    out = args.out or directory / "report"
     try:
-        data = read(args.study)
-        charts = write(data, args.study, out)
+        data = read(directory)
+        charts = write(data, directory, out)
     except StudyError as error:
         raise ConfigError(str(error)) from None
     finished = sum(result.state == "finished" for result in data.results)

@@ -84,6 +84,11 @@ def test_report_of_one_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "no two trials differ in model.moe.capacity_factor alone" in page.text
     assert "all trials have the same, so there is no chart" in page.text
     assert not (root / "report").exists()
+    (tmp_path / "one.yaml").write_text(
+        f"study_dir: {root}\nconfig: debug\nseeds: [0]\naxes: {{optim.base_lr: [0.01]}}\n"
+    )
+    assert main(["study", "report", str(tmp_path / "one.yaml")]) == 0  # named by its file, as in `status`
+    assert (root / "report" / "index.html").exists()
 
 
 def test_report_before_anything_is_finished(tmp_path: Path) -> None:
