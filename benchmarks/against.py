@@ -1,16 +1,19 @@
-"""This checkout beside an earlier commit: training steps and forward passes of models, interleaved.
+"""This checkout beside an earlier commit: training steps and forward passes of models, and data, interleaved.
 
     python benchmarks/against.py 4d1664b                 # a few minutes
     python benchmarks/against.py 4d1664b --rounds 15 --only moe
 
 Each side is a process of its own that imports one checkout through its public names: `build_model` of
-`swin_moe` and the output's `logits` and `aux_loss`. The sides take turns, one case at a time, in an order
+`swin_moe` and the output's `logits` and `aux_loss`; `TrainStream`, which reads shards of JPEGs with one
+thread (data_images.py). The sides take turns, one case at a time, in an order
 that alternates. A figure is process CPU seconds of one thread, which a busy neighbour hardly moves, and
 `ratio` is before over now, the median of the rounds: above 1 this checkout is faster.
 """
 
 import argparse
+import contextlib
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -43,6 +46,9 @@ CASES: dict[str, tuple[str, dict[str, Any], bool]] = {  # the model, its options
     "Swin-MoE of 8 experts, top-1 dropless": (SWIN_MOE, _moe(top_k=1, capacity_factor=0.0), True),
 }
 BATCH = 4
+REGION = "data_shards/image/_region"
+DATA = "Shards to batches of 64 images"
+BATCHES = 8  # of a round
 
 
 def main() -> None:
@@ -53,16 +59,20 @@ def main() -> None:
     parser.add_argument("commit", help="of this repository, before")
     parser.add_argument("--rounds", type=int, default=9, help="default: %(default)s")
     parser.add_argument("--only", default="", metavar="TEXT", help="the cases whose name has it")
-    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--serve", type=Path, metavar="SHARDS", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
-        serve(Path(args.commit))
+        serve(Path(args.commit), args.serve)
         return
-    names = [name for name in CASES if args.only.lower() in name.lower()]
+    names = [name for name in (*CASES, DATA) if args.only.lower() in name.lower()]
     with ExitStack() as stack:
         before = stack.enter_context(checkout(args.commit))
+        shards = before.parent / "shards"
+        if DATA in names:
+            pack_jpegs(shards)
         sides = {
-            side: stack.enter_context(Side(path)) for side, path in {"before": before, "now": ROOT}.items()
+            side: stack.enter_context(Side(path, shards))
+            for side, path in {"before": before, "now": ROOT}.items()
         }
         for name in names:
             seconds = interleaved(sides, name, args.rounds)
@@ -88,6 +98,8 @@ def checkout(commit: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "before"
         subprocess.run(["git", "worktree", "add", "--detach", "-q", path, commit], cwd=ROOT, check=True)
+        for built in ROOT.glob(f"{REGION}*.so"):  # what `pip install` built here, which git does not have
+            shutil.copy(built, path / built.relative_to(ROOT))
         try:
             yield path
         finally:
@@ -97,8 +109,8 @@ def checkout(commit: str) -> Iterator[Path]:
 class Side:
     """A process that times the cases in a checkout."""
 
-    def __init__(self, path: Path) -> None:
-        line = [sys.executable, __file__, str(path), "--serve"]
+    def __init__(self, path: Path, shards: Path) -> None:
+        line = [sys.executable, __file__, str(path), "--serve", str(shards)]
         threads = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(path)}
         self._process = subprocess.Popen(
             line, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=threads, cwd=path
@@ -118,7 +130,7 @@ class Side:
         self._process.communicate()
 
 
-def serve(path: Path) -> None:
+def serve(path: Path, shards: Path) -> None:
     """Time the case that each line of standard input names; print its seconds."""
     sys.path[0] = str(path)  # in the place of this file's folder
     import swin_moe
@@ -127,7 +139,8 @@ def serve(path: Path) -> None:
     steps: dict[str, Callable[[], None]] = {}
     for line in sys.stdin:
         name = line.strip()
-        steps = {name: steps.get(name) or case(name)}  # the models of one case at a time
+        make = partial(stream, shards) if name == DATA else partial(case, name)
+        steps = {name: steps.get(name) or make()}  # the models of one case at a time
         began_s = time.process_time()
         steps[name]()
         print(time.process_time() - began_s, flush=True)
@@ -156,6 +169,39 @@ def case(name: str) -> Callable[[], None]:
             model(images, keys)
 
     return partial(train if trains else evaluate)
+
+
+def pack_jpegs(split: Path) -> None:
+    """Shards of JPEGs of many sizes, as this checkout writes them."""
+    import numpy as np
+    from data_images import JpegSamples, jpegs
+
+    from data_shards.format.samples import Source
+    from data_shards.pack.write import pack
+
+    samples = JpegSamples(jpegs(64), np.arange(64 * BATCHES))
+    pack(Source("against", "noise", tuple(map(str, range(1000))), {"train": samples}), "train", split)
+
+
+def stream(split: Path) -> Callable[[], None]:
+    """Reads, decodes and collates batches of one stream, which goes on."""
+    from data_shards.image.geometry import TrainTransform
+    from data_shards.stream.options import StreamOptions, TrainSampling
+    from data_shards.stream.train import TrainStream
+
+    transform: Any = TrainTransform(image_size=192)
+    with contextlib.suppress(ImportError):  # before there were transforms of samples
+        from data_shards.stream.transform import LabelledImages
+
+        transform = LabelledImages(transform)
+    sampling = TrainSampling(seed=0, global_batch_size=64, micro_batch_size=64)
+    batches = iter(TrainStream(split, sampling, transform, StreamOptions(threads=1, prefetch=1)))
+
+    def read() -> None:
+        for _ in range(BATCHES):
+            next(batches)
+
+    return read
 
 
 if __name__ == "__main__":
