@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from parallel.ranges import LARGEST, check_ranges
+from swin_moe.router_names import ROUTER_NAMES, SOFTMAX_ROUTERS, RouterError, own_router
 from swin_moe.sizes import MOST_SIDE, Size, as_text, check_size, sides
 
 
@@ -20,12 +21,10 @@ def require(condition: bool, message: str) -> None:
         raise ModelError(message)
 
 
-RouterName = Literal["linear", "cosine", "sigmoid", "expert_choice", "soft", "hash", "random"]
 BalanceLoss = Literal["auto", "importance_load", "importance", "gshard", "none"]
 MOST_BLOCKS, WIDEST = 1000, 2**17  # of a model; channels of a stage
 MOST_CAPACITY = 1000.0  # factor of it
 LOWEST_NOISE = 1e-6  # that the load loss can divide by
-SOFTMAX_ROUTERS = ("linear", "cosine")  # which noise, the load loss and Tutel make sense for
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +42,9 @@ class MoEConfig:
     blocks: tuple[tuple[int, ...], ...]  # for each stage, the blocks with experts
     num_experts: int  # of an MoE layer, on all ranks together
     top_k: int = 1  # experts that a token goes to
-    router: RouterName = "linear"  # how experts are chosen: docs/moe.md
+    # linear, cosine, sigmoid, expert_choice, soft, hash, random (docs/moe.md), or one of your own:
+    # my_package.routers:MyRouter (docs/extending.md)
+    router: str = "linear"
     capacity_factor: float = 1.25  # in training; 0 is dropless, a negative one at most its absolute value
     eval_capacity_factor: float = 0.0  # in evaluation
     routing_group_images: int = 8  # consecutive images inside which capacity is decided
@@ -69,6 +70,8 @@ class MoEConfig:
 
     def __post_init__(self) -> None:
         self._check_ranges()
+        if self._has_own_router:
+            self._check_own_router()
         self._check_router()
         if self.backend == "tutel":
             self._check_tutel()
@@ -98,6 +101,12 @@ class MoEConfig:
             f"model.moe.expert_dropout ({self.expert_dropout}) must lie in [0, 1)",
         )
 
+    def _check_own_router(self) -> None:
+        try:
+            own_router(self.router)
+        except RouterError as error:
+            raise ModelError(str(error)) from error
+
     def _check_router(self) -> None:
         require(
             self.balance != "importance_load" or self.gate_noise >= LOWEST_NOISE,
@@ -107,7 +116,7 @@ class MoEConfig:
         )
         learned = ("auto", "none", "gshard") if self.router == "sigmoid" else ("auto", "none")
         require(
-            self.router in SOFTMAX_ROUTERS or self.balance_loss in learned,
+            self._has_own_router or self.router in SOFTMAX_ROUTERS or self.balance_loss in learned,
             f"model.moe.balance_loss ({self.balance_loss}) is not for model.moe.router={self.router}: set "
             + " or ".join(learned),
         )
@@ -150,7 +159,14 @@ class MoEConfig:
         """The balance loss that `balance_loss` stands for with this router."""
         if self.balance_loss != "auto":
             return self.balance_loss
+        if self._has_own_router:
+            return str(own_router(self.router).auto_balance)
         return "importance_load" if self.router in SOFTMAX_ROUTERS else "none"
+
+    @property
+    def _has_own_router(self) -> bool:
+        """Whether the router is of another package."""
+        return self.router not in ROUTER_NAMES
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from swin_moe.moe.backends import BACKENDS
 from swin_moe.moe.backends.base import ExpertOutput, RoutedTokens
 from swin_moe.moe.dispatch import capacity
 from swin_moe.moe.experts import MLP, ExpertMLP
-from swin_moe.moe.routers import ROUTERS
+from swin_moe.moe.routers import build_router
 from swin_moe.moe.routers.base import Routing, RoutingRequest, SoftRouting
 from swin_moe.random.keyed import SiteCounter, split_keys
 
@@ -90,7 +90,7 @@ class MoELayer(nn.Module):
         super().__init__()
         self.config, self.placement = config, placement
         self.exchange = ExpertExchange(placement)
-        self.router = ROUTERS[config.router](dim, config, sites.next())
+        self.router = build_router(dim, config, sites.next())
         self.experts = ExpertMLP(
             dim,
             hidden,

@@ -19,7 +19,6 @@ from parallel.zero.engine import Engine
 from parallel.zero.options import EngineOptions, OptimizerName, Precision, ZeroStage
 from swin_moe import ModelConfig, ModelOutput, SwinTransformer
 from swin_moe.backbone.model import build_model
-from swin_moe.config import RouterName
 from swin_moe.heads.classification import classification_loss
 from swin_moe.random.keyed import sample_keys
 from tests.models import small_moe, small_swin
@@ -30,7 +29,7 @@ STEPS, MOMENTUM = 5, 0.9
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def model_config(top_k: int = 2, *, experts: int = EXPERTS, router: RouterName = "linear") -> ModelConfig:
+def model_config(top_k: int = 2, *, experts: int = EXPERTS, router: str = "linear") -> ModelConfig:
     """Two MoE layers; 32 tokens a routing group, so that capacity 1.25 drops some of them."""
     moe = small_moe(
         blocks=((), (0, 1)),
@@ -69,7 +68,7 @@ class Layout:
     top_k: int = 2
     slices: int = 1
     experts: int = EXPERTS
-    router: RouterName = "linear"
+    router: str = "linear"
     exchange: ExchangeOptions = ExchangeOptions()
     ranks_per_node: int | None = None
     offload: bool = False

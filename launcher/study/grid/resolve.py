@@ -14,8 +14,9 @@ from launcher.study.grid.requested import RequestedEvaluation, requested_evaluat
 from launcher.study.grid.trials import Study, Trial, run_directory
 from launcher.validation.resume_policy import changed_options
 from launcher.validation.rules import problems
-from swin_moe.config import SOFTMAX_ROUTERS, MoEConfig
+from swin_moe.config import MoEConfig
 from swin_moe.renamed import RenamedError, current_names
+from swin_moe.router_names import ROUTER_NAMES, SOFTMAX_ROUTERS
 from swin_moe.yaml_files import YamlError, parse_yaml
 
 NAMED = 3  # trials that a message names before it counts
@@ -169,7 +170,7 @@ def _effective(moe: MoEConfig, evaluated: bool) -> MoEConfig:
         idle |= {"batch_prioritized": False}
     if moe.router != "sigmoid":
         idle |= {"bias_update_rate": 0.0}
-    if moe.router not in SOFTMAX_ROUTERS:
+    if moe.router in ROUTER_NAMES and moe.router not in SOFTMAX_ROUTERS:
         idle |= {"gate_noise": 0.0}
     if moe.balance == "none":
         idle |= {"load_balance_weight": 0.0}

@@ -1,11 +1,12 @@
 """What a router decides by, and what it decides.
 
 Legend: T tokens, C channels, E experts, k choices a token, G routing groups, S = T / G tokens a group,
-B images, L tokens an image. To add a router: one class with the interface of Router, and one entry in
-`ROUTERS` of `__init__.py`.
+B images, L tokens an image. To add a router: one class with the interface of Router, named by its dotted path
+or with an entry in `ROUTERS` of `__init__.py`: docs/extending.md.
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -94,6 +95,8 @@ class Router(nn.Module):
         config: of the layer.
         site: number of the place that draws random numbers.
     """
+
+    auto_balance: ClassVar[str] = "none"  # the balance loss that model.moe.balance_loss=auto stands for
 
     def __init__(self, config: MoEConfig, site: int) -> None:
         super().__init__()

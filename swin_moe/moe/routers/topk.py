@@ -31,6 +31,8 @@ class SoftmaxRouter(Router):
     lower expert.
     """
 
+    auto_balance = "importance_load"
+
     def logits(self, tokens: Tensor) -> Tensor:
         """How much each token wants each expert: (T, C) -> (T, E)."""
         raise NotImplementedError
