@@ -14,7 +14,7 @@ from data_shards.format.index import Manifest
 from data_shards.pack.plan import SAMPLES_PER_SHARD, check_split
 from data_shards.pack.reencode import CHECKS
 from data_shards.pack.sources.fashion_mnist import PACKAGE, TIMEOUT_S, is_present
-from data_shards.pack.sources.registry import SOURCES, Source
+from data_shards.pack.sources.registry import SOURCES, Source, find_source
 from data_shards.pack.write import merge, pack, pack_task
 from launcher.cli.shards_members import MEMBER_HELP, add_member, folders
 from launcher.console.counts import counted
@@ -64,7 +64,8 @@ shards are verified and kept.
 def add_source(parser: argparse.ArgumentParser, required: bool) -> None:
     """The arguments that name a source."""
     add = parser.add_argument
-    add("--source", required=required, choices=sorted(SOURCES), help="where the images come from")
+    text = f"where the images come from: {', '.join(sorted(SOURCES))}, or MODULE:FUNCTION of your own"
+    add("--source", required=required, metavar="SOURCE", help=text)
     add("--directory", type=Path, help="where the source lies")
     text = "keep classes without images as classes (default: refuse them)"
     add("--allow-empty", action="store_true", help=text)
@@ -140,7 +141,10 @@ def make_source(args: argparse.Namespace) -> Source:
         options["classes"] = read_classes(args.classes) if args.classes else ()
     if args.source == "fashion-mnist" and args.directory is None and not is_present():
         install_fashion_mnist()
-    source = SOURCES[args.source](args.directory, **options)
+    make = find_source(args.source)
+    if args.source not in SOURCES and args.directory is None:
+        raise DataError(f"--source {args.source} needs --directory, which its function is called with")
+    source = make(args.directory, **options)
     for note in source.notes:
         logger.warning("%s", note)
     return source

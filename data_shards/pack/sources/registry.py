@@ -1,4 +1,4 @@
-"""The sources that can be packed. A new source is one function and one entry in SOURCES.
+"""The sources that can be packed. One of your own is a function, which `--source MODULE:FUNCTION` names.
 
 A source gives, for every split, a list of samples (format/samples.py) that can be indexed in any order,
 so that any worker can make any shard. H, W = height and width in pixels.
@@ -7,6 +7,8 @@ so that any worker can make any shard. H, W = height and width in pixels.
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from data_shards.pack.sources.imagenet import imagenet22k, imagenet_zip
 from data_shards.pack.sources.members import member_folders
 from data_shards.pack.sources.packed import packed_source
 from parallel.counter_rng import splitmix64
+from parallel.suggest import suggestion
 
 __all__ = ["SOURCES", "ArraySamples", "Samples", "Source", "fashion_mnist", "synthetic"]
 
@@ -127,6 +130,7 @@ def synthetic(num_train: int, num_val: int, num_classes: int, image_size: int, s
     return Source("synthetic", f"synthetic gratings {image_size}x{image_size}, seed {seed}", classes, splits)
 
 
+GROUP = "swin_moe.sources"  # entry points of other packages
 SOURCES: Mapping[str, Callable[..., Source]] = {
     "fashion-mnist": fashion_mnist,
     "folder": image_folder,
@@ -136,3 +140,28 @@ SOURCES: Mapping[str, Callable[..., Source]] = {
     "shards": packed_source,
     "synthetic": synthetic,
 }
+
+
+def find_source(name: str) -> Callable[..., Source]:
+    """The function of a source.
+
+    Args:
+        name: an entry of SOURCES, an entry point of the group `swin_moe.sources`, or a dotted path
+            MODULE:FUNCTION. A function of another package is called with the directory.
+
+    Raises:
+        DataError: there is none, or it cannot be imported.
+    """
+    if name in SOURCES:
+        return SOURCES[name]
+    installed = {point.name: point.value for point in entry_points(group=GROUP)}
+    module, colon, function = installed.get(name, name).partition(":")
+    if not colon:
+        known = [*SOURCES, *installed]
+        otherwise = f"known here: {', '.join(known)}, and dotted paths such as my_package.sources:mine"
+        raise DataError(f"--source {name}: no such source; {suggestion(name, known, otherwise)}")
+    try:
+        found: Callable[..., Source] = getattr(import_module(module), function)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise DataError(f"--source {name} cannot be imported: {error}") from error
+    return found
