@@ -39,7 +39,8 @@ def broken(request: pytest.FixtureRequest, shards: Path, tmp_path_factory: pytes
         ranks = descendants(program.pid)
         time.sleep(0.02)
     out, err = program.communicate(timeout=120)
-    assert all(line.startswith(("layout: ", "  ", "preflight: ")) for line in out.splitlines())
+    before_training = ("run: ", "layout: ", "  ", "preflight: ", "no checkpoint yet: ")
+    assert all(line.startswith(before_training) for line in out.splitlines())
     assert "accuracy" not in out
     return Broken(split, program.returncode, err, ranks)
 

@@ -74,5 +74,5 @@ def test_check_and_preflight_refuse_it_without_a_cache(
         context = ProbeContext(config=config, ranks=ranks, device=torch.device("cpu"), met_s=0, token="")
         found = data.probe(context)
         assert found is not None
-        assert found[split].get("error") == error
-        assert found[split].get("fatal") is (True if error else None)
+        assert found[f"data.{split}"].get("error") == error
+        assert found[f"data.{split}"].get("fatal") is (True if error else None)
