@@ -35,6 +35,7 @@ from parallel.watchdog.stack import CodeLocation, StackSampler
 EARLY = 0.9  # of the time-out: before that of the process groups
 SLOW = 3.0  # times the time-out: what phases may take that are known to be slow
 AT_END_S = 5.0
+CLOSE_S = 2.0  # for the threads to end
 RANK_0_S = 10.0  # for rank 0 to write everything down
 PREFIX = "watch"  # of its keys, where the store is shared
 NCCL = "nccl"  # the key that is there where collectives run on GPUs
@@ -78,10 +79,13 @@ class Watchdog:
         store.set(f"who/{rank}", json.dumps(identity() | {"node": node_name()}))
         if options.nccl:
             store.set(NCCL, "")
-        for target, name in (
-            ((self._post_loop, "post"), (self._watch_loop, "watch")) if world_size > 1 else ()
-        ):
-            threading.Thread(target=target, name=f"watchdog-{name}", daemon=True).start()
+        loops = {"post": self._post_loop, "watch": self._watch_loop} if world_size > 1 else {}
+        self._threads = [
+            threading.Thread(target=loop, name=f"watchdog-{name}", daemon=True)
+            for name, loop in loops.items()
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def timeout_s(self) -> float:
@@ -120,8 +124,16 @@ class Watchdog:
             sys.stderr.flush()  # the store ended first: no rank is left to read it
 
     def close(self) -> None:
-        """End the watchdog; this process goes on."""
+        """End the watchdog and its threads; this process goes on.
+
+        A thread that is inside of the store when Python ends would abort the process: it comes back from C++
+        to an interpreter that is gone. A store that does not answer is given up after `CLOSE_S`.
+        """
         self._closed.set()
+        deadline_s = time.monotonic() + CLOSE_S
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join(max(0.0, deadline_s - time.monotonic()))
 
     def wait_for_rank_0(self) -> None:
         """Return when rank 0 has called it too, after `RANK_0_S` at the latest.

@@ -265,3 +265,15 @@ def test_a_rank_of_another_machine_that_posts_nothing_more_is_the_lost_one() -> 
     assert json.loads(store.get(DIAGNOSIS)) == {"code": 80, "line": line}
     assert watch.find_lost_rank(0.4) == (80, "")
     posting.join()
+
+
+def test_a_closed_watch_leaves_no_thread_in_the_store() -> None:
+    """A thread inside of the store would abort the process when Python ends."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True)
+    options = WatchdogOptions(timeout_s=1.0, hang_code=81, lost_code=83, hosts_store=False, listen_s=0.1)
+    for _ in range(20):
+        watch = Watchdog(store.clone(), 0, 2, options)
+        assert {thread.name for thread in watch._threads} == {"watchdog-post", "watchdog-watch"}
+        time.sleep(0.02)
+        watch.close()
+        assert not any(thread.is_alive() for thread in watch._threads)
