@@ -48,7 +48,7 @@ CASES: dict[str, tuple[str, dict[str, Any], bool]] = {  # the model, its options
 BATCH = 4
 REGION = "data_shards/image/_region"
 DATA = "Shards to batches of 64 images"
-BATCHES = 8  # of a round
+BATCHES = 24  # of a round; one is decoded ahead
 
 
 def main() -> None:
