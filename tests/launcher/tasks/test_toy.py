@@ -241,7 +241,8 @@ def test_the_teacher_is_evaluated(shards: Path, tmp_path: Path, alone: Path) -> 
     assert [outcome.code for outcome in outcomes] == [0, 0, 0, 2], outcomes[0].err
     assert "train.ema_decay was 0" in outcomes[-1].err
     assert evaluation(run, "step-00000001-teacher") == evaluation(run, "step-00000001")
-    run_alone("eval", str(alone), "--teacher")
+    evaluated = run_on_ranks(commands, 1, [["eval", str(alone), *kind] for kind in kinds[:2]])[0]
+    assert [outcome.code for outcome in evaluated] == [0, 0], evaluated[0].err
     teacher, student = (evaluation(alone, f"{LAST}{which}")["ordered"] for which in ("-teacher", ""))
     assert teacher != pytest.approx(student, rel=1e-3)
 
