@@ -9,7 +9,6 @@ from parallel.counter_rng import GAMMA, MASK, mix64_array, splitmix64
 
 
 @unique
-@unique
 class Purpose(IntEnum):
     """What a draw is for; the first word of every key, so that no two purposes share their draws."""
 

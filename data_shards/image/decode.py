@@ -31,7 +31,8 @@ def decode_image(
 
     `fill` is the colour of padding. DataError when the image cannot be decoded.
     """
-    return decode_views(body, [transform], [key], fill)[0]
+    geometry = transform.geometry(*image_size(body), key)
+    return resize(decode_crop(body, geometry), geometry, fill)
 
 
 def decode_views(
@@ -77,7 +78,9 @@ def decode_crop(body: bytes, geometry: Geometry) -> np.ndarray:
     Where it has more pixels than the resize needs, its JPEG is decoded to 1/2 or 1/4 of its size. See
     `decode_region` for the part that is decoded.
     """
-    return decode_crops(body, [geometry])[0]
+    if geometry.in_full:
+        return decode_pixels(body)[geometry.source.slices]
+    return decode_region(body, geometry.source.reduced(geometry.factor), geometry.factor)
 
 
 def decode_crops(body: bytes, geometries: Sequence[Geometry]) -> list[np.ndarray]:
@@ -101,17 +104,21 @@ def resize(pixels: np.ndarray, geometry: Geometry, fill: Colour = BLACK) -> np.n
 
     `fill` is the colour where the window reaches beyond the resized crop.
     """
-    return resize_frames(pixels[None], geometry, fill)[0]
+    return _resized(_tensor(pixels)[None], geometry, fill)[0]
 
 
-def resize_frames(frames: np.ndarray, geometry: Geometry, fill: Colour = BLACK) -> np.ndarray:
+def _tensor(pixels: np.ndarray) -> Tensor:
+    """The same pixels for torch; copied where they are not contiguous."""
+    return torch.from_numpy(np.require(pixels, requirements=["C", "W"]))
+
+
+def _resized(frames: Tensor, geometry: Geometry, fill: Colour) -> np.ndarray:
     """`resize` of several crops of one size: (T, H, W, C) uint8 to (T, 3, h, w) uint8.
 
     Channels stay last in memory, where torch's kernel is faster by a third; it detects them by the strides,
     also those of the batch. Its flip is fast in that layout too; NumPy's copies byte by byte.
     """
-    flat = torch.from_numpy(np.require(frames, requirements=["C", "W"]).reshape(-1))
-    images = flat.view(frames.shape).permute(0, 3, 1, 2)  # (T, C, H, W); a new axis of NumPy has stride 0
+    images = frames.permute(0, 3, 1, 2)  # (T, C, H, W)
     if images.shape[-2:] != geometry.resized:
         images = F.interpolate(
             images, size=geometry.resized, mode="bicubic", antialias=True, align_corners=False
@@ -120,7 +127,8 @@ def resize_frames(frames: np.ndarray, geometry: Geometry, fill: Colour = BLACK) 
         images = _windowed(images, geometry.window, fill)
     if geometry.mirrored:
         images = images.flip(3)
-    return np.broadcast_to(images.numpy(), (len(images), 3, *images.shape[-2:]))
+    result: np.ndarray = images.expand(-1, 3, -1, -1).numpy()
+    return result
 
 
 def _windowed(images: Tensor, window: Crop, fill: Colour) -> Tensor:
@@ -143,7 +151,9 @@ def transform_frames(frames: np.ndarray, geometry: Geometry, fill: Colour = BLAC
     `decode_image` gives the same pixels unless it decodes at a reduced size.
     """
     rows, columns = geometry.source.slices
-    return resize_frames(frames[:, rows, columns], geometry, fill)
+    cut = frames[:, rows, columns]
+    flat = _tensor(cut).reshape(-1)  # the stride of an axis of one element, which NumPy leaves open
+    return _resized(flat.view(cut.shape), geometry, fill)
 
 
 def decode_frames(bodies: Sequence[bytes], geometry: Geometry, fill: Colour = BLACK) -> np.ndarray:

@@ -102,8 +102,9 @@ class FixedRows:
         if value is None:
             self._array[row] = 0
             return
-        if np.shape(value) != (shape := self._array.shape[1:]):
-            raise DataError(f"{self._name}: the value of a sample has shape {np.shape(value)}, not {shape}")
+        found = () if isinstance(value, int | float) else np.shape(value)
+        if found != (shape := self._array.shape[1:]):
+            raise DataError(f"{self._name}: the value of a sample has shape {found}, not {shape}")
         self._array[row] = cast_to(self._array.dtype, value, self._name)
 
     def row(self, row: int) -> np.ndarray:
