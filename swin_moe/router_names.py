@@ -7,12 +7,10 @@ that you got from elsewhere as code. The built-in classes are in `moe/routers/`,
 import: configurations are read before models.
 """
 
-import importlib
 from functools import cache
-from importlib.metadata import entry_points
 from typing import Any
 
-from parallel.suggest import suggestion
+from parallel.plug_ins import UnknownNameError, imported, path_of
 
 SOFTMAX_ROUTERS = ("linear", "cosine")  # which noise, the load loss and Tutel make sense for
 ROUTER_NAMES = (*SOFTMAX_ROUTERS, "sigmoid", "expert_choice", "soft", "hash", "random")
@@ -33,24 +31,13 @@ def own_router(name: str) -> Any:
     Raises:
         RouterError: there is none, its module cannot be imported, or it is no router.
     """
-    module, _, attribute = _path(name).partition(":")
     try:
-        found = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        found = imported(path_of(name, GROUP, ROUTER_NAMES, "my_package.routers:MyRouter"))
+    except UnknownNameError as error:
+        raise RouterError(f"model.moe.router ({name}): no such router; {error}") from error
+    except ImportError as error:
         raise RouterError(f"model.moe.router ({name}) cannot be imported: {error}") from error
     bases = [f"{base.__module__}.{base.__name__}" for base in getattr(found, "__mro__", ())]
     if "swin_moe.moe.routers.base.Router" not in bases:
         raise RouterError(f"model.moe.router ({name}) is no subclass of Router, see docs/extending.md")
     return found
-
-
-def _path(name: str) -> str:
-    """MODULE:CLASS of a name."""
-    if ":" in name:
-        return name
-    installed = {point.name: point.value for point in entry_points(group=GROUP)}
-    if name in installed:
-        return installed[name]
-    known = [*ROUTER_NAMES, *installed]
-    otherwise = f"known here: {', '.join(known)}, and dotted paths such as my_package.routers:MyRouter"
-    raise RouterError(f"model.moe.router ({name}): no such router; {suggestion(name, known, otherwise)}")

@@ -7,10 +7,9 @@ so that this module imports no task: a task is imported when a configuration nam
 import importlib
 import pkgutil
 from collections.abc import Hashable
-from importlib.metadata import entry_points
 from typing import Any, Protocol, cast
 
-from parallel.suggest import suggestion
+from parallel.plug_ins import UnknownNameError, imported, path_of
 
 BUILT_IN = "launcher.tasks"  # each of its packages holds one SPEC
 GROUP = "swin_moe.tasks"  # entry points of other packages
@@ -62,24 +61,20 @@ def find_spec(task: str) -> NamedSpec:
     """
     if task in _registered:
         return _registered[task]
-    if ":" in task:
-        return _imported(task, task)
-    if task in built_in_tasks():
+    built_in = built_in_tasks()
+    if task in built_in:
         return _imported(task, f"{BUILT_IN}.{task}:SPEC")
-    installed = {point.name: point.value for point in entry_points(group=GROUP)}
-    if task in installed:
-        return _imported(task, installed[task])
-    known = list(dict.fromkeys([*built_in_tasks(), *installed]))
-    otherwise = f"known here: {', '.join(known)}, and dotted paths such as my_package.my_task:SPEC"
-    raise TaskError(f"task: no such task (got {task!r}); {suggestion(task, known, otherwise)}")
+    try:
+        return _imported(task, path_of(task, GROUP, built_in, "my_package.my_task:SPEC"))
+    except UnknownNameError as error:
+        raise TaskError(f"task: no such task (got {task!r}); {error}") from error
 
 
 def _imported(task: str, path: str) -> NamedSpec:
     """The spec at MODULE:NAME."""
-    module, _, name = path.partition(":")
     try:
-        spec: Any = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        spec: Any = imported(path)
+    except ImportError as error:
         raise TaskError(f"task: {path} cannot be imported (got {task!r}): {error}") from error
     is_named = isinstance(getattr(spec, "name", None), str) and hasattr(spec, "options")
     if not (is_named and isinstance(spec, Hashable)):  # classes of configurations are kept by spec

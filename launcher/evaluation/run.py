@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from launcher.console.columns import aligned
 from launcher.evaluation.context import EvalContext
 from launcher.evaluation.loop import Evaluation, Observer, eval_stream, evaluate
 from launcher.evaluation.modes import EvalMode, need_groups, standard_modes, sweep_modes
@@ -71,10 +72,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     """The rows as text, one column per metric."""
     titles = [column.removesuffix("_factor").removesuffix("_fraction") for column in columns]
     cells = [titles, *([_shown(c, value) for c, value in zip(columns, row, strict=True)] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    return "\n".join(
-        "  " + "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in cells
-    )
+    return "\n".join(aligned(cells, right=True, indent="  "))
 
 
 def _shown(column: str, value: float) -> str:

@@ -7,12 +7,13 @@ import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
 
 from launcher.config.load import ConfigError
+from launcher.console.columns import aligned
 from launcher.rundir.directory import RunDirectory
 from launcher.slurm import scheduler, status
 from launcher.slurm.files import SlurmFiles
@@ -60,7 +61,7 @@ def show_list(args: argparse.Namespace, _: list[str]) -> int:
         alive = [job for job in jobs.values() if job.job in names]
         state = _row(files.run, submission)
         rows.append((str(files.run), (names or ["-"])[-1], _queued(alive[0] if alive else None), *state))
-    print("\n".join(_aligned(rows)) if found else f"{args.directory}: no run here was submitted to Slurm")
+    print("\n".join(aligned(rows)) if found else f"{args.directory}: no run here was submitted to Slurm")
     return 0
 
 
@@ -143,15 +144,7 @@ def _table(files: SlurmFiles, submission: Submission, jobs: dict[str, scheduler.
         state, reason = _state(found)
         step, result = str(found["step"] or 0), _result(found)
         rows.append((run.name, name, _queued(job), state, step, result, " ".join(task), reason))
-    return _aligned(rows)
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The rows with columns of equal width."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    return aligned(rows)
 
 
 def _queued(job: scheduler.Job | None) -> str:

@@ -7,8 +7,6 @@ so that any worker can make any shard. H, W = height and width in pixels.
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from data_shards.pack.sources.imagenet import imagenet22k, imagenet_zip
 from data_shards.pack.sources.members import member_folders
 from data_shards.pack.sources.packed import packed_source
 from parallel.counter_rng import splitmix64
-from parallel.suggest import suggestion
+from parallel.plug_ins import UnknownNameError, imported, path_of
 
 __all__ = ["SOURCES", "ArraySamples", "Samples", "Source", "fashion_mnist", "synthetic"]
 
@@ -154,14 +152,10 @@ def find_source(name: str) -> Callable[..., Source]:
     """
     if name in SOURCES:
         return SOURCES[name]
-    installed = {point.name: point.value for point in entry_points(group=GROUP)}
-    module, colon, function = installed.get(name, name).partition(":")
-    if not colon:
-        known = [*SOURCES, *installed]
-        otherwise = f"known here: {', '.join(known)}, and dotted paths such as my_package.sources:mine"
-        raise DataError(f"--source {name}: no such source; {suggestion(name, known, otherwise)}")
     try:
-        found: Callable[..., Source] = getattr(import_module(module), function)
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        found: Callable[..., Source] = imported(path_of(name, GROUP, SOURCES, "my_package.sources:mine"))
+    except UnknownNameError as error:
+        raise DataError(f"--source {name}: no such source; {error}") from error
+    except ImportError as error:
         raise DataError(f"--source {name} cannot be imported: {error}") from error
     return found

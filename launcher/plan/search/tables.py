@@ -2,12 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 
+from launcher.console.columns import aligned
 from launcher.plan.search.candidate import Candidate
+from launcher.plan.search.report import GIB
 from launcher.plan.search.run_cost import Terms, price_per_million, run_cost
 from launcher.plan.search.simulate import Point
 from parallel.experts.placement import ExchangeOptions
 
-GIB = 2**30
 HEAD = ("images/s", "GiB", "ep", "slices", "exchange", "ZeRO", "micro", "accum", "recompute")
 
 POINT_HEAD = (
@@ -25,10 +26,10 @@ def search_lines(candidates: Sequence[Candidate], terms: Terms, top: int) -> lis
     lines = [_summary(fit=len(fit), large=len(large), forbidden=len(forbidden), slower=slower)]
     if fit:
         rows = [(*_row(c), *cost_cells(c, terms)) for c in fit[:top]]
-        lines += aligned([(*HEAD, *cost_head(terms)), *rows])
+        lines += aligned([(*HEAD, *cost_head(terms)), *rows], right=True, indent="  ")
     if large:
         lines += [f"do not fit, the nearest {min(top, len(large))} of {len(large)}:"]
-        lines += aligned([(*HEAD, ""), *((*_row(c), c.reason) for c in large[:top])])
+        lines += aligned([(*HEAD, ""), *((*_row(c), c.reason) for c in large[:top])], right=True, indent="  ")
     if forbidden:
         lines += [f"layouts of experts that break a rule, {min(top, len(forbidden))} of {len(forbidden)}:"]
         lines += [f"  ep {c.config.parallel.ep_size}: {c.reason}" for c in forbidden[:top]]
@@ -85,20 +86,11 @@ def exchange_text(exchange: ExchangeOptions) -> str:
     return " ".join(words + ([f"x{exchange.overlap}"] if exchange.overlap > 1 else []))
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Rows of equally many cells, right-aligned in columns."""
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  " + "  ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
-
-
 def simulation_lines(points: Sequence[Point], terms: Terms) -> list[str]:
     """The weak-scaling table, and where something changes."""
     head = (*POINT_HEAD, *cost_head(terms))
     rows = [(*_point_cells(point), *cost_cells(point.candidate, terms)) for point in points]
-    return [*aligned([head, *rows]), *_simulation_notes(points)]
+    return [*aligned([head, *rows], right=True, indent="  "), *_simulation_notes(points)]
 
 
 def _point_cells(point: Point) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 from launcher.config.load import ConfigError, load_config
+from launcher.console.columns import aligned
 from launcher.rundir.paths import RunFiles
 from launcher.study.grid.cost import span
 from launcher.study.grid.file import load_study_file
@@ -65,10 +66,7 @@ def as_json(directory: Path, study: Study, states: dict[str, State]) -> dict[str
 def table(states: dict[str, State]) -> list[str]:
     """A line a trial."""
     rows = [TITLES, *(_row(name, state) for name, state in states.items())]
-    widths = [max(len(row[i]) for row in rows) for i in range(len(TITLES))]
-    return [
-        "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    ]
+    return aligned(rows)
 
 
 def summary(states: dict[str, State]) -> str:
