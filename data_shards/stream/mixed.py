@@ -21,6 +21,7 @@ from data_shards.format.rng import Purpose, fold
 from data_shards.stream.base import SingleIterator
 from data_shards.stream.batch import Batch
 from data_shards.stream.options import TrainSampling
+from data_shards.stream.order import other_data
 from data_shards.stream.train import TrainStream
 
 STATE_VERSION = 1
@@ -101,8 +102,7 @@ class MixedStream(SingleIterator):
         states = state.get("mixed", {})
         if state.get("version") != STATE_VERSION or states.keys() != self.parts.keys():
             saved = f"the parts {', '.join(states)}" if states else "a single data set"
-            fix = "read what the run was trained on, or start it anew"
-            raise DataError(f"data state: of {saved}, not of the parts {', '.join(self.parts)}; {fix}")
+            raise other_data(saved, f"the parts {', '.join(self.parts)}")
         self._stop()
         for name, part in self.parts.items():
             part.load_state_dict(states[name])
@@ -110,11 +110,11 @@ class MixedStream(SingleIterator):
     def counts(self) -> dict[str, int]:
         """This rank's counters, summed over the parts; and of each part, PART.recent_bad."""
         summed: Counter[str] = Counter()
-        for part in self.parts.values():
-            summed.update(part.counts())
-        return dict(summed) | {
-            f"{name}.recent_bad": part.counts()["recent_bad"] for name, part in self.parts.items()
-        }
+        recent: dict[str, int] = {}
+        for name, part in self.parts.items():
+            summed.update(counts := part.counts())
+            recent[f"{name}.recent_bad"] = counts["recent_bad"]
+        return dict(summed) | recent
 
     def check_counts(self, summed: dict[str, int]) -> None:
         """DataError when all ranks together met more bad samples of a part recently than is allowed."""

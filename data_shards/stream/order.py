@@ -159,6 +159,12 @@ def make_state(manifest: Manifest, order: GlobalOrder, samples: int, quarantine:
     return state | {"quarantine": quarantine}
 
 
+def other_data(saved: str, here: str) -> DataError:
+    """The error for a state of other data than is read here."""
+    fix = "read what the run was trained on, or start it anew"
+    return DataError(f"data state: of {saved}, not of {here}; {fix}")
+
+
 def check_state(state: dict[str, Any], manifest: Manifest, order: GlobalOrder) -> None:
     """DataError, with both values, unless `state` has this manifest, seed, interleave and shuffle_buffer."""
     if state.get("version") != STATE_VERSION:
@@ -167,11 +173,9 @@ def check_state(state: dict[str, Any], manifest: Manifest, order: GlobalOrder) -
         )
     here = _identity(manifest, order)
     if "webdataset" in state:
-        fix = "read what the run was trained on, or start it anew"
-        raise DataError(f"data state: of tars without a manifest, not of {here['name']}; {fix}")
+        raise other_data("tars without a manifest", here["name"])
     if "mixed" in state:
-        fix = "read what the run was trained on, or start it anew"
-        raise DataError(f"data state: of the parts {', '.join(state['mixed'])}, not of {here['name']}; {fix}")
+        raise other_data(f"the parts {', '.join(state['mixed'])}", here["name"])
     if state.get("manifest") != here["manifest"]:
         saved, ours = (f"{s.get('name')}, manifest {str(s.get('manifest'))[:12]}" for s in (state, here))
         fix = "point the run at the shards it was trained on, or start it anew"

@@ -29,6 +29,7 @@ from data_shards.pack.tar_members import LABELS, Extensions
 from data_shards.stream.base import SingleIterator
 from data_shards.stream.batch import Batch, BatchPlan
 from data_shards.stream.options import DEFAULT_OPTIONS, ReadOptions, StreamOptions, TrainSampling
+from data_shards.stream.order import other_data
 from data_shards.stream.patterns import expand, redacted
 from data_shards.stream.transform import Example, Transform
 from data_shards.stream.workers import Fetched, prefetched
@@ -100,8 +101,7 @@ class WebDatasetStream(SingleIterator):
         if state.get("webdataset") != self.location:
             tars = state.get("webdataset")
             made = f"the tars {redacted(tars)}" if tars else f"{state.get('name')}, which has a manifest"
-            fix = "read what the run was trained on, or start it anew"
-            raise DataError(f"data state: of {made}, not of {redacted(self.location)}; {fix}")
+            raise other_data(made, redacted(self.location))
         self.close()
         self.samples = int(state["samples"])
 
