@@ -191,8 +191,8 @@ def convert(content: Content) -> ConvertedStateDict:
     names = content.tensors
     if any(name.endswith(hf.ENTRY) for name in names):
         return hf.convert(names, content.config)
-    if native.is_ours(names):
-        return native.convert(names, content.config)
+    if (prefix := native.prefix_of(names)) is not None:
+        return native.convert(names, prefix, content.config)
     if "patch_embed.proj.weight" in names or "encoder.patch_embed.proj.weight" in names:
         return official.convert(names)
     raise WeightsError(

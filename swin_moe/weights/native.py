@@ -78,15 +78,19 @@ def has_classifier(path: Path) -> bool:
     return checkpoint is not None and f"{MASTER}/head.weight" in read_manifest(checkpoint)["tensors"]
 
 
-def is_ours(names: Iterable[str]) -> bool:
-    """Whether tensors have our names, perhaps those of a backbone inside of the model of a task."""
-    return any(f".{FIRST}" in f".{name}" for name in names)
+def prefix_of(names: Iterable[str]) -> str | None:
+    """What comes before our names: "", or "encoder." and the like of the backbone in the model of a task.
+
+    None where the names are not ours.
+    """
+    return next((name.partition(FIRST)[0] for name in names if f".{FIRST}" in f".{name}"), None)
 
 
-def convert(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> ConvertedStateDict:
-    """Our own names, as they are; of a task whose model has its backbone inside, those of the backbone."""
+def convert(
+    tensors: Mapping[str, Tensor], prefix: str, config: Mapping[str, Any] | None
+) -> ConvertedStateDict:
+    """Our own names, without the prefix of a backbone in the model of a task, whose heads are left out."""
     result = ConvertedStateDict(format="swin-moe")
-    prefix = next(name for name in tensors if f".{FIRST}" in f".{name}").partition(FIRST)[0]
     if config and (own := windows_of(config, rounds_up=True)):
         result.windows, result.table_windows = learned_windows(config, own), dict(enumerate(own))
     for name, tensor in tensors.items():

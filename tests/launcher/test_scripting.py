@@ -13,6 +13,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import data_shards
 import launcher
@@ -135,3 +136,22 @@ def test_packages_are_imported_without_torch_and_offer_what_they_say() -> None:
         with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
             _ = package.nothing
     assert swin_moe.__version__ == "0.1.0"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "{broken",
+        "[]",
+        "{}",
+        '{"mean": 3}',
+        '{"mean": [0, 0, 0], "std": [1, 1, 0], "eval_crop": 1, "classes": null}',
+        '{"mean": [0, 0, NaN], "std": [1, 1, 1], "eval_crop": 1, "classes": null}',
+        '{"mean": [0, 0, 0], "std": [1, 1, 1], "eval_crop": "x", "classes": null}',
+        '{"mean": [0, 0, 0], "std": [1, 1, 1], "eval_crop": 1, "classes": "cat"}',
+    ],
+)
+def test_a_garbled_description_of_the_images_is_one_error(text: str, tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(1)}, tmp_path / "a.safetensors", {"inputs": text})
+    with pytest.raises(swin_moe.WeightsError, match=r"a\.safetensors: what it says of its images .* damaged"):
+        swin_moe.input_spec_of(tmp_path / "a.safetensors")
