@@ -5,6 +5,7 @@ from functools import partial
 
 import torch
 
+from data_shards.format.index import Manifest
 from data_shards.storage.manifest import checked_manifest
 from data_shards.stream.patterns import expand, names_tars, redacted
 from launcher.config.schema import RunConfig
@@ -28,13 +29,13 @@ def banner(config: RunConfig, world_size: int | None = None, device: str | None 
     Raises:
         DataError: a manifest cannot be read.
     """
-    place = config.data.train
-    num_samples = None if names_tars(place) else checked_manifest(place).samples
+    train = _manifest(config.data.train)
+    num_samples = train.samples if train else None
     lines = {
         "model": _model(config.model),
         "parameters": _parameters(config),
-        "training data": _training_data(config),
-        "evaluation data": _contents(config.data.val) if config.data.val else "none (data.val is null)",
+        "training data": _training_data(config, train),
+        "evaluation data": _evaluation_data(config.data.val),
         "length": _length(config, num_samples),
         "batch": _batch(config, world_size),
         "optimizer": _optimizer(config, num_samples),
@@ -78,17 +79,25 @@ def _parameters(config: RunConfig) -> str:
     )
 
 
-def _training_data(config: RunConfig) -> str:
+def _training_data(config: RunConfig, train: Manifest | None) -> str:
     """data.train, and what a task reads beside it."""
     beside = task_spec(config.task).train_data(config).beside
-    parts = [f"{part.option}: {_contents(part.split)}" for part in beside.values()]
-    return "; ".join([_contents(config.data.train), *parts])
+    parts = [f"{part.option}: {_contents(part.split, _manifest(part.split))}" for part in beside.values()]
+    return "; ".join([_contents(config.data.train, train), *parts])
 
 
-def _contents(place: str) -> str:
-    if names_tars(place):
+def _evaluation_data(place: str | None) -> str:
+    return "none (data.val is null)" if place is None else _contents(place, _manifest(place))
+
+
+def _manifest(place: str) -> Manifest | None:
+    """The manifest of a split; None of tars without one."""
+    return None if names_tars(place) else checked_manifest(place)
+
+
+def _contents(place: str, manifest: Manifest | None) -> str:
+    if manifest is None:
         return f"{len(expand(place))} tars without a manifest ({redacted(place)})"
-    manifest = checked_manifest(place)
     classes = f" of {len(manifest.classes)} classes" if manifest.classes else ""
     return f"{manifest.samples:,} images{classes} ({redacted(place)})"
 
