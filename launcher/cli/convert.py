@@ -2,21 +2,23 @@
 
 import argparse
 from collections.abc import Callable
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from launcher.config.load import ConfigError
+from launcher.config.load import ConfigError, config_file
+from launcher.config.schema import DataConfig
 from launcher.console.arguments import Commands, add_averages, add_command
 from parallel.experts.names import MASTER
 from swin_moe.backbone.backbone import Backbone
 from swin_moe.config import ModelConfig
-from swin_moe.registry import build_backbone, build_model, load_model_config
+from swin_moe.options import from_tree, option_problems
+from swin_moe.registry import build_backbone, build_model
 from swin_moe.weights.adapt import ClassMap, Head
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.export import FORMATS, check_format, save_weights
-from swin_moe.weights.input_spec import input_spec_of
-from swin_moe.weights.load import Average, LoadOptions, apply, plan_load
+from swin_moe.weights.hf_processor import processor_gap
+from swin_moe.weights.input_spec import InputSpec, input_spec_of
+from swin_moe.weights.load import LoadOptions, apply, plan_load
 from swin_moe.weights.native import config_of, has_classifier
 from swin_moe.yaml_files import YamlError, read_yaml
 
@@ -37,7 +39,7 @@ examples:
   swin-moe export runs/demo out.safetensors
   swin-moe export runs/demo out.safetensors --ema                     the moving average of the weights
   swin-moe export runs/mine out.safetensors --teacher                 the average of the task's teacher
-  swin-moe export runs/swinv2_tiny swinv2-hf --to hf --checkpoint step-00001000
+  swin-moe export runs/swinv2_tiny swinv2-hf --to hf --checkpoint step-00001000     for transformers
 
 The whole model with its configuration, whatever layout wrote it; verified first. Of a task whose model has no
 classifier, the backbone. OUT is never overwritten.
@@ -57,7 +59,9 @@ def add_parsers(commands: Commands) -> None:
     add_export(export)
     _add_out(convert)
     convert.add_argument(
-        "--config", metavar="NAME_OR_YAML", help="which model it is; not needed for what this program wrote"
+        "--config",
+        metavar="CONFIG",
+        help="the recipe or YAML file of the model; not needed for what this program wrote",
     )
     convert.add_argument(
         "--head",
@@ -85,12 +89,12 @@ def _add_out(parser: argparse.ArgumentParser) -> None:
 
 
 def _convert(args: argparse.Namespace, _: list[str]) -> int:
-    config = _model_config(args.config) if args.config else config_of(args.source)
+    config, inputs = _recipe(args.config) if args.config else (config_of(args.source), None)
     if config is None:
-        raise WeightsError(f"{args.source} does not say which model it is of; give --config NAME_OR_YAML")
+        raise WeightsError(f"{args.source} does not say which model it is of; give --config CONFIG")
     head: Head = args.head if args.head in ("strict", "replace") else ClassMap.read(args.head)
-    average: Average | None = "ema" if args.ema else None
-    return _rewrite(build_model, config, args.source, args.out, args.to, head, average=average)
+    options = LoadOptions(head=head, head_option="--head", average="ema" if args.ema else None)
+    return _rewrite(build_model, config, args, args.source, options, inputs)
 
 
 def run_export(args: argparse.Namespace, _: list[str]) -> int:
@@ -99,39 +103,58 @@ def run_export(args: argparse.Namespace, _: list[str]) -> int:
     config = config_of(source) if source.is_dir() else None
     if config is None:
         raise ConfigError(f"{source} is no run with a checkpoint; weights that are none: swin-moe convert")
-    rewrite = partial(_rewrite, build_model if has_classifier(source) else build_backbone)
-    return rewrite(
-        config, source, args.out, args.to, "strict", average=None if args.kind == MASTER else args.kind
-    )
+    options = LoadOptions(average=None if args.kind == MASTER else args.kind)
+    return _rewrite(build_model if has_classifier(source) else build_backbone, config, args, source, options)
 
 
 def _rewrite(
     build: Callable[[ModelConfig], Backbone],
     config: ModelConfig,
+    args: argparse.Namespace,
     source: Path,
-    out: Path,
-    to: str,
-    head: Head,
-    *,
-    average: Average | None,
+    options: LoadOptions,
+    otherwise: InputSpec | None = None,
 ) -> int:
-    check_format(config, to)
+    """Write the weights of `source` as the arguments say; `otherwise` are its images if it does not know."""
+    check_format(config, args.to)
     model = build(config)
-    options = LoadOptions(head=head, head_option="--head", average=average)
     print(apply(model, plan_load(model, source, options)))
-    inputs = input_spec_of(source)
+    inputs = input_spec_of(source) or otherwise
     if inputs and len(inputs.classes or ()) != config.num_classes:  # of another head: the classes are others
         inputs = replace(inputs, classes=None)
-    print(f"wrote {save_weights(model, out, to, inputs)} ({to})")
+    print(f"wrote {save_weights(model, args.out, args.to, inputs)} ({args.to})")
+    if args.to == "hf" and (gap := processor_gap(config, inputs)):
+        print(f"  without preprocessor_config.json: {gap}")
     return 0
 
 
-def _model_config(name: str) -> ModelConfig:
-    """The model of a named configuration or of a YAML file's `model:` section."""
-    if not (Path(name).suffix in (".yaml", ".yml") or Path(name).is_file()):
-        return load_model_config(name)
+@dataclass(frozen=True, kw_only=True)
+class _Recipe:
+    """The sections of a configuration that describe a model and its images."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig | None = None
+
+
+def _recipe(name: str) -> tuple[ModelConfig, InputSpec | None]:
+    """The model of a configuration, and its images if the file describes any.
+
+    Args:
+        name: a YAML file, of which `model:` is enough, or the name of a recipe.
+    """
+    file = config_file(name)
     try:
-        tree, _ = read_yaml(Path(name))
+        tree, _ = read_yaml(file)
     except YamlError as error:
         raise ConfigError(str(error)) from None
-    return load_model_config(ModelConfig(), **(tree.get("model") or {}))
+    sections = {name: tree[name] for name in ("model", "data") if tree.get(name) is not None}
+    if isinstance(data := sections.get("data"), dict):
+        sections["data"] = {"train": "", "val": None, **data}  # no shards are read here
+    if problems := option_problems(_Recipe, sections):
+        raise ConfigError(f"{file}: {'; '.join(problems)}")
+    recipe = from_tree(_Recipe, sections)
+    if recipe.data is None:
+        return recipe.model, None
+    return recipe.model, InputSpec(
+        mean=recipe.data.mean, std=recipe.data.std, eval_crop=recipe.data.eval_crop
+    )

@@ -17,6 +17,7 @@ from swin_moe.sizes import as_text
 from swin_moe.weights import hf, native, official
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.finite import check_finite
+from swin_moe.weights.hf_processor import processor_gap, processor_json
 from swin_moe.weights.input_spec import InputSpec
 from swin_moe.weights.square import is_other
 
@@ -32,7 +33,8 @@ def save_weights(model: Backbone, path: str | Path, format: str, inputs: InputSp
         format: `native` or `safetensors`, which are the same: our names and our config as metadata;
             `official`: a .pth for microsoft/Swin-Transformer;
             `timm`: a .safetensors or, by the suffix, a .pth;
-            `hf`: config.json and model.safetensors for transformers.
+                `hf`: config.json, model.safetensors and, unless `processor_gap` has an objection,
+                preprocessor_config.json for transformers.
         inputs: what `native` and `hf` say of the images and classes; None says nothing.
 
     Raises:
@@ -57,7 +59,7 @@ def save_weights(model: Backbone, path: str | Path, format: str, inputs: InputSp
         return _put(path, lambda out: save_file(_contiguous(weights), out, {"format": "pt"}))
     if format == "hf":
         weights = hf.export(tensors, config)
-        return _put(path, lambda out: _write_folder(out, weights, hf.config_json(config, inputs)))
+        return _put(path, lambda out: _write_folder(out, weights, _hf_documents(config, inputs)))
     metadata = native.metadata(config) | (inputs.metadata if inputs else {})
     return _put(path, lambda out: save_file(_contiguous(tensors), out, metadata))
 
@@ -138,9 +140,18 @@ def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
 
 
-def _write_folder(out: Path, weights: dict[str, Tensor], config: dict[str, Any]) -> None:
+def _hf_documents(config: ModelConfig, inputs: InputSpec | None) -> dict[str, dict[str, Any]]:
+    """The JSON files of a folder for transformers, by name."""
+    documents = {"config.json": hf.config_json(config, inputs)}
+    if inputs and not processor_gap(config, inputs):
+        documents["preprocessor_config.json"] = processor_json(config, inputs)
+    return documents
+
+
+def _write_folder(out: Path, weights: dict[str, Tensor], documents: dict[str, dict[str, Any]]) -> None:
     out.mkdir()
-    (out / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    for name, document in documents.items():
+        (out / name).write_text(json.dumps(document, indent=2) + "\n")
     save_file(_contiguous(weights), out / "model.safetensors", {"format": "pt"})
 
 

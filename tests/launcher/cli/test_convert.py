@@ -74,7 +74,7 @@ def test_a_class_map_and_a_new_head(tmp_path: Path, capsys: pytest.CaptureFixtur
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["{in}", "{out}"], "does not say which model it is of; give --config NAME_OR_YAML"),
+        (["{in}", "{out}"], "does not say which model it is of; give --config CONFIG"),
         (["{in}", "{out}", "--config", "swin_tony_patch4_window7_224"], "did you mean swin_tiny_patch4"),
         (["{in}", "{out}", "--config", "nowhere.yaml"], "ConfigError: cannot read nowhere.yaml"),
         (["{in}", "{in}", "--config", "{yaml}"], "exists; choose another place"),
