@@ -101,7 +101,14 @@ class OptimConfig:
     betas: tuple[float, float] = (0.9, 0.999)  # of all optimizers but sgd
     eps: float = 1e-8  # of all optimizers but sgd
     max_grad_norm: float = 5.0  # of the global gradient, every expert counted once; 0 turns clipping off
+    # of a classifier: cross_entropy of a softmax over the classes, or bce, the binary cross-entropy of each
+    # class by itself: docs/recipes.md
+    loss: Literal["cross_entropy", "bce"] = "cross_entropy"
     label_smoothing: float = 0.1  # share of a target's probability that all classes have equally
+    # of bce: a class whose smoothed and mixed probability is above this is a target (1), any other is none
+    # (0); null takes the probabilities as they are
+    bce_target_threshold: float | None = None
+    bce_sum_classes: bool = False  # of bce: add the losses of an image's classes instead of their mean
 
     def __post_init__(self) -> None:
         rate = (0, 1e9)
@@ -129,6 +136,19 @@ class OptimConfig:
             raise ValueError(f"optim.momentum ({self.momentum}) must lie in [0, 1)")
         if not 0 <= self.label_smoothing < 1:
             raise ValueError(f"optim.label_smoothing ({self.label_smoothing}) must lie in [0, 1)")
+        self._check_bce()
+
+    def _check_bce(self) -> None:
+        threshold = self.bce_target_threshold
+        for name, is_set in {
+            "bce_target_threshold": threshold is not None,
+            "bce_sum_classes": self.bce_sum_classes,
+        }.items():
+            if is_set and self.loss != "bce":
+                value = getattr(self, name)
+                raise ValueError(f"optim.{name} ({value}) needs optim.loss=bce (got {self.loss})")
+        if threshold is not None and not 0 <= threshold < 1:
+            raise ValueError(f"optim.bce_target_threshold ({threshold}) must lie in [0, 1)")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,7 +57,13 @@ def slots_error(model: ModelConfig, option: str, factor: float) -> str | None:
 
 
 def _task_errors(config: RunConfig) -> list[str]:
-    model, errors = config.model, list(task_spec(config.task).check(config))
+    model, spec = config.model, task_spec(config.task)
+    errors = list(spec.check(config))
+    if config.optim.loss == "bce" and not spec.has_classes:
+        errors.append(
+            "optim.loss (bce) is for tasks with classes, such as classification; this run has "
+            f"task={config.task}"
+        )
     if model.in_chans != CHANNELS:
         errors.append(
             f"model.in_chans ({model.in_chans}) must be {CHANNELS}: the images of data.train are RGB, and "

@@ -1,6 +1,6 @@
-"""The loss of a classifier, and the sums by which it is evaluated.
+"""The losses of a classifier, and the sums by which it is evaluated.
 
-Legend: B images.
+Legend: B images, K classes.
 """
 
 import torch
@@ -17,6 +17,37 @@ def classification_loss(logits: Tensor, targets: Tensor, label_smoothing: float 
         label_smoothing: of the probability that is spread over all classes.
     """
     return F.cross_entropy(logits.float(), targets, label_smoothing=label_smoothing)
+
+
+def binary_cross_entropy(
+    logits: Tensor,
+    targets: Tensor,
+    label_smoothing: float = 0.0,
+    *,
+    target_threshold: float | None = None,
+    sum_classes: bool = False,
+) -> Tensor:
+    """Binary cross-entropy of each class by itself in fp32, mean over the images.
+
+    As in "ResNet strikes back" (Wightman et al. 2021, arXiv:2110.00476, section 2) and timm's
+    `BinaryCrossEntropy`: every class of an image is a problem of its own, so that the two classes of a mixed
+    image can both be targets.
+
+    Args:
+        logits: (B, K).
+        targets: (B,) int64 labels, or (B, K) probabilities of mixed images.
+        label_smoothing: of the probability that is spread over all classes, before the threshold.
+        target_threshold: a probability above it becomes 1, any other 0; None takes the probabilities.
+        sum_classes: add the losses of an image's classes; otherwise their mean is taken.
+    """
+    logits = logits.float()
+    classes = logits.shape[-1]
+    soft = F.one_hot(targets, classes).float() if targets.dim() == 1 else targets.float()
+    soft = (1 - label_smoothing) * soft + label_smoothing / classes
+    if target_threshold is not None:
+        soft = (soft > target_threshold).float()
+    loss = F.binary_cross_entropy_with_logits(logits, soft)
+    return loss * classes if sum_classes else loss
 
 
 def evaluation_sums(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:

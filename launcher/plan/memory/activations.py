@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from launcher.config.schema import RunConfig
+from launcher.config.schema import OptimConfig, RunConfig
 from launcher.plan.base.hardware import Device
 from launcher.plan.base.shapes import on_shapes, placed
 from launcher.plan.base.tracker import LiveBytes
@@ -67,9 +67,8 @@ class _PassSpec:
     ep_size: int
     slices: int
     exchange: ExchangeOptions
-    smoothing: float
+    optim: OptimConfig
     mixed: bool  # targets are probabilities
-    frozen: tuple[str, ...]
     device: Device
     config: RunConfig = field(compare=False)
 
@@ -85,9 +84,8 @@ def activations_of(config: RunConfig, dims: ParallelDims, device: Device) -> Act
             ep_size=dims.ep_size,
             slices=dims.expert_tensor_parallel_size,
             exchange=replace(config.parallel.expert_exchange, hierarchical=False),  # two hops need no more
-            smoothing=config.optim.label_smoothing,
+            optim=config.optim,  # its loss, and what it freezes
             mixed=config.data.augment is not None,
-            frozen=config.optim.freeze,
             device=device,
             config=config,
         )
@@ -110,8 +108,8 @@ def _model(spec: _PassSpec) -> nn.Module:
         )
         placement = fullest_placement(dims, spec.model.moe.num_experts, spec.exchange)
     model = model_on_meta(spec.config, placement)
-    if spec.frozen:
-        freeze(model, spec.frozen, task_spec(spec.config.task).parameters)
+    if spec.optim.freeze:
+        freeze(model, spec.optim.freeze, task_spec(spec.config.task).parameters)
     balance_experts(model)
     return model.to(DTYPES[spec.precision]).train()
 

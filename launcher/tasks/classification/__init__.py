@@ -1,5 +1,7 @@
 """Image classification."""
 
+from collections.abc import Iterator, Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -50,8 +52,29 @@ def _step(config: RunConfig, model: nn.Module, inputs: tuple[Tensor, Tensor], ke
     return step(config, model, inputs, keys)
 
 
+def _check(config: RunConfig) -> Sequence[str]:
+    return list(_threshold_errors(config))
+
+
+def _threshold_errors(config: RunConfig) -> Iterator[str]:
+    """The threshold must separate the class of an image from the others, whose probability smoothing sets."""
+    threshold = config.optim.bce_target_threshold
+    if threshold is None:
+        return
+    smoothing, classes = config.optim.label_smoothing, config.model.num_classes
+    low = smoothing / classes
+    high = 1 - smoothing + low
+    if not low <= threshold < high:
+        yield (
+            f"optim.bce_target_threshold ({threshold}) must lie in [{low:.4g}, {high:.4g}): with "
+            f"optim.label_smoothing ({smoothing}) and model.num_classes ({classes}) the class of an image "
+            f"has the probability {high:.4g}, and each other class {low:.4g}"
+        )
+
+
 SPEC = TaskSpec(
     name="classification",
+    check=_check,
     build=_build,
     model_on_meta=_model_on_meta,
     backbone=_backbone,

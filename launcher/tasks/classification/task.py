@@ -1,4 +1,4 @@
-"""Classification: cross-entropy of one label per image, or of mixed labels.
+"""Classification: cross-entropy or binary cross-entropy of one label per image, or of mixed labels.
 
 Legend: B images of H x W pixels, K classes.
 """
@@ -9,22 +9,34 @@ from torch import Tensor, nn
 
 from data_shards.augment.pipeline import Augment
 from data_shards.stream.batch import Batch
-from launcher.config.schema import RunConfig
+from launcher.config.schema import OptimConfig, RunConfig
 from launcher.metrics.accuracy import ClassificationMetric
 from launcher.metrics.metric import Metric
 from launcher.tasks.image_data import ImageTask
 from launcher.tasks.spec import StepOutput, TaskContext
 from parallel.ranks.host import send
 from swin_moe.backbone.model import build_model
-from swin_moe.heads.classification import classification_loss
+from swin_moe.heads.classification import binary_cross_entropy, classification_loss
 
 
 def step(config: RunConfig, engine: Any, inputs: tuple[Tensor, Tensor], keys: Tensor) -> StepOutput:
-    """Cross-entropy with label smoothing, of images (B, 3, H, W) with labels (B,) or probabilities (B, K)."""
+    """The loss of images (B, 3, H, W) with labels (B,) or probabilities (B, K), with label smoothing."""
     images, targets = inputs
     output = engine(images, keys)
-    loss = classification_loss(output.logits, targets, config.optim.label_smoothing)
-    return StepOutput(loss=loss, terms={}, moe=output.moe)
+    return StepOutput(loss=_loss(config.optim, output.logits, targets), terms={}, moe=output.moe)
+
+
+def _loss(optim: OptimConfig, logits: Tensor, targets: Tensor) -> Tensor:
+    """The loss that `optim.loss` names."""
+    if optim.loss == "cross_entropy":
+        return classification_loss(logits, targets, optim.label_smoothing)
+    return binary_cross_entropy(
+        logits,
+        targets,
+        optim.label_smoothing,
+        target_threshold=optim.bce_target_threshold,
+        sum_classes=optim.bce_sum_classes,
+    )
 
 
 class ClassificationTask(ImageTask):
@@ -54,7 +66,7 @@ class ClassificationTask(ImageTask):
         return images, targets.soft(self.config.model.num_classes)
 
     def step(self, engine: Any, inputs: tuple[Tensor, Tensor], keys: Tensor) -> StepOutput:
-        """Cross-entropy with label smoothing."""
+        """The loss of a micro-batch."""
         return step(self.config, engine, inputs, keys)
 
     def metric(self) -> Metric:

@@ -63,6 +63,20 @@ RULES = [  # of any machine: options, and the line
         "optim.freeze (experts) matches no parameter of the model",
     ),
     (
+        ("optim.loss=bce", "optim.bce_target_threshold=0.005"),
+        "optim.bce_target_threshold (0.005) must lie in [0.01, 0.91): with optim.label_smoothing (0.1) and "
+        "model.num_classes (10) the class of an image has the probability 0.91, and each other class 0.01",
+    ),
+    (
+        ("optim.loss=bce", "optim.bce_target_threshold=0.5", "optim.label_smoothing=0.9"),
+        "optim.bce_target_threshold (0.5) must lie in [0.09, 0.19): with optim.label_smoothing (0.9) and "
+        "model.num_classes (10) the class of an image has the probability 0.19, and each other class 0.09",
+    ),
+    (
+        ("task=simmim", "data.augment=null", "optim.loss=bce", "simmim.mask_patch_size=8"),
+        "optim.loss (bce) is for tasks with classes, such as classification; this run has task=simmim",
+    ),
+    (
         ("task=simmim", "data.augment=null", "simmim.mask_patch_size=6"),
         "model.patch_size (4) must divide simmim.mask_patch_size (6)",
     ),
