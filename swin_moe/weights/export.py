@@ -33,7 +33,7 @@ def save_weights(model: Backbone, path: str | Path, format: str, inputs: InputSp
         format: `native` or `safetensors`, which are the same: our names and our config as metadata;
             `official`: a .pth for microsoft/Swin-Transformer;
             `timm`: a .safetensors or, by the suffix, a .pth;
-                `hf`: config.json, model.safetensors and, unless `processor_gap` has an objection,
+            `hf`: config.json, model.safetensors and, unless `processor_gap` has an objection,
                 preprocessor_config.json for transformers.
         inputs: what `native` and `hf` say of the images and classes; None says nothing.
 
