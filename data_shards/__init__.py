@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from data_shards.stream.train import TrainStream
     from data_shards.stream.transform import Images, LabelledImages, Transform
     from data_shards.stream.webdataset import WebDatasetStream
+    from data_shards.stream.weighted import TrainSet
 
 __all__ = [
     "ArraySamples",
@@ -45,6 +46,7 @@ __all__ = [
     "Source",
     "StreamOptions",
     "TrainSampling",
+    "TrainSet",
     "TrainStream",
     "TrainTransform",
     "Transform",

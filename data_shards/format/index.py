@@ -109,6 +109,10 @@ class Manifest:
                 f"{where}: its samples have no member {missing[0]!r}{of}, but {', '.join(there)}; {fix}"
             )
 
+    def field(self, name: str) -> Field:
+        """The member of a name that the samples have."""
+        return next(field for field in self.fields if field.name == name)
+
     def save(self, directory: Path) -> None:
         """Write `directory`/manifest.json atomically."""
         atomic_write(directory / MANIFEST_NAME, json.dumps(self.to_dict(), indent=1).encode())

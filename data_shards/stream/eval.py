@@ -4,22 +4,18 @@ Legend: B samples in a rank's batch, W ranks, n samples that are evaluated.
 """
 
 from collections.abc import Generator, Iterator, Sequence
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.format.classes import label_map
-from data_shards.format.index import MANIFEST_NAME
 from data_shards.format.rng import Purpose, permutation
-from data_shards.storage.base import Storage
 from data_shards.stream.base import Stream
 from data_shards.stream.batch import Batch, BatchPlan
 from data_shards.stream.options import DEFAULT_OPTIONS, EvalSampling, StreamOptions
 from data_shards.stream.reader import SampleError
+from data_shards.stream.split import Place, Split
 from data_shards.stream.transform import Transform
-from data_shards.stream.workers import Fetched
 
 
 class EvalStream(Stream):
@@ -43,7 +39,7 @@ class EvalStream(Stream):
 
     def __init__(
         self,
-        split: str | Path | Storage,
+        split: Place,
         sampling: EvalSampling,
         transform: Transform,
         options: StreamOptions = DEFAULT_OPTIONS,
@@ -51,32 +47,18 @@ class EvalStream(Stream):
         classes: Sequence[str] | None = None,
         bad_samples: Literal["fatal", "drop"] = "fatal",
     ) -> None:
-        super().__init__(split, transform, options)
+        super().__init__([split], transform, options)
         if bad_samples not in ("fatal", "drop"):
             raise DataError(f"bad_samples ({bad_samples!r}) must be 'fatal' or 'drop'")
         self.batch_size, self.bad_samples = sampling.batch_size, bad_samples
-        self._labels = self._map_labels(classes)
+        if classes is not None:
+            self.splits[0].map_labels(classes)
         self.repeats = sampling.shuffle_seed is not None
         self.in_order = sampling.samples is None and not self.repeats
         self.samples = _selected(sampling, self.manifest.samples)  # (num_samples,) in the order of evaluation
         self.num_samples = len(self.samples)
         if self.num_samples == 0:
             raise DataError("samples is empty: there is nothing to evaluate")
-
-    def _map_labels(self, classes: Sequence[str] | None) -> np.ndarray:
-        """The label that each class of the split has here: (num_classes of the split,) int64."""
-        if classes is None or tuple(classes) == self.classes:
-            return np.arange(self.num_classes)
-        try:
-            labels = label_map(self.classes, classes)
-        except DataError as error:
-            raise DataError(f"{self.storage.describe(MANIFEST_NAME)}: {error}") from error
-        self.classes, self.num_classes = tuple(classes), len(classes)
-        return labels
-
-    def labels(self) -> np.ndarray:
-        """The label of every sample of the split, in index order: (samples,) int64; reads every index."""
-        return self._labels[super().labels()]
 
     def __len__(self) -> int:
         """The number of batches of each rank."""
@@ -88,10 +70,10 @@ class EvalStream(Stream):
     def _plans(self) -> Iterator[BatchPlan]:
         ends = np.cumsum(self.manifest.samples_per_shard)
         count = int(np.searchsorted(ends, self.samples[-1], side="right")) + 1
-        ahead, announce_at = self._cacheable(), 0
+        ahead, announce_at = self.splits[0].cacheable(), 0
         if not self.in_order:
             needed = np.unique(np.searchsorted(ends, self.samples, side="right"))
-            self._announce(needed[:ahead].tolist())
+            self.splits[0].announce(needed[:ahead].tolist())
         for batch in range(len(self)):
             indices, counted = self._indices(batch)
             samples = self.samples[indices]
@@ -99,7 +81,7 @@ class EvalStream(Stream):
             rows = samples - ends[shards] + self.manifest.samples_per_shard[shards]
             if self.in_order and (first := int(shards[0])) >= announce_at:
                 announce_at = first + max(1, ahead // 2)
-                self._announce(list(range(first, min(count, first + ahead))))
+                self.splits[0].announce(list(range(first, min(count, first + ahead))))
             yield BatchPlan(
                 positions=np.where(counted | self.repeats, samples, -1),
                 shards=shards,
@@ -114,17 +96,10 @@ class EvalStream(Stream):
         inside = indices % self.num_samples if self.repeats else np.minimum(indices, self.num_samples - 1)
         return inside, indices < self.num_samples
 
-    def fetch(self, shard: int, row: int) -> Fetched:
-        """The members of a sample, its label mapped, or its error."""
-        fetched = super().fetch(shard, row)
-        if isinstance(fetched, DataError) or "label" not in fetched:
-            return fetched
-        return {**fetched, "label": int(self._labels[int(fetched["label"])])}
-
-    def _replace(self, error: SampleError, position: int) -> None:
+    def _replace(self, error: SampleError, position: int, split: Split) -> None:
         if self.bad_samples == "fatal":
             raise error
-        self._quarantine(error, position)
+        self._quarantine(error, position, split)
         self.telemetry.add("replaced")
 
 

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from data_shards.errors import DataError
-from data_shards.format.rng import Purpose, fold
 from data_shards.stream.base import SingleIterator
 from data_shards.stream.batch import Batch
 from data_shards.stream.options import TrainSampling
-from data_shards.stream.order import other_data
+from data_shards.stream.order import seed_of_part
+from data_shards.stream.state import other_data
 from data_shards.stream.train import TrainStream
 
 STATE_VERSION = 1
@@ -50,7 +50,7 @@ def share_out(sampling: TrainSampling, shares: Mapping[str, int]) -> dict[str, T
     return {
         name: replace(
             sampling,
-            seed=fold(Purpose.PART, sampling.seed, *name.encode()),
+            seed=seed_of_part(sampling.seed, name),
             global_batch_size=sampling.global_batch_size // total * share,
             micro_batch_size=micro // total * share,
         )
@@ -112,14 +112,18 @@ class MixedStream(SingleIterator):
         summed: Counter[str] = Counter()
         recent: dict[str, int] = {}
         for name, part in self.parts.items():
-            summed.update(counts := part.counts())
-            recent[f"{name}.recent_bad"] = counts["recent_bad"]
+            counts = part.counts()
+            summed.update({key: count for key, count in counts.items() if "." not in key})
+            recent |= {f"{name}.{key}": bad for key, bad in counts.items() if key.endswith("recent_bad")}
         return dict(summed) | recent
 
     def check_counts(self, summed: dict[str, int]) -> None:
         """DataError when all ranks together met more bad samples of a part recently than is allowed."""
         for name, part in self.parts.items():
-            part.check_counts({"recent_bad": summed[f"{name}.recent_bad"]})
+            of_part = {
+                key.removeprefix(f"{name}."): n for key, n in summed.items() if key.startswith(f"{name}.")
+            }
+            part.check_counts(of_part)
 
     def _batches(self) -> Generator[Batch, None, None]:
         with ExitStack() as stack:

@@ -1,4 +1,4 @@
-"""The global order of training samples, and the state of a stream that follows it.
+"""The global order of training samples.
 
 The order is a pure function of (samples per shard, seed, position):
 
@@ -12,22 +12,67 @@ So the position is the whole state: a resume needs one number. The saved state n
 `shuffle_buffer` "window". N = samples, B = positions of a call.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.format.index import Manifest
-from data_shards.format.rng import Purpose, permutation
+from data_shards.format.rng import Purpose, fold, permutation
 
 INTERLEAVE = 64  # segments read in turn
 SHUFFLE_BUFFER = 4096  # samples
-STATE_VERSION = 1
 
 
-class GlobalOrder:
+def seed_of_part(seed: int, name: str) -> int:
+    """The seed of the order of one of several sets, from that of all."""
+    return fold(Purpose.PART, seed, *name.encode())
+
+
+class Order:
+    """What training streams ask of an order; the shards of all of its sets are numbered through."""
+
+    num_samples: int  # of an epoch
+    seed: int
+    interleave: int
+    shuffle_buffer: int
+
+    @property
+    def orders(self) -> "Sequence[GlobalOrder]":
+        """The order of each set, over its own positions."""
+        raise NotImplementedError
+
+    def locate(self, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The samples at `positions` (B,) int64: shard (B,) and row in the shard (B,), both int64."""
+        raise NotImplementedError
+
+    def own_positions(self, positions: np.ndarray) -> list[np.ndarray]:
+        """The positions in its own order of what each set has at `positions`: one array for each set."""
+        raise NotImplementedError
+
+    def segment_of(self, positions: np.ndarray) -> np.ndarray:
+        """The segment of each of `positions`: (B,) int64."""
+        raise NotImplementedError
+
+    def buffers_of(self, position: int) -> tuple[tuple[int, int], ...]:
+        """Epoch and buffer in which each set is at a position."""
+        raise NotImplementedError
+
+    def substitutes(self, position: int) -> Iterator[tuple[int, int]]:
+        """Shard and row of the samples that may replace a bad one at `position`, in the order of trial."""
+        raise NotImplementedError
+
+    def global_batch(self, start: int, size: int) -> np.ndarray:
+        """The positions [start, start + size), sorted by the segment of their pair's first: (size,) int64.
+
+        Rank r of W takes [r*size/W, (r+1)*size/W) of them, so that it reads few segments and few shards. The
+        positions 2k and 2k + 1, which mixup mixes, stay adjacent.
+        """
+        positions = np.arange(start, start + size, dtype=np.int64)
+        return positions[np.argsort(self.segment_of(positions - positions % 2), kind="stable")]
+
+
+class GlobalOrder(Order):
     """The shard and the row of each position of the endless training stream.
 
     `samples_per_shard` is (shards,) int64. Memory: 2 bytes for each sample of the buffers in use, not of the
@@ -73,14 +118,24 @@ class GlobalOrder:
         epoch, q = divmod(position, self.num_samples)
         return epoch, q // self.interleave // self.shuffle_buffer
 
-    def global_batch(self, start: int, size: int) -> np.ndarray:
-        """The positions [start, start + size), sorted by the segment of their pair's first: (size,) int64.
+    @property
+    def orders(self) -> "Sequence[GlobalOrder]":
+        """This order alone."""
+        return (self,)
 
-        Rank r of W takes [r*size/W, (r+1)*size/W) of them, so that it reads few segments and few shards. The
-        positions 2k and 2k + 1, which mixup mixes, stay adjacent.
-        """
-        positions = np.arange(start, start + size, dtype=np.int64)
-        return positions[np.argsort(self.segment_of(positions - positions % 2), kind="stable")]
+    def own_positions(self, positions: np.ndarray) -> list[np.ndarray]:
+        """The positions themselves."""
+        return [positions]
+
+    def buffers_of(self, position: int) -> tuple[tuple[int, int], ...]:
+        """Epoch and buffer of a position."""
+        return (self.buffer_of(position),)
+
+    def substitutes(self, position: int) -> Iterator[tuple[int, int]]:
+        """Shard and row at each of `replacements`."""
+        for other in self.replacements(position):
+            (shard,), (row,) = (part.tolist() for part in self.locate(np.array([other])))
+            yield shard, row
 
     def replacements(self, position: int) -> Iterator[int]:
         """The positions whose samples may replace a bad sample at `position`, in the order of trial.
@@ -147,51 +202,3 @@ class GlobalOrder:
         size = self._buffer_size(segment, buffer)
         permuted = permutation(size, Purpose.WINDOW, self.seed, epoch, segment, buffer)
         return permuted.astype(np.min_scalar_type(self.shuffle_buffer))
-
-
-def make_state(manifest: Manifest, order: GlobalOrder, samples: int, quarantine: str) -> dict[str, Any]:
-    """The state after all ranks together consumed `samples` samples: JSON-able, under 1 KB.
-
-    `quarantine` is the digest of the bad samples met so far. It does not identify the state: the order
-    follows from the bytes of the shards, and a resume with another digest warns and goes on.
-    """
-    state = {"version": STATE_VERSION, **_identity(manifest, order), "samples": samples}
-    return state | {"quarantine": quarantine}
-
-
-def other_data(saved: str, here: str) -> DataError:
-    """The error for a state of other data than is read here."""
-    fix = "read what the run was trained on, or start it anew"
-    return DataError(f"data state: of {saved}, not of {here}; {fix}")
-
-
-def check_state(state: dict[str, Any], manifest: Manifest, order: GlobalOrder) -> None:
-    """DataError, with both values, unless `state` has this manifest, seed, interleave and shuffle_buffer."""
-    if state.get("version") != STATE_VERSION:
-        raise DataError(
-            f"data state: version is {state.get('version')!r}, this version reads {STATE_VERSION}"
-        )
-    here = _identity(manifest, order)
-    if "webdataset" in state:
-        raise other_data("tars without a manifest", here["name"])
-    if "mixed" in state:
-        raise other_data(f"the parts {', '.join(state['mixed'])}", here["name"])
-    if state.get("manifest") != here["manifest"]:
-        saved, ours = (f"{s.get('name')}, manifest {str(s.get('manifest'))[:12]}" for s in (state, here))
-        fix = "point the run at the shards it was trained on, or start it anew"
-        raise DataError(
-            f"data state: manifest of another data set: the state is of {saved}, the shards of {ours}; {fix}"
-        )
-    differ = [
-        f"{k} is {state.get(k)!r} in the state and {here[k]!r} here" for k in here if state.get(k) != here[k]
-    ]
-    if differ:
-        raise DataError(f"data state: {'; '.join(differ)}; set them as they were, or start the run anew")
-    if not isinstance(state.get("samples"), int) or state["samples"] < 0:
-        raise DataError(f"data state: samples must be a whole number from 0 (got {state.get('samples')!r})")
-
-
-def _identity(manifest: Manifest, order: GlobalOrder) -> dict[str, Any]:
-    name = f"{manifest.name}/{manifest.split}"[:200]
-    identity = {"name": name, "manifest": manifest.digest, "seed": order.seed}
-    return identity | {"lanes": order.interleave, "window": order.shuffle_buffer}

@@ -8,8 +8,9 @@
 The life of a sample:
 
     1. order     position -> (shard, row)                        order.py: GlobalOrder.locate
+                 of several sets                                 weighted.py: WeightedOrder.locate
     2. plan      the positions of this rank's micro-batches       here: TrainStream._plans
-    3. fetch     (shard, row) -> the members that are needed      base.py: Stream.fetch; reader.py
+    3. fetch     (shard, row) -> the members that are needed      split.py: Split.fetch; reader.py
                  from the cache or the storage, checksum checked  storage/cache.py, storage/base.py
     4. decode    members, key (seed, position) -> example         base.py: Stream.decode; transform.py
                  a bad sample is replaced                         here: TrainStream._replace
@@ -20,21 +21,23 @@ Threads carry out steps 3 to 5 ahead of the consumer (workers.py).
 """
 
 import warnings
-from collections.abc import Generator, Iterator
-from pathlib import Path
+from collections.abc import Generator, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.storage.base import Storage
+from data_shards.format.index import Manifest
 from data_shards.stream.base import Stream
 from data_shards.stream.batch import Batch, BatchPlan
 from data_shards.stream.options import DEFAULT_OPTIONS, StreamOptions, TrainSampling
-from data_shards.stream.order import SHUFFLE_BUFFER, GlobalOrder, check_state, make_state
+from data_shards.stream.order import SHUFFLE_BUFFER, GlobalOrder, Order
 from data_shards.stream.reader import SampleError
 from data_shards.stream.shard_prefetcher import lookahead
+from data_shards.stream.split import Place, Split
+from data_shards.stream.state import check_state, joined_digest, make_state
 from data_shards.stream.transform import Example, Transform
+from data_shards.stream.weighted import TrainSet, WeightedOrder, check_alike, mixture
 
 SUMMED = (
     *("bytes", "cache_hits", "cache_misses"),
@@ -53,29 +56,48 @@ class TrainStream(Stream):
     shuffle buffer, which keeps its own label and is transformed by the key of the position. Without one, it
     ends the run.
 
+    `split` may be several sets by name, each with its weight (`data_shards.stream.weighted`). Every set has
+    epochs and a quarantine of its own. The sets need the same classes, or `match_classes`, which maps labels
+    by name to the classes of the first set.
+
     Raises:
-        DataError: sizes that do not divide, a bad split, a shard that cannot be read, too many bad samples.
+        DataError: sizes that do not divide, a bad split, sets that do not go together, a shard that cannot be
+            read, too many bad samples.
     """
 
     def __init__(
         self,
-        split: str | Path | Storage,
+        split: Place | Mapping[str, TrainSet],
         sampling: TrainSampling,
         transform: Transform,
         options: StreamOptions = DEFAULT_OPTIONS,
+        *,
+        match_classes: bool = False,
     ) -> None:
-        super().__init__(split, transform, options)
+        self.sets = split if isinstance(split, Mapping) else {}
+        places = [one.path for one in self.sets.values()] if isinstance(split, Mapping) else [split]
+        super().__init__(places, transform, options)
         self.grad_accum_steps = sampling.grad_accum_steps(options.dp_size)
         self.seed = sampling.seed
         self.global_batch_size, self.micro_batch_size = sampling.global_batch_size, sampling.micro_batch_size
-        self.order = GlobalOrder(
-            self.manifest.samples_per_shard,
-            sampling.seed,
-            sampling.interleave,
-            SHUFFLE_BUFFER if sampling.shuffle_buffer is None else sampling.shuffle_buffer,
-        )
+        self.order = self._order(sampling)
+        self.num_samples = self.order.num_samples
+        if self.sets:
+            manifests = {name: one.manifest for name, one in zip(self.sets, self.splits, strict=True)}
+            check_alike(manifests, transform.fields, match_classes=match_classes)
+            for one in self.splits[1:] if match_classes else ():
+                one.map_labels(self.classes)
         self.samples = 0  # consumed by all ranks together, in complete optimizer steps
         self._yielded = 0  # micro-batches of the current step
+
+    def _order(self, sampling: TrainSampling) -> Order:
+        """The order of the samples: of one split, or of weighted sets."""
+        sizes = [split.manifest.samples_per_shard for split in self.splits]
+        buffer = SHUFFLE_BUFFER if sampling.shuffle_buffer is None else sampling.shuffle_buffer
+        if not self.sets:
+            return GlobalOrder(sizes[0], sampling.seed, sampling.interleave, buffer)
+        mixed = mixture(self.sets, [split.manifest.samples for split in self.splits])
+        return WeightedOrder([*self.sets], sizes, mixed, sampling.seed, sampling.interleave, buffer)
 
     def state_dict(self) -> dict[str, Any]:
         """The samples consumed (prefetched ones not counted): JSON-able, under 1 KB, equal on all ranks.
@@ -87,7 +109,15 @@ class TrainStream(Stream):
             raise RuntimeError(
                 f"state_dict() inside an optimizer step ({done} handed out); call it between steps"
             )
-        return make_state(self.manifest, self.order, self.samples, self.quarantine.digest(self.samples))
+        return make_state(self._manifests, self.order, self.samples, self._bad_samples(self.samples))
+
+    @property
+    def _manifests(self) -> list[Manifest]:
+        return [split.manifest for split in self.splits]
+
+    def _bad_samples(self, samples: int) -> list[str]:
+        """The digest of each split's bad samples met before a position."""
+        return [split.quarantine.digest(samples) for split in self.splits]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from `state`, with any dp_size, batch sizes and threads; closes the iterator.
@@ -96,8 +126,8 @@ class TrainStream(Stream):
         quarantine file differs from the one at the time of the state: the file is a record, and the stream
         continues exactly as the bytes of the shards decide.
         """
-        check_state(state, self.manifest, self.order)
-        if state.get("quarantine", known := self.quarantine.digest(state["samples"])) != known:
+        check_state(state, self._manifests, self.order)
+        if state.get("quarantine", known := joined_digest(self._bad_samples(state["samples"]))) != known:
             fix = "bad samples are met again as they come up, those since repaired are read"
             warnings.warn(
                 f"quarantine {self.quarantine.path}: not as when the state was made; {fix}", stacklevel=2
@@ -116,12 +146,12 @@ class TrainStream(Stream):
 
     def _plans(self, start: int) -> Iterator[BatchPlan]:
         per_rank = self.global_batch_size // self.dp_size
-        announced: tuple[int, ...] = ()
+        announced: tuple[tuple[int, int], ...] = ()
         while True:
             mine = self._mine(start)
-            if (buffer := self.order.buffer_of(start)) != announced:
-                announced = buffer
-                self._announce(lookahead(self.order, start, self._segments(start), self._cacheable()))
+            if (buffers := self.order.buffers_of(start)) != announced:
+                announced = buffers
+                self._announce(start)
             shards, rows = self.order.locate(mine)
             for i in range(0, per_rank, self.micro_batch_size):
                 cut = slice(i, i + self.micro_batch_size)
@@ -134,32 +164,41 @@ class TrainStream(Stream):
         batch = self.order.global_batch(start, self.global_batch_size)
         return batch[self.dp_rank * per_rank : (self.dp_rank + 1) * per_rank]
 
-    def _segments(self, start: int) -> np.ndarray:
-        """The segments that this rank reads in the next few steps."""
+    def _announce(self, start: int) -> None:
+        """Fetch into the cache, if there is one, the shards that this rank reads from `start` on."""
+        if self.options.read.cache is None:
+            return
         steps = [self._mine(start + i * self.global_batch_size) for i in range(4)]
-        return np.unique(self.order.segment_of(np.concatenate(steps)))
+        soon = self.order.own_positions(np.concatenate(steps))
+        for split, order, own in zip(self.splits, self.order.orders, soon, strict=True):
+            if len(own):
+                segments, share = np.unique(order.segment_of(own)), len(own) / sum(map(len, soon))
+                split.announce(lookahead(order, int(own.min()), segments, split.cacheable(share)))
 
-    def _replace(self, error: SampleError, position: int) -> Example:
+    def _replace(self, error: SampleError, position: int, split: Split) -> Example:
         """The next healthy sample of the buffer: decided by the bytes of the shards alone."""
-        if self.quarantine.path is None:
+        if split.quarantine.path is None:
             raise error
-        self._quarantine(error, position)
-        for other in self.order.replacements(position):
-            (shard,), (row,) = (a.tolist() for a in self.order.locate(np.array([other])))
+        self._quarantine(error, position, split)
+        for shard, row in self.order.substitutes(position):
             try:
                 sample = self._decoded(self.fetch(shard, row), position, shard, row)
             except SampleError as another:
-                self._quarantine(another, position)
+                self._quarantine(another, position, split)
                 continue
             self.telemetry.add("replaced")
             return sample
         raise DataError(f"no healthy sample is left to stand in for: {error}") from error
 
     def counts(self) -> dict[str, int]:
-        """This rank's counters, for the trainer to sum over the ranks; see `check_counts`."""
+        """This rank's counters, for the trainer to sum over the ranks; of each set, SET.recent_bad."""
         totals = self.telemetry.totals()
-        return {k: totals[k] for k in SUMMED} | {"recent_bad": self.quarantine.recent(self.samples)}
+        recent = [split.quarantine.recent(self.samples) for split in self.splits]
+        by_set = {f"{name}.recent_bad": bad for name, bad in zip(self.sets, recent, strict=False)}
+        return {k: totals[k] for k in SUMMED} | {"recent_bad": sum(recent)} | by_set
 
     def check_counts(self, summed: dict[str, int]) -> None:
-        """DataError when all ranks together met more bad samples recently than is allowed."""
-        self.quarantine.check_recent(summed["recent_bad"])
+        """DataError when all ranks together met more bad samples recently than is allowed, of any set."""
+        names = [f"{name}.recent_bad" for name in self.sets] or ["recent_bad"]
+        for split, name in zip(self.splits, names, strict=True):
+            split.quarantine.check_recent(summed[name])

@@ -29,8 +29,8 @@ from data_shards.pack.tar_members import LABELS, Extensions
 from data_shards.stream.base import SingleIterator
 from data_shards.stream.batch import Batch, BatchPlan
 from data_shards.stream.options import DEFAULT_OPTIONS, ReadOptions, StreamOptions, TrainSampling
-from data_shards.stream.order import other_data
 from data_shards.stream.patterns import expand, redacted
+from data_shards.stream.state import other_data
 from data_shards.stream.transform import Example, Transform
 from data_shards.stream.workers import Fetched, prefetched
 

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from data_shards.format.index import Manifest
 from data_shards.storage.manifest import checked_manifest
-from data_shards.stream.order import GlobalOrder, make_state
+from data_shards.stream.order import GlobalOrder
 from data_shards.stream.patterns import names_tars
 from data_shards.stream.quarantine import Quarantine
+from data_shards.stream.state import make_state
 from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.config.schema import RunConfig
 from launcher.rundir.directory import RunDirectory
@@ -166,7 +167,7 @@ def record(
     quarantine = Quarantine(None, train).digest(samples)
     val = None if config.data.val is None else checked_manifest(config.data.val)
     return {
-        "state": {"data": make_state(train, order, samples, quarantine)},
+        "state": {"data": make_state([train], order, samples, [quarantine])},
         "config": dump_config(config),
         "val_manifest": val.digest if val else None,
         "classes": trained_classes(config, train.classes, val.classes if val else None),
