@@ -182,7 +182,8 @@ def _pyxis(submission: Submission, run: Path) -> list[str]:
     # where the image has a variable already, its own would win; by names alone, for values may be secret
     ours = ",".join(["OMP_NUM_THREADS", "TORCH_EXTENSIONS_DIR", *submission.site.environment])
     mounts = f"--container-mounts={_mounts(submission, run)}"
-    return [f"--container-image={image}", mounts, f"--container-env={ours}"]
+    # the entry point of the image is for Docker: it would get the rank's command as its arguments
+    return [f"--container-image={image}", mounts, f"--container-env={ours}", "--no-container-entrypoint"]
 
 
 def _apptainer(submission: Submission, run: Path) -> list[str]:
