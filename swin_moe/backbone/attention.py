@@ -86,6 +86,10 @@ class WindowAttention(nn.Module):
         """Queries, keys and values side by side: (W, n, C) -> (W, n, 3 * C)."""
         return self.qkv(x)
 
+    def projection_bias(self) -> Tensor | None:
+        """The bias of queries, keys and values: (3 * C,)."""
+        return self.qkv.bias
+
     def _prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """Queries and keys whose product, times `scale`, is the logits."""
         return q, k
@@ -125,10 +129,12 @@ class CosineAttention(WindowAttention):
         self.logit_scale = nn.Parameter(torch.full((num_heads, 1, 1), math.log(10.0)))
 
     def project(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.qkv.weight, self.projection_bias())
+
+    def projection_bias(self) -> Tensor | None:
         if self.q_bias is None or self.v_bias is None:
-            return self.qkv(x)
-        bias = torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
-        return F.linear(x, self.qkv.weight, bias)
+            return None
+        return torch.cat((self.q_bias, torch.zeros_like(self.v_bias), self.v_bias))
 
     def _prepare(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         scale = self.logit_scale.float().clamp(max=MAX_LOGIT_SCALE).exp()

@@ -134,7 +134,7 @@ def normalized(gates: Tensor) -> Tensor:
 
 def mean_entropy(scores: Tensor) -> Tensor:
     """Entropy of rows that sum to 1, in nats, mean over the rows: (T, E) -> scalar, detached."""
-    return torch.special.entr(scores.detach()).sum() / max(1, len(scores))
+    return torch.special.entr(scores.detach()).sum() / max(1, scores.shape[0])
 
 
 def priority_order(groups: int, top_k: int, tokens: int, scores: Tensor, *, prioritized: bool) -> Tensor:

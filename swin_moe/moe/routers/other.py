@@ -109,7 +109,7 @@ class DrawnRouter(Router):
             gates=gates,
             expert_index=topk(draws, request.top_k),
             priority=priority_order(
-                request.groups, request.top_k, len(tokens), gates[:, 0], prioritized=False
+                request.groups, request.top_k, tokens.shape[0], gates[:, 0], prioritized=False
             ),
             losses={},
             entropy=mean_entropy(gates),

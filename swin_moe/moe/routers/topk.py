@@ -53,7 +53,7 @@ class SoftmaxRouter(Router):
             gates=gates,
             expert_index=expert_index,
             priority=priority_order(
-                request.groups, request.top_k, len(tokens), best[:, 0], prioritized=moe.batch_prioritized
+                request.groups, request.top_k, tokens.shape[0], best[:, 0], prioritized=moe.batch_prioritized
             ),
             losses=self._losses(logits, noisy, scores, expert_index, request.groups) if self.training else {},
             entropy=mean_entropy(scores),
@@ -161,7 +161,11 @@ class SigmoidTopKRouter(Router):
             gates=normalized(gates) if moe.normalize_gates else gates,
             expert_index=expert_index,
             priority=priority_order(
-                request.groups, request.top_k, len(tokens), scores.amax(1), prioritized=moe.batch_prioritized
+                request.groups,
+                request.top_k,
+                tokens.shape[0],
+                scores.amax(1),
+                prioritized=moe.batch_prioritized,
             ),
             losses=self._losses(logits, probabilities, expert_index, request.groups) if self.training else {},
             entropy=mean_entropy(probabilities),
