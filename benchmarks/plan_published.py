@@ -37,7 +37,7 @@ from launcher.plan.time.estimate import predict_time
 from launcher.plan.time.links import RankGroup, linear_s
 from launcher.plan.time.roofline import ops_s
 from launcher.plan.time.workload import Workload, describe, expert_ops, expert_rows
-from swin_moe.registry import load_model_config, model_files
+from swin_moe.recipes import load_model_config, model_files
 
 Row = dict[str, Any]
 NONE = Link(gb_s=1.0, all_to_all_gb_s=1.0, step_us=0.0, message_us=0.0)

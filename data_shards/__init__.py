@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from parallel.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
-    from data_shards.augment.pipeline import Augment, AugmentConfig
+    from data_shards.augment.options import AugmentConfig
+    from data_shards.augment.pipeline import Augment
     from data_shards.errors import DataError
     from data_shards.format.fields import Field
     from data_shards.format.index import Manifest

@@ -25,7 +25,8 @@ from launcher.config.schema import DataConfig, RunConfig
 from launcher.process.run_rank import RankContext, Runtime, run_rank
 from parallel.ranks.rank import Ranks
 from swin_moe.backbone.model import SwinTransformer
-from swin_moe.registry import build_model, recipe_files
+from swin_moe.recipes import recipe_files
+from swin_moe.registry import build_model
 from swin_moe.weights import trained
 from swin_moe.weights.input_spec import InputSpec, input_spec_of
 

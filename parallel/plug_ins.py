@@ -6,7 +6,6 @@ imported, so treat a name that you got from elsewhere as code.
 
 from collections.abc import Iterable
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any
 
 from parallel.suggest import suggestion
@@ -30,6 +29,8 @@ def path_of(name: str, group: str, known: Iterable[str], example: str) -> str:
     """
     if ":" in name:
         return name
+    from importlib.metadata import entry_points  # takes longer than a small command
+
     installed = {point.name: point.value for point in entry_points(group=group)}
     if name in installed:
         return installed[name]

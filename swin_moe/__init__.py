@@ -3,13 +3,14 @@
 from typing import TYPE_CHECKING
 
 from parallel.lazy_exports import lazy_exports
-from parallel.versions import version_of
 
 if TYPE_CHECKING:
     from swin_moe.backbone.backbone import Backbone, Features
     from swin_moe.backbone.model import ModelOutput, SwinTransformer
     from swin_moe.config import ModelConfig, ModelError, MoEConfig
-    from swin_moe.registry import build_backbone, build_model, list_models
+    from swin_moe.recipes import list_models
+    from swin_moe.registry import build_backbone, build_model
+    from swin_moe.version import __version__
     from swin_moe.weights.adapt import ClassMap
     from swin_moe.weights.errors import WeightsError
     from swin_moe.weights.export import save_weights
@@ -29,6 +30,7 @@ __all__ = [
     "ModelOutput",
     "SwinTransformer",
     "WeightsError",
+    "__version__",
     "build_backbone",
     "build_model",
     "input_spec_of",
@@ -37,5 +39,4 @@ __all__ = [
     "load_weights",
     "save_weights",
 ]
-__version__ = version_of("swin-moe")
 __getattr__ = lazy_exports(__name__, __file__)

@@ -7,12 +7,9 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from parallel.ranges import LARGEST, check_ranges
+from swin_moe.errors import ModelError
 from swin_moe.router_names import ROUTER_NAMES, SOFTMAX_ROUTERS, RouterError, own_router
 from swin_moe.sizes import MOST_SIDE, Size, as_text, check_size, sides
-
-
-class ModelError(ValueError):
-    """A model that cannot be built; the message names the option and shows the values."""
 
 
 def require(condition: bool, message: str) -> None:

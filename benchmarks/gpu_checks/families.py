@@ -24,7 +24,7 @@ from swin_moe.heads.simmim_config import SimMIMConfig
 from swin_moe.moe.layer import RoutingOverrides
 from swin_moe.moe.routers import base
 from swin_moe.random.keyed import sample_keys
-from swin_moe.registry import load_model_config
+from swin_moe.recipes import load_model_config
 
 SWIN, SWINV2, SWIN_MLP = (
     "swin_tiny_patch4_window7_224",

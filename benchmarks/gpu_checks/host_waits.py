@@ -133,7 +133,7 @@ def _prepared(
 
 
 def _model_config(case: Waits, place: CheckContext) -> Any:
-    from swin_moe.registry import load_model_config
+    from swin_moe.recipes import load_model_config
 
     small: dict[str, Any] = {"num_classes": 10}
     if place.rehearsal:

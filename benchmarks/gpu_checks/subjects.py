@@ -28,7 +28,7 @@ from parallel.ranks.rank import Ranks
 from swin_moe.backbone.flops import cost
 from swin_moe.config import ModelConfig
 from swin_moe.random.keyed import DropPath, sample_keys
-from swin_moe.registry import load_model_config
+from swin_moe.recipes import load_model_config
 
 PEAK_TFLOPS = 989.0  # of an H100 or H200 SXM in bf16, dense: NVIDIA's data sheet
 RECIPES = {

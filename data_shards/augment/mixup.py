@@ -14,12 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data_shards.augment.options import GROUP
 from data_shards.errors import DataError
 from data_shards.format.rng import Purpose
 from data_shards.format.rng_tensor import keys, uniforms
-
-GROUP = 2
-ALPHAS = (0.01, 100.0)  # for which the table of `Beta` is exact
 
 
 class Targets(NamedTuple):

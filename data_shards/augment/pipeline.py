@@ -11,65 +11,16 @@ the host knows which samples an operation touches, and never waits for the devic
 Legend: B samples of H x W pixels.
 """
 
-from dataclasses import dataclass
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from data_shards.augment.erasing import draw_rectangles, erase, noise_table
-from data_shards.augment.mixup import ALPHAS, GROUP, Mix, Mixer, Targets, partners, weights
+from data_shards.augment.mixup import Mix, Mixer, Targets, partners, weights
 from data_shards.augment.normalize import Normalize
 from data_shards.augment.operations import operate
-from data_shards.augment.randaugment import EXAMPLE, RandAugment, draw_color_jitter
-from data_shards.errors import DataError
+from data_shards.augment.options import AugmentConfig
+from data_shards.augment.randaugment import RandAugment, draw_color_jitter
 from parallel.ranks.host import send
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentConfig:
-    """Swin's recipe by default; a probability, strength or alpha of 0, or None, turns its part off.
-
-    DataError when a value is out of its range.
-    """
-
-    auto_augment: str | None = EXAMPLE  # RandAugment, in timm's notation
-    color_jitter: float = 0.4  # strength; counts without auto_augment only
-    erase_prob: float = 0.25  # probability of random erasing, once a sample, in noise
-    mixup_alpha: float = 0.8  # of the beta distribution of mixup's weight
-    cutmix_alpha: float = 1.0  # of the beta distribution of cutmix's area
-    mix_prob: float = 1.0  # probability that a pair of samples is mixed
-    switch_prob: float = 0.5  # probability that a mixed pair is mixed by cutmix, otherwise by mixup
-    resample: Literal["bilinear", "bicubic"] = "bicubic"  # in rotation, shear and translation
-
-    def __post_init__(self) -> None:
-        for option in ("erase_prob", "mix_prob", "switch_prob"):
-            if not 0 <= (value := getattr(self, option)) <= 1:
-                raise DataError(f"data.augment.{option} ({value}) must be in 0 ... 1")
-        if not 0 <= self.color_jitter <= 100:
-            raise DataError(
-                f"data.augment.color_jitter ({self.color_jitter}) must be in 0 ... 100; 0 turns it off"
-            )
-        for option in ("mixup_alpha", "cutmix_alpha"):
-            value, (low, high) = getattr(self, option), ALPHAS
-            if value != 0 and not low <= value <= high:
-                raise DataError(
-                    f"data.augment.{option} ({value}) must be in {low} ... {high}; 0 turns it off"
-                )
-        if self.resample not in ("bilinear", "bicubic"):
-            raise DataError(f"data.augment.resample ({self.resample!r}) must be 'bilinear' or 'bicubic'")
-        if self.auto_augment is not None:
-            RandAugment.parse(self.auto_augment)
-
-    @property
-    def mixes(self) -> bool:
-        """Whether samples are mixed."""
-        return self.mix_prob > 0 and (self.mixup_alpha > 0 or self.cutmix_alpha > 0)
-
-    @property
-    def group_size(self) -> int:
-        """What micro_batch_size must be a multiple of, and the position of every batch's first sample."""
-        return GROUP if self.mixes else 1
 
 
 class Augment:

@@ -6,7 +6,6 @@ with replacement, each applied with probability 0.5 at its own magnitude ~ Norma
 "inc" are the operations whose strength grows with the magnitude. B = samples, N = operations a sample.
 """
 
-import re
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import permutations
@@ -15,14 +14,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from data_shards.errors import DataError
+from data_shards.augment.options import MAX_LEVEL, RandAugmentOptions
 from data_shards.format.rng import Purpose
 from data_shards.format.rng_tensor import keys, normals, uniforms
 
-MAX_LEVEL = 10.0
-MOST_STD, MOST_OPS = 100.0, 100
 APPLY_PROB = 0.5
-EXAMPLE = "rand-m9-mstd0.5-inc1"
 
 
 class ImageOp(IntEnum):
@@ -54,42 +50,8 @@ class OpPlan(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandAugment:
-    """Magnitude 0 ... 10, its standard deviation, and operations per sample; DataError out of range."""
-
-    magnitude: float = MAX_LEVEL
-    magnitude_std: float = 0.0
-    num_ops: int = 2
-
-    def __post_init__(self) -> None:
-        if not (
-            0 <= self.magnitude <= MAX_LEVEL
-            and 0 <= self.magnitude_std <= MOST_STD
-            and 1 <= self.num_ops <= MOST_OPS
-        ):
-            raise DataError(
-                f"{self}: must be magnitude 0 ... {MAX_LEVEL:g}, std 0 ... {MOST_STD:g}, num_ops "
-                f"1 ... {MOST_OPS}, as in {EXAMPLE}"
-            )
-
-    @classmethod
-    def parse(cls, text: str) -> "RandAugment":
-        """Read timm's notation: m is the magnitude (10), mstd its std (0), n the operations (2).
-
-        DataError for another policy or option; inc1 must be there, because only the increasing forms are.
-        """
-        number = r"\d+(?:\.\d+)?"
-        options = re.findall(rf"-(m|mstd|n)({number})(?=-|$)", text)
-        if not re.fullmatch(rf"rand(-m{number}|-mstd{number}|-n\d+|-inc1)+", text) or "-inc1" not in text:
-            raise DataError(
-                f"data.augment.auto_augment ({text!r}) must be null or in the form {EXAMPLE!r}, with inc1"
-            )
-        values = {name: float(value) for name, value in options}
-        return cls(
-            magnitude=values.get("m", cls.magnitude),
-            magnitude_std=values.get("mstd", cls.magnitude_std),
-            num_ops=int(values.get("n", cls.num_ops)),
-        )
+class RandAugment(RandAugmentOptions):
+    """Draws the operations of samples, by its options."""
 
     def draw(self, seed: int, positions: Tensor, sides: tuple[int, int]) -> OpPlan:
         """The plan of the samples at `positions` (B,) int64; `sides` of the images, (H, W) in pixels."""

@@ -15,6 +15,7 @@ from data_shards.stream.order import GlobalOrder
 from data_shards.stream.patterns import names_tars
 from data_shards.stream.quarantine import Quarantine
 from data_shards.stream.state import make_state
+from launcher.checkpoints.file_errors import file_errors
 from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.config.schema import RunConfig
 from launcher.rundir.directory import RunDirectory
@@ -32,30 +33,8 @@ from swin_moe.weights.load import LoadReport, load_weights
 from swin_moe.weights.moe_shards import base_of
 from swin_moe.weights.optimizer_state import TrainingState, read_training_state
 
-CONVERT_HELP = """\
-examples:
-  swin-moe checkpoint convert ckpt_epoch_29.pth runs/moe --config configs/swin_moe/CONFIG.yaml \\
-      data.train=/data/in22k/train data.val=/data/in22k/val      of ckpt_epoch_29.pth.rank0, .rank1, ...
-  swin-moe train configs/swin_moe/CONFIG.yaml run_dir=runs/moe data.train=... --nproc 8 --resume auto
 
-RUN becomes a run with one committed checkpoint, which loads at every layout: the weights of SOURCE and,
-where SOURCE holds them, AdamW's moments and the epoch. The step is then the one at which CONFIG completes as
-many epochs; without an optimizer the moments are zero and the step is 0. CONFIG's shards must be there, since
-a checkpoint knows its place in the data. RUN is never overwritten. See docs/weights.md.
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `checkpoint convert`."""
-    add = parser.add_argument
-    add("source", type=Path, metavar="SOURCE", help="a .pth, or any file of a set of rank files")
-    add("run_directory", type=Path, metavar="RUN", help="the run directory to make")
-    add("overrides", nargs="*", metavar="a.b=value", help="options to override")
-    add("--config", required=True, help="what training will go on with: a YAML file, or the name of a recipe")
-    add("--step", type=int, metavar="N", help="optimizer steps taken, instead of what the epochs say")
-    add("--without-optimizer", action="store_true", help="moments zero and step 0, whatever SOURCE holds")
-
-
+@file_errors()
 def run(args: argparse.Namespace, _: list[str]) -> int:
     """Carry out a parsed `checkpoint convert`: the exit status."""
     config = load_config(args.config, [*args.overrides, f"run_dir={args.run_directory}"])

@@ -9,55 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.errors import DataError
-from data_shards.image.geometry import ImageSize
 from data_shards.image.region import describe
 from data_shards.stream.benchmark import Bench, StorageRate, StreamRate
-from launcher.console.arguments import Commands, add_command
-
-DATA_HELP = """\
-examples:
-  swin-moe bench data data/fashion-mnist/train --image-size 32
-  swin-moe bench data data/imagenet/train --target 2000          how many cores 2000 images/s need
-  swin-moe bench data data/imagenet/train --threads 8 --json
-
-Reads DIR in the order of training, with a run's own code. storage: reading alone, after asking the system to
-forget what it has in memory. The table: CPU time of each stage in one thread. stream: a whole training stream
-of one process. Run it where the run will be: on the node, while the accelerators work or not, as you like.
-"""
 
 
-def add_parser(subparsers: Commands) -> None:
-    """Add `bench` with its command to the launcher's `subparsers`."""
-    bench = subparsers.add_parser("bench", help="measure this machine")
-    commands = bench.add_subparsers(dest="bench_command", required=True, metavar="data")
-    data = add_command(commands, "data", "how many images a second can be fed", DATA_HELP)
-    add = data.add_argument
-    add("directory", metavar="DIR", help="a split: a directory or an address that a run can read")
-    add(
-        "--image-size",
-        type=image_size,
-        default=224,
-        metavar="SIDE | HEIGHTxWIDTH",
-        help="of the pictures in pixels, such as 224 or 192x256 (default %(default)s)",
-    )
-    add("--images", type=int, default=1024, help="images a measurement (default %(default)s)")
-    add("--batch-size", type=int, default=64, help="images a batch (default %(default)s)")
-    add("--threads", type=int, help="of the stream and of the storage's reading (default: one a core)")
-    add("--target", type=float, metavar="IMG_S", help="images a second to be fed: prints the cores they need")
-    add("--json", action="store_true", help="print one JSON object instead")
-    data.set_defaults(run=run)
-
-
-def image_size(text: str) -> ImageSize:
-    """One number, or two with an x between them: HEIGHTxWIDTH."""
-    height, x, width = text.partition("x")
-    try:
-        return (int(height), int(width)) if x else int(height)
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must be SIDE or HEIGHTxWIDTH") from None
-
-
-def run(args: argparse.Namespace, _: list[str] | None = None) -> int:
+def run(args: argparse.Namespace, _: list[str]) -> int:
     """Carry out `bench data`: the exit status; DataError for bad options or data."""
     cores = len(os.sched_getaffinity(0))
     threads = cores if args.threads is None else args.threads

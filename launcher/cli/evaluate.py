@@ -4,7 +4,6 @@ import argparse
 import logging
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +11,6 @@ import torch
 from data_shards.stream.patterns import names_tars
 from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import RunConfig
-from launcher.console.arguments import Commands, add_averages, add_command, add_match_classes, positive
 from launcher.evaluation.judging import Judging, judging
 from launcher.evaluation.support import check_support
 from launcher.process.local_launcher import is_parent, run_local
@@ -21,70 +19,16 @@ from launcher.rundir.directory import RunDirectory
 from launcher.tasks.registry import task_spec
 from launcher.validation.run_rules import slots_error
 from parallel.ranks.rank import Ranks
-from parallel.zero.options import DTYPES
-from swin_moe.config import MOST_CAPACITY
 
 logger = logging.getLogger(__name__)
 
 if TYPE_CHECKING:
     from launcher.evaluation.context import EvalContext
 
-HELP = """\
-examples:
-  swin-moe eval runs/demo_cpu --nproc 2
-  swin-moe eval runs/demo_cpu                                  one process; the experts come together
-  swin-moe eval runs/demo_cpu --checkpoint step-00000234 --capacity-factor 0.5
-  swin-moe eval runs/demo_cpu --sweep-capacity 0.5,0.625,1,1.25,2,0 --sweep-top-k 1,2     0: dropless
-  swin-moe eval runs/demo_cpu --few-shot 5 --knn 20            on frozen features; --shots-seed, --bank
-  swin-moe eval runs/demo_cpu --throughput train.eval_batch_size=64
-  swin-moe eval runs/demo_cpu --confusion --affinity --labels real.json
-  swin-moe eval runs/demo_cpu data.val=other/val --match-classes                      labels mapped by name
-
-Every image of the validation split exactly once: exact (dropless), and for an MoE at a capacity too. The
-figures are the same on any number of ranks and at any batch size. Results: RUN/eval/CHECKPOINT/.
-docs/evaluation.md has every option, what it computes, and the files.
-"""
 ONLY_CLASSES = ("confusion", "labels")  # options that make no sense without classes
 ONLY_EXPERTS = ("affinity", "capacity_factor", "sweep_capacity", "sweep_top_k")
 STUDIES = ("sweep_capacity", "sweep_top_k", "few_shot", "knn", "throughput")
 WARM_UP = 10  # passes of --throughput
-
-
-def add_parser(subparsers: Commands) -> None:
-    """Add `eval` to the launcher's `subparsers`."""
-    parser = add_command(subparsers, "eval", "evaluate a run's checkpoint", HELP)
-    parser.set_defaults(run=run)
-    add = parser.add_argument
-    add("run_directory", type=Path, metavar="RUN", help="the run directory")
-    add("overrides", nargs="*", metavar="a.b=value", help="options of the run to override")
-    add("--nproc", type=positive, help="ranks to start on this machine")
-    add("--checkpoint", help="step-NNNNNNNN; default: the newest")
-    add("--precision", choices=list(DTYPES), help="to compute in; default: the training's; fp32 is exact")
-    add_averages(parser)
-    add_match_classes(parser)
-    _add_ways(parser)
-    _add_features(parser)
-    add("--throughput", action="store_true", help="images/s and FLOP/s of the model alone, on one batch")
-    add("--passes", type=positive, default=30, metavar="N", help="timed ones (default %(default)s)")
-    add("--confusion", action="store_true", help="which class is taken for which, and the worst, as CSV")
-    add("--affinity", action="store_true", help="which expert takes which classes: CSV, PNG, TensorBoard")
-    add("--labels", type=Path, metavar="FILE", help="judge in another label space: ReaL, V2, 22K -> 1K")
-
-
-def _add_ways(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--capacity-factor", type=_factor, metavar="F", help="beside exact; default: the training's")
-    add("--sweep-capacity", type=_factors, metavar="F,F,...", help="evaluate at each; 0 is dropless")
-    add("--sweep-top-k", type=_choices, metavar="K,K,...", help="and with so many choices a token")
-
-
-def _add_features(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--few-shot", type=positive, metavar="K", help="ridge regression on K training images a class")
-    add("--shots-seed", type=_seed, default=0, metavar="N", help="the first draw's (default %(default)s)")
-    add("--shots-draws", type=positive, default=3, metavar="N", help="of K images (default %(default)s)")
-    add("--knn", type=positive, metavar="K", help="K nearest neighbours among the training images")
-    add("--bank", type=positive, metavar="N", help="training images for --knn, drawn by --shots-seed")
 
 
 def run(args: argparse.Namespace, arguments: list[str]) -> int:
@@ -209,27 +153,3 @@ def standard(args: argparse.Namespace, context: "EvalContext", judged: Judging) 
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0 (got {text!r})")
-    return int(text)
-
-
-def _factor(text: str) -> float:
-    try:
-        factor = float(text)
-    except ValueError:
-        factor = -1.0
-    if not 0 <= factor <= MOST_CAPACITY:
-        raise argparse.ArgumentTypeError(f"must be a factor in 0 ... {MOST_CAPACITY:g} (got {text!r})")
-    return factor
-
-
-def _factors(text: str) -> list[float]:
-    return [_factor(part) for part in text.split(",")]
-
-
-def _choices(text: str) -> list[int]:
-    return [positive(part) for part in text.split(",")]

@@ -7,17 +7,18 @@ microsoft/Swin-Transformer (commit f82860b; FLOPs count one multiply-add as one)
 For the others nothing is published.
 """
 
+import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
-from launcher.console.arguments import Commands, add_command
+from launcher.cli.model_names import matching_names
 from launcher.validation.place_rules import check_output_file
 from swin_moe.backbone.flops import Cost, cost
 from swin_moe.config import ModelConfig, ModelError
-from swin_moe.registry import list_models, load_model_config, recipe_files
+from swin_moe.recipes import list_models, load_model_config
 from swin_moe.sizes import Size, as_text
 
 _UNITS = {"M": 1e6, "G": 1e9, "B": 1e9}
@@ -67,17 +68,6 @@ PUBLISHED = {  # name: parameters, FLOPs
     "swin_moe_base_patch4_window12_192_32expert_32gpu_22k": ("955.3M", ""),
 }
 
-HELP = """\
-examples:
-  swin-moe models                                    some minutes: every model is built, without memory
-  swin-moe models --names                            the name of every recipe, at once
-  swin-moe models --filter swinv2_tiny
-  swin-moe models --filter moe --json models.json
-
-Parameters and FLOPs are counted from the models; active parameters are those that one token meets. One
-multiply-add counts as one. Exit status 1: a figure differs from the published one, as far as that is printed.
-"""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ModelRow:
@@ -94,32 +84,16 @@ class ModelRow:
     agrees: bool | None  # None: nothing is published
 
 
-def add_parser(commands: Commands) -> None:
-    """Add the `models` command."""
-    text = "every named model: parameters and FLOPs beside the published ones"
-    parser = add_command(commands, "models", text, HELP)
-    parser.add_argument("--filter", default="", metavar="TEXT", help="only names that contain TEXT")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too, unrounded")
-    parser.add_argument(
-        "--names", action="store_true", help="print the names of all recipes alone, which `train` takes"
-    )
-    parser.set_defaults(
-        run=lambda args, _: names(args.filter) if args.names else show(args.filter, args.json)
-    )
-
-
-def names(text: str) -> int:
-    """Print the names of the recipes that contain `text`; returns the exit status."""
-    for name in _matching(text, list(recipe_files())):
-        print(name)
-    return 0
+def run(args: argparse.Namespace, _: list[str]) -> int:
+    """Carry out `models`: 1 if a figure disagrees with the published one, else 0."""
+    return show(args.filter, args.json)
 
 
 def show(text: str, json_file: Path | None) -> int:
     """Print the table; returns 1 if a figure disagrees with the published one, else 0."""
     if json_file is not None:
         check_output_file("--json", json_file)
-    matching = _matching(text, list_models())
+    matching = matching_names(text, list_models())
     print(HEADER)
     rows = []
     for name in matching:
@@ -135,13 +109,6 @@ def show(text: str, json_file: Path | None) -> int:
     compared = sum(row.agrees is not None for row in rows)
     print(f"{compared - len(wrong)} of {compared} agree with the published figures")
     return 1 if wrong else 0
-
-
-def _matching(text: str, all_names: list[str]) -> list[str]:
-    names = [name for name in all_names if text in name]
-    if not names:
-        raise ModelError(f"no model has {text!r} in its name (--filter); without it all are listed")
-    return names
 
 
 def row(name: str) -> ModelRow:

@@ -1,25 +1,11 @@
-"""The argument --member of `swin-moe shards`: a member of a sample, where it is, and its codec."""
+"""What the argument --member of `swin-moe shards` says: a member of a sample, where it is, and its codec."""
 
-import argparse
 from collections.abc import Sequence
 
 from data_shards.codecs.registry import CODECS, codec_of
 from data_shards.errors import DataError
 from data_shards.format.fields import IMAGE_AND_LABEL, SCALAR, Field
 from data_shards.pack.sources.members import MemberFolder
-
-MEMBER_HELP = f"""\
-members: --member NAME=WHERE[:CODEC], once for each member of a sample, such as
-  --member image=images --member mask=annotations:label_image --member boxes=boxes:json --member label=ids
-  WHERE is a folder (pack --source members) or an extension (index, such as mask=seg.png; it may be left out)
-  CODEC is one of {", ".join(CODECS)}; left out, it is NAME, or int for label
-"""
-
-
-def add_member(parser: argparse.ArgumentParser, where: str) -> None:
-    """Add --member; `where` is what stands after "=": a folder or an extension."""
-    text = f"a member of a sample: its name, its {where.lower()}, its codec; once for each member"
-    parser.add_argument("--member", action="append", default=[], metavar=f"NAME={where}[:CODEC]", help=text)
 
 
 def parse_member(text: str) -> tuple[Field, str]:

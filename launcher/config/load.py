@@ -12,19 +12,16 @@ from typing import Any, TypeVar
 
 import yaml
 
+from launcher.config.errors import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.config.task_sections import of_task
 from parallel.suggest import suggestion
 from swin_moe.options import from_tree, option_names, option_problems
-from swin_moe.registry import recipe_files
+from swin_moe.recipes import recipe_files
 from swin_moe.renamed import RenamedError, current_name, current_names
 from swin_moe.yaml_files import SCALARS, YAML, Origins, Tree, YamlError, got, parse_yaml, read_yaml
 
 Section = TypeVar("Section")
-
-
-class ConfigError(ValueError):
-    """A configuration that cannot be used; the message lists every error, one a line."""
 
 
 class _Dumper(yaml.SafeDumper):

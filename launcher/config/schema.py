@@ -7,11 +7,11 @@ once. No `from __future__ import annotations` here: pydantic resolves the types 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from data_shards.augment.pipeline import AugmentConfig
+from data_shards.augment.options import AugmentConfig
 from data_shards.stream.patterns import names_tars
-from parallel.experts.placement import ExchangeOptions
+from parallel.experts.options import ExchangeOptions
 from parallel.ranges import LARGEST, WEEK_S, check_ranges
-from parallel.ranks.mesh import ParallelDims
+from parallel.ranks.dims import ParallelDims
 from parallel.zero.options import OptimizerName, Precision, ZeroStage, check_deepspeed
 from swin_moe.config import ModelConfig
 

@@ -9,6 +9,7 @@ import pkgutil
 from collections.abc import Hashable
 from typing import Any, Protocol, cast
 
+from launcher.config.errors import TaskError
 from parallel.plug_ins import UnknownNameError, imported, path_of
 
 BUILT_IN = "launcher.tasks"  # each of its packages holds one SPEC
@@ -25,10 +26,6 @@ class NamedSpec(Protocol):
     @property
     def options(self) -> type | None:
         """The dataclass of its options; None without any."""
-
-
-class TaskError(ValueError):
-    """There is no such task, or it cannot be imported."""
 
 
 _registered: dict[str, NamedSpec] = {}  # of this process: what `register` adds

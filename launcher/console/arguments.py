@@ -1,17 +1,52 @@
 """Commands of the command line, and values that several of them take."""
 
 import argparse
+from collections.abc import Callable, Iterator
+from importlib import import_module
 from typing import Any, NoReturn, TypeAlias
 
 from parallel.suggest import suggestion
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
+Fill: TypeAlias = "Callable[[CommandParser], None]"
 
 
 class CommandParser(argparse.ArgumentParser):
-    """A parser that suggests the nearest command for an unknown one, and names --help for a missing one."""
+    """The parser of a command: it suggests the nearest command for an unknown one.
+
+    Its arguments are added when the command is parsed. Help and errors of the other commands import nothing
+    that the arguments need, such as the names of all codecs.
+
+    Args:
+        fill: adds the arguments; None if the caller does.
+        options: of argparse.
+    """
 
     _names: str | None = None  # of its commands
+
+    def __init__(self, *, fill: "Fill | None" = None, **options: Any) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        self._fill = fill
+
+    def filled(self) -> "CommandParser":
+        """This parser with its arguments."""
+        if self._fill is not None:
+            fill, self._fill = self._fill, None
+            fill(self)
+        return self
+
+    def commands(self) -> Iterator["CommandParser"]:
+        """This parser, and those of all commands below it, with their arguments."""
+        yield self.filled()
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                for parser in action.choices.values():
+                    yield from parser.commands()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse's, with the arguments of this command added first."""
+        self.filled()
+        return super().parse_known_args(args, namespace)
 
     def add_subparsers(self, **options: Any) -> Any:
         """As argparse's; the names of the commands are remembered for `error`."""
@@ -32,24 +67,26 @@ class CommandParser(argparse.ArgumentParser):
         super()._check_value(action, value)
 
 
-def add_command(
-    commands: Commands, name: str, text: str, epilog: str | None = None
-) -> argparse.ArgumentParser:
+def add_command(commands: Commands, name: str, text: str, fill: Fill) -> None:
     """Add a command whose help keeps its line breaks.
 
     Args:
         commands: to which it is added.
         name: of the command.
         text: what it does, in one line; also at the head of its own help.
-        epilog: examples and details, at the end of its help.
+        fill: adds its arguments. It sets `run`, the MODULE:FUNCTION that carries the command out, and
+            `epilog`, examples and details for the end of its help.
     """
-    return commands.add_parser(
-        name,
-        help=text,
-        description=text,
-        epilog=epilog,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    commands.add_parser(name, help=text, description=text, fill=fill)
+
+
+def arguments_in(module: str) -> Fill:
+    """The function `add_arguments` of a module, which is imported when the command is parsed."""
+
+    def fill(parser: CommandParser) -> None:
+        import_module(module).add_arguments(parser)
+
+    return fill
 
 
 def positive(text: str) -> int:
@@ -83,3 +120,8 @@ def add_match_classes(parser: argparse.ArgumentParser) -> None:
         default=[],
         help="map the labels of data.val by class name; short for data.match_classes=true",
     )
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+    """Add `--workers`, a number of processes."""
+    parser.add_argument("--workers", type=int, default=1, help="processes (default %(default)s)")

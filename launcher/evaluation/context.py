@@ -26,9 +26,10 @@ from parallel.checkpoint.verify import read_verified
 from parallel.durable import atomic_write
 from parallel.experts.names import EMA, MASTER, TEACHER
 from parallel.ranks.collectives import RanksError, agree
-from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
+from parallel.ranks.dims import ParallelDims
+from parallel.ranks.mesh import Mesh, build_mesh
 from parallel.ranks.rank import Ranks
-from parallel.zero.options import DTYPES
+from parallel.zero.dtypes import DTYPES
 from swin_moe.backbone.backbone import Backbone
 
 logger = logging.getLogger(__name__)

@@ -13,10 +13,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from data_shards.errors import DataError
-from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
-from launcher.config.task_specs import TaskError
 from launcher.errors import (
     BadDataError,
     CrashLoopError,
@@ -29,23 +26,19 @@ from launcher.exit_codes import ExitCode
 from launcher.process.classify_exit import as_run_error, in_one_line
 from launcher.process.local_launcher import die_with_agent, is_rank
 from launcher.process.signals import StopRequest
+from launcher.process.user_errors import USER_ERRORS, print_error
 from launcher.rundir.crash_report import write_crash_report
 from launcher.rundir.heartbeat import Heartbeat, interval_s
 from launcher.rundir.paths import RunFiles
 from launcher.rundir.sessions import Sessions
-from parallel.checkpoint.manifest import CheckpointError
 from parallel.ranks import gpu
 from parallel.ranks.discover import discover
 from parallel.ranks.init import join, leave, prepare_process
 from parallel.ranks.logs import set_up_logging
-from parallel.ranks.mesh import LayoutError
 from parallel.ranks.rank import Ranks
 from parallel.watchdog.options import WatchdogOptions
 from parallel.watchdog.watch import PREFIX, SLOW, Watchdog, connect
-from parallel.zero.errors import TeacherError
-from swin_moe.config import ModelError
 
-USER_ERRORS = (ConfigError, DataError, CheckpointError, LayoutError, ModelError, TaskError, TeacherError)
 SHARED = (Stopped, BadDataError, DivergedError, FinalSaveError, CrashLoopError)  # raised on all ranks alike
 
 
@@ -158,12 +151,6 @@ def open_watch(ranks: Ranks, timeout_s: float) -> Watchdog:
         nccl=dist.get_backend() == "nccl",
     )
     return Watchdog(store, ranks.rank, ranks.world_size, options)
-
-
-def print_error(error: BaseException) -> None:
-    """Say what happened in one line and without a traceback."""
-    sys.stderr.write(f"{type(error).__name__}: {error}\n")  # one write: the ranks share the terminal
-    sys.stderr.flush()
 
 
 def _leave_with(error: BaseException, code: ExitCode, context: RankContext) -> int:

@@ -19,7 +19,7 @@ from data_shards.stream.transform import Transform
 from launcher.config.schema import RunConfig
 from launcher.metrics.metric import Metric
 from launcher.tasks.param_groups import ParameterRules
-from parallel.experts.exchange import ExchangeOptions
+from parallel.experts.options import ExchangeOptions
 from parallel.experts.placement import ExpertParallel
 from parallel.ranks.mesh import Mesh
 from swin_moe.backbone.backbone import Backbone, total_loss

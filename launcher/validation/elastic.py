@@ -14,8 +14,8 @@ from launcher.rundir.directory import RunDirectory
 from launcher.rundir.history import all_sessions
 from launcher.tasks.registry import task_spec
 from launcher.validation.layout import print_lines
-from parallel.experts.placement import ExchangeOptions
-from parallel.ranks.mesh import LayoutError, ParallelDims
+from parallel.experts.options import ExchangeOptions
+from parallel.ranks.dims import LayoutError, ParallelDims
 
 
 def adapt(config: RunConfig, run: RunDirectory, nodes: Sequence[int], *, say: bool) -> RunConfig:

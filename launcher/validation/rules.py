@@ -10,8 +10,8 @@ from launcher.validation.data_rules import data_errors
 from launcher.validation.elastic import replan
 from launcher.validation.place_rules import has_begun, machine_errors, place_errors
 from launcher.validation.run_rules import run_errors
-from parallel.experts.placement import ExchangeOptions
-from parallel.ranks.mesh import LayoutError, ParallelDims
+from parallel.experts.options import ExchangeOptions
+from parallel.ranks.dims import LayoutError, ParallelDims
 from parallel.zero.optimizers import OptimizerError, import_apex
 from swin_moe.config import ModelError, MoEConfig
 from swin_moe.moe.backends.tutel import import_tutel

@@ -19,7 +19,8 @@ from typing import NamedTuple
 import torch.distributed as dist
 
 from parallel.experts.placement import ExpertParallel, ExpertSlice
-from parallel.ranks.mesh import ExchangeGroups, LayoutError, Mesh
+from parallel.ranks.dims import LayoutError
+from parallel.ranks.mesh import ExchangeGroups, Mesh
 
 
 class Hop(NamedTuple):

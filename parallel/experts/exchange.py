@@ -25,8 +25,9 @@ from torch import Tensor, nn
 from parallel.experts.comm_plan import CommPlan, make_comm_plan
 from parallel.experts.gather import expert_numel, gather_expert_weights
 from parallel.experts.gather_degree import bytes_of_row, candidate_degrees, cheapest_degree
+from parallel.experts.options import ExchangeOptions
 from parallel.experts.pipeline import ChunkedExchange, Compute, reorder
-from parallel.experts.placement import ExchangeOptions, ExpertParallel
+from parallel.experts.placement import ExpertParallel
 from parallel.ranks.collectives import all_to_all
 from parallel.ranks.host import read
 

@@ -7,7 +7,7 @@ Legend: E experts, C channels, R ranks of the expert group, n slices of an exper
 
 from functools import partial
 
-from parallel.experts.placement import ExchangeOptions, Strategy
+from parallel.experts.options import ExchangeOptions, Strategy
 
 KEY_BYTES = 8  # a row's key, an int64, travels with it
 

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from parallel.experts.comm_plan import CommPlan, Hop, transposed
-from parallel.experts.placement import ExchangeOptions, ExpertSlice
+from parallel.experts.options import ExchangeOptions
+from parallel.experts.placement import ExpertSlice
 from parallel.ranks.collectives import AsyncAllToAll
 
 # weights, rows (M, C) sorted by expert, rows of each expert, keys (M,) or None, the slice of each expert that

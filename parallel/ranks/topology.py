@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from math import gcd
 
 from parallel.ranks.collectives import gather_objects
-from parallel.ranks.mesh import LayoutError, ParallelDims
+from parallel.ranks.dims import LayoutError, ParallelDims
 from parallel.ranks.rank import Ranks
 
 UNREDUCED = "no reduction needed: each expert is on one rank"

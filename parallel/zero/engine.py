@@ -34,12 +34,14 @@ from parallel.experts.placement import experts_of
 from parallel.ranks.collectives import gather_objects, sum_over
 from parallel.ranks.host import read, send
 from parallel.ranks.mesh import Mesh
+from parallel.zero.deepspeed_config import deepspeed_config
+from parallel.zero.dtypes import DTYPES
 from parallel.zero.experts import declare_experts
 from parallel.zero.init import cast_partitions
 from parallel.zero.lamb import Lamb
 from parallel.zero.norm import read_norm_once
 from parallel.zero.optimizers import StepGate, build_optimizer, reset_state
-from parallel.zero.options import DTYPES, EngineOptions, deepspeed_config
+from parallel.zero.options import EngineOptions
 from parallel.zero.segments import segments_of
 from parallel.zero.start import start_deepspeed
 

@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from parallel.ranks.mesh import LayoutError, Mesh
+from parallel.ranks.dims import LayoutError
+from parallel.ranks.mesh import Mesh
 
 M = TypeVar("M", bound=nn.Module)
 

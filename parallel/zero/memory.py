@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-from parallel.zero.options import DTYPES, Precision
+from parallel.zero.dtypes import DTYPES
+from parallel.zero.options import Precision
 
 
 class TeacherBytes(NamedTuple):

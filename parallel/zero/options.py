@@ -1,24 +1,15 @@
-"""The configuration that DeepSpeed gets: what the layout decides, and what a user may add to it."""
+"""The options of an engine, and what a user may add to DeepSpeed's configuration. No torch."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from typing import Any, Literal
 
-import torch
-
-from parallel.ranks.init import choose_accelerator
 from parallel.suggest import suggestion
 
 ZeroStage = Literal[0, 1, 2, 3]
 Precision = Literal["fp32", "bf16", "fp16"]
 OptimizerName = Literal["adamw", "sgd", "lamb", "fused_adam", "fused_lamb"]
-
-DTYPES: dict[str, torch.dtype] = {  # by Precision
-    "fp32": torch.float32,
-    "bf16": torch.bfloat16,
-    "fp16": torch.float16,
-}
 
 DECIDED_BY = {  # DeepSpeed's option -> what decides it here
     "train_batch_size": "train.global_batch_size",
@@ -105,7 +96,7 @@ class EngineOptions:
 
 def check_deepspeed(options: Mapping[str, Any]) -> None:
     """Raise ValueError for unknown options of DeepSpeed, and for those that other options here decide."""
-    names = [*options, *(f"zero_optimization.{name}" for name in _section(options))]
+    names = [*options, *(f"zero_optimization.{name}" for name in zero_section(options))]
     errors = [
         f"deepspeed.{name} is decided by {DECIDED_BY[name]}; leave it out"
         for name in names
@@ -132,6 +123,8 @@ def check_with_deepspeed(options: Mapping[str, Any]) -> None:
     """Raise ValueError for values that DeepSpeed does not accept; imports DeepSpeed where there are any."""
     if not options:
         return
+    from parallel.ranks.init import choose_accelerator
+
     choose_accelerator()
     from deepspeed.runtime.config import DeepSpeedConfig, DeepSpeedConfigError
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
@@ -142,7 +135,7 @@ def check_with_deepspeed(options: Mapping[str, Any]) -> None:
             raise ValueError(f"deepspeed.{name}: {package} is not installed; pip install {package}")
     prefix = "deepspeed.zero_optimization"
     try:
-        DeepSpeedZeroConfig(**_section(options))
+        DeepSpeedZeroConfig(**zero_section(options))
         prefix = "deepspeed"
         DeepSpeedConfig({"train_batch_size": 1, "train_micro_batch_size_per_gpu": 1, **options})
     except ValidationError as error:
@@ -156,6 +149,8 @@ def check_precision(precision: Precision) -> None:
     """Raise ValueError where the device of this process cannot train in a precision; imports DeepSpeed."""
     if precision != "fp16":
         return
+    from parallel.ranks.init import choose_accelerator
+
     choose_accelerator()
     from deepspeed.accelerator import get_accelerator
 
@@ -183,54 +178,16 @@ def bucket_elements(
     if uneven_elements is not None:
         return uneven_elements
     default = OVERLAPPING_BUCKET if overlaps else DEEPSPEEDS_BUCKET
-    size = _section(deepspeed).get("reduce_bucket_size", default)
+    size = zero_section(deepspeed).get("reduce_bucket_size", default)
     return DEEPSPEEDS_BUCKET if size == "auto" else int(size)  # as DeepSpeed takes "auto"
 
 
-def deepspeed_config(options: EngineOptions, world_size: int, uneven_elements: int | None) -> dict[str, Any]:
-    """The dictionary for `deepspeed.initialize`.
+def zero_section(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The options of `zero_optimization`.
 
-    Args:
-        options: of the engine.
-        world_size: ranks.
-        uneven_elements: see `bucket_elements`.
+    Raises:
+        ValueError: it is no section.
     """
-    stage, precision, overlaps = options.zero_stage, options.precision, torch.cuda.is_available()
-    zero: dict[str, Any] = {
-        "overlap_comm": overlaps,
-        **_section(options.deepspeed),
-        "reduce_bucket_size": bucket_elements(
-            options.deepspeed, overlaps=overlaps, uneven_elements=uneven_elements
-        ),
-        "stage": stage,
-        "reduce_scatter": True,  # the only path DeepSpeed tests beside experts
-        "contiguous_gradients": True,  # required beside experts at stage 2
-    }
-    if options.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": overlaps}
-    config: dict[str, Any] = {
-        "steps_per_print": None,
-        **options.deepspeed,
-        "train_batch_size": options.micro_batch_size * options.grad_accum_steps * world_size,
-        "train_micro_batch_size_per_gpu": options.micro_batch_size,
-        "gradient_accumulation_steps": options.grad_accum_steps,
-        "gradient_clipping": options.max_grad_norm
-        if stage
-        else 0.0,  # `parallel/zero/engine.py` clips at stage 0
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": options.optimizer != "adamw",  # which tests/parallel tried
-        "bf16": {"enabled": precision == "bf16", "check_grad_overflow": precision == "bf16"},
-        "fp16": {
-            "enabled": precision == "fp16",
-            "loss_scale": 1.0,
-        },  # static: parallel/zero/engine.py sets it
-    }
-    if precision == "bf16" and stage:  # DeepSpeed refuses fp32 accumulation at stage 0
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
-    return config
-
-
-def _section(options: Mapping[str, Any]) -> Mapping[str, Any]:
     section = options.get("zero_optimization", {})
     if not isinstance(section, Mapping):
         raise ValueError(f"deepspeed.zero_optimization ({section}) must be a section of options")

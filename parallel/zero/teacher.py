@@ -28,10 +28,11 @@ from parallel.experts.names import (
 from parallel.experts.placement import experts_of, sliced_of
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.mesh import Mesh
+from parallel.zero.dtypes import DTYPES
 from parallel.zero.engine import Engine
 from parallel.zero.errors import TeacherError
 from parallel.zero.master_weights import MasterWeights
-from parallel.zero.options import DTYPES, Precision
+from parallel.zero.options import Precision
 from parallel.zero.state_gather import StateGather
 
 Momentum = Callable[[int], float]  # of the step that `Teacher.update` gets

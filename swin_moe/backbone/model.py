@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
-from parallel.experts.exchange import ExchangeOptions
+from parallel.experts.options import ExchangeOptions
 from parallel.experts.placement import ExpertParallel
 from parallel.ranks.mesh import Mesh
 from parallel.zero.init import partitioned

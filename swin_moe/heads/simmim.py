@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from parallel.experts.placement import ExchangeOptions, ExpertParallel
+from parallel.experts.options import ExchangeOptions
+from parallel.experts.placement import ExpertParallel
 from parallel.ranks.mesh import Mesh
 from swin_moe.backbone.backbone import Backbone, total_loss
 from swin_moe.backbone.model import construct

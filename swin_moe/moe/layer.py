@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from parallel.experts.exchange import ExchangeOptions, ExpertExchange
+from parallel.experts.exchange import ExpertExchange
+from parallel.experts.options import ExchangeOptions
 from parallel.experts.placement import ExpertParallel
 from swin_moe.config import MoEConfig, require
 from swin_moe.moe.backends import BACKENDS

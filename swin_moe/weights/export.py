@@ -17,11 +17,10 @@ from swin_moe.sizes import as_text
 from swin_moe.weights import hf, native, official
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.finite import check_finite
+from swin_moe.weights.formats import FORMATS
 from swin_moe.weights.hf_processor import processor_gap, processor_json
 from swin_moe.weights.input_spec import InputSpec
 from swin_moe.weights.square import is_other
-
-FORMATS = ("native", "safetensors", "official", "timm", "hf")
 
 
 def save_weights(model: Backbone, path: str | Path, format: str, inputs: InputSpec | None = None) -> Path:

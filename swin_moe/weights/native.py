@@ -15,7 +15,7 @@ from parallel.checkpoint.verify import problems
 from parallel.experts.names import BUFFER, EMA, MASTER, TEACHER, persistent_buffers, unsliced_shape
 from parallel.experts.placement import experts_of, global_name
 from swin_moe.config import ModelConfig
-from swin_moe.registry import load_model_config
+from swin_moe.recipes import load_model_config
 from swin_moe.renamed import current_names
 from swin_moe.weights.converted import ConvertedStateDict, learned_windows, windows_of
 from swin_moe.weights.errors import WeightsError

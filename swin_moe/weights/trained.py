@@ -5,7 +5,8 @@ from pathlib import Path
 from parallel.suggest import suggestion
 from swin_moe.backbone.model import SwinTransformer
 from swin_moe.config import ModelConfig
-from swin_moe.registry import build_model, list_models, load_model_config
+from swin_moe.recipes import list_models, load_model_config
+from swin_moe.registry import build_model
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.load import load_weights
 from swin_moe.weights.native import config_of

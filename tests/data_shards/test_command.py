@@ -1,22 +1,19 @@
 """`swin-moe shards ...` from its arguments to what it prints."""
 
-import argparse
 from pathlib import Path
 
 import pytest
 
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
-from launcher.cli import shards
-from launcher.cli.shards_pack import parse_bytes
+from launcher.cli.parsers.shards_pack import parse_bytes
+from launcher.cli.program import run
 from launcher.console.progress import duration, line
 from tests.data_shards.image_folders import contents, make_folder
 
 
 def command(*words: str | Path) -> int:
-    parser = argparse.ArgumentParser()
-    shards.add_parser(parser.add_subparsers())
-    return shards.run(parser.parse_args(["shards", *map(str, words)]))
+    return run(["shards", *map(str, words)])
 
 
 @pytest.fixture

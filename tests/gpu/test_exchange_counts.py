@@ -17,7 +17,7 @@ from parallel.experts.exchange import ExchangeOptions
 from parallel.experts.placement import ExpertParallel
 from parallel.ranks.mesh import ParallelDims, build_mesh
 from swin_moe.random.keyed import sample_keys
-from swin_moe.registry import load_model_config
+from swin_moe.recipes import load_model_config
 from tests.gpu.counting import Count, counted, gpu_paths
 from tests.models import moe_layer
 

@@ -14,7 +14,7 @@ from parallel.experts.exchange import ExchangeOptions
 from swin_moe.heads.classification import classification_loss
 from swin_moe.moe.layer import MoELayer, RoutingOverrides
 from swin_moe.random.keyed import sample_keys
-from swin_moe.registry import load_model_config
+from swin_moe.recipes import load_model_config
 from tests.gpu.counting import Count, counted, gpu_paths
 from tests.models import moe_layer
 

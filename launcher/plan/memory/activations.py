@@ -23,9 +23,10 @@ from launcher.plan.memory.rank_params import fullest_placement, task_key
 from launcher.tasks.param_groups import freeze
 from launcher.tasks.registry import model_on_meta, planning_of, task_spec
 from launcher.tasks.spec import StepOutput
-from parallel.experts.placement import ExchangeOptions, experts_of
-from parallel.ranks.mesh import ParallelDims
-from parallel.zero.options import DTYPES
+from parallel.experts.options import ExchangeOptions
+from parallel.experts.placement import experts_of
+from parallel.ranks.dims import ParallelDims
+from parallel.zero.dtypes import DTYPES
 from swin_moe.config import ModelConfig
 from swin_moe.random.keyed import sample_keys
 

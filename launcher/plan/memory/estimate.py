@@ -19,7 +19,7 @@ from launcher.plan.memory.states import (
     touched_by,
 )
 from launcher.plan.memory.zero3_prefetch import Gathered
-from parallel.ranks.mesh import ParallelDims
+from parallel.ranks.dims import ParallelDims
 from parallel.zero.memory import TeacherBytes
 
 

@@ -13,8 +13,9 @@ from launcher.config.schema import OptimConfig, RunConfig
 from launcher.config.task_sections import section_names
 from launcher.tasks.param_groups import ParameterRules, freeze, parameter_groups
 from launcher.tasks.registry import model_on_meta, task_spec
-from parallel.experts.placement import ExchangeOptions, ExpertParallel, ExpertSlice, experts_of, sliced_of
-from parallel.ranks.mesh import ParallelDims
+from parallel.experts.options import ExchangeOptions
+from parallel.experts.placement import ExpertParallel, ExpertSlice, experts_of, sliced_of
+from parallel.ranks.dims import ParallelDims
 from parallel.zero.options import bucket_elements
 from swin_moe.config import ModelConfig
 

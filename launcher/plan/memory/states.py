@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from launcher.config.schema import RunConfig
 from launcher.plan.memory.rank_params import ParamGroup, RankParams
 from launcher.tasks.registry import planning_of
-from parallel.ranks.mesh import ParallelDims
+from parallel.ranks.dims import ParallelDims
 from parallel.zero.memory import TeacherBytes, teacher_bytes
 
 ALIGNMENT = 2  # elements: stages 1 and 2 pad a group to a multiple of it for each rank (NCCL's 4 bytes)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from launcher.plan.memory.rank_params import RankParams
-from parallel.ranks.mesh import ParallelDims
+from parallel.ranks.dims import ParallelDims
 
 DEFAULTS = {
     "stage3_prefetch_bucket_size": 50_000_000,

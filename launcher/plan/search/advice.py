@@ -15,7 +15,7 @@ from launcher.plan.search.search import STAGES, micro_batches
 from launcher.plan.time.estimate import FEED
 from launcher.plan.time.roofline import op_s
 from launcher.validation.elastic import divisors
-from parallel.experts.placement import ExchangeOptions
+from parallel.experts.options import ExchangeOptions
 from parallel.zero.options import OVERLAPPING_BUCKET
 
 LEAST, MOST = 0.01, 3  # the gain that is worth a line, and lines

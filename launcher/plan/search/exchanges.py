@@ -12,7 +12,7 @@ from launcher.config.schema import RunConfig
 from launcher.plan.search.candidate import Predictor
 from launcher.validation.elastic import divisors
 from launcher.validation.rules import rule_errors
-from parallel.experts.placement import ExchangeOptions, Strategy
+from parallel.experts.options import ExchangeOptions, Strategy
 
 OVERLAPS = (1, 2, 4, 8)  # chunks of rows
 Key = tuple[object, ...]

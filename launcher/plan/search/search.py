@@ -12,7 +12,7 @@ from launcher.plan.search.exchanges import ExchangeOrder, lean_exchange, with_ex
 from launcher.tasks.registry import task_spec
 from launcher.validation.elastic import batch_unit, divisors
 from launcher.validation.rules import rule_errors
-from parallel.experts.placement import ExchangeOptions
+from parallel.experts.options import ExchangeOptions
 
 MOST_MICRO = 8  # micro-batches that are tried, the largest ones
 STAGES = ((0, False), (1, False), (1, True), (2, False), (2, True), (3, False), (3, True))  # ZeRO, offload

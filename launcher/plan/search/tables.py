@@ -7,7 +7,7 @@ from launcher.plan.search.candidate import Candidate
 from launcher.plan.search.report import GIB
 from launcher.plan.search.run_cost import Terms, price_per_million, run_cost
 from launcher.plan.search.simulate import Point
-from parallel.experts.placement import ExchangeOptions
+from parallel.experts.options import ExchangeOptions
 
 HEAD = ("images/s", "GiB", "ep", "slices", "exchange", "ZeRO", "micro", "accum", "recompute")
 

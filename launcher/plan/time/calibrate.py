@@ -27,7 +27,7 @@ from launcher.plan.base.stopwatch import Stopwatch
 from launcher.plan.base.trace import record
 from launcher.plan.time.workload import describe
 from launcher.plan.time.zero3_hooks import hooks_s
-from parallel.zero.options import DTYPES
+from parallel.zero.dtypes import DTYPES
 from swin_moe.backbone.model import build_model
 from swin_moe.config import ModelConfig
 

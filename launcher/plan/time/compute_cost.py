@@ -10,7 +10,7 @@ from launcher.plan.time.roofline import ops_s
 from launcher.plan.time.traffic import accumulation, experts_held, gather_degree
 from launcher.plan.time.workload import Experts, Workload, describe, expert_ops, expert_rows, flops_by_part
 from launcher.tasks.registry import planning_of
-from parallel.ranks.mesh import ParallelDims
+from parallel.ranks.dims import ParallelDims
 
 TEACHER = "teacher"  # the name of what its forward pass takes
 EXPERTS = "experts"  # the end of the name of what the experts of a stage take

@@ -11,7 +11,7 @@ from launcher.plan.time.links import all_reduce_s, gather_s, hierarchical_s, lin
 from launcher.plan.time.roofline import WIDTHS, ops_s
 from launcher.plan.time.traffic import Collective, accumulation, expert_parameters, traffic
 from launcher.plan.time.workload import Workload
-from parallel.ranks.mesh import ParallelDims
+from parallel.ranks.dims import ParallelDims
 
 ADAM_BYTES = 28  # read parameter, gradient and two moments, write parameter and moments, fp32
 EMA_BYTES = 12

@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from launcher.plan.base.hardware import Hardware, Link
-from parallel.ranks.mesh import ParallelDims
+from parallel.ranks.dims import ParallelDims
 from parallel.ranks.topology import home_of
 
 

@@ -19,7 +19,7 @@ from parallel.experts.gather_degree import (
     copies_of_row,
     wire_bytes,
 )
-from parallel.ranks.mesh import ParallelDims
+from parallel.ranks.dims import ParallelDims
 
 Kind = Literal["all_to_all", "all_reduce", "gather"]
 

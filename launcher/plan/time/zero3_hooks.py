@@ -12,7 +12,8 @@ import torch.distributed as dist
 
 from launcher.plan.base.stopwatch import Stopwatch
 from launcher.plan.time.workload import called_modules
-from parallel.ranks.mesh import Mesh, ParallelDims, build_mesh
+from parallel.ranks.dims import ParallelDims
+from parallel.ranks.mesh import Mesh, build_mesh
 from parallel.zero.engine import Engine
 from parallel.zero.options import EngineOptions, ZeroStage
 from swin_moe.backbone.model import build_model

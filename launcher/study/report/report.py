@@ -33,7 +33,7 @@ from launcher.study.report.tables import (
 from launcher.study.run.status import study_directory
 
 
-def run(args: argparse.Namespace) -> int:
+def run(args: argparse.Namespace, _: list[str]) -> int:
     """Carry out `study report`; ConfigError where there is no study or the report cannot be written."""
     directory = study_directory(args.study) if args.study.is_file() else args.study
     out = args.out or directory / "report"

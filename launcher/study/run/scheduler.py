@@ -18,7 +18,7 @@ from launcher.study.run.job_array import check_options, in_queue, prepared, subm
 from launcher.study.run.run import Options, Runner
 
 
-def run_study(args: argparse.Namespace) -> int:
+def run_study(args: argparse.Namespace, _: list[str]) -> int:
     """Carry out `study run`; returns the exit status, and ConfigError comes before anything is written."""
     check_options(args)
     file = load_study_file(args.file)

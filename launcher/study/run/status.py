@@ -19,7 +19,7 @@ from launcher.study.run.job_array import in_queue
 TITLES = ("trial", "state", "step", "images/s", "left", "quality", "loss", "reason")
 
 
-def show_status(args: argparse.Namespace) -> int:
+def show_status(args: argparse.Namespace, _: list[str]) -> int:
     """Print the table, or with --json an object; ConfigError where there is no study."""
     directory = study_directory(args.study)
     try:

@@ -12,7 +12,8 @@ from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
-from parallel.experts.exchange import ExchangeOptions, ExpertExchange
+from parallel.experts.exchange import ExpertExchange
+from parallel.experts.options import ExchangeOptions
 from parallel.experts.placement import ExpertParallel
 from swin_moe.config import MoEConfig
 from swin_moe.moe.experts import ExpertMLP

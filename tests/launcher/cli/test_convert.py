@@ -8,7 +8,7 @@ import torch
 from launcher.cli.program import main
 from parallel.checkpoint.commit import latest
 from swin_moe import ModelConfig, build_model, load_weights, save_weights
-from swin_moe.registry import load_model_config
+from swin_moe.recipes import load_model_config
 from swin_moe.weights.native import config_of
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, command, overrides

@@ -16,7 +16,7 @@ from launcher.config.schema import RunConfig
 from launcher.validation.rules import check
 from swin_moe import MoEConfig
 from swin_moe.backbone.flops import build_on_meta, count_parameters
-from swin_moe.registry import load_model_config, model_files
+from swin_moe.recipes import load_model_config, model_files
 from tests.messages import assert_names
 
 FILES = model_files()

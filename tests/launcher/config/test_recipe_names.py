@@ -14,7 +14,7 @@ import yaml
 from launcher.cli.program import main
 from launcher.config.load import ConfigError, config_file, load_config
 from parallel.versions import version_of
-from swin_moe.registry import list_models, recipe_files
+from swin_moe.recipes import list_models, recipe_files
 from tests.launcher.running import overrides
 from tests.launcher.study.study_runs import trial, write_all
 

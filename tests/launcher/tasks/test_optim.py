@@ -12,7 +12,7 @@ from launcher.tasks.param_groups import layer_of, parameter_groups
 from parallel.ranks.mesh import Mesh, ParallelDims
 from swin_moe.backbone.model import SwinTransformer, build_model
 from swin_moe.config import ModelConfig
-from swin_moe.registry import load_model_config
+from swin_moe.recipes import load_model_config
 from tests.models import V2, small_moe, small_swin
 
 

@@ -15,7 +15,7 @@ from swin_moe.backbone.flops import (
     count_flops,
     count_parameters,
 )
-from swin_moe.registry import list_models, load_model_config
+from swin_moe.recipes import list_models, load_model_config
 from tests.models import small_moe, small_swin
 
 TINY = "swin_tiny_patch4_window7_224"

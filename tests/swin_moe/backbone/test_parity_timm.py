@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from swin_moe import SwinTransformer, build_model, load_weights, save_weights
-from swin_moe.registry import load_model_config
+from swin_moe.recipes import load_model_config
 from swin_moe.weights.official import convert
 from tests.models import randn, randomize_by_fan_in
 

@@ -25,7 +25,7 @@ from swin_moe import (
 from swin_moe.backbone.position_bias import log_coordinates
 from swin_moe.heads.simmim import SimMIMConfig, build_simmim
 from swin_moe.random.keyed import sample_keys
-from swin_moe.registry import load_model_config
+from swin_moe.recipes import load_model_config
 from swin_moe.weights.converted import learned_window
 from swin_moe.weights.official import export
 from tests.models import V2, images_of, randn, randomize_by_fan_in, small_moe, small_swin

@@ -15,9 +15,10 @@ from parallel.checkpoint.commit import path_of
 from parallel.checkpoint.load import load_weights
 from parallel.ranks.collectives import sum_over
 from parallel.ranks.mesh import LayoutError, Mesh, ParallelDims, build_mesh, neighbour_group
+from parallel.zero.dtypes import DTYPES
 from parallel.zero.engine import Engine
 from parallel.zero.master_weights import MasterWeights
-from parallel.zero.options import DTYPES, EngineOptions
+from parallel.zero.options import EngineOptions
 from swin_moe.config import ModelError
 from swin_moe.heads.group_batch_norm import (
     GroupBatchNorm1d,

@@ -1,6 +1,5 @@
 """Folders of members: paired by stems in every layout, and what does not pair is named."""
 
-import argparse
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,7 @@ from data_shards.format.index import Manifest
 from data_shards.pack.sources.members import MemberFolder, member_folders
 from data_shards.pack.write import pack
 from data_shards.stream.reader import ShardReader
-from launcher.cli import shards
+from launcher.cli.program import run
 from launcher.cli.shards_members import extensions, folders, parse_member
 from tests.data_shards.image_folders import jpeg
 
@@ -98,9 +97,7 @@ def test_arguments() -> None:
 
 def test_the_command_packs_indexes_and_mends(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     def command(*words: str | Path) -> int:
-        parser = argparse.ArgumentParser()
-        shards.add_parser(parser.add_subparsers())
-        return shards.run(parser.parse_args(["shards", *map(str, words)]))
+        return run(["shards", *map(str, words)])
 
     fill(tmp_path / "in" / "images" / "train", tmp_path / "in" / "masks" / "train", 6)
     for number in range(6):

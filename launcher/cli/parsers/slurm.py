@@ -1,13 +1,10 @@
-"""`swin-moe slurm submit | status | list | logs | cancel | resume`: runs on a Slurm cluster."""
+"""The arguments of the commands of `swin-moe slurm`."""
 
 import argparse
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
 
-from launcher.console.arguments import Commands, add_command, positive
-from launcher.slurm.jobs import cancel, show_list, show_log, show_status
-from launcher.slurm.submit import resume, submit
+from launcher.console.arguments import CommandParser, add_command, positive
 
 SUBMIT_HELP = """\
 examples:
@@ -46,39 +43,21 @@ DRY_RUN = "print the script; write and submit nothing"
 Options: TypeAlias = "argparse.ArgumentParser | argparse._ArgumentGroup"
 
 
-def add_parser(subparsers: Commands) -> None:
-    """Add `slurm` with its commands to the launcher's `subparsers`."""
-    slurm = subparsers.add_parser("slurm", help="submit runs to a Slurm cluster and look after them")
-    slurm.set_defaults(run=run)
-    commands = slurm.add_subparsers(dest="slurm_command", required=True, metavar=" | ".join(RUN))
-    _add_submit(add_command(commands, "submit", "check a run and queue it", SUBMIT_HELP))
-    status = add_command(commands, "status", "how a job and its run stand", STATUS_HELP)
-    logs = add_command(commands, "logs", "what a run prints", LOGS_HELP)
-    stop = add_command(commands, "cancel", "stop a run, saved", CANCEL_HELP)
-    again = add_command(commands, "resume", "queue a run again", RESUME_HELP)
-    listing = add_command(commands, "list", "every submitted run below a directory")
-    listing.add_argument(
-        "directory", nargs="?", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s"
-    )
-    for parser in (status, logs, stop, again):
-        parser.add_argument("run_directory", type=Path, metavar="RUN", help="the run directory")
-    status.add_argument("--json", action="store_true", help="an object, or one a task")
-    logs.add_argument("--follow", action="store_true", help="go on until the job has left the queue")
-    logs.add_argument(
-        "--lines", type=positive, default=50, metavar="N", help="from the end (default %(default)s)"
-    )
-    logs.add_argument("--task", type=int, metavar="I", help="of an array")
-    stop.add_argument("--now", action="store_true", help="do not wait for a save")
-    add_resources(again)
-    again.add_argument("--dry-run", action="store_true", help=DRY_RUN)
+def add_arguments(parser: CommandParser) -> None:
+    """Add the commands of `slurm`."""
+    names = "submit | status | list | logs | cancel | resume"
+    commands = parser.add_subparsers(required=True, metavar=names)
+    add_command(commands, "submit", "check a run and queue it", _add_submit)
+    add_command(commands, "status", "how a job and its run stand", _add_status)
+    add_command(commands, "logs", "what a run prints", _add_logs)
+    add_command(commands, "cancel", "stop a run, saved", _add_cancel)
+    add_command(commands, "resume", "queue a run again", _add_resume)
+    add_command(commands, "list", "every submitted run below a directory", _add_list)
 
 
-def run(args: argparse.Namespace, arguments: list[str]) -> int:
-    """Carry out a parsed `slurm` command; ConfigError for what the user can correct."""
-    return RUN[args.slurm_command](args, arguments)
-
-
-def _add_submit(parser: argparse.ArgumentParser) -> None:
+def _add_submit(parser: CommandParser) -> None:
+    parser.epilog = SUBMIT_HELP
+    parser.set_defaults(run="launcher.slurm.submit:submit")
     add = parser.add_argument
     add("config", metavar="CONFIG", help="a YAML file, or the name of a recipe")
     add("overrides", nargs="*", metavar="a.b=value", help="options to override")
@@ -91,6 +70,49 @@ def _add_submit(parser: argparse.ArgumentParser) -> None:
     add("--job-name", metavar="NAME", help="default: the name of the run directory")
     add_resources(parser)
     add("--dry-run", action="store_true", help=DRY_RUN)
+
+
+def _add_status(parser: CommandParser) -> None:
+    parser.epilog = STATUS_HELP
+    parser.set_defaults(run="launcher.slurm.jobs:show_status")
+    _add_run(parser)
+    parser.add_argument("--json", action="store_true", help="an object, or one a task")
+
+
+def _add_logs(parser: CommandParser) -> None:
+    parser.epilog = LOGS_HELP
+    parser.set_defaults(run="launcher.slurm.jobs:show_log")
+    _add_run(parser)
+    add = parser.add_argument
+    add("--follow", action="store_true", help="go on until the job has left the queue")
+    add("--lines", type=positive, default=50, metavar="N", help="from the end (default %(default)s)")
+    add("--task", type=int, metavar="I", help="of an array")
+
+
+def _add_cancel(parser: CommandParser) -> None:
+    parser.epilog = CANCEL_HELP
+    parser.set_defaults(run="launcher.slurm.jobs:cancel")
+    _add_run(parser)
+    parser.add_argument("--now", action="store_true", help="do not wait for a save")
+
+
+def _add_resume(parser: CommandParser) -> None:
+    parser.epilog = RESUME_HELP
+    parser.set_defaults(run="launcher.slurm.submit:resume")
+    _add_run(parser)
+    add_resources(parser)
+    parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
+
+
+def _add_list(parser: CommandParser) -> None:
+    parser.set_defaults(run="launcher.slurm.jobs:show_list")
+    parser.add_argument(
+        "directory", nargs="?", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s"
+    )
+
+
+def _add_run(parser: CommandParser) -> None:
+    parser.add_argument("run_directory", type=Path, metavar="RUN", help="the run directory")
 
 
 def add_resources(parser: Options) -> None:
@@ -125,13 +147,3 @@ def add_resources(parser: Options) -> None:
     add("--array-limit", type=positive, metavar="K", help="tasks of an array that run at a time")
     add("--requeue-limit", type=int, metavar="N", help="back into the queue so often by itself")
     add("--allow-change", action="store_const", const=True, help="as in train")
-
-
-RUN: dict[str, Callable[[argparse.Namespace, list[str]], int]] = {
-    "submit": submit,
-    "status": show_status,
-    "list": show_list,
-    "logs": show_log,
-    "cancel": cancel,
-    "resume": resume,
-}

@@ -1,13 +1,9 @@
-"""`swin-moe study run | status | report`: a grid of runs."""
+"""The arguments of the commands of `swin-moe study`."""
 
-import argparse
-from collections.abc import Callable
 from pathlib import Path
 
-from launcher.cli.slurm import add_resources
-from launcher.console.arguments import Commands, add_command, positive
-from launcher.study.run.scheduler import run_study
-from launcher.study.run.status import show_status
+from launcher.cli.parsers.slurm import add_resources
+from launcher.console.arguments import CommandParser, add_command, positive
 
 RUN_HELP = """\
 examples:
@@ -36,36 +32,17 @@ covers the others. docs/studies_report.md says how to read it.
 """
 
 
-def add_parser(subparsers: Commands) -> None:
-    """Add `study` with its commands to the launcher's `subparsers`."""
-    study = subparsers.add_parser("study", help="train and evaluate a grid of runs, and report on it")
-    commands = study.add_subparsers(dest="study_command", required=True, metavar="run | status | report")
-    run = _command(commands, "run", "train and evaluate what is not finished", RUN_HELP, run_study)
-    _add_run(run)
-    status = _command(commands, "status", "how every trial stands", STATUS_HELP, show_status)
-    status.add_argument("study", type=Path, metavar="STUDY_DIR|FILE.yaml")
-    status.add_argument("--json", action="store_true", help="an object with a list of trials")
-    report = _command(commands, "report", "write it as HTML, CSV and PNG", REPORT_HELP, _report)
-    report.add_argument("study", type=Path, metavar="STUDY_DIR|FILE.yaml", help="a study, or its file")
-    report.add_argument("--out", type=Path, metavar="DIR", help="where to write; default: STUDY_DIR/report")
+def add_arguments(parser: CommandParser) -> None:
+    """Add the commands of `study`."""
+    commands = parser.add_subparsers(required=True, metavar="run | status | report")
+    add_command(commands, "run", "train and evaluate what is not finished", _add_run)
+    add_command(commands, "status", "how every trial stands", _add_status)
+    add_command(commands, "report", "write it as HTML, CSV and PNG", _add_report)
 
 
-def _report(args: argparse.Namespace) -> int:
-    # not above: it imports pandas, scipy and matplotlib, which every start of ranks would wait for
-    from launcher.study.report.report import run
-
-    return run(args)
-
-
-def _command(
-    commands: Commands, name: str, text: str, epilog: str, run: Callable[[argparse.Namespace], int]
-) -> argparse.ArgumentParser:
-    parser = add_command(commands, name, text, epilog)
-    parser.set_defaults(run=lambda args, _: run(args))
-    return parser
-
-
-def _add_run(parser: argparse.ArgumentParser) -> None:
+def _add_run(parser: CommandParser) -> None:
+    parser.epilog = RUN_HELP
+    parser.set_defaults(run="launcher.study.run.scheduler:run_study")
     add = parser.add_argument
     add("file", type=Path, metavar="FILE.yaml", help="a study, such as those in configs/studies/")
     add("--nproc", type=positive, metavar="N", help="ranks of a trial (default: the file's, or 1)")
@@ -77,9 +54,24 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     add("--dry-run", action="store_true", help="check all, tell the cost, and write and start nothing")
 
 
-def _add_slurm(parser: argparse.ArgumentParser) -> None:
+def _add_slurm(parser: CommandParser) -> None:
     about = "these options go with --slurm: see swin-moe slurm submit --help"
     group = parser.add_argument_group("on Slurm", about)
     group.add_argument("--slurm", action="store_true", help="submit the trials as one job array")
     group.add_argument("--job-name", metavar="NAME", help="default: the name of the study")
     add_resources(group)
+
+
+def _add_status(parser: CommandParser) -> None:
+    parser.epilog = STATUS_HELP
+    parser.set_defaults(run="launcher.study.run.status:show_status")
+    parser.add_argument("study", type=Path, metavar="STUDY_DIR|FILE.yaml")
+    parser.add_argument("--json", action="store_true", help="an object with a list of trials")
+
+
+def _add_report(parser: CommandParser) -> None:
+    parser.epilog = REPORT_HELP
+    parser.set_defaults(run="launcher.study.report.report:run")
+    add = parser.add_argument
+    add("study", type=Path, metavar="STUDY_DIR|FILE.yaml", help="a study, or its file")
+    add("--out", type=Path, metavar="DIR", help="where to write; default: STUDY_DIR/report")

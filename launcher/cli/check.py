@@ -1,0 +1,25 @@
+"""`swin-moe check`: everything that is wrong with a run, or how it will run."""
+
+import argparse
+
+from data_shards.stream.patterns import names_tars
+from data_shards.stream.webdataset import statement
+from launcher.config.load import ConfigError, load_config
+from launcher.training.banner import banner
+from launcher.validation.label_spaces import class_notes
+from launcher.validation.layout import full_nodes, layout, print_lines
+from launcher.validation.rules import check
+
+
+def run(args: argparse.Namespace, _: list[str]) -> int:
+    """Carry out `check`: the exit status."""
+    config = load_config(args.config, [*args.overrides, *args.match_classes])
+    nodes = full_nodes(args.nproc, args.ranks_per_node) if args.nproc else None
+    check(config, args.nproc, nodes, here=bool(args.nproc) and not args.ranks_per_node)
+    if args.ranks_per_node and not args.nproc:
+        raise ConfigError("--ranks-per-node is for a layout: say --nproc N, the number of all ranks, too")
+    print(f"{args.config} is valid")
+    print_lines([*banner(config, args.nproc), *layout(config, nodes or [1]), *class_notes(config)])
+    if names_tars(config.data.train):
+        print(statement(config.data.train))
+    return 0

@@ -1,0 +1,1 @@
+"""The arguments of each command. Nothing here imports torch, so that help and errors come at once."""
