@@ -6,7 +6,7 @@ Legend: B images, S windows an image, n tokens a window, h heads, C channels, d 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swin_moe.backbone.attention import MAX_LOGIT_SCALE, SHORTEST, CosineAttention, WindowAttention
+from swin_moe.backbone.attention import MAX_LOGIT_SCALE, CosineAttention, WindowAttention
 
 # Instead of -inf, which some runtimes turn into NaN. exp(x - 1e4) is 0 in fp32 for every logit x of these
 # models: the attention is the same. The number is finite in fp16 too.
@@ -62,5 +62,5 @@ class FrozenCosineAttention(FrozenAttention):
 
     def scores(self, q: Tensor, k: Tensor) -> Tensor:
         """The logits without their bias."""
-        q = F.normalize(q.float(), dim=-1, eps=SHORTEST) * self.temperature
-        return q.to(k.dtype) @ F.normalize(k.float(), dim=-1, eps=SHORTEST).to(k.dtype).transpose(-2, -1)
+        q = F.normalize(q.float(), dim=-1) * self.temperature
+        return q.to(k.dtype) @ F.normalize(k.float(), dim=-1).to(k.dtype).transpose(-2, -1)
