@@ -16,10 +16,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from launcher.exit_codes import ExitCode
+from tests.checkout import ROOT, files_of_checkout
 from tests.dockerfile import Directory, Step, is_sent, read_steps
 from tests.launcher.running import CONFIG, TINY
 
-ROOT = Path(__file__).resolve().parents[1]
 TEXT, IGNORED = (ROOT / "Dockerfile").read_text(), (ROOT / ".dockerignore").read_text()
 STEPS = read_steps(TEXT)
 MOVED = ("/opt", "/workspace", "/home/swin")
@@ -35,16 +35,6 @@ PINS = {
 def texts(word: str) -> list[str]:
     """What stands behind a word in the steps that have it."""
     return [step.text for step in STEPS if step.word == word]
-
-
-def tracked() -> list[str]:
-    """The files of the repository; skips the test where Git does not say."""
-    done = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-    )
-    if done.returncode:
-        pytest.skip("needs a checkout with its .git, and git: apt-get install git")
-    return [name for name in done.stdout.splitlines() if (ROOT / name).is_file()]
 
 
 def debian_packages() -> list[str]:
@@ -111,7 +101,7 @@ def test_every_command_is_valid_for_a_shell(shell: str) -> None:
 
 
 def test_every_file_that_is_copied_exists_and_is_sent() -> None:
-    files = tracked()
+    files = files_of_checkout()
     sent = [file for file in files if is_sent(file, IGNORED)]
     for text in texts("COPY"):
         for source in shlex.split(text)[:-1]:
@@ -205,7 +195,7 @@ def test_its_steps_build_a_program_that_stops_on_sigterm(tmp_path: Path) -> None
 
     apt-get and useradd are not run. SIGTERM ends the training with a checkpoint, under tini if it is there.
     """
-    files = [file for file in tracked() if is_sent(file, IGNORED)]
+    files = [file for file in files_of_checkout() if is_sent(file, IGNORED)]
     image = Directory(tmp_path / "image", ROOT, files, MOVED)
     hidden = ("PYTHONPATH", "VIRTUAL_ENV")
     environment = {name: value for name, value in os.environ.items() if name not in hidden}

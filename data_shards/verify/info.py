@@ -27,7 +27,12 @@ class Info:
         shards = np.array([shard.bytes for shard in manifest.shards])
         tars = f"{len(shards)} shard{'s' * (len(shards) != 1)}"
         yield f"{manifest.samples} samples, {tars}, {self.bytes / 2**20:.1f} MiB"
-        yield f"source {manifest.writer.source}; seed {manifest.writer.seed}; manifest {manifest.digest}"
+        order = (
+            f"shuffled with seed {manifest.writer.seed}"
+            if manifest.writer.shuffle
+            else "in the source's order"
+        )
+        yield f"source {manifest.writer.source}; {order}; manifest {manifest.digest}"
         if manifest.layout != "packed":
             yield "tars made by others, indexed: their order is not shuffled by us"
         if manifest.bad_sources:

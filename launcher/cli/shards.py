@@ -13,7 +13,7 @@ from data_shards.verify.info import info
 from data_shards.verify.repair import repair
 from data_shards.verify.verify import verify
 from launcher.cli.shards_members import extensions
-from launcher.cli.shards_pack import make_source, read_classes
+from launcher.cli.shards_source import make_source, read_classes
 from launcher.console.counts import counted
 from launcher.console.progress import progress_line
 

@@ -1,79 +1,18 @@
-"""`swin-moe shards pack`: a source, options, a share of the work."""
+"""`swin-moe shards pack`: options, a share of the work."""
 
 import argparse
-import logging
-import os
-import shutil
-import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
 from data_shards.pack.plan import check_split
-from data_shards.pack.sources.fashion_mnist import PACKAGE, TIMEOUT_S, is_present
-from data_shards.pack.sources.registry import SOURCES, Source, find_source
+from data_shards.pack.sources.registry import Source
 from data_shards.pack.write import merge, pack, pack_task
-from launcher.cli.shards_members import folders
+from launcher.cli.shards_source import make_source
 from launcher.console.counts import counted
 from launcher.console.progress import progress_line
-from swin_moe.text_files import read_text
-
-logger = logging.getLogger(__name__)
-
-OF_CLASSES = ("folder", "imagenet-zip", "imagenet22k")  # the sources that --allow-empty is for
-
-
-def make_source(args: argparse.Namespace) -> Source:
-    """The source that the arguments name; its notes go to stderr."""
-    if args.source is None:
-        raise DataError(f"--source is needed; one of {', '.join(sorted(SOURCES))}")
-    if args.source != "members" and (args.member or args.classes):
-        raise DataError("--member and --classes are for --source members; leave them out")
-    if args.source == "synthetic":
-        sizes = args.synthetic_train, args.synthetic_val, args.synthetic_classes, args.synthetic_size
-        return SOURCES["synthetic"](*sizes, seed=getattr(args, "seed", 0))
-    options: dict[str, Any] = {}
-    if args.source in OF_CLASSES:
-        options["allow_empty"] = args.allow_empty
-    if args.source == "folder":
-        options["splits"] = getattr(args, "splits", None)
-    if args.source == "members":
-        options = {"members": folders(args.member), "splits": getattr(args, "splits", None)}
-        options["classes"] = read_classes(args.classes) if args.classes else ()
-    if args.source == "fashion-mnist" and args.directory is None and not is_present():
-        install_fashion_mnist()
-    make = find_source(args.source)
-    if args.source not in SOURCES and args.directory is None:
-        raise DataError(f"--source {args.source} needs --directory, which its function is called with")
-    source = make(args.directory, **options)
-    for note in source.notes:
-        logger.warning("%s", note)
-    return source
-
-
-def read_classes(path: Path) -> list[str]:
-    """The names of classes in a text file, one a line; empty lines do not count."""
-    try:
-        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"--classes {path}: cannot read it ({error})") from error
-
-
-def install_fashion_mnist() -> None:
-    """Try `apt-get install` of the Debian package, as root only; without it the source downloads."""
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
-        return
-    timeout = f"Acquire::http::Timeout={TIMEOUT_S}"
-    command = ["apt-get", "install", "-y", "--no-install-recommends", "-o", timeout, PACKAGE]
-    logger.info("Fashion-MNIST is not on this machine; running: %s", " ".join(command))
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=15 * TIMEOUT_S, check=False)
-    except subprocess.TimeoutExpired:
-        return
-    if done.returncode:
-        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
-        logger.warning("apt-get failed: %s", reason)
 
 
 def run_pack(args: argparse.Namespace, _: list[str]) -> int:
@@ -86,6 +25,8 @@ def run_pack(args: argparse.Namespace, _: list[str]) -> int:
             _report(args.out / split, merge(args.out / split, args.max_bad))
         return 0
     source = make_source(args)
+    if args.name is not None:
+        source = replace(source, name=_checked_name(args.name))
     splits = args.splits or list(source.splits)
     for split in splits:
         check_split(source, split)
@@ -93,6 +34,13 @@ def run_pack(args: argparse.Namespace, _: list[str]) -> int:
         out = args.out / split
         _report(out, _pack_split(args, source, split, out))
     return 0
+
+
+def _checked_name(name: str) -> str:
+    """The name of a data set, which messages show in a line."""
+    if not name.strip() or not name.isprintable():
+        raise DataError(f"--name {name!r}: write a name of printable characters, such as imagenet-22k")
+    return name.strip()
 
 
 def _pack_split(args: argparse.Namespace, source: Source, split: str, out: Path) -> Manifest | None:

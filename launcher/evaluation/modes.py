@@ -19,11 +19,9 @@ class EvalMode(NamedTuple):
     top_k: int  # 0 without experts
 
     def line(self, metric: Metric, metrics: dict[str, Any]) -> str:
-        """The result as text."""
-        return (
-            f"{metric.line(metrics)}, {metrics['images_s']:.0f} images/s, "
-            f"{metrics['dropped_fraction']:.2%} of the tokens' choices dropped"
-        )
+        """The result as text; without experts nothing can be dropped."""
+        dropped = f", {metrics['dropped_fraction']:.2%} of the tokens' choices dropped" if self.top_k else ""
+        return f"{metric.line(metrics)}, {metrics['images_s']:.0f} images/s{dropped}"
 
     def record(self, evaluation: Evaluation) -> dict[str, Any]:
         """The result for a file."""

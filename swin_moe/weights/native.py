@@ -40,6 +40,8 @@ def checkpoint_in(path: Path) -> Path | None:
 def read_checkpoint(path: Path, kind: str = MASTER) -> Content:
     """The master weights of a committed checkpoint, or an average of them; verified, one tensor an expert.
 
+    What it holds of other weights is named as not used. The state of the optimizer goes without saying.
+
     Raises:
         CheckpointError: it is damaged; WeightsError: it does not hold the average `kind`.
     """
@@ -51,7 +53,7 @@ def read_checkpoint(path: Path, kind: str = MASTER) -> Content:
     names = stored.kind(kind) | stored.kind(BUFFER)
     return Content(
         tensors={name: stored[full] for name, full in names.items()},
-        beside=dict.fromkeys(other for other in stored.kinds() if other not in (kind, BUFFER)),
+        beside=dict.fromkeys(other for other in stored.kinds() if other in MISSING and other != kind),
         config=_model_section(stored.manifest),
     )
 

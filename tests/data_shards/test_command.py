@@ -6,6 +6,7 @@ import pytest
 
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
+from data_shards.pack.sources.registry import SOURCES
 from launcher.cli.parsers.shards_pack import parse_bytes
 from launcher.cli.program import run
 from launcher.console.progress import duration, line
@@ -174,6 +175,68 @@ def test_sources_are_asked_for(tmp_path: Path) -> None:
         command("pack", "--out", tmp_path / "none", "--task", "merge")
     with pytest.raises(DataError, match="--source imagenet22k needs --directory"):
         command("pack", "--source", "imagenet22k", "--out", tmp_path)
+
+
+@pytest.mark.parametrize("source", [name for name in SOURCES if name not in ("synthetic", "fashion-mnist")])
+def test_a_source_without_a_directory_is_one_line(source: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"--source {source} needs --directory: "):
+        command("pack", "--source", source, "--out", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("synthetic", "--directory", "."), "--directory is for .*; leave it out with --source synthetic"),
+        (("folder", "--synthetic-size", "3"), "--synthetic-size is for --source synthetic; leave it out"),
+        (("shards", "--allow-empty"), "--allow-empty is for --source folder, imagenet-zip and imagenet22k"),
+        (("imagenet-zip", "--as-split", "val"), "--as-split is for --source folder; leave it out"),
+        (("folder", "--member", "image=a"), "--member is for --source members; leave it out"),
+        (("os:sep", "--directory", "."), "--source os:sep must be a function"),
+        (
+            ("os:getcwd", "--directory", "."),
+            "--source os:getcwd must be a function of the directory alone: too",
+        ),
+        (("os:listdir", "--directory", "."), "--source os:listdir gave a list; it must return a Source"),
+        (("synthetic", "--name", " "), r"--name ' ': write a name of printable characters"),
+        (("synthetic", "--name", "a\nb"), r"--name 'a\\nb': write a name of printable characters"),
+    ],
+)
+def test_what_a_source_cannot_use_is_refused(words: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=message):
+        command("pack", "--source", *words, "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_set_has_the_name_that_it_is_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Packed anew from these shards it keeps the name, and it is repaired from its source as any other."""
+    make_folder(tmp_path / "in", {"train": 12})
+    from_folder = ("--source", "folder", "--directory", tmp_path / "in")
+    assert command("pack", *from_folder, "--name", "pets", "--out", tmp_path / "out") == 0
+    assert f"{tmp_path}/out/train: pets, 12 samples in 1 shard" in capsys.readouterr().out
+    again = ("--source", "shards", "--directory", tmp_path / "out")
+    assert command("pack", *again, "--out", tmp_path / "again") == 0
+    assert Manifest.load(tmp_path / "again/train").name == "pets"
+    before = contents(tmp_path / "out/train")
+    (tmp_path / "out/train/000000.tar").write_bytes(b"")
+    assert command("repair", tmp_path / "out/train", *from_folder) == 0
+    assert contents(tmp_path / "out/train") == before
+    capsys.readouterr()
+    assert command("info", tmp_path / "out") == 0
+    assert "source image folder; shuffled with seed 0; manifest" in capsys.readouterr().out
+
+
+def test_a_folder_of_classes_is_the_split_that_it_is_called(tmp_path: Path) -> None:
+    """The same shards, byte for byte, as from a folder with the split's own directory."""
+    make_folder(tmp_path / "in", {"val": 12})
+    whole = ("--source", "folder", "--directory", tmp_path / "in")
+    assert command("pack", *whole, "--out", tmp_path / "a") == 0
+    with pytest.raises(DataError, match="of a folder of classes without splits: --as-split train"):
+        command("pack", "--source", "folder", "--directory", tmp_path / "in/val", "--out", tmp_path / "b")
+    one = ("--source", "folder", "--directory", tmp_path / "in/val", "--as-split", "val")
+    assert command("pack", *one, "--out", tmp_path / "b") == 0
+    assert contents(tmp_path / "a/val") == contents(tmp_path / "b/val")
+    with pytest.raises(DataError, match=r"in: holds val/, which are splits; use --source folder, no --as"):
+        command("pack", *whole, "--as-split", "val", "--out", tmp_path / "c")
 
 
 def test_the_progress_line() -> None:

@@ -12,25 +12,30 @@ from data_shards.format.image_names import HIDDEN, is_hidden, is_image
 from data_shards.format.samples import Source
 from data_shards.pack.sources.file_samples import FileSamples, empty_classes
 from data_shards.pack.sources.path_list import PathList
-from data_shards.pack.sources.split_folders import SplitFolders, find_splits
+from data_shards.pack.sources.split_folders import SplitFolders, find_splits, one_split
 from data_shards.pack.sources.walking import Tree, Walk, is_directory, scan
 
 BESIDE_CLASSES = "files beside the directories of the classes"
 
 
 def image_folder(
-    directory: str | Path | None, *, splits: Collection[str] | None = None, allow_empty: bool = False
+    directory: str | Path | None,
+    *,
+    splits: Collection[str] | None = None,
+    as_split: str | None = None,
+    allow_empty: bool = False,
 ) -> Source:
     """DIRECTORY/SPLIT/CLASS/**/*.jpg (.jpeg, .png ...), SPLIT one of train, val, test; classes are sorted.
 
-    A split may have another common name, such as valid. `splits` are listed, by default all. Hidden files
-    and links to what is listed already are left out; the notes of the source count them. A class without
-    images in the first split is refused unless `allow_empty`.
+    A split may have another common name, such as valid. `splits` are listed, by default all. With `as_split`,
+    it is DIRECTORY/CLASS/**/*.jpg, and all of it that split. Hidden files and links to what is listed already
+    are left out; the notes of the source count them. A class without images in the first split is refused
+    unless `allow_empty`.
 
     DataError: no such directory, no split with images in it, splits with different classes.
     """
     root = needed(directory, "folder", "the directory that holds train/CLASS/*.jpg and val/CLASS/*.jpg")
-    folders_of = find_splits(root)
+    folders_of = one_split(root, as_split) if as_split else find_splits(root)
     first = next(iter(folders_of.paths))
     wanted = _wanted(root, folders_of, splits)
     tree = Tree(map(str, folders_of.paths.values()))

@@ -4,6 +4,7 @@ import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
 
@@ -14,7 +15,7 @@ from data_shards.format.image_names import HIDDEN, Skipped, is_hidden
 from data_shards.format.labels import parse_label
 from data_shards.format.samples import Source
 from data_shards.pack.sources.file_samples import FileSamples, empty_classes
-from data_shards.pack.sources.folders import needed
+from data_shards.pack.sources.folders import image_folder, needed
 from data_shards.pack.sources.path_list import PathList
 from data_shards.pack.sources.split_folders import ALIASES
 from data_shards.pack.sources.zipped import MISSING, ZipSamples, check_members, find_members, read_directory
@@ -22,6 +23,7 @@ from data_shards.pack.sources.zipped import MISSING, ZipSamples, check_members, 
 SPLITS = ("train", "val")
 MAP_22K = "ILSVRC2011fall_whole_map_{}.txt"
 FOLDER_22K = "fall11_whole"
+FOLDERS_22K = (FOLDER_22K, "winter21_whole")
 CHUNK = 2**22  # characters of a JSON list parsed at a time
 MAX_LABEL = 2**24  # beyond it, it is a mistake and not a class
 
@@ -65,13 +67,16 @@ def _in_archive(archive: Path, listed: Path, name: str, names: PathList, labels:
 def imagenet22k(directory: str | Path | None, *, allow_empty: bool = False) -> Source:
     """DIRECTORY/ILSVRC2011fall_whole_map_{train,val}.txt, a JSON list of [path, label], over fall11_whole/.
 
-    Paths count from DIRECTORY or from fall11_whole/, whichever has the first of the list. A label that no
-    image of the first split has is refused unless `allow_empty`. DataError: files missing, a list that is
-    none.
+    Paths count from DIRECTORY or from fall11_whole/, whichever has the first of the list. Without the lists,
+    the folders in fall11_whole/, winter21_whole/ or DIRECTORY are the classes, and all images are train. A
+    label that no image of the first split has is refused unless `allow_empty`. DataError: no images, a list
+    that is none.
     """
     root = needed(directory, "imagenet22k", f"the directory of {MAP_22K.format('train')} and {FOLDER_22K}/")
     splits, skipped = {}, Skipped()
-    lists = _present(root, MAP_22K)
+    lists = _lists(root, MAP_22K)
+    if not lists:
+        return _without_lists(root, allow_empty)
     for split, name in lists.items():
         path = root / MAP_22K.format(name)
         names, labels = _collect(path, _json_pairs(path), skipped)
@@ -79,6 +84,22 @@ def imagenet22k(directory: str | Path | None, *, allow_empty: bool = False) -> S
         splits[split] = FileSamples(root / FOLDER_22K if inside else root, names, labels)
     notes = [*_renamed(root, lists), *skipped.notes(str(root))]
     return _source("imagenet22k", "image files with JSON maps", splits, notes, root, allow_empty)
+
+
+def _without_lists(root: Path, allow_empty: bool) -> Source:
+    """ImageNet-22K as it is downloaded today, or any part of it: FOLDER/WNID/*.JPEG, one split."""
+    folder = next((root / name for name in FOLDERS_22K if (root / name).is_dir()), root)
+    try:
+        source = image_folder(folder, as_split="train", allow_empty=allow_empty)
+    except DataError as error:
+        raise DataError(
+            f"{root}: holds no {MAP_22K.format('train')}, and no classes in folders: {error}"
+        ) from None
+    note = (
+        f"{root}: no {MAP_22K.format('train')}: classes from folder names, all images in train; "
+        "swin-moe shards split makes a validation set of it"
+    )
+    return replace(source, name="imagenet22k", notes=(note, *source.notes))
 
 
 def _source(
@@ -99,6 +120,14 @@ def _source(
 
 
 def _present(root: Path, pattern: str) -> dict[str, str]:
+    """`_lists`; DataError when there is none."""
+    lists = _lists(root, pattern)
+    if not lists:
+        raise DataError(f"{root}: holds no {pattern.format('train')}; --directory must be where it is")
+    return lists
+
+
+def _lists(root: Path, pattern: str) -> dict[str, str]:
     """The name that every split has in the lists that are there, such as val: validation."""
     lists = {}
     for split in SPLITS:
@@ -108,8 +137,6 @@ def _present(root: Path, pattern: str) -> dict[str, str]:
             raise DataError(f"{root}: {both} are both the split {split}; move one elsewhere")
         if there:
             lists[split] = there[0]
-    if not lists:
-        raise DataError(f"{root}: holds no {pattern.format('train')}; --directory must be where it is")
     return lists
 
 

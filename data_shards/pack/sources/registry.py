@@ -7,6 +7,7 @@ so that any worker can make any shard. H, W = height and width in pixels.
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,27 @@ def find_source(name: str) -> Callable[..., Source]:
     except ImportError as error:
         raise DataError(f"--source {name} cannot be imported: {error}") from error
     return found
+
+
+def call_source(name: str, *arguments: Any, **options: Any) -> Source:
+    """Call the function of a source.
+
+    Args:
+        name: see `find_source`.
+        arguments: of the function; that of another package takes the directory and nothing else.
+        options: of the function.
+
+    Raises:
+        DataError: there is no such source, it cannot be called so, or it gives no `Source`.
+    """
+    function = find_source(name)
+    if name not in SOURCES and arguments[0] is None:
+        raise DataError(f"--source {name} needs --directory, which its function is called with")
+    try:
+        signature(function).bind(*arguments, **options)
+    except (TypeError, ValueError) as error:
+        raise DataError(f"--source {name} must be a function of the directory alone: {error}") from error
+    source = function(*arguments, **options)
+    if not isinstance(source, Source):
+        raise DataError(f"--source {name} gave a {type(source).__name__}; it must return a Source")
+    return source

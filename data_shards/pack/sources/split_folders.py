@@ -43,6 +43,16 @@ def find_splits(root: Path) -> SplitFolders:
     return SplitFolders(paths=paths, notes=(*notes, *_same(paths)))
 
 
+def one_split(root: Path, split: str) -> SplitFolders:
+    """ROOT itself as one split; DataError when all that it holds are directories of splits."""
+    names = [path.name for path in root.iterdir() if path.is_dir() and not is_hidden(path.name)]
+    if names and all(name.lower() in SPLIT_OF for name in names):
+        raise DataError(
+            f"{root}: holds {_listed(sorted(names))}, which are splits; use --source folder, no --as-split"
+        )
+    return SplitFolders(paths={split: root}, notes=())
+
+
 def _only_one(split: str, paths: list[Path]) -> list[str]:
     """Leave one directory of a split in `paths`: the notes on its name; DataError when there are two."""
     paths.sort(key=lambda path: (os.path.islink(path), path.name))  # a directory before a link to it
@@ -74,7 +84,7 @@ def _none(root: Path, others: list[str]) -> str:
     if inside:
         return f"{text}, but {inside[0]}/ does; pass --directory {root / inside[0]}"
     there = f" (it holds {_listed(others)})" if others else ""
-    one = f"of a folder of classes without splits: mkdir DIR && ln -s {root.absolute()} DIR/train"
+    one = "of a folder of classes without splits: --as-split train"
     return f"{text}{there}; --directory names their parent ({one})"
 
 

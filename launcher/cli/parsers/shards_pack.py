@@ -1,4 +1,4 @@
-"""The arguments of `swin-moe shards pack`, and of all commands that read a source."""
+"""The arguments of `swin-moe shards pack`."""
 
 import argparse
 import re
@@ -6,8 +6,8 @@ from pathlib import Path
 
 from data_shards.pack.plan import SAMPLES_PER_SHARD
 from data_shards.pack.reencode import CHECKS
-from data_shards.pack.sources.registry import SOURCES
-from launcher.cli.parsers.shards_members import MEMBER_HELP, add_member
+from launcher.cli.parsers.shards_members import MEMBER_HELP
+from launcher.cli.parsers.shards_source import add_source
 from launcher.console.arguments import CommandParser, add_workers
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -16,6 +16,7 @@ PACK_HELP = (
 examples:
   swin-moe shards pack --source fashion-mnist --out data/fashion-mnist --workers 2
   swin-moe shards pack --source folder --directory imagenet --out data/in1k --bytes-per-shard 100MB
+  swin-moe shards pack --source folder --directory pets --as-split train --name pets --out data/pets
   swin-moe shards pack --source imagenet-zip --directory ImageNet-Zip --out data/in1k --workers 16
   swin-moe shards pack --source imagenet22k --directory in22k --out data/in22k --short-side 256 --quality 90
   swin-moe shards pack --source shards --directory theirs --out data/theirs   shuffles tars made by others
@@ -27,9 +28,11 @@ in a Slurm array (#SBATCH --array=0-63), the last task to end writes the manifes
   swin-moe shards pack --out data/in22k --task merge           if it was killed just then
 
 sources, each below --directory:
-  folder         SPLIT/CLASS/**/*.jpg (.jpeg .png ...), SPLIT among train val test, or another common name
+  folder         SPLIT/CLASS/**/*.jpg (.jpeg .png ...), SPLIT among train val test, or another common name;
+                 with --as-split train it is CLASS/**/*.jpg, one split
   imagenet-zip   train.zip, train_map.txt (PATH, tab, label), val.zip, val_map.txt; read without unpacking
-  imagenet22k    fall11_whole/ and ILSVRC2011fall_whole_map_{train,val}.txt (a JSON list of [path, label])
+  imagenet22k    fall11_whole/ and ILSVRC2011fall_whole_map_{train,val}.txt (a JSON list of [path, label]);
+                 without the lists the folders are the classes, and all images are train
   members        a folder a member: SPLIT/FOLDER/**/STEM.ext or FOLDER/SPLIT/**/STEM.ext, paired by the stems
   shards         splits with a manifest.json, packed or indexed
   fashion-mnist  its four idx-ubyte files; without --directory they are looked for, installed or downloaded
@@ -54,6 +57,7 @@ def add_arguments(parser: CommandParser) -> None:
     add = parser.add_argument
     add("--out", required=True, type=Path, help="the splits become directories in it")
     add("--splits", nargs="+", help="default: all that the source has")
+    add("--name", help="what the manifest calls the data set (default: the source)")
     size = parser.add_mutually_exclusive_group()
     text = "limit of a tar, reckoned by the sizes of the sources: 100MB, 64MiB"
     size.add_argument("--bytes-per-shard", type=parse_bytes, help=text)
@@ -74,22 +78,6 @@ def add_arguments(parser: CommandParser) -> None:
     add_workers(parser)
     add("--task", type=parse_task, help="i/n: write the i-th of n shares (from 0); merge: only the manifest")
     add_source(parser, required=False)
-
-
-def add_source(parser: CommandParser, required: bool) -> None:
-    """Add the arguments that name a source."""
-    add = parser.add_argument
-    text = f"where the images come from: {', '.join(sorted(SOURCES))}, or MODULE:FUNCTION of your own"
-    add("--source", required=required, metavar="SOURCE", help=text)
-    add("--directory", type=Path, help="where the source lies")
-    text = "keep classes without images as classes (default: refuse them)"
-    add("--allow-empty", action="store_true", help=text)
-    add_member(parser, "FOLDER")
-    add("--classes", type=Path, help="of --source members: a file with a class name a line")
-    add("--synthetic-train", type=int, default=4096, help="made-up training samples (default %(default)s)")
-    add("--synthetic-val", type=int, default=1024, help="made-up validation samples (default %(default)s)")
-    add("--synthetic-classes", type=int, default=10, help="made-up classes (default %(default)s)")
-    add("--synthetic-size", type=int, default=32, help="their side in pixels (default %(default)s)")
 
 
 def parse_bytes(text: str) -> int:

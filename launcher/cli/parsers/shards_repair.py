@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from launcher.cli.parsers.shards_pack import add_source
+from launcher.cli.parsers.shards_source import add_source
 from launcher.console.arguments import CommandParser, add_workers
 
 REPAIR_HELP = """\

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.cli.shards_pack import read_classes
+from launcher.cli.shards_source import read_classes
 from launcher.config.load import ConfigError, load_config
 from launcher.slurm.array import read_tasks
 from launcher.slurm.site import load_site

@@ -225,6 +225,23 @@ def test_22k_by_either_way_of_naming(tmp_path: Path, prefix: str) -> None:
     assert source.classes == tuple(f"n{i:08d}" for i in range(4))
 
 
+@pytest.mark.parametrize("folder", ["fall11_whole", "winter21_whole", "."])
+def test_22k_without_lists_has_the_classes_of_its_folders(folder: str, tmp_path: Path) -> None:
+    for number in range(9):
+        path = tmp_path / folder / f"n{number % 3:08d}" / f"{number}.JPEG"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(jpeg(number))
+    source = imagenet22k(tmp_path)
+    samples = source.splits["train"]
+    assert list(source.splits) == ["train"]
+    assert source.classes == ("n00000000", "n00000001", "n00000002")
+    assert [tuple(samples[i].values()) for i in range(9)] == [
+        (jpeg(3 * place + label), label) for label in range(3) for place in range(3)
+    ]
+    assert (source.name, source.notes[0].count("swin-moe shards split")) == ("imagenet22k", 1)
+    assert "classes from folder names" in source.notes[0]
+
+
 def test_22k_lists_that_are_none(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="holds no ILSVRC2011fall_whole_map_train.txt"):
         imagenet22k(tmp_path)

@@ -123,5 +123,5 @@ def test_the_command_packs_indexes_and_mends(tmp_path: Path, capsys: pytest.Capt
     names = [w for n in ("mask:label_image", "image", "label", "height:int") for w in ("--member", n)]
     assert command("index", train, "--out", tmp_path / "idx", *names) == 0
     assert "6 samples of mask, image, label, height in 2 tars" in capsys.readouterr().out
-    with pytest.raises(DataError, match="--member and --classes are for --source members"):
+    with pytest.raises(DataError, match="--member is for --source members; leave it out"):
         command("pack", "--source", "synthetic", *members, "--out", tmp_path / "no")

@@ -1,0 +1,104 @@
+"""The source of images that the arguments of `swin-moe shards` name."""
+
+import argparse
+import logging
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from data_shards.errors import DataError
+from data_shards.pack.sources.fashion_mnist import PACKAGE, TIMEOUT_S, is_present
+from data_shards.pack.sources.registry import SOURCES, Source, call_source
+from launcher.cli.parsers.shards_source import SYNTHETIC
+from launcher.cli.shards_members import folders
+from swin_moe.text_files import read_text
+
+logger = logging.getLogger(__name__)
+
+OF_CLASSES = ("folder", "imagenet-zip", "imagenet22k")
+ONLY_FOR: Mapping[str, tuple[str, ...]] = {  # the sources that an option is for, where it is not for all
+    "directory": tuple(name for name in SOURCES if name != "synthetic"),
+    "allow_empty": OF_CLASSES,
+    "as_split": ("folder",),
+    "member": ("members",),
+    "classes": ("members",),
+    **{f"synthetic_{name}": ("synthetic",) for name in SYNTHETIC},
+}
+
+
+def make_source(args: argparse.Namespace) -> Source:
+    """The source that the arguments name; its notes go to stderr.
+
+    Raises:
+        DataError: there is no such source, an option is for another, or the source has no images to give.
+    """
+    if args.source is None:
+        raise DataError(f"--source is needed; one of {', '.join(sorted(SOURCES))}")
+    _check_options(args)
+    if args.source == "fashion-mnist" and args.directory is None and not is_present():
+        install_fashion_mnist()
+    source = call_source(args.source, *_positional(args), **_options(args))
+    for note in source.notes:
+        logger.warning("%s", note)
+    return source
+
+
+def _check_options(args: argparse.Namespace) -> None:
+    """Refuse an option that the source would ignore."""
+    for option, sources in ONLY_FOR.items():
+        is_other = args.source not in sources and not (option == "directory" and args.source not in SOURCES)
+        if getattr(args, option) not in (None, False, []) and is_other:
+            known = f"{', '.join(sources[:-1])} and {sources[-1]}" if len(sources) > 1 else sources[0]
+            name = option.replace("_", "-")
+            raise DataError(f"--{name} is for --source {known}; leave it out with --source {args.source}")
+
+
+def _positional(args: argparse.Namespace) -> list[Any]:
+    if args.source != "synthetic":
+        return [args.directory]
+    given = {name: getattr(args, f"synthetic_{name}") for name in SYNTHETIC}
+    return [default if given[name] is None else given[name] for name, default in SYNTHETIC.items()]
+
+
+def _options(args: argparse.Namespace) -> dict[str, Any]:
+    """What a source is called with by name."""
+    options: dict[str, Any] = {}
+    if args.source == "synthetic":
+        options["seed"] = getattr(args, "seed", 0)
+    if args.source in OF_CLASSES:
+        options["allow_empty"] = args.allow_empty
+    if args.source in ("folder", "members"):
+        options["splits"] = getattr(args, "splits", None)
+    if args.source == "folder":
+        options["as_split"] = args.as_split
+    if args.source == "members":
+        options["members"] = folders(args.member)
+        options["classes"] = read_classes(args.classes) if args.classes else ()
+    return options
+
+
+def read_classes(path: Path) -> list[str]:
+    """The names of classes in a text file, one a line; empty lines do not count."""
+    try:
+        return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"--classes {path}: cannot read it ({error})") from error
+
+
+def install_fashion_mnist() -> None:
+    """Try `apt-get install` of the Debian package, as root only; without it the source downloads."""
+    if os.geteuid() != 0 or not shutil.which("apt-get"):
+        return
+    timeout = f"Acquire::http::Timeout={TIMEOUT_S}"
+    command = ["apt-get", "install", "-y", "--no-install-recommends", "-o", timeout, PACKAGE]
+    logger.info("Fashion-MNIST is not on this machine; running: %s", " ".join(command))
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=15 * TIMEOUT_S, check=False)
+    except subprocess.TimeoutExpired:
+        return
+    if done.returncode:
+        reason = (done.stderr.strip().splitlines() or ["no reason given"])[-1]
+        logger.warning("apt-get failed: %s", reason)
