@@ -70,6 +70,15 @@ def test_the_transcript_shows_what_make_demo_runs() -> None:
     assert [row for row in done.stdout.splitlines() if row.startswith(TRANSCRIPT)] == shown
 
 
+def test_versions_of_the_page_are_those_that_are_installed() -> None:
+    """The first of each: what the tests run with."""
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)$", (ROOT / "constraints.txt").read_text(), re.MULTILINE))
+    for name, package in {"torch": "torch", "torchvision": "torchvision", "DeepSpeed": "deepspeed"}.items():
+        [version, *_] = re.findall(rf"\b{name} ([\d.]+\d)", TEXT)
+        assert version == pins[package]
+    assert "`pip install -c constraints.txt -e .`" in TEXT
+
+
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z-]+)", "\n".join(COMMANDS)))))
 def test_targets_of_make_exist(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
