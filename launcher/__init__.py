@@ -6,7 +6,8 @@ from parallel.lazy_exports import lazy_exports
 
 if TYPE_CHECKING:
     from launcher.config.load import ConfigError, load_config
-    from launcher.scripting import LoadedModel, load, train
+    from launcher.evaluation.loaded import LoadedModel, load
+    from launcher.scripting import train
 
 __all__ = ["ConfigError", "LoadedModel", "load", "load_config", "train"]
 __getattr__ = lazy_exports(__name__, __file__)

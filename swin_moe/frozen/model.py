@@ -14,7 +14,8 @@ from swin_moe.backbone.attention import CosineAttention, WindowAttention
 from swin_moe.backbone.block import SwinBlock
 from swin_moe.backbone.model import SwinTransformer
 from swin_moe.frozen.attention import FrozenAttention, FrozenCosineAttention
-from swin_moe.frozen.moe import ExpertProducts, FrozenMoE
+from swin_moe.frozen.moe import FrozenMoE
+from swin_moe.frozen.products import ExpertProducts
 from swin_moe.moe.layer import MoELayer
 
 

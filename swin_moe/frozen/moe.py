@@ -4,25 +4,20 @@ Legend: B images, L tokens an image, T = B * L tokens, k choices a token, E expe
 C channels, H hidden channels.
 """
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_moe.config import ModelError, MoEConfig
+from swin_moe.frozen.products import ExpertProducts
 from swin_moe.moe.dispatch import capacity
 from swin_moe.moe.experts import ExpertMLP
 from swin_moe.moe.grouped_gemm import ACTIVATIONS
 from swin_moe.moe.layer import MoELayer
 from swin_moe.moe.routers.base import Router, Routing, RoutingRequest, SoftRouting, to_fp32
 from swin_moe.moe.routers.other import ExpertChoiceRouter, HashRouter, RandomRouter
-
-# How experts are run, all to the same numbers:
-# dense     every expert on every token, weighted: E / k times the products, and no shape depends on the data
-# gathered  each expert on the tokens that chose it, whose number is known when the model runs
-# grouped   one grouped product of all experts, which torch exports in bf16 and fp16 alone
-ExpertProducts = Literal["dense", "gathered", "grouped"]
 
 
 class Choice(NamedTuple):

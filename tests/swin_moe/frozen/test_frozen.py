@@ -10,7 +10,7 @@ from swin_moe.backbone.model import SwinTransformer, build_model
 from swin_moe.backbone.position_bias import PositionBias
 from swin_moe.config import ModelError
 from swin_moe.frozen.model import FrozenClassifier
-from swin_moe.frozen.moe import ExpertProducts
+from swin_moe.frozen.products import ExpertProducts
 from swin_moe.moe.layer import RoutingOverrides
 from tests.models import V2, randomize, small_moe, small_swin
 

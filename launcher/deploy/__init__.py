@@ -1,0 +1,1 @@
+"""`swin-moe deploy`: a trained model as a folder that runs elsewhere, and whatever runs it."""

@@ -1,0 +1,1 @@
+"""The programs that a model becomes: one module a target."""
