@@ -188,7 +188,7 @@ def can_start(part: CheckPart, running: list[RunningCheck], jobs: int) -> bool:
 
 
 def finished(check: RunningCheck, results: Results) -> bool:
-    """Whether it has ended by itself or at its deadline; a death without a word is reported here."""
+    """Whether it has ended by itself or at its deadline; an end without a message is reported here."""
     seconds = round(time.monotonic() - check.began, 1)
     status = check.process.poll()
     if status is None and time.monotonic() < check.deadline:

@@ -23,7 +23,7 @@ from statistics import fmean
 from typing import Any
 
 from launcher.config.load import load_config
-from launcher.metrics.log import read_records
+from launcher.metrics.records import read_records
 from launcher.validation.rules import check
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
@@ -17,6 +16,7 @@ from launcher.config.load import dump_config
 from launcher.config.schema import RunConfig
 from launcher.metrics.accumulator import LayerTotals
 from launcher.metrics.heat_map import heat_map, labelled
+from launcher.metrics.records import read_records
 from launcher.rundir.directory import RunDirectory
 from parallel.checkpoint.async_saver import SaveResult
 from parallel.durable import atomic_write
@@ -31,39 +31,6 @@ TROUBLE = (
     "skipped_steps",
     "spikes",
 )  # shown where there is any
-
-
-def read_records(path: Path, up_to_step: int | None = None) -> list[dict[str, Any]]:
-    """The records of a metrics.jsonl, at most those up to a step, without a line that a kill cut short.
-
-    Records of earlier versions get what these did not write: `kind`, and `total_loss`, then called `loss`.
-    """
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            continue
-        if up_to_step is None or record["step"] <= up_to_step:
-            records.append(_of_this_version(record))
-    return records
-
-
-def _of_this_version(record: dict[str, Any]) -> dict[str, Any]:
-    """A record of any version with its kind, the task's loss as `loss`, and `total_loss`."""
-    record = {"kind": _kind(record), **record}
-    if "total_loss" in record or "aux_loss" not in record:
-        return record
-    total = record["loss"]
-    return record | {"loss": total - record["aux_loss"], "total_loss": total}
-
-
-def _kind(record: dict[str, Any]) -> str:
-    """What a record of a version without `kind` is of."""
-    for kind in ("eval_ema", "eval", "save"):
-        if any(name.startswith(f"{kind}_") for name in record):
-            return kind
-    return "step"
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:

@@ -10,8 +10,8 @@ from statistics import median
 from typing import Any
 
 from launcher.config.schema import RunConfig
-from launcher.metrics.log import read_records
 from launcher.metrics.metric import Metric
+from launcher.metrics.records import read_records
 from launcher.rundir.directory import RunDirectory
 
 OF_EVERY_EVALUATION = ("images_s", "dropped_fraction", "expert_load")  # whatever the metric

@@ -28,6 +28,7 @@ from parallel.ranks.init import threads_per_rank
 from parallel.ranks.variables import LaunchError, check_process, number
 from parallel.watchdog.diagnosis import DIAGNOSIS
 from parallel.watchdog.watch import NCCL, PREFIX
+from parallel.watchdog.words import last_heartbeat
 
 AGENT = "SWIN_MOE_AGENT"  # set for the ranks that this process started: its process id
 POLL_S = 0.02
@@ -145,8 +146,7 @@ class RankProcesses:
             reason += f": the machine is out of memory; {MEMORY_ADVICE}"
         key = f"beat/{rank}"
         last = json.loads(self.store.get(key)) if self.store.check([key]) else None
-        where = f"; it was at step {last['step']}, in {last['place']}" if last else ""
-        line = f"lost rank {rank}: {reason}{where}"
+        line = f"lost rank {rank}: {reason}{last_heartbeat(last)}"
         self.store.set(DIAGNOSIS, json.dumps({"code": ExitCode.LOST_RANK, "line": line}))
         sys.stderr.write(f"LostRankError: {line}\n")
         sys.stderr.flush()

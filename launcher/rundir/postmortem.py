@@ -16,6 +16,7 @@ from launcher.rundir.crash_report import read_crash_reports
 from launcher.rundir.history import all_sessions, append
 from launcher.rundir.paths import RunFiles, read_json
 from launcher.rundir.srun_log import Event, events
+from parallel.watchdog.words import WHY_LOST, last_heartbeat
 
 CRASHES = (signal.SIGSEGV, signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSYS)
 MEMORY_ADVICE = "lower train.micro_batch_size, or raise parallel.zero_stage"
@@ -109,7 +110,7 @@ def _explains(event: Event, reported: Iterable[Ending], progress: dict[str, Any]
 def _of_event(event: Event, progress: dict[str, Any]) -> Ending:
     """What a line of srun's means."""
     who = _who(event)
-    last = _last_heard(event.tasks, event.node, progress)
+    last = _last_heartbeat(event.tasks, event.node, progress)
     if event.kind == "limit":
         return Ending(code=ExitCode.LOST_RANK, reason=f"the time limit came before the run had saved{last}")
     if event.kind == "preempted":
@@ -134,8 +135,8 @@ def _of_event(event: Event, progress: dict[str, Any]) -> Ending:
 
 
 def _by_status(status: int | None, progress: dict[str, Any]) -> Ending:
-    """Nobody said anything."""
-    last = _last_heard((), "", progress)
+    """By the status of the launcher alone, where no rank left a message."""
+    last = _last_heartbeat((), "", progress)
     if status is None or status in (128 + signal.SIGKILL, 128 + signal.SIGTERM):
         return Ending(code=ExitCode.LOST_RANK, reason=NO_MESSAGE + last)
     if status == ExitCode.FINISHED:
@@ -154,10 +155,9 @@ def _named(reason: str, log: Iterable[Event], progress: dict[str, Any]) -> str:
     is_down = any(event.kind == "node" and event.node == node for event in log)
     if (death or is_down) and "lost rank" in reason:
         how = f"killed by {_signal_name(death.number)}" if death else "the node failed"
-        reason = re.sub(r"its process is gone without a word|nothing heard of it for \d+ s", how, reason)
-        reason = reason.replace("it was at step", "last heartbeat at step")
+        reason = WHY_LOST.sub(how, reason)
     if " step " not in reason:
-        reason += _last_heard((rank,), "", progress)
+        reason += _last_heartbeat((rank,), "", progress)
     return reason[: match.end()] + (f" (node {node})" if node else "") + reason[match.end() :]
 
 
@@ -168,13 +168,10 @@ def _who(event: Event) -> str:
     return f"{ranks} (node {event.node}) "
 
 
-def _last_heard(tasks: Sequence[int], node: str, progress: dict[str, Any]) -> str:
+def _last_heartbeat(tasks: Sequence[int], node: str, progress: dict[str, Any]) -> str:
     """`; last heartbeat at step 7, in all_reduce (accumulator.py:99)`: of those ranks, else of the run."""
     ranks = tasks or _ranks_on(node, progress) or [0]
-    last = _of_rank(ranks[0], progress) or progress
-    if "step" not in last:
-        return ""
-    return f"; last heartbeat at step {last['step']}" + (f", in {last['place']}" if last.get("place") else "")
+    return last_heartbeat(_of_rank(ranks[0], progress) or progress)
 
 
 def _of_rank(rank: int, progress: dict[str, Any]) -> dict[str, Any]:

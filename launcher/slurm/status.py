@@ -132,7 +132,7 @@ def _saved(now: dict[str, Any]) -> str:
 
 def _rank(rank: dict[str, Any]) -> str:
     node = f" (node {rank['node']})" if rank["node"] else ""
-    still = f"for {_span(rank['still_s'])} in {rank['place']}, last heard of {_span(rank['age_s'])} before"
+    still = f"for {_span(rank['still_s'])} in {rank['place']}, last heartbeat {_span(rank['age_s'])} earlier"
     return f"rank {rank['rank']}{node} lags: at step {rank['step']}, {still}"
 
 

@@ -12,10 +12,10 @@ from typing import Any
 import torch.distributed as dist
 
 from parallel.ranks.identity import is_gone
+from parallel.watchdog.words import ENDED, LOST_STORE, last_heartbeat, no_heartbeat
 
 STORE_ERRORS = (RuntimeError, ValueError)  # torch's DistError is a RuntimeError
 DIAGNOSIS = "diagnosis"  # key of the store: the first rank that has one writes it, all others end with it
-GONE = "its process is gone without a word"
 Statuses = Mapping[int, Mapping[str, Any]]
 LostRank = tuple[
     int | None, str, bool
@@ -44,7 +44,8 @@ def diagnose(statuses: Statuses, silent: set[int], world_size: int) -> str:
     """
     never = [rank for rank in range(world_size) if rank not in statuses]
     if never:
-        return f"{_ranks(never)} never said anything; {_waiting(statuses, never)}"
+        verb = "has" if len(never) == 1 else "have"
+        return f"{_ranks(never)} {verb} sent no heartbeat; {_waiting(statuses, never)}"
     quiet = sorted(silent)
     if quiet:
         now_s = max(status["time_s"] for status in statuses.values())
@@ -62,10 +63,7 @@ def diagnose(statuses: Statuses, silent: set[int], world_size: int) -> str:
 
 def _silence(rank: int, status: Mapping[str, Any], now_s: float) -> str:
     for_s = max(0.0, now_s - status["time_s"])
-    return (
-        f"rank {rank} has said nothing for {for_s:.0f} s; it was at step {status['step']}, "
-        f"in {status['place']}"
-    )
+    return f"rank {rank} has sent {no_heartbeat(for_s)}{last_heartbeat(status)}"
 
 
 def _where(status: Mapping[str, Any]) -> str:
@@ -110,12 +108,12 @@ class LostRankSearch:
             self._store.set(f"here/{self._rank}", "")
             before = read_statuses(self._store, "beat", self._all)
             while time.monotonic() < give_up_s:
-                if lost := self._written() or self._claim(self._gone(), GONE):
+                if lost := self._written() or self._claim(self._gone(), ENDED):
                     return lost
                 time.sleep(0.05)
-            silent = self._claim(self._silent(before), f"nothing heard of it for {patience_s:.0f} s")
+            silent = self._claim(self._silent(before), no_heartbeat(patience_s))
         except STORE_ERRORS:
-            return None, "lost rank 0, which kept the store, or its node", False
+            return None, LOST_STORE, False
         return silent or (None, "", False)
 
     def _written(self) -> LostRank | None:
@@ -145,7 +143,6 @@ class LostRankSearch:
         if not lost or self._store.add("claims", 1) != 1:
             return None
         last = read_statuses(self._store, "beat", lost[:1]).get(lost[0])
-        where = f"; it was at step {last['step']}, in {last['place']}" if last else ""
-        line = f"lost rank {', '.join(map(str, lost))}: {why}{where}"
+        line = f"lost rank {', '.join(map(str, lost))}: {why}{last_heartbeat(last)}"
         self._store.set(DIAGNOSIS, json.dumps({"code": self._code, "line": line}))
         return None, line, False

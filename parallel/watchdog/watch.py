@@ -31,6 +31,7 @@ from parallel.watchdog.diagnosis import (
 )
 from parallel.watchdog.options import WatchdogOptions
 from parallel.watchdog.stack import CodeLocation, StackSampler
+from parallel.watchdog.words import LOST_STORE
 
 EARLY = 0.9  # of the time-out: before that of the process groups
 SLOW = 3.0  # times the time-out: what phases may take that are known to be slow
@@ -153,7 +154,7 @@ class Watchdog:
             else:
                 store.wait(["written"], timedelta(seconds=RANK_0_S))
         except STORE_ERRORS:
-            return  # rank 0 kept the store and is gone: it has written
+            return  # rank 0 held the store and has ended: it has written
 
     def rank_statuses(self) -> list[dict[str, Any]]:
         """Each rank's node, process, step, phase and place, and the seconds since its status last changed."""
@@ -178,7 +179,7 @@ class Watchdog:
         try:
             store = self._store.clone()
         except STORE_ERRORS:
-            return lost_code, "lost rank 0, which kept the store, or its node"
+            return lost_code, LOST_STORE
         search = LostRankSearch(store, self.rank, self.world_size, lost_code)
         code, self.diagnosis, is_reported = search.find(patience_s)
         unknown = f"rank {self.rank} lost its connection to another rank at step {self.step}"
@@ -266,7 +267,7 @@ class Watchdog:
 
     def _store_silence(self, status: dict[str, Any], now_s: float) -> str:
         return (
-            f"the process that keeps the store (rank 0, or what started it) has said nothing for "
+            f"the process that holds the store (rank 0, or its parent) has not answered for "
             f"{now_s - self._posted_s:.0f} s; this rank waits at step {status['step']}, in {status['place']}"
         )
 

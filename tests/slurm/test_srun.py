@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.metrics.log import read_records
+from launcher.metrics.records import read_records
 from tests.slurm.conftest import Cluster, run
 
 pytestmark = pytest.mark.slurm

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from launcher.metrics.log import read_records
+from launcher.metrics.records import read_records
 from tests.launcher.running import TINY
 from tests.slurm.conftest import ROOT, Cluster, Say, damage, wait_until_gone
 

@@ -138,7 +138,7 @@ def test_a_run_survives_a_killed_rank_a_stopped_rank_and_a_lost_node(
 
     os.kill(rank_1(cluster, path, 66), signal.SIGSTOP)
     hung, hung_s = session_after(path, 2, 3 * TIMEOUT_S + KILL_WAIT_S + 10)
-    silent = rf"rank 1 \(node n3\) has said nothing for \d+ s; it was at step \d+, in {place}"
+    silent = rf"rank 1 \(node n3\) has sent no heartbeat for \d+ s; last heartbeat at step \d+, in {place}"
     assert re.search(rf"{silent}; rank 0 waits for it in {place} at step \d+$", hung["reason"])
     assert hung["code"] == ExitCode.HANG
 

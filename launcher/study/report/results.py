@@ -10,7 +10,7 @@ import pandas as pd
 
 from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import RunConfig
-from launcher.metrics.log import read_records
+from launcher.metrics.records import read_records
 from launcher.rundir.history import all_sessions
 from launcher.rundir.paths import RunFiles, read_json
 from launcher.study.grid.cost import FORWARDS, ModelCosts

@@ -14,7 +14,7 @@ from launcher.cli.program import main
 from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.config.task_sections import config_class, options_of
 from launcher.config.task_specs import register, unregister
-from launcher.metrics.log import read_records
+from launcher.metrics.records import read_records
 from launcher.tasks.classification import SPEC as CLASSIFICATION
 from launcher.tasks.registry import task_spec
 from launcher.validation.resume_policy import changed_options, kind_of

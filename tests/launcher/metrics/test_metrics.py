@@ -14,7 +14,8 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from launcher.config.load import load_config
 from launcher.metrics.accumulator import LayerTotals
 from launcher.metrics.heat_map import heat_map, labelled
-from launcher.metrics.log import MetricsLog, read_records
+from launcher.metrics.log import MetricsLog
+from launcher.metrics.records import read_records
 from launcher.rundir.directory import RunDirectory
 from parallel.checkpoint.async_saver import SaveResult
 from tests.launcher.running import CONFIG

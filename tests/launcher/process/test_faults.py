@@ -29,7 +29,7 @@ def test_a_killed_rank_is_named_and_the_others_end(
     ended = run(2, line(shards, tmp_path / "run"), Fault("SIGKILL", rank=1, at=at, step=step))
     assert [rank.code for rank in ended] == [ExitCode.LOST_RANK, -signal.SIGKILL]
     assert ended[0].after_s - ended[1].after_s < 15
-    assert re.search(r"lost rank 1: its process is gone without a word", one_line(ended, "LostRankError"))
+    assert re.search(r"lost rank 1: its process ended without a message", one_line(ended, "LostRankError"))
     assert_goes_on(shards, tmp_path / "run", reference)
 
 

@@ -20,7 +20,7 @@ def test_a_stopped_rank_is_named(shards: Path, tmp_path: Path, rank: int) -> Non
     ended = run(2, command, Fault("SIGSTOP", rank=rank, step=4), stays=(rank,))
     assert ended[1 - rank].code == ExitCode.HANG
     # what it said last may be some steps old: it speaks several times a second, a step takes less
-    silent = rf"rank {rank} has said nothing for \d+ s; it was at step \d, in {PLACE}"
+    silent = rf"rank {rank} has sent no heartbeat for \d+ s; last heartbeat at step \d, in {PLACE}"
     waiting = rf"rank {1 - rank} waits for it in {PLACE} at step 4"
     assert re.search(f"{silent}; {waiting}", one_line(ended, "HangError"))
 

@@ -56,7 +56,7 @@ def test_the_dead_rank_is_named_with_its_last_place(capsys: pytest.CaptureFixtur
     ranks = processes_of("", dies(signal.SIGKILL))
     ranks.store.set("beat/1", json.dumps({"step": 7, "place": "f (a.py:1)"}))
     assert ranks.wait() == ExitCode.LOST_RANK
-    line = "lost rank 1: killed by SIGKILL; it was at step 7, in f (a.py:1)"
+    line = "lost rank 1: killed by SIGKILL; last heartbeat at step 7, in f (a.py:1)"
     assert capsys.readouterr().err == f"LostRankError: {line}\n"
     assert json.loads(ranks.store.get(DIAGNOSIS)) == {"code": 80, "line": line}
 

@@ -17,11 +17,11 @@ from launcher.rundir.postmortem import Ending, cause, close_last, examine
 from launcher.rundir.srun_log import Event, events
 
 PLACE = "all_to_all_single (parallel/ranks/collectives.py:55)"
-LOST = f"LostRankError: lost rank 1: its process is gone without a word; it was at step 7, in {PLACE}"
-HUNG = (
-    f"rank 1 has said nothing for 5 s; it was at step 7, in {PLACE}; rank 0 waits for it in {PLACE} at step 7"
+LOST = (
+    f"LostRankError: lost rank 1: its process ended without a message; last heartbeat at step 7, in {PLACE}"
 )
 LAST = f"; last heartbeat at step 7, in {PLACE}"
+HUNG = f"rank 1 has sent no heartbeat for 5 s{LAST}; rank 0 waits for it in {PLACE} at step 7"
 VAGUE = "LostRankError: rank 0 lost its connection to another rank at step 7"
 EXITED = "srun: error: n1: task 0: Exited with exit code 80\n"
 KILLED = "srun: error: n2: task 1: Killed\n"

@@ -168,5 +168,9 @@ def test_nothing_else_imports_what_a_report_needs() -> None:
     assert not {"pandas", "scipy", "jinja2", "matplotlib"} & loaded
 
 
+def test_a_report_imports_no_training() -> None:
+    assert not {"deepspeed", "tensorboard", "mpi4py"} & imported_by("launcher.study.report.report")
+
+
 def test_the_command_line_imports_no_compiler() -> None:
     assert not {"torch._dynamo", "deepspeed"} & imported_by("launcher.cli.program, swin_moe")

@@ -45,7 +45,7 @@ def test_the_silent_rank() -> None:
         3: status(17),
     }
     assert diagnose(heard, {2}, 4) == (
-        "rank 2 has said nothing for 31 s; it was at step 17, in all_to_all_single (b.py:5); "
+        "rank 2 has sent no heartbeat for 31 s; last heartbeat at step 17, in all_to_all_single (b.py:5); "
         "ranks 0, 1, 3 wait for it in all_reduce (a.py:1) at step 17"
     )
 
@@ -68,7 +68,10 @@ def test_the_silent_rank() -> None:
             "the ranks wait for each other: rank 0 waits in all_reduce (a.py:1) at step 4, rank 1 waits in "
             "broadcast (d.py:3) at step 4",
         ),
-        ({1: status(0)}, "rank 0 never said anything; rank 1 waits for it in all_reduce (a.py:1) at step 0"),
+        (
+            {1: status(0)},
+            "rank 0 has sent no heartbeat; rank 1 waits for it in all_reduce (a.py:1) at step 0",
+        ),
     ],
 )
 def test_the_rank_in_the_way(heard: dict[int, dict[str, Any]], line: str) -> None:
@@ -191,7 +194,9 @@ def test_with_nccl_a_rank_that_falls_silent_is_lost_before_the_time_out(nccl: bo
         return
     code, line = ends[0]
     assert code == options.lost_code
-    assert re.match(r"rank 1 has said nothing for .* s; it was at step 7, in all_reduce \(a.py:1\); ", line)
+    assert re.match(
+        r"rank 1 has sent no heartbeat for .* s; last heartbeat at step 7, in all_reduce \(a.py:1\); ", line
+    )
     assert json.loads(store.get(DIAGNOSIS)) == {"code": code, "line": line}
 
 
@@ -260,7 +265,7 @@ def test_a_rank_of_another_machine_that_posts_nothing_more_is_the_lost_one() -> 
     store.set("here/1", "")
     posting = threading.Timer(0.1, lambda: store.set("beat/2", json.dumps(status(7) | {"posts": 2})))
     posting.start()
-    line = "lost rank 3: nothing heard of it for 0 s; it was at step 7, in all_reduce (a.py:1)"
+    line = "lost rank 3: no heartbeat for 0 s; last heartbeat at step 7, in all_reduce (a.py:1)"
     assert watch.find_lost_rank(0.4) == (80, line)
     assert json.loads(store.get(DIAGNOSIS)) == {"code": 80, "line": line}
     assert watch.find_lost_rank(0.4) == (80, "")
