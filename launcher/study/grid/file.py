@@ -18,8 +18,8 @@ from swin_moe.yaml_files import got
 
 Settings = dict[str, Any]  # dotted option of the configuration -> value
 OURS = {  # options that a study sets itself
-    "seed": "say seeds: [0, 1] instead",
-    "run_dir": "every trial has its own below study_dir",
+    "seed": "use seeds: [0, 1]",
+    "run_dir": "each trial gets its own below study_dir",
 }
 
 
@@ -74,19 +74,19 @@ class StudyFile:
         places |= {"where.set": [where.set for where in self.where]}
         for place, groups in places.items():
             for name in {name: None for group in groups for name in group if name in OURS}:
-                yield f"{place}: {name} is not for a study's file: {OURS[name]}"
+                yield f"{place}: {name} cannot be set in a study's file: {OURS[name]}"
         for name, values in {**self.axes, "seeds": self.seeds}.items():
             if not isinstance(values, list | tuple) or not values:
                 yield f"{name}: needs a list of at least one value{got(values)}"
             elif twice := _twice(values):
-                yield f"{name}: {twice} stands twice"
+                yield f"{name}: {twice} is listed twice"
         for place, groups in {"include": self.include, "exclude": self.exclude}.items():
             if not all(groups):
                 yield f"{place}: an entry must name at least one option"
 
 
 def _twice(values: Any) -> str | None:
-    """The first value that stands twice; 1 and true are two, 1 and 1.0 one."""
+    """The first value that is listed twice; 1 and true are two, 1 and 1.0 one."""
     seen: list[tuple[bool, Any]] = []
     for value in values:
         if (key := (isinstance(value, bool), value)) in seen:

@@ -6,24 +6,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from launcher.study.report.charts import Section, seeds_text
-from launcher.study.report.data import CHOICES, DENSE, EXPERTS, LOSS, ReportData, without
-from launcher.study.report.drawing import Chart, Line, Scale, chart, mean_points, short
-from launcher.study.report.fit import OFFSET_POINTS, LawFit, fit
+from launcher.study.drawing.chart import Chart, Line, Scale, chart, mean_points
+from launcher.study.drawing.ticks import tick_texts
+from launcher.study.report.data import LOSS, WORK, ReportData
+from launcher.study.report.fit import FEWEST_POINTS, OFFSET_POINTS, LawFit, fit
+from launcher.study.report.labels import DENSE, EXPERTS, without
+from launcher.study.report.reasons import Reason, axes, no_experts, no_metric, option_values
+from launcher.study.report.section import Missing, Section, left_out, seeds_text
 
-# options that change how much work a training is, and may differ inside of one law
-WORK = (
-    "model.embed_dim",
-    "model.depths",
-    "model.num_heads",
-    "model.image_size",
-    "model.patch_size",
-    "model.mlp_ratio",
-    "model.moe.shared_expert",
-    CHOICES,
-    "train.duration",
-    "train.global_batch_size",
-)
 QUANTITIES = {  # name: title, axis
     "experts": ("number of experts", "experts (dense: 1)"),
     "flops": ("FLOPs of training", "multiply-adds of training (3 x forward x images)"),
@@ -37,6 +27,7 @@ class FamilyFit:
 
     quantity: str
     family: str
+    members: Sequence[str]  # its configurations
     losses: pd.DataFrame  # by seed and size
     fit: LawFit
     offset: bool
@@ -56,7 +47,11 @@ def _fits_in(data: ReportData, quantity: str) -> list[FamilyFit]:
         losses = _losses(data, members, quantity)
         for offset in (False, True)[: 1 + (losses.shape[1] >= OFFSET_POINTS)]:
             law = fit(losses, offset=offset)
-            every.append(FamilyFit(quantity=quantity, family=family, losses=losses, fit=law, offset=offset))
+            every.append(
+                FamilyFit(
+                    quantity=quantity, family=family, members=members, losses=losses, fit=law, offset=offset
+                )
+            )
     most = sorted(every, key=lambda each: -len(each.fit.x))
     return [each for each in every if each.fit.law] or most[:1]
 
@@ -95,24 +90,45 @@ def fit_section(data: ReportData, every: Sequence[FamilyFit]) -> Section:
     return Section.of("Power laws of the loss", text, [fit_chart(data, every, name) for name in QUANTITIES])
 
 
-def fit_chart(data: ReportData, every: Sequence[FamilyFit], quantity: str) -> Chart | str:
+def fit_chart(data: ReportData, every: Sequence[FamilyFit], quantity: str) -> Chart | Missing:
     """The loss and the laws, on logarithmic axes."""
     title, x = QUANTITIES[quantity]
     drawn = [each for each in every if each.quantity == quantity and each.fit.law and not each.offset]
     if not drawn:
-        reason = next((each.fit.warnings for each in every if each.quantity == quantity), ("no trials",))
-        return f"Loss in {title}: no law is fitted; {'; '.join(reason)}."
-    lines = [line for i, each in enumerate(drawn[:MOST_FAMILIES]) for line in _lines(each, i)]
+        return Missing(f"Loss by {title}", *_no_law(data, every, quantity))
+    lines = [line for each in drawn[:MOST_FAMILIES] for line in _lines(data, each)]
     caption = (
         f"Logarithmic axes, {seeds_text(data, data.settings)}. Lines are a x^-b by least squares; the table "
         "below has their exponents, intervals and warnings."
     )
-    sizes = {x: short(x) for each in drawn for x in each.fit.x} if quantity == "experts" else {}
+    caption += left_out(min(len(drawn), MOST_FAMILIES), len(drawn), "laws")
+    places = sorted({x for each in drawn for x in each.fit.x}) if quantity == "experts" else []
+    sizes = dict(zip(places, tick_texts(places), strict=True))
     scale = Scale(x, LOSS.label, ticks=sizes, is_log_x=True, is_log_y=True)
     return chart(f"fit-{quantity}", f"Loss by {title}", caption, lines, scale, "fits.csv")
 
 
-def _lines(each: FamilyFit, style: int) -> list[Line]:
+def _no_law(data: ReportData, every: Sequence[FamilyFit], quantity: str) -> Reason:
+    """Why no law is fitted, and the axis that would give more sizes."""
+    if LOSS not in data.metrics:
+        return no_metric(data, LOSS.key)
+    tried = next((each for each in every if each.quantity == quantity), None)
+    if tried is None:
+        return no_experts()
+    if len(tried.fit.x) >= FEWEST_POINTS:
+        return Reason("; ".join(tried.fit.warnings))
+    if quantity == "flops":
+        return Reason(
+            "; ".join(tried.fit.warnings),
+            axes("train.duration", ["1 epoch", "2 epochs", "4 epochs", "8 epochs"]),
+        )
+    known = sorted({value for value in option_values(data, EXPERTS) if value})
+    while len(known) < FEWEST_POINTS:
+        known.append(2 * known[-1])
+    return Reason("; ".join(tried.fit.warnings), axes(EXPERTS, known))
+
+
+def _lines(data: ReportData, each: FamilyFit) -> list[Line]:
     """The means over seeds, and the law through them."""
     assert each.fit.law is not None
     label = each.family if each.family != "all" else "trials"
@@ -121,4 +137,5 @@ def _lines(each: FamilyFit, style: int) -> list[Line]:
     doubt = "" if each.fit.is_supported else " (see warnings)"
     law = pd.DataFrame({"x": x, "y": each.fit.law.at(x)})
     text = f"b = {each.fit.law.b:.3f}{doubt}"
+    style = data.style_of(each.family, each.members)
     return [Line(label, means, style, "loose"), Line(text, law, style, "law")]

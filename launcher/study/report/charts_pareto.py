@@ -5,9 +5,11 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from launcher.study.report.charts import Section, seeds_text
-from launcher.study.report.data import QualityMetric, ReportData, at_factor
-from launcher.study.report.drawing import Chart, Line, Scale, chart
+from launcher.study.drawing.chart import Chart, Line, Scale, chart
+from launcher.study.report.data import QualityMetric, ReportData
+from launcher.study.report.labels import at_factor
+from launcher.study.report.reasons import AGAIN
+from launcher.study.report.section import Missing, Section, seeds_text
 
 
 class Price(NamedTuple):
@@ -47,7 +49,7 @@ def choices(data: ReportData) -> pd.DataFrame:
     A row has the columns of pareto.csv; front_images and front_flops are the place on a front, <NA> off it.
     The metric, the first of the study's, is in the units of the report. `at` says how it was evaluated.
     """
-    if not data.metrics or data.evaluations.empty:
+    if not data.metrics or data.metrics[0].key not in data.evaluations:
         return pd.DataFrame()
     metric = data.metrics[0]
     groups = data.evaluations.dropna(subset=metric.key).groupby(
@@ -97,23 +99,35 @@ def pareto_section(data: ReportData, table: pd.DataFrame) -> Section:
     """Both fronts, of the primary metric."""
     text = (
         "A point is on the front if no other one is at least as good and at least as cheap, and better in "
-        "one of both. The front is of means: neighbours whose spreads overlap may change places with other "
-        "seeds."
+        f"one of both. {_how_sure(data)}"
     )
     parts = [pareto_chart(data, table, metric, price) for metric in data.metrics[:1] for price in PRICES]
     return Section.of("Pareto front", text, parts)
 
 
-def pareto_chart(data: ReportData, table: pd.DataFrame, metric: QualityMetric, price: Price) -> Chart | str:
+def _how_sure(data: ReportData) -> str:
+    if data.seeds_of(data.settings) == [1]:
+        return "Each point is one seed, so its place on the front may be chance."
+    return "The front is of means: neighbours whose spreads overlap may change places with other seeds."
+
+
+def pareto_chart(
+    data: ReportData, table: pd.DataFrame, metric: QualityMetric, price: Price
+) -> Chart | Missing:
     """All choices, the front as a numbered line."""
     if len(table) < 2:
-        return f"Pareto front against {price.title}: fewer than two evaluations."
+        return Missing(f"{metric.title} against {price.title}", *_too_few(data, metric, len(table)))
     points = table.assign(x=table[price.column], y=table[metric.key], sd=table[f"{metric.key}_sd"])
     if f"{price.column}_sd" in table:
         points = points.assign(x_sd=table[f"{price.column}_sd"])
     lines = [
-        Line(label, points[points.configuration.isin(members)], style=i, kind="loose")
-        for i, (label, members) in enumerate(data.few_families().items())
+        Line(
+            label,
+            points[points.configuration.isin(members)],
+            data.style_of(label, members),
+            kind="loose",
+        )
+        for label, members in data.few_families().items()
     ]
     kept = points.dropna(subset=f"front_{price.name}").sort_values(f"front_{price.name}")
     caption = (
@@ -123,3 +137,15 @@ def pareto_chart(data: ReportData, table: pd.DataFrame, metric: QualityMetric, p
     )
     title, scale = f"{metric.title} against {price.title}", Scale(price.x, metric.label)
     return chart(f"pareto-{price.name}", title, caption, lines, scale, "pareto.csv", front=kept)
+
+
+def _too_few(data: ReportData, metric: QualityMetric, count: int) -> tuple[str, str]:
+    """Why there is no front: fewer than two points."""
+    if data.evaluations.empty:
+        return "no checkpoint is evaluated", AGAIN
+    if metric.key not in data.evaluations:
+        return f"the evaluations at inference have no {metric.key}", ""
+    return (
+        f"a front needs two evaluations, and there is {count}",
+        "`capacity_factors: [0.5, 1.25]` in `evaluate`",
+    )

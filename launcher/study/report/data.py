@@ -4,24 +4,43 @@ Trials that differ in nothing but the seed are one configuration. A spread is al
 over seeds (n - 1 in its denominator), NaN for one seed, and n goes with it.
 """
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
+from launcher.study.drawing.looks import styles
 from launcher.study.grid.trials import Study
+from launcher.study.report.labels import (
+    CAPACITY,
+    CHOICES,
+    EXPERTS,
+    PRIORITY,
+    Settings,
+    configurations,
+    label,
+    without,
+)
 from launcher.study.report.results import TrialResult
 from swin_moe.config import ModelConfig
-from swin_moe.renamed import current_name
 
-EXPERTS, CHOICES = "model.moe.num_experts", "model.moe.top_k"
-CAPACITY, PRIORITY = "model.moe.capacity_factor", "model.moe.batch_prioritized"
-DENSE = "model.moe"  # null for the model without experts
-SHORT = {EXPERTS: "E", CHOICES: "k", CAPACITY: "f"}
+# options that change how much work a training is, and may differ inside of one law of the loss
+WORK = (
+    "model.embed_dim",
+    "model.depths",
+    "model.num_heads",
+    "model.image_size",
+    "model.patch_size",
+    "model.mlp_ratio",
+    "model.moe.shared_expert",
+    CHOICES,
+    "train.duration",
+    "train.global_batch_size",
+)
 MOST_LINES = 10  # of one chart, so that each can be followed
-Settings = Mapping[str, Any]  # what sets a configuration apart from the study's others, in order
 
 
 class QualityMetric(NamedTuple):
@@ -93,10 +112,10 @@ class ReportData:
         trained = [result for result in results if result.is_trained]
         settings, labels = configurations(study, trained)
         trials, evaluations, layers = [], [], [pd.DataFrame()]
-        for result, label in zip(trained, labels, strict=True):
+        for result, name in zip(trained, labels, strict=True):
             assert result.config is not None
             assert result.cost is not None
-            who = {"configuration": label, "seed": result.trial.seed}
+            who = {"configuration": name, "seed": result.trial.seed}
             sizes = {**result.cost._asdict(), "train_flops": result.train_flops}
             trials.append({**who, **result.summary, **sizes})
             moe = result.config.model.moe
@@ -117,9 +136,22 @@ class ReportData:
     @property
     def metrics(self) -> list[QualityMetric]:
         """What every trained trial can be judged by, the primary one first."""
-        summaries = [result.summary for result in self.results if result.is_trained]
-        known = {metric.key: metric for metric in (*map(primary_metric, summaries), TOP1, LOSS)}
-        return [m for m in known.values() if all(m.key in summary for summary in summaries)]
+        return [m for m in self._known_metrics if all(m.key in summary for summary in self._summaries)]
+
+    @property
+    def incomplete_metrics(self) -> list[QualityMetric]:
+        """What some trained trials can be judged by, and others cannot."""
+        some = [m for m in self._known_metrics if any(m.key in summary for summary in self._summaries)]
+        return [metric for metric in some if metric not in self.metrics]
+
+    @property
+    def _summaries(self) -> list[dict[str, Any]]:
+        return [result.summary for result in self.results if result.is_trained]
+
+    @property
+    def _known_metrics(self) -> list[QualityMetric]:
+        known = {metric.key: metric for metric in (*map(primary_metric, self._summaries), TOP1, LOSS)}
+        return list(known.values())
 
     @property
     def experts(self) -> list[str]:
@@ -162,6 +194,23 @@ class ReportData:
             self.families(self.settings, *order),
         )
 
+    @cached_property
+    def styles(self) -> dict[str, int]:
+        """The style of every configuration, then of every family of several; one of each on a page."""
+        families = [
+            self.families(self.experts, CAPACITY),
+            self.few_families(),
+            self.families(self.experts, EXPERTS),
+            self.families(self.settings, *WORK),
+        ]
+        several = [name for each in families for name, members in each.items() if len(members) > 1]
+        return styles(self.settings, several)
+
+    def style_of(self, name: str, members: Sequence[str]) -> int:
+        """The style of a family: that of its configuration if it is of one."""
+        own = self.styles[members[0]]
+        return own if len(members) == 1 else self.styles.get(name, own)
+
     def pairs(self, option: str, low: Any, high: Any) -> list[tuple[str, str]]:
         """The configurations of experts with `low` and those with `high` that agree in everything else."""
         rest = {each: without(self.settings[each], option) for each in self.experts}
@@ -172,10 +221,10 @@ class ReportData:
         return [(one, other) for one in with_low for other in with_high if rest[one] == rest[other]]
 
     def differences(self, pairs: Iterable[tuple[str, str]], column: str) -> pd.Series:
-        """Second minus first of a column of the trials, seed by seed, where both have it."""
+        """Second minus first of a column of the trials, where both have a seed; the index has the seeds."""
         values = self.trials.set_index(["configuration", "seed"])[column]
         changes = [values[second] - values[first] for first, second in pairs]
-        return pd.concat(changes).dropna() if changes else pd.Series(dtype=float)
+        return pd.concat(changes).dropna() if changes else pd.Series(dtype=float).rename_axis("seed")
 
 
 def _frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
@@ -184,77 +233,8 @@ def _frame(rows: Sequence[dict[str, Any]]) -> pd.DataFrame:
     return frame.assign(**{m.key: m.unit * frame[m.key] for m in (TOP1, LOSS) if m.key in frame})
 
 
-def configurations(study: Study, trained: Sequence[TrialResult]) -> tuple[dict[str, Settings], list[str]]:
-    """The settings of each configuration by its label, and the label of each trial."""
-    varying = _varying(study, trained)
-    by_axes: dict[str, str] = {}
-    settings: dict[str, Settings] = {}
-    for result in trained:
-        axes = json.dumps(result.trial.axes, sort_keys=True)
-        if axes not in by_axes:
-            values = _settings_of(result, varying)
-            text = label(values)
-            by_axes[axes] = text if text not in settings else f"{text} #{len(settings)}"
-            settings[by_axes[axes]] = values
-    return settings, [by_axes[json.dumps(result.trial.axes, sort_keys=True)] for result in trained]
-
-
-def _varying(study: Study, trained: Sequence[TrialResult]) -> list[str]:
-    """The options in which trials of a study differ: the axes, then what single trials add."""
-    axes = [result.trial.axes for result in trained]
-    names = dict.fromkeys([*study.axes, *(name for one in axes for name in one)])
-    return [name for name in names if len({json.dumps(one.get(name, "absent")) for one in axes}) > 1]
-
-
-def _settings_of(result: TrialResult, varying: Sequence[str]) -> dict[str, Any]:
-    """The values of the varying options, as the configuration was resolved.
-
-    A model without experts has no options of experts: it has model.moe = None instead.
-    """
-    assert result.config is not None
-    if result.config.model.moe is None:
-        rest = [name for name in varying if not name.startswith(DENSE)]
-        return {DENSE: None, **{name: option(result.config, name) for name in rest}}
-    return {name: option(result.config, name) for name in varying if name != DENSE}
-
-
-def option(config: Any, name: str) -> Any:
-    """The value of a dotted option; None where a part of it is not there."""
-    for part in current_name(name).split("."):
-        config = config.get(part) if isinstance(config, dict) else getattr(config, part, None)
-    return config
-
-
-def without(settings: Settings, *names: str) -> dict[str, Any]:
-    """The settings without some options."""
-    return {name: value for name, value in settings.items() if name not in names}
-
-
-def label(settings: Settings) -> str:
-    """A configuration in a few characters: `E=8 f=1.25 BPR`."""
-    return " ".join(_shown(name, value) for name, value in settings.items()) or "all"
-
-
-def _shown(name: str, value: Any) -> str:
-    if name == DENSE:
-        return "dense"
-    if name == PRIORITY:
-        return "BPR" if value else "no BPR"
-    if name == CAPACITY:
-        return at_factor(value)
-    if isinstance(value, str):
-        return value
-    text = f"{value:g}" if isinstance(value, float) else json.dumps(value, default=str)
-    return f"{SHORT.get(name, name.rpartition('.')[2])}={text}"
-
-
-def factor(value: float) -> str:
-    """A capacity factor for a person: 0 is dropless, a negative one an upper bound."""
-    if value == 0:
-        return "dropless"
-    return f"{value:g}" if value > 0 else f"≤{-value:g}"
-
-
-def at_factor(value: float) -> str:
-    """A capacity factor with its letter: `f=1.25`, `dropless`."""
-    return f"f={value:g}" if value > 0 else f"f{factor(value)}" if value else factor(value)
+def evenly(items: list[str], most: int) -> list[str]:
+    """At most so many, evenly from the first to the last."""
+    if len(items) <= most:
+        return items
+    return [items[i] for i in np.linspace(0, len(items) - 1, most).round().astype(int)]

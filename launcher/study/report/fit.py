@@ -84,9 +84,10 @@ def fit(losses: pd.DataFrame, *, offset: bool = False) -> LawFit:
     """
     losses = losses.sort_index(axis=1)
     sizes, complete = losses.columns.astype(float).tolist(), losses.dropna()
-    if len(sizes) < 3 or (offset and len(sizes) < OFFSET_POINTS):
-        few = tuple(_few(sizes))
-        return LawFit(law=None, interval=None, r2=None, x=tuple(sizes), seeds=len(losses), warnings=few)
+    is_positive = bool((losses.min(axis=None) > 0) and min(sizes, default=0.0) > 0)
+    if not is_positive or len(sizes) < 3 or (offset and len(sizes) < OFFSET_POINTS):
+        why = tuple(_few(sizes)) if is_positive or not sizes else ("a power law needs losses above 0",)
+        return LawFit(law=None, interval=None, r2=None, x=tuple(sizes), seeds=len(losses), warnings=why)
     solve: Callable[[Array, Array], Law] = offset_law if offset else power_law
     x, means = np.array(sizes), losses.mean().to_numpy()
     law, interval = solve(x, means), t_interval([solve(x, y).b for y in complete.to_numpy()])

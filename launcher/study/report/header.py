@@ -9,7 +9,9 @@ from typing import Any
 
 from launcher.config.load import dump_config
 from launcher.study.grid.trials import Study
-from launcher.study.report.data import ReportData, option
+from launcher.study.report.data import QualityMetric, ReportData
+from launcher.study.report.labels import option
+from launcher.study.report.reasons import no_metric
 
 SHARED = (
     "task",
@@ -78,9 +80,24 @@ def notices(data: ReportData) -> list[str]:
     missing, texts = sum(result.state != "finished" for result in data.results), []
     if missing:
         texts.append(f"{missing} of {len(data.results)} trials are not finished: see the table below.")
-    if data.settings and data.seeds_of(data.settings) == [1]:
-        texts.append("Every configuration has one seed: no spread is known, and no difference can be judged.")
-    return texts
+    counts = data.seeds_of(data.settings)
+    if counts == [1]:
+        texts.append(
+            "Every configuration has one seed, so no spread is known and any difference may be chance. "
+            "To add seeds: `seeds: [0, 1]` in the study's file."
+        )
+    elif counts[:1] == [1]:
+        alone = sum(data.trials.groupby("configuration").size() == 1)
+        texts.append(
+            f"{alone} of {len(data.settings)} configurations have one seed: a difference between one of them "
+            "and another may be chance."
+        )
+    return texts + [_incomplete(data, metric) for metric in data.incomplete_metrics]
+
+
+def _incomplete(data: ReportData, metric: QualityMetric) -> str:
+    why, _ = no_metric(data, metric.key)
+    return f"{metric.title} is not compared: {why}."
 
 
 def _evaluated(study: Study) -> str:

@@ -1,56 +1,48 @@
-"""What a study shows, in sentences with numbers; what lies within the spread of the seeds is called so."""
+"""What a study shows, in sentences with numbers: differences, and of at least two seeds how sure they are."""
 
 import json
 from collections.abc import Sequence
 
 import pandas as pd
 
-from launcher.study.report.data import (
-    CAPACITY,
-    DENSE,
-    PRIORITY,
-    QualityMetric,
-    ReportData,
-    Spread,
-    at_factor,
-    factor,
+from launcher.study.report.data import QualityMetric, ReportData, Spread
+from launcher.study.report.labels import CAPACITY, DENSE, PRIORITY, at_factor, factor
+from launcher.study.report.reasons import (
+    AGAIN,
+    Reason,
+    no_dense,
+    no_experts,
+    no_sweep,
+    no_two_values,
 )
+from launcher.study.report.section import Missing
+from launcher.study.report.verdict import Change, between
 
-WITHIN = "within the spread of the seeds"
-PAIRS = "pairs, seeds and other options together"
-MOST_TIMES = 99  # beyond, the number of spreads is not written
+SEEDS, PAIRS = "seeds", "pairs, seeds and other options together"  # what a spread is of
 
 
 def summary(data: ReportData) -> list[str]:
     """The sentences, the most important first."""
+    return [fact for fact in facts(data) if isinstance(fact, str)]
+
+
+def facts(data: ReportData) -> list[str | Missing]:
+    """The sentences, and the reasons for those that the study has no numbers for."""
     if not data.settings:
         return ["No trial has finished its training, so there is nothing to show yet."]
+    if not data.metrics:
+        return ["The trials have no metric in common, so they cannot be compared."]
     metric = data.metrics[0]
     options = dict.fromkeys(name for label in data.experts for name in data.settings[label] if name != DENSE)
-    sentences = [_best(data, metric), _over_dense(data, metric)]
-    sentences += [_effect(data, metric, option) for option in options]
-    sentences += [_at_inference(data, metric), _priority_at_inference(data, metric), _dropped(data)]
-    return [sentence for sentence in sentences if sentence]
+    every: list[str | Missing] = [_best(data, metric), _over_dense(data, metric)]
+    every += [_effect(data, metric, option) for option in options]
+    every += [_at_inference(data, metric), _priority_at_inference(data, metric), _dropped(data)]
+    return every
 
 
 def value_text(spread: Spread, metric: QualityMetric) -> str:
     """A mean with its spread and n: `62.10 ± 0.34 % (n=2)`."""
     return f"{spread.text(metric.digits)}{metric.percent} (n={spread.n})"
-
-
-def verdict(change: Spread, of: str = "seeds") -> str:
-    """How a difference compares to its spread over seeds, or over pairs of trials."""
-    if pd.isna(change.std):
-        return "one pair of trials, so its spread is not known"
-    if abs(change.mean) <= change.std:
-        return f"within the spread of the {of}"
-    times = abs(change.mean) / change.std if change.std else MOST_TIMES
-    text = f"{times:.1f} times it" if times < MOST_TIMES else f"more than {MOST_TIMES} times it"
-    return f"beyond the spread of the {of} ({text}, n={change.n})"
-
-
-def _change(change: Spread, metric: QualityMetric) -> str:
-    return f"{change.text(metric.digits, '+')} {metric.change}"
 
 
 def _ranked(data: ReportData, labels: Sequence[str], metric: QualityMetric) -> list[str]:
@@ -66,43 +58,40 @@ def _best(data: ReportData, metric: QualityMetric) -> str:
     if len(ranked) == 1:
         return f"{text}; it is the only configuration."
     second = data.spread(ranked[1], metric.key)
-    gap, spread = abs(first.mean - second.mean), (first.std**2 + second.std**2) ** 0.5
-    if pd.isna(spread):
-        close = "which one seed cannot tell apart"
-    else:
-        close = f"a difference {WITHIN}" if gap <= spread else f"{gap / spread:.1f} spreads behind"
     return (
         f"{text}, the first of {len(ranked)} configurations. The next, {ranked[1]}, has "
-        f"{value_text(second, metric)}, {close}. The best of many is partly luck."
+        f"{value_text(second, metric)}, {between(first, second, metric)}. The best of many is partly luck."
     )
 
 
-def _over_dense(data: ReportData, metric: QualityMetric) -> str:
-    if not data.dense or not data.experts:
-        return ""
+def _over_dense(data: ReportData, metric: QualityMetric) -> str | Missing:
+    title = "Experts over dense"
+    if not data.experts or not data.dense:
+        return Missing(title, *(no_dense() if data.experts else no_experts()))
     best, dense = _ranked(data, data.experts, metric)[0], _ranked(data, data.dense, metric)[0]
-    change = Spread.of(data.differences([(dense, best)], metric.key))
-    every = Spread.of(data.differences([(dense, label) for label in data.experts], metric.key))
-    if not change.n:
-        return ""
-    of = value_text(data.spread(dense, metric.key), metric)
+    differences = data.differences([(dense, best)], metric.key)
+    if differences.empty:
+        return Missing(title, f"{dense} and {best}, the best of each kind, have no seed in common", AGAIN)
+    every = Change.of(data.differences([(dense, label) for label in data.experts], metric.key))
+    of, change = value_text(data.spread(dense, metric.key), metric), Change.of(differences)
     return (
-        f"Experts over dense: the best configuration of experts ({best}) changes the dense model's "
-        f"{of} by {_change(change, metric)}, {verdict(change)}. "
-        f"All {len(data.experts)} configurations of experts together: {_change(every, metric)}."
+        f"{title}: the best configuration of experts ({best}) changes the dense model's "
+        f"{of} by {change.text(metric)}, {change.verdict(SEEDS)}. "
+        f"All {len(data.experts)} configurations of experts together: {every.text(metric)}."
     )
 
 
-def _effect(data: ReportData, metric: QualityMetric, option: str) -> str:
+def _effect(data: ReportData, metric: QualityMetric, option: str) -> str | Missing:
     """The difference between the ends of an axis, in pairs of trials that agree in all else, seed by seed."""
     values = _ends(data, option)
-    change = Spread.of(data.differences(data.pairs(option, *values), metric.key) if values else [])
-    if not values or not change.n:
-        return ""
+    differences = data.differences(data.pairs(option, *values) if values else [], metric.key)
+    if not values or differences.empty:
+        return Missing(f"Effect of {option} in training", *no_two_values(data, option, []))
+    change = Change.of(differences)
     return (
         f"{option} from {_value(option, values[0])} to {_value(option, values[1])} in training: "
-        f"{_change(change, metric)}, over {change.n} {'pair' if change.n == 1 else 'pairs'} of trials that "
-        f"differ in nothing else: {verdict(change, PAIRS)}."
+        f"{change.text(metric)}, over {change.n} {'pair' if change.n == 1 else 'pairs'} of trials that "
+        f"differ in nothing else: {change.verdict(PAIRS)}."
     )
 
 
@@ -125,52 +114,79 @@ def _value(option: str, value: object) -> str:
 def _as_trained(data: ReportData) -> pd.DataFrame:
     """The evaluations of models with experts at the k of their training, the smallest capacity first."""
     rows = data.evaluations
-    if rows.empty:
-        return rows.assign(top_k=[], trained_top_k=[], size=[])
     rows = rows[rows.configuration.isin(data.experts) & (rows.top_k == rows.trained_top_k)]
     size = rows.capacity_factor.replace(0.0, float("inf"))  # 0 is dropless
     return rows.assign(size=size).sort_values("size", kind="stable")
 
 
-def _at_inference(data: ReportData, metric: QualityMetric) -> str:
+def _at_inference(data: ReportData, metric: QualityMetric) -> str | Missing:
     """The smallest against the largest capacity at inference, each checkpoint with the k of its training."""
+    title = "Capacity at inference"
+    if data.evaluations.empty or not data.experts:
+        return Missing(title, *no_sweep(data, data.experts))
+    if metric.key not in data.evaluations:
+        return Missing(title, f"the evaluations at inference have no {metric.key}")
     by_trial = _as_trained(data).groupby(["configuration", "seed"])
     swept = by_trial.filter(lambda rows: len(rows) > 1).groupby(["configuration", "seed"])
     low, high = swept.first(), swept.last()
-    if low.empty or low.capacity_factor.nunique() > 1 or high.capacity_factor.nunique() > 1:
-        return ""
-    change, drop = Spread.of(low[metric.key] - high[metric.key]), low.dropped_fraction.mean()
+    if low.empty:
+        return Missing(title, *no_sweep(data, data.experts))
+    if low.capacity_factor.nunique() > 1 or high.capacity_factor.nunique() > 1:
+        return Missing(
+            title, "checkpoints are evaluated between different smallest and largest capacities", AGAIN
+        )
+    change, drop = Change.of(low[metric.key] - high[metric.key]), low.dropped_fraction.mean()
     factors = [at_factor(each.capacity_factor.iloc[0]) for each in (low, high)]
     return (
-        f"Capacity at inference: {factors[0]} instead of {factors[1]} drops "
-        f"{drop:.0%} of the choices and changes the same checkpoints by {_change(change, metric)} "
-        f"({change.n} checkpoints): {verdict(change, PAIRS)}."
+        f"{title}: {factors[0]} instead of {factors[1]} drops "
+        f"{drop:.0%} of the choices and changes the same checkpoints by {change.text(metric)} "
+        f"({change.n} {'checkpoint' if change.n == 1 else 'checkpoints'}): {change.verdict(PAIRS)}."
     )
 
 
-def _priority_at_inference(data: ReportData, metric: QualityMetric) -> str:
+def _priority_at_inference(data: ReportData, metric: QualityMetric) -> str | Missing:
     """The difference that the priority makes at the smallest capacity at inference."""
+    title = "Priority where capacity is short"
+    pairs = data.pairs(PRIORITY, False, True)
+    if not pairs:
+        return Missing(title, *no_two_values(data, PRIORITY, [False, True]))
+    if data.evaluations.empty or metric.key not in data.evaluations:
+        return Missing(title, *no_sweep(data, data.experts))
     rows = _as_trained(data)
-    rows = rows[rows.capacity_factor > 0] if len(rows) else rows
-    differences, factors = [], set()
-    for off, on in data.pairs(PRIORITY, False, True):
+    rows = rows[rows.capacity_factor > 0]
+    differences, factors = [pd.Series(dtype=float)], set()
+    for off, on in pairs:
         at = [rows[rows.configuration == label].set_index("seed") for label in (off, on)]
         if shared := set(at[0].capacity_factor) & set(at[1].capacity_factor):
             factors.add(smallest := min(shared))
             off_value, on_value = (each.loc[each.capacity_factor == smallest, metric.key] for each in at)
             differences.append((on_value - off_value).dropna())
-    if len(factors) != 1 or not (change := Spread.of(pd.concat(differences))).n:
-        return ""
+    every = pd.concat(differences[1:]) if differences[1:] else differences[0]
+    if every.empty or len(factors) > 1:
+        return Missing(title, *_no_shortage(data, factors))
+    change = Change.of(every)
     return (
-        f"Priority where capacity is short: evaluated at {at_factor(factors.pop())}, trials trained and "
-        f"served with batch priority differ from those without by {_change(change, metric)} "
-        f"({change.n} pairs): {verdict(change, PAIRS)}."
+        f"{title}: evaluated at {at_factor(factors.pop())}, trials trained and "
+        f"served with batch priority differ from those without by {change.text(metric)} "
+        f"({change.n} {'pair' if change.n == 1 else 'pairs'}): {change.verdict(PAIRS)}."
     )
 
 
-def _dropped(data: ReportData) -> str:
+def _no_shortage(data: ReportData, factors: set[float]) -> Reason:
+    """Why trials with and without priority were not compared at a capacity."""
+    if len(factors) > 1:
+        return Reason(
+            f"pairs of trials are evaluated at different smallest capacities {sorted(factors)}", AGAIN
+        )
+    swept = data.study.capacity_factors
+    text = f"`capacity_factors: {json.dumps([0.5, *swept])}` in `evaluate` of the study's file"
+    add = AGAIN if any(swept) else text
+    return Reason("no pair of trials with and without it is evaluated at one capacity above 0", add)
+
+
+def _dropped(data: ReportData) -> str | Missing:
     if not data.experts:
-        return ""
+        return Missing("Dropped in training", *no_experts())
     means = data.spreads("dropped_fraction")["mean"].loc[data.experts]
     least, most = means.idxmin(), means.iloc[::-1].idxmax()
     low, high = f"{means[least]:.1%} of the choices ({least})", f"{means[most]:.1%} ({most})"

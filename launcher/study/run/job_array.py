@@ -40,7 +40,11 @@ def check_options(args: argparse.Namespace) -> None:
     here = [name for name in ("nproc", "jobs") if getattr(args, name) is not None]
     for name in here if args.slurm else for_slurm:
         option = f"--{name.replace('_', '-')} ({getattr(args, name)})"
-        fix = "leave it out, --nodes and --ranks-per-node say it" if args.slurm else "add --slurm"
+        fix = (
+            "leave it out; --nodes and --ranks-per-node set the number of ranks"
+            if args.slurm
+            else "add --slurm"
+        )
         raise ConfigError(f"{option} is {'not for' if args.slurm else 'for'} --slurm: {fix}")
 
 

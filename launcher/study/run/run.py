@@ -64,7 +64,7 @@ class Runner:
         before = state_of(planned.run, planned.requested)
         worker = Worker(planned, self.options.nproc, self._environment(), self.options.train)
         self.under_way.append(worker)
-        if stop.signal:  # before this one was there to be told
+        if stop.signal:  # the request came before this process
             worker.ask_to_stop(stop.signal)
         steps = self.estimator.costs[planned.trial.name].steps
         what = "is evaluated" if before.name == "trained" else f"trains {steps or '?'} steps"
@@ -143,5 +143,5 @@ def described(state: State, seconds: float) -> str:
 def closing(directory: Path, states: dict[str, State]) -> str:
     """How many trials are where, and why some failed."""
     is_done = all(state.name == "finished" for state in states.values())
-    again = [] if is_done else ["the same command runs again what is not finished"]
+    again = [] if is_done else ["run the same command again for the trials that are not finished"]
     return "\n".join([f"{directory}: {summary(states)}", *failures(states), *again])

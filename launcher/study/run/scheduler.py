@@ -169,7 +169,7 @@ def held(directory: Path) -> Iterator[None]:
         raise ConfigError(f"study_dir ({directory}) cannot be written: {error.strerror}") from error
     except RunLockedError as error:
         raise ConfigError(
-            f"study_dir ({directory}) is in use by {error}; wait for it, or look on with `study status`"
+            f"study_dir ({directory}) is in use by {error}; wait for it: `swin-moe study status` shows it"
         ) from error
     try:
         yield

@@ -16,9 +16,7 @@ CHARTS = {
     "pareto-flops",
     "dropped-layers",
     "balance-layers",
-    "published-capacity",
     "published-speed",
-    "published-experts",
     "fit-experts",
 }
 SMALLEST_TEXT_PX = 8.0

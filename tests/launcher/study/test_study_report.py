@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from launcher.cli.program import main
+from launcher.study.drawing.chart import for_page
 from launcher.study.grid.trials import Study, write_study
-from launcher.study.report.drawing import for_page
 from tests.launcher.study.study_runs import moe, study, trial, trouble, write_all, write_trial
 
 VOID = {"meta", "link", "br", "img"}
@@ -81,8 +81,8 @@ def test_report_of_one_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "1 of 1 trials finished" in capsys.readouterr().out
     page = checked(tmp_path / "out" / "index.html")
     assert "no spread is known" in page.text
-    assert "no two trials differ in model.moe.capacity_factor alone" in page.text
-    assert "all trials have the same, so there is no chart" in page.text
+    assert "all trials with experts have model.moe.capacity_factor=1.25. To add it:" in page.text
+    assert "all trials have the same" in page.text
     assert not (root / "report").exists()
     (tmp_path / "one.yaml").write_text(
         f"study_dir: {root}\nconfig: debug\nseeds: [0]\naxes: {{optim.base_lr: [0.01]}}\n"

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from launcher.study.grid.trials import run_directory
-from launcher.study.report.data import CAPACITY, EXPERTS, PRIORITY, ReportData, label
+from launcher.study.report.data import ReportData
+from launcher.study.report.labels import CAPACITY, EXPERTS, PRIORITY, label
 from launcher.study.report.report import read
 from launcher.study.report.results import TrialResult
 from launcher.study.report.summary import summary

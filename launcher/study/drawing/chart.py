@@ -1,11 +1,12 @@
 """Lines with error bars, drawn by matplotlib: as SVG that takes its colours from the page, and as PNG.
 
-A figure is 4 inches wide with letters of 8.5 to 9 points, so that it can be read on a telephone too. Colours
-can be told apart by the colour-blind, and markers differ as colours do.
+A figure is 4 inches wide with letters of 8.5 to 9 points, so that it can be read on a telephone too. looks.py
+has the colours and markers, ticks.py the ticks, and side_by_side.py moves points that would cover each other.
 """
 
 import io
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,17 +17,18 @@ from markupsafe import Markup, escape
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullLocator
+from matplotlib.transforms import ScaledTranslation, Transform
+
+from launcher.study.drawing.looks import GRID, INK, PAPER, QUIET, VARIABLES, Line, look
+from launcher.study.drawing.side_by_side import SIZE_PT, dodged, is_moved, side_by_side, uncovered
+from launcher.study.drawing.ticks import AXIS_LETTERS, set_ticks
 
 WIDTH_IN, HEIGHT_IN, LEGEND_ROW_IN, PNG_DPI = 4.0, 2.75, 0.185, 160
 PANEL_IN = 1.25  # height of one of many axes
-INK, QUIET, GRID, PAPER = "#1b1e23", "#5b6270", "#dde0e5", "#ffffff"
-# of Okabe and Ito's palette, the light ones darkened to a contrast of 3 on white
-COLOURS = ("#0072b2", "#c65000", "#008462", "#b0559b", "#9a6b00", "#2b8cc4", "#7a3e9d", "#4d4d4d")
-MARKERS, HOLLOW = "osD^vPX*<>", "os^D"  # the hollow ones are of published values
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1.5, 1.2)), (0, (6, 1.5, 1.5, 1.5)))
-NAMES = {INK: "--ink", QUIET: "--quiet", GRID: "--grid", PAPER: "--paper"}
-NAMES |= {colour: f"--c{i}" for i, colour in enumerate(COLOURS)}
+LEAST_MARGIN = 0.05  # of the axes, beside the points
+LABEL_PX = 16.0  # numbers of a front that are nearer to each other share one text
+BESIDE = "Points at the same place are drawn side by side."
+DODGED = "Points of one position on x are drawn side by side."
 STYLE: Any = {
     "font.family": ["DejaVu Sans"],
     "font.size": 9,
@@ -58,18 +60,6 @@ STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "swin-moe study",
 }
-
-
-class Line(NamedTuple):
-    """Points of one kind: columns x and y, and their standard deviations sd and x_sd where they are known.
-
-    `kind` is joined, loose, level (one value for every x), curve, law or published.
-    """
-
-    label: str
-    points: pd.DataFrame
-    style: int = 0
-    kind: str = "joined"
 
 
 class Scale(NamedTuple):
@@ -112,18 +102,25 @@ def chart(
     front: pd.DataFrame | None = None,
 ) -> Chart:
     """Draw lines on one set of axes, with a legend below, and the points of a front as a numbered line."""
+    lines = [line._replace(points=line.points.dropna(subset=["x", "y"])) for line in lines]
     lines = [line for line in lines if len(line.points)]
+    if scale.is_dodged:
+        lines = dodged(lines)
+    else:
+        lines = side_by_side(lines, is_log_x=scale.is_log_x, is_log_y=scale.is_log_y)
+    if is_moved(lines):
+        caption = f"{caption} {DODGED if scale.is_dodged else BESIDE}"
     with matplotlib.rc_context(STYLE):
         figure = Figure(layout="constrained")
         _set_legend(figure, lines, HEIGHT_IN)
         axes = figure.subplots()
         _set_axes(axes, scale)
-        x = np.concatenate([line.points.x for line in lines if line.kind != "level"] or [[0.0]])
-        step = 0.011 * np.ptp(x) if scale.is_dodged else 0.0
-        for i, line in enumerate(lines):
-            _plot(axes, line, step * (i - (len(lines) - 1) / 2))
+        _set_limits(axes, lines)
+        for line in lines:
+            _plot(axes, line)
         if front is not None:
-            _plot_front(axes, front)
+            _plot_front(axes, front.join(pd.concat([line.points for line in lines])[["dx", "dy"]]))
+        set_ticks(axes, scale.ticks)
         return _saved(figure, name, title, caption, table)
 
 
@@ -131,6 +128,10 @@ def panels(
     name: str, title: str, caption: str, lines: Mapping[str, Sequence[Line]], scale: Scale, table: str
 ) -> Chart:
     """Draw small axes in two columns that share their scales, one for each key of `lines`, and one legend."""
+    lines, same = uncovered(lines)
+    caption = " ".join(
+        [caption, *[f"{', '.join(names)} coincide: each is drawn upon the one before." for names in same]]
+    )
     columns = 2 if len(lines) > 1 else 1
     rows = -(-len(lines) // columns)
     height = HEIGHT_IN - 0.4 if columns == 1 else 0.35 + rows * (PANEL_IN + (0.45 if rows == 1 else 0.0))
@@ -146,16 +147,10 @@ def panels(
             _set_axes(axes, scale._replace(x=scale.x if is_last else "", y=panel))
             axes.tick_params(labelbottom=is_last)
             for line in each:
-                _plot(axes, line)
+                axes.plot(line.points.x, line.points.y, **look(line))
+        for axes in grid.flat[: len(lines)]:
+            set_ticks(axes, scale.ticks, AXIS_LETTERS / columns)
         return _saved(figure, name, title, caption, table)
-
-
-def short(value: float) -> str:
-    """A number for an axis: 1.5k, 20M, 3.2T."""
-    for power, unit in ((12, "T"), (9, "G"), (6, "M"), (3, "k")):
-        if abs(value) >= 10**power * (10 if power == 3 else 1):
-            return f"{value / 10**power:.4g}{unit}"
-    return f"{value:.4g}"
 
 
 def for_page(svg: str, name: str, described: str) -> Markup:
@@ -173,7 +168,7 @@ def for_page(svg: str, name: str, described: str) -> Markup:
     for size in ("width", "height"):
         svg = re.sub(rf'(<svg[^>]*?) {size}="[\d.]+pt"', r"\1", svg)
     svg = svg.replace("font-family: 'DejaVu Sans'; ", "")  # the page's own is narrower, and fits
-    for colour, variable in NAMES.items():
+    for colour, variable in VARIABLES.items():
         svg = svg.replace(f": {colour}", f": var({variable})")
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{escape(described)}"', 1)
     return Markup(re.sub(r"\n\s*", "\n", svg).strip())
@@ -184,7 +179,7 @@ def _set_legend(figure: Figure, lines: Sequence[Line], height_in: float) -> None
     longest = max((len(line.label) for line in lines), default=0)
     columns = 3 if longest <= 10 else 2 if longest <= 21 else 1
     figure.set_size_inches(WIDTH_IN, height_in + -(-len(lines) // columns) * LEGEND_ROW_IN)
-    handles = [Line2D([], [], **_look(line)) for line in lines]
+    handles = [Line2D([], [], **look(line._replace(covered=0)) | {"markevery": None}) for line in lines]
     figure.legend(handles, [line.label for line in lines], loc="outside lower left", ncols=columns)
 
 
@@ -193,55 +188,62 @@ def _set_axes(axes: Axes, scale: Scale) -> None:
     axes.set_xlabel(scale.x)
     axes.set_title(scale.y)
     axes.set(xscale="log" if scale.is_log_x else "linear", yscale="log" if scale.is_log_y else "linear")
-    for axis, is_log in ((axes.xaxis, scale.is_log_x), (axes.yaxis, scale.is_log_y)):
-        if is_log:
-            axis.set_minor_locator(NullLocator())
-            axis.set_major_locator(_FewTicks())
-        axis.set_major_formatter(FuncFormatter(lambda value, _: short(value)))
-    if not scale.is_log_x:
-        axes.xaxis.set_major_locator(MaxNLocator(5))
-    if scale.ticks:
-        axes.xaxis.set_major_locator(FixedLocator(list(scale.ticks)))
-        texts = list(scale.ticks.items())
-        axes.xaxis.set_major_formatter(
-            FuncFormatter(lambda value, _: next((t for x, t in texts if np.isclose(x, value, 1e-9)), ""))
-        )
 
 
-class _FewTicks(MaxNLocator):
-    """At most five round positions on a logarithmic axis, whether it spans a tenth or ten powers of ten."""
+def _set_limits(axes: Axes, lines: Sequence[Line]) -> None:
+    """Limits that hold all points with their bars, which matplotlib does not see where they are moved."""
+    for line in lines:
+        points = line.points if line.kind != "level" else line.points.assign(x=np.nan)
+        for sign in (-1, 1):
+            ends = [
+                points[axis] + sign * (points[sd].fillna(0) if sd in points else 0)
+                for axis, sd in (("x", "x_sd"), ("y", "sd"))
+            ]
+            axes.update_datalim(np.stack(ends, axis=1), updatex=line.kind != "level")
+    moves = (
+        pd.concat([line.points[["dx", "dy"]] for line in lines]).abs().max() / SIZE_PT if lines else (0, 0)
+    )
+    axes.margins(*(LEAST_MARGIN + np.asarray(moves)))
+    axes.autoscale_view()
 
-    def __init__(self) -> None:
-        super().__init__(nbins=5, steps=[1, 2, 2.5, 5, 10])
 
-    def tick_values(self, vmin: float, vmax: float) -> Any:
-        if vmin <= 0 or vmax / vmin < 8:
-            return [value for value in super().tick_values(vmin, vmax) if value > 0]
-        decade = [10.0**power * factor for power in range(-12, 25) for factor in (1, 2, 5)]
-        inside = [value for value in decade if vmin <= value <= vmax]
-        return inside[:: -(-len(inside) // 6)]
-
-
-def _plot(axes: Axes, line: Line, dodge: float = 0.0) -> None:
-    """Add a line with its error bars."""
-    look, points = _look(line), line.points.sort_values("x", kind="stable")
+def _plot(axes: Axes, line: Line) -> None:
+    """Add a line with its error bars, each of its points moved by dx and dy."""
+    shown, points = look(line), line.points.sort_values("x", kind="stable")
     if line.kind == "level":
         y, sd = points.y.iloc[0], points.sd.iloc[0]
-        axes.axhline(y, **look)
+        axes.axhline(y, 0.02, 0.98, **shown)
         if sd > 0:
-            axes.axhspan(y - sd, y + sd, color=QUIET, alpha=0.15, linewidth=0)
+            axes.axhspan(y - sd, y + sd, color=shown["color"], alpha=0.12, linewidth=0)
         return
-    x, y = points.x + dodge, points.y
+    moves = points.groupby(["dx", "dy"], sort=False)
+    if "marker" not in shown or shown["linestyle"] != "none":
+        (dx, dy), _ = next(iter(moves)) if moves.ngroups == 1 else ((0.0, 0.0), None)
+        axes.plot(points.x, points.y, transform=_moved(axes, dx, dy), **shown | {"marker": ""})
+    if "marker" in shown:
+        for (dx, dy), some in moves:
+            _plot_points(axes, some, _moved(axes, dx, dy), shown | {"linestyle": "none"})
+
+
+def _plot_points(axes: Axes, points: pd.DataFrame, transform: Transform, shown: dict[str, Any]) -> None:
+    """Add markers and their error bars."""
     bars = {f"{axis}err": points[sd] for axis, sd in (("y", "sd"), ("x", "x_sd")) if sd in points}
     bars = {name: sizes for name, sizes in bars.items() if (sizes > 0).any()}
     if bars:
-        thin: dict[str, Any] = {"elinewidth": 1, "capsize": 2.5, "alpha": 0.75}
-        axes.errorbar(x, y, fmt="none", ecolor=look["color"], **thin, **bars)
-    axes.plot(x, y, **look)
+        thin: dict[str, Any] = {"elinewidth": 1, "capsize": 2.5, "alpha": 0.75, "transform": transform}
+        axes.errorbar(points.x, points.y, fmt="none", ecolor=shown["color"], **thin, **bars)
+    axes.plot(points.x, points.y, transform=transform, **shown)
+
+
+def _moved(axes: Axes, dx: float, dy: float) -> Transform:
+    """The places of data, moved by so many points."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return axes.transData + ScaledTranslation(dx / 72, dy / 72, figure.dpi_scale_trans)
 
 
 def _plot_front(axes: Axes, front: pd.DataFrame) -> None:
-    """The front as steps, and the number of each of its points where there is room for it."""
+    """The front as steps, a ring around each of its points, and their numbers; near ones share a text."""
     line = front.sort_values("x", kind="stable")
     rises = line.y.iloc[-1] >= line.y.iloc[0]
     axes.plot(
@@ -253,39 +255,52 @@ def _plot_front(axes: Axes, front: pd.DataFrame) -> None:
         "markeredgecolor": INK,
         "markeredgewidth": 1.1,
     }
-    axes.plot(line.x, line.y, "o", **ring)
+    for (dx, dy), some in front.groupby(["dx", "dy"]):
+        axes.plot(some.x, some.y, "o", transform=_moved(axes, dx, dy), **ring)
     side: Any = {"ha": "right", "xytext": (-4, 4)} if rises else {"ha": "left", "xytext": (4, 4)}
-    shown: list[Any] = []
-    for i, xy in enumerate(front[["x", "y"]].to_numpy(), 1):
-        place = axes.transData.transform(xy)
-        if all(np.abs(place - other).sum() > 16 for other in shown):
-            shown.append(place)
-            text = axes.annotate(f"{i}", xy, textcoords="offset points", fontsize=8.5, **side)
-            text.set_bbox({"facecolor": PAPER, "alpha": 0.75, "edgecolor": "none", "pad": 0.4})
+    for first, numbers in _near(axes, front):
+        x, y, dx, dy = first
+        place = {**side, "xytext": (side["xytext"][0] + dx, side["xytext"][1] + dy)}
+        text = axes.annotate(ranges(numbers), (x, y), textcoords="offset points", fontsize=8.5, **place)
+        text.set_bbox({"facecolor": PAPER, "alpha": 0.75, "edgecolor": "none", "pad": 0.4})
 
 
-def _look(line: Line) -> dict[str, Any]:
-    colour, marker = COLOURS[line.style % len(COLOURS)], MARKERS[line.style % len(MARKERS)]
-    if line.kind == "level":
-        return {"color": INK, "linestyle": (0, (5, 2)), "linewidth": 1.2}
-    if line.kind in ("curve", "law"):
-        dashes = DASHES[line.style % 4 * (line.kind == "curve")]
-        return {"color": colour, "linewidth": 1.3, "linestyle": dashes}
-    if line.kind == "loose":
-        return {"color": colour, "marker": marker, "linestyle": "none"}
-    if line.kind == "published":
-        face = {"markerfacecolor": PAPER, "markeredgecolor": QUIET, "markeredgewidth": 1.3, "markersize": 6}
-        marker = HOLLOW[line.style % len(HOLLOW)]
-        return {"color": QUIET, "linestyle": DASHES[1 + line.style % 3], "marker": marker, **face}
-    return {"color": colour, "marker": marker, "linestyle": DASHES[line.style // len(COLOURS) % 4]}
+def _near(axes: Axes, front: pd.DataFrame) -> list[tuple[Sequence[float], list[int]]]:
+    """The points of a front whose numbers share a text: the first one's x, y, dx and dy, and all numbers."""
+    groups: list[tuple[Sequence[float], list[int]]] = []
+    places: list[Any] = []
+    for number, point in enumerate(front[["x", "y", "dx", "dy"]].to_numpy(float), 1):
+        place = axes.transData.transform(point[:2])
+        near = [i for i, other in enumerate(places) if np.abs(place - other).sum() <= LABEL_PX]
+        if near:
+            groups[near[0]][1].append(number)
+        else:
+            places.append(place)
+            groups.append((point.tolist(), [number]))
+    return groups
+
+
+def ranges(numbers: Sequence[int]) -> str:
+    """Numbers in rising order as text: `1, 3–5`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}–{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def _saved(figure: Figure, name: str, title: str, caption: str, table: str) -> Chart:
     """The figure as SVG for the page, and with its title as PNG."""
     vector, raster = io.StringIO(), io.BytesIO()
-    figure.savefig(vector, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    figure.set_size_inches(WIDTH_IN, figure.get_size_inches()[1] + 0.3)
-    figure.suptitle(title, x=0.02, ha="left", fontsize=10, fontweight="bold")
-    figure.savefig(raster, format="png", dpi=PNG_DPI)
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", "Glyph .* missing from"
+        )  # a box in the PNG; the page has its own font
+        figure.savefig(vector, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        figure.set_size_inches(WIDTH_IN, figure.get_size_inches()[1] + 0.3)
+        figure.suptitle(title, x=0.02, ha="left", fontsize=10, fontweight="bold")
+        figure.savefig(raster, format="png", dpi=PNG_DPI)
     svg = for_page(vector.getvalue(), name, f"{title}. {caption}")
     return Chart(name=name, title=title, caption=caption, svg=svg, png=raster.getvalue(), table=table)
