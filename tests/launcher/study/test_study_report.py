@@ -174,3 +174,14 @@ def test_a_report_imports_no_training() -> None:
 
 def test_the_command_line_imports_no_compiler() -> None:
     assert not {"torch._dynamo", "deepspeed"} & imported_by("launcher.cli.program, swin_moe")
+
+
+def test_a_report_prints_no_messages_of_libraries(tmp_path: Path) -> None:
+    """Where matplotlib has no place for its cache, which it warns of, and DeepSpeed would choose a device."""
+    root = write_all(tmp_path / "s", [trial({"model.moe": None})])
+    environment = {name: value for name, value in os.environ.items() if name != "DS_ACCELERATOR"}
+    environment |= {"MPLCONFIGDIR": "/dev/null/none", "PYTHONPATH": str(Path(__file__).parents[3])}
+    command = [sys.executable, "-m", "launcher", "study", "report", str(root)]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+    assert run.stdout.count("\n") == 1
