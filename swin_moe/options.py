@@ -7,7 +7,7 @@ True is not an int, 1 is not a bool, and neither "8" nor 2.0 is an int.
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import SequenceMatcher
 from functools import cache
@@ -22,10 +22,12 @@ _SHAPES = {  # pydantic speaks of JSON
     "tuple_type": "Input should be a valid list",
     "dataclass_type": "Input should be a mapping of options",
     "int_or_list": "Input should be a valid integer, or a list of two",
+    "text_or_mapping": "Input should be a valid string, or a mapping of names",
     "missing": "too short",  # of a list; a missing option has its own line
 }
 
 Section = TypeVar("Section")
+NAMED = "NAME"  # stands for the names of a mapping of sections, dict[str, Section], in dotted names
 
 
 def option_problems(kind: type, tree: Any) -> list[str]:
@@ -41,7 +43,15 @@ def from_tree(kind: type[Section], tree: Any) -> Section:
 
 def _sections(hint: Any) -> list[Any]:
     """The dataclasses that a type holds: itself, or those of Section | None and tuple[Section, ...]."""
+    if get_origin(hint) is dict:
+        return []
     return [hint] if is_dataclass(hint) else [s for arg in get_args(hint) for s in _sections(arg)]
+
+
+def named_section(hint: Any) -> Any:
+    """The dataclass of dict[str, Section], which a type is or may be; None for other types."""
+    mapping = next((kind for kind in (hint, *get_args(hint)) if get_origin(kind) is dict), None)
+    return next((kind for kind in get_args(mapping) if is_dataclass(kind)), None)
 
 
 def option_names(section: type, prefix: str = "", needed: bool = True) -> dict[str, bool]:
@@ -52,6 +62,8 @@ def option_names(section: type, prefix: str = "", needed: bool = True) -> dict[s
         options[name] = needed and option.default is MISSING and option.default_factory is MISSING
         for below in _sections(hints[option.name]):
             options |= option_names(below, f"{name}.", options[name])
+        if (below := named_section(hints[option.name])) is not None:
+            options |= option_names(below, f"{name}.{NAMED}.", needed=False)
     return options
 
 
@@ -59,8 +71,12 @@ def _structure_problems(kind: type, tree: Any) -> Iterator[str]:
     """Unknown options, and what pydantic takes for a Literal though only `==` holds (True and 1.0 for 1)."""
 
     def problems(hint: Any, value: Any, path: str) -> Iterator[str]:
-        sections = _sections(hint)
-        if isinstance(value, list):
+        sections, named = _sections(hint), named_section(hint)
+        if isinstance(value, dict) and named is not None:
+            for key, below in value.items():
+                for line in problems(named, below, f"{path}.{NAMED}"):
+                    yield line.replace(f"{path}.{NAMED}", f"{path}.{key}")
+        elif isinstance(value, list):
             for i, item in enumerate(value if sections else ()):
                 yield from problems(hint, item, f"{path}[{i}]")
         elif isinstance(value, dict) and sections:
@@ -102,9 +118,8 @@ def _value_problems(section: type, tree: Any) -> Iterator[str]:
     strict, lax = (_pydantic_errors(section, tree, strict) for strict in (True, False))
     better = {error["loc"]: error["msg"] for error in lax}  # lax mode says why a text is not a number
     options = option_names(section)
-    names = {part for name in options for part in name.split(".")}  # what pydantic calls a union is not one
     for error in _of_one_choice(strict):
-        loc, kind = [part for part in error["loc"] if isinstance(part, int) or part in names], error["type"]
+        loc, kind = _places(error["loc"], tree, options), error["type"]
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)[1:]
         if kind in ("value_error", "assertion_error"):  # a section's own rule, which names its options
             yield str(error["ctx"]["error"])
@@ -116,12 +131,37 @@ def _value_problems(section: type, tree: Any) -> Iterator[str]:
             yield f"{path}: {reason}{got(error['input'])}"
 
 
+def _places(loc: tuple[int | str, ...], tree: Any, options: Iterable[str]) -> list[int | str]:
+    """The names and the numbers of list items in a location, without what pydantic calls types of a union.
+
+    A name is one of the tree, or of an option, such as one that is missing.
+    """
+    names, places = {part for name in options for part in name.split(".")}, []
+    for part in loc:
+        is_item = isinstance(part, int)
+        is_there = part < len(tree) if is_item and isinstance(tree, list) else _is_key(part, tree)
+        if is_there or is_item or part in names:
+            places.append(part)
+            tree = tree[part] if is_there else None
+    return places
+
+
+def _is_key(part: int | str, tree: Any) -> bool:
+    return isinstance(tree, dict) and part in tree
+
+
 def _of_one_choice(errors: list[ErrorDetails]) -> Iterator[ErrorDetails]:
-    """Of an option that takes a number or a list, the errors of the choice that the value looks like."""
+    """Of an option that takes a number or a list, a text or a mapping, the errors of what it looks like."""
     places = [(error["loc"][:-1], str(error["loc"][-1]) if error["loc"] else "") for error in errors]
     no_lists = {option for option, choice in places if choice.startswith("tuple[")}
+    no_texts = {option for option, choice in places if choice == "str"}
     for error, (option, choice) in zip(errors, places, strict=True):
-        if option in no_lists and choice == "int":
+        if choice.startswith("dict[") and option in no_texts:
+            continue
+        if choice == "str":
+            if not isinstance(error["input"], dict):
+                yield {**error, "type": "text_or_mapping"}
+        elif option in no_lists and choice == "int":
             yield {**error, "type": "int_or_list"}
         elif option not in no_lists and not (choice == "int" and isinstance(error["input"], list)):
             yield error

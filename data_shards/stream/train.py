@@ -31,13 +31,12 @@ from data_shards.format.index import Manifest
 from data_shards.stream.base import Stream
 from data_shards.stream.batch import Batch, BatchPlan
 from data_shards.stream.options import DEFAULT_OPTIONS, StreamOptions, TrainSampling
-from data_shards.stream.order import SHUFFLE_BUFFER, GlobalOrder, Order
 from data_shards.stream.reader import SampleError
 from data_shards.stream.shard_prefetcher import lookahead
 from data_shards.stream.split import Place, Split
 from data_shards.stream.state import check_state, joined_digest, make_state
 from data_shards.stream.transform import Example, Transform
-from data_shards.stream.weighted import TrainSet, WeightedOrder, check_alike, mixture
+from data_shards.stream.weighted import TrainSet, check_alike, make_order
 
 SUMMED = (
     *("bytes", "cache_hits", "cache_misses"),
@@ -58,7 +57,7 @@ class TrainStream(Stream):
 
     `split` may be several sets by name, each with its weight (`data_shards.stream.weighted`). Every set has
     epochs and a quarantine of its own. The sets need the same classes, or `match_classes`, which maps labels
-    by name to the classes of the first set.
+    by name to the classes of the first set; None says that labels stand for no classes.
 
     Raises:
         DataError: sizes that do not divide, a bad split, sets that do not go together, a shard that cannot be
@@ -72,7 +71,7 @@ class TrainStream(Stream):
         transform: Transform,
         options: StreamOptions = DEFAULT_OPTIONS,
         *,
-        match_classes: bool = False,
+        match_classes: bool | None = False,
     ) -> None:
         self.sets = split if isinstance(split, Mapping) else {}
         places = [one.path for one in self.sets.values()] if isinstance(split, Mapping) else [split]
@@ -80,24 +79,15 @@ class TrainStream(Stream):
         self.grad_accum_steps = sampling.grad_accum_steps(options.dp_size)
         self.seed = sampling.seed
         self.global_batch_size, self.micro_batch_size = sampling.global_batch_size, sampling.micro_batch_size
-        self.order = self._order(sampling)
+        self.order = make_order(self.sets, self._manifests, sampling)
         self.num_samples = self.order.num_samples
         if self.sets:
             manifests = {name: one.manifest for name, one in zip(self.sets, self.splits, strict=True)}
-            check_alike(manifests, transform.fields, match_classes=match_classes)
+            check_alike(manifests, transform.fields, match_classes)
             for one in self.splits[1:] if match_classes else ():
                 one.map_labels(self.classes)
         self.samples = 0  # consumed by all ranks together, in complete optimizer steps
         self._yielded = 0  # micro-batches of the current step
-
-    def _order(self, sampling: TrainSampling) -> Order:
-        """The order of the samples: of one split, or of weighted sets."""
-        sizes = [split.manifest.samples_per_shard for split in self.splits]
-        buffer = SHUFFLE_BUFFER if sampling.shuffle_buffer is None else sampling.shuffle_buffer
-        if not self.sets:
-            return GlobalOrder(sizes[0], sampling.seed, sampling.interleave, buffer)
-        mixed = mixture(self.sets, [split.manifest.samples for split in self.splits])
-        return WeightedOrder([*self.sets], sizes, mixed, sampling.seed, sampling.interleave, buffer)
 
     def state_dict(self) -> dict[str, Any]:
         """The samples consumed (prefetched ones not counted): JSON-able, under 1 KB, equal on all ranks.

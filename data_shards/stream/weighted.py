@@ -22,10 +22,12 @@ from data_shards.errors import DataError
 from data_shards.format.classes import differences
 from data_shards.format.index import Manifest
 from data_shards.stream.interleave import Interleave
-from data_shards.stream.order import GlobalOrder, Order, seed_of_part
+from data_shards.stream.options import TrainSampling
+from data_shards.stream.order import SHUFFLE_BUFFER, GlobalOrder, Order, seed_of_part
 
 BLOCK = 4096  # positions
 UNIT = 10**6  # of proportions: they count to six decimals
+MOST_TIMES = 1000  # the largest proportion or repeat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +38,6 @@ class TrainSet:
     # share of the samples, relative to the proportions of the other sets, to six decimals; all sets or none
     proportion: float | None = None
     repeat: float | None = None  # how often its samples are drawn in an epoch; without proportions, 1
-
-    def __post_init__(self) -> None:
-        for name, most in {"proportion": 1000, "repeat": 10**6}.items():
-            value = getattr(self, name)
-            if value is not None and not 1 / UNIT <= value <= most:
-                raise DataError(f"{name} ({value}) of {self.path} must lie in [{1 / UNIT:.0e}, {most}]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,10 +63,14 @@ def mixture(sets: Mapping[str, TrainSet], samples: Sequence[int]) -> Mixture:
     the samples of each set.
 
     Raises:
-        DataError: no sets, or proportions for some of them only.
+        DataError: no sets, a proportion or repeat that is none, or proportions for some of them only.
     """
     if not sets:
         raise DataError("there are no training sets")
+    for name, one in sets.items():
+        for option, value in {"proportion": one.proportion, "repeat": one.repeat}.items():
+            if value is not None and not 1 / UNIT <= value <= MOST_TIMES:
+                raise DataError(f"{name}.{option} ({value}) must lie in [{1 / UNIT:.0e}, {MOST_TIMES}]")
     proportions = [one.proportion for one in sets.values()]
     if all(value is None for value in proportions):
         repeats = [1 if one.repeat is None else one.repeat for one in sets.values()]
@@ -80,23 +80,21 @@ def mixture(sets: Mapping[str, TrainSet], samples: Sequence[int]) -> Mixture:
         if one.proportion is None or one.repeat is not None:
             with_one = next(other for other, its in sets.items() if its.proportion is not None)
             raise DataError(
-                f"{name}: proportion ({one.proportion}), repeat ({one.repeat}), while {with_one} has a "
-                "proportion; give every set a proportion and none a repeat, or no set a proportion"
+                f"{name}.proportion ({one.proportion}) and {name}.repeat ({one.repeat}), while {with_one} "
+                "has a proportion: give every set a proportion and none a repeat, or no set a proportion"
             )
     weights = [round(value * UNIT) for value in proportions if value is not None]
     return Mixture(weights=Interleave(weights).weights, samples=sum(samples))
 
 
-def check_alike(
-    manifests: Mapping[str, Manifest], fields: Sequence[str], *, match_classes: bool, has_classes: bool = True
-) -> None:
+def check_alike(manifests: Mapping[str, Manifest], fields: Sequence[str], match_classes: bool | None) -> None:
     """DataError unless samples of all sets can stand in one batch.
 
     Args:
         manifests: of the sets, by what messages call them.
         fields: the members that are read; labels are compared only if they are among them.
-        match_classes: the classes of the other sets may be a part of those of the first.
-        has_classes: whether labels are classes.
+        match_classes: whether the classes of the other sets need only be among those of the first; None says
+            that labels stand for no classes.
     """
     (first, wanted), *others = manifests.items()
     for name, manifest in others:
@@ -107,7 +105,7 @@ def check_alike(
                     f"{first} and {name}: the member {field!r} is {one.codec} in one and {other.codec} in "
                     "the other; pack them alike"
                 )
-        if not match_classes and has_classes and "label" in fields and manifest.classes != wanted.classes:
+        if match_classes is False and "label" in fields and manifest.classes != wanted.classes:
             raise DataError(
                 f"{first} and {name}: not the same classes: {differences(manifest.classes, wanted.classes)}; "
                 "pack them with the same, or map labels by name (match_classes)"
@@ -206,3 +204,19 @@ class WeightedOrder(Order):
             by_rank = rows[np.lexsort((rank_order[rows], epochs))]
             assigned[by_rank] = own[np.lexsort((order.segment_of(own), epochs))]
         return chosen, assigned
+
+
+def make_order(sets: Mapping[str, TrainSet], manifests: Sequence[Manifest], sampling: TrainSampling) -> Order:
+    """The order of the samples of a training stream.
+
+    Args:
+        sets: with their weights; none for a single split.
+        manifests: of the sets, or of the split.
+        sampling: the seed, and the options of the order.
+    """
+    sizes = [manifest.samples_per_shard for manifest in manifests]
+    buffer = SHUFFLE_BUFFER if sampling.shuffle_buffer is None else sampling.shuffle_buffer
+    if not sets:
+        return GlobalOrder(sizes[0], sampling.seed, sampling.interleave, buffer)
+    mixed = mixture(sets, [manifest.samples for manifest in manifests])
+    return WeightedOrder([*sets], sizes, mixed, sampling.seed, sampling.interleave, buffer)

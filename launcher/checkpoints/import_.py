@@ -11,16 +11,17 @@ from torch import Tensor
 
 from data_shards.format.index import Manifest
 from data_shards.storage.manifest import checked_manifest
-from data_shards.stream.order import GlobalOrder
-from data_shards.stream.patterns import names_tars
 from data_shards.stream.quarantine import Quarantine
 from data_shards.stream.state import make_state
+from data_shards.stream.weighted import make_order
 from launcher.checkpoints.file_errors import file_errors
 from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.config.schema import RunConfig
 from launcher.rundir.directory import RunDirectory
+from launcher.validation.data_rules import train_sampling
 from launcher.validation.label_spaces import trained_classes
 from launcher.validation.rules import check, steps_in
+from launcher.validation.train_sets import mixture_of, train_manifests
 from parallel.checkpoint.write import write_tensors
 from parallel.experts.names import BUFFER, MASTER, MOMENTS, parameter_shapes
 from parallel.versions import version_record
@@ -41,16 +42,17 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
     check(config)
     if args.step is not None and args.step < 0:
         raise ConfigError(f"--step ({args.step}) must be at least 0")
-    if names_tars(config.data.train):
+    if config.data.trains_on_tars:
         raise ConfigError(
             f"data.train ({config.data.train}) must be shards with a manifest, in which a checkpoint has its "
             "place; `swin-moe shards index` writes it"
         )
-    train = checked_manifest(config.data.train)
+    train = train_manifests(config.data)
+    images = mixture_of(config.data, train).samples
     model, report = _weights(config, args.source)
     state = TrainingState() if args.without_optimizer else read_training_state(args.source)
-    step = args.step if args.step is not None else step_of(state, config, train)
-    total = steps_in(config.train.duration, config, train.samples)
+    step = args.step if args.step is not None else step_of(state, config, images)
+    total = steps_in(config.train.duration, config, images)
     if step > total:
         raise ConfigError(
             f"step {step} is beyond train.duration ({config.train.duration}, {total} steps): set a longer "
@@ -68,7 +70,7 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
         target.unlock()
     used = {"optimizer", "epoch"} if state.moments else set()
     report = replace(report, beside=[name for name in report.beside if name not in used])
-    print("\n  ".join([str(report), *state.notices, *_told(state, step, total, config, train)]))
+    print("\n  ".join([str(report), *state.notices, *_told(state, step, total, config, images)]))
     print(f"wrote {path}\ngo on: swin-moe train {args.config} run_dir={config.run_dir} ... --resume auto")
     return 0
 
@@ -84,13 +86,13 @@ def _weights(config: RunConfig, source: Path) -> tuple[SwinTransformer, LoadRepo
     return model, load_weights(model, source)
 
 
-def step_of(state: TrainingState, config: RunConfig, train: Manifest) -> int:
+def step_of(state: TrainingState, config: RunConfig, images: int) -> int:
     """The step at which this configuration completes the epochs of a file; without any, its updates."""
     if not state.moments:
         return 0
     if state.epochs is None:
         return state.updates or 0
-    return steps_in(f"{state.epochs} epochs", config, train.samples)
+    return steps_in(f"{state.epochs} epochs", config, images)
 
 
 def checkpoint_tensors(model: SwinTransformer, state: TrainingState, report: LoadReport) -> dict[str, Tensor]:
@@ -138,18 +140,21 @@ def _is_zero_bias(name: str, moment: Tensor) -> bool:
 
 
 def record(
-    config: RunConfig, train: Manifest, step: int, state: TrainingState, source: Path
+    config: RunConfig, train: Mapping[str, Manifest], step: int, state: TrainingState, source: Path
 ) -> dict[str, Any]:
     """What the manifest says beside tensors and files, as a training run writes it."""
     samples = step * config.train.global_batch_size
-    order = GlobalOrder(train.samples_per_shard, config.seed)
-    quarantine = Quarantine(None, train).digest(samples)
-    val = None if config.data.val is None else checked_manifest(config.data.val)
+    sets = {} if isinstance(config.data.train, str) else config.data.train
+    manifests = [*train.values()]
+    order = make_order(sets, manifests, train_sampling(config))
+    quarantine = [Quarantine(None, one).digest(samples) for one in manifests]
+    val = {option: checked_manifest(place) for option, place in config.data.val_places.items()}
+    of_val = next(iter(val.values())).classes if val else None
     return {
-        "state": {"data": make_state([train], order, samples, [quarantine])},
+        "state": {"data": make_state(manifests, order, samples, quarantine)},
         "config": dump_config(config),
-        "val_manifest": val.digest if val else None,
-        "classes": trained_classes(config, train.classes, val.classes if val else None),
+        "val_manifests": {option: one.digest for option, one in val.items()},
+        "classes": trained_classes(config, manifests[0].classes, of_val),
         "adam_steps": adam_steps(state, step),
         "imported_from": str(source),
         "versions": version_record("torch", "swin-moe"),
@@ -163,10 +168,10 @@ def adam_steps(state: TrainingState, step: int) -> int:
     return step if state.updates is None else state.updates
 
 
-def _told(state: TrainingState, step: int, total: int, config: RunConfig, train: Manifest) -> list[str]:
+def _told(state: TrainingState, step: int, total: int, config: RunConfig, images: int) -> list[str]:
     """What the step was taken to be, and from what."""
     batch = config.train.global_batch_size
-    per_epoch = f"{train.samples / batch:.1f} steps an epoch ({train.samples} images, {batch} a step)"
+    per_epoch = f"{images / batch:.1f} steps an epoch ({images} images, {batch} a step)"
     if not state.moments:
         return [f"no optimizer state: moments are zero, and the run stands at step {step} of {total}"]
     lines = [

@@ -2,7 +2,6 @@
 
 import argparse
 
-from data_shards.stream.patterns import names_tars
 from data_shards.stream.webdataset import statement
 from launcher.config.load import ConfigError, load_config
 from launcher.training.banner import banner
@@ -20,6 +19,6 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
         raise ConfigError("--ranks-per-node is for a layout: say --nproc N, the number of all ranks, too")
     print(f"{args.config} is valid")
     print_lines([*banner(config, args.nproc), *layout(config, nodes or [1]), *class_notes(config)])
-    if names_tars(config.data.train):
+    if isinstance(config.data.train, str) and config.data.trains_on_tars:
         print(statement(config.data.train))
     return 0

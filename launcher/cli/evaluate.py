@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from data_shards.stream.patterns import names_tars
 from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import RunConfig
 from launcher.evaluation.judging import Judging, judging
+from launcher.evaluation.loop import support_split
 from launcher.evaluation.support import check_support
 from launcher.process.local_launcher import is_parent, run_local
 from launcher.process.run_rank import RankContext, run_rank
@@ -19,6 +19,7 @@ from launcher.rundir.directory import RunDirectory
 from launcher.tasks.registry import task_spec
 from launcher.validation.run_rules import slots_error
 from parallel.ranks.rank import Ranks
+from parallel.suggest import suggestion
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
     config = load_config(directory.config, [*args.overrides, *args.match_classes])
     if args.precision:
         config = replace(config, train=replace(config.train, precision=args.precision))
+    config = with_one_set(config, args.val)
     check_options(args, config)
     judged = judging(args, config, directory, by_model=is_by_model(args))
     if is_parent(args.nproc):
@@ -47,11 +49,35 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
 
         if args.few_shot or args.knn:
             check_support(args, config, judged.support.mapped_to)
-        request = EvalRequest(config=config, run=directory, checkpoint=args.checkpoint, kind=args.kind)
+        request = EvalRequest(
+            config=config, run=directory, checkpoint=args.checkpoint, kind=args.kind, val=args.val
+        )
         loaded = load(request, ranks, device, context.watch.beat)
         evaluate(args, replace(loaded, mapped_to=judged.model.mapped_to), judged)
 
     return run_rank(config, work, args.runtime)
+
+
+def with_one_set(config: RunConfig, name: str | None) -> RunConfig:
+    """The configuration with one validation set.
+
+    Args:
+        config: of the run.
+        name: of the set; None takes the first.
+
+    Raises:
+        ConfigError: there is no such set.
+    """
+    val = config.data.val
+    if not isinstance(val, dict):
+        if name is not None:
+            raise ConfigError(f"--val ({name}): data.val of this run is one set ({val}): leave out --val")
+        return config
+    name = name or next(iter(val))
+    if name not in val:
+        near = suggestion(name, val, f"its sets: {', '.join(val)}")
+        raise ConfigError(f"--val ({name}): no such set of data.val; {near}")
+    return replace(config, data=replace(config.data, val=val[name]))
 
 
 def check_options(args: argparse.Namespace, config: RunConfig) -> None:
@@ -70,11 +96,13 @@ def check_options(args: argparse.Namespace, config: RunConfig) -> None:
     for name in ONLY_EXPERTS:
         if getattr(args, name) is not None and getattr(args, name) is not False and moe is None:
             raise ConfigError(f"{_flag(name)} is for models with experts; this run has model.moe=null")
-    if (args.few_shot or args.knn) and names_tars(config.data.train):
-        raise ConfigError(
-            f"--few-shot and --knn need a manifest of data.train ({config.data.train}): "
-            "`swin-moe shards index` writes it"
-        )
+    if args.few_shot or args.knn:
+        support_split(config.data)
+        if config.data.trains_on_tars:
+            raise ConfigError(
+                f"--few-shot and --knn need a manifest of data.train ({config.data.train}): "
+                "`swin-moe shards index` writes it"
+            )
     if args.bank and not args.knn:
         raise ConfigError("--bank is for --knn K")
     factors = [*(args.sweep_capacity or []), *([args.capacity_factor] if args.capacity_factor else [])]

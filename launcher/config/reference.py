@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from launcher.config.load import ConfigError, as_yaml
 from launcher.config.task_sections import class_of_every_task
 from parallel.suggest import suggestion
+from swin_moe.options import NAMED, named_section
 
 UNITS = {"_s": "seconds", "_gib": "GiB"}  # by the end of a name
 PAGE_HEAD = """\
@@ -95,6 +96,8 @@ def _options(section: type, prefix: str) -> Iterator[Option]:
         )
         if kind is not None:
             below.append((kind, f"{name}."))
+        if (named := named_section(hint)) is not None:
+            below.append((named, f"{name}.{NAMED}."))
         if hint is not kind:  # a section that may be left out is an option too
             meaning = meanings.get(field.name, "")
             yield Option(name=name, type=_type(hint), default=_default(field), meaning=meaning)
@@ -112,7 +115,7 @@ def _type(hint: Any) -> str:
     if get_origin(hint) is tuple:
         return f"[{_type(args[0])}, ...]" if args[-1] is ... else f"[{', '.join(map(_type, args))}]"
     if get_origin(hint) is dict:
-        return "section"
+        return "section" if args[1] is Any else f"NAME: {_type(args[1])}"
     if args:
         return " | ".join(_type(arg) for arg in args)
     return {NoneType: "null", str: "text", bool: "true | false"}.get(hint) or str(hint.__name__)

@@ -44,6 +44,7 @@ class EvalRequest:
     run: RunDirectory
     checkpoint: str | None = None  # its name; None is the newest intact one
     kind: str = MASTER  # of its weights: the trained ones, or a moving average of them (AVERAGES)
+    val: str | None = None  # the name of the validation set, where there are several and it is not the first
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +139,7 @@ def load(
     # Tutel drops more than our backend in an evaluation
     config = replace(request.config, model=request.config.model.with_native_backend())
     checkpoint = chosen(run, request.checkpoint)
-    directory = run.path / "eval" / f"{checkpoint.path.name}{RESULTS[request.kind]}"
+    directory = run.path / "eval" / f"{checkpoint.path.name}{RESULTS[request.kind]}" / (request.val or "")
     make(directory, first=ranks.rank == 0)
     ep_size = gcd(ranks.world_size, moe.num_experts) if moe else 1
     dims = ParallelDims(world_size=ranks.world_size, ep_size=ep_size)

@@ -15,7 +15,7 @@ from torch import Tensor
 from data_shards.format.rng import Purpose, permutation
 from launcher.evaluation.context import EvalContext
 from launcher.evaluation.features import LabelledFeatures, pooled_features
-from launcher.evaluation.loop import eval_stream, validation_split
+from launcher.evaluation.loop import eval_stream, support_split, validation_split
 
 BIAS = 100.0  # of the constant feature: so large that its weight is hardly regularised
 REGULARISER = 2.0**10
@@ -103,11 +103,12 @@ def few_shot(
         mapped_to: the classes of data.train, where labels of data.val are mapped to them by name.
     """
     data = context.config.data
-    with eval_stream(context.config, context.mesh, grouped=False, place=data.train) as stream:
+    place = support_split(data)
+    with eval_stream(context.config, context.mesh, grouped=False, place=place) as stream:
         labels, num_classes = stream.labels(), stream.num_classes
     drawn = [draw_shots(labels, num_classes, shots, seed) for seed in seeds]
     union = np.unique(np.concatenate(drawn))
-    train = pooled_features(context, data.train, union)
+    train = pooled_features(context, place, union)
     test = pooled_features(context, validation_split(data), mapped_to=mapped_to)
     accuracies = [accuracy(train, test, np.searchsorted(union, one), num_classes) for one in drawn]
     context.say(

@@ -9,7 +9,7 @@ from data_shards.storage.manifest import checked_manifest
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.evaluation.labels import LabelSpace, read_labels
-from launcher.evaluation.loop import validation_split
+from launcher.evaluation.loop import support_split, validation_split
 from launcher.rundir.directory import RunDirectory
 from launcher.tasks.registry import task_spec
 from launcher.validation.label_spaces import Classes, LabelFit, fit, of_data
@@ -98,8 +98,8 @@ def classes_of_run(run: RunDirectory, num_classes: int) -> Classes:
 
 def _support(config: RunConfig, val: Manifest) -> LabelFit:
     """The images of data.val in the label space of data.train; the classifier has no say."""
-    data = config.data
-    wanted = of_data("data.train", data.train, checked_manifest(data.train))
+    data, train = config.data, support_split(config.data)
+    wanted = of_data("data.train", train, checked_manifest(train))
     otherwise = "few-shot and k-NN need images of every class in data.train"
     return fit(
         of_data("data.val", validation_split(data), val),

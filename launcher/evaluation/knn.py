@@ -13,7 +13,7 @@ from torch import Tensor
 from data_shards.format.rng import Purpose, permutation
 from launcher.evaluation.context import EvalContext
 from launcher.evaluation.features import pooled_features
-from launcher.evaluation.loop import eval_stream, validation_split
+from launcher.evaluation.loop import eval_stream, support_split, validation_split
 from parallel.ranks.collectives import sum_over
 
 TEMPERATURE = 0.07
@@ -58,10 +58,11 @@ def evaluate_knn(
         mapped_to: the classes of data.train, where labels of data.val are mapped to them by name.
     """
     data, mesh = context.config.data, context.mesh
-    with eval_stream(context.config, mesh, grouped=False, place=data.train) as stream:
+    place = support_split(data)
+    with eval_stream(context.config, mesh, grouped=False, place=place) as stream:
         found, num_classes = stream.num_samples, stream.num_classes
     drawn = np.sort(permutation(found, Purpose.SHOTS, seed)[:bank_size]) if bank_size else None
-    bank = pooled_features(context, data.train, drawn)
+    bank = pooled_features(context, place, drawn)
     test = pooled_features(context, validation_split(data), mapped_to=mapped_to)
     mine = slice(mesh.rank, None, mesh.dims.world_size)
     hits = torch.zeros(2, dtype=torch.float64, device=context.device)

@@ -35,16 +35,32 @@ ORDER_SEED = 0  # of the validation images where routing groups matter: the same
 
 
 def validation_split(data: DataConfig) -> str:
-    """The place of the validation split.
+    """The place of the validation split, of several sets the first.
 
     Raises:
         ConfigError: data.val is null.
     """
-    if data.val is None:
+    places = [*data.val_places.values()]
+    if not places:
         raise ConfigError(
             "data.val (null): there is nothing to evaluate; name a split, such as data.val=DIR/val"
         )
-    return data.val
+    return places[0]
+
+
+def support_split(data: DataConfig) -> str:
+    """The place of the training images for few-shot and k-NN.
+
+    Raises:
+        ConfigError: there are several training sets.
+    """
+    if isinstance(data.train, str):
+        return data.train
+    name, one = next(iter(data.train.items()))
+    raise ConfigError(
+        f"--few-shot and --knn take the images of one training set, and data.train has "
+        f"{', '.join(data.train)}: name one, such as data.train={one.path} for {name}"
+    )
 
 
 def eval_stream(

@@ -15,7 +15,7 @@ from data_shards.stream.options import EvalSampling, StreamOptions
 from data_shards.stream.transform import LabelledImages
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
-from launcher.evaluation.loop import read_options, validation_split
+from launcher.evaluation.loop import read_options, support_split, validation_split
 
 
 def check_support(args: Namespace, config: RunConfig, mapped_to: Sequence[str] | None) -> None:
@@ -29,15 +29,14 @@ def check_support(args: Namespace, config: RunConfig, mapped_to: Sequence[str] |
     Raises:
         ConfigError: too few images of a class or in all.
     """
-    data = config.data
-    classes, support = _counts(config, data.train)
-    val = validation_split(data)
+    train, val = support_split(config.data), validation_split(config.data)
+    classes, support = _counts(config, train)
     _, query = _counts(config, val, mapped_to)
     if args.few_shot:
-        check_shots(args.few_shot, data.train, classes, support, query)
+        check_shots(args.few_shot, train, classes, support, query)
     if args.knn:
-        check_bank(args.knn, args.bank, data.train, int(support.sum()))
-        check_neighbours(data.train, val, classes, support, query)
+        check_bank(args.knn, args.bank, train, int(support.sum()))
+        check_neighbours(train, val, classes, support, query)
 
 
 def _counts(

@@ -14,7 +14,7 @@ from launcher.metrics.metric import Metric
 from launcher.metrics.records import read_records
 from launcher.rundir.directory import RunDirectory
 
-OF_EVERY_EVALUATION = ("images_s", "dropped_fraction", "expert_load")  # whatever the metric
+OF_EVERY_EVALUATION = ("images_s", "dropped_fraction", "expert_load")  # whatever the metric, and of any set
 
 
 def summarise(
@@ -24,10 +24,12 @@ def summarise(
 
     The values of the task's metric and expert_load are of the last evaluation. With the prefix ema_ they are
     of the moving average of the weights, with first_ of the evaluation before the first step
-    (`train.eval_first`), where there is one. `primary` names the value by which runs are compared, and
-    `higher_is_better` says how. images_s is the median step's and dropped_fraction the mean, both over the
-    last epoch of training (the whole run if that is shorter, or an epoch's steps unknown, None), all ranks
-    together. A run without a validation split has no values of the metric, and an empty expert_load.
+    (`train.eval_first`), where there is one. Of several validation sets, listed in validation_sets, the first
+    has the plain names, and another has its name before them. `primary` names the value by which runs are
+    compared, and `higher_is_better` says how. images_s is the median step's and dropped_fraction the mean,
+    both over the last epoch of training (the whole run if that is shorter, or an epoch's steps unknown,
+    None), all ranks together. A run without a validation split has no values of the metric, and an empty
+    expert_load.
     """
     records = read_records(run.metrics)
     steps = [record for record in records if record["kind"] == "step"]
@@ -38,6 +40,7 @@ def summarise(
     summary = {
         "primary": metric.primary,
         "higher_is_better": metric.higher_is_better,
+        **({"validation_sets": [*config.data.val]} if isinstance(config.data.val, dict) else {}),
         **_values(evaluations[-1:], "eval_", ""),
         **_values(averages[-1:], "eval_ema_", "ema_"),
         **_values(first, "eval_", "first_"),
@@ -60,7 +63,7 @@ def _values(records: Sequence[dict[str, Any]], prefix: str, new_prefix: str) -> 
         f"{new_prefix}{name.removeprefix(prefix)}": value
         for record in records[:1]
         for name, value in record.items()
-        if name.startswith(prefix) and name.removeprefix(prefix) not in OF_EVERY_EVALUATION
+        if name.startswith(prefix) and not name.endswith(OF_EVERY_EVALUATION)
     }
 
 
@@ -92,9 +95,14 @@ def render(
 def _quality(summary: dict[str, Any], metric: Metric) -> Iterator[str]:
     """A line for the weights, for their moving average and for what the run started from."""
     for title, prefix in (("evaluation", ""), ("moving average", "ema_"), ("at the start", "first_")):
-        if f"{prefix}{metric.primary}" in summary:
-            values = {n.removeprefix(prefix): v for n, v in summary.items() if n.startswith(prefix)}
-            yield f"  {title:<15}  {metric.line(values)}"
+        for name in ("", *(f"{name}_" for name in summary.get("validation_sets", [])[1:])):
+            if f"{prefix}{name}{metric.primary}" in summary:
+                values = {
+                    key.removeprefix(f"{prefix}{name}"): value
+                    for key, value in summary.items()
+                    if key.startswith(f"{prefix}{name}")
+                }
+                yield f"  {name.rstrip('_') or title:<15}  {metric.line(values)}"
 
 
 def _tensorboard() -> str:

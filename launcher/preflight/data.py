@@ -32,17 +32,17 @@ class Place(NamedTuple):
     @property
     def is_val(self) -> bool:
         """Whether it is evaluated, and not trained on."""
-        return self.option == "data.val"
+        return self.option.startswith("data.val")
 
 
 def places(config: RunConfig) -> list[Place]:
-    """The splits that are trained on, data.train first, and data.val if there is one."""
+    """The splits that are trained on, those of data.train first, and those of data.val."""
     spec, data = task_spec(config.task), config.data
-    train = spec.train_data(config)
+    train, evaluated = spec.train_data(config), spec.eval_data(config).transform
     return [
-        Place("data.train", data.train, train.transform),
+        *(Place(option, split, train.transform) for option, split in data.train_places.items()),
         *(Place(part.option, part.split, part.transform) for part in train.beside.values()),
-        *([Place("data.val", data.val, spec.eval_data(config).transform)] if data.val is not None else []),
+        *(Place(option, split, evaluated) for option, split in data.val_places.items()),
     ]
 
 
@@ -105,7 +105,7 @@ def _try(config: RunConfig, place: Place, context: ProbeContext, deadline_s: flo
 def first_sample(
     manifest: Manifest, config: RunConfig, place: Place, rank: int, world_size: int
 ) -> tuple[int, int]:
-    """Shard and row of the first sample that a rank reads; near it in a split beside data.train."""
+    """Shard and row of the first sample that a rank reads; near it in one of several training splits."""
     sizes = manifest.samples_per_shard
     if not place.is_val:
         order, batch_size = GlobalOrder(sizes, config.seed), config.train.global_batch_size

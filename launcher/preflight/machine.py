@@ -90,9 +90,10 @@ def probe_limits(context: ProbeContext) -> dict[str, Any]:
 
 
 def _shards(context: ProbeContext) -> int:
-    """Of a local training split; 0 where that is not known without asking a storage far away."""
+    """Of local training splits; 0 where that is not known without asking a storage far away."""
+    places = context.config.data.train_places.values() if context.config else ()
     try:
-        return len(Manifest.load(context.config.data.train).shards) if context.config else 0
+        return sum(len(Manifest.load(place).shards) for place in places)
     except DataError:
         return 0
 

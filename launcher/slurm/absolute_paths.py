@@ -5,8 +5,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from data_shards.storage import SCHEME
+from data_shards.stream.weighted import TrainSet
 from launcher.config.load import ConfigError
-from launcher.config.schema import RunConfig
+from launcher.config.schema import DataConfig, RunConfig
 
 HEADS = ("strict", "replace")  # train.pretrained_head that is no file
 
@@ -22,9 +23,20 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
         train = replace(train, pretrained=_existing("train.pretrained", train.pretrained))
     if train.pretrained_head not in HEADS:
         train = replace(train, pretrained_head=_existing("train.pretrained_head", train.pretrained_head))
-    val = None if config.data.val is None else _absolute(config.data.val)
-    data = replace(config.data, train=_absolute(config.data.train), val=val)
+    data = replace(config.data, train=_absolute_train(config.data), val=_absolute_val(config.data))
     return replace(config, run_dir=os.path.abspath(config.run_dir), data=data, train=train)
+
+
+def _absolute_train(data: DataConfig) -> str | dict[str, TrainSet]:
+    if isinstance(data.train, str):
+        return _absolute(data.train)
+    return {name: replace(one, path=_absolute(one.path)) for name, one in data.train.items()}
+
+
+def _absolute_val(data: DataConfig) -> str | dict[str, str] | None:
+    if isinstance(data.val, dict):
+        return {name: _absolute(place) for name, place in data.val.items()}
+    return None if data.val is None else _absolute(data.val)
 
 
 def _absolute(place: str) -> str:

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from data_shards.storage.manifest import checked_manifest
-from data_shards.stream.patterns import names_tars
 from launcher.config.load import ConfigError, config_file, dump_config, load_config
 from launcher.config.schema import RunConfig
 from launcher.rundir.directory import RunDirectory
@@ -21,6 +19,7 @@ from launcher.slurm.site import load_site
 from launcher.slurm.submission import Submission, dump_submission, merged, read_submission
 from launcher.slurm.validate import check_earlier, layout, node_counts
 from launcher.validation.rules import steps_in
+from launcher.validation.train_sets import epoch_images
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +80,7 @@ def is_finished(run: Path, config: RunConfig) -> bool:
         steps = int(json.loads(RunDirectory(run).summary.read_text())["steps"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    place = config.data.train
-    samples = None if names_tars(place) else checked_manifest(place).samples
-    return steps >= steps_in(config.train.duration, config, samples)
+    return steps >= steps_in(config.train.duration, config, epoch_images(config.data))
 
 
 def prepare(

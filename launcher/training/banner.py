@@ -1,18 +1,20 @@
 """What a run is and where it starts, in a few lines. `train` prints them before its first step."""
 
 import time
+from collections.abc import Mapping
 from functools import partial
 
 import torch
 
 from data_shards.format.index import Manifest
 from data_shards.storage.manifest import checked_manifest
-from data_shards.stream.patterns import expand, names_tars, redacted
-from launcher.config.schema import RunConfig
+from data_shards.stream.patterns import expand, redacted
+from launcher.config.schema import DataConfig, RunConfig
 from launcher.console.counts import counted
 from launcher.tasks.registry import model_on_meta, task_spec
 from launcher.training.schedules import LR_BATCH, Schedule
 from launcher.validation.rules import steps_in
+from launcher.validation.train_sets import mixture_of, train_manifests
 from parallel.checkpoint.latest import IntactCheckpoint
 from swin_moe.backbone.flops import count_active_parameters, count_parameters
 from swin_moe.config import ModelConfig
@@ -29,13 +31,13 @@ def banner(config: RunConfig, world_size: int | None = None, device: str | None 
     Raises:
         DataError: a manifest cannot be read.
     """
-    train = _manifest(config.data.train)
-    num_samples = train.samples if train else None
+    train = train_manifests(config.data)
+    num_samples = mixture_of(config.data, train).samples if train else None
     lines = {
         "model": _model(config.model),
         "parameters": _parameters(config),
-        "training data": _training_data(config, train),
-        "evaluation data": _evaluation_data(config.data.val),
+        **_training_data(config, train),
+        **_evaluation_data(config.data),
         "length": _length(config, num_samples),
         "batch": _batch(config, world_size),
         "optimizer": _optimizer(config, num_samples),
@@ -79,20 +81,37 @@ def _parameters(config: RunConfig) -> str:
     )
 
 
-def _training_data(config: RunConfig, train: Manifest | None) -> str:
-    """data.train, and what a task reads beside it."""
+def _training_data(config: RunConfig, train: Mapping[str, Manifest]) -> dict[str, str]:
+    """data.train, each set with its share, and what a task reads beside it."""
+    data = config.data
     beside = task_spec(config.task).train_data(config).beside
-    parts = [f"{part.option}: {_contents(part.split, _manifest(part.split))}" for part in beside.values()]
-    return "; ".join([_contents(config.data.train, train), *parts])
+    parts = [
+        f"{part.option}: {_contents(part.split, checked_manifest(part.split))}" for part in beside.values()
+    ]
+    if isinstance(data.train, str):
+        (place,) = data.train_places.values()
+        return {"training data": "; ".join([_contents(place, train.get("data.train")), *parts])}
+    mixture, rows = mixture_of(data, train), {}
+    for (option, place), share in zip(data.train_places.items(), mixture.shares, strict=True):
+        epochs = share * mixture.samples / train[option].samples
+        drawn = f"{share:.2%} of the images, {epochs:.4g} times its {_contents(place, train[option])}"
+        rows[f"  {option.rpartition('.')[2]}"] = drawn
+    head = f"{counted(len(rows), 'set')}, {mixture.samples:,} images an epoch"
+    return {"training data": "; ".join([head, *parts]), **rows}
 
 
-def _evaluation_data(place: str | None) -> str:
-    return "none (data.val is null)" if place is None else _contents(place, _manifest(place))
-
-
-def _manifest(place: str) -> Manifest | None:
-    """The manifest of a split; None of tars without one."""
-    return None if names_tars(place) else checked_manifest(place)
+def _evaluation_data(data: DataConfig) -> dict[str, str]:
+    """data.val, each set in a line."""
+    contents = {
+        option: _contents(place, checked_manifest(place)) for option, place in data.val_places.items()
+    }
+    if isinstance(data.val, str):
+        return {"evaluation data": contents["data.val"]}
+    if not contents:
+        return {"evaluation data": "none (data.val is null)"}
+    first, *_ = names = [option.rpartition(".")[2] for option in contents]
+    rows = {f"  {name}": text for name, text in zip(names, contents.values(), strict=True)}
+    return {"evaluation data": f"{counted(len(rows), 'set')}, compared by {first}", **rows}
 
 
 def _contents(place: str, manifest: Manifest | None) -> str:

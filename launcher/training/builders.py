@@ -1,6 +1,6 @@
 """Building the parts of a run from its configuration: mesh, training stream, trainer."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -10,7 +10,6 @@ from data_shards.stream.base import TrainingStream
 from data_shards.stream.eval import EvalStream
 from data_shards.stream.mixed import MixedStream, share_out
 from data_shards.stream.options import StreamOptions, TrainSampling
-from data_shards.stream.patterns import names_tars
 from data_shards.stream.train import TrainStream
 from data_shards.stream.webdataset import WebDatasetStream
 from launcher.config.schema import ParallelConfig, RunConfig
@@ -26,6 +25,7 @@ from launcher.training.schedules import Schedule
 from launcher.training.spikes import SpikeGuard
 from launcher.training.trainer import Trainer
 from launcher.validation.data_rules import train_sampling
+from launcher.validation.label_spaces import is_mapped_by_name
 from launcher.validation.rules import steps_in
 from parallel.checkpoint.async_saver import CheckpointSaver
 from parallel.checkpoint.commit import committed
@@ -56,7 +56,7 @@ def train_stream(
     data = config.data
     sampling = train_sampling(config)
     of_task, options = task_spec(config.task).train_data(config), stream_options(data, mesh)
-    if names_tars(data.train):
+    if isinstance(data.train, str) and data.trains_on_tars:
         return WebDatasetStream(
             data.train,
             sampling,
@@ -67,20 +67,31 @@ def train_stream(
         )
     options = replace(options, quarantine=None if data.bad_samples == "stop" else run.quarantine)
     if of_task.beside:
-        return _mixed_stream(data.train, sampling, of_task, options)
-    return TrainStream(data.train, sampling, of_task.transform, options)
+        return _mixed_stream(config, sampling, of_task, options)
+    return TrainStream(
+        data.train, sampling, of_task.transform, options, match_classes=is_mapped_by_name(config) or None
+    )
 
 
-def _mixed_stream(split: str, sampling: TrainSampling, data: DataSpec, options: StreamOptions) -> MixedStream:
-    """The training split and the further ones of a task; the threads are shared out as the samples are."""
+def _mixed_stream(
+    config: RunConfig, sampling: TrainSampling, data: DataSpec, options: StreamOptions
+) -> MixedStream:
+    """The training sets and the further splits of a task; the threads are shared out as the samples are."""
     samplings, total = share_out(sampling, data.shares), sum(data.shares.values())
-    sources = {data.part: (split, data.transform)}
-    sources |= {name: (part.split, part.transform) for name, part in data.beside.items()}
-    parts = {}
-    for name, (place, transform) in sources.items():
-        threads = max(1, round(options.threads * data.shares[name] / total))
-        parts[name] = TrainStream(place, samplings[name], transform, replace(options, threads=threads))
-    return MixedStream(parts)
+    threads = {name: max(1, round(options.threads * share / total)) for name, share in data.shares.items()}
+    of_part = {name: replace(options, threads=count) for name, count in threads.items()}
+    first = TrainStream(
+        config.data.train,
+        samplings[data.part],
+        data.transform,
+        of_part[data.part],
+        match_classes=is_mapped_by_name(config) or None,
+    )
+    beside = {
+        name: TrainStream(part.split, samplings[name], part.transform, of_part[name])
+        for name, part in data.beside.items()
+    }
+    return MixedStream({data.part: first, **beside})
 
 
 def engine_options(config: RunConfig, grad_accum_steps: int) -> EngineOptions:
@@ -103,7 +114,7 @@ def build_trainer(
     mesh: Mesh,
     device: torch.device,
     stream: TrainingStream,
-    val: EvalStream | None,
+    val: Mapping[str, EvalStream],
     context: RankContext,
 ) -> Trainer:
     """Build everything that training needs: model, initial weights, engine, master weights, saver, schedule.
@@ -114,7 +125,7 @@ def build_trainer(
         mesh: of `run_mesh`.
         device: of this rank.
         stream: of `train_stream`.
-        val: the validation split, if there is one.
+        val: the validation sets by name; none for training without evaluation.
         context: of this rank.
 
     Raises:

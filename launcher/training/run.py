@@ -4,8 +4,8 @@ Every rank calls `train`. What fails before the first step fails on all ranks to
 """
 
 import logging
-from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import torch
@@ -75,7 +75,7 @@ def train(
         print("\n  ".join(["going on with another configuration, as --allow-change says:", *changed]))
     with (
         train_stream(config, run, mesh) as stream,
-        _validation_stream(config, mesh, stream.classes) as val,
+        _validation_streams(config, mesh, stream.classes) as val,
     ):
         trainer = build_trainer(config, run, mesh, device, stream, val, context)
         checkpoint = trainer.resume()
@@ -89,13 +89,18 @@ def train(
         report(config, run, trainer.task.metric(), ranks.world_size, stream.num_samples)
 
 
-def _validation_stream(
+@contextmanager
+def _validation_streams(
     config: RunConfig, mesh: Mesh, trained: Sequence[str] | None
-) -> AbstractContextManager[EvalStream | None]:
-    """This rank's part of the validation split; None without one."""
-    if config.data.val is None:
-        return nullcontext()
-    return eval_stream(config, mesh, classes=evaluated_classes(config, trained))
+) -> Iterator[dict[str, EvalStream]]:
+    """This rank's part of each validation set by name, in the order of the configuration."""
+    classes = evaluated_classes(config, trained)
+    with ExitStack() as stack:
+        streams = {
+            option.rpartition(".")[2]: eval_stream(config, mesh, place=place, classes=classes)
+            for option, place in config.data.val_places.items()
+        }
+        yield {name: stack.enter_context(stream) for name, stream in streams.items()}
 
 
 def report(

@@ -5,9 +5,10 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -20,7 +21,8 @@ from data_shards.stream.eval import EvalStream
 from launcher.config.load import dump_config
 from launcher.config.schema import RunConfig
 from launcher.errors import BadDataError, DivergedError, FinalSaveError, RankError, Stopped
-from launcher.evaluation.loop import Evaluated, Evaluation, evaluate
+from launcher.evaluation.loop import Evaluated, Evaluation
+from launcher.evaluation.sets import evaluate_sets, line_of_sets
 from launcher.metrics.accumulator import MetricAccumulator, Totals
 from launcher.metrics.log import MetricsLog
 from launcher.process.run_rank import RankContext
@@ -59,7 +61,7 @@ class Trainer:
     device: torch.device
     context: RankContext
     stream: TrainingStream
-    val: EvalStream | None  # None: training without evaluation
+    val: Mapping[str, EvalStream]  # by name, the one that runs are compared by first; none: no evaluation
     task: Task
     backbone: Backbone
     engine: Engine
@@ -255,19 +257,19 @@ class Trainer:
         )
 
     def evaluate(self) -> None:
-        """Evaluate the weights on the validation split, if any, and their moving average if there is one."""
+        """Evaluate the weights on the validation sets, if any, and their moving average if there is one."""
         self.evaluation_is_due = False
-        if self.val is None:
+        if not self.val:
             return
         self.hook("evaluate", self)
         with self.watch.phase("evaluation"):
-            result, averaged = self.evaluate_weights(self.val), None
+            result, averaged = self.evaluate_weights(), None
         if self.config.train.ema_decay:
             with self.watch.phase("evaluation"), self.masters.ema_applied():
-                averaged = self.evaluate_weights(self.val)
+                averaged = self.evaluate_weights()
         if self.log is None:
             return
-        line = self.task.metric().line
+        line = partial(line_of_sets, self.task.metric(), names=[*self.val])
         self.log.evaluation(self.step, result.metrics, line(result.metrics))
         if averaged:
             text = f"average: {line(averaged.metrics)}"
@@ -275,15 +277,15 @@ class Trainer:
         if result.image is not None:
             self.log.image(self.step, result.image)
 
-    def evaluate_weights(self, val: EvalStream) -> Evaluation:
-        """Evaluate the weights that the model computes with now."""
+    def evaluate_weights(self) -> Evaluation:
+        """Evaluate the weights that the model computes with now, on every validation set."""
         evaluated = Evaluated(
             model=self.engine.module,
             task=self.task,
             device=self.device,
             heartbeat=self.watch.beat,
         )
-        return evaluate(evaluated, val)[0]
+        return evaluate_sets(evaluated, self.val)
 
     @property
     def is_finished(self) -> bool:
@@ -329,9 +331,12 @@ class Trainer:
                 "task": {name: kept.state_dict() for name, kept in self.task.state().items()},
             },
             "config": dump_config(self.config),
-            "val_manifest": self.val.manifest.digest if self.val else None,
+            "val_manifests": {
+                option: one.manifest.digest
+                for option, one in zip(self.config.data.val_places, self.val.values(), strict=True)
+            },
             "classes": trained_classes(
-                self.config, self.stream.classes, self.val.classes if self.val else None
+                self.config, self.stream.classes, next((val.classes for val in self.val.values()), None)
             ),
             "versions": version_record("torch", "deepspeed", "swin-moe"),
         }

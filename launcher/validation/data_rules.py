@@ -6,12 +6,14 @@ from data_shards.storage.cache import least_bytes
 from data_shards.storage.manifest import checked_manifest
 from data_shards.stream.mixed import share_out
 from data_shards.stream.options import TrainSampling
-from data_shards.stream.patterns import expand, names_tars, redacted
+from data_shards.stream.patterns import expand, redacted
 from data_shards.stream.transform import Transform
+from data_shards.stream.weighted import check_alike
 from launcher.config.schema import RunConfig
 from launcher.tasks.registry import task_spec
 from launcher.tasks.spec import DataSpec
 from launcher.validation.label_spaces import class_errors
+from launcher.validation.train_sets import mixture_of
 
 
 def train_sampling(config: RunConfig) -> TrainSampling:
@@ -25,29 +27,41 @@ def train_sampling(config: RunConfig) -> TrainSampling:
 
 def data_errors(config: RunConfig) -> tuple[list[str], int | None]:
     """What is wrong with the shards, and the images of an epoch, where they are known."""
+    data, spec = config.data, task_spec(config.task)
     errors: list[str] = []
     manifests: dict[str, Manifest] = {}
-    spec = task_spec(config.task)
-    for option, directory, data in (
-        ("data.train", config.data.train, spec.train_data),
-        ("data.val", config.data.val, spec.eval_data),
-    ):
-        if directory is None:  # data.val alone, see DataConfig
-            continue
+    try:
+        errors += _mix_errors(config, spec.train_data(config))
+    except DataError as error:
+        errors.append(f"data.train: {error}")
+    for option, place in {**data.train_places, **data.val_places}.items():
         try:
-            of_task = data(config)
-            errors += _mix_errors(config, of_task)
-            if names_tars(directory):  # of data.train alone, see DataConfig
-                expand(directory)
+            of_task = (spec.train_data if option in data.train_places else spec.eval_data)(config)
+            if data.trains_on_tars and option in data.train_places:
+                expand(place)
                 errors += _tar_errors(config, of_task)
                 continue
-            manifests[option] = _manifest(config, directory, of_task.transform)
+            manifests[option] = _manifest(config, place, of_task.transform)
             errors += _cache_errors(config, option, manifests[option])
         except DataError as error:
             errors.append(f"{option}: {error}")
-    train = manifests.get("data.train")
-    errors += class_errors(config, train, manifests.get("data.val"))
-    return errors, train.samples if train else None
+    errors += class_errors(config, manifests)
+    train = {option: manifests[option] for option in data.train_places if option in manifests}
+    if data.trains_on_tars or len(train) < len(data.train_places):
+        return errors, None
+    more, num_samples = _weight_errors(config, train, spec.train_data(config))
+    return errors + more, num_samples
+
+
+def _weight_errors(
+    config: RunConfig, train: dict[str, Manifest], of_task: DataSpec
+) -> tuple[list[str], int | None]:
+    """Why the training sets cannot stand in one batch, classes aside, and the images of an epoch."""
+    try:
+        check_alike(train, of_task.transform.fields, None)
+        return [], mixture_of(config.data, train).samples
+    except DataError as error:
+        return [f"data.train: {error}"], None
 
 
 def _manifest(config: RunConfig, split: str, transform: Transform) -> Manifest:
@@ -62,9 +76,10 @@ def _mix_errors(config: RunConfig, data: DataSpec) -> list[str]:
     if not data.beside:
         return []
     errors = _share_errors(config, data)
-    if names_tars(config.data.train):
+    if config.data.trains_on_tars:
+        (place,) = config.data.train_places.values()
         errors.append(
-            f"data.train ({redacted(config.data.train)}) must be shards with a manifest, as "
+            f"data.train ({redacted(place)}) must be shards with a manifest, as "
             f"task={config.task} reads {', '.join(data.beside)} beside it; `swin-moe shards index` writes one"
         )
     for part in data.beside.values():
@@ -94,8 +109,9 @@ def _share_errors(config: RunConfig, data: DataSpec) -> list[str]:
 def _tar_errors(config: RunConfig, data: DataSpec) -> list[str]:
     """Tars without a manifest must have the members that the task reads."""
     known = [field.name for field in data.members]
+    (place,) = config.data.train_places.values()
     return [
-        f"data.train ({redacted(config.data.train)}): task={config.task} reads the member {name!r}, which it "
+        f"data.train ({redacted(place)}): task={config.task} reads the member {name!r}, which it "
         "does not find in tars without a manifest: `swin-moe shards index` writes one"
         for name in data.transform.fields
         if name not in known

@@ -5,17 +5,18 @@ set only where that has the same names in the same order, or where labels are ma
 (`data.match_classes`). Where one side has no names, labels are compared by number, and a note says so.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from data_shards.errors import DataError
 from data_shards.format.classes import differences, is_numbered, label_map, numbered, shown
 from data_shards.format.index import Manifest
 from data_shards.storage.manifest import checked_manifest
-from data_shards.stream.patterns import names_tars, redacted
+from data_shards.stream.patterns import redacted
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.tasks.registry import task_spec
+from launcher.validation.train_sets import train_manifests
 
 MATCH = "--match-classes (data.match_classes=true) maps labels by name"
 
@@ -111,52 +112,70 @@ def _misfit(found: Classes, wanted: Classes, unnamed: str, otherwise: str) -> st
     return f"{must}: {differences(found.names, wanted.names)}; {MATCH if is_subset else otherwise}"
 
 
-def training_fit(config: RunConfig, train: Manifest | None, val: Manifest) -> LabelFit:
-    """How the labels of data.val become those that a run is trained on.
+def trained_on(config: RunConfig, train: Manifest | None) -> Classes:
+    """The classes that a run is trained on: those of its first training set.
 
     Args:
         config: of the run.
-        train: of data.train; None where that is tars without one.
-        val: of data.val.
+        train: of the first training set; None where data.train is tars without one.
+    """
+    option, place = next(iter(config.data.train_places.items()))
+    return of_data(option, place, train) if train else of_tars(option, place, config.model.num_classes)
+
+
+def training_fit(config: RunConfig, option: str, found: Manifest, trained: Classes) -> LabelFit:
+    """How the labels of a set of data.train or data.val become those that a run is trained on.
+
+    Args:
+        config: of the run.
+        option: of the set.
+        found: its manifest.
+        trained: of `trained_on`.
 
     Raises:
         ConfigError: see `fit`.
     """
-    if not task_spec(config.task).has_classes:
-        return LabelFit()
-    data = config.data
-    wanted = (
-        of_tars("data.train", data.train, config.model.num_classes)
-        if train is None
-        else of_data("data.train", data.train, train)
-    )
-    assert data.val is not None
-    found = of_data("data.val", data.val, val)
-    return fit(found, wanted, match=data.match_classes, otherwise="pack both splits with the same classes")
+    here = of_data(option, _place(config, option), found)
+    match, otherwise = config.data.match_classes, "pack both splits with the same classes"
+    return fit(here, trained, match=match, otherwise=otherwise)
 
 
-def class_errors(config: RunConfig, train: Manifest | None, val: Manifest | None) -> list[str]:
-    """What is wrong with the classes of a run's data, a line each; None is a set that cannot be read."""
+def _place(config: RunConfig, option: str) -> str:
+    return {**config.data.train_places, **config.data.val_places}[option]
+
+
+def class_errors(config: RunConfig, manifests: Mapping[str, Manifest]) -> list[str]:
+    """What is wrong with the classes of a run's data, a line each.
+
+    Args:
+        config: of the run.
+        manifests: of the sets of data.train and data.val by option, without those that cannot be read.
+    """
     if not task_spec(config.task).has_classes:
         return []
-    data = config.data
-    of_train = _count_errors(config, "data.train", data.train, train) if train else []
-    of_val = _count_errors(config, "data.val", data.val, val) if val and data.val else []
-    if val is None or (train is None and (of_val or not names_tars(data.train))):
-        return [*of_train, *of_val]
-    try:
-        mapped_to = training_fit(config, train, val).mapped_to
-    except ConfigError as error:
-        return [*of_train, str(error)]
-    return of_train if mapped_to else [*of_train, *of_val]
+    data, (first, *_) = config.data, config.data.train_places
+    counts = {option: _count_errors(config, option, manifest) for option, manifest in manifests.items()}
+    if first not in manifests and not data.trains_on_tars:
+        return [line for lines in counts.values() for line in lines]
+    trained, errors = trained_on(config, manifests.get(first)), counts.pop(first, [])
+    for option, lines in counts.items():
+        if data.trains_on_tars and lines:
+            errors += lines
+            continue
+        try:
+            is_mapped = training_fit(config, option, manifests[option], trained).mapped_to
+            errors += [] if is_mapped else lines
+        except ConfigError as error:
+            errors.append(str(error))
+    return errors
 
 
-def _count_errors(config: RunConfig, option: str, place: str, manifest: Manifest) -> list[str]:
+def _count_errors(config: RunConfig, option: str, manifest: Manifest) -> list[str]:
     if len(manifest.classes) == config.model.num_classes:
         return []
     return [
         f"model.num_classes ({config.model.num_classes}) must be the classes of {option} "
-        f"({len(manifest.classes)} in {redacted(place)})"
+        f"({len(manifest.classes)} in {redacted(_place(config, option))})"
     ]
 
 
@@ -164,17 +183,21 @@ def class_notes(config: RunConfig) -> list[str]:
     """What a person must know of the classes of a run that `class_errors` accepts, a line each."""
     if not task_spec(config.task).has_classes:
         return []
-    place, val = config.data.train, config.data.val
-    if val is None:
-        return []
-    train = None if names_tars(place) else checked_manifest(place)
-    note = training_fit(config, train, checked_manifest(val)).note
-    return [note] if note else []
+    train, (first, *_) = train_manifests(config.data), config.data.train_places
+    trained, others = trained_on(config, train.pop(first, None)), train
+    others |= {option: checked_manifest(place) for option, place in config.data.val_places.items()}
+    fits = (training_fit(config, option, manifest, trained) for option, manifest in others.items())
+    return [one.note for one in fits if one.note]
+
+
+def is_mapped_by_name(config: RunConfig) -> bool:
+    """Whether labels are mapped by name to the classes that are trained."""
+    return config.data.match_classes and task_spec(config.task).has_classes
 
 
 def evaluated_classes(config: RunConfig, train: Sequence[str] | None) -> Sequence[str] | None:
     """The class names to which labels of data.val are mapped in training; None where they stay."""
-    return train if task_spec(config.task).has_classes and config.data.match_classes else None
+    return train if is_mapped_by_name(config) else None
 
 
 def trained_classes(
@@ -184,9 +207,9 @@ def trained_classes(
 
     Args:
         config: of the run.
-        train: the class names of data.train; None for tars without a manifest, whose label i stands for
-            class i of data.val.
-        val: the class names of data.val; None without one.
+        train: the class names of the first training set; None for tars without a manifest, whose label i
+            stands for class i of data.val.
+        val: the class names of the first validation set; None without one.
     """
     names = train or val
     return list(names) if names and task_spec(config.task).has_classes else None

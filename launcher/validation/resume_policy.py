@@ -17,12 +17,13 @@ from typing import Any, get_args, get_type_hints
 
 from data_shards.format.classes import differences
 from data_shards.storage.manifest import checked_manifest
-from data_shards.stream.patterns import names_tars
+from data_shards.stream.state import trained_manifests
 from launcher.config.load import ConfigError, dump_config
 from launcher.config.schema import RunConfig
 from launcher.config.task_sections import config_class, is_task_section
 from launcher.tasks.registry import task_spec
 from launcher.tasks.spec import Kind
+from launcher.validation.train_sets import train_manifests
 from parallel.checkpoint.commit import committed, latest
 from parallel.checkpoint.manifest import MANIFEST, CheckpointError, read_manifest
 from parallel.ranks.collectives import RanksError, agree
@@ -199,12 +200,13 @@ def _check(config: RunConfig, checkpoints: Path, allow: bool) -> list[str]:
 
 def _other_classes(config: RunConfig, manifest: Mapping[str, Any]) -> list[str]:
     """The model's outputs stand for the classes of its training, which older checkpoints do not name."""
-    before, place = recorded_classes(manifest), config.data.train
+    before, data = recorded_classes(manifest), config.data
     if before is None or not task_spec(config.task).has_classes:
         return []
-    option, source = ("data.val", config.data.val) if names_tars(place) else ("data.train", place)
-    if source is None:
+    sources = data.val_places if data.trains_on_tars else data.train_places
+    if not sources:
         return []
+    option, source = next(iter(sources.items()))  # the classes of the first set are those of the model
     differing = differences(checked_manifest(source).classes, before)
     return (
         [f"the classes of {option} ({source}) are not those of the checkpoint: {differing}"]
@@ -215,17 +217,29 @@ def _other_classes(config: RunConfig, manifest: Mapping[str, Any]) -> list[str]:
 
 def _other_validation_split(config: RunConfig, manifest: Mapping[str, Any]) -> list[str]:
     """Shards may move, and the stream's state knows those of training; this knows those of validation."""
-    before, trained = manifest.get("val_manifest"), manifest.get("state", {}).get("data", {}).get("manifest")
-    if before is None or config.data.val is None or names_tars(config.data.train):
+    before, data = _validation_manifests(manifest), config.data
+    if not before or not data.val_places or data.trains_on_tars:
         return []
-    if trained != checked_manifest(config.data.train).digest:
+    trained = trained_manifests(manifest.get("state", {}).get("data", {}))
+    if trained != [one.digest for one in train_manifests(data).values()]:
         return []  # which is the stream's to refuse
-    now = checked_manifest(config.data.val).digest
-    if before == now:
-        return []
+    now = {option: checked_manifest(place).digest for option, place in data.val_places.items()}
+    first = next(iter(now))
+    pairs = {option: (before[option], now[option]) for option in now if option in before}
+    pairs[first] = next(iter(before.values())), now[first]  # runs are compared by the first set
     return [
-        f"data.val: manifest {str(before)[:12]} in the checkpoint, {now[:12]} now: figures will not compare"
+        f"{option}: manifest {str(old)[:12]} in the checkpoint, {new[:12]} now: figures will not compare"
+        for option, (old, new) in pairs.items()
+        if old != new
     ]
+
+
+def _validation_manifests(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """The digest of each validation set's manifest by its option, the first one first."""
+    if "val_manifests" in manifest:
+        return dict(manifest["val_manifests"])
+    digest = manifest.get("val_manifest")  # of versions with one set
+    return {} if digest is None else {"data.val": digest}
 
 
 def _differences(section: type, before: Tree, now: Tree, prefix: str) -> Iterator[OptionChange]:

@@ -3,7 +3,6 @@
 import math
 from collections.abc import Iterator
 
-from data_shards.stream.patterns import names_tars
 from launcher.config.duration import parse_duration, to_steps
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
@@ -117,7 +116,7 @@ def _durations(config: RunConfig) -> dict[str, str]:
 
 def _duration_errors(config: RunConfig) -> list[str]:
     errors = []
-    num_samples = None if names_tars(config.data.train) else 1
+    num_samples = None if config.data.trains_on_tars else 1
     for option, text in _durations(config).items():
         try:
             to_steps(text, global_batch_size=1, num_samples=num_samples)

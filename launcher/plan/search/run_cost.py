@@ -8,14 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_shards.errors import DataError
-from data_shards.storage.manifest import checked_manifest
-from data_shards.stream.patterns import names_tars
 from launcher.config.duration import parse_duration
 from launcher.config.schema import RunConfig
 from launcher.plan.base.hardware import Device
 from launcher.plan.search.candidate import Candidate
 from launcher.plan.time.published import RUNS
 from launcher.validation.rules import steps_in
+from launcher.validation.train_sets import epoch_images
 
 HOUR_S, MILLION = 3600.0, 1e6
 
@@ -43,13 +42,12 @@ class RunCost:
         return f"{self.hours / share:,.1f} h, {self.gpu_hours / share:,.0f} GPU-hours{price}"
 
 
-def epoch_images(config: RunConfig) -> int | None:
-    """Images of an epoch by the manifest of data.train, where that directory is on this machine."""
-    place = config.data.train
-    if names_tars(place) or not Path(place).is_dir():
+def images_known_here(config: RunConfig) -> int | None:
+    """Images of an epoch by the manifests of data.train, where those directories are on this machine."""
+    if not all(Path(place).is_dir() for place in config.data.train_places.values()):
         return None
     try:
-        return checked_manifest(place).samples
+        return epoch_images(config.data)
     except DataError:
         return None
 
@@ -83,7 +81,7 @@ def run_cost_lines(candidate: Candidate, terms: Terms, device: Device) -> Iterat
     if million is not None:
         yield f"price: {million:.2f} a million images at {price:g} a GPU-hour"
     if cost is None:
-        place = candidate.config.data.train
+        place = ", ".join(candidate.config.data.train_places.values())
         yield (
             f"time to train: {duration} of how many images? give --images N, as {place} has no manifest here"
         )

@@ -1,14 +1,14 @@
 """What a grid costs: steps, images and multiply-adds before it starts, hours once a trial has finished."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 
 from data_shards.errors import DataError
-from data_shards.storage.manifest import checked_manifest
-from data_shards.stream.patterns import names_tars
-from launcher.config.schema import RunConfig
+from launcher.config.load import as_yaml
+from launcher.config.schema import DataConfig, RunConfig
 from launcher.study.grid.resolve import PlannedTrial
 from launcher.validation.rules import steps_in
+from launcher.validation.train_sets import epoch_images
 from swin_moe.backbone.flops import Cost, cost
 from swin_moe.config import ModelConfig
 
@@ -46,31 +46,29 @@ class ModelCosts:
         return self._known[model]
 
 
-def costs_of(trials: Iterable[PlannedTrial], epoch_images: int | None = None) -> dict[str, TrialCost]:
+def costs_of(trials: Iterable[PlannedTrial], images: int | None = None) -> dict[str, TrialCost]:
     """The cost of every trial by its name.
 
     Args:
         trials: resolved.
-        epoch_images: of data.train where that is not here.
+        images: of an epoch of data.train where that is not here.
     """
     models, samples, costs = ModelCosts(), dict[str, int | None](), {}
     for planned in trials:
-        config, place = planned.config, planned.config.data.train
-        if place not in samples:
-            samples[place] = _samples(place, epoch_images)
-        steps = _steps(config, samples[place])
-        images = None if steps is None else steps * config.train.global_batch_size
-        costs[planned.trial.name] = TrialCost(model=models.of(config.model), steps=steps, images=images)
+        config, sets = planned.config, as_yaml(asdict(planned.config.data)["train"])
+        if sets not in samples:
+            samples[sets] = _samples(config.data, images)
+        steps = _steps(config, samples[sets])
+        trained = None if steps is None else steps * config.train.global_batch_size
+        costs[planned.trial.name] = TrialCost(model=models.of(config.model), steps=steps, images=trained)
     return costs
 
 
-def _samples(place: str, epoch_images: int | None) -> int | None:
-    if names_tars(place):
-        return epoch_images
+def _samples(data: DataConfig, otherwise: int | None) -> int | None:
     try:
-        return checked_manifest(place).samples
+        return epoch_images(data) or otherwise
     except DataError:
-        return epoch_images
+        return otherwise
 
 
 def _steps(config: RunConfig, samples: int | None) -> int | None:

@@ -62,11 +62,13 @@ def test_an_epoch_of_the_mixture() -> None:
     assert of(small={"repeat": 3}) == Mixture(weights=(103, 93), samples=196)
     assert of(small={"repeat": 0.5}) == Mixture(weights=(103, 16), samples=119)  # 15.5, to the even one
     assert of(large={"proportion": 1}, small={"proportion": 1}).shares == (0.5, 0.5)
-    with pytest.raises(DataError, match=r"small: proportion \(None\), repeat \(None\), while large has"):
+    with pytest.raises(
+        DataError, match=r"small.proportion \(None\) and small.repeat \(None\), while large has"
+    ):
         of(large={"proportion": 0.8})
-    with pytest.raises(DataError, match=r"small: proportion \(0.2\), repeat \(2\), while large has"):
+    with pytest.raises(DataError, match=r"small.proportion \(0.2\) and small.repeat \(2\), while large has"):
         of(large={"proportion": 0.8}, small={"proportion": 0.2, "repeat": 2})
-    with pytest.raises(DataError, match=r"proportion \(0\) of large must lie in"):
+    with pytest.raises(DataError, match=r"large.proportion \(0\) must lie in"):
         of(large={"proportion": 0})
 
 

@@ -55,7 +55,7 @@ base.yaml is not a valid RunConfig:
   model.moe.blocks: required, but not given
   model.moe.num_experts: required, but not given
   model.moe.top_k: Input should be a valid integer (got True)
-  data.train: Input should be a valid string (got 3)
+  data.train: Input should be a valid string, or a mapping of names (got 3)
   data.val: required, but not given
   data.std: Input should be a valid list (got 0.5)
   optim.base_lr: Input should be a valid number, unable to parse string as a number (got 'fast')
