@@ -131,9 +131,9 @@ def _simulate(
 
 def _terms(args: argparse.Namespace, config: RunConfig) -> "Terms":
     """The length of an epoch and the price."""
-    from launcher.plan.search.run_cost import Terms, images_known_here
+    from launcher.plan.search.run_cost import Terms, epoch_images
 
-    images = args.images or images_known_here(config)
+    images = args.images or epoch_images(config)
     return Terms(epoch_images=images, price_per_gpu_hour=args.price_per_gpu_hour)
 
 

@@ -19,7 +19,7 @@ from launcher.slurm.site import load_site
 from launcher.slurm.submission import Submission, dump_submission, merged, read_submission
 from launcher.slurm.validate import check_earlier, layout, node_counts
 from launcher.validation.rules import steps_in
-from launcher.validation.train_sets import epoch_images
+from launcher.validation.train_sets import images_per_epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +80,7 @@ def is_finished(run: Path, config: RunConfig) -> bool:
         steps = int(json.loads(RunDirectory(run).summary.read_text())["steps"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
-    return steps >= steps_in(config.train.duration, config, epoch_images(config.data))
+    return steps >= steps_in(config.train.duration, config, images_per_epoch(config.data))
 
 
 def prepare(

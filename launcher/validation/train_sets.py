@@ -32,7 +32,7 @@ def mixture_of(data: DataConfig, manifests: Mapping[str, Manifest]) -> Mixture:
     return mixture(data.train, samples)
 
 
-def epoch_images(data: DataConfig) -> int | None:
+def images_per_epoch(data: DataConfig) -> int | None:
     """The images of an epoch; None of tars without a manifest, which nobody counted.
 
     Raises:

@@ -14,7 +14,7 @@ from launcher.plan.base.hardware import Device
 from launcher.plan.search.candidate import Candidate
 from launcher.plan.time.published import RUNS
 from launcher.validation.rules import steps_in
-from launcher.validation.train_sets import epoch_images
+from launcher.validation.train_sets import images_per_epoch
 
 HOUR_S, MILLION = 3600.0, 1e6
 
@@ -42,12 +42,12 @@ class RunCost:
         return f"{self.hours / share:,.1f} h, {self.gpu_hours / share:,.0f} GPU-hours{price}"
 
 
-def images_known_here(config: RunConfig) -> int | None:
+def epoch_images(config: RunConfig) -> int | None:
     """Images of an epoch by the manifests of data.train, where those directories are on this machine."""
     if not all(Path(place).is_dir() for place in config.data.train_places.values()):
         return None
     try:
-        return epoch_images(config.data)
+        return images_per_epoch(config.data)
     except DataError:
         return None
 

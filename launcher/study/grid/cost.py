@@ -8,7 +8,7 @@ from launcher.config.load import as_yaml
 from launcher.config.schema import DataConfig, RunConfig
 from launcher.study.grid.resolve import PlannedTrial
 from launcher.validation.rules import steps_in
-from launcher.validation.train_sets import epoch_images
+from launcher.validation.train_sets import images_per_epoch
 from swin_moe.backbone.flops import Cost, cost
 from swin_moe.config import ModelConfig
 
@@ -46,27 +46,27 @@ class ModelCosts:
         return self._known[model]
 
 
-def costs_of(trials: Iterable[PlannedTrial], images: int | None = None) -> dict[str, TrialCost]:
+def costs_of(trials: Iterable[PlannedTrial], epoch_images: int | None = None) -> dict[str, TrialCost]:
     """The cost of every trial by its name.
 
     Args:
         trials: resolved.
-        images: of an epoch of data.train where that is not here.
+        epoch_images: of data.train where that is not here.
     """
     models, samples, costs = ModelCosts(), dict[str, int | None](), {}
     for planned in trials:
         config, sets = planned.config, as_yaml(asdict(planned.config.data)["train"])
         if sets not in samples:
-            samples[sets] = _samples(config.data, images)
+            samples[sets] = _samples(config.data, epoch_images)
         steps = _steps(config, samples[sets])
-        trained = None if steps is None else steps * config.train.global_batch_size
-        costs[planned.trial.name] = TrialCost(model=models.of(config.model), steps=steps, images=trained)
+        images = None if steps is None else steps * config.train.global_batch_size
+        costs[planned.trial.name] = TrialCost(model=models.of(config.model), steps=steps, images=images)
     return costs
 
 
 def _samples(data: DataConfig, otherwise: int | None) -> int | None:
     try:
-        return epoch_images(data) or otherwise
+        return images_per_epoch(data) or otherwise
     except DataError:
         return otherwise
 
