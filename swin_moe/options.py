@@ -138,15 +138,17 @@ def _places(loc: tuple[int | str, ...], tree: Any, options: Iterable[str]) -> li
     """
     names, places = {part for name in options for part in name.split(".")}, []
     for part in loc:
-        is_item = isinstance(part, int)
-        is_there = part < len(tree) if is_item and isinstance(tree, list) else _is_key(part, tree)
-        if is_there or is_item or part in names:
+        is_there = _is_in(part, tree)
+        if is_there or isinstance(part, int) or part in names:
             places.append(part)
             tree = tree[part] if is_there else None
     return places
 
 
-def _is_key(part: int | str, tree: Any) -> bool:
+def _is_in(part: int | str, tree: Any) -> bool:
+    """Whether a part of a location is a key of a mapping or an item of a list."""
+    if isinstance(tree, list):
+        return isinstance(part, int) and part < len(tree)
     return isinstance(tree, dict) and part in tree
 
 

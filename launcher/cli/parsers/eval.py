@@ -18,6 +18,7 @@ examples:
   swin-moe eval runs/demo_cpu --throughput train.eval_batch_size=64
   swin-moe eval runs/demo_cpu --confusion --affinity --labels real.json
   swin-moe eval runs/demo_cpu data.val=other/val --match-classes                      labels mapped by name
+  swin-moe eval runs/mixed --val real                          a set of data.val by its name
 
 Every image of the validation split exactly once: exact (dropless), and for an MoE at a capacity too. The
 figures are the same on any number of ranks and at any batch size. Results: RUN/eval/CHECKPOINT/.
@@ -34,6 +35,7 @@ def add_arguments(parser: CommandParser) -> None:
     add("overrides", nargs="*", metavar="a.b=value", help="options of the run to override")
     add("--nproc", type=positive, help="ranks to start on this machine")
     add("--checkpoint", help="step-NNNNNNNN; default: the newest")
+    add("--val", metavar="NAME", help="a set of data.val, where it has several; default: the first")
     add(
         "--precision",
         choices=get_args(Precision),
