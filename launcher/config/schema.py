@@ -13,6 +13,7 @@ from data_shards.augment.options import AugmentConfig
 from data_shards.errors import DataError
 from data_shards.stream.patterns import names_tars
 from data_shards.stream.weighted import TrainSet, mixture
+from launcher.config.tracking import TrackingConfig
 from parallel.experts.options import ExchangeOptions
 from parallel.ranges import LARGEST, WEEK_S, check_ranges
 from parallel.ranks.dims import ParallelDims
@@ -328,6 +329,7 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     parallel: ParallelConfig = field(default_factory=ParallelConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
     # further options of DeepSpeed's own configuration
     deepspeed: dict[str, Any] = field(default_factory=dict)
 

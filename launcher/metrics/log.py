@@ -1,22 +1,20 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard, a progress line. Rank 0 alone writes."""
+"""What a run says of itself: metrics.jsonl, its trackers, a progress line. Rank 0 alone writes."""
 
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any, Literal
 
 from torch import Tensor
-from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
-from launcher.config.load import dump_config
 from launcher.config.schema import RunConfig
 from launcher.metrics.accumulator import LayerTotals
 from launcher.metrics.heat_map import heat_map, labelled
 from launcher.metrics.records import read_records
+from launcher.metrics.trackers.base import Status, as_image
+from launcher.metrics.trackers.session import Trackers
 from launcher.rundir.directory import RunDirectory
 from parallel.checkpoint.async_saver import SaveResult
 from parallel.durable import atomic_write
@@ -30,27 +28,19 @@ TROUBLE = (
     "damaged_headers",
     "skipped_steps",
     "spikes",
+    "trackers_off",
 )  # shown where there is any
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
-    """Every option of a tree by its dotted name; what is neither a number nor a text, as text."""
-    for name, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value if isinstance(value, bool | int | float | str) else str(value)
-
-
 class MetricsLog:
-    """One JSON object a step, an evaluation and a save, the same in TensorBoard, and a line with an ETA.
+    """One JSON object a step, an evaluation and a save, the same in all trackers, and a line with an ETA.
 
     Every record has its kind (step, eval, eval_ema or save), the step, the images and epochs trained until
     then, the time (UTC) and the seconds of all sessions together.
 
     Args:
         run: the directory to write into.
-        config: of the run, which TensorBoard shows too.
+        config: of the run, which the trackers show too.
         num_samples: images of an epoch, if that is known.
         start_step: where this session goes on; later records of an earlier session are dropped.
         total_steps: of the run, for the ETA.
@@ -65,11 +55,10 @@ class MetricsLog:
         start_step: int,
         total_steps: int,
     ) -> None:
-        kept = read_records(run.metrics, up_to_step=start_step) if start_step else []
+        before = read_records(run.metrics)
+        kept = [record for record in before if record["step"] <= start_step] if start_step else []
         atomic_write(run.metrics, "".join(json.dumps(record) + "\n" for record in kept), sync="none")
         self._file = run.metrics.open("a")
-        self._board = SummaryWriter(str(run.tensorboard), purge_step=start_step + 1)
-        self._show_options(config, start_step)
         self._has_experts = config.model.moe is not None
         self._batch, self._num_samples = config.train.global_batch_size, num_samples
         self._earlier_s = kept[-1]["elapsed_s"] if kept else 0.0
@@ -79,14 +68,13 @@ class MetricsLog:
         self._start_step, self._total_steps = start_step, total_steps
         self._line_open = False
         self._failed_saves = 0  # of this session
-
-    def _show_options(self, config: RunConfig, step: int) -> None:
-        """The configuration in TensorBoard: as text, and as hyperparameters of the run."""
-        self._board.add_text("config", f"```yaml\n{dump_config(config)}```", step)
-        writer = self._board.file_writer
-        assert writer is not None  # until it is closed
-        for summary in hparams(dict(_leaves(asdict(config))), {"train/loss": 0.0}):
-            writer.add_summary(summary)
+        self._trackers = Trackers(
+            config,
+            start_step=start_step,
+            reached_step=max((record["step"] for record in before), default=0),
+            say=self._say,
+        )
+        self._end_timeout_s = config.tracking.end_timeout_s
 
     def step(
         self,
@@ -113,15 +101,17 @@ class MetricsLog:
             tokens = {layer: totals.tokens for layer, totals in layers.items()}
             received = {layer: totals.received for layer, totals in layers.items()}
             record |= {"tokens_per_expert": tokens, "received_rows": received}
-            self._board.add_image("moe/load", labelled(heat_map(list(tokens.values())), list(tokens)), step)
-        self._write("step", step, record, "train", "")
-        for layer, figures in scalars.items():
-            for name, value in figures.items():
-                self._board.add_scalar(f"moe/{name}/{layer}", value, step)
-        for name, count in data.items():
-            if count:
-                self._board.add_scalar(f"data/{name}", count, step)
-        self._progress(step, values, data)
+            picture = labelled(heat_map(list(tokens.values())), list(tokens))
+            self._trackers.image("moe/load", step, as_image(picture))
+        curves = {
+            f"moe/{name}/{layer}": value
+            for layer, figures in scalars.items()
+            for name, value in figures.items()
+        }
+        curves |= {f"data/{name}": float(count) for name, count in data.items() if count}
+        off = {"trackers_off": self._trackers.off} if self._trackers.off else {}
+        self._write("step", step, record | off, "train", "", curves)
+        self._progress(step, values, data | off)
 
     def evaluation(
         self, step: int, values: dict[str, Any], line: str, prefix: Literal["eval_", "eval_ema_"] = "eval_"
@@ -132,8 +122,8 @@ class MetricsLog:
         self._say(f"step {step}: {line}")
 
     def image(self, step: int, image: Tensor) -> None:
-        """Show an image (3, height, width) of the evaluation after `step` in TensorBoard."""
-        self._board.add_image("eval/pictures", image, step)
+        """Show an image (3, height, width) of the evaluation after `step` in the trackers."""
+        self._trackers.image("eval/pictures", step, as_image(image))
 
     def save(self, outcome: SaveResult) -> None:
         """Record how a save ended, and say so if it did not end well."""
@@ -153,18 +143,34 @@ class MetricsLog:
         """Say what somebody should see, in a line of its own."""
         self._say(text)
 
-    def close(self) -> None:
-        """Finish the files."""
+    def close(self, status: Status = "finished", timeout_s: float | None = None) -> None:
+        """Finish the files and the trackers; a second call does nothing.
+
+        Args:
+            status: how the session ends.
+            timeout_s: for the trackers; by default `tracking.end_timeout_s`.
+        """
+        if self._file.closed:
+            return
         self._end_line()
         self._file.close()
-        self._board.close()
+        self._trackers.end(status, self._end_timeout_s if timeout_s is None else timeout_s)
 
     def _cumulative(self, name: str, count: int) -> int:
         """A counter of this session with the sessions before; recent_bad, of each part too, is no counter."""
         is_recent = name.endswith("recent_bad")
         return count if is_recent else count + self._earlier_data.get(name, 0)
 
-    def _write(self, kind: str, step: int, values: dict[str, Any], section: str, prefix: str) -> None:
+    def _write(
+        self,
+        kind: str,
+        step: int,
+        values: dict[str, Any],
+        section: str,
+        prefix: str,
+        curves: Mapping[str, float] | None = None,
+    ) -> None:
+        """Write a record, and give its floats and further curves to the trackers."""
         images = step * self._batch
         head = {
             "kind": kind,
@@ -177,9 +183,8 @@ class MetricsLog:
         named = {f"{prefix}{name}": value for name, value in values.items()}
         self._file.write(json.dumps(head | named) + "\n")
         self._file.flush()
-        for name, value in values.items():
-            if isinstance(value, float):
-                self._board.add_scalar(f"{section}/{name}", value, step)
+        floats = {f"{section}/{name}": value for name, value in values.items() if isinstance(value, float)}
+        self._trackers.scalars(step, {**floats, **(curves or {})})
 
     def _progress(self, step: int, values: dict[str, float], data: dict[str, int]) -> None:
         """One line that rewrites itself on a terminal, and a line now and then in a log file."""

@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.distributed as dist
@@ -39,6 +39,7 @@ from parallel.ranks.rank import Ranks
 from parallel.watchdog.options import WatchdogOptions
 from parallel.watchdog.watch import PREFIX, SLOW, Watchdog, connect
 
+LOG_END_S = 3.0  # of a session that failed: the launcher may kill this process soon
 SHARED = (Stopped, BadDataError, DivergedError, FinalSaveError, CrashLoopError)  # raised on all ranks alike
 
 
@@ -62,6 +63,13 @@ class Runtime:
     hook: Callable[[str, Any], None] = no_hook  # of the trainer: see training/trainer.py
 
 
+class SessionLog(Protocol):
+    """What is recorded of a session, and must learn that it failed."""
+
+    def close(self, status: Literal["failed"], timeout_s: float) -> None:
+        """Finish it, if that is not done; returns after `timeout_s` at the latest."""
+
+
 @dataclass(kw_only=True)
 class RankContext:
     """What the work of a rank needs beside its configuration."""
@@ -72,6 +80,7 @@ class RankContext:
     run: RunFiles | None = None  # of a training run, once its session has begun
     sessions: Sessions | None = None  # of a training run, on rank 0
     heartbeat: Heartbeat | None = None  # likewise
+    log: SessionLog | None = None  # likewise, once training begins
 
     def note(self, **values: float) -> None:
         """Add values to progress.json."""
@@ -199,3 +208,5 @@ def _record(context: RankContext, code: int, line: str) -> None:
         context.heartbeat.end(code, line)
     if context.sessions is not None:
         context.sessions.end(code, line, context.watch.step)
+    if context.log is not None:
+        context.log.close("failed", LOG_END_S)

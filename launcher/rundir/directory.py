@@ -1,7 +1,7 @@
 """The directory of one run: what lies where, and the lock that keeps a second run out.
 
 config.yaml  metrics.jsonl  summary.json  sessions.jsonl  progress.json  last_words/  quarantine.jsonl
-tensorboard/  checkpoints/  slurm/  lock
+tensorboard/  trackers/  wandb/  profile/  checkpoints/  slurm/  lock
 """
 
 from pathlib import Path

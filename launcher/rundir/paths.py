@@ -19,6 +19,7 @@ class RunFiles:
         self.progress = self.path / "progress.json"
         self.crash_reports = self.path / "last_words"
         self.quarantine = self.path / "quarantine.jsonl"
+        self.trackers = self.path / "trackers"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.slurm = self.path / "slurm"

@@ -25,6 +25,7 @@ from launcher.evaluation.loop import Evaluated, Evaluation
 from launcher.evaluation.sets import evaluate_sets, line_of_sets
 from launcher.metrics.accumulator import MetricAccumulator, Totals
 from launcher.metrics.log import MetricsLog
+from launcher.metrics.trackers.base import Status
 from launcher.process.run_rank import RankContext
 from launcher.rundir.directory import RunDirectory
 from launcher.tasks.spec import Task
@@ -90,8 +91,8 @@ class Trainer:
         """Take every step that is left; evaluate and save on the way and at the end."""
         self.batches = InputPrefetcher(self.stream, self.prepare)
         self.hook("start", self)
-        if self.mesh.is_first:
-            self.log = MetricsLog(
+        if self.mesh.is_first and not self.is_finished:
+            self.log = self.context.log = MetricsLog(
                 self.run,
                 self.config,
                 num_samples=self.stream.num_samples,
@@ -118,8 +119,7 @@ class Trainer:
             if self.is_due(self.config.checkpoint.every):
                 self.save()
         self.finish_saving()
-        if self.log:
-            self.log.close()
+        self.close_log("finished")
         self.hook("end", self)
 
     def train_step(self) -> list[int]:
@@ -246,8 +246,7 @@ class Trainer:
             Stopped: on all ranks.
         """
         self.finish_saving()
-        if self.log:
-            self.log.close()
+        self.close_log("stopped")
         request = self.context.stop
         cause = request.signal.name if request.signal else f"a signal to rank {', '.join(map(str, ranks))}"
         duration = f" in {time.monotonic() - request.since_s:.2f} s" if request.signal else ""
@@ -255,6 +254,12 @@ class Trainer:
             f"on request ({cause}) at step {self.step} of {self.total_steps}, saved{duration}; "
             "continue with --resume auto"
         )
+
+    def close_log(self, status: Status) -> None:
+        """Finish the log; other ends of a session close it in `launcher/process/run_rank.py`."""
+        if self.log:
+            with self.watch.phase("trackers", self.watch.timeout_s + self.config.tracking.end_timeout_s):
+                self.log.close(status)
 
     def evaluate(self) -> None:
         """Evaluate the weights on the validation sets, if any, and their moving average if there is one."""

@@ -62,7 +62,7 @@ FREE = """
     train.micro_batch_size train.eval_batch_size train.eval_every train.eval_first
     train.moe_load_every train.compile train.max_skipped_steps
     train.pretrained train.pretrained_head train.upcycle_noise
-    parallel checkpoint deepspeed
+    parallel checkpoint tracking deepspeed
 """
 CLASSES: dict[Kind, str] = {"fixed": FIXED, "training": TRAINING, "free": FREE}
 KINDS: dict[str, Kind] = {name: kind for kind, names in CLASSES.items() for name in names.split()}

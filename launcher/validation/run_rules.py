@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from launcher.config.duration import parse_duration, to_steps
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
+from launcher.metrics.trackers.registry import tracking_errors
 from launcher.tasks.param_groups import freeze
 from launcher.tasks.registry import model_on_meta, task_spec
 from parallel.zero.options import check_with_deepspeed
@@ -24,6 +25,7 @@ def run_errors(config: RunConfig, num_samples: int | None = None) -> list[str]:
     """
     errors = [*_task_errors(config), *_capacity_errors(config.model), *_freeze_errors(config)]
     errors += _duration_errors(config) or [*_rate_errors(config), *_length_errors(config, num_samples)]
+    errors += tracking_errors(config.tracking)
     try:
         check_with_deepspeed(config.deepspeed)
     except ValueError as error:
