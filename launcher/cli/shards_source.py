@@ -18,7 +18,7 @@ from swin_moe.text_files import read_text
 
 logger = logging.getLogger(__name__)
 
-OF_CLASSES = ("folder", "imagenet-zip", "imagenet22k")
+OF_CLASSES = ("folder", "imagenet", "imagenet-zip", "imagenet22k")
 ONLY_FOR: Mapping[str, tuple[str, ...]] = {  # the sources that an option is for, where it is not for all
     "directory": tuple(name for name in SOURCES if name != "synthetic"),
     "allow_empty": OF_CLASSES,

@@ -188,7 +188,10 @@ def test_a_source_without_a_directory_is_one_line(source: str, tmp_path: Path) -
     [
         (("synthetic", "--directory", "."), "--directory is for .*; leave it out with --source synthetic"),
         (("folder", "--synthetic-size", "3"), "--synthetic-size is for --source synthetic; leave it out"),
-        (("shards", "--allow-empty"), "--allow-empty is for --source folder, imagenet-zip and imagenet22k"),
+        (
+            ("shards", "--allow-empty"),
+            "--allow-empty is for --source folder, imagenet, imagenet-zip and imagenet22k",
+        ),
         (("imagenet-zip", "--as-split", "val"), "--as-split is for --source folder; leave it out"),
         (("folder", "--member", "image=a"), "--member is for --source members; leave it out"),
         (("os:sep", "--directory", "."), "--source os:sep must be a function"),

@@ -19,6 +19,7 @@ from data_shards.format.samples import ArraySamples, Samples, Source
 from data_shards.pack.sources.fashion_mnist import find_files, read_idx
 from data_shards.pack.sources.folders import image_folder
 from data_shards.pack.sources.imagenet import imagenet22k, imagenet_zip
+from data_shards.pack.sources.imagenet1k import imagenet
 from data_shards.pack.sources.members import member_folders
 from data_shards.pack.sources.packed import packed_source
 from parallel.counter_rng import splitmix64
@@ -133,6 +134,7 @@ GROUP = "swin_moe.sources"  # entry points of other packages
 SOURCES: Mapping[str, Callable[..., Source]] = {
     "fashion-mnist": fashion_mnist,
     "folder": image_folder,
+    "imagenet": imagenet,
     "imagenet-zip": imagenet_zip,
     "imagenet22k": imagenet22k,
     "members": member_folders,

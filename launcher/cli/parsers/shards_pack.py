@@ -17,6 +17,7 @@ examples:
   swin-moe shards pack --source fashion-mnist --out data/fashion-mnist --workers 2
   swin-moe shards pack --source folder --directory imagenet --out data/in1k --bytes-per-shard 100MB
   swin-moe shards pack --source folder --directory pets --as-split train --name pets --out data/pets
+  swin-moe shards pack --source imagenet --directory downloads --out data/in1k --bytes-per-shard 100MB
   swin-moe shards pack --source imagenet-zip --directory ImageNet-Zip --out data/in1k --workers 16
   swin-moe shards pack --source imagenet22k --directory in22k --out data/in22k --short-side 256 --quality 90
   swin-moe shards pack --source shards --directory theirs --out data/theirs   shuffles tars made by others
@@ -30,6 +31,8 @@ in a Slurm array (#SBATCH --array=0-63), the last task to end writes the manifes
 sources, each below --directory:
   folder         SPLIT/CLASS/**/*.jpg (.jpeg .png ...), SPLIT among train val test, or another common name;
                  with --as-split train it is CLASS/**/*.jpg, one split
+  imagenet       ILSVRC2012_img_{train,val}.tar, read without unpacking, or Kaggle's ILSVRC/Data/CLS-LOC; with
+                 LOC_val_solution.csv or ILSVRC2012_devkit_t12.tar.gz for the classes of val
   imagenet-zip   train.zip, train_map.txt (PATH, tab, label), val.zip, val_map.txt; read without unpacking
   imagenet22k    fall11_whole/ and ILSVRC2011fall_whole_map_{train,val}.txt (a JSON list of [path, label]);
                  without the lists the folders are the classes, and all images are train
