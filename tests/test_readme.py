@@ -6,9 +6,12 @@ scripts that only write down how they are called. A new command on the page is r
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import pytest
 import yaml
 
 from data_shards.pack.sources.registry import synthetic
+from launcher.cli.program import parse
 from swin_moe import build_model, save_weights
 from tests.checkout import ROOT, files_of_checkout
 from tests.launcher.fake_slurm import FakeSlurm
@@ -82,6 +86,22 @@ def test_versions_of_the_page_are_those_that_are_installed() -> None:
 @pytest.mark.parametrize("target", sorted(set(re.findall(r"\bmake ([a-z-]+)", "\n".join(COMMANDS)))))
 def test_targets_of_make_exist(target: str) -> None:
     assert re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        part.strip()
+        for command in COMMANDS
+        for part in command.split("&&")
+        if "swin-moe " in part and "git" not in part
+    ],
+)
+def test_arguments_of_the_page_exist(line: str) -> None:
+    """Without carrying the command out, which the slow tests do."""
+    words = shlex.split(line)
+    assert words[0].endswith("swin-moe")
+    assert parse(words[1:]).run
 
 
 @pytest.mark.parametrize("path", sorted(set(re.findall(r"configs/[\w/]+\.yaml", TEXT))))
@@ -156,19 +176,21 @@ class Reader:
 
     def _shorten(self) -> None:
         """Fewer steps in the demo, fewer configurations in the study."""
-        self._edit("configs/demo_cpu.yaml", train={"duration": STEPS}, optim={"warmup": "1 steps"})
-        self._edit(
-            "configs/studies/fashion_capacity.yaml",
-            overrides={"train.duration": STEPS},
-            axes={"model.moe.batch_prioritized": [True], "model.moe.top_k": [1]},
-            evaluate={"capacity_factors": [1.0], "top_k": [1]},
-        )
+        with self._edited("configs/demo_cpu.yaml") as demo:
+            demo["train"]["duration"] = STEPS
+            demo["optim"]["warmup"] = "1 steps"
+        with self._edited("configs/studies/fashion_capacity.yaml") as study:
+            study["overrides"]["train.duration"] = STEPS
+            study["axes"] = {"model.moe.capacity_factor": [0.5, 1.0]}
+            study["seeds"] = [0]
+            study["evaluate"] = {"capacity_factors": [1.0], "top_k": [1]}
 
-    def _edit(self, name: str, **sections: dict[str, Any]) -> None:
+    @contextmanager
+    def _edited(self, name: str) -> Iterator[dict[str, Any]]:
+        """The options of a YAML file of the copy, which is written again."""
         file = self.checkout / name
         tree = yaml.safe_load(file.read_text())
-        for section, values in sections.items():
-            tree[section] |= values
+        yield tree
         file.write_text(yaml.safe_dump(tree))
 
     def _make_images(self) -> None:

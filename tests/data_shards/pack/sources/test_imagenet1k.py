@@ -1,4 +1,4 @@
-"""ImageNet-1K as it is downloaded, small: tars of class tars, Kaggle's directory, both lists of val's classes."""
+"""ImageNet-1K as it is downloaded, small: tars of class tars, Kaggle's directory, both lists of classes."""
 
 import gzip
 import io
