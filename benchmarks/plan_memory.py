@@ -47,6 +47,7 @@ from launcher.tasks.param_groups import parameter_groups
 from launcher.tasks.registry import task_spec
 from launcher.tasks.spec import TaskContext
 from launcher.training.builders import engine_options, run_mesh
+from launcher.training.schedules import ema_momentum
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.init import join, leave, prepare_process
 from parallel.ranks.rank import Ranks
@@ -119,7 +120,7 @@ class MeasuredTraining:
         model = self.task.model
         groups = parameter_groups(model, config.optim, spec.parameters)
         self.engine = Engine(model, groups, self.mesh, engine_options(config, 1))
-        self.masters = MasterWeights(self.engine.deepspeed, config.train.ema_decay)
+        self.masters = MasterWeights(self.engine.deepspeed, ema_momentum(config.train))
         self.engine.train()
 
     def step(self) -> None:
@@ -134,7 +135,7 @@ class MeasuredTraining:
         output = self.task.step(self.engine, self.task.inputs(batch), sample_keys(0, batch.positions))
         self.engine.backward(output.loss + output.aux_loss)
         self.engine.step(1e-4)
-        self.masters.update_ema()
+        self.masters.update_ema(1)
 
 
 def train(config: RunConfig, world: int) -> None:

@@ -22,6 +22,7 @@ from launcher.config.schema import DataConfig, OptimConfig, ParallelConfig, RunC
 from launcher.metrics.accumulator import MetricAccumulator
 from launcher.tasks.registry import build_task, task_spec
 from launcher.tasks.spec import TaskContext
+from launcher.training.schedules import ema_momentum
 from parallel.ranks.host import send
 from parallel.ranks.init import join, leave, prepare_process
 from parallel.ranks.rank import Ranks
@@ -223,11 +224,12 @@ class Training:
         self.backbone = spec.backbone(model)
         groups = parameter_groups(model, config.optim, spec.parameters)
         self.engine = Engine(model, groups, self.mesh, engine_options(config, 1))
-        self.masters = MasterWeights(self.engine.deepspeed, config.train.ema_decay)
+        self.masters = MasterWeights(self.engine.deepspeed, ema_momentum(config.train))
         self.engine.train()
         self._rates = {module: module.rate for module in model.modules() if isinstance(module, DropPath)}
         self._batch = self._pictures()
         self._ahead: tuple[Any, Tensor] | None = None
+        self._steps = 0  # taken
 
     def _pictures(self) -> Batch:
         size, sides = self.config.train.micro_batch_size, self.config.model.image_sides
@@ -271,7 +273,8 @@ class Training:
         losses = {"loss": output.loss, "aux_loss": output.aux_loss, "total_loss": total_loss}
         tally.add(losses, output.moe)
         totals = tally.reduce({}, {"stop": False})
-        self.masters.update_ema()
+        self._steps += 1
+        self.masters.update_ema(self._steps)
         self.backbone.update_router_bias(totals.loads)
         return totals.sums["total_loss"]
 

@@ -221,6 +221,11 @@ class TrainConfig:
     eval_batch_size: int = 128  # images of a rank at once, in evaluation
     precision: Precision = "fp32"  # bf16 and fp16 with fp32 masters; fp16 with a dynamic loss scale
     ema_decay: float = 0.0  # decay a step of a moving average of the weights; 0 keeps none
+    # let that decay rise: after t + 1 steps it is 1 - (1 + t / ema_warmup_gamma)^-ema_warmup_power, and at
+    # most ema_decay (timm's ModelEmaV3); the average then forgets the initial weights
+    ema_warmup: bool = False
+    ema_warmup_gamma: float = 1.0  # steps; a larger one makes the decay rise more slowly
+    ema_warmup_power: float = 2 / 3  # 2/3 for a million steps or more, 3/4 for shorter runs
     eval_every: str | None = None  # duration between evaluations; the end of the run is always evaluated
     eval_first: bool = False  # evaluate before the first step: what pretrained weights are worth
     max_skipped_steps: int = 10  # steps in a row, not finite or skipped as a spike, that end a run; 0: never
@@ -246,6 +251,8 @@ class TrainConfig:
             eval_batch_size=(1, 2**16),
             max_skipped_steps=(0, LARGEST),
             spike_factor=(0, 1e30),
+            ema_warmup_gamma=(1e-6, 1e9),
+            ema_warmup_power=(1e-3, 100),
         )
         for name in ("pretrained", "pretrained_head"):
             if getattr(self, name) == "":
@@ -263,6 +270,8 @@ class TrainConfig:
             raise ValueError("train.spike_action (skip) needs train.spike_factor (0.0) above 1")
         if not 0 <= self.ema_decay < 1:
             raise ValueError(f"train.ema_decay ({self.ema_decay}) must lie in [0, 1)")
+        if self.ema_warmup and not self.ema_decay:
+            raise ValueError("train.ema_warmup (True) needs train.ema_decay (0.0) above 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,7 +21,7 @@ from launcher.tasks.pretrained import start_from
 from launcher.tasks.registry import task_spec
 from launcher.tasks.spec import DataSpec, TaskContext
 from launcher.training.nonfinite import GradientSearch, SkippedSteps
-from launcher.training.schedules import Schedule
+from launcher.training.schedules import Schedule, ema_momentum
 from launcher.training.spikes import SpikeGuard
 from launcher.training.trainer import Trainer
 from launcher.validation.data_rules import train_sampling
@@ -158,7 +158,7 @@ def build_trainer(
         engine_options(config, stream.grad_accum_steps),
         spikes.accepts if spikes.is_on else None,
     )
-    masters = MasterWeights(engine.deepspeed, train.ema_decay)
+    masters = MasterWeights(engine.deepspeed, ema_momentum(train))
     task.attach(engine, masters)
     steps = partial(steps_in, config=config, num_samples=stream.num_samples)
     total_steps = steps(train.duration)

@@ -1,4 +1,6 @@
-"""The learning rate of every optimizer step: a linear warm-up, then one of four shapes.
+"""What changes with the optimizer step: the learning rate, and the decay of the moving average.
+
+The learning rate has a linear warm-up, then one of four shapes:
 
     cosine     half a cosine from the peak to min_lr, over the steps after the warm-up (Loshchilov 2017)
     linear     a straight line from the peak to `linear_end` of it, over the steps after the warm-up
@@ -11,8 +13,12 @@ As in the Swin family's recipes, the warm-up comes before the first two and hide
 import math
 from bisect import bisect_right
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from launcher.config.schema import OptimConfig
+from launcher.config.schema import OptimConfig, TrainConfig
+
+if TYPE_CHECKING:  # it imports DeepSpeed
+    from parallel.zero.master_weights import Momentum
 
 LR_BATCH = 512  # images that the learning rates of a configuration are for
 
@@ -66,3 +72,17 @@ class Schedule:
 
     def _multistep(self, step: int) -> float:
         return self.peak * self._decay_rate ** bisect_right(self._decay_at, step)
+
+
+def ema_momentum(config: TrainConfig) -> "Momentum | None":
+    """The decay of the moving average by optimizer steps taken; None keeps no average.
+
+    The warm-up is that of timm's `ModelEmaV3`: min(ema_decay, 1 - (1 + t / gamma)^-power) after t + 1 steps.
+    So the average is the weights after the first step, and forgets the weights before the training.
+    """
+    decay, gamma, power = config.ema_decay, config.ema_warmup_gamma, config.ema_warmup_power
+    if not decay:
+        return None
+    if not config.ema_warmup:
+        return lambda step: decay
+    return lambda step: min(decay, 1 - (1 + (step - 1) / gamma) ** -power)

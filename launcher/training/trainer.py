@@ -166,7 +166,7 @@ class Trainer:
 
         # Average the weights and move the routers' biases, unless the update was skipped.
         if not self.engine.skipped:
-            self.masters.update_ema()
+            self.masters.update_ema(self.step + 1)
             self.backbone.update_router_bias(totals.loads)
         self.step += 1
         self.task.after_step(self.step, self.engine.skipped)

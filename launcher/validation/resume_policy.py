@@ -50,6 +50,7 @@ TRAINING = """
     model.moe.bias_update_rate model.moe.expert_dropout
     data.crop_scale data.crop_ratio data.flip_probability data.eval_crop data.mean data.std data.augment
     train.duration train.global_batch_size train.precision train.ema_decay
+    train.ema_warmup train.ema_warmup_gamma train.ema_warmup_power
     train.spike_factor train.spike_action
     parallel.expert_exchange.communication_dtype
 """

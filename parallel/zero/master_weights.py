@@ -9,7 +9,7 @@ and saved as the others are. The average that is evaluated (`ema`) and that of a
 such states.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,6 +28,9 @@ from parallel.zero.init import gathered
 from parallel.zero.optimizers import fresh_state, moments_of, set_steps, steps_of
 from parallel.zero.segments import unpartitioned_masters
 
+# m of average = m * average + (1 - m) * master, by the optimizer steps taken, with the one just taken
+Momentum = Callable[[int], float]
+
 
 class MasterWeights:
     """Reads and writes the master weight and optimizer states of each parameter.
@@ -36,17 +39,17 @@ class MasterWeights:
 
     Args:
         engine: DeepSpeed's.
-        ema_decay: of the moving average of the masters, which starts at them; 0 keeps none.
+        ema: the momentum of the moving average of the masters, which starts at them; None keeps none.
     """
 
-    def __init__(self, engine: Any, ema_decay: float = 0.0) -> None:
+    def __init__(self, engine: Any, ema: Momentum | None = None) -> None:
         self.module: nn.Module = engine.module
         self._optimizer, self._basic = engine.optimizer, engine.basic_optimizer
         self.kinds: tuple[str, ...] = (MASTER, *moments_of(self._basic))
-        self._stage, self._ema_decay = int(engine.zero_optimization_stage()), ema_decay
+        self._stage, self._ema = int(engine.zero_optimization_stage()), ema
         self._unpartitioned = {} if self._stage else dict(unpartitioned_masters(self._optimizer, self.module))
         self._link()
-        if ema_decay:
+        if ema is not None:
             self.keep_average(EMA)
 
     @torch.no_grad()
@@ -125,10 +128,14 @@ class MasterWeights:
                 self.flat(self._unpartitioned[parameter], kind).copy_(value)
         parameter.copy_(values[MASTER])
 
-    def update_ema(self) -> None:
-        """Move the average of `ema_decay`, if there is one, after a step that was taken."""
-        if self._ema_decay:
-            self.update_average(EMA, self._ema_decay)
+    def update_ema(self, step: int) -> None:
+        """Move the average that is evaluated, if there is one, after a step that was not skipped.
+
+        Args:
+            step: optimizer steps taken, with this one.
+        """
+        if self._ema is not None:
+            self.update_average(EMA, self._ema(step))
 
     @contextmanager
     def ema_applied(self) -> Iterator[None]:

@@ -31,11 +31,9 @@ from parallel.ranks.mesh import Mesh
 from parallel.zero.dtypes import DTYPES
 from parallel.zero.engine import Engine
 from parallel.zero.errors import TeacherError
-from parallel.zero.master_weights import MasterWeights
+from parallel.zero.master_weights import MasterWeights, Momentum
 from parallel.zero.options import Precision
 from parallel.zero.state_gather import StateGather
-
-Momentum = Callable[[int], float]  # of the step that `Teacher.update` gets
 
 
 class Teacher:

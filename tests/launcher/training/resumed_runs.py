@@ -23,6 +23,8 @@ LAYOUT = (
     "checkpoint.keep_last=9",
     "checkpoint.asynchronous=false",
     "train.ema_decay=0.9",
+    "train.ema_warmup=true",
+    "train.ema_warmup_gamma=20.0",
 )
 SCHEDULE = (f"train.duration={STEPS} steps", "train.eval_every=14 steps", "checkpoint.every=7 steps")
 

@@ -4,9 +4,11 @@ import math
 from typing import Any
 
 import pytest
+from timm.utils.model_ema import ModelEmaV3
+from torch import nn
 
-from launcher.config.schema import OptimConfig
-from launcher.training.schedules import Schedule
+from launcher.config.schema import OptimConfig, TrainConfig
+from launcher.training.schedules import Schedule, ema_momentum
 
 
 def schedule(
@@ -107,3 +109,48 @@ def test_the_warm_up_hides_the_beginning_of_a_multistep_schedule() -> None:
 def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         OptimConfig(**options)
+
+
+@pytest.mark.parametrize(("gamma", "power"), [(1.0, 2 / 3), (1.0, 0.75), (10.0, 1.0), (0.5, 2.0)])
+def test_the_warm_up_of_the_average_is_timms(gamma: float, power: float) -> None:
+    """timm counts a step as we do: the first update has number 1, and copies the weights."""
+    options = {"ema_warmup": True, "ema_warmup_gamma": gamma, "ema_warmup_power": power}
+    decay = ema_momentum(TrainConfig(ema_decay=0.999, **options))  # type: ignore[arg-type]
+    theirs = ModelEmaV3(nn.Linear(1, 1), decay=0.999, use_warmup=True, warmup_gamma=gamma, warmup_power=power)
+    assert decay is not None
+    steps = [*range(1, 50), 100, 1000, 31_624, 10**6, 10**9]
+    assert [decay(step) for step in steps] == [theirs.get_decay(step) for step in steps]
+
+
+def test_the_average_after_some_steps_is_timms() -> None:
+    """timm's average of a linear layer whose weight is set to 1, 2, 3 ..., and ours by hand."""
+    decay = ema_momentum(TrainConfig(ema_decay=0.8, ema_warmup=True, ema_warmup_gamma=2.0))
+    assert decay is not None
+    model = nn.Linear(1, 1, bias=False).double()
+    theirs = ModelEmaV3(model, decay=0.8, use_warmup=True, warmup_gamma=2.0)
+    ours = model.weight.item()
+    for step in range(1, 12):
+        nn.init.constant_(model.weight, step)
+        theirs.update(model, step)
+        ours = decay(step) * ours + (1 - decay(step)) * step
+        assert ours == pytest.approx(theirs.module.weight.item(), rel=1e-12)
+
+
+def test_without_a_warm_up_the_decay_is_constant_and_without_a_decay_there_is_no_average() -> None:
+    decay = ema_momentum(TrainConfig(ema_decay=0.9))
+    assert decay is not None
+    assert [decay(step) for step in (1, 2, 1000)] == [0.9] * 3
+    assert ema_momentum(TrainConfig()) is None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ema_warmup": True}, r"train.ema_warmup \(True\) needs train.ema_decay \(0.0\) above 0"),
+        ({"ema_warmup_gamma": 0.0}, r"train.ema_warmup_gamma \(0.0\) must be at least"),
+        ({"ema_warmup_power": 0.0}, r"train.ema_warmup_power \(0.0\) must be at least"),
+    ],
+)
+def test_a_warm_up_that_makes_no_sense(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**options)

@@ -119,7 +119,7 @@ def _started(layout: Layout, accept: Callable[[float], bool] | None = None) -> t
     run = Run.start(layout, accept=accept)
     if run.engine.loss_scale:
         run.engine.loss_scale.value = 2.0**8
-    return run, MasterWeights(run.engine.deepspeed, ema_decay=0.5)
+    return run, MasterWeights(run.engine.deepspeed, ema=lambda step: 0.5)
 
 
 def _spiked(layout: Layout, action: str) -> Spiked:
@@ -134,7 +134,7 @@ def _spiked(layout: Layout, action: str) -> Spiked:
         if run.engine.skipped:
             skipped.append(step)
         else:
-            masters.update_ema()
+            masters.update_ema(step + 1)
     found, other = state_of(masters), _without_it(layout)
     names = [name for name, value in found.items() if not torch.equal(value, other[0][name])]
     scale = run.engine.loss_scale.value if run.engine.loss_scale else 1.0
@@ -155,7 +155,7 @@ def _without_it(layout: Layout) -> tuple[dict[str, Tensor], float]:
             run.next_step += 1
             continue
         run.train(1)
-        masters.update_ema()
+        masters.update_ema(step + 1)
     return state_of(masters), run.engine.loss_scale.value if run.engine.loss_scale else 1.0
 
 

@@ -92,7 +92,7 @@ def poison_one_rank(layouts: list[Layout]) -> list[Poisoned]:
 
 def _poisoned(layout: Layout) -> Poisoned:
     run = Run.start(layout)
-    masters = MasterWeights(run.engine.deepspeed, ema_decay=0.5)
+    masters = MasterWeights(run.engine.deepspeed, ema=lambda step: 0.5)
     skipped, norms, changed = [], [], []
     victims = list(run.engine.module.parameters())
     for step in range(3):
@@ -103,7 +103,7 @@ def _poisoned(layout: Layout) -> Poisoned:
         if step == 1 and run.mesh.rank == 1:
             hook.remove()
         if not run.engine.skipped:
-            masters.update_ema()
+            masters.update_ema(step + 1)
         after = state_of(masters)
         skipped.append(run.engine.skipped)
         norms += trace.norms
@@ -162,6 +162,7 @@ def test_the_loss_scale_halves_at_an_overflow_and_doubles_after_a_thousand_good_
 
 # --- the moving average
 
+MOMENTS = {1: 0.0, 2: 0.75, 3: 0.5}  # by steps taken
 AVERAGED = [Layout(world=2, ep=2, stage=stage, micro=4) for stage in (1, 3)]
 
 
@@ -170,11 +171,11 @@ def average(layouts: list[Layout]) -> list[tuple[list[dict[str, Tensor]], dict[s
     found = []
     for layout in layouts:
         run = Run.start(layout)
-        masters = MasterWeights(run.engine.deepspeed, ema_decay=0.75)
+        masters = MasterWeights(run.engine.deepspeed, ema=MOMENTS.__getitem__)
         states = [state_of(masters)]
-        for _ in range(3):
+        for step in range(3):
             run.train(1)
-            masters.update_ema()
+            masters.update_ema(step + 1)
             states.append(state_of(masters))
         found.append(([_of_kind(state, "master") for state in states], _of_kind(states[-1], "ema")))
     return found
@@ -188,6 +189,6 @@ def test_the_average_is_of_the_masters_of_every_step() -> None:
     for masters, averaged in run_on_ranks(average, 2, AVERAGED)[0]:
         for name, found in averaged.items():
             expected = masters[0][name].double()
-            for state in masters[1:]:
-                expected = 0.75 * expected + 0.25 * state[name].double()
+            for step, state in enumerate(masters[1:], 1):
+                expected = torch.lerp(state[name].double(), expected, MOMENTS[step])
             torch.testing.assert_close(found.double(), expected, rtol=1e-6, atol=1e-8)

@@ -81,8 +81,8 @@ class Student:
 
     def __init__(self, layout: Layout) -> None:
         self.run = Run.start(layout, accept=lambda norm: self.run.next_step != SKIPPED)
-        ema_decay = 0.5 if layout == LAST else 0.0  # both averages beside each other
-        self.masters = MasterWeights(self.run.engine.deepspeed, ema_decay)
+        ema = (lambda step: 0.5) if layout == LAST else None  # both averages beside each other
+        self.masters = MasterWeights(self.run.engine.deepspeed, ema)
         module = build_model(model_config(), seed=99, mesh=self.run.mesh, exchange=layout.exchange)
         with replaced(state_gather, "GATHER_BYTES", 10_000):  # several chunks
             self.teacher = MovingAverageTeacher(module, self.run.engine, self.masters, momentum)
@@ -103,7 +103,7 @@ class Student:
             self.run.engine.train()
             self.run.train(1)
             self.teacher.update(step + 1)
-            self.masters.update_ema()
+            self.masters.update_ema(step + 1)
             self.values = self.read()
             self.check(step)
             pairs = zip(before, self.values, strict=True)
