@@ -8,8 +8,9 @@ from typing import Any
 
 from launcher.config.load import ConfigError
 from launcher.validation.resume_policy import configuration
-from parallel.checkpoint.commit import committed, latest, path_of, step_of
+from parallel.checkpoint.commit import committed, latest, step_of
 from parallel.checkpoint.manifest import MANIFEST, CheckpointError, read_manifest
+from parallel.checkpoint.scores import Ranking, named, ranking, resolved
 from parallel.checkpoint.verify import problems
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
@@ -25,6 +26,8 @@ class Row:
     bytes: int
     written: str  # local time
     latest: bool = False
+    best: int | None = None  # 1 for the best evaluation of all checkpoints, 2 for the next, ...
+    evaluation: dict[str, Any] | None = None  # metric, value and weights, of one that was evaluated
     partial: bool = False  # a save that is under way, or was killed
     problems: list[str] = field(default_factory=list)
     layout: dict[str, int | None] = field(default_factory=dict)  # that wrote it
@@ -34,6 +37,9 @@ class Row:
             "partial" if self.partial else "damaged: " + "; ".join(self.problems) if self.problems else "ok"
         )
         mark = ", latest" if self.latest else ""
+        mark += ", best" if self.best == 1 else ""
+        if self.evaluation:
+            mark += f", {self.evaluation['metric']} {self.evaluation['value']:.6g}"
         return f"{self.name:<24}{size(self.bytes):>11}  {layout(self.layout):<38}{self.written}  {what}{mark}"
 
 
@@ -50,15 +56,16 @@ def directory_of(place: Path) -> Path:
 
 
 def checkpoint_of(place: Path, name: str | None = None) -> Path:
-    """One checkpoint: a directory that is one, a run's newest, or a run's by its step.
+    """One checkpoint: a directory that is one, a run's newest, or a run's by its name.
 
     Args:
         place: the directory of a checkpoint, or of a run.
-        name: `20` or `step-00000020`, of a run.
+        name: `20`, `step-00000020`, `latest` or `best`, of a run.
 
     Raises:
-        ConfigError: it is not there.
+        ConfigError, CheckpointError: it is not there.
     """
+    place = resolved(place)
     if name is None and (place / MANIFEST).is_file():
         return place
     directory = directory_of(place)
@@ -67,11 +74,7 @@ def checkpoint_of(place: Path, name: str | None = None) -> Path:
         if newest is None:
             raise ConfigError(f"{directory} has no `latest`: name one of {_names(directory)}")
         return newest
-    digits = name.removeprefix("step-")
-    path = path_of(directory, int(digits)) if digits.isdecimal() else directory / name
-    if not (path / MANIFEST).is_file():
-        raise ConfigError(f"{directory} has no checkpoint {name}; it has {_names(directory)}")
-    return path
+    return named(directory, name)
 
 
 def rows(directory: Path, *, deep: bool) -> list[Row]:
@@ -85,19 +88,27 @@ def rows(directory: Path, *, deep: bool) -> list[Row]:
         newest = latest(directory)
     except CheckpointError:
         newest = None
-    entries = [_row(path, newest, deep) for path in committed(directory)]
+    ranked = ranking(directory)
+    entries = [_row(path, newest, ranked, deep) for path in committed(directory)]
     partial = sorted(path for path in directory.glob("step-*.tmp") if path.is_dir())
     return entries + [
         Row(name=path.name, bytes=_bytes(path), written=_time(path), partial=True) for path in partial
     ]
 
 
-def _row(path: Path, newest: Path | None, deep: bool) -> Row:
+def _row(path: Path, newest: Path | None, ranked: Ranking | None, deep: bool) -> Row:
+    best, evaluation, step = None, None, step_of(path)
+    if ranked and step in ranked.values:
+        best = ranked.steps.index(step) + 1
+        kind = {"metric": ranked.kind.metric, "weights": ranked.kind.weights}
+        evaluation = {**kind, "value": ranked.values[step]}
     damage = problems(path, deep=deep)
     manifest = path / MANIFEST
     return Row(
         name=path.name,
-        step=step_of(path),
+        step=step,
+        best=best,
+        evaluation=evaluation,
         bytes=_bytes(path),
         written=_time(manifest if manifest.is_file() else path),
         latest=path == newest,

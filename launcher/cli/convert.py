@@ -8,6 +8,7 @@ from pathlib import Path
 from launcher.checkpoints.file_errors import file_errors
 from launcher.config.load import ConfigError, config_file
 from launcher.config.schema import DataConfig
+from parallel.checkpoint.scores import named
 from parallel.experts.names import MASTER
 from swin_moe.backbone.backbone import Backbone
 from swin_moe.config import ModelConfig
@@ -36,7 +37,7 @@ def run_convert(args: argparse.Namespace, _: list[str]) -> int:
 @file_errors()
 def run_export(args: argparse.Namespace, _: list[str]) -> int:
     """Carry out a parsed `export`: the exit status."""
-    source = args.source / "checkpoints" / args.checkpoint if args.checkpoint else args.source
+    source = named(args.source / "checkpoints", args.checkpoint) if args.checkpoint else args.source
     config = config_of(source) if source.is_dir() else None
     if config is None:
         raise ConfigError(f"{source} is no run with a checkpoint; weights that are none: swin-moe convert")

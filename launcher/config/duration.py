@@ -32,6 +32,12 @@ def parse_duration(text: str) -> Duration:
     return Duration(amount=amount, unit=match[2])  # type: ignore[arg-type]  # the pattern names the units
 
 
+def parse_evaluations(text: str) -> int | None:
+    """Read "5 evaluations" or "1 evaluation"; None for any other text."""
+    match = re.fullmatch(r"([0-9]+)\s+evaluations?", text.strip(), re.ASCII)
+    return int(match[1]) if match else None
+
+
 def to_steps(text: str, *, global_batch_size: int, num_samples: int | None) -> int:
     """Count the optimizer steps of a duration, rounded up: the partial step that ends an epoch counts.
 

@@ -212,6 +212,18 @@ class OptimConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlyStopConfig:
+    """Ending training when the task's metric in evaluation no longer becomes better."""
+
+    # so long without a better value: "5 evaluations", or a duration such as "3 epochs"
+    patience: str = "10 evaluations"
+    min_delta: float = 0.0  # a value is better if it differs by more than this
+
+    def __post_init__(self) -> None:
+        check_ranges("train.early_stop.", self, min_delta=(0, 1e30))
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How long, in what pieces and in what precision."""
 
@@ -228,6 +240,9 @@ class TrainConfig:
     ema_warmup_power: float = 2 / 3  # 2/3 for a million steps or more, 3/4 for shorter runs
     eval_every: str | None = None  # duration between evaluations; the end of the run is always evaluated
     eval_first: bool = False  # evaluate before the first step: what pretrained weights are worth
+    # end training when the task's metric no longer becomes better, for example {patience: 5 evaluations}:
+    # docs/evaluation.md
+    early_stop: EarlyStopConfig | None = None
     max_skipped_steps: int = 10  # steps in a row, not finite or skipped as a spike, that end a run; 0: never
     # a gradient norm beyond this multiple of the running norm is a spike; 0 looks for none: docs/faults.md
     spike_factor: float = 0.0
@@ -316,11 +331,14 @@ class CheckpointConfig:
     every: str | None = "1 epochs"  # duration between saves; the end of the run is always saved
     keep_last: int = 2  # newest checkpoints that stay
     keep_every: str | None = None  # duration; checkpoints at multiples of it stay for good
+    keep_best: int = 0  # checkpoints with the best values of the task's metric stay; 0 keeps none for that
     asynchronous: bool = True  # the step waits for a copy to host memory, a thread writes it
     crash_budget: int = 5  # so many crashes in a row without a new checkpoint refuse a start; 0 never does
 
     def __post_init__(self) -> None:
-        check_ranges("checkpoint.", self, keep_last=(1, LARGEST), crash_budget=(0, LARGEST))
+        check_ranges(
+            "checkpoint.", self, keep_last=(1, LARGEST), keep_best=(0, LARGEST), crash_budget=(0, LARGEST)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,6 +89,17 @@ def arguments_in(module: str) -> Fill:
     return fill
 
 
+def count(text: str) -> int:
+    """A whole number of at least 0.
+
+    Raises:
+        ArgumentTypeError: it is something else.
+    """
+    if not (text.isascii() and text.isdecimal()):
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0 (got {text!r})")
+    return int(text)
+
+
 def positive(text: str) -> int:
     """A whole number of at least 1.
 

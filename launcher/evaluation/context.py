@@ -22,6 +22,8 @@ from launcher.tasks.registry import build_task, task_spec
 from launcher.tasks.spec import Task, TaskContext
 from parallel.checkpoint.latest import IntactCheckpoint, latest_intact
 from parallel.checkpoint.load import load_weights
+from parallel.checkpoint.manifest import CheckpointError
+from parallel.checkpoint.scores import named
 from parallel.checkpoint.verify import read_verified
 from parallel.durable import atomic_write
 from parallel.experts.names import EMA, MASTER, TEACHER
@@ -42,7 +44,7 @@ class EvalRequest:
 
     config: RunConfig  # the model computes in its precision, as in the evaluations of training
     run: RunDirectory
-    checkpoint: str | None = None  # its name; None is the newest intact one
+    checkpoint: str | None = None  # its name, or best; None is the newest intact one
     kind: str = MASTER  # of its weights: the trained ones, or a moving average of them (AVERAGES)
     val: str | None = None  # the name of the validation set, where there are several and it is not the first
 
@@ -182,13 +184,13 @@ def make(directory: Path, *, first: bool) -> None:
 
 def chosen(run: RunDirectory, name: str | None) -> IntactCheckpoint:
     """The checkpoint of a name, or the newest intact one; every rank calls it together."""
-    if name is None:
-        checkpoint = latest_intact(run.checkpoints)
-    else:
-        path = run.checkpoints / name
-        checkpoint = (
-            IntactCheckpoint(path=path, manifest=read_verified(path), notices=[]) if path.is_dir() else None
-        )
+    if name is not None:
+        try:
+            path, *_ = agree(lambda: named(run.checkpoints, name), (CheckpointError,))
+        except RanksError as error:
+            raise ConfigError(str(error)) from error
+        return IntactCheckpoint(path=path, manifest=read_verified(path), notices=[])
+    checkpoint = latest_intact(run.checkpoints)
     if checkpoint is None:
-        raise ConfigError(f"{run.path} has no checkpoint {name or 'yet'}; they lie in {run.checkpoints}")
+        raise ConfigError(f"{run.path} has no checkpoint yet; they lie in {run.checkpoints}")
     return checkpoint

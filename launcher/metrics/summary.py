@@ -13,12 +13,19 @@ from launcher.config.schema import RunConfig
 from launcher.metrics.metric import Metric
 from launcher.metrics.records import read_records
 from launcher.rundir.directory import RunDirectory
+from parallel.checkpoint.scores import finite
 
 OF_EVERY_EVALUATION = ("images_s", "dropped_fraction", "expert_load")  # whatever the metric, and of any set
 
 
 def summarise(
-    run: RunDirectory, config: RunConfig, metric: Metric, *, world_size: int, epoch_steps: int | None
+    run: RunDirectory,
+    config: RunConfig,
+    metric: Metric,
+    *,
+    world_size: int,
+    epoch_steps: int | None,
+    stopped_early: str | None = None,
 ) -> dict[str, Any]:
     """Gather a finished run's figures from its metrics.jsonl and write summary.json.
 
@@ -30,6 +37,8 @@ def summarise(
     both over the last epoch of training (the whole run if that is shorter, or an epoch's steps unknown,
     None), all ranks together. A run without a validation split has no values of the metric, and an empty
     expert_load.
+    best has the best evaluation after the first step, of the moving average if there is one: its step and
+    value. stopped_early says where and why training ended before its duration, if it did.
     """
     records = read_records(run.metrics)
     steps = [record for record in records if record["kind"] == "step"]
@@ -44,6 +53,8 @@ def summarise(
         **_values(evaluations[-1:], "eval_", ""),
         **_values(averages[-1:], "eval_ema_", "ema_"),
         **_values(first, "eval_", "first_"),
+        **_best(averages or evaluations, "eval_ema_" if averages else "eval_", metric),
+        **({"stopped_early": stopped_early} if stopped_early else {}),
         "images_s": median(record["images_s"] for record in last),
         "dropped_fraction": sum(record["dropped_fraction"] for record in last) / len(last),
         "expert_load": evaluations[-1]["eval_expert_load"] if evaluations else {},
@@ -67,6 +78,16 @@ def _values(records: Sequence[dict[str, Any]], prefix: str, new_prefix: str) -> 
     }
 
 
+def _best(records: Sequence[dict[str, Any]], prefix: str, metric: Metric) -> dict[str, Any]:
+    """The step and the value of the best of some evaluations, the earliest of equal ones."""
+    name, sign = f"{prefix}{metric.primary}", -1 if metric.higher_is_better else 1
+    values = {r["step"]: value for r in records if r["step"] and (value := finite(r.get(name))) is not None}
+    if not values:
+        return {}
+    step = min(values, key=lambda step: (sign * values[step], step))
+    return {"best": {"step": step, metric.primary: values[step]}}
+
+
 def render(
     summary: dict[str, Any], run: RunDirectory, metric: Metric, period: str = "the last epoch of training"
 ) -> str:
@@ -75,6 +96,7 @@ def render(
     lines = [
         "",
         *_quality(summary, metric),
+        *_decided(summary, metric),
         f"  training speed   {summary['images_s']:.0f} images/s over {summary['steps']} steps, "
         f"{minutes} min {seconds} s in all",
         f"  layout           {summary['world_size']} ranks, expert-parallel {summary['ep_size']}, "
@@ -103,6 +125,15 @@ def _quality(summary: dict[str, Any], metric: Metric) -> Iterator[str]:
                     if key.startswith(f"{prefix}{name}")
                 }
                 yield f"  {name.rstrip('_') or title:<15}  {metric.line(values)}"
+
+
+def _decided(summary: dict[str, Any], metric: Metric) -> Iterator[str]:
+    """The best evaluation, unless it is the last, and why training stopped early."""
+    best = summary.get("best", {})
+    if best and best["step"] != summary["steps"]:
+        yield f"  best             {metric.primary} {best[metric.primary]:.6g} at step {best['step']}"
+    if "stopped_early" in summary:
+        yield f"  training         {summary['stopped_early']}"
 
 
 def _tensorboard() -> str:

@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from launcher.config.schema import RunConfig
+from launcher.config.schema import CheckpointConfig, RunConfig
 from launcher.preflight.report import ProbeContext, ProbeResults, Verdict, gib
 from parallel.checkpoint.commit import committed
 from swin_moe.backbone.flops import build_on_meta, count_parameters
@@ -77,13 +77,15 @@ def evaluate_run(results: ProbeResults) -> Verdict:
         )
     verdict.failures += results.each(value.get("error") for value in results.values)
     if "free" in results.values[0]:
-        _evaluate_space(verdict, run_dir, results.values[0], results.config.checkpoint.keep_last)
+        _evaluate_space(verdict, run_dir, results.values[0], results.config.checkpoint)
     return verdict
 
 
-def _evaluate_space(verdict: Verdict, run_dir: str, space: dict[str, Any], keep_last: int) -> None:
+def _evaluate_space(verdict: Verdict, run_dir: str, space: dict[str, Any], keep: CheckpointConfig) -> None:
     one, free = space["checkpoint"], space["free"]
-    needed = one * max(1, keep_last + 1 - space["present"])
+    kept = keep.keep_last + keep.keep_best
+    names = "checkpoint.keep_last" + " + checkpoint.keep_best" * bool(keep.keep_best)
+    needed = one * max(1, kept + 1 - space["present"])
     takes = f"a checkpoint takes {gib(one)} ({space['parameters']:,} parameters x {space['values']} in fp32)"
     verdict.message = f"{gib(free)} free in {space['path']}, {takes}"
     fix = "make room, or choose another run_dir"
@@ -92,7 +94,7 @@ def _evaluate_space(verdict: Verdict, run_dir: str, space: dict[str, Any], keep_
     elif free < needed:
         verdict.warnings.append(
             f"run_dir ({run_dir}) has {gib(free)} free, and {gib(needed)} are needed: {takes}, and "
-            f"checkpoint.keep_last + 1 ({keep_last + 1}) are there at times; {fix}"
+            f"{names} + 1 ({kept + 1}) are there at times; {fix}"
         )
 
 

@@ -81,6 +81,7 @@ class RankContext:
     sessions: Sessions | None = None  # of a training run, on rank 0
     heartbeat: Heartbeat | None = None  # likewise
     log: SessionLog | None = None  # likewise, once training begins
+    ending: str = "finished"  # the reason of a session that ends well
 
     def note(self, **values: float) -> None:
         """Add values to progress.json."""
@@ -133,7 +134,7 @@ def run_rank(config: RunConfig, work: Work, runtime: Runtime | None = None) -> i
         except BaseException as error:
             return _end(error, config, context)
         context.watch.close()
-        _record(context, ExitCode.FINISHED, "finished")
+        _record(context, ExitCode.FINISHED, context.ending)
     runtime.leave()
     return ExitCode.FINISHED
 

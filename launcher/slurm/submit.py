@@ -75,11 +75,14 @@ def task_directories(run: Path, submission: Submission) -> list[Path]:
 
 
 def is_finished(run: Path, config: RunConfig) -> bool:
-    """Whether a run has trained as long as its configuration says."""
+    """Whether a run has trained as long as its configuration says, or stopped early as it says."""
     try:
-        steps = int(json.loads(RunDirectory(run).summary.read_text())["steps"])
+        summary = json.loads(RunDirectory(run).summary.read_text())
+        steps = int(summary["steps"])
     except (OSError, ValueError, KeyError, TypeError):
         return False
+    if config.train.early_stop and summary.get("stopped_early"):
+        return True
     return steps >= steps_in(config.train.duration, config, images_per_epoch(config.data))
 
 

@@ -52,7 +52,9 @@ def device_name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def start_line(checkpoint: IntactCheckpoint | None, total_steps: int) -> str:
+def start_line(
+    checkpoint: IntactCheckpoint | None, total_steps: int, stopped_early: str | None = None
+) -> str:
     """Where a session starts: at step 0, at the step of a checkpoint, or at the end of a finished run."""
     if checkpoint is None:
         return f"no checkpoint yet: starting at step 0 of {total_steps}"
@@ -61,6 +63,8 @@ def start_line(checkpoint: IntactCheckpoint | None, total_steps: int) -> str:
     source = f"{checkpoint.path.name} (written {written} by {counted(ranks, 'rank')})"
     if step >= total_steps:
         return f"all {total_steps} steps are done in {source}: the results are written again"
+    if stopped_early:
+        return f"training {stopped_early} ({source}): the results are written again"
     return f"resuming from {source}: {total_steps - step} of {total_steps} steps to go"
 
 

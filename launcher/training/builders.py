@@ -19,9 +19,10 @@ from launcher.rundir.directory import RunDirectory
 from launcher.tasks.param_groups import freeze, parameter_groups
 from launcher.tasks.pretrained import start_from
 from launcher.tasks.registry import task_spec
-from launcher.tasks.spec import DataSpec, TaskContext
+from launcher.tasks.spec import DataSpec, Task, TaskContext
 from launcher.training.nonfinite import GradientSearch, SkippedSteps
 from launcher.training.schedules import Schedule, ema_momentum
+from launcher.training.scores import EarlyStop, ScoreBoard
 from launcher.training.spikes import SpikeGuard
 from launcher.training.trainer import Trainer
 from launcher.validation.data_rules import train_sampling
@@ -29,6 +30,8 @@ from launcher.validation.label_spaces import is_mapped_by_name
 from launcher.validation.rules import steps_in
 from parallel.checkpoint.async_saver import CheckpointSaver
 from parallel.checkpoint.commit import committed
+from parallel.checkpoint.scores import ScoreKind
+from parallel.experts.names import EMA, MASTER
 from parallel.ranks.mesh import Mesh, build_mesh
 from parallel.zero.engine import Engine
 from parallel.zero.master_weights import MasterWeights
@@ -105,6 +108,20 @@ def engine_options(config: RunConfig, grad_accum_steps: int) -> EngineOptions:
         grad_accum_steps=grad_accum_steps,
         deepspeed=config.deepspeed,
         optimizer=config.optim.optimizer,
+    )
+
+
+def score_kind(config: RunConfig, task: Task, val: Mapping[str, EvalStream]) -> ScoreKind:
+    """What decides which checkpoint is best: the primary metric on the first of the validation sets.
+
+    If the run keeps a moving average of the weights, the value is that of the average.
+    """
+    metric, first = task.metric(), next(iter(val.values()), None)
+    return ScoreKind(
+        metric=metric.primary,
+        higher_is_better=metric.higher_is_better,
+        weights=EMA if config.train.ema_decay else MASTER,
+        split=first.manifest.digest if first else None,
     )
 
 
@@ -186,6 +203,11 @@ def build_trainer(
         ),
         spikes=spikes,
         skipped=SkippedSteps(train.max_skipped_steps),
+        board=ScoreBoard(
+            score_kind(config, task, val),
+            keep_best=keep.keep_best,
+            early_stop=EarlyStop.of(train.early_stop, steps) if train.early_stop else None,
+        ),
         gradient_search=GradientSearch(model),
         steps=steps,
         total_steps=total_steps,

@@ -82,11 +82,19 @@ def train(
         is_finished = trainer.is_finished and run.summary.exists()
         if mesh.is_first:  # now that the checkpoint, if any, is known to be of this run
             run.config.write_text(dump_config(config))
-            start = f"already finished (step {trainer.step} of {trainer.total_steps}): nothing to do"
-            print_lines([start if is_finished else start_line(checkpoint, trainer.total_steps)])
+            start = start_line(checkpoint, trainer.total_steps, trainer.stopped_early)
+            end = trainer.stopped_early or f"step {trainer.step} of {trainer.total_steps}"
+            print_lines([f"already finished ({end}): nothing to do" if is_finished else start])
         trainer.train()
     if mesh.is_first and not is_finished:
-        report(config, run, trainer.task.metric(), ranks.world_size, stream.num_samples)
+        report(
+            config,
+            run,
+            trainer.task.metric(),
+            ranks.world_size,
+            stream.num_samples,
+            stopped_early=trainer.stopped_early,
+        )
 
 
 @contextmanager
@@ -104,11 +112,28 @@ def _validation_streams(
 
 
 def report(
-    config: RunConfig, run: RunDirectory, metric: Metric, world_size: int, num_samples: int | None
+    config: RunConfig,
+    run: RunDirectory,
+    metric: Metric,
+    world_size: int,
+    num_samples: int | None,
+    *,
+    stopped_early: str | None = None,
 ) -> None:
-    """Write and print the summary of a finished run whose epoch has `num_samples` images, where known."""
+    """Write and print the summary of a finished run.
+
+    Args:
+        config: of the run.
+        run: its directory.
+        metric: of its task.
+        world_size: ranks.
+        num_samples: images of an epoch, where known.
+        stopped_early: where and why, if training did not last as long as configured.
+    """
     epoch_steps = steps_in("1 epochs", config, num_samples) if num_samples else None
-    summary = summarise(run, config, metric, world_size=world_size, epoch_steps=epoch_steps)
+    summary = summarise(
+        run, config, metric, world_size=world_size, epoch_steps=epoch_steps, stopped_early=stopped_early
+    )
     print(render(summary, run, metric, *([] if num_samples else ["all of training"])))
 
 

@@ -32,6 +32,7 @@ from launcher.tasks.spec import Task
 from launcher.training.input_prefetch import InputPrefetcher
 from launcher.training.nonfinite import GradientSearch, SkippedSteps
 from launcher.training.schedules import Schedule
+from launcher.training.scores import ScoreBoard, annotate_evaluation, restore
 from launcher.training.spikes import SpikeGuard
 from launcher.validation.label_spaces import trained_classes
 from parallel.checkpoint.async_saver import CheckpointSaver, SaveResult
@@ -71,6 +72,7 @@ class Trainer:
     schedule: Schedule
     spikes: SpikeGuard
     skipped: SkippedSteps
+    board: ScoreBoard
     gradient_search: GradientSearch
     steps: Callable[[str], int]  # optimizer steps of a duration
     total_steps: int
@@ -103,7 +105,9 @@ class Trainer:
         self.engine.train()
         if self.evaluation_is_due or (self.step == 0 and self.config.train.eval_first):
             self.evaluate()
-        while self.step < self.total_steps:
+            if self.saved_step == self.step > 0:  # by an earlier session
+                annotate_evaluation(self.board, self.run.checkpoints, self.step, is_first=self.mesh.is_first)
+        while self.step < self.total_steps and not self.board.stop_reason:
             self.hook("step", self)
             try:
                 stopped_by = self.train_step()
@@ -116,8 +120,13 @@ class Trainer:
                 self.stop(stopped_by)
             if self.evaluation_is_due:
                 self.evaluate()  # before the save: a resumed run does not come back to this step
-            if self.is_due(self.config.checkpoint.every):
+            if self.is_due(self.config.checkpoint.every) or self.board.is_among_the_best(self.step):
                 self.save()
+        if self.stopped_early:
+            self.context.note(total_steps=self.step)
+            self.context.ending = f"finished: {self.stopped_early}"
+            if self.log:
+                self.log.notice(self.stopped_early)
         self.finish_saving()
         self.close_log("finished")
         self.hook("end", self)
@@ -272,6 +281,9 @@ class Trainer:
         if self.config.train.ema_decay:
             with self.watch.phase("evaluation"), self.masters.ema_applied():
                 averaged = self.evaluate_weights()
+        self.board.add(self.step, (averaged or result).metrics)
+        if self.config.checkpoint.keep_best:  # every rank has to know of the same checkpoints
+            self.record_saves(finish=True)
         if self.log is None:
             return
         line = partial(line_of_sets, self.task.metric(), names=[*self.val])
@@ -293,9 +305,16 @@ class Trainer:
         return evaluate_sets(evaluated, self.val)
 
     @property
+    def stopped_early(self) -> str | None:
+        """Where and why training stopped before its last step, if it did."""
+        reason = self.board.stop_reason if self.step < self.total_steps else None
+        return reason and f"stopped early at step {self.step} of {self.total_steps}: {reason}"
+
+    @property
     def is_finished(self) -> bool:
-        """Whether every step is taken, and evaluated where that is due."""
-        return self.step >= self.total_steps and not self.evaluation_is_due
+        """Whether every step is taken, or training stopped early, and evaluated where that is due."""
+        is_over = self.step >= self.total_steps or self.stopped_early is not None
+        return is_over and not self.evaluation_is_due
 
     def resume(self) -> IntactCheckpoint | None:
         """Continue from the newest complete checkpoint, and return it, if there is one."""
@@ -319,6 +338,7 @@ class Trainer:
         if missing and self.mesh.is_first:
             logger.warning("%s holds no %s: started anew", path, ", ".join(missing))
         self.engine.load_state_dict(state.get("engine", {}))
+        restore(self.board, self.run.checkpoints, manifest, is_first=self.mesh.is_first)
         self.step = self.saved_step = manifest["step"]
         self.watch.beat(self.step)
         return checkpoint
@@ -326,6 +346,8 @@ class Trainer:
     def save(self) -> None:
         """Start a save, which goes on beside training; without `checkpoint.asynchronous`, save now."""
         self.hook("save", self)
+        self.record_saves(finish=True)  # one save at a time; a failed one is not among the best
+        self.board.saves(self.step)
         record: dict[str, Any] = {
             "state": {
                 "data": self.batches.state_dict(),
@@ -333,8 +355,10 @@ class Trainer:
                 "skipped_steps": self.skipped.total,
                 "spikes": self.spikes.state_dict(),
                 "evaluation_is_owed": self.evaluation_is_due,
+                "evaluations": self.board.scores.record,
                 "task": {name: kept.state_dict() for name, kept in self.task.state().items()},
             },
+            "evaluation": self.board.value_of(self.step),
             "config": dump_config(self.config),
             "val_manifests": {
                 option: one.manifest.digest
@@ -346,7 +370,7 @@ class Trainer:
             "versions": version_record("torch", "deepspeed", "swin-moe"),
         }
         with self.watch.phase("save"):
-            self.saver.start(self.step, self.masters, record, self.task.tensors())
+            self.saver.start(self.step, self.masters, record, self.task.tensors(), self.board.best)
         self.saved_step = self.step
 
     def record_saves(self, *, finish: bool = False) -> None:
@@ -361,6 +385,8 @@ class Trainer:
             outcomes = self.saver.poll()
         for outcome in outcomes:
             self.last_save = outcome
+            if outcome.error is not None:
+                self.board.failed(outcome.step)
             if self.log:
                 self.log.save(outcome)
 

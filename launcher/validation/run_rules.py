@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 
-from launcher.config.duration import parse_duration, to_steps
+from launcher.config.duration import parse_duration, parse_evaluations, to_steps
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.metrics.trackers.registry import tracking_errors
@@ -24,6 +24,7 @@ def run_errors(config: RunConfig, num_samples: int | None = None) -> list[str]:
         num_samples: images an epoch; None where that is not known.
     """
     errors = [*_task_errors(config), *_capacity_errors(config.model), *_freeze_errors(config)]
+    errors += _evaluation_errors(config)
     errors += _duration_errors(config) or [*_rate_errors(config), *_length_errors(config, num_samples)]
     errors += tracking_errors(config.tracking)
     try:
@@ -101,6 +102,31 @@ def _rate_errors(config: RunConfig) -> Iterator[str]:
             yield f"optim.{name} ({value}) must be at most optim.base_lr ({optim.base_lr})"
 
 
+def _evaluation_errors(config: RunConfig) -> Iterator[str]:
+    """What evaluations decide needs evaluations on the way."""
+    deciding = {
+        "checkpoint.keep_best": config.checkpoint.keep_best,
+        "train.early_stop.patience": config.train.early_stop and config.train.early_stop.patience,
+    }
+    for option, value in deciding.items():
+        if value and config.data.val is None:
+            yield f"{option} ({value}) needs data.val (null): without it nothing is evaluated"
+        if value and config.train.eval_every is None:
+            yield (
+                f"{option} ({value}) needs train.eval_every (null): without it only the end of the run is "
+                "evaluated; set it to a duration, such as 1 epochs"
+            )
+    stop = config.train.early_stop
+    if stop and parse_evaluations(stop.patience) == 0:
+        yield f"train.early_stop.patience ({stop.patience}) must be at least 1 evaluation"
+
+
+def _patience(config: RunConfig) -> str | None:
+    """The patience of an early stop, where it is a duration."""
+    stop = config.train.early_stop
+    return stop.patience if stop and parse_evaluations(stop.patience) is None else None
+
+
 def _durations(config: RunConfig) -> dict[str, str]:
     """Every duration of a run that counts, by its option."""
     durations = {
@@ -111,6 +137,7 @@ def _durations(config: RunConfig) -> dict[str, str]:
         "optim.decay_every": config.optim.decay_every if config.optim.schedule == "step" else None,
         "checkpoint.every": config.checkpoint.every,
         "checkpoint.keep_every": config.checkpoint.keep_every,
+        "train.early_stop.patience": _patience(config),
         **{f"optim.decay_at[{i}]": text for i, text in enumerate(config.optim.decay_at)},
     }
     return {option: text for option, text in durations.items() if text is not None}

@@ -17,7 +17,7 @@ on, and the checkpoints before it stay.
 import json
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -90,6 +90,7 @@ class CheckpointSaver:
         masters: MasterWeights,
         record: dict[str, Any],
         state: Mapping[str, Tensor] = NO_STATE,
+        best: Collection[int] = (),
     ) -> None:
         """Save the state as it is now; waits first for the save before it, if that still runs.
 
@@ -98,6 +99,7 @@ class CheckpointSaver:
             masters: what to save; only read here.
             record: JSON-able, kept in the manifest.
             state: of the task, by name, as `PersistentState` holds it; only read here.
+            best: steps whose checkpoints stay when this one is there.
 
         Raises:
             StateError: on all ranks; a buffer or the state differs between ranks.
@@ -107,7 +109,7 @@ class CheckpointSaver:
         tensors = self._buffers.copy(masters, self.mesh, state)
         # a copy: training goes on and may change what `record` refers to
         snapshot = json.loads(json.dumps({"adam_steps": masters.adam_steps, **record}))
-        self._save = _Save(self, step, tensors, snapshot, began_s)
+        self._save = _Save(self, step, tensors, snapshot, frozenset(best), began_s)
         if not self._asynchronous:
             self._collect()
 
@@ -129,7 +131,9 @@ class CheckpointSaver:
             save, self._save = self._save, None
             self._unreported.append(save.result())
 
-    def _write(self, step: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> dict[str, Any]:
+    def _write(
+        self, step: int, tensors: dict[str, Tensor], record: dict[str, Any], best: Collection[int]
+    ) -> dict[str, Any]:
         """Write, commit and prune; returns fields of the result."""
         try:
             size = write(self.directory, step, tensors, self.mesh, record, self._group)
@@ -137,7 +141,7 @@ class CheckpointSaver:
             return {"error": str(error)}
         try:
             if self.mesh.is_first:
-                prune(self.directory, self._keep_last, self._keep_every)
+                prune(self.directory, self._keep_last, self._keep_every, best)
         except (OSError, CheckpointError) as error:
             return {"bytes": size, "warning": f"old checkpoints could not be deleted: {error}"}
         return {"bytes": size}
@@ -152,11 +156,12 @@ class _Save(threading.Thread):
         step: int,
         tensors: dict[str, Tensor],
         record: dict[str, Any],
+        best: Collection[int],
         began_s: float,
     ) -> None:
         super().__init__(name=f"save-{step}", daemon=True)
         self._step, self._began_s = step, began_s
-        self._work = lambda: saver._write(step, tensors, record)
+        self._work = lambda: saver._write(step, tensors, record, best)
         self._fields: dict[str, Any] = {}
         self._bug: BaseException | None = None
         self.start()

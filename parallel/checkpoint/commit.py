@@ -9,11 +9,11 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from parallel.checkpoint.manifest import MANIFEST, CheckpointError, with_checksum
+from parallel.checkpoint.manifest import MANIFEST, CheckpointError, read_manifest, with_checksum
 from parallel.durable import atomic_write, sweep_temporaries, sync_directory
 
 POINTER = "latest"
@@ -67,8 +67,24 @@ def set_latest(path: Path) -> None:
     atomic_write(path.parent / POINTER, path.name + "\n", sync="directory")
 
 
-def steps_to_keep(steps: Iterable[int], current: int, keep_last: int, keep_every: int | None) -> set[int]:
-    """Which checkpoints to keep: the last ones of the run, and all at multiples of `keep_every`.
+def annotate(path: Path, entries: Mapping[str, Any]) -> None:
+    """Set entries of a committed checkpoint's manifest, durably; its tensors stay as they are.
+
+    Raises:
+        CheckpointError: its manifest cannot be read; OSError: it cannot be written.
+    """
+    manifest = with_checksum({**read_manifest(path), **entries})
+    atomic_write(path / MANIFEST, json.dumps(manifest, indent=1), sync="directory")
+
+
+def steps_to_keep(
+    steps: Iterable[int],
+    current: int,
+    keep_last: int,
+    keep_every: int | None,
+    best: Collection[int] = (),
+) -> set[int]:
+    """Which checkpoints to keep: the last ones of the run, all at multiples of `keep_every`, and the best.
 
     Args:
         steps: of all checkpoints.
@@ -76,20 +92,20 @@ def steps_to_keep(steps: Iterable[int], current: int, keep_last: int, keep_every
             there may be later ones, of an abandoned branch: they count as older than the run's own.
         keep_last: how many, at least 1.
         keep_every: steps; None keeps no others.
+        best: steps whose checkpoints are kept, where they are there.
     """
     by_age = sorted(steps, key=lambda step: (step <= current, step))
-    return {step for step in by_age if keep_every and step % keep_every == 0}.union(
-        by_age[-max(1, keep_last) :], [current]
-    )
+    lasting = {step for step in by_age if (keep_every and step % keep_every == 0) or step in best}
+    return lasting.union(by_age[-max(1, keep_last) :], [current])
 
 
-def prune(directory: Path, keep_last: int, keep_every: int | None = None) -> None:
+def prune(directory: Path, keep_last: int, keep_every: int | None = None, best: Collection[int] = ()) -> None:
     """Delete all checkpoints but `steps_to_keep`; one rank calls it, right after a commit."""
     newest = latest(directory)
     if newest is None:
         return
     paths = committed(directory)
-    keep = steps_to_keep(map(step_of, paths), step_of(newest), keep_last, keep_every)
+    keep = steps_to_keep(map(step_of, paths), step_of(newest), keep_last, keep_every, best)
     for old in paths:
         if step_of(old) not in keep:
             removed = old.with_suffix(".pruned.tmp")  # a kill leaves no half of a checkpoint

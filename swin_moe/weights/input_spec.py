@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from parallel.checkpoint.manifest import read_manifest
+from parallel.checkpoint.scores import resolved
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.files import read_metadata
 from swin_moe.weights.native import checkpoint_in
@@ -45,7 +46,7 @@ def input_spec_of(source: str | Path) -> InputSpec | None:
         CheckpointError: the manifest of the checkpoint is damaged.
         WeightsError: what it says of the images is.
     """
-    path = Path(source)
+    path = resolved(Path(source))
     values: dict[str, Any] | str | None
     if path.is_dir():
         checkpoint = checkpoint_in(path)

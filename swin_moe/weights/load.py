@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from parallel.checkpoint.manifest import CheckpointError
+from parallel.checkpoint.scores import resolved
 from parallel.experts.names import MASTER, own_slice_of_expert, parameter_shapes, persistent_buffers
 from parallel.experts.placement import experts_of, global_name
 from parallel.suggest import suggestion
@@ -155,8 +156,17 @@ def apply(model: Backbone, plan: LoadPlan) -> LoadReport:
     return replace(plan.report, loaded=loaded)
 
 
+def _resolved(path: Path) -> Path:
+    """RUN/checkpoints/best as the path of that checkpoint."""
+    try:
+        return resolved(path)
+    except CheckpointError as error:
+        raise WeightsError(str(error)) from error
+
+
 def read(path: Path, average: Average | None = None) -> Content:
     """Read what is at a path; of a checkpoint of ours the master weights, or a moving average of them."""
+    path = _resolved(path)
     if (base := moe_shards.base_of(path)) and not average:
         return moe_shards.read_ranks(base)
     if path.is_dir():

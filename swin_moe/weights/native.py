@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from parallel.checkpoint.commit import latest
 from parallel.checkpoint.manifest import MANIFEST, CheckpointError, read_manifest
 from parallel.checkpoint.reader import CheckpointReader
+from parallel.checkpoint.scores import resolved
 from parallel.checkpoint.verify import problems
 from parallel.experts.names import BUFFER, EMA, MASTER, TEACHER, persistent_buffers, unsliced_shape
 from parallel.experts.placement import experts_of, global_name
@@ -31,7 +32,11 @@ MISSING = {  # what a checkpoint without a kind of weights lacks
 
 
 def checkpoint_in(path: Path) -> Path | None:
-    """The checkpoint that a directory is or, being a run or its checkpoints, holds; None where it is none."""
+    """The checkpoint that a directory is or, being a run or its checkpoints, holds; None where it is none.
+
+    RUN/checkpoints/best stands for the best checkpoint of a run.
+    """
+    path = resolved(path)
     if (path / MANIFEST).is_file():
         return path
     return latest(path / "checkpoints") or latest(path)
@@ -66,7 +71,7 @@ def _model_section(manifest: Mapping[str, Any]) -> dict[str, Any] | None:
 
 def config_of(path: Path) -> ModelConfig | None:
     """The model configuration in a checkpoint, a run or a safetensors file of ours; None for others."""
-    if path.is_dir():
+    if resolved(path).is_dir():
         checkpoint = checkpoint_in(path)
         tree = _model_section(read_manifest(checkpoint)) if checkpoint else None
     else:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from launcher.cli.parsers import export
-from launcher.console.arguments import CommandParser, add_command, positive
+from launcher.console.arguments import CommandParser, add_command, count, positive
 
 LS_HELP = """\
 examples:
@@ -11,8 +11,8 @@ examples:
   swin-moe checkpoint ls runs/demo --verify            every byte is read
   swin-moe checkpoint ls runs/demo --json | jq '.[] | select(.latest)'
 
-`latest` is the one that a run goes on from. `partial` is a save under way, or one that was killed: the next
-save sweeps it, and so does `prune`.
+`latest` is the one that a run goes on from, `best` the one with the best evaluation. `partial` is a save
+that is under way, or that was killed: the next save sweeps it, and so does `prune`.
 """
 VERIFY_HELP = """\
 examples:
@@ -36,8 +36,8 @@ examples:
   swin-moe checkpoint prune runs/demo --keep-last 2 --dry-run
   swin-moe checkpoint prune runs/demo --keep-last 2 --keep-every 10000
 
-The one that `latest` names always stays. One that has lost a file does not count as kept. What killed saves
-left is swept too. Refused while the run trains.
+The one that `latest` names always stays, and so do the best ones of checkpoint.keep_best. One that has lost a
+file does not count as kept. What killed saves left is swept too. Refused while the run trains.
 """
 CONVERT_HELP = """\
 examples:
@@ -108,4 +108,6 @@ def _add_prune(parser: CommandParser) -> None:
     add("run_directory", type=Path, metavar="RUN")
     add("--keep-last", type=positive, required=True, metavar="N", help="the last N stay")
     add("--keep-every", type=positive, metavar="M", help="and every step divisible by M")
+    text = "and the K with the best evaluations (default: the run's checkpoint.keep_best)"
+    add("--keep-best", type=count, metavar="K", help=text)
     add("--dry-run", action="store_true", help="say what would go, and delete nothing")

@@ -34,7 +34,7 @@ def add_arguments(parser: CommandParser) -> None:
     add("run_directory", type=Path, metavar="RUN", help="the run directory")
     add("overrides", nargs="*", metavar="a.b=value", help="options of the run to override")
     add("--nproc", type=positive, help="ranks to start on this machine")
-    add("--checkpoint", help="step-NNNNNNNN; default: the newest")
+    add("--checkpoint", help="step-NNNNNNNN, or best; default: the newest")
     add("--val", metavar="NAME", help="a set of data.val, where it has several; default: the first")
     add(
         "--precision",

@@ -23,5 +23,5 @@ def add_arguments(parser: CommandParser) -> None:
     parser.set_defaults(run="launcher.cli.convert:run_export")
     parser.add_argument("source", type=Path, metavar="RUN", help="the run directory")
     add_out(parser)
-    parser.add_argument("--checkpoint", help="step-NNNNNNNN; default: the newest")
+    parser.add_argument("--checkpoint", help="step-NNNNNNNN, or best; default: the newest")
     add_averages(parser)

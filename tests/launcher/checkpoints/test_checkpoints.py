@@ -184,7 +184,10 @@ def test_prune_is_refused_while_the_run_is_at_work(stored_run: Path, say: Say) -
             "is no run with checkpoints",
         ),
         (["export", "{tmp}", "{tmp}/out"], "is no run with a checkpoint"),
-        (["export", "{stored_run}", "{tmp}/out", "--checkpoint", "step-1"], "is no run with a checkpoint"),
+        (
+            ["export", "{stored_run}", "{tmp}/out", "--checkpoint", "step-1"],
+            "has no checkpoint step-1; it has",
+        ),
     ],
 )
 def test_mistakes_are_said_in_one_line(stored_run: Path, say: Say, line: list[str], message: str) -> None:

@@ -53,6 +53,7 @@ def test_figures_of_the_last_epoch(run: RunDirectory) -> None:
         "top1": 0.75,
         "top5": 0.875,
         "loss": 1.25,
+        "best": {"step": 5, "top1": 0.75},
         "images_s": 20.0,  # the median of 10, 30, 20
         "dropped_fraction": pytest.approx(0.3),  # the mean of 0.1, 0.2, 0.6
         "expert_load": LOAD,
