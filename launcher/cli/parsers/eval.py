@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from launcher.console.arguments import CommandParser, add_averages, add_match_classes, positive
+from launcher.console.arguments import CommandParser, add_averages, add_match_classes, count, positive
 from parallel.zero.options import Precision
 from swin_moe.config import MOST_CAPACITY
 
@@ -62,16 +62,10 @@ def _add_ways(parser: CommandParser) -> None:
 def _add_features(parser: CommandParser) -> None:
     add = parser.add_argument
     add("--few-shot", type=positive, metavar="K", help="ridge regression on K training images a class")
-    add("--shots-seed", type=_seed, default=0, metavar="N", help="the first draw's (default %(default)s)")
+    add("--shots-seed", type=count, default=0, metavar="N", help="the first draw's (default %(default)s)")
     add("--shots-draws", type=positive, default=3, metavar="N", help="of K images (default %(default)s)")
     add("--knn", type=positive, metavar="K", help="K nearest neighbours among the training images")
     add("--bank", type=positive, metavar="N", help="training images for --knn, drawn by --shots-seed")
-
-
-def _seed(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 0 (got {text!r})")
-    return int(text)
 
 
 def _factor(text: str) -> float:
