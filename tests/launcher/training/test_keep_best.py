@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from launcher import scripting
+import launcher
 from launcher.cli.program import main
 from launcher.config.load import ConfigError, load_config
 from launcher.preflight.disk import evaluate_run
@@ -93,9 +93,9 @@ def test_the_best_is_evaluated_exported_and_loaded_by_its_name(whole: Path, tmp_
     out = tmp_path / "best.safetensors"
     assert main(["export", str(whole), str(out), "--checkpoint", "best"]) == 0
     place = whole / "checkpoints"
-    by_step = scripting.load(place / f"step-{best:08d}")
-    others = [scripting.load(out), scripting.load(place / "best")]
-    others.append(scripting.load(whole))  # the newest
+    by_step = launcher.load(place / f"step-{best:08d}")
+    others = [launcher.load(out), launcher.load(place / "best")]
+    others.append(launcher.load(whole))  # the newest
     load_weights(others[-1].model, place / "best")
     for name, tensor in by_step.model.state_dict().items():
         assert all(torch.equal(tensor, other.model.state_dict()[name]) for other in others), name
