@@ -19,13 +19,13 @@ from data_shards.format.files import only_writer, write_errors
 from data_shards.format.index import MANIFEST_NAME, Manifest, ShardEntry, digest_of, read_index
 from data_shards.format.samples import BadSource, Source
 from data_shards.format.tar import write_samples
-from data_shards.pack.deleted_files import restore_deleted
-from data_shards.pack.plan import PLAN_NAME, PackOptions, cut, order
+from data_shards.pack.plan import PLAN_NAME, cut
 from data_shards.pack.process_pool import map_in_order
 from data_shards.pack.progress import read_bad, write_bad
 from data_shards.pack.shard import sha256_of, write_shard
 from data_shards.pack.tar_scan import ScanJob, scan_tar
 from data_shards.pack.write import PackTask
+from data_shards.verify.origins import packed_from
 from data_shards.verify.verify import verify
 from parallel.durable import atomic_file, atomic_write
 
@@ -107,20 +107,7 @@ def _from_source(
     out: Path, manifest: Manifest, source: Source, damaged: list[ShardEntry], workers: int
 ) -> None:
     """Write the damaged shards again; each must come out as the manifest has it."""
-    samples = source.splits.get(manifest.split)
-    if samples is None or manifest.layout != "packed" or manifest.parent:
-        raise DataError(f"{out}: was not packed from {source.name}; repair it with --drop-to instead")
-    options, digest = PackOptions.of(manifest.writer), manifest.writer.source_digest
-    if (fields := options.fields(source)) != manifest.fields:
-        raise DataError(f"{out}: this source has other members; name the members that were packed")
-    bad = read_bad(out) if manifest.bad_sources else []
-    samples, _ = restore_deleted(samples, bad, manifest.samples + len(bad), digest, options)
-    if samples.digest != digest:
-        text = f"{samples.digest[:12]}, packed was {digest[:12]}"
-        raise DataError(
-            f"{out}: this source is another one, or has changed since (digest {text}); see --directory"
-        )
-    ranks = order(len(samples), options)
+    samples, options, fields, ranks = packed_from(out, manifest, source, "; repair it with --drop-to instead")
     task = PackTask(
         out=out,
         samples=samples,

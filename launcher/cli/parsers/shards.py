@@ -29,7 +29,7 @@ examples:
 
 def add_arguments(parser: CommandParser) -> None:
     """Add the commands of `shards`."""
-    names = "pack | index | verify | repair | split | info"
+    names = "pack | index | verify | repair | split | labels | info"
     commands = parser.add_subparsers(required=True, metavar=names)
     add_command(commands, "pack", "write a data set as shards", arguments_in(f"{HERE}_pack"))
     add_command(
@@ -40,6 +40,7 @@ def add_arguments(parser: CommandParser) -> None:
         commands, "repair", "bring damaged shards back, or do without them", arguments_in(f"{HERE}_repair")
     )
     add_command(commands, "split", "split off a validation set", _add_split)
+    add_command(commands, "labels", "right classes by file name, for eval", arguments_in(f"{HERE}_labels"))
     add_command(commands, "info", "count samples, bytes, sizes and classes", _add_info)
 
 
