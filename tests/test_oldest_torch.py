@@ -70,6 +70,7 @@ torch.ops.aten.gelu.out out
 torch.ops.aten.gelu_backward.grad_input grad_input
 torch.ops.aten.silu_backward.grad_input grad_input
 torch.optim.AdamW fused lr
+torch.profiler.profile activities profile_memory record_shapes
 torch.rand device
 torch.randn device dtype generator
 torch.randperm device

@@ -13,6 +13,7 @@ from data_shards.augment.options import AugmentConfig
 from data_shards.errors import DataError
 from data_shards.stream.patterns import names_tars
 from data_shards.stream.weighted import TrainSet, mixture
+from launcher.config.profile import ProfileConfig
 from launcher.config.tracking import TrackingConfig
 from parallel.experts.options import ExchangeOptions
 from parallel.ranges import LARGEST, WEEK_S, check_ranges
@@ -249,6 +250,7 @@ class TrainConfig:
     spike_action: Literal["log", "skip"] = "log"  # on a spike; skip leaves the step out, on every rank
     moe_load_every: str | None = "50 steps"  # when every expert's load is recorded; the last step always is
     compile: bool = False  # torch.compile block by block
+    profile: ProfileConfig | None = None  # steps that torch.profiler records; null: none
     pretrained: str | None = None  # weights to start from, in any format that `swin-moe convert` reads
     # a classifier of another size: strict refuses it, replace puts a new one in its place, FILE (a class map,
     # one class of the weights a line) picks classes

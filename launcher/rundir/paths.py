@@ -20,6 +20,7 @@ class RunFiles:
         self.crash_reports = self.path / "last_words"
         self.quarantine = self.path / "quarantine.jsonl"
         self.trackers = self.path / "trackers"
+        self.profile = self.path / "profile"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
         self.slurm = self.path / "slurm"

@@ -21,6 +21,7 @@ from launcher.tasks.pretrained import start_from
 from launcher.tasks.registry import task_spec
 from launcher.tasks.spec import DataSpec, Task, TaskContext
 from launcher.training.nonfinite import GradientSearch, SkippedSteps
+from launcher.training.profiler import StepProfiler
 from launcher.training.schedules import Schedule, ema_momentum
 from launcher.training.scores import EarlyStop, ScoreBoard
 from launcher.training.spikes import SpikeGuard
@@ -202,6 +203,7 @@ def build_trainer(
             config.optim, global_batch_size=train.global_batch_size, total_steps=total_steps, steps=steps
         ),
         spikes=spikes,
+        profiler=StepProfiler(run.profile, train.profile, rank=mesh.rank, device=device),
         skipped=SkippedSteps(train.max_skipped_steps),
         board=ScoreBoard(
             score_kind(config, task, val),

@@ -31,6 +31,7 @@ from launcher.rundir.directory import RunDirectory
 from launcher.tasks.spec import Task
 from launcher.training.input_prefetch import InputPrefetcher
 from launcher.training.nonfinite import GradientSearch, SkippedSteps
+from launcher.training.profiler import StepProfiler
 from launcher.training.schedules import Schedule
 from launcher.training.scores import ScoreBoard, annotate_evaluation, restore
 from launcher.training.spikes import SpikeGuard
@@ -71,6 +72,7 @@ class Trainer:
     saver: CheckpointSaver
     schedule: Schedule
     spikes: SpikeGuard
+    profiler: StepProfiler
     skipped: SkippedSteps
     board: ScoreBoard
     gradient_search: GradientSearch
@@ -110,11 +112,14 @@ class Trainer:
         while self.step < self.total_steps and not self.board.stop_reason:
             self.hook("step", self)
             try:
-                stopped_by = self.train_step()
+                with self.profiler.step(self.step + 1):
+                    stopped_by = self.train_step()
             except (DivergedError, BadDataError):  # on all ranks alike; the save under way is a good state
                 self.record_saves(finish=True)
                 raise
             self.record_saves()
+            if self.profiler.is_due or stopped_by:
+                self.write_profile()
             self.evaluation_is_due = self.ends_interval(self.config.train.eval_every)
             if stopped_by and self.step < self.total_steps:
                 self.stop(stopped_by)
@@ -142,35 +147,40 @@ class Trainer:
             BadDataError, DivergedError: on all ranks; too many bad samples, too many steps without an update.
         """
         start_s, lr = time.monotonic(), self.schedule(self.step)
-        self.stream.wait_s = 0.0
+        self.stream.wait_s, region = 0.0, self.profiler.region
         metrics = MetricAccumulator(rank=self.mesh.rank, world_size=self.mesh.dims.world_size, watched=LOSSES)
 
         for _ in range(self.stream.grad_accum_steps):
             # Fetch: this rank's next micro-batch. Its inputs may have been made before the last update.
-            with self.waiting_for_data():
+            with self.waiting_for_data(), region("fetch"):
                 batch = next(self.batches)
-            inputs, keys = self.batches.inputs(batch)
+            with region("inputs"):
+                inputs, keys = self.batches.inputs(batch)
 
             # Forward and backward. The last backward pass of a step reduces the gradients over the ranks.
-            output = self.task.step(self.engine, inputs, keys)
-            aux_loss = output.aux_loss
-            total_loss = output.loss + aux_loss
-            self.engine.backward(total_loss)
+            with region("forward"):
+                output = self.task.step(self.engine, inputs, keys)
+                aux_loss = output.aux_loss
+                total_loss = output.loss + aux_loss
+            with region("backward"):
+                self.engine.backward(total_loss)
 
             # On a GPU, enqueue the next step's inputs now: the host waits inside the update.
             if self.prefetch_inputs and self.engine.ends_step and self.step + 1 < self.total_steps:
-                with self.waiting_for_data():
+                with self.waiting_for_data(), region("prefetch"):
                     self.batches.prefetch()
 
             # Clip and update the weights, after the last micro-batch. A gradient that is not finite skips it.
-            self.engine.step(lr)
+            with region("optimizer"):
+                self.engine.step(lr)
             self.watch.beat()
             losses = {"loss": output.loss, "aux_loss": aux_loss, "total_loss": total_loss}
             metrics.add(losses | output.terms, output.moe)
 
         # Sum the metrics of all micro-batches and ranks: one all-reduce, and one wait for the device.
         flags = {"stop": self.context.stop.is_set, "gradient": self.gradient_search.take()}
-        totals = metrics.reduce(self.batches.counts(), flags)
+        with region("metrics"):
+            totals = metrics.reduce(self.batches.counts(), flags)
         self.check_data(totals)
 
         # Average the weights and move the routers' biases, unless the update was skipped.
@@ -263,6 +273,11 @@ class Trainer:
             f"on request ({cause}) at step {self.step} of {self.total_steps}, saved{duration}; "
             "continue with --resume auto"
         )
+
+    def write_profile(self) -> None:
+        """Write what was recorded of the last steps, if anything; other ranks wait in the next collective."""
+        with self.watch.phase("profile"):
+            self.profiler.write()
 
     def close_log(self, status: Status) -> None:
         """Finish the log; other ends of a session close it in `launcher/process/run_rank.py`."""

@@ -61,7 +61,7 @@ FREE = """
     data.train data.val data.match_classes data.decode_threads data.fetch_threads data.bad_samples
     data.retry_s data.cache data.cache_gib
     train.micro_batch_size train.eval_batch_size train.eval_every train.eval_first train.early_stop
-    train.moe_load_every train.compile train.max_skipped_steps
+    train.moe_load_every train.compile train.profile train.max_skipped_steps
     train.pretrained train.pretrained_head train.upcycle_noise
     parallel checkpoint tracking deepspeed
 """

@@ -76,6 +76,7 @@ def rule_errors(config: RunConfig, world_size: int | None, nodes: Sequence[int] 
         layout = _hierarchy_errors(config, nodes)
     return [
         *_batch_errors(config, world_size),
+        *_profile_errors(config, world_size),
         *_window_errors(config),
         *layout,
         *_optimizer_errors(config),
@@ -123,6 +124,16 @@ def _batch_errors(config: RunConfig, world_size: int | None) -> list[str]:
         f"model.moe.routing_group_images ({moe.routing_group_images}) must divide {name} ({size})"
         for name, size in batches.items()
         if size % moe.routing_group_images
+    ]
+
+
+def _profile_errors(config: RunConfig, world_size: int | None) -> list[str]:
+    profile = config.train.profile
+    if profile is None or world_size is None or max(profile.ranks) < world_size:
+        return []
+    return [
+        f"train.profile.ranks ({list(profile.ranks)}) must be below the number of ranks ({world_size}); "
+        "0 is the first rank"
     ]
 
 

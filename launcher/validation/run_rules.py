@@ -25,7 +25,11 @@ def run_errors(config: RunConfig, num_samples: int | None = None) -> list[str]:
     """
     errors = [*_task_errors(config), *_capacity_errors(config.model), *_freeze_errors(config)]
     errors += _evaluation_errors(config)
-    errors += _duration_errors(config) or [*_rate_errors(config), *_length_errors(config, num_samples)]
+    errors += _duration_errors(config) or [
+        *_rate_errors(config),
+        *_length_errors(config, num_samples),
+        *_profile_errors(config, num_samples),
+    ]
     errors += tracking_errors(config.tracking)
     try:
         check_with_deepspeed(config.deepspeed)
@@ -172,6 +176,17 @@ def _length_errors(config: RunConfig, num_samples: int | None) -> Iterator[str]:
         yield (
             f"{option} ({text}) must be {bound} train.duration ({total}): {lengths[0]} and {lengths[1]} "
             f"steps{effect}"
+        )
+
+
+def _profile_errors(config: RunConfig, num_samples: int | None) -> Iterator[str]:
+    """The profiled steps must lie inside of the run."""
+    profile, total = config.train.profile, config.train.duration
+    lengths = profile and _comparable(f"{profile.last} steps", total, config, num_samples)
+    if profile and lengths and lengths[0] > lengths[1]:
+        yield (
+            f"train.profile.steps ({profile.steps}) must not go beyond train.duration ({total}): the last "
+            f"step is {lengths[1]}"
         )
 
 

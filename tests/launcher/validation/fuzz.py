@@ -90,6 +90,8 @@ FURTHER: dict[str, Sequence[Any]] = {  # values that the type of an option does 
     "optim.betas": ([0.0, 0.0], [0.9, 1.0]),
     "simmim.norm_target_window": (5, 4, 31),
     "train.spike_factor": (1.0000001,),
+    "train.profile.steps": ("1..2", "0..1", "2..1", "1..101"),
+    "tracking.trackers": (["tensorboard"], ["tensorboard", "tensorboard"]),
     "train.precision": ("bf16",),
     "parallel.expert_exchange.overlap": (64, 65),
     "parallel.expert_exchange.strategy": ("ep", "dp", "auto", "mp"),
@@ -120,6 +122,10 @@ FURTHER: dict[str, Sequence[Any]] = {  # values that the type of an option does 
     ),
 }
 COMBINATIONS: Sequence[Case] = (  # of options that meet in one rule
+    ("train.profile.steps=1..2",),
+    ("train.profile.steps=2", "train.profile.ranks=[1]"),
+    ("train.profile.steps=1..99",),
+    ("train.profile.steps=2..1",),
     ("optim.schedule=linear", "optim.linear_end=1e-30"),
     ("optim.schedule=step", "optim.decay_every=1 steps"),
     ("optim.schedule=step", "optim.decay_every=0 steps"),
