@@ -28,6 +28,7 @@ torch.arange device dtype
 torch.autocast enabled
 torch.cat dim
 torch.compile dynamic
+torch.cuda.memory._record_memory_history enabled max_entries
 torch.distributed.TCPStore is_master wait_for_workers
 torch.distributed.all_gather_object group
 torch.distributed.all_reduce group

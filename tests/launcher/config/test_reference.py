@@ -11,7 +11,10 @@ from launcher.config.task_sections import class_of_every_task
 from swin_moe.options import option_names
 
 PAGE = Path(__file__).parents[3] / "docs" / "options.md"
-SECTIONS = ("data", "model", "optim", "train", "parallel", "parallel.expert_exchange", "checkpoint", "simmim")
+SECTIONS = (
+    *("data", "model", "optim", "train", "parallel", "parallel.expert_exchange", "checkpoint", "simmim"),
+    *("tracking", "tracking.wandb", "tracking.mlflow"),
+)
 SOURCE = '''
 class Options:
     """Two fields and a rule."""
@@ -54,7 +57,8 @@ def test_the_default_of_each_option_is_what_a_configuration_without_it_has() -> 
         f"{n}={d}"
         for n, d in given.items()
         if d != "required"
-        and not n.startswith(("model.moe.", "data.augment.", "data.train.NAME.", "train.early_stop."))
+        and not n.startswith(("model.moe.", "data.augment.", "data.train.NAME."))
+        and not n.startswith(("train.early_stop.", "train.profile."))
     ]
     own = ["run_dir=a", "data={train: b, val: c}", "model={}"]
     Path("empty.yaml").write_text("{run_dir: a, data: {train: b, val: c}, model: {}}")

@@ -67,7 +67,7 @@ def test_each_rank_has_a_trace_of_its_steps_alone(profiled: tuple[Path, str]) ->
     for stem in stems:
         names = [event["name"] for event in trace(run / "profile" / f"{stem}.json.gz")]
         assert {name for name in names if name.startswith("step ")} == {"step 3", "step 4"}
-        assert REGIONS <= {*names}
+        assert {*names} >= REGIONS
         assert names.count("optimizer") == names.count("metrics") == 2
         assert any("alltoall" in name or "all_to_all" in name for name in names)
         assert "aten::bmm" in names or "aten::mm" in names
