@@ -141,7 +141,9 @@ def _by_status(status: int | None, progress: dict[str, Any]) -> Ending:
         return Ending(code=ExitCode.LOST_RANK, reason=NO_MESSAGE + last)
     if status == ExitCode.FINISHED:
         return Ending(code=ExitCode.FINISHED, reason="finished")
-    return Ending(code=status, reason=f"status {status}, see the log{last}")
+    crash = next((_signal_name(number) for number in CRASHES if status == 128 + number), None)
+    how = f"crashed in native code ({crash})" if crash else f"status {status}"
+    return Ending(code=status, reason=f"{how}, see the log{last}")
 
 
 def _named(reason: str, log: Iterable[Event], progress: dict[str, Any]) -> str:

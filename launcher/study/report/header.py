@@ -79,18 +79,21 @@ def notices(data: ReportData) -> list[str]:
     """What a reader should know before any number."""
     missing, texts = sum(result.state != "finished" for result in data.results), []
     if missing:
-        texts.append(f"{missing} of {len(data.results)} trials are not finished: see the table below.")
+        verb = "is" if missing == 1 else "are"
+        texts.append(f"{missing} of {len(data.results)} trials {verb} not finished: see the table below.")
     counts = data.seeds_of(data.settings)
     if counts == [1]:
+        seeds = sorted({trial.seed for trial in data.study.trials})
+        more = seeds if len(seeds) > 1 else [*seeds, seeds[-1] + 1]
         texts.append(
             "Every configuration has one seed, so no spread is known and any difference may be chance. "
-            "To add seeds: `seeds: [0, 1]` in the study's file."
+            f"To add seeds: `seeds: {json.dumps(more)}` in the study's file."
         )
     elif counts[:1] == [1]:
         alone = sum(data.trials.groupby("configuration").size() == 1)
         texts.append(
-            f"{alone} of {len(data.settings)} configurations have one seed: a difference between one of them "
-            "and another may be chance."
+            f"{alone} of {len(data.settings)} configurations {'has' if alone == 1 else 'have'} one seed: a "
+            "difference between one of them and another may be chance."
         )
     return texts + [_incomplete(data, metric) for metric in data.incomplete_metrics]
 

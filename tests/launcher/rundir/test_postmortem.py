@@ -164,3 +164,11 @@ def test_without_torch(module: str) -> None:
     code = f"import sys, json, {module}; print(json.dumps(sorted(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not {"torch", "pydantic", "numpy", "deepspeed"} & set(json.loads(done.stdout))
+
+
+@pytest.mark.parametrize(
+    ("status", "how"),
+    [(139, "crashed in native code (SIGSEGV)"), (135, "crashed in native code (SIGBUS)"), (3, "status 3")],
+)
+def test_a_status_without_any_message(run: RunFiles, status: int, how: str) -> None:
+    assert examine(run, status) == Ending(code=status, reason=f"{how}, see the log{LAST}")

@@ -49,6 +49,7 @@ def test_one_seed_gives_numbers_and_no_verdict(tmp_path: Path) -> None:
     assert text.count(CHANCE) >= 6  # best, dense, three options, capacity and priority at inference
     assert [figure.name for figure in figures(page) if ERROR_BARS.search(figure.svg)] == []
     assert "Every configuration has one seed" in text
+    assert "To add seeds: seeds: [0, 1] in the study" in text
 
 
 def test_several_seeds_give_a_verdict_and_bars(reported: Path) -> None:
@@ -64,7 +65,7 @@ def test_a_configuration_of_one_seed_beside_others_is_named(tmp_path: Path) -> N
     trials = [trial(moe(4), 0), trial(moe(4), 1), trial(moe(8), 0)]
     data = read(write_all(tmp_path / "s", trials))
     text = " ".join(summary(data))
-    assert "1 of 2 configurations have one seed" in notices(data)[0]
+    assert "1 of 2 configurations has one seed" in notices(data)[0]
     assert f"behind, one of both with {CHANCE}" in text
     assert f"over 1 pair of trials that differ in nothing else: {CHANCE}" in text
 
