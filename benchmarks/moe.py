@@ -49,7 +49,7 @@ from parallel.ranks.rank import Ranks  # noqa: E402
 from parallel.zero.start import start_deepspeed  # noqa: E402
 from swin_moe.config import ModelError  # noqa: E402
 from swin_moe.moe.backends.tutel import INSTALL, import_tutel  # noqa: E402
-from swin_moe.moe.dispatch import capacity  # noqa: E402
+from swin_moe.moe.capacity import capacity  # noqa: E402
 
 Row = dict[str, Any]
 

@@ -21,8 +21,9 @@ from torch import Tensor, nn
 from parallel.experts.placement import ExpertParallel
 from parallel.ranks.mesh import Mesh
 from swin_moe.config import MoEConfig
-from swin_moe.moe.dispatch import capacity
-from swin_moe.moe.layer import MoELayer, RoutingOverrides
+from swin_moe.moe.capacity import capacity
+from swin_moe.moe.layer import MoELayer
+from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.moe.routers.base import RoutingRequest
 from swin_moe.random.keyed import SiteCounter, fold_in, sample_keys
 

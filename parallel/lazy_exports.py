@@ -33,6 +33,21 @@ def lazy_exports(package: str, file: str) -> Callable[[str], Any]:
     return attribute
 
 
+def deferred(path: str) -> Callable[..., Any]:
+    """A function that stands for another one, which is imported when it is called.
+
+    Args:
+        path: MODULE:NAME of the other function.
+    """
+    module, _, name = path.partition(":")
+
+    def call(*args: Any, **options: Any) -> Any:
+        return getattr(import_module(module), name)(*args, **options)
+
+    call.__name__, call.__doc__ = name, f"Call {path}."
+    return call
+
+
 @cache
 def _modules(file: str) -> dict[str, str]:
     """The module of each name that a file imports for type checkers."""

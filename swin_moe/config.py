@@ -30,7 +30,7 @@ class MoEConfig:
 
     `blocks[i]` lists the blocks of stage i whose MLP is a mixture of experts. Capacity is decided inside a
     routing group of `routing_group_images` consecutive images of the global batch, so that no layout of
-    ranks changes which token is dropped; its formula is `dispatch.capacity`: a factor above 0 gives every
+    ranks changes which token is dropped; its formula is `capacity.capacity`: a factor above 0 gives every
     expert that many times its even share, 0 is dropless, and a negative one is at most its absolute value.
 
     Routers are described in `moe/routers/`, losses in `moe/losses.py`, backends in `moe/backends/`.

@@ -21,7 +21,7 @@ from parallel.experts.exchange import ExchangeOptions
 from swin_moe.heads.classification import classification_loss
 from swin_moe.heads.simmim import SimMIM, build_simmim
 from swin_moe.heads.simmim_config import SimMIMConfig
-from swin_moe.moe.layer import RoutingOverrides
+from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.moe.routers import base
 from swin_moe.random.keyed import sample_keys
 from swin_moe.recipes import load_model_config

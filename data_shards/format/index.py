@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.format.fields import IMAGE_AND_LABEL, Field, check_fields, record_of
+from data_shards.format.fields import IMAGE_AND_LABEL, Field, check_fields
+from data_shards.format.records import record_of
 from parallel.durable import atomic_write
 
 SCHEMAS = (1, 2)  # 1: image and label, whose index is of version 1; 2: the manifest names its fields

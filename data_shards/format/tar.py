@@ -15,9 +15,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import xxhash
 
-from data_shards.format.fields import IMAGE_AND_LABEL, Field, Sample, record_of
+from data_shards.format.blocks import BLOCK
+from data_shards.format.fields import IMAGE_AND_LABEL, Field, Sample
+from data_shards.format.records import record_of
 
-BLOCK = 512
 END_OF_ARCHIVE = bytes(2 * BLOCK)
 CHECKSUM = slice(148, 156)
 Record = tuple[tuple[int, int, int] | int, ...]  # of every member offset, size and xxh3, or its number

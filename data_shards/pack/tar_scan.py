@@ -24,12 +24,12 @@ from data_shards.format.fields import (
     SIZES,
     Field,
     files_of,
-    record_of,
     split_name,
 )
 from data_shards.format.file_kinds import COMPRESSED, HEAD_BYTES, kind_of
 from data_shards.format.image_names import HIDDEN, IMAGE_SUFFIXES, Skipped, is_hidden
 from data_shards.format.labels import Label, WrongLabelError, json_label, label_text, parse_label
+from data_shards.format.records import record_of
 from data_shards.format.samples import BadSource, BadSourceError
 from data_shards.format.tar import MAX_BODY
 from data_shards.pack.members import prepare_members, sizes_of

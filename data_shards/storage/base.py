@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from data_shards.errors import DataError
-from data_shards.format.tar import BLOCK
+from data_shards.format.blocks import BLOCK
 
 REMOTE = ("s3", "gs", "gcs", "http", "https")
 SMALL = 16 << 10  # bytes

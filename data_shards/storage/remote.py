@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from data_shards.errors import DataError
-from data_shards.format.tar import BLOCK
+from data_shards.format.blocks import BLOCK
 from data_shards.storage.base import CHUNK, Handle, PermanentError, Storage
 
 WEB = ("http", "https")

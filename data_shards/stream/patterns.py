@@ -4,22 +4,10 @@ import re
 from pathlib import Path
 
 from data_shards.errors import DataError
+from data_shards.format.tar_names import TARS
 from data_shards.storage import SCHEME
 
-TARS = (".tar", ".tar.gz", ".tgz")
 READABLE = ("file", "gs", "http", "https", "pipe")  # the schemes that webdataset reads, of those we allow
-
-
-def names_tars(pattern: str) -> bool:
-    """Whether `pattern` names tars rather than a split with its manifest, by its text alone.
-
-    It does when it ends in .tar, or what its braces become does, or as a command without {} for the name of a
-    file.
-    """
-    if pattern.startswith("pipe:"):
-        return "{}" not in pattern
-    path = pattern.partition("?")[0]
-    return path.endswith(TARS) or (path.endswith("}") and ".tar" in path)
 
 
 def expand(pattern: str) -> list[str]:

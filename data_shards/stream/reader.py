@@ -18,8 +18,9 @@ import numpy as np
 import xxhash
 
 from data_shards.errors import DataError
-from data_shards.format.fields import files_of, record_of, split_name
+from data_shards.format.fields import files_of, split_name
 from data_shards.format.index import MANIFEST_NAME, Manifest, ShardEntry
+from data_shards.format.records import record_of
 from data_shards.format.tar import BLOCK, CHECKSUM, parse_header
 from data_shards.storage import storage_for
 from data_shards.storage.base import Handle, LocalStorage, Storage, check_access

@@ -1,7 +1,7 @@
 """What checkpoints a run has: one row each, committed or not."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from launcher.validation.resume_policy import configuration
 from parallel.checkpoint.commit import committed, latest, step_of
 from parallel.checkpoint.manifest import MANIFEST, CheckpointError, read_manifest
 from parallel.checkpoint.scores import Ranking, named, ranking, resolved
-from parallel.checkpoint.verify import problems
+from parallel.checkpoint.sizes import size_problems
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 LAYOUT = ("world_size", "ep_size", "expert_slices", "zero_stage")
@@ -77,32 +77,31 @@ def checkpoint_of(place: Path, name: str | None = None) -> Path:
     return named(directory, name)
 
 
-def rows(directory: Path, *, deep: bool) -> list[Row]:
+def rows(directory: Path, problems: Callable[[Path], list[str]] = size_problems) -> list[Row]:
     """Every checkpoint of a directory by step, then what is no checkpoint yet.
 
     Args:
         directory: of all checkpoints.
-        deep: read every file, not its size alone.
+        problems: what is wrong with a checkpoint, by the sizes of its files or by all their bytes.
     """
     try:
         newest = latest(directory)
     except CheckpointError:
         newest = None
     ranked = ranking(directory)
-    entries = [_row(path, newest, ranked, deep) for path in committed(directory)]
+    entries = [_row(path, newest, ranked, problems(path)) for path in committed(directory)]
     partial = sorted(path for path in directory.glob("step-*.tmp") if path.is_dir())
     return entries + [
         Row(name=path.name, bytes=_bytes(path), written=_time(path), partial=True) for path in partial
     ]
 
 
-def _row(path: Path, newest: Path | None, ranked: Ranking | None, deep: bool) -> Row:
+def _row(path: Path, newest: Path | None, ranked: Ranking | None, damage: list[str]) -> Row:
     best, evaluation, step = None, None, step_of(path)
     if ranked and step in ranked.values:
         best = ranked.steps.index(step) + 1
         kind = {"metric": ranked.kind.metric, "weights": ranked.kind.weights}
         evaluation = {**kind, "value": ranked.values[step]}
-    damage = problems(path, deep=deep)
     manifest = path / MANIFEST
     return Row(
         name=path.name,

@@ -2,17 +2,18 @@
 
 import argparse
 
-from data_shards.stream.webdataset import statement
 from launcher.config.load import ConfigError, load_config
-from launcher.training.banner import banner
-from launcher.validation.label_spaces import class_notes
-from launcher.validation.layout import full_nodes, layout, print_lines
-from launcher.validation.rules import check
 
 
 def run(args: argparse.Namespace, _: list[str]) -> int:
     """Carry out `check`: the exit status."""
-    config = load_config(args.config, [*args.overrides, *args.match_classes])
+    config = load_config(args.config, [*args.overrides, *args.match_classes])  # its errors come without torch
+    from data_shards.stream.webdataset import statement
+    from launcher.training.banner import banner
+    from launcher.validation.label_spaces import class_notes
+    from launcher.validation.layout import full_nodes, layout, print_lines
+    from launcher.validation.rules import check
+
     nodes = full_nodes(args.nproc, args.ranks_per_node) if args.nproc else None
     check(config, args.nproc, nodes, here=bool(args.nproc) and not args.ranks_per_node)
     if args.ranks_per_node and not args.nproc:

@@ -17,7 +17,7 @@ from launcher.process.local_launcher import is_parent, run_local
 from launcher.process.run_rank import RankContext, run_rank
 from launcher.rundir.directory import RunDirectory
 from launcher.tasks.registry import task_spec
-from launcher.validation.run_rules import slots_error
+from launcher.validation.capacity_rules import slots_error
 from parallel.ranks.rank import Ranks
 from parallel.suggest import suggestion
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from data_shards.augment.options import AugmentConfig
 from data_shards.errors import DataError
-from data_shards.stream.patterns import names_tars
+from data_shards.format.tar_names import names_tars
 from data_shards.stream.weighted import TrainSet, mixture
 from launcher.config.profile import ProfileConfig
 from launcher.config.tracking import TrackingConfig

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.format.classes import numbered
+from data_shards.format.tar_names import names_tars
 from data_shards.storage.manifest import checked_manifest
-from data_shards.stream.patterns import names_tars
 from launcher.config.load import load_config
 from launcher.config.schema import DataConfig
 from launcher.deploy.card import ArtifactError

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from itertools import product
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from launcher.evaluation.loop import Evaluation
-from launcher.metrics.metric import Metric
 from swin_moe.config import MoEConfig
-from swin_moe.moe.layer import RoutingOverrides
+from swin_moe.moe.overrides import RoutingOverrides
+
+if TYPE_CHECKING:  # they import torch
+    from launcher.evaluation.loop import Evaluation
+    from launcher.metrics.metric import Metric
 
 
 class EvalMode(NamedTuple):
@@ -18,12 +20,12 @@ class EvalMode(NamedTuple):
     capacity_factor: float  # 0 is dropless, which is exact
     top_k: int  # 0 without experts
 
-    def line(self, metric: Metric, metrics: dict[str, Any]) -> str:
+    def line(self, metric: "Metric", metrics: dict[str, Any]) -> str:
         """The result as text; without experts nothing can be dropped."""
         dropped = f", {metrics['dropped_fraction']:.2%} of the tokens' choices dropped" if self.top_k else ""
         return f"{metric.line(metrics)}, {metrics['images_s']:.0f} images/s{dropped}"
 
-    def record(self, evaluation: Evaluation) -> dict[str, Any]:
+    def record(self, evaluation: "Evaluation") -> dict[str, Any]:
         """The result for a file."""
         mode = {"way": self.name, "capacity_factor": self.capacity_factor, "top_k": self.top_k}
         return mode | evaluation.metrics

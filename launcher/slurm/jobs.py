@@ -17,9 +17,9 @@ from launcher.console.columns import aligned
 from launcher.rundir.directory import RunDirectory
 from launcher.slurm import scheduler, status
 from launcher.slurm.files import SlurmFiles
+from launcher.slurm.queued import jobs_alive, task_directories
 from launcher.slurm.quoting import word
 from launcher.slurm.submission import Submission, read_submission
-from launcher.slurm.submit import jobs_alive, task_directories
 
 logger = logging.getLogger(__name__)
 

@@ -13,6 +13,7 @@ from launcher.rundir.directory import RunDirectory
 from launcher.slurm import array, scheduler
 from launcher.slurm.absolute_paths import with_absolute_paths
 from launcher.slurm.files import Changes, SlurmFiles, changing
+from launcher.slurm.queued import jobs_alive, task_directories
 from launcher.slurm.quoting import word
 from launcher.slurm.script import environment_file, given, render
 from launcher.slurm.site import load_site
@@ -67,11 +68,6 @@ def resume(args: argparse.Namespace, _: list[str]) -> int:
     indices = left if submission.tasks else ()
     prepared = prepare(submission, files.run, configs, indices)
     return _show(prepared) if args.dry_run else post(prepared)
-
-
-def task_directories(run: Path, submission: Submission) -> list[Path]:
-    """The run directories of a submission: one, or one a task."""
-    return array.directories(run, len(submission.tasks)) if submission.tasks else [run]
 
 
 def is_finished(run: Path, config: RunConfig) -> bool:
@@ -163,12 +159,6 @@ def refuse_too_many_nodes(submission: Submission) -> None:
     if there is not None and needed > there:
         name = f"partition {partition}" if partition else "the default partition"
         raise ConfigError(f"--nodes ({submission.nodes}): {name} has {there} nodes; ask for fewer nodes")
-
-
-def jobs_alive(files: SlurmFiles) -> list[scheduler.Job]:
-    """The jobs of a run that are pending, running or ending."""
-    submitted = {one.job for one in files.submitted()}
-    return [job for job in scheduler.queue().values() if job.job in submitted] if submitted else []
 
 
 def _write(prepared: Prepared, files: SlurmFiles, changes: Changes) -> None:

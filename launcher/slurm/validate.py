@@ -6,7 +6,7 @@ from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.slurm.submission import Submission
 from launcher.validation.elastic import replan
-from launcher.validation.resume_policy import check_resume
+from launcher.validation.resume import check_resume
 from launcher.validation.rules import check
 
 

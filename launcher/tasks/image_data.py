@@ -16,7 +16,7 @@ from data_shards.stream.batch import Batch
 from data_shards.stream.transform import Images, LabelledImages
 from launcher.config.schema import DataConfig, RunConfig
 from launcher.tasks.spec import DataSpec, TaskBase, TaskContext
-from swin_moe.moe.layer import RoutingOverrides
+from swin_moe.moe.overrides import RoutingOverrides
 
 
 class ImageTask(TaskBase):

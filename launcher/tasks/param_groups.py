@@ -1,7 +1,6 @@
 """Which parameters are trained, which of them decay, and each one's share of the learning rate."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -9,6 +8,7 @@ from torch import nn
 
 from launcher.config.load import ConfigError
 from launcher.config.schema import OptimConfig
+from launcher.tasks.parameter_rules import ParameterRules
 from parallel.experts.names import shape_of
 from parallel.suggest import suggestion
 
@@ -29,21 +29,6 @@ FROZEN = {  # words of optim.freeze
     "moe": ["*.mlp.experts.*", "*.mlp.router.*", "*.mlp.shared.*"],
     "backbone": ["*"],  # but for the head
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class ParameterRules:
-    """What the names of a task's parameters mean, in the model that it trains.
-
-    `backbone` is the prefix of the backbone's parameters, such as "encoder.". `heads` are the prefixes of
-    what `optim.freeze: [backbone]` leaves to train. `first_layer` are prefixes of parameters that count as
-    layer 0 in layer decay, as the patches do. `no_decay` are parts of names without weight decay.
-    """
-
-    backbone: str = ""
-    heads: tuple[str, ...] = ("head.",)
-    first_layer: tuple[str, ...] = ()
-    no_decay: tuple[str, ...] = ()
 
 
 CLASSIFIER = ParameterRules()

@@ -1,16 +1,21 @@
 """Tasks by what a configuration says."""
 
-from dataclasses import fields
-from typing import cast
+from __future__ import annotations
 
-from torch import nn
+from dataclasses import fields
+from typing import TYPE_CHECKING, cast
 
 from launcher.config.load import ConfigError
-from launcher.config.schema import RunConfig
 from launcher.config.task_specs import TaskError, find_spec
-from launcher.tasks.spec import Planning, Task, TaskContext, TaskSpec
-from parallel.experts.placement import ExpertParallel
-from swin_moe.backbone.backbone import Backbone
+from launcher.tasks.spec import TaskSpec
+
+if TYPE_CHECKING:  # they import torch
+    from torch import nn
+
+    from launcher.config.schema import RunConfig
+    from launcher.tasks.spec import Planning, Task, TaskContext
+    from parallel.experts.placement import ExpertParallel
+    from swin_moe.backbone.backbone import Backbone
 
 
 def task_spec(task: str) -> TaskSpec:

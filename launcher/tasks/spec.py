@@ -1,33 +1,37 @@
 """What a task is: everything that one kind of training adds, behind one interface.
 
 The `__init__.py` of a folder in launcher/tasks holds a `TaskSpec` as SPEC, and nothing else names the task.
-The functions of a spec import what they need when they are called.
+The functions of a spec import what they need when they are called, so that reading a configuration imports no
+torch: neither does this module.
 
 Legend: B samples of a micro-batch.
 """
+
+from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
-import torch
-from torch import Tensor, nn
-
 from data_shards.format.fields import IMAGE_AND_LABEL, Field
-from data_shards.stream.batch import Batch
-from data_shards.stream.transform import Transform
-from launcher.config.schema import RunConfig
-from launcher.metrics.metric import Metric
-from launcher.tasks.param_groups import ParameterRules
+from launcher.tasks.parameter_rules import ParameterRules
 from parallel.experts.options import ExchangeOptions
-from parallel.experts.placement import ExpertParallel
-from parallel.ranks.mesh import Mesh
-from swin_moe.backbone.backbone import Backbone, total_loss
-from swin_moe.moe.layer import MoEStats, RoutingOverrides
 
-if TYPE_CHECKING:  # they import DeepSpeed
+if TYPE_CHECKING:  # they import torch
+    import torch
+    from torch import Tensor, nn
+
+    from data_shards.stream.batch import Batch
+    from data_shards.stream.transform import Transform
+    from launcher.config.schema import RunConfig
+    from launcher.metrics.metric import Metric
+    from parallel.experts.placement import ExpertParallel
+    from parallel.ranks.mesh import Mesh
     from parallel.zero.engine import Engine
     from parallel.zero.master_weights import MasterWeights
+    from swin_moe.backbone.backbone import Backbone
+    from swin_moe.moe.layer import MoEStats
+    from swin_moe.moe.overrides import RoutingOverrides
 
 Kind = Literal["fixed", "training", "free"]  # of an option, when a run goes on: see resume_policy.py
 
@@ -44,6 +48,8 @@ class StepOutput(NamedTuple):
     @property
     def aux_loss(self) -> Tensor:
         """The weighted auxiliary losses of all MoE layers, summed: scalar."""
+        from swin_moe.backbone.backbone import total_loss
+
         return total_loss(self.moe, self.loss.device)
 
 
@@ -118,7 +124,7 @@ class Task(Protocol):
     def step(self, engine: Any, inputs: Any, keys: Tensor) -> StepOutput:
         """The forward pass of a micro-batch through the engine, called as its model; keys (B,) draw."""
 
-    def attach(self, engine: "Engine", masters: "MasterWeights") -> None:
+    def attach(self, engine: Engine, masters: MasterWeights) -> None:
         """Get the engine and its master weights, before a checkpoint is loaded: a teacher is made here."""
 
     def after_step(self, step: int, skipped: bool) -> None:
@@ -213,7 +219,7 @@ class TaskSpec:
 class TaskBase:
     """The answers of a task that has nothing to say: a task may derive from it."""
 
-    def attach(self, engine: "Engine", masters: "MasterWeights") -> None:
+    def attach(self, engine: Engine, masters: MasterWeights) -> None:
         """Nothing to make."""
 
     def after_step(self, step: int, skipped: bool) -> None:

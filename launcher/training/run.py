@@ -27,7 +27,7 @@ from launcher.training.builders import build_trainer, run_mesh, train_stream
 from launcher.validation.elastic import adapt
 from launcher.validation.label_spaces import class_notes, evaluated_classes
 from launcher.validation.layout import layout, print_lines
-from launcher.validation.resume_policy import check_resume
+from launcher.validation.resume import check_resume
 from launcher.validation.rules import advice, check, steps_in
 from parallel.checkpoint.manifest import CheckpointError
 from parallel.ranks.collectives import RanksError, agree

@@ -1,6 +1,5 @@
 """Rules across the sections of a run that hold on any number of ranks and need no file: each an equation."""
 
-import math
 from collections.abc import Iterator
 
 from launcher.config.duration import parse_duration, parse_evaluations, to_steps
@@ -9,9 +8,8 @@ from launcher.config.schema import RunConfig
 from launcher.metrics.trackers.registry import tracking_errors
 from launcher.tasks.param_groups import freeze
 from launcher.tasks.registry import model_on_meta, task_spec
+from launcher.validation.capacity_rules import capacity_errors
 from parallel.zero.options import check_with_deepspeed
-from swin_moe.config import ModelConfig
-from swin_moe.moe.dispatch import capacity
 
 CHANNELS = 3  # of every image that the data pipeline decodes
 
@@ -23,7 +21,7 @@ def run_errors(config: RunConfig, num_samples: int | None = None) -> list[str]:
         config: valid option by option.
         num_samples: images an epoch; None where that is not known.
     """
-    errors = [*_task_errors(config), *_capacity_errors(config.model), *_freeze_errors(config)]
+    errors = [*_task_errors(config), *capacity_errors(config.model), *_freeze_errors(config)]
     errors += _evaluation_errors(config)
     errors += _duration_errors(config) or [
         *_rate_errors(config),
@@ -36,30 +34,6 @@ def run_errors(config: RunConfig, num_samples: int | None = None) -> list[str]:
     except ValueError as error:
         errors.append(str(error))
     return errors
-
-
-def slots_error(model: ModelConfig, option: str, factor: float) -> str | None:
-    """Why a capacity factor cannot be: it leaves an expert of some stage no slot in a routing group.
-
-    Args:
-        model: with experts or without.
-        option: what the factor is called, such as "model.moe.capacity_factor".
-        factor: see `capacity`; 0 is dropless.
-    """
-    moe = model.moe
-    if moe is None or moe.router == "soft" or factor == 0:
-        return None
-    for stage in (stage for stage, blocks in enumerate(moe.blocks) if blocks):
-        tokens = moe.routing_group_images * math.prod(model.stage_resolution(stage))
-        share = -(-tokens // moe.num_experts)
-        if capacity(factor, tokens, moe.num_experts, moe.top_k) < 1:
-            return (
-                f"{option} ({factor}) leaves an expert of stage {stage} no slot: top_k ({moe.top_k}) x "
-                f"int({abs(factor)} x ceil({tokens} tokens of model.moe.routing_group_images "
-                f"({moe.routing_group_images}) / model.moe.num_experts ({moe.num_experts}) = {share})) = 0; "
-                f"set it to at least {1 / share:.3g}, or 0 for dropless"
-            )
-    return None
 
 
 def _task_errors(config: RunConfig) -> list[str]:
@@ -76,14 +50,6 @@ def _task_errors(config: RunConfig) -> list[str]:
             "gray ones get three equal channels"
         )
     return errors
-
-
-def _capacity_errors(model: ModelConfig) -> list[str]:
-    if model.moe is None:
-        return []
-    factors = {name: getattr(model.moe, name) for name in ("capacity_factor", "eval_capacity_factor")}
-    errors = (slots_error(model, f"model.moe.{name}", factor) for name, factor in factors.items())
-    return [error for error in errors if error]
 
 
 def _freeze_errors(config: RunConfig) -> list[str]:

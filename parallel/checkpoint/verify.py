@@ -10,6 +10,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from parallel.checkpoint.manifest import CheckpointError, file_sha256, read_manifest
 from parallel.checkpoint.reader import METADATA, read_metadata
+from parallel.checkpoint.sizes import Manifest, problems_by
 from parallel.checkpoint.write import on_all_ranks
 
 THREADS = 4  # that check files at once; hashing releases the interpreter's lock
@@ -44,35 +45,21 @@ def read_verified(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def problems(
-    path: Path, *, deep: bool = True, progress: Callable[[int, int], None] | None = None
-) -> list[str]:
+def problems(path: Path, *, progress: Callable[[int, int], None] | None = None) -> list[str]:
     """List everything that is wrong with a checkpoint; nothing is deserialised before it is verified.
+
+    Every file is read for its sha256, and the tensors' names are compared.
 
     Args:
         path: the directory of one step.
-        deep: read every file for its sha256 and compare the tensors' names; otherwise sizes alone.
         progress: called with the bytes read and the bytes of all files.
     """
-    try:
-        manifest = read_manifest(path)
+
+    def find(manifest: Manifest) -> list[str]:
         files, tensors = manifest["files"], manifest["tensors"]
-        errors = _by_files(path, files, progress) if deep else _by_sizes(path, files)
-        return errors or (tensor_problems(path, tensors) if deep else [])
-    except CheckpointError as error:
-        return [str(error).removeprefix(f"{path} ").removeprefix(f"{path}: ")]
-    except (KeyError, TypeError, AttributeError):
-        return ["manifest.json is no manifest: files or tensors are missing from it"]
+        return _by_files(path, files, progress) or tensor_problems(path, tensors)
 
-
-def _by_sizes(path: Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    errors = []
-    for name, entry in sorted(files.items()):
-        if not (path / name).is_file():
-            errors.append(f"{name} is missing")
-        elif (size := (path / name).stat().st_size) != entry["bytes"]:
-            errors.append(f"{name} is damaged: {size} bytes instead of {entry['bytes']}")
-    return errors
+    return problems_by(path, find)
 
 
 def _by_files(

@@ -14,7 +14,8 @@ from swin_moe.backbone.block import SwinBlock
 from swin_moe.backbone.patch import PatchEmbed
 from swin_moe.backbone.stage import Stage
 from swin_moe.config import ModelConfig
-from swin_moe.moe.layer import MoEStats, RoutingOverrides
+from swin_moe.moe.layer import MoEStats
+from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.moe.routers.topk import SigmoidTopKRouter
 from swin_moe.random.keyed import Dropout, SiteCounter, branch_scales
 

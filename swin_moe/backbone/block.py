@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from swin_moe.backbone.window_masks import WindowMasks
 from swin_moe.backbone.windows import WindowGrid
 from swin_moe.moe.experts import MLP
-from swin_moe.moe.layer import MoELayer, MoEStats, RoutingOverrides
+from swin_moe.moe.layer import MoELayer, MoEStats
+from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.random.keyed import Dropout, DropPath, SiteCounter, add_branch, branch_scales
 
 

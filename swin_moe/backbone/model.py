@@ -16,7 +16,8 @@ from parallel.zero.init import partitioned
 from swin_moe.backbone.backbone import Backbone, total_loss
 from swin_moe.backbone.initialize import initialize
 from swin_moe.config import ModelConfig, require
-from swin_moe.moe.layer import MoEStats, RoutingOverrides
+from swin_moe.moe.layer import MoEStats
+from swin_moe.moe.overrides import RoutingOverrides
 
 M = TypeVar("M", bound=nn.Module)
 

@@ -20,7 +20,8 @@ from swin_moe.backbone.window_masks import WindowMasks
 from swin_moe.backbone.windows import WindowGrid
 from swin_moe.config import ModelConfig
 from swin_moe.moe.experts import MLP
-from swin_moe.moe.layer import MoELayer, MoEStats, RoutingOverrides
+from swin_moe.moe.layer import MoELayer, MoEStats
+from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.random.keyed import SiteCounter
 
 PAIR = 2  # blocks, a plain and a shifted one: what repeats in a stage

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from swin_moe.config import ModelError, MoEConfig
 from swin_moe.frozen.products import ExpertProducts
-from swin_moe.moe.dispatch import capacity
+from swin_moe.moe.capacity import capacity
 from swin_moe.moe.experts import ExpertMLP
 from swin_moe.moe.grouped_gemm import ACTIVATIONS
 from swin_moe.moe.layer import MoELayer

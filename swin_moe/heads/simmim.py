@@ -18,7 +18,8 @@ from swin_moe.backbone.backbone import Backbone, total_loss
 from swin_moe.backbone.model import construct
 from swin_moe.config import ModelConfig, require
 from swin_moe.heads.simmim_config import SimMIMConfig
-from swin_moe.moe.layer import MoEStats, RoutingOverrides
+from swin_moe.moe.layer import MoEStats
+from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.random.keyed import fold_in, uniform
 
 MASK_SITE = -1  # the sites of a model count from 0

@@ -3,36 +3,22 @@
 Legend: B images, L tokens an image, T = B * L tokens, k choices a token, E experts, C channels.
 """
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from parallel.experts.exchange import ExpertExchange
-from parallel.experts.options import ExchangeOptions
 from parallel.experts.placement import ExpertParallel
 from swin_moe.config import MoEConfig, require
 from swin_moe.moe.backends import BACKENDS
 from swin_moe.moe.backends.base import ExpertOutput, RoutedTokens
-from swin_moe.moe.dispatch import capacity
+from swin_moe.moe.capacity import capacity
 from swin_moe.moe.experts import MLP, ExpertMLP
+from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.moe.routers import build_router
 from swin_moe.moe.routers.base import Routing, RoutingRequest, SoftRouting
 from swin_moe.random.keyed import SiteCounter, split_keys
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoutingOverrides:
-    """What one forward pass changes of every MoE layer's configuration; None keeps it.
-
-    Nothing is rebuilt: parameters and placement stay.
-    """
-
-    top_k: int | None = None
-    capacity_factor: float | None = None
-    exchange: ExchangeOptions | None = None
-    by_image: bool = False  # whether the statistics are also given for each image
 
 
 class MoEStats(NamedTuple):

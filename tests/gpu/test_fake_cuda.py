@@ -19,7 +19,7 @@ from parallel.experts.exchange import ExchangeOptions
 from swin_moe.heads.classification import classification_loss, evaluation_sums
 from swin_moe.heads.simmim import build_simmim
 from swin_moe.heads.simmim_config import SimMIMConfig
-from swin_moe.moe.layer import RoutingOverrides
+from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.recipes import load_model_config
 
 MOE_S = "swin_moe_small_patch4_window12_192_8expert_32gpu_22k"

@@ -12,7 +12,8 @@ from torch import Tensor
 import swin_moe
 from parallel.experts.exchange import ExchangeOptions
 from swin_moe.heads.classification import classification_loss
-from swin_moe.moe.layer import MoELayer, RoutingOverrides
+from swin_moe.moe.layer import MoELayer
+from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.random.keyed import sample_keys
 from swin_moe.recipes import load_model_config
 from tests.gpu.counting import Count, counted, gpu_paths

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from parallel.experts.placement import ExpertParallel
 from swin_moe.backbone.backbone import Backbone
 from swin_moe.config import ModelConfig
-from swin_moe.moe.layer import MoEStats, RoutingOverrides
+from swin_moe.moe.layer import MoEStats
+from swin_moe.moe.overrides import RoutingOverrides
 
 
 class ToyOutput(NamedTuple):

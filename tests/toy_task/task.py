@@ -22,7 +22,7 @@ from parallel.zero.master_weights import MasterWeights
 from parallel.zero.persistent_state import PersistentState
 from parallel.zero.teacher import MovingAverageTeacher
 from swin_moe.backbone.model import construct
-from swin_moe.moe.layer import RoutingOverrides
+from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.random.keyed import fold_in
 from tests.toy_task.data import sample_of_points
 from tests.toy_task.metric import NearestNeighbour

@@ -13,9 +13,10 @@ import xxhash
 
 from data_shards.errors import DataError
 from data_shards.format.classes import differences
-from data_shards.format.fields import IMAGE_AND_LABEL, Field, files_of, has_label, record_of
+from data_shards.format.fields import IMAGE_AND_LABEL, Field, files_of, has_label
 from data_shards.format.image_names import is_hidden
 from data_shards.format.index import MANIFEST_NAME, Manifest, digest_of, read_index
+from data_shards.format.records import record_of
 from data_shards.format.samples import BadSourceError, Source
 from data_shards.pack.sources.folders import needed
 

@@ -103,7 +103,7 @@ def _add_convert(parser: CommandParser) -> None:
 
 def _add_prune(parser: CommandParser) -> None:
     parser.epilog = PRUNE_HELP
-    parser.set_defaults(run="launcher.cli.checkpoints:run_prune")
+    parser.set_defaults(run="launcher.cli.checkpoint_prune:run")
     add = parser.add_argument
     add("run_directory", type=Path, metavar="RUN")
     add("--keep-last", type=positive, required=True, metavar="N", help="the last N stay")

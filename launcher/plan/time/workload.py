@@ -29,7 +29,7 @@ from parallel.experts.placement import experts_of
 from swin_moe.backbone.block import SwinBlock
 from swin_moe.backbone.flops import build_on_meta
 from swin_moe.config import ModelConfig
-from swin_moe.moe.dispatch import capacity
+from swin_moe.moe.capacity import capacity
 
 PERSISTENT = 100_000  # elements up to which stage 3 keeps a tensor whole (stage3_param_persistence_threshold)
 

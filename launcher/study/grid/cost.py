@@ -110,12 +110,3 @@ class TimeEstimator:
         if any(seconds is None for seconds, _ in expected):
             return None
         return sum(max(0.0, (seconds or 0.0) - spent_s) for seconds, spent_s in expected) / jobs
-
-
-def span(seconds: float) -> str:
-    """`45 s`, `12 min`, `3.5 h`, `2.1 days`."""
-    if seconds < 120:
-        return f"{max(0.0, seconds):.0f} s"
-    if seconds < 7200:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 172_800 else f"{seconds / 86_400:.1f} days"

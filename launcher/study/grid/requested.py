@@ -9,7 +9,7 @@ from launcher.config.schema import RunConfig
 from launcher.evaluation.modes import sweep_modes
 from launcher.rundir.paths import RunFiles, read_json
 from launcher.study.grid.trials import Study
-from launcher.validation.run_rules import slots_error
+from launcher.validation.capacity_rules import slots_error
 
 Combination = tuple[float, int]  # capacity factor, 0 for none, and choices of a token
 

@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from launcher.config.load import ConfigError, dump_config
-from launcher.slurm import array, scheduler
+from launcher.slurm import array
 from launcher.slurm.absolute_paths import with_absolute_paths
 from launcher.slurm.files import SlurmFiles
 from launcher.slurm.quoting import job_name
 from launcher.slurm.site import load_site
-from launcher.slurm.submission import Submission, merged, read_submission
-from launcher.slurm.submit import Prepared, jobs_alive, post, prepare, refuse_while_queued
+from launcher.slurm.submission import Submission, merged
+from launcher.slurm.submit import Prepared, post, prepare, refuse_while_queued
 from launcher.study.grid.resolve import PlannedTrial, StudyPlan
 from launcher.study.grid.state import note_submitted
 
@@ -85,21 +85,6 @@ def submit(plan: StudyPlan, chosen: Sequence[PlannedTrial], array_of: Prepared) 
     for planned in chosen:
         note_submitted(planned.run)
     return code
-
-
-def in_queue(directory: Path) -> set[str]:
-    """The names of the trials that Slurm still knows; none where there is no Slurm."""
-    files = SlurmFiles(Path(os.path.abspath(directory)) / "cells")
-    if not files.jobs.exists() or not scheduler.has_slurm():
-        return set()
-    names = [task[0] for task in read_submission(files.submission).tasks]
-    try:
-        alive = {job.name for job in jobs_alive(files)}
-    except ConfigError as error:  # the study can be described without Slurm
-        logger.warning("%s", error)
-        return set()
-    numbers = {task: f"{one.job}_{task}" for one in files.submitted() for task in one.tasks}
-    return {names[task] for task, name in numbers.items() if name in alive and task < len(names)}
 
 
 def _numbered(trials: Path) -> list[str]:

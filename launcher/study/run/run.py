@@ -8,10 +8,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from launcher.console.counts import span
 from launcher.exit_codes import ExitCode
 from launcher.process.signals import StopRequest
 from launcher.rundir.history import committed_step
-from launcher.study.grid.cost import TimeEstimator, span
+from launcher.study.grid.cost import TimeEstimator
 from launcher.study.grid.resolve import PlannedTrial, StudyPlan
 from launcher.study.grid.state import State, seconds_of, state_of
 from launcher.study.run.status import failures, summary

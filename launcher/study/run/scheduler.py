@@ -7,14 +7,16 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from launcher.config.load import ConfigError
+from launcher.console.counts import span
 from launcher.rundir.run_lock import RunLock, RunLockedError
 from launcher.slurm.submission import Submission
-from launcher.study.grid.cost import TimeEstimator, TrialCost, costs_of, span
+from launcher.study.grid.cost import TimeEstimator, TrialCost, costs_of
 from launcher.study.grid.file import load_study_file
 from launcher.study.grid.resolve import PlannedTrial, StudyPlan, resolve
 from launcher.study.grid.state import seconds_of, state_of
 from launcher.study.grid.trials import write_study
-from launcher.study.run.job_array import check_options, in_queue, prepared, submission_of, submit
+from launcher.study.run.job_array import check_options, prepared, submission_of, submit
+from launcher.study.run.queued import in_queue
 from launcher.study.run.run import Options, Runner
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 from launcher.config.load import ConfigError, load_config
 from launcher.console.columns import aligned
+from launcher.console.counts import span
 from launcher.rundir.paths import RunFiles
-from launcher.study.grid.cost import span
 from launcher.study.grid.file import load_study_file
 from launcher.study.grid.requested import requested_evaluation
 from launcher.study.grid.state import State, state_of
 from launcher.study.grid.trials import Study, StudyError, Trial, read_study, run_directory
-from launcher.study.run.job_array import in_queue
+from launcher.study.run.queued import in_queue
 
 TITLES = ("trial", "state", "step", "images/s", "left", "quality", "loss", "reason")
 

@@ -12,7 +12,8 @@ from PIL import Image
 
 from data_shards.codecs.registry import CODECS, codec_of, packed_fields
 from data_shards.errors import DataError
-from data_shards.format.fields import IMAGE_AND_LABEL, RECORD, Field, check_fields, record_of
+from data_shards.format.fields import IMAGE_AND_LABEL, Field, check_fields
+from data_shards.format.records import RECORD, record_of
 
 
 def box(kind: bytes, body: bytes = b"") -> bytes:

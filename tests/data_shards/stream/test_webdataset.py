@@ -9,8 +9,9 @@ import pytest
 
 from data_shards.errors import DataError
 from data_shards.format.rng import DrawKey
+from data_shards.format.tar_names import names_tars
 from data_shards.image.decode import decode_image
-from data_shards.stream.patterns import expand, names_tars, redacted
+from data_shards.stream.patterns import expand, redacted
 from data_shards.stream.webdataset import WebDatasetStream
 from tests.data_shards.conftest import SAMPLES
 from tests.data_shards.image_folders import jpeg

@@ -10,6 +10,9 @@ import pytest
 
 from launcher.cli.program import COMMANDS, program_parser
 from parallel.plug_ins import imported
+from tests.launcher.fake_slurm import FakeSlurm
+from tests.launcher.running import CONFIG, overrides
+from tests.launcher.study.study_runs import write_troubled
 
 ROOT = Path(__file__).parents[3]
 HEAVY = ("torch", "torchvision", "deepspeed", "pandas", "matplotlib", "scipy", "transformers", "tensorboard")
@@ -79,12 +82,52 @@ def test_the_help_of_all_commands_imports_no_torch(tmp_path: Path) -> None:
         (("train", "--help"), 0, "swin-moe train configs/demo_cpu.yaml"),
         (("train",), 2, "the following arguments are required: CONFIG"),
         (("models", "--names", "--filter", "swinv2_tiny"), 0, "swinv2_tiny_patch4_window8_256"),
+        (("options", "lr"), 0, "optim.base_lr"),
+        (("config", "swinv2_tiny_patch4_window8_256", "seed=3"), 0, "seed: 3"),
+        (("config", "swinv2_tiny_patch4_window8_256", "--diff", "demo_cpu"), 0, "model.image_size: 256 in"),
+        (("config", "demo_cpu", "task=simmim", "simmim.mask_ratio=2"), 2, "simmim.mask_ratio (2.0)"),
+        (("check", "demo_cpu", "optim.base_lr=-1"), 2, "optim.base_lr (-1.0) must be at least 0"),
+        (("train", "demo_cpu", "optim.bse_lr=1", "--nproc", "2"), 2, "did you mean optim.base_lr?"),
+        (("shards", "info", "nowhere"), 2, "nowhere"),
+        (("slurm", "status", "nowhere"), 2, "nowhere"),
+        (("study", "status", "nowhere"), 2, "nowhere"),
+        (("checkpoint", "ls", "nowhere"), 2, "nowhere"),
     ],
 )
 def test_starts_without_torch(tmp_path: Path, arguments: tuple[str, ...], status: int, text: str) -> None:
-    code, heavy, out = heavy_imports(*arguments, cwd=tmp_path)
+    check_light(tmp_path, arguments, status, text)
+
+
+def check_light(cwd: Path, arguments: tuple[object, ...], status: int, text: str) -> None:
+    """A command says a text, ends with a status, and imports nothing heavy."""
+    code, heavy, out = heavy_imports(*map(str, arguments), cwd=cwd)
     assert text in out
-    assert (code, heavy) == (status, [])
+    assert (code, heavy) == (status, []), out
+
+
+def test_commands_on_shards_start_without_torch(shards: Path, tmp_path: Path) -> None:
+    check_light(tmp_path, ("shards", "info", shards / "val"), 0, "64 samples")
+    check_light(tmp_path, ("shards", "verify", shards / "val", "--decode"), 0, "nothing damaged")
+
+
+def test_commands_on_checkpoints_start_without_torch(stored_run: Path, tmp_path: Path) -> None:
+    check_light(tmp_path, ("checkpoint", "ls", stored_run), 0, "step-00000030")
+    prune = ("checkpoint", "prune", stored_run, "--keep-last", "2", "--dry-run")
+    check_light(tmp_path, prune, 0, "would delete")
+
+
+def test_commands_on_jobs_start_without_torch(slurm: FakeSlurm, shards: Path) -> None:
+    submitted = slurm.say("submit", CONFIG, *overrides(shards, slurm.home / "runs" / "a"))
+    assert submitted.code == 0, submitted.err
+    (slurm.home / "runs/a/slurm/log.txt").write_text("step 1\n")
+    run = slurm.home / "runs" / "a"
+    check_light(slurm.home, ("slurm", "list", slurm.home / "runs"), 0, "runs/a")
+    check_light(slurm.home, ("slurm", "status", run), 0, "7")
+    check_light(slurm.home, ("slurm", "logs", run), 0, "step 1")
+
+
+def test_the_status_of_a_study_needs_no_torch(tmp_path: Path) -> None:
+    check_light(tmp_path, ("study", "status", write_troubled(tmp_path / "study")), 0, "finished")
 
 
 def test_each_command_has_a_function_that_carries_it_out() -> None:

@@ -13,7 +13,7 @@ from launcher.config.load import load_config
 from launcher.evaluation.labels import FORMAT
 from launcher.tasks.image_data import normalize_images
 from swin_moe import build_model, load_weights
-from swin_moe.moe.layer import RoutingOverrides
+from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.random.keyed import sample_keys
 from tests.data_shards.streams import eval_stream
 from tests.distributed import run_on_ranks

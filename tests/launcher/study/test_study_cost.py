@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from launcher.config.load import load_config
-from launcher.study.grid.cost import TimeEstimator, TrialCost, costs_of, span
+from launcher.console.counts import span
+from launcher.study.grid.cost import TimeEstimator, TrialCost, costs_of
 from launcher.study.grid.requested import RequestedEvaluation, requested_evaluation, sweep_errors
 from launcher.study.grid.resolve import PlannedTrial
 from launcher.study.grid.trials import Study, Trial

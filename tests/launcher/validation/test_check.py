@@ -18,10 +18,10 @@ from launcher.config.schema import RunConfig
 from launcher.config.task_specs import register, unregister
 from launcher.tasks.classification import SPEC
 from launcher.tasks.spec import DataSpec
+from launcher.validation.capacity_rules import slots_error
 from launcher.validation.rules import check, problems
-from launcher.validation.run_rules import slots_error
 from swin_moe.backbone.model import build_model
-from swin_moe.moe.dispatch import capacity
+from swin_moe.moe.capacity import capacity
 from swin_moe.weights import save_weights
 from tests.launcher.fake_slurm import FakeSlurm
 from tests.launcher.running import CONFIG, overrides

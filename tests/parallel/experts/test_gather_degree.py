@@ -9,7 +9,7 @@ from parallel.experts.gather_degree import (
     cheapest_degree,
     copies_of_row,
 )
-from parallel.experts.placement import ExchangeOptions, Strategy
+from parallel.experts.options import ExchangeOptions, Strategy
 
 
 @pytest.mark.parametrize(("strategy", "degrees"), [("ep", [1]), ("dp", [8]), ("auto", [1, 2, 8]), (4, [4])])

@@ -17,7 +17,7 @@ from swin_moe.backbone.patch import PatchEmbed, PatchMerging
 from swin_moe.backbone.position_bias import LogCpbBias
 from swin_moe.backbone.window_masks import WindowMasks
 from swin_moe.backbone.windows import WindowGrid
-from swin_moe.moe.layer import RoutingOverrides
+from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.random.keyed import SiteCounter, sample_keys
 from tests.models import V2, randn, randomize, small_moe, small_swin
 

@@ -11,7 +11,7 @@ from swin_moe.backbone.position_bias import PositionBias
 from swin_moe.config import ModelError
 from swin_moe.frozen.model import FrozenClassifier
 from swin_moe.frozen.products import ExpertProducts
-from swin_moe.moe.layer import RoutingOverrides
+from swin_moe.moe.overrides import RoutingOverrides
 from tests.models import V2, randomize, small_moe, small_swin
 
 PRODUCTS: tuple[ExpertProducts, ...] = ("dense", "gathered", "grouped")

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from swin_moe.moe.layer import MoELayer, RoutingOverrides
+from swin_moe.moe.layer import MoELayer
+from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.moe.routers.base import Routing
 from tests.swin_moe.moe.layers import EXPERTS, GROUP, IMAGES, LENGTH, keys_of, make_images, make_layer
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from swin_moe.moe.dispatch import DispatchPlan, SoftDispatchPlan, capacity, make_plan
+from swin_moe.moe.capacity import capacity
+from swin_moe.moe.dispatch import DispatchPlan, SoftDispatchPlan, make_plan
 from swin_moe.moe.routers.base import SoftRouting, priority_order
 from swin_moe.random.keyed import fold_in, sample_keys
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from swin_moe.config import ModelError, MoEConfig
-from swin_moe.moe.layer import MoELayer, MoEStats, RoutingOverrides
+from swin_moe.moe.layer import MoELayer, MoEStats
+from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.random.keyed import sample_keys
 from tests.models import moe_layer
 from tests.swin_moe.moe.layers import (

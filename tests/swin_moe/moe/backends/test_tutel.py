@@ -21,7 +21,8 @@ from parallel.ranks.mesh import ParallelDims, build_mesh
 from swin_moe import MoEConfig, SwinTransformer, build_model
 from swin_moe.config import ModelError
 from swin_moe.moe.backends.tutel import INSTALL
-from swin_moe.moe.layer import MoELayer, MoEStats, RoutingOverrides
+from swin_moe.moe.layer import MoELayer, MoEStats
+from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.random.keyed import fold_in, normal, sample_keys
 from tests.distributed import run_on_ranks
 from tests.models import images_of, moe_layer, randn, small_moe, small_swin

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from swin_moe.config import MoEConfig
-from swin_moe.moe.dispatch import capacity
+from swin_moe.moe.capacity import capacity
 from swin_moe.moe.routers import ROUTERS
 from swin_moe.moe.routers.base import Router, RoutingRequest
 from swin_moe.random.keyed import fold_in, normal, sample_keys, uniform

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
-from swin_moe.moe.dispatch import capacity
+from swin_moe.moe.capacity import capacity
 from swin_moe.moe.routers import ROUTERS
 from swin_moe.moe.routers.base import Router, RoutingRequest
 from tests.swin_moe.moe.routers.plain_routers import (

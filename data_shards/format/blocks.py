@@ -1,0 +1,3 @@
+"""The unit in which tars are written."""
+
+BLOCK = 512
