@@ -5,6 +5,9 @@ inside a function or under TYPE_CHECKING hides one from Python. Here all imports
 """
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,3 +90,36 @@ def test_a_cycle_of_hidden_imports_is_found(tmp_path: Path) -> None:
     graph = import_graph(tmp_path, ("p",))
     assert graph["p.d"] == {"p.a"}
     assert cycles(graph) == [["p.a", "p.b", "p.c"]]
+
+
+IMPORT_ALL = """
+import sys
+from importlib import import_module
+import deepspeed, torch, torchvision  # what they compute is theirs
+from torch.utils._python_dispatch import TorchDispatchMode
+
+class Recorded(TorchDispatchMode):
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        print(module, operator)
+        return operator(*args, **(kwargs or {}))
+
+with Recorded():
+    for module in sys.argv[1:]:
+        import_module(module)
+"""
+
+
+def test_an_import_computes_nothing(tmp_path: Path) -> None:
+    """A module may be imported when one of its functions is called: under torch's meta device, say.
+
+    A tensor that it made then would be one without values, for the rest of the process.
+    """
+    (tmp_path / "makes_one.py").write_text("import torch\nONE = torch.tensor([1])\n")
+    files = [path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))]
+    modules = [module_name(path, ROOT) for path in files if "import triton" not in path.read_text()]
+    command = [sys.executable, "-c", IMPORT_ALL, *(name for name in modules if "__main__" not in name)]
+    paths = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}", "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run([*command, "makes_one"], env=paths, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = {row.split()[0] for row in done.stdout.splitlines()}
+    assert found == {"makes_one"}

@@ -86,9 +86,7 @@ def op_arguments(level: Tensor, sign: Tensor, sides: tuple[int, int]) -> Tensor:
     return torch.stack([arguments.get(op, none) for op in ImageOp if op != ImageOp.NOTHING])
 
 
-JITTER_ORDERS = torch.tensor(
-    list(permutations((ImageOp.BRIGHTNESS, ImageOp.CONTRAST, ImageOp.COLOR)))
-)  # (6, 3)
+JITTER_ORDERS = tuple(permutations((ImageOp.BRIGHTNESS, ImageOp.CONTRAST, ImageOp.COLOR)))
 
 
 def draw_color_jitter(strength: float, seed: int, positions: Tensor) -> OpPlan:
@@ -97,6 +95,6 @@ def draw_color_jitter(strength: float, seed: int, positions: Tensor) -> OpPlan:
     torchvision's ColorJitter without hue, as timm uses it. `positions` (B,) int64.
     """
     draws = uniforms(keys(Purpose.COLOR_JITTER, seed, positions), 4)  # (B, 4)
-    ops = JITTER_ORDERS[(draws[:, 3] * len(JITTER_ORDERS)).long()]
+    ops = torch.tensor(JITTER_ORDERS)[(draws[:, 3] * len(JITTER_ORDERS)).long()]
     low, high = max(0.0, 1.0 - strength), 1.0 + strength
     return OpPlan(ops, (low + draws[:, :3] * (high - low)).float())

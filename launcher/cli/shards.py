@@ -1,28 +1,16 @@
-"""`swin-moe shards index | verify | repair | split | info`: verify and repair shards."""
+"""`swin-moe shards index | repair | split`: write what is missing of shards."""
 
 import argparse
-from pathlib import Path
 
-from data_shards.errors import DataError
 from data_shards.format.fields import IMAGE_AND_LABEL
-from data_shards.format.index import MANIFEST_NAME
 from data_shards.pack.indexing import GUARANTEES, IndexOptions, index_tars
 from data_shards.pack.progress import BAD_NAME
 from data_shards.pack.split import split_off
-from data_shards.verify.info import info
 from data_shards.verify.repair import repair
-from data_shards.verify.verify import verify
 from launcher.cli.shards_members import extensions
 from launcher.cli.shards_source import make_source, read_classes
 from launcher.console.counts import counted
 from launcher.console.progress import progress_line
-
-
-def splits_in(directory: Path) -> list[Path]:
-    """`directory` itself if it is a split or holds none, otherwise the splits in it."""
-    if (directory / MANIFEST_NAME).is_file():
-        return [directory]
-    return sorted(path.parent for path in directory.glob(f"*/{MANIFEST_NAME}")) or [directory]
 
 
 def run_index(args: argparse.Namespace, _: list[str]) -> int:
@@ -57,22 +45,6 @@ def run_index(args: argparse.Namespace, _: list[str]) -> int:
         print(f"tars hold {done.classes_per_tar:.1f} classes on average; {shuffled}")
     print(GUARANTEES)
     return 0
-
-
-def run_verify(args: argparse.Namespace, _: list[str]) -> int:
-    """Carry out `shards verify`: the exit status, 1 when damage was found."""
-    if args.workers < 1:
-        raise DataError(f"--workers ({args.workers}) must be at least 1")
-    bad = 0
-    for split in splits_in(args.directory):
-        report = verify(split, decode=args.decode, workers=args.workers, progress=progress_line(str(split)))
-        for shard, key, reason in report.bad:
-            print(f"{split / shard}: {key}: {reason}")
-        bad += len(report.bad)
-        verdict = "nothing damaged" if report.ok else counted(len(report.bad), "problem")
-        what = f"{report.samples} samples in {counted(report.shards, 'shard')}, {report.bytes} bytes"
-        print(f"{split}: {what}: {verdict}")
-    return 1 if bad else 0
 
 
 def run_repair(args: argparse.Namespace, _: list[str]) -> int:
@@ -110,15 +82,4 @@ def run_split(args: argparse.Namespace, _: list[str]) -> int:
     for split, manifest in made.items():
         what = f"{manifest.samples} samples in {counted(len(manifest.shards), 'shard')}"
         print(f"{args.out / split}: {what}, manifest {manifest.digest[:12]}")
-    return 0
-
-
-def run_info(args: argparse.Namespace, _: list[str]) -> int:
-    """Carry out `shards info`: the exit status."""
-    for split in splits_in(args.directory):
-        summary = info(split)
-        first, *rest = summary.lines(args.classes)
-        print(f"{split}: {summary.manifest.name}/{summary.manifest.split}: {first}")
-        for text in rest:
-            print(f"  {text}")
     return 0

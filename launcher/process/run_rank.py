@@ -134,6 +134,7 @@ def run_rank(config: RunConfig, work: Work, runtime: Runtime | None = None) -> i
         except BaseException as error:
             return _end(error, config, context)
         context.watch.close()
+        context.watch.exchange_last()
         _record(context, ExitCode.FINISHED, context.ending)
     runtime.leave()
     return ExitCode.FINISHED
@@ -166,6 +167,7 @@ def open_watch(ranks: Ranks, timeout_s: float) -> Watchdog:
 def _leave_with(error: BaseException, code: ExitCode, context: RankContext) -> int:
     """All ranks end with the same error: rank 0 says it, and writes it down before any of them is gone."""
     context.watch.close()
+    context.watch.exchange_last()
     _record(context, code, f"{type(error).__name__}: {error}")
     if context.watch.rank == 0:
         print_error(error)

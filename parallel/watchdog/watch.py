@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -37,6 +37,7 @@ EARLY = 0.9  # of the time-out: before that of the process groups
 SLOW = 3.0  # times the time-out: what phases may take that are known to be slow
 AT_END_S = 5.0
 CLOSE_S = 2.0  # for the threads to end
+LAST_S = 3.0  # for the last statuses of all ranks
 RANK_0_S = 10.0  # for rank 0 to write everything down
 PREFIX = "watch"  # of its keys, where the store is shared
 NCCL = "nccl"  # the key that is there where collectives run on GPUs
@@ -135,6 +136,30 @@ class Watchdog:
         for thread in self._threads:
             if thread is not threading.current_thread():
                 thread.join(max(0.0, deadline_s - time.monotonic()))
+
+    def exchange_last(self) -> None:
+        """Post the last status of this rank; rank 0 reads those of all ranks, for `LAST_S` at the longest.
+
+        Ranks that all end call it after `close`, so that `rank_statuses` says where each of them ended.
+        """
+        if self.world_size > 1:
+            exchanging = threading.Thread(target=self._exchange_last, daemon=True)  # a store may never answer
+            exchanging.start()
+            exchanging.join(LAST_S)
+
+    def _exchange_last(self) -> None:
+        others = [rank for rank in range(self.world_size) if rank != self.rank]
+        try:
+            store = self._store.clone()
+            store.set(f"last/{self.rank}", json.dumps(self.status()))
+            if self.rank != 0:
+                return
+            with suppress(*STORE_ERRORS):  # a rank that does not come keeps its earlier status
+                store.wait([f"last/{rank}" for rank in others], timedelta(seconds=LAST_S * EARLY))
+            statuses, now_s = read_statuses(store, "last", others), self._clock()
+        except STORE_ERRORS:
+            return
+        self._seen = self._seen | {rank: (status, now_s) for rank, status in statuses.items()}
 
     def wait_for_rank_0(self) -> None:
         """Return when rank 0 has called it too, after `RANK_0_S` at the latest.

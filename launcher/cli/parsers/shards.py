@@ -50,7 +50,7 @@ def _add_directory(parser: CommandParser) -> None:
 
 def _add_verify(parser: CommandParser) -> None:
     parser.epilog = VERIFY_HELP
-    parser.set_defaults(run="launcher.cli.shards:run_verify")
+    parser.set_defaults(run="launcher.cli.shards_verify:run")
     _add_directory(parser)
     parser.add_argument("--decode", action="store_true", help="decode every image as well")
     add_workers(parser)
@@ -69,7 +69,7 @@ def _add_split(parser: CommandParser) -> None:
 
 def _add_info(parser: CommandParser) -> None:
     parser.epilog = INFO_HELP
-    parser.set_defaults(run="launcher.cli.shards:run_info")
+    parser.set_defaults(run="launcher.cli.shards_info:run")
     _add_directory(parser)
     parser.add_argument(
         "--classes", type=int, default=30, help="name so many, the smallest (default %(default)s)"

@@ -99,8 +99,9 @@ def test_notation() -> None:
 
 def test_color_jitter_has_every_order_and_even_factors() -> None:
     plan = draw_color_jitter(0.4, 1, POSITIONS)
-    which = (plan.ops[:, None] == JITTER_ORDERS).all(2).long().argmax(1)
-    assert (plan.ops == JITTER_ORDERS[which]).all()
+    orders = torch.tensor(JITTER_ORDERS)
+    which = (plan.ops[:, None] == orders).all(2).long().argmax(1)
+    assert (plan.ops == orders[which]).all()
     assert chi_square(torch.bincount(which, minlength=6)) < 20.5  # 5 degrees of freedom
     tenths = ((plan.arguments.flatten() - 0.6) / 0.08).long().clamp(max=9)
     assert chi_square(torch.bincount(tenths, minlength=10)) < 27.9  # 9 degrees of freedom

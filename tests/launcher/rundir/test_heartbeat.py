@@ -13,6 +13,7 @@ import torch.distributed as dist
 from launcher.rundir import heartbeat
 from launcher.rundir.heartbeat import Heartbeat, interval_s
 from launcher.rundir.paths import RunFiles, read_json
+from parallel.watchdog import watch as watch_module
 from parallel.watchdog.options import WatchdogOptions
 from parallel.watchdog.watch import Watchdog
 
@@ -63,6 +64,45 @@ def test_what_it_says(tmp_path: Path, watches: list[Watchdog], monkeypatch: pyte
     time.sleep(0.1)
     assert read_json(run.progress)["ended"] == {"code": 75, "reason": "Stopped: x"}
     assert [path.name for path in tmp_path.iterdir()] == ["progress.json"]
+
+
+def test_the_last_word_has_the_last_status_of_every_rank(tmp_path: Path) -> None:
+    """Rank 0 listens once an hour: only the exchange at the end can tell it where rank 1 ended."""
+    store, run = dist.HashStore(), RunFiles(tmp_path)
+    options = WatchdogOptions(timeout_s=6, hang_code=81, lost_code=80, listen_s=3600)
+    ranks = [Watchdog(store, rank, 3, options) for rank in (0, 1, 2)]
+    beating = Heartbeat(run, ranks[0])
+    wait_for(lambda: len(ranks[0].rank_statuses()) == 3)
+    for watch in ranks:
+        watch.begin(557)
+        watch.close()
+    assert [rank["step"] for rank in ranks[0].rank_statuses()] == [557, 0, 0]
+    for watch in reversed(ranks):
+        watch.exchange_last()
+    beating.end(0, "finished")
+    ended = read_json(run.progress)["ranks"]
+    assert [(rank["rank"], rank["step"], rank["phase"]) for rank in ended] == [
+        (rank, 557, "train") for rank in (0, 1, 2)
+    ]
+
+
+def test_a_rank_that_does_not_come_at_the_end_keeps_nobody(
+    watches: list[Watchdog], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_module, "LAST_S", 0.5)
+    watches[1].begin(19)
+    wait_for(lambda: [rank["step"] for rank in watches[0].rank_statuses()] == [0, 19])
+    watches[0].close()
+    began_s = time.monotonic()
+    watches[0].exchange_last()
+    assert time.monotonic() - began_s < 5
+    assert [rank["step"] for rank in watches[0].rank_statuses()] == [0, 19]
+
+
+def test_all_ranks_of_a_run_end_at_its_last_step(reference: Path) -> None:
+    progress = read_json(RunFiles(reference).progress)
+    assert progress["ended"] == {"code": 0, "reason": "finished"}
+    assert [rank["step"] for rank in progress["ranks"]] == 2 * [progress["total_steps"]]
 
 
 def test_a_write_that_fails_costs_nothing(tmp_path: Path, watches: list[Watchdog]) -> None:
