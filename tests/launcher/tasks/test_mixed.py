@@ -42,13 +42,18 @@ def line(shards: Path, unlabelled: Path, run_dir: Path, micro: int, *more: str) 
     return ["train", str(CONFIG), "--resume", "auto", *options_of_run]
 
 
-def test_two_ranks_and_a_kill_do_not_show(shards: Path, unlabelled: Path, tmp_path: Path) -> None:
-    run_alone(*line(shards, unlabelled, tmp_path / "alone", 10))
-    layout = ("parallel.zero_stage=2", "parallel.ep_size=2")
+@pytest.mark.parametrize("sets", [1, 2])
+def test_two_ranks_and_a_kill_do_not_show(shards: Path, unlabelled: Path, tmp_path: Path, sets: int) -> None:
+    """The labelled images are of one set, or of two with weights."""
+    places = {"large": shards / "train", "small": shards / "val"}
+    weighted = ", ".join(f"{name}: {{path: {place}}}" for name, place in places.items())
+    more = (f"data.train={{{weighted}}}",) if sets == 2 else ()
+    run_alone(*line(shards, unlabelled, tmp_path / "alone", 10, *more))
+    layout = ("parallel.zero_stage=2", "parallel.ep_size=2", *more)
     killed = line(shards, unlabelled, tmp_path / "run", 5, *layout)
     with pytest.raises(RankError, match="died"):
         run_on_ranks(partial(command, kill=("step", 3)), 2, *killed)
-    run_alone(*line(shards, unlabelled, tmp_path / "run", 20))
+    run_alone(*line(shards, unlabelled, tmp_path / "run", 20, *more))
     for record, wanted in zip(steps(tmp_path / "run"), steps(tmp_path / "alone"), strict=True):
         assert only(record, FIGURES) == pytest.approx(only(wanted, FIGURES), rel=1e-5)
         assert record["loss"] == pytest.approx(record["labelled"] + record["entropy"], rel=1e-6)

@@ -116,17 +116,20 @@ def test_both_validation_sets_are_told(sets: Path, alone: Path) -> None:
     assert (summary["top1"], summary["other_top1"]) == (last["eval_top1"], last["eval_other_top1"])
     assert (summary["images"], summary["other_images"]) == (64, 40)
     assert not [name for name in summary if name.endswith(("_images_s", "other_expert_load"))]
-    shown, named, unknown = run_on_ranks(
+    shown, named, unknown, several = run_on_ranks(
         commands,
         1,
         [
             ["eval", str(alone), "model.moe.eval_capacity_factor=0"],
             ["eval", str(alone), "--val", "other", "model.moe.eval_capacity_factor=0"],
             ["eval", str(alone), "--val", "othr"],
+            ["eval", str(alone), "--knn", "1"],
         ],
     )[0]
     assert (shown.code, named.code, unknown.code) == (0, 0, 2), shown.err + named.err
     assert "did you mean other?" in unknown.err
+    assert several.code == 2
+    assert f"data.train has large, small: name one, such as data.train={sets}/large" in several.err
     (checkpoint,) = {path.parent for path in alone.glob("eval/*/evaluation.json")}
     usual, other = (
         json.loads((folder / "evaluation.json").read_text())["modes"][0]
