@@ -118,7 +118,7 @@ class Trainer:
                 self.record_saves(finish=True)
                 raise
             self.record_saves()
-            if self.profiler.is_due or stopped_by:
+            if self.profiler.is_due:
                 self.write_profile()
             self.evaluation_is_due = self.ends_interval(self.config.train.eval_every)
             if stopped_by and self.step < self.total_steps:
@@ -132,6 +132,7 @@ class Trainer:
             self.context.ending = f"finished: {self.stopped_early}"
             if self.log:
                 self.log.notice(self.stopped_early)
+        self.write_profile()  # of a run that stopped early
         self.finish_saving()
         self.close_log("finished")
         self.hook("end", self)
@@ -265,6 +266,7 @@ class Trainer:
             Stopped: on all ranks.
         """
         self.finish_saving()
+        self.write_profile()
         self.close_log("stopped")
         request = self.context.stop
         cause = request.signal.name if request.signal else f"a signal to rank {', '.join(map(str, ranks))}"

@@ -17,6 +17,10 @@ BUILT_IN = {
 EXTRAS = ("wandb", "mlflow")  # packages, and the extras of setup.py that install them
 
 
+class NotATrackerError(TypeError):
+    """What a path leads to has not the methods of a tracker."""
+
+
 def tracker_path(name: str) -> str:
     """MODULE:CLASS of a tracker.
 
@@ -31,11 +35,11 @@ def tracker_class(path: str) -> type[Tracker]:
 
     Raises:
         ImportError: it cannot be imported.
-        TypeError: it is no tracker.
+        NotATrackerError: it is no tracker.
     """
     found = imported(path)
     if not (isinstance(found, type) and issubclass(found, Tracker)):
-        raise TypeError(f"{path} is no Tracker, see docs/extending.md")
+        raise NotATrackerError(f"{path} is no Tracker, see docs/extending.md")
     return found
 
 
@@ -63,8 +67,10 @@ def _errors_of(name: str, tracking: TrackingConfig) -> Sequence[str]:
         return [f"{option}: no such tracker; {error}"]
     except ImportError as error:
         return [f"{option} cannot be imported: {error}"]
-    except TypeError as error:
+    except NotATrackerError as error:
         return [f"{option}: {error}"]
+    except Exception as error:  # of the module, or of its check: it is not ours
+        return [f"{option} cannot be checked: {type(error).__name__}: {error}"]
 
 
 def _is_installed(package: str) -> bool:

@@ -17,9 +17,8 @@ class FileTracker(Tracker):
 
     @classmethod
     def problems(cls, tracking: TrackingConfig) -> Sequence[str]:
-        return [f"tracking.options.bad ({tracking.options['bad']}): leave it out"] * (
-            "bad" in tracking.options
-        )
+        bad = tracking.options.get("bad")
+        return [] if bad is None else [f"tracking.options.bad ({bad}): leave it out"]
 
     def start(self, run: TrackedRun) -> Mapping[str, str]:
         self.path = run.directory / "calls.jsonl"
@@ -85,6 +84,14 @@ class LeavingTracker(FileTracker):
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         os._exit(0)
+
+
+class CarelessTracker(FileTracker):
+    """Cannot even be checked."""
+
+    @classmethod
+    def problems(cls, tracking: TrackingConfig) -> Sequence[str]:
+        return [str(tracking.options["missing"])]
 
 
 class NoTracker:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -14,7 +15,9 @@ from mlflow.tracking import MlflowClient
 
 from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import RunConfig
-from launcher.metrics.log import MetricsLog, read_records
+from launcher.errors import DivergedError
+from launcher.metrics.log import MetricsLog
+from launcher.metrics.records import read_records
 from launcher.metrics.trackers.session import names_of, tracked_run
 from launcher.rundir.directory import RunDirectory
 from launcher.validation.run_rules import run_errors
@@ -240,6 +243,10 @@ def wait_for(condition: Any) -> None:
             f"tracking.trackers ({OWN}:NoTracker): {OWN}:NoTracker is no Tracker, see docs/extending.md",
         ),
         (
+            [own("CarelessTracker")],
+            f"tracking.trackers ({OWN}:CarelessTracker) cannot be checked: KeyError: 'missing'",
+        ),
+        (
             [own("FileTracker"), "tracking.options={bad: 3}"],
             "tracking.options.bad (3): leave it out",
         ),
@@ -284,6 +291,43 @@ def test_a_wrong_option_is_refused(tmp_path: Path, option: str, error: str) -> N
         config_of(tmp_path, option)
     assert error in str(refused.value)
     assert "secret" not in str(refused.value)
+
+
+# --- the end of a run -------------------------------------------------------------------------------------
+
+
+def ends_of_three_sessions(arguments: list[str]) -> list[int]:
+    """One session that diverges after a save, one that is stopped, one that finishes; their exit statuses."""
+
+    def diverge(event: str, trainer: Any) -> None:
+        if (event, trainer.step) == ("step", 6):
+            raise DivergedError("10 steps in a row were skipped")
+
+    def stop(event: str, trainer: Any) -> None:
+        if (event, trainer.step) == ("step", 8):
+            trainer.context.stop.signal, trainer.context.stop.since_s = signal.SIGTERM, time.monotonic()
+
+    return [command(*arguments, hook=hook).code for hook in (diverge, stop, None)]
+
+
+def test_each_session_ends_with_its_status_and_a_profile_of_its_steps(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    options = (own("FileTracker"), "tracking.end_timeout_s=60.0", "train.profile.steps=9..11")
+    arguments = line(shards, run, *options, "checkpoint.asynchronous=false", ep_size=1)
+    assert run_on_ranks(ends_of_three_sessions, 1, arguments) == [[83, 75, 0]]
+    assert [call[1] for call in calls(run) if call[0] == "end"] == ["failed", "stopped", "finished"]
+    assert [call[3:6] for call in calls(run) if call[0] == "start"] == [[0, 0, 1], [4, 6, 2], [9, 9, 3]]
+    texts = sorted(path.name for path in (run / "profile").glob("*.txt"))
+    assert texts == ["rank0_steps10-11.txt", "rank0_steps9-9.txt"]
+    assert processes_of(run) == []
+
+
+def test_a_finished_run_is_no_new_session_of_its_trackers(shards: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = line(shards, run, own("FileTracker"), "tracking.end_timeout_s=60.0", ep_size=1)
+    for _ in range(2):
+        run_alone(*arguments)
+    assert [call[0] for call in calls(run)].count("start") == 1
 
 
 # --- W&B and MLflow --------------------------------------------------------------------------------------
