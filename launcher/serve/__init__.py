@@ -1,0 +1,1 @@
+"""`swin-moe serve`: a model behind HTTP, with dynamic batches and a page to try it."""

@@ -1,0 +1,28 @@
+"""A server in a process of its own, with a model whose answers are known."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+PROGRAM = """
+from launcher.serve.batcher import BatchOptions
+from launcher.serve.options import ServeOptions
+from launcher.serve.server import listen, serve
+from tests.launcher.serve.known import KnownModel
+serve(KnownModel(), ServeOptions(port=0, batches=BatchOptions(max_wait_s=0.02)), listen("127.0.0.1", 0))
+"""
+
+
+@pytest.fixture
+def server() -> Iterator[tuple[subprocess.Popen[str], str]]:
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        assert "serving known on http://127.0.0.1:" in line
+        yield process, line.split()[-1]
+    finally:
+        process.kill()
+        process.wait()
