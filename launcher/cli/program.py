@@ -53,6 +53,7 @@ COMMANDS = {  # what each does; its arguments are in the module of its name in l
     "checkpoint": "list, verify, compare, import and prune checkpoints",
     "slurm": "submit runs to a Slurm cluster and look after them",
     "study": "train and evaluate a grid of runs, and report on it",
+    "completion": "a script that completes command lines in a shell",
 }
 
 
