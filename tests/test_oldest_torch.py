@@ -21,6 +21,7 @@ from tests.models import small_swin
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("launcher", "swin_moe", "data_shards", "parallel")
 IN_2_11 = """
+torch._inductor.aoti_compile_and_package package_path
 torch._subclasses.fake_tensor.FakeTensorMode allow_non_fake_inputs
 torch.addcmul value
 torch.addmm alpha beta out
@@ -40,6 +41,8 @@ torch.distributed.gather_object dst group
 torch.distributed.init_process_group init_method rank store timeout world_size
 torch.empty device dtype pin_memory requires_grad
 torch.empty_like dtype
+torch.export.Dim max min
+torch.export.export dynamic_shapes
 torch.eye device dtype
 torch.frombuffer dtype
 torch.full device dtype
@@ -67,6 +70,7 @@ torch.nn.init.trunc_normal_ generator std
 torch.nn.init.uniform_ generator
 torch.ones device
 torch.ones_like dtype
+torch.onnx.export custom_translation_table dynamo input_names opset_version output_names verbose
 torch.ops.aten.gelu.out out
 torch.ops.aten.gelu_backward.grad_input grad_input
 torch.ops.aten.silu_backward.grad_input grad_input

@@ -69,42 +69,54 @@ def deploy(request: Request, say: Say = print, runtime: Runtime = in_new_process
         ArtifactError: it cannot be made, or does not reproduce the model; nothing is left then.
         ConfigError, DataError, ModelError: the model or its images cannot be used.
     """
+    subject, judged, drawn = _prepare(request)
+    loaded, options = subject.loaded, subject.options
+    eager = partial(eager_logits, loaded, subject.device)
+    images = drawn.draw(golden.IMAGES, options.seed)
+    normalize = Normalize(loaded.inputs.mean, loaded.inputs.std, torch.device("cpu"))
+    truth = Golden(images, eager(normalize(images)))
+    say(f"{request.source}: {len(images)} golden images drawn from {drawn.place}")
+    with _temporary(options.out) as folder:
+        card = _write(request, subject, truth, folder)
+        say(f"wrote {card.program.name} ({card.program.size_bytes / 2**20:.1f} MiB)")
+        wanted = judged.judge("model", eager, options.batch[1]) if judged else None
+        checked = _check(runtime(folder, judged), truth, options, judged, wanted)
+        write_card(replace(card, checked=checked), folder)
+        check_files(card, folder)
+        os.rename(folder, options.out)
+    say(_summary(checked))
+    return options.out
+
+
+def _prepare(request: Request) -> tuple[Subject, Split | None, Split]:
+    """The model, the split on which accuracies are compared, and that of golden images.
+
+    Everything that can be refused is refused here.
+    """
     options, target = request.options, TARGETS[request.options.target]
     if options.out.exists():
         raise ArtifactError(f"--out {options.out} exists; choose another place, or delete it")
     device = check_device(options.device)
     loaded = load_classifier(request.source, request.config, ema=request.ema)
     config = loaded.model.config
+    products = options.products or default_products(config, options.precision, device, options.target)
+    options = replace(options, products=products)
     if reason := target.refusal(options, config):
         raise ArtifactError(reason)
-    products = options.products or default_products(config, options.precision, device)
-    options = replace(options, products=products)
+    frozen = freeze(loaded.model, options.precision, device, products)
     judged, drawn, calibration = _splits(request, target, loaded)
-    subject = Subject(
-        loaded=loaded,
-        frozen=freeze(loaded.model, options.precision, device, products),
-        options=options,
-        calibration=calibration.draw(options.calibration_images, options.seed + 1) if calibration else None,
-    )
-    eager = partial(eager_logits, loaded, device)
-    normalize = Normalize(loaded.inputs.mean, loaded.inputs.std, torch.device("cpu"))
-    images = drawn.draw(golden.IMAGES, options.seed)
-    truth = Golden(images, eager(normalize(images)))
-    say(f"{request.source}: {len(images)} golden images drawn from {drawn.place}")
-    with _temporary(options.out) as folder:
-        truth.write(folder)
-        details = target.write(subject, folder)
-        card = _card(request, subject, details, folder)
-        write_card(card, folder)
-        say(f"wrote {card.program.name} ({card.program.size_bytes / 2**20:.1f} MiB)")
-        wanted = judged.judge("model", eager, options.batch[1]) if judged else None
-        report = runtime(folder, judged)
-        checked = _check(report, truth, options, judged, wanted)
-        write_card(replace(card, checked=checked), folder)
-        check_files(card, folder)
-        os.rename(folder, options.out)
-    say(_summary(checked))
-    return options.out
+    images = calibration.draw(options.calibration_images, options.seed + 1) if calibration else None
+    subject = Subject(loaded=loaded, frozen=frozen, options=options, calibration=images)
+    return subject, judged, drawn
+
+
+def _write(request: Request, subject: Subject, truth: Golden, folder: Path) -> Card:
+    """Write the program, the golden images and a card that does not say yet what was checked."""
+    truth.write(folder)
+    details = TARGETS[subject.options.target].write(subject, folder)
+    card = _card(request, subject, details, folder)
+    write_card(card, folder)
+    return card
 
 
 def eager_logits(loaded: LoadedModel, device: torch.device, images: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Which images an artifact is checked on, and calibrated on: those of the run unless others are named."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ def places_of(source: str | Path, config: str | Path | None, val: str | None, tr
     """
     found = _recorded(source, config)
     return Places(
-        val=val or found.get("val"),
-        train=train or found.get("train"),
+        val=val or _first(found.get("val")),
+        train=train or _first(found.get("train")),
         match_classes=bool(found.get("match_classes", False)),
         retry_s=float(found.get("retry_s", DataConfig.retry_s)),
         named=val is not None,
@@ -55,12 +55,19 @@ def places_of(source: str | Path, config: str | Path | None, val: str | None, tr
 def _recorded(source: str | Path, config: str | Path | None) -> dict[str, Any]:
     """The section `data` of whatever describes the run."""
     if config is not None:
-        section = load_config(config).data
-        return {name: getattr(section, name) for name in ("val", "train", "match_classes", "retry_s")}
+        return asdict(load_config(config).data)
     checkpoint = checkpoint_in(Path(source)) if Path(source).is_dir() else None
     run = parse_yaml(read_manifest(checkpoint).get("config", "")) if checkpoint else None
     data = run.get("data") if isinstance(run, dict) else None
     return data if isinstance(data, dict) else {}
+
+
+def _first(sets: Any) -> str | None:
+    """The place of data.val or data.train, of several sets that of the first, by which runs are compared."""
+    if isinstance(sets, dict):
+        first = next(iter(sets.values()), None)
+        return _first(first.get("path") if isinstance(first, dict) else first)
+    return sets if isinstance(sets, str) else None
 
 
 def judged_split(places: Places, loaded: LoadedModel, limit: int | None) -> Split | None:

@@ -52,11 +52,11 @@ def read_golden(folder: Path) -> Golden:
 def bound(golden: Golden, target: TargetName, precision: Precision) -> float:
     """The largest difference of a logit that passes.
 
-    The bounds are absolute for logits within -1 ... 1; they grow with the largest golden logit beyond that,
-    as rounding does.
+    The bounds of floats are absolute for logits within -1 ... 1; they grow with the largest golden logit
+    beyond that, as rounding does. The bound of int8 is a share of the largest golden logit, however small.
     """
-    relative = INT8_BOUND if target == "onnx-int8" else BOUNDS[precision]
-    return relative * max(1.0, golden.logits.abs().max().item())
+    largest = golden.logits.abs().max().item()
+    return INT8_BOUND * largest if target == "onnx-int8" else BOUNDS[precision] * max(1.0, largest)
 
 
 def difference(predictor: Predictor, golden: Golden, batch: int) -> float:

@@ -9,6 +9,7 @@ from swin_moe.frozen.products import ExpertProducts
 
 TargetName = Literal["pt2", "onnx", "onnx-int8", "safetensors"]
 DeviceType = Literal["cpu", "cuda"]
+KEEP_FLOAT = ("merging", "fc2")  # layers that onnx-int8 may leave in fp32
 BATCH = (1, 32)  # the fewest and the most images of a call of a program
 
 

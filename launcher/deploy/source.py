@@ -7,7 +7,7 @@ import torch
 
 from launcher.config.schema import RunConfig
 from launcher.deploy.card import ArtifactError, Origin
-from launcher.deploy.options import DeviceType
+from launcher.deploy.options import DeviceType, TargetName
 from launcher.deploy.predictor import Predictor
 from launcher.evaluation.loaded import LoadedModel, load
 from parallel.checkpoint.manifest import read_manifest
@@ -84,7 +84,12 @@ def freeze(
     return FrozenClassifier(copy.deepcopy(model).to(device, DTYPES[precision]), products)
 
 
-def default_products(config: ModelConfig, precision: Precision, device: torch.device) -> ExpertProducts:
+def default_products(
+    config: ModelConfig,
+    precision: Precision,
+    device: torch.device,
+    target: TargetName = "safetensors",
+) -> ExpertProducts:
     """How experts are run unless `--experts` says so.
 
     On a CPU an expert computes the tokens that chose it, unless all of them are no more than twice the work.
@@ -93,11 +98,15 @@ def default_products(config: ModelConfig, precision: Precision, device: torch.de
     """
     if (moe := config.moe) is None:
         return "gathered"
+    if target == "onnx" and precision == "fp16":  # ONNX Runtime has no kernel that adds rows in fp16
+        return "dense"
     if device.type == "cpu":
         return "dense" if moe.num_experts <= 2 * moe.top_k else "gathered"
     if moe.num_experts <= FEW_EXPERTS:
         return "dense"
-    is_grouped = precision != "fp32" and torch.cuda.get_device_capability(device) >= (9, 0)
+    is_grouped = (
+        target != "onnx" and precision != "fp32" and torch.cuda.get_device_capability(device) >= (9, 0)
+    )
     return "grouped" if is_grouped else "gathered"
 
 

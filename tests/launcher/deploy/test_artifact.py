@@ -236,6 +236,7 @@ def test_bounds_grow_with_the_logits() -> None:
     assert bound(Golden(images, torch.tensor([[0.5, -20.0]])), "pt2", "fp32") == pytest.approx(2e-3)
     assert bound(Golden(images, torch.tensor([[4.0, 1.0]])), "onnx", "fp16") == pytest.approx(0.2)
     assert bound(Golden(images, torch.tensor([[4.0, 1.0]])), "onnx-int8", "fp32") == pytest.approx(1.0)
+    assert bound(Golden(images, torch.tensor([[0.4, 0.1]])), "onnx-int8", "fp32") == pytest.approx(0.1)
 
 
 def test_a_logit_that_is_no_number_does_not_pass(artifact: Path) -> None:
