@@ -71,6 +71,7 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
     used = {"optimizer", "epoch"} if state.moments else set()
     report = replace(report, beside=[name for name in report.beside if name not in used])
     print("\n  ".join([str(report), *state.notices, *_told(state, step, total, config, images)]))
+    args.answer = {"path": path, "step": step, "run_dir": config.run_dir}
     print(f"wrote {path}\ngo on: swin-moe train {args.config} run_dir={config.run_dir} ... --resume auto")
     return 0
 

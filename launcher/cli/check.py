@@ -18,8 +18,10 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
     check(config, args.nproc, nodes, here=bool(args.nproc) and not args.ranks_per_node)
     if args.ranks_per_node and not args.nproc:
         raise ConfigError("--ranks-per-node is for a layout: say --nproc N, the number of all ranks, too")
-    print(f"{args.config} is valid")
-    print_lines([*banner(config, args.nproc), *layout(config, nodes or [1]), *class_notes(config)])
+    lines = [*banner(config, args.nproc), *layout(config, nodes or [1]), *class_notes(config)]
     if isinstance(config.data.train, str) and config.data.trains_on_tars:
-        print(statement(config.data.train))
+        lines.append(statement(config.data.train))
+    print(f"{args.config} is valid")
+    print_lines(lines)
+    args.answer = {"config": args.config, "valid": True, "run_dir": config.run_dir, "lines": lines}
     return 0

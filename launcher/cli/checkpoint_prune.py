@@ -31,6 +31,12 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
                 shutil.rmtree(_tombstone(path))
     finally:
         run.unlock()
+    args.answer = {
+        "directory": directory,
+        "deleted": [path.name for path in going],
+        "kept": staying,
+        "dry_run": args.dry_run,
+    }
     print(f"{', '.join(staying)} stay" if len(staying) != 1 else f"{staying[0]} stays")
     return 0
 

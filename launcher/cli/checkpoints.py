@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from launcher.console.progress import progress_line
 from parallel.checkpoint.commit import committed, latest
 from parallel.checkpoint.manifest import MANIFEST, CheckpointError, read_manifest
 from parallel.checkpoint.reader import CheckpointReader
+from parallel.checkpoint.scores import LATEST
 from parallel.checkpoint.verify import problems
 
 LONG = 2**30  # bytes of a checkpoint whose reading shows how far it is
@@ -23,10 +25,11 @@ def run_verify(args: argparse.Namespace, _: list[str]) -> int:
     """Carry out `checkpoint verify`: the exit status, 1 for damage."""
     is_one = (args.place / MANIFEST).is_file()
     paths = [args.place] if is_one else committed(directory_of(args.place))
-    damaged = 0
+    damaged, found = 0, []
     for path in paths:
         damage = problems(path, progress=_in_mib(path))
         damaged += bool(damage)
+        found.append({"path": path, "problems": damage})
         print("\n".join(f"{path}: {problem}" for problem in damage) or f"{path}: {_summary(path)}")
     if not is_one:
         try:
@@ -34,6 +37,8 @@ def run_verify(args: argparse.Namespace, _: list[str]) -> int:
         except CheckpointError as error:
             print(error)
             damaged += 1
+            found.append({"path": directory_of(args.place) / LATEST, "problems": [str(error)]})
+    args.answer = {"intact": not damaged, "checked": found}
     return 1 if damaged else 0
 
 
@@ -60,6 +65,8 @@ def run_diff(args: argparse.Namespace, _: list[str]) -> int:
     comparison = compare(a, b, rtol=args.rtol, atol=args.atol, progress=progress)
     print("\n".join(comparison.lines(args.top)))
     print("identical" if comparison.identical else "they differ")
+    places = {"a": a.path, "b": b.path, "identical": comparison.identical}
+    args.answer = {**places, **asdict(comparison), "options": comparison.options}
     return 0 if comparison.identical else 1
 
 

@@ -13,9 +13,11 @@ def run_config(args: argparse.Namespace, _: list[str]) -> int:
     text = dump_config(load_config(args.config, args.overrides))
     if args.diff is None:
         print(text, end="")
+        args.answer = parse_yaml(text)
         return 0
     other = dump_config(load_config(args.diff))
-    for change in changed_options(parse_yaml(text), parse_yaml(other)):
+    args.answer = changes = changed_options(parse_yaml(text), parse_yaml(other))
+    for change in changes:
         print(f"{change.name}: {shown(change.before)} in {args.config}, {shown(change.now)} in {args.diff}")
     return 0
 
@@ -23,6 +25,7 @@ def run_config(args: argparse.Namespace, _: list[str]) -> int:
 def run_options(args: argparse.Namespace, _: list[str]) -> int:
     """Print the options that match; returns the exit status."""
     options = matching(args.pattern) if args.pattern else all_options()
+    args.answer = options
     print(
         as_page(options) if args.markdown else "\n".join(map(str, options)), end="" if args.markdown else "\n"
     )

@@ -56,11 +56,14 @@ def _rewrite(
     """Write the weights of `source` as the arguments say; `otherwise` are its images if it does not know."""
     check_format(config, args.to)
     model = build(config)
-    print(apply(model, plan_load(model, source, options)))
+    report = apply(model, plan_load(model, source, options))
+    print(report)
     inputs = input_spec_of(source) or otherwise
     if inputs and len(inputs.classes or ()) != config.num_classes:  # of another head: the classes are others
         inputs = replace(inputs, classes=None)
-    print(f"wrote {save_weights(model, args.out, args.to, inputs)} ({args.to})")
+    written = save_weights(model, args.out, args.to, inputs)
+    print(f"wrote {written} ({args.to})")
+    args.answer = {"source": source, "wrote": written, "format": args.to, "tensors": report.loaded}
     if args.to == "hf" and (gap := processor_gap(config, inputs)):
         print(f"  without preprocessor_config.json: {gap}")
     return 0

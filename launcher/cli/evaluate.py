@@ -54,6 +54,8 @@ def run(args: argparse.Namespace, arguments: list[str]) -> int:
         )
         loaded = load(request, ranks, device, context.watch.beat)
         evaluate(args, replace(loaded, mapped_to=judged.model.mapped_to), judged)
+        if loaded.mesh.is_first:
+            args.answer = {"directory": loaded.directory, **loaded.written}
 
     return run_rank(config, work, args.runtime)
 

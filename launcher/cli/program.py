@@ -11,6 +11,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Any
 
+from launcher.console.answers import answering
 from launcher.console.arguments import CommandParser, add_command, arguments_in
 from launcher.errors import RunError
 from launcher.exit_codes import ExitCode
@@ -86,7 +87,8 @@ def run(arguments: list[str], runtime: "Runtime | None" = None) -> int:
     args.runtime = runtime
     if not args.listens:
         unblock_signals()
-    code = int(imported(args.run)(args, arguments))
+    with answering(args):
+        code = int(imported(args.run)(args, arguments))
     sys.stdout.flush()
     return code
 

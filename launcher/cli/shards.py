@@ -1,12 +1,14 @@
 """`swin-moe shards index | repair | split`: write what is missing of shards."""
 
 import argparse
+from dataclasses import asdict
 
 from data_shards.format.fields import IMAGE_AND_LABEL
 from data_shards.pack.indexing import GUARANTEES, IndexOptions, index_tars
 from data_shards.pack.progress import BAD_NAME
 from data_shards.pack.split import split_off
 from data_shards.verify.repair import repair
+from launcher.cli.shards_facts import split_facts
 from launcher.cli.shards_members import extensions
 from launcher.cli.shards_source import make_source, read_classes
 from launcher.console.counts import counted
@@ -36,6 +38,8 @@ def run_index(args: argparse.Namespace, _: list[str]) -> int:
         kinds = ", ".join(field.name for field in manifest.fields)
     what = f"{manifest.samples} samples of {kinds} in {len(manifest.shards)} tars"
     print(f"{out}: {what}, manifest {manifest.digest[:12]}")
+    left_out = [{"key": bad.key, "reason": bad.reason} for bad in done.bad]
+    args.answer = {**split_facts(out, manifest), "left_out": left_out, "notes": list(done.notes)}
     if done.bad:
         print(f"{len(done.bad)} keys left out, such as {done.bad[0].key}: {done.bad[0].reason} ({BAD_NAME})")
     for note in done.notes:
@@ -52,6 +56,7 @@ def run_repair(args: argparse.Namespace, _: list[str]) -> int:
     source = make_source(args) if args.source else None
     line = progress_line(str(args.split))
     done = repair(args.split, source=source, drop_to=args.drop_to, workers=args.workers, progress=line)
+    args.answer = {"directory": args.split, "intact": not done.remaining, **asdict(done)}
     for what, names in (
         ("made again from its tar", done.reindexed),
         ("made again from source", done.rewritten),
@@ -79,6 +84,7 @@ def run_split(args: argparse.Namespace, _: list[str]) -> int:
         workers=args.workers,
         progress=lambda split: progress_line(str(args.out / split)),
     )
+    args.answer = [split_facts(args.out / split, manifest) for split, manifest in made.items()]
     for split, manifest in made.items():
         what = f"{manifest.samples} samples in {counted(len(manifest.shards), 'shard')}"
         print(f"{args.out / split}: {what}, manifest {manifest.digest[:12]}")

@@ -22,5 +22,6 @@ def run_labels(args: argparse.Namespace, _: list[str]) -> int:
     args.out.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(args.out, json.dumps({"format": FORMAT, "images": images}).encode())
     some = sum(map(bool, images))
+    args.answer = {"file": args.out, "images": len(images), "labelled": some}
     print(f"{args.out}: classes of {some} of {len(images)} images; swin-moe eval RUN --labels {args.out}")
     return 0

@@ -10,6 +10,7 @@ from data_shards.format.index import Manifest
 from data_shards.pack.plan import check_split
 from data_shards.pack.sources.registry import Source
 from data_shards.pack.write import merge, pack, pack_task
+from launcher.cli.shards_facts import split_facts
 from launcher.cli.shards_source import make_source
 from launcher.console.counts import counted
 from launcher.console.progress import progress_line
@@ -21,8 +22,7 @@ def run_pack(args: argparse.Namespace, _: list[str]) -> int:
         if not args.out.is_dir():
             raise DataError(f"--out {args.out}: no such directory; merge what tasks have written there")
         splits = args.splits or sorted(path.name for path in args.out.iterdir() if path.is_dir())
-        for split in splits:
-            _report(args.out / split, merge(args.out / split, args.max_bad))
+        args.answer = [_report(args.out / split, merge(args.out / split, args.max_bad)) for split in splits]
         return 0
     source = make_source(args)
     if args.name is not None:
@@ -30,9 +30,8 @@ def run_pack(args: argparse.Namespace, _: list[str]) -> int:
     splits = args.splits or list(source.splits)
     for split in splits:
         check_split(source, split)
-    for split in splits:
-        out = args.out / split
-        _report(out, _pack_split(args, source, split, out))
+    outs = {split: args.out / split for split in splits}
+    args.answer = [_report(out, _pack_split(args, source, split, out)) for split, out in outs.items()]
     return 0
 
 
@@ -62,11 +61,13 @@ def _pack_split(args: argparse.Namespace, source: Source, split: str, out: Path)
     return pack(source, split, out, **options)
 
 
-def _report(out: Path, manifest: Manifest | None) -> None:
+def _report(out: Path, manifest: Manifest | None) -> dict[str, Any]:
+    """Say what was written, and return it."""
     if manifest is None:
         print(f"{out}: this task is done, others are not; the last one writes the manifest")
-        return
+        return {"directory": out, "manifest": None}
     what = f"{manifest.samples} samples in {counted(len(manifest.shards), 'shard')}"
     print(f"{out}: {manifest.name}, {what}, manifest {manifest.digest[:12]}")
     if manifest.bad_sources:
         print(f"{out}: {manifest.bad_sources} damaged sources were left out, see {out}/bad_sources.tsv")
+    return split_facts(out, manifest)

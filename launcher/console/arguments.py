@@ -111,6 +111,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """Add `--json`: see launcher/console/answers.py."""
+    parser.add_argument("--json", action="store_true", help="print one JSON document, all else on stderr")
+
+
 def add_averages(parser: argparse.ArgumentParser) -> None:
     """Add `--ema` and `--teacher`: the kind of weights, as parallel/experts/names.py names it."""
     one = parser.add_mutually_exclusive_group()

@@ -4,7 +4,7 @@ import csv
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from math import gcd
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,7 @@ class EvalContext:
     heartbeat: Callable[[], None]  # called after every batch
     directory: Path  # of the results
     metric: Callable[[], Metric]  # one for each pass over the split
+    written: dict[str, Any] = field(default_factory=dict)  # the records of `write_json` by name, on rank 0
     mapped_to: Sequence[str] | None = None  # the class names to which labels of data.val are mapped
 
     @property
@@ -112,7 +113,8 @@ class EvalContext:
         if self.mesh.is_first:
             of = {"checkpoint": self.checkpoint.path.name, "step": self.checkpoint.manifest["step"]}
             of["precision"] = self.config.train.precision
-            text = json.dumps({**of, **record}, indent=1) + "\n"
+            self.written[name] = {**of, **record}
+            text = json.dumps(self.written[name], indent=1) + "\n"
             atomic_write(self.directory / f"{name}.json", text, sync="none")
 
     def write_csv(self, name: str, header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> None:

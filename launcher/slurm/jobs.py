@@ -1,7 +1,6 @@
 """`swin-moe slurm status | logs | cancel`: what becomes of a submitted run."""
 
 import argparse
-import json
 import logging
 import os
 import sys
@@ -35,9 +34,8 @@ def show_status(args: argparse.Namespace, _: list[str]) -> int:
     except ConfigError as error:  # the run can be described without Slurm
         jobs = {}
         logger.warning("the queue is not known: %s", error)
-    if args.json:
-        print(json.dumps(_as_json(files, submission, jobs), indent=1))
-    elif submission.tasks:
+    args.answer = _as_json(files, submission, jobs)
+    if submission.tasks:
         print("\n".join(_table(files, submission, jobs)))
     else:
         newest = files.submitted()[-1].job
@@ -61,6 +59,7 @@ def show_list(args: argparse.Namespace, _: list[str]) -> int:
         alive = [job for job in jobs.values() if job.job in names]
         state = _row(files.run, submission)
         rows.append((str(files.run), (names or ["-"])[-1], _queued(alive[0] if alive else None), *state))
+    args.answer = [dict(zip(rows[0], row, strict=True)) for row in rows[1:]]
     print("\n".join(aligned(rows)) if found else f"{args.directory}: no run here was submitted to Slurm")
     return 0
 
@@ -96,8 +95,11 @@ def cancel(args: argparse.Namespace, _: list[str]) -> int:
         raise ConfigError(f"{files.run} has no job in the queue")
     for run in task_directories(files.run, submission):
         SlurmFiles(run).cancelled.touch()
+    args.answer = {"run": files.run, "jobs": [], "resume": f"swin-moe slurm resume {word(files.run)}"}
     for job in jobs:
-        if job.is_running and not args.now:
+        is_asked = job.is_running and not args.now
+        args.answer["jobs"].append({"job": job.name, "action": "stops, saved" if is_asked else "cancelled"})
+        if is_asked:
             scheduler.cancel("--batch", "--signal=USR1", job.name)
             print(f"job {job.name}: asked to save and stop; it will not be requeued")
         else:

@@ -51,7 +51,18 @@ def submit(args: argparse.Namespace, _: list[str]) -> int:
         submission = replace(submission, tasks=array.read_tasks(args.array))
         run, configs = array.configurations(args.config, args.overrides, submission.tasks)
         prepared = prepare(submission, run, configs, range(len(configs)))
-    return _show(prepared) if args.dry_run else post(prepared)
+    return _carry_out(prepared, args)
+
+
+def _carry_out(prepared: Prepared, args: argparse.Namespace) -> int:
+    """Show what would be submitted, or submit it."""
+    args.answer = {"run": prepared.run, "tasks": list(prepared.indices), "job": None}
+    if args.dry_run:
+        args.answer["script"] = prepared.script
+        return _show(prepared)
+    code, files = post(prepared), SlurmFiles(prepared.run)
+    args.answer |= {"job": files.submitted()[-1].job, "script": files.script}
+    return code
 
 
 def resume(args: argparse.Namespace, _: list[str]) -> int:
@@ -67,7 +78,7 @@ def resume(args: argparse.Namespace, _: list[str]) -> int:
         raise ConfigError(f"{files.run} is finished; to train longer, submit a configuration that says so")
     indices = left if submission.tasks else ()
     prepared = prepare(submission, files.run, configs, indices)
-    return _show(prepared) if args.dry_run else post(prepared)
+    return _carry_out(prepared, args)
 
 
 def is_finished(run: Path, config: RunConfig) -> bool:

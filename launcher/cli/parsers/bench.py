@@ -3,7 +3,7 @@
 import argparse
 from typing import TYPE_CHECKING
 
-from launcher.console.arguments import CommandParser, add_command
+from launcher.console.arguments import CommandParser, add_command, add_json
 
 if TYPE_CHECKING:
     from data_shards.image.geometry import ImageSize
@@ -42,7 +42,7 @@ def _add_data(parser: CommandParser) -> None:
     add("--batch-size", type=int, default=64, help="images a batch (default %(default)s)")
     add("--threads", type=int, help="of the stream and of the storage's reading (default: one a core)")
     add("--target", type=float, metavar="IMG_S", help="images a second to be fed: prints the cores they need")
-    add("--json", action="store_true", help="print one JSON object instead")
+    add_json(parser)
 
 
 def image_size(text: str) -> "ImageSize":

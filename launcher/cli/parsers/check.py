@@ -1,12 +1,13 @@
 """The arguments of `swin-moe check`, and those that it shares with `train`."""
 
-from launcher.console.arguments import CommandParser, add_match_classes, positive
+from launcher.console.arguments import CommandParser, add_json, add_match_classes, positive
 
 
 def add_arguments(parser: CommandParser) -> None:
     """Add the arguments of `check`."""
     parser.set_defaults(run="launcher.cli.check:run")
     add_run(parser)
+    add_json(parser)
     parser.add_argument(
         "--ranks-per-node", type=positive, metavar="M", help="show the layout of --nproc ranks on such nodes"
     )

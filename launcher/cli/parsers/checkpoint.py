@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from launcher.cli.parsers import export
-from launcher.console.arguments import CommandParser, add_command, count, positive
+from launcher.console.arguments import CommandParser, add_command, add_json, count, positive
 
 LS_HELP = """\
 examples:
@@ -70,18 +70,20 @@ def _add_ls(parser: CommandParser) -> None:
     add = parser.add_argument
     add("run_directory", type=Path, metavar="RUN")
     add("--verify", action="store_true", help="read every file and compare its sha256")
-    add("--json", action="store_true", help="a list of objects")
+    add_json(parser)
 
 
 def _add_verify(parser: CommandParser) -> None:
     parser.epilog = VERIFY_HELP
     parser.set_defaults(run="launcher.cli.checkpoints:run_verify")
+    add_json(parser)
     parser.add_argument("place", type=Path, metavar="RUN|CHECKPOINT", help="a run, or a step's directory")
 
 
 def _add_diff(parser: CommandParser) -> None:
     parser.epilog = DIFF_HELP
     parser.set_defaults(run="launcher.cli.checkpoints:run_diff")
+    add_json(parser)
     add = parser.add_argument
     add("places", type=Path, nargs="+", metavar="A B | RUN STEP STEP", help="runs, checkpoints or steps")
     add("--rtol", type=float, default=0.0, help="relative tolerance of an element (default %(default)s)")
@@ -92,6 +94,7 @@ def _add_diff(parser: CommandParser) -> None:
 def _add_convert(parser: CommandParser) -> None:
     parser.epilog = CONVERT_HELP
     parser.set_defaults(run="launcher.checkpoints.import_:run")
+    add_json(parser)
     add = parser.add_argument
     add("source", type=Path, metavar="SOURCE", help="a .pth, or any file of a set of rank files")
     add("run_directory", type=Path, metavar="RUN", help="the run directory to make")
@@ -104,6 +107,7 @@ def _add_convert(parser: CommandParser) -> None:
 def _add_prune(parser: CommandParser) -> None:
     parser.epilog = PRUNE_HELP
     parser.set_defaults(run="launcher.cli.checkpoint_prune:run")
+    add_json(parser)
     add = parser.add_argument
     add("run_directory", type=Path, metavar="RUN")
     add("--keep-last", type=positive, required=True, metavar="N", help="the last N stay")

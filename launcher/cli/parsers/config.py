@@ -1,6 +1,6 @@
 """The arguments of `swin-moe config`."""
 
-from launcher.console.arguments import CommandParser
+from launcher.console.arguments import CommandParser, add_json
 
 EPILOG = """\
 examples:
@@ -17,4 +17,5 @@ def add_arguments(parser: CommandParser) -> None:
     add = parser.add_argument
     add("config", metavar="CONFIG", help="a YAML file, or the name of a recipe")
     add("overrides", nargs="*", metavar="a.b=value", help="options to override")
+    add_json(parser)
     add("--diff", metavar="OTHER", help="print the options in which OTHER differs, alone")

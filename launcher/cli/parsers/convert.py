@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from launcher.console.arguments import CommandParser
+from launcher.console.arguments import CommandParser, add_json
 from swin_moe.weights.formats import FORMATS
 
 EPILOG = """\
@@ -45,4 +45,5 @@ def add_arguments(parser: CommandParser) -> None:
 def add_out(parser: CommandParser) -> None:
     """Add what is written, and in which format."""
     parser.add_argument("out", type=Path, metavar="OUT", help="the file, or for hf the folder, to write")
+    add_json(parser)
     parser.add_argument("--to", choices=FORMATS, default="native", help="default: %(default)s")

@@ -4,7 +4,14 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from launcher.console.arguments import CommandParser, add_averages, add_match_classes, count, positive
+from launcher.console.arguments import (
+    CommandParser,
+    add_averages,
+    add_json,
+    add_match_classes,
+    count,
+    positive,
+)
 from parallel.zero.options import Precision
 from swin_moe.config import MOST_CAPACITY
 
@@ -42,6 +49,7 @@ def add_arguments(parser: CommandParser) -> None:
         help="to compute in; default: the training's; fp32 is exact",
     )
     add_averages(parser)
+    add_json(parser)
     add_match_classes(parser)
     _add_ways(parser)
     _add_features(parser)

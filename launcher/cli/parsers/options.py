@@ -1,6 +1,6 @@
 """The arguments of `swin-moe options`."""
 
-from launcher.console.arguments import CommandParser
+from launcher.console.arguments import CommandParser, add_json
 
 EPILOG = """\
 examples:
@@ -15,4 +15,5 @@ def add_arguments(parser: CommandParser) -> None:
     parser.epilog = EPILOG
     parser.set_defaults(run="launcher.cli.config:run_options")
     parser.add_argument("pattern", nargs="?", default="", metavar="PATTERN", help="a part of a name")
+    add_json(parser)
     parser.add_argument("--markdown", action="store_true", help="the tables of docs/options.md")

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from launcher.console.arguments import CommandParser, add_command, add_workers, arguments_in
+from launcher.console.arguments import CommandParser, add_command, add_json, add_workers, arguments_in
 
 HERE = "launcher.cli.parsers.shards"
 
@@ -51,6 +51,7 @@ def _add_directory(parser: CommandParser) -> None:
 def _add_verify(parser: CommandParser) -> None:
     parser.epilog = VERIFY_HELP
     parser.set_defaults(run="launcher.cli.shards_verify:run")
+    add_json(parser)
     _add_directory(parser)
     parser.add_argument("--decode", action="store_true", help="decode every image as well")
     add_workers(parser)
@@ -59,6 +60,7 @@ def _add_verify(parser: CommandParser) -> None:
 def _add_split(parser: CommandParser) -> None:
     parser.epilog = SPLIT_HELP
     parser.set_defaults(run="launcher.cli.shards:run_split")
+    add_json(parser)
     add = parser.add_argument
     add("directory", type=Path, help="a split")
     add("--out", type=Path, required=True, help="train and val become directories in it")
@@ -70,6 +72,7 @@ def _add_split(parser: CommandParser) -> None:
 def _add_info(parser: CommandParser) -> None:
     parser.epilog = INFO_HELP
     parser.set_defaults(run="launcher.cli.shards_info:run")
+    add_json(parser)
     _add_directory(parser)
     parser.add_argument(
         "--classes", type=int, default=30, help="name so many, the smallest (default %(default)s)"

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from data_shards.pack.reencode import CHECKS
 from launcher.cli.parsers.shards_members import MEMBER_HELP, add_member
-from launcher.console.arguments import CommandParser, add_workers
+from launcher.console.arguments import CommandParser, add_json, add_workers
 
 INDEX_HELP = (
     """\
@@ -27,6 +27,7 @@ def add_arguments(parser: CommandParser) -> None:
     """Add the arguments of `index`."""
     parser.epilog = INDEX_HELP
     parser.set_defaults(run="launcher.cli.shards:run_index")
+    add_json(parser)
     add = parser.add_argument
     add("directory", type=Path, help="the directory of the tars")
     add("--out", type=Path, help="where indices and manifest go (default: beside the tars)")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from launcher.cli.parsers.shards_source import add_source
-from launcher.console.arguments import CommandParser
+from launcher.console.arguments import CommandParser, add_json
 
 LABELS_HELP = """\
 example, ReaL of ImageNet-1K:
@@ -31,4 +31,5 @@ def add_arguments(parser: CommandParser) -> None:
     )
     add("--out", type=Path, required=True, help="the file to write, for `eval --labels`")
     add_source(parser, required=True)
+    add_json(parser)
     add("--seed", type=int, default=0, help="of synthetic images (default %(default)s)")

@@ -8,7 +8,7 @@ from data_shards.pack.plan import SAMPLES_PER_SHARD
 from data_shards.pack.reencode import CHECKS
 from launcher.cli.parsers.shards_members import MEMBER_HELP
 from launcher.cli.parsers.shards_source import add_source
-from launcher.console.arguments import CommandParser, add_workers
+from launcher.console.arguments import CommandParser, add_json, add_workers
 
 UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 PACK_HELP = (
@@ -57,6 +57,7 @@ def add_arguments(parser: CommandParser) -> None:
     """Add the arguments of `pack`."""
     parser.epilog = PACK_HELP
     parser.set_defaults(run="launcher.cli.shards_pack:run_pack")
+    add_json(parser)
     add = parser.add_argument
     add("--out", required=True, type=Path, help="the splits become directories in it")
     add("--splits", nargs="+", help="default: all that the source has")

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from launcher.cli.parsers.shards_source import add_source
-from launcher.console.arguments import CommandParser, add_workers
+from launcher.console.arguments import CommandParser, add_json, add_workers
 
 REPAIR_HELP = """\
 examples:
@@ -21,6 +21,7 @@ def add_arguments(parser: CommandParser) -> None:
     """Add the arguments of `repair`."""
     parser.epilog = REPAIR_HELP
     parser.set_defaults(run="launcher.cli.shards:run_repair")
+    add_json(parser)
     parser.add_argument("split", type=Path, metavar="DIRECTORY", help="a split")
     parser.add_argument("--drop-to", type=Path, help="make a new split here, without the bad samples")
     add_workers(parser)

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TypeAlias
 
-from launcher.console.arguments import CommandParser, add_command, positive
+from launcher.console.arguments import CommandParser, add_command, add_json, positive
 
 SUBMIT_HELP = """\
 examples:
@@ -58,6 +58,7 @@ def add_arguments(parser: CommandParser) -> None:
 def _add_submit(parser: CommandParser) -> None:
     parser.epilog = SUBMIT_HELP
     parser.set_defaults(run="launcher.slurm.submit:submit")
+    add_json(parser)
     add = parser.add_argument
     add("config", metavar="CONFIG", help="a YAML file, or the name of a recipe")
     add("overrides", nargs="*", metavar="a.b=value", help="options to override")
@@ -76,7 +77,7 @@ def _add_status(parser: CommandParser) -> None:
     parser.epilog = STATUS_HELP
     parser.set_defaults(run="launcher.slurm.jobs:show_status")
     _add_run(parser)
-    parser.add_argument("--json", action="store_true", help="an object, or one a task")
+    add_json(parser)
 
 
 def _add_logs(parser: CommandParser) -> None:
@@ -92,6 +93,7 @@ def _add_logs(parser: CommandParser) -> None:
 def _add_cancel(parser: CommandParser) -> None:
     parser.epilog = CANCEL_HELP
     parser.set_defaults(run="launcher.slurm.jobs:cancel")
+    add_json(parser)
     _add_run(parser)
     parser.add_argument("--now", action="store_true", help="do not wait for a save")
 
@@ -99,6 +101,7 @@ def _add_cancel(parser: CommandParser) -> None:
 def _add_resume(parser: CommandParser) -> None:
     parser.epilog = RESUME_HELP
     parser.set_defaults(run="launcher.slurm.submit:resume")
+    add_json(parser)
     _add_run(parser)
     add_resources(parser)
     parser.add_argument("--dry-run", action="store_true", help=DRY_RUN)
@@ -106,6 +109,7 @@ def _add_resume(parser: CommandParser) -> None:
 
 def _add_list(parser: CommandParser) -> None:
     parser.set_defaults(run="launcher.slurm.jobs:show_list")
+    add_json(parser)
     parser.add_argument(
         "directory", nargs="?", type=Path, default=Path("runs"), metavar="DIR", help="default: %(default)s"
     )

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from launcher.cli.parsers.slurm import add_resources
-from launcher.console.arguments import CommandParser, add_command, positive
+from launcher.console.arguments import CommandParser, add_command, add_json, positive
 
 RUN_HELP = """\
 examples:
@@ -43,6 +43,7 @@ def add_arguments(parser: CommandParser) -> None:
 def _add_run(parser: CommandParser) -> None:
     parser.epilog = RUN_HELP
     parser.set_defaults(run="launcher.study.run.scheduler:run_study")
+    add_json(parser)
     add = parser.add_argument
     add("file", type=Path, metavar="FILE.yaml", help="a study, such as those in configs/studies/")
     add("--nproc", type=positive, metavar="N", help="ranks of a trial (default: the file's, or 1)")
@@ -66,12 +67,13 @@ def _add_status(parser: CommandParser) -> None:
     parser.epilog = STATUS_HELP
     parser.set_defaults(run="launcher.study.run.status:show_status")
     parser.add_argument("study", type=Path, metavar="STUDY_DIR|FILE.yaml")
-    parser.add_argument("--json", action="store_true", help="an object with a list of trials")
+    add_json(parser)
 
 
 def _add_report(parser: CommandParser) -> None:
     parser.epilog = REPORT_HELP
     parser.set_defaults(run="launcher.study.report.report:run")
+    add_json(parser)
     add = parser.add_argument
     add("study", type=Path, metavar="STUDY_DIR|FILE.yaml", help="a study, or its file")
     add("--out", type=Path, metavar="DIR", help="where to write; default: STUDY_DIR/report")

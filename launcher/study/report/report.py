@@ -49,6 +49,8 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
     except StudyError as error:
         raise ConfigError(str(error)) from None
     finished = sum(result.state == "finished" for result in data.results)
+    trials = {"finished": finished, "trials": len(data.results), "charts": charts}
+    args.answer = {"directory": out, "page": out / "index.html", **trials}
     print(f"{out / 'index.html'}: {finished} of {len(data.results)} trials finished, {charts} charts")
     return 0
 

@@ -31,13 +31,16 @@ def run_study(args: argparse.Namespace, _: list[str]) -> int:
     chosen = choose(plan, args.only)
     estimator = TimeEstimator(costs=costs_of(plan.trials, file.epoch_images), finished=finished(plan))
     print_cost(plan, chosen, estimator, ranks, jobs)
+    args.answer = {"study": plan.directory, "trials": {one.trial.name: None for one in chosen}}
     if args.dry_run:
         print_trials(chosen, estimator, unchecked(plan))
         return 0
     if submission is not None:
         return _submit(plan, left(chosen, skip_failed=args.skip_failed), submission)
     options = Options(nproc=ranks or 1, jobs=jobs or 1, train=("--reset-crashes",) * args.reset_crashes)
-    return _run(plan, chosen, estimator, options, skip_failed=args.skip_failed)
+    code = _run(plan, chosen, estimator, options, skip_failed=args.skip_failed)
+    args.answer |= {"trials": {one.trial.name: state_of(one.run, one.requested) for one in chosen}}
+    return code
 
 
 def _run(

@@ -1,7 +1,6 @@
 """`swin-moe study status`: every trial and how it stands."""
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -30,10 +29,8 @@ def show_status(args: argparse.Namespace, _: list[str]) -> int:
     for name in in_queue(directory):
         if name in states and states[name].name not in ("running", "evaluating", "finished"):
             states[name] = replace(states[name], name="queued", reason="")
-    if args.json:
-        print(json.dumps(as_json(directory, study, states), indent=1))
-    else:
-        print("\n".join([*table(states), summary(states)]))
+    args.answer = as_json(directory, study, states)
+    print("\n".join([*table(states), summary(states)]))
     return 0
 
 
