@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -23,7 +24,7 @@ from launcher.rundir.directory import RunDirectory
 from launcher.validation.run_rules import run_errors
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.metrics import wandb_file
-from tests.launcher.running import CONFIG, command, records, run_alone
+from tests.launcher.running import CONFIG, command, descendants, is_alive, records, run_alone
 from tests.launcher.short_run import assert_same, line
 
 OWN = "tests.launcher.metrics.own_trackers"
@@ -162,10 +163,10 @@ def test_a_tracker_that_fails_is_switched_off_with_one_line(
 
 def processes_of(run: Path) -> list[str]:
     """The processes of trackers that are still there, and what they started."""
-    lines = subprocess.run(["ps", "-eo", "pid,args"], capture_output=True, text=True, check=True).stdout
+    lines = subprocess.run(["ps", "-wweo", "pid,args"], capture_output=True, text=True, check=True).stdout
     ours = (f"--of {run}", "sleep 601.25")
     return [
-        text for text in lines.splitlines() if any(word in text for word in ours) and "ps -eo" not in text
+        text for text in lines.splitlines() if any(word in text for word in ours) and "ps -wweo" not in text
     ]
 
 
@@ -173,6 +174,7 @@ def test_a_failure_is_counted_in_the_records_and_in_the_progress_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     log = log_of(tmp_path, own("CrashingTracker"))
+    assert len(processes_of(tmp_path)) == 1  # and so an empty list elsewhere means something
     log.step(1, VALUES, {}, {}, table=False)
     deadline_s = time.monotonic() + 120
     while " is off: " not in capsys.readouterr().err:
@@ -453,3 +455,29 @@ def test_a_server_that_is_away_costs_nothing_but_its_curves(
     assert session(tmp_path, *options) < 30
     assert "tracker mlflow is off: " in capsys.readouterr().err
     assert processes_of(tmp_path) == []
+
+
+def test_a_server_of_wandb_that_never_answers_is_left_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It takes connections and is silent; the process that W&B starts for the network ends too."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.getsockname()[1]}")
+        monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+        monkeypatch.setenv("WANDB_MODE", "online")
+        log = log_of(tmp_path, "tracking.trackers=[wandb]", "tracking.end_timeout_s=2.0")
+        wait_for(lambda: _children_of_tracker(tmp_path))
+        log.step(1, VALUES, {}, {}, table=False)
+        network = _children_of_tracker(tmp_path)
+        began_s = time.monotonic()
+        log.close()
+    assert time.monotonic() - began_s < 30
+    assert "tracker wandb is off: it did not end in time" in capsys.readouterr().err
+    wait_for(lambda: not any(map(is_alive, network)))
+    assert processes_of(tmp_path) == []
+
+
+def _children_of_tracker(run: Path) -> list[int]:
+    """The processes that the trackers of a run have started."""
+    trackers = [int(text.split()[0]) for text in processes_of(run)]
+    return [child for tracker in trackers for child in descendants(tracker)]
