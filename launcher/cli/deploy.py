@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 
 from launcher.deploy.build import Request, deploy
-from launcher.deploy.card import ArtifactError
+from launcher.deploy.card import ArtifactError, read_card
 from launcher.deploy.data import places_of
 from launcher.deploy.options import DeployOptions
 
@@ -25,7 +25,9 @@ def run_deploy(args: argparse.Namespace, _: list[str]) -> int:
     )
     places = places_of(args.source, args.config, args.data, args.calibration_data)
     request = Request(source=args.source, options=options, config=args.config, ema=args.ema, places=places)
-    print(f"made {deploy(request)}")
+    made = deploy(request)
+    print(f"made {made}")
+    args.answer = {"folder": made, "card": read_card(made)}
     return 0
 
 

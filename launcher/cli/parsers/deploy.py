@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import get_args
 
-from launcher.console.arguments import CommandParser, positive
+from launcher.console.arguments import CommandParser, add_json, positive
 from launcher.deploy.options import BATCH, KEEP_FLOAT, DeployOptions, DeviceType, TargetName
 from parallel.zero.options import Precision
 from swin_moe.frozen.products import ExpertProducts
@@ -44,6 +44,7 @@ def add_arguments(parser: CommandParser) -> None:
     )
     add("--experts", choices=get_args(ExpertProducts), help="how experts run; default: by their number")
     _add_images(parser)
+    add_json(parser)
 
 
 def _add_images(parser: CommandParser) -> None:

@@ -199,10 +199,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     run = tmp_path / "run"
     shutil.copytree(RUN, run)
     line = ["deploy", str(run), "--to", "safetensors", "--batch", "4", "--data", str(SHARDS / "val")]
-    assert main([*line, "--verify-images", "5", "--precision", "bf16"]) == 0
-    out = capsys.readouterr().out
-    assert "8 golden images drawn from" in out
-    assert f"made {run}/artifacts/safetensors-bf16" in out
+    assert main([*line, "--verify-images", "5", "--precision", "bf16", "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert "8 golden images drawn from" in err
+    answer = json.loads(out)
+    assert answer["folder"] == f"{run}/artifacts/safetensors-bf16"
+    assert answer["card"]["checked"]["images"] == 5
     card = read_card(run / "artifacts" / "safetensors-bf16")
     assert card.checked is not None
     assert (card.batch, card.precision, card.checked.images) == ((4, 4), "bf16", 5)
