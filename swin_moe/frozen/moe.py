@@ -192,7 +192,8 @@ class _ByImage(nn.Module):
         tokens = to_fp32(x)
         scores = F.linear(tokens, self.router.weight.to(tokens.dtype)).softmax(dim=-1)  # (B, L, E)
         rank = scores.argsort(dim=1, descending=True, stable=True)[:, : self.slots]
-        chosen = torch.zeros_like(scores).scatter(1, rank, torch.ones_like(scores))
+        ones = torch.ones_like(rank, dtype=scores.dtype)  # as many as indices, which ONNX wants
+        chosen = torch.zeros_like(scores).scatter(1, rank, ones)
         weights = (scores * chosen).flatten(0, 1)
         index = weights.argsort(dim=-1, descending=True, stable=True)
         return Choice(weights, index.where(weights.gather(1, index) > 0, weights.shape[1]))

@@ -50,18 +50,24 @@ def session(path: Path, provider: str) -> Program:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
+    options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 4  # fatal
     try:
         opened = onnxruntime.InferenceSession(path, options, providers=[provider])
     except Exception as error:  # its errors have no common base but this
-        reason = str(error).strip().splitlines()[0]
-        raise ArtifactError(f"{path} cannot be loaded by ONNX Runtime: {reason}") from error
+        raise ArtifactError(f"ONNX Runtime cannot load {path}: {_reason(error)}") from error
 
     def run(images: Tensor) -> Sequence[Tensor]:
-        outputs = opened.run(None, {"images": images.cpu().numpy()})
+        try:
+            outputs = opened.run(None, {"images": images.cpu().numpy()})
+        except Exception as error:
+            raise ArtifactError(f"ONNX Runtime cannot run {path}: {_reason(error)}") from error
         return [torch.from_numpy(output) for output in outputs]
 
     return run
+
+
+def _reason(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]
 
 
 def _without_kernels(options: DeployOptions, model: ModelConfig) -> str | None:
