@@ -56,7 +56,7 @@ def _recorded(source: str | Path, config: str | Path | None) -> dict[str, Any]:
     """The section `data` of whatever describes the run."""
     if config is not None:
         return asdict(load_config(config).data)
-    checkpoint = checkpoint_in(Path(source)) if Path(source).is_dir() else None
+    checkpoint = checkpoint_in(Path(source))
     run = parse_yaml(read_manifest(checkpoint).get("config", "")) if checkpoint else None
     data = run.get("data") if isinstance(run, dict) else None
     return data if isinstance(data, dict) else {}

@@ -35,7 +35,7 @@ def load_classifier(
         WeightsError, ConfigError: as `launcher.load`.
     """
     path = Path(source)
-    if path.is_dir() and (checkpoint := checkpoint_in(path)) and not has_classifier(path):
+    if (checkpoint := checkpoint_in(path)) and not has_classifier(path):
         run = parse_yaml(read_manifest(checkpoint).get("config", ""))
         task = run.get("task", RunConfig.task) if isinstance(run, dict) else "unknown"
         raise ArtifactError(
@@ -48,7 +48,7 @@ def load_classifier(
 def origin_of(source: str | Path, model: SwinTransformer, *, ema: bool) -> Origin:
     """What a card says of the weights of a model that was loaded from `source`."""
     path = Path(source)
-    checkpoint = checkpoint_in(path) if path.is_dir() else None
+    checkpoint = checkpoint_in(path)
     moe = model.config.moe
     tensors = native.tensors_of(model, moe.num_experts if moe else 0)
     return Origin(
