@@ -189,7 +189,8 @@ def pack_jpegs(split: Path) -> None:
 def stream(split: Path) -> Callable[[], None]:
     """Reads, decodes and collates batches of one stream, which goes on."""
     from data_shards.image.geometry import TrainTransform
-    from data_shards.stream.options import StreamOptions, TrainSampling
+    from data_shards.order.sampling import TrainSampling
+    from data_shards.stream.options import StreamOptions
     from data_shards.stream.train import TrainStream
 
     transform: Any = TrainTransform(image_size=192)

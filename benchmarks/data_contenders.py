@@ -19,8 +19,9 @@ from data_shards.format.index import Manifest
 from data_shards.format.rng import DrawKey
 from data_shards.image.decode import decode_image
 from data_shards.image.geometry import TrainTransform, draw_crop, draw_flip
-from data_shards.stream.options import StreamOptions, TrainSampling
-from data_shards.stream.order import GlobalOrder
+from data_shards.order.global_order import GlobalOrder
+from data_shards.order.sampling import TrainSampling
+from data_shards.stream.options import StreamOptions
 from data_shards.stream.reader import ShardReader
 from data_shards.stream.train import TrainStream
 from data_shards.stream.transform import LabelledImages

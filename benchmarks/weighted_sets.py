@@ -21,13 +21,14 @@ from typing import Any
 import numpy as np
 
 from data_shards.image.geometry import TrainTransform
+from data_shards.order.global_order import GlobalOrder, Order
+from data_shards.order.sampling import TrainSampling
+from data_shards.order.weighted import Mixture, TrainSet, WeightedOrder
 from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
-from data_shards.stream.options import StreamOptions, TrainSampling
-from data_shards.stream.order import GlobalOrder, Order
+from data_shards.stream.options import StreamOptions
 from data_shards.stream.train import TrainStream
 from data_shards.stream.transform import LabelledImages
-from data_shards.stream.weighted import Mixture, TrainSet, WeightedOrder
 
 SIZES, PROPORTIONS = {"large": 3000, "small": 700}, {"large": 0.8, "small": 0.2}
 BATCH, STEPS = 96, 100  # two and a half epochs of 3700 images

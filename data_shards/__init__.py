@@ -14,15 +14,16 @@ if TYPE_CHECKING:
     from data_shards.format.samples import ArraySamples, Samples, Source
     from data_shards.image.decode import decode_image
     from data_shards.image.geometry import EvalTransform, TrainTransform
+    from data_shards.order.sampling import TrainSampling
+    from data_shards.order.weighted import TrainSet
     from data_shards.stream.batch import Batch
     from data_shards.stream.collate import Fixed, Padded, Ragged
     from data_shards.stream.eval import EvalStream
     from data_shards.stream.mixed import MixedStream
-    from data_shards.stream.options import EvalSampling, ReadOptions, StreamOptions, TrainSampling
+    from data_shards.stream.options import EvalSampling, ReadOptions, StreamOptions
     from data_shards.stream.train import TrainStream
     from data_shards.stream.transform import Images, LabelledImages, Transform
     from data_shards.stream.webdataset import WebDatasetStream
-    from data_shards.stream.weighted import TrainSet
 
 __all__ = [
     "ArraySamples",

@@ -19,9 +19,10 @@ from data_shards.format.rng import DrawKey
 from data_shards.image.decode import decode_crop, resize
 from data_shards.image.geometry import ImageSize, TrainTransform
 from data_shards.image.pixels import image_size
+from data_shards.order.sampling import TrainSampling
 from data_shards.storage import storage_for
 from data_shards.storage.base import LocalStorage
-from data_shards.stream.options import StreamOptions, TrainSampling
+from data_shards.stream.options import StreamOptions
 from data_shards.stream.reader import ShardReader
 from data_shards.stream.train import TrainStream
 from data_shards.stream.transform import Images

@@ -17,11 +17,11 @@ from typing import Any
 import torch
 
 from data_shards.errors import DataError
+from data_shards.order.global_order import seed_of_part
+from data_shards.order.sampling import TrainSampling
+from data_shards.order.state import other_data
 from data_shards.stream.base import SingleIterator
 from data_shards.stream.batch import Batch
-from data_shards.stream.options import TrainSampling
-from data_shards.stream.order import seed_of_part
-from data_shards.stream.state import other_data
 from data_shards.stream.train import TrainStream
 
 STATE_VERSION = 1

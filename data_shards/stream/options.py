@@ -1,4 +1,4 @@
-"""The options of the streams: how they read, how they run, and which samples they give."""
+"""The options of the streams: how they read, how they run, and which samples an evaluation takes."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.stream.order import INTERLEAVE
 
 
 def _check_least(options: dict[str, tuple[int, int]]) -> None:
@@ -68,33 +67,6 @@ class StreamOptions:
 
 
 DEFAULT_OPTIONS = StreamOptions()
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainSampling:
-    """The order and the batches of a training stream.
-
-    Shuffling interleaves `interleave` segments of the shuffled shards, each through a buffer of
-    `shuffle_buffer` samples (`data_shards.stream.order`). None is the default of the stream.
-    """
-
-    seed: int
-    global_batch_size: int
-    micro_batch_size: int
-    interleave: int = INTERLEAVE
-    shuffle_buffer: int | None = None
-
-    def grad_accum_steps(self, dp_size: int) -> int:
-        """Micro-batches of a rank in an optimizer step; DataError unless the sizes divide."""
-        step = dp_size * self.micro_batch_size
-        if step < 1 or self.global_batch_size < 1 or self.global_batch_size % step:
-            multiple = max(1, round(self.global_batch_size / step)) * step if step > 0 else 0
-            equation = f"dp_size ({dp_size}) x micro_batch_size ({self.micro_batch_size}) = {step}"
-            raise DataError(
-                f"global_batch_size ({self.global_batch_size}) must be a multiple of {equation}; "
-                f"nearest: {multiple or 'a positive micro_batch_size'}"
-            )
-        return self.global_batch_size // step
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

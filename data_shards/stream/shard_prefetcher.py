@@ -6,8 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from data_shards.errors import DataError
+from data_shards.order.global_order import GlobalOrder
 from data_shards.storage.cache import FetchResult, ShardCache
-from data_shards.stream.order import GlobalOrder
 
 EXACT = 4096  # samples whose shards are listed in the exact order of their first use
 POLL_S = 1.0  # between two tries of a shard for which the cache had no space, or that another process fetches

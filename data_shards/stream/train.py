@@ -7,8 +7,8 @@
 
 The life of a sample:
 
-    1. order     position -> (shard, row)                        order.py: GlobalOrder.locate
-                 of several sets                                 weighted.py: WeightedOrder.locate
+    1. order     position -> (shard, row)                        order/global_order.py: GlobalOrder.locate
+                 of several sets                                 order/weighted.py: WeightedOrder.locate
     2. plan      the positions of this rank's micro-batches       here: TrainStream._plans
     3. fetch     (shard, row) -> the members that are needed      split.py: Split.fetch; reader.py
                  from the cache or the storage, checksum checked  storage/cache.py, storage/base.py
@@ -28,15 +28,16 @@ import numpy as np
 
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
+from data_shards.order.sampling import TrainSampling
+from data_shards.order.state import check_state, joined_digest, make_state
+from data_shards.order.weighted import TrainSet, check_alike, make_order
 from data_shards.stream.base import Stream
 from data_shards.stream.batch import Batch, BatchPlan
-from data_shards.stream.options import DEFAULT_OPTIONS, StreamOptions, TrainSampling
+from data_shards.stream.options import DEFAULT_OPTIONS, StreamOptions
 from data_shards.stream.reader import SampleError
 from data_shards.stream.shard_prefetcher import lookahead
 from data_shards.stream.split import Place, Split
-from data_shards.stream.state import check_state, joined_digest, make_state
 from data_shards.stream.transform import Example, Transform
-from data_shards.stream.weighted import TrainSet, check_alike, make_order
 
 SUMMED = (
     *("bytes", "cache_hits", "cache_misses"),
@@ -55,7 +56,7 @@ class TrainStream(Stream):
     shuffle buffer, which keeps its own label and is transformed by the key of the position. Without one, it
     ends the run.
 
-    `split` may be several sets by name, each with its weight (`data_shards.stream.weighted`). Every set has
+    `split` may be several sets by name, each with its weight (`data_shards.order.weighted`). Every set has
     epochs and a quarantine of its own. The sets need the same classes, or `match_classes`, which maps labels
     by name to the classes of the first set; None says that labels stand for no classes.
 

@@ -25,12 +25,13 @@ from data_shards.format.file_kinds import COMPRESSED, HEAD_BYTES, kind_of
 from data_shards.format.image_names import HIDDEN, IMAGE_SUFFIXES, Skipped, is_hidden
 from data_shards.format.labels import label_text, parse_label
 from data_shards.format.rng import DrawKey, Purpose, fold, permutation
+from data_shards.order.sampling import TrainSampling
+from data_shards.order.state import other_data
 from data_shards.pack.tar_members import LABELS, Extensions
 from data_shards.stream.base import SingleIterator
 from data_shards.stream.batch import Batch, BatchPlan
-from data_shards.stream.options import DEFAULT_OPTIONS, ReadOptions, StreamOptions, TrainSampling
+from data_shards.stream.options import DEFAULT_OPTIONS, ReadOptions, StreamOptions
 from data_shards.stream.patterns import expand, redacted
-from data_shards.stream.state import other_data
 from data_shards.stream.transform import Example, Transform
 from data_shards.stream.workers import Fetched, prefetched
 

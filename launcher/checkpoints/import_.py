@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from data_shards.format.index import Manifest
+from data_shards.order.state import make_state
+from data_shards.order.weighted import make_order
 from data_shards.storage.manifest import checked_manifest
 from data_shards.stream.quarantine import Quarantine
-from data_shards.stream.state import make_state
-from data_shards.stream.weighted import make_order
 from launcher.checkpoints.file_errors import file_errors
 from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.config.schema import RunConfig

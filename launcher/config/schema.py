@@ -12,7 +12,7 @@ from typing import Any, Literal
 from data_shards.augment.options import AugmentConfig
 from data_shards.errors import DataError
 from data_shards.format.tar_names import names_tars
-from data_shards.stream.weighted import TrainSet, mixture
+from data_shards.order.weighted import TrainSet, mixture
 from launcher.config.profile import ProfileConfig
 from launcher.config.tracking import TrackingConfig
 from parallel.experts.options import ExchangeOptions

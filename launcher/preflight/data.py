@@ -9,12 +9,12 @@ from data_shards.errors import DataError
 from data_shards.format.index import Manifest
 from data_shards.format.rng import DrawKey
 from data_shards.format.tar_names import names_tars
+from data_shards.order.global_order import GlobalOrder
 from data_shards.storage import storage_for
 from data_shards.storage.base import check_access
 from data_shards.storage.manifest import load_manifest
 from data_shards.storage.retry import PERMANENT, Retries
 from data_shards.storage.telemetry import Telemetry
-from data_shards.stream.order import GlobalOrder
 from data_shards.stream.patterns import expand, redacted
 from data_shards.stream.reader import SampleError, ShardReader
 from data_shards.stream.transform import Transform

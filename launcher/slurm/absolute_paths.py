@@ -4,8 +4,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+from data_shards.order.weighted import TrainSet
 from data_shards.storage import SCHEME
-from data_shards.stream.weighted import TrainSet
 from launcher.config.load import ConfigError
 from launcher.config.schema import DataConfig, RunConfig
 

@@ -6,10 +6,11 @@ from functools import partial
 
 import torch
 
+from data_shards.order.sampling import TrainSampling
 from data_shards.stream.base import TrainingStream
 from data_shards.stream.eval import EvalStream
 from data_shards.stream.mixed import MixedStream, share_out
-from data_shards.stream.options import StreamOptions, TrainSampling
+from data_shards.stream.options import StreamOptions
 from data_shards.stream.train import TrainStream
 from data_shards.stream.webdataset import WebDatasetStream
 from launcher.config.schema import ParallelConfig, RunConfig

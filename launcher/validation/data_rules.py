@@ -2,13 +2,13 @@
 
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
+from data_shards.order.sampling import TrainSampling
+from data_shards.order.weighted import check_alike
 from data_shards.storage.cache import least_bytes
 from data_shards.storage.manifest import checked_manifest
 from data_shards.stream.mixed import share_out
-from data_shards.stream.options import TrainSampling
 from data_shards.stream.patterns import expand, redacted
 from data_shards.stream.transform import Transform
-from data_shards.stream.weighted import check_alike
 from launcher.config.schema import RunConfig
 from launcher.tasks.registry import task_spec
 from launcher.tasks.spec import DataSpec

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any, get_args
 
 from data_shards.format.classes import differences
+from data_shards.order.state import trained_manifests
 from data_shards.storage.manifest import checked_manifest
-from data_shards.stream.state import trained_manifests
 from launcher.config.load import ConfigError, dump_config
 from launcher.config.schema import RunConfig
 from launcher.tasks.registry import task_spec

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 
 from data_shards.format.index import Manifest
+from data_shards.order.weighted import Mixture, mixture
 from data_shards.storage.manifest import checked_manifest
-from data_shards.stream.weighted import Mixture, mixture
 from launcher.config.schema import DataConfig
 
 

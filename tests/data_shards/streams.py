@@ -11,9 +11,10 @@ import numpy as np
 from data_shards.format.rng import DrawKey
 from data_shards.image.decode import decode_image
 from data_shards.image.geometry import EvalTransform, ImageTransform, TrainTransform
+from data_shards.order.sampling import TrainSampling
 from data_shards.storage.base import Storage
 from data_shards.stream.eval import EvalStream
-from data_shards.stream.options import EvalSampling, ReadOptions, StreamOptions, TrainSampling
+from data_shards.stream.options import EvalSampling, ReadOptions, StreamOptions
 from data_shards.stream.train import TrainStream
 from data_shards.stream.transform import LabelledImages
 from data_shards.stream.webdataset import WebDatasetStream

@@ -14,12 +14,12 @@ import pytest
 
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
+from data_shards.order.global_order import GlobalOrder
 from data_shards.storage.base import LocalStorage
 from data_shards.storage.cache import FetchResult, ShardCache
 from data_shards.storage.retry import Retries
 from data_shards.storage.telemetry import Telemetry
 from data_shards.stream.options import ReadOptions
-from data_shards.stream.order import GlobalOrder
 from data_shards.stream.shard_prefetcher import lookahead
 from tests.data_shards.streams import eval_stream, seen, tiny_stream
 from tests.data_shards.tiny_splits import write_split

@@ -15,10 +15,10 @@ from data_shards.image.annotations import VOID, check_same_size, transform_boxes
 from data_shards.image.decode import decode_geometries
 from data_shards.image.keep_ratio import ScaleCropTransform, ShortSideTransform, draw_balanced
 from data_shards.image.pixels import image_size
+from data_shards.order.sampling import TrainSampling
 from data_shards.pack.write import pack
 from data_shards.stream.batch import Batch
 from data_shards.stream.collate import Collator, Fixed, Padded, Ragged, image_tensor
-from data_shards.stream.options import TrainSampling
 from data_shards.stream.train import TrainStream
 from data_shards.stream.transform import Example, Transform, file_of
 from tests.data_shards.member_sets import member_source, sample

@@ -12,10 +12,10 @@ import pytest
 import torch
 
 from data_shards.image.geometry import TrainTransform
+from data_shards.order.global_order import GlobalOrder
 from data_shards.storage.telemetry import COUNTERS
 from data_shards.stream.batch import Batch
 from data_shards.stream.options import ReadOptions
-from data_shards.stream.order import GlobalOrder
 from tests.data_shards.streams import seen, tiny_stream
 from tests.data_shards.tiny_splits import bodies_of, write_split
 

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from data_shards.errors import DataError
 from data_shards.image.geometry import TrainTransform
+from data_shards.order.sampling import TrainSampling
 from data_shards.stream.batch import Batch
 from data_shards.stream.mixed import MixedStream, share_out
-from data_shards.stream.options import StreamOptions, TrainSampling
+from data_shards.stream.options import StreamOptions
 from data_shards.stream.train import SUMMED, TrainStream
 from data_shards.stream.transform import Images, LabelledImages, Transform
 from tests.data_shards.tiny_splits import bodies_of, write_split

@@ -19,11 +19,12 @@ from data_shards.format.index import Manifest
 from data_shards.format.rng import DrawKey, Purpose, permutation
 from data_shards.image.decode import decode_image, decode_views, stack_views
 from data_shards.image.geometry import TrainTransform
+from data_shards.order.sampling import TrainSampling
 from data_shards.pack.write import pack
 from data_shards.stream.batch import Batch
 from data_shards.stream.collate import Canvas, Collator, Fixed, MultipleOf, Padded, Ragged, image_tensor
 from data_shards.stream.eval import EvalStream
-from data_shards.stream.options import EvalSampling, StreamOptions, TrainSampling
+from data_shards.stream.options import EvalSampling, StreamOptions
 from data_shards.stream.train import TrainStream
 from data_shards.stream.transform import Example, file_of, number_of
 from data_shards.stream.webdataset import WebDatasetStream

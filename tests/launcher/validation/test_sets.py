@@ -9,9 +9,9 @@ import pytest
 from data_shards.format.fields import Field
 from data_shards.format.index import Manifest
 from data_shards.image.encode import encode_jpeg
+from data_shards.order.weighted import TrainSet
 from data_shards.pack.sources.members import MemberFolder, member_folders
 from data_shards.pack.write import pack
-from data_shards.stream.weighted import TrainSet
 from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.preflight.data import places
 from launcher.slurm.absolute_paths import with_absolute_paths

@@ -7,7 +7,7 @@ import pytest
 
 from data_shards.errors import DataError
 from data_shards.format.rng import Purpose, permutation
-from data_shards.stream.order import GlobalOrder
+from data_shards.order.global_order import GlobalOrder
 
 
 def sizes(total: int, shard: int) -> np.ndarray:
@@ -62,7 +62,9 @@ def test_a_tiny_case_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
     Shards reversed: c0 c1 | b0 b1 b2 | a0 a1. 7 samples in 2 segments: c0 c1 b0 b1 and b2 a0 a1.
     Buffers of 2 reversed: c1 c0 b1 b0 and a0 b2 a1. Dealt out in turn: c1 a0 c0 b2 b1 a1 b0.
     """
-    monkeypatch.setattr("data_shards.stream.order.permutation", lambda count, *words: np.arange(count)[::-1])
+    monkeypatch.setattr(
+        "data_shards.order.global_order.permutation", lambda count, *words: np.arange(count)[::-1]
+    )
     order = GlobalOrder(np.array([2, 3, 2]), seed=0, interleave=2, shuffle_buffer=2)
     shard, row = order.locate(np.arange(7))
     names = ["abc"[s] + str(r) for s, r in zip(shard, row, strict=True)]

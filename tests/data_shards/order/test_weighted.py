@@ -13,11 +13,12 @@ import pytest
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
 from data_shards.image.geometry import TrainTransform
+from data_shards.order.sampling import TrainSampling
+from data_shards.order.weighted import BLOCK, Mixture, TrainSet, WeightedOrder, mixture
 from data_shards.stream.mixed import MixedStream
-from data_shards.stream.options import ReadOptions, StreamOptions, TrainSampling
+from data_shards.stream.options import ReadOptions, StreamOptions
 from data_shards.stream.train import TrainStream
 from data_shards.stream.transform import Images, LabelledImages
-from data_shards.stream.weighted import BLOCK, Mixture, TrainSet, WeightedOrder, mixture
 from tests.data_shards.streams import Seen, seen, tiny_stream
 from tests.data_shards.tiny_splits import bodies_of, write_split
 

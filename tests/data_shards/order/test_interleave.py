@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.stream.interleave import MOST_WEIGHT, Interleave
+from data_shards.order.interleave import MOST_WEIGHT, Interleave
 
 
 def first(weights: list[int], count: int) -> list[int]:

@@ -6,8 +6,8 @@ from typing import Any
 
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
-from data_shards.stream.order import GlobalOrder, Order
-from data_shards.stream.weighted import WeightedOrder
+from data_shards.order.global_order import GlobalOrder, Order
+from data_shards.order.weighted import WeightedOrder
 
 STATE_VERSION = 1
 FIX = "read what the run was trained on, or start it anew"

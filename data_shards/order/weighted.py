@@ -1,7 +1,7 @@
 """Several training sets with weights, as one order: a pure function of (sets, weights, seed, position).
 
     position p    -> set k, and the draws c of it before p      interleave.py: as even as possible
-    draw c of k   -> shard and row of set k                     order.py: a GlobalOrder with a seed of its own
+    draw c of k   -> shard and row of set k                     global_order.py: one GlobalOrder a set
 
 Each set goes through its own permutation, without repeats until all of its samples were drawn, and then
 through that of its next epoch. Inside of a block of BLOCK positions, the draws of a set swap places with each
@@ -21,9 +21,9 @@ import numpy as np
 from data_shards.errors import DataError
 from data_shards.format.classes import differences
 from data_shards.format.index import Manifest
-from data_shards.stream.interleave import Interleave
-from data_shards.stream.options import TrainSampling
-from data_shards.stream.order import SHUFFLE_BUFFER, GlobalOrder, Order, seed_of_part
+from data_shards.order.global_order import SHUFFLE_BUFFER, GlobalOrder, Order, seed_of_part
+from data_shards.order.interleave import Interleave
+from data_shards.order.sampling import TrainSampling
 
 BLOCK = 4096  # positions
 UNIT = 10**6  # of proportions: they count to six decimals
