@@ -23,7 +23,8 @@ import numpy as np
 from data_shards.image.geometry import TrainTransform
 from data_shards.order.global_order import GlobalOrder, Order
 from data_shards.order.sampling import TrainSampling
-from data_shards.order.weighted import Mixture, TrainSet, WeightedOrder
+from data_shards.order.sets import Mixture, TrainSet
+from data_shards.order.weighted import WeightedOrder
 from data_shards.pack.sources.registry import synthetic
 from data_shards.pack.write import pack
 from data_shards.stream.options import StreamOptions

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from data_shards.image.decode import decode_image
     from data_shards.image.geometry import EvalTransform, TrainTransform
     from data_shards.order.sampling import TrainSampling
-    from data_shards.order.weighted import TrainSet
+    from data_shards.order.sets import TrainSet
     from data_shards.stream.batch import Batch
     from data_shards.stream.collate import Fixed, Padded, Ragged
     from data_shards.stream.eval import EvalStream

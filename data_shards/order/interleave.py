@@ -11,13 +11,10 @@ Legend: K sets, B positions of a call.
 import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd
 
 import numpy as np
 
-from data_shards.errors import DataError
-
-MOST_WEIGHT = 2**31  # of all sets together: its square fits into 63 bits
+from data_shards.order.sets import whole_weights
 
 
 @dataclass(frozen=True)
@@ -40,12 +37,7 @@ class Interleave:
     """
 
     def __init__(self, weights: Sequence[int]) -> None:
-        if not weights or min(weights) < 1:
-            raise DataError(f"weights ({list(weights)}) must be whole numbers from 1")
-        common = gcd(*weights)
-        self.weights = tuple(weight // common for weight in weights)
-        if (total := sum(self.weights)) >= MOST_WEIGHT:
-            raise DataError(f"weights ({list(weights)}) are {total} together; at most {MOST_WEIGHT - 1}")
+        self.weights = whole_weights(weights)
         self._root = _tree(self.weights)
 
     def counts(self, positions: np.ndarray) -> np.ndarray:

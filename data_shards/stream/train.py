@@ -29,8 +29,9 @@ import numpy as np
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
 from data_shards.order.sampling import TrainSampling
+from data_shards.order.sets import TrainSet
 from data_shards.order.state import check_state, joined_digest, make_state
-from data_shards.order.weighted import TrainSet, check_alike, make_order
+from data_shards.order.weighted import check_alike, make_order
 from data_shards.stream.base import Stream
 from data_shards.stream.batch import Batch, BatchPlan
 from data_shards.stream.options import DEFAULT_OPTIONS, StreamOptions

@@ -11,7 +11,7 @@ from typing import Literal
 from data_shards.augment.options import AugmentConfig
 from data_shards.errors import DataError
 from data_shards.format.tar_names import names_tars
-from data_shards.order.weighted import TrainSet, mixture
+from data_shards.order.sets import TrainSet, mixture
 from parallel.ranges import WEEK_S, check_ranges
 
 SET_NAME = re.compile(r"[A-Za-z0-9_-]{1,40}")

@@ -4,7 +4,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from data_shards.order.weighted import TrainSet
+from data_shards.order.sets import TrainSet
 from data_shards.storage import SCHEME
 from launcher.config.load import ConfigError
 from launcher.config.schema import DataConfig, RunConfig

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from data_shards.format.index import Manifest
-from data_shards.order.weighted import Mixture, mixture
+from data_shards.order.sets import Mixture, mixture
 from data_shards.storage.manifest import checked_manifest
 from launcher.config.schema import DataConfig
 

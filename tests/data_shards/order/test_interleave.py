@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.order.interleave import MOST_WEIGHT, Interleave
+from data_shards.order.interleave import Interleave
+from data_shards.order.sets import MOST_WEIGHT
 
 
 def first(weights: list[int], count: int) -> list[int]:

@@ -14,7 +14,8 @@ from data_shards.errors import DataError
 from data_shards.format.index import Manifest
 from data_shards.image.geometry import TrainTransform
 from data_shards.order.sampling import TrainSampling
-from data_shards.order.weighted import BLOCK, Mixture, TrainSet, WeightedOrder, mixture
+from data_shards.order.sets import Mixture, TrainSet, mixture
+from data_shards.order.weighted import BLOCK, WeightedOrder
 from data_shards.stream.mixed import MixedStream
 from data_shards.stream.options import ReadOptions, StreamOptions
 from data_shards.stream.train import TrainStream

@@ -20,7 +20,7 @@ PARSERS = list(program_parser().commands())
 NAMES = [parser.prog.split()[1:] for parser in PARSERS]
 
 
-def heavy_imports(*arguments: str, cwd: Path) -> tuple[int, list[str], str]:
+def heavy_imports(*arguments: str, cwd: Path, names: tuple[str, ...] = HEAVY) -> tuple[int, list[str], str]:
     """Run a command in a process of its own.
 
     Returns:
@@ -29,7 +29,7 @@ def heavy_imports(*arguments: str, cwd: Path) -> tuple[int, list[str], str]:
     code = (
         "import atexit, sys\n"
         "from launcher.__main__ import main\n"
-        f"heavy = {HEAVY}\n"
+        f"heavy = {names}\n"
         "atexit.register(lambda: print('IMPORTED', *[name for name in heavy if name in sys.modules]))\n"
         "sys.argv[0] = 'swin-moe'\n"
         "sys.exit(main())\n"
@@ -103,6 +103,12 @@ def check_light(cwd: Path, arguments: tuple[object, ...], status: int, text: str
     code, heavy, out = heavy_imports(*map(str, arguments), cwd=cwd)
     assert text in out
     assert (code, heavy) == (status, []), out
+
+
+@pytest.mark.parametrize("arguments", [("config", "swin_tiny_patch4_window7_224"), ("options", "lr")])
+def test_a_configuration_is_read_without_numpy(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    code, heavy, out = heavy_imports(*arguments, cwd=tmp_path, names=("numpy", *HEAVY))
+    assert (code, heavy) == (0, []), out
 
 
 def test_commands_on_shards_start_without_torch(shards: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from data_shards.format.fields import Field
 from data_shards.format.index import Manifest
 from data_shards.image.encode import encode_jpeg
-from data_shards.order.weighted import TrainSet
+from data_shards.order.sets import TrainSet
 from data_shards.pack.sources.members import MemberFolder, member_folders
 from data_shards.pack.write import pack
 from launcher.config.load import ConfigError, dump_config, load_config
