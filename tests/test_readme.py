@@ -31,7 +31,7 @@ COMMANDS, SCRIPTS = commands(TEXT), scripts(TEXT)
 PROGRAMS = ("git", "make", "swin-moe", "tensorboard", "cat", ".", f"{TRANSCRIPT}swin-moe")
 PLACEHOLDERS = {"<this repository>": "origin/swin-moe", "NAME": "demo_cpu", "PATTERN": "capacity"}
 INSTEAD = {"make test": "make --dry-run test"}  # which this test is a part of
-SERVERS = ("tensorboard",)  # run until they are stopped
+SERVERS = ("tensorboard", "swin-moe serve")  # run until they are stopped
 DEADLINE_S = 900
 STEPS = "4 steps"
 
