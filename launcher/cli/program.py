@@ -50,6 +50,7 @@ COMMANDS = {  # what each does; its arguments are in the module of its name in l
     "models": "every named model: parameters and FLOPs beside the published ones",
     "convert": "weights from one format to another",
     "export": "the weights of a run",
+    "predict": "what a model says of images",
     "deploy": "make a trained model a program that runs elsewhere, and check it",
     "serve": "a model behind HTTP, with a page to try it",
     "checkpoint": "list, verify, compare, import and prune checkpoints",

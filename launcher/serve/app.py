@@ -11,6 +11,7 @@ import io
 from collections.abc import AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import asdict
 from importlib.resources import files
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.requests import ClientDisconnect
 from torch import Tensor
 
+from launcher.deploy.predictor import best_classes
 from launcher.serve.batcher import Batcher, ClosedError, OverloadedError
 from launcher.serve.images import BadImageError, to_pixels
 from launcher.serve.limits import LimitedBodies
@@ -163,7 +165,6 @@ async def _bad_query(_: Request, error: Exception) -> JSONResponse:
 
 def _add_routes(app: FastAPI, server: Server) -> None:
     body: dict[str, Any] = {"responses": ERRORS, "openapi_extra": {"requestBody": BODY}}
-    classes = server.model.num_classes
 
     @app.post("/v1/classify", response_model_exclude_none=False, **body)
     async def classify(
@@ -177,7 +178,10 @@ def _add_routes(app: FastAPI, server: Server) -> None:
         for pixels, output in await server.answer(request):
             results.append(
                 Classified(
-                    top=best_classes(output.logits, min(top, classes), server.model.classes),
+                    top=[
+                        Class(**asdict(one))
+                        for one in best_classes(finite(output.logits), top, server.model.classes)
+                    ],
                     experts=expert_maps(server.model, output) if experts else None,
                     view=as_png(pixels) if view else None,
                 )
@@ -227,16 +231,6 @@ def _add_page(app: FastAPI, server: Server) -> None:
         if not 0 <= number < len(examples):
             raise HTTPException(404, f"there are {len(examples)} examples")
         return Response(examples[number], media_type="image/png")
-
-
-def best_classes(logits: Tensor, top: int, names: Sequence[str] | None) -> list[Class]:
-    """The most likely classes of logits (classes,), best first; equal ones in their order."""
-    probabilities = finite(logits).double().softmax(0)
-    order = probabilities.argsort(descending=True, stable=True)[:top].tolist()
-    return [
-        Class(index=index, name=names[index] if names else None, probability=float(probabilities[index]))
-        for index in order
-    ]
 
 
 def expert_maps(model: Model, output: FrozenOutput) -> list[Experts]:

@@ -1,0 +1,40 @@
+"""The arguments of `swin-moe predict`."""
+
+from pathlib import Path
+from typing import get_args
+
+from launcher.console.arguments import CommandParser, positive
+from parallel.zero.options import Precision
+
+EPILOG = """\
+examples:
+  swin-moe predict runs/demo_cpu cat.jpg photos/ 'more/*.png'
+  swin-moe predict runs/demo_cpu data/fashion-mnist/val --json > predictions.jsonl       shards, with labels
+  swin-moe predict runs/demo_cpu/artifacts/onnx photos --csv --top 1 > predictions.csv
+  find photos -name '*.jpg' | swin-moe predict runs/demo_cpu - --features features.safetensors
+  swin-moe predict weights.pth cat.jpg --config swin_tiny_patch4_window7_224
+
+Images are decoded, resized and cut as in an evaluation, and no expert drops a token: the accuracy over shards
+is that of `swin-moe eval`. An image that cannot be used is a line with its error, and the others go on; the
+exit status is then 2. docs/inference.md has the formats.
+"""
+
+
+def add_arguments(parser: CommandParser) -> None:
+    """Add the arguments of `predict`."""
+    parser.epilog = EPILOG
+    parser.set_defaults(run="launcher.cli.predict:run")
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="an artifact, a run, a checkpoint, or weights of any format")
+    add("files", nargs="+", metavar="FILES", help="files, folders, patterns, shards; - for a list on stdin")
+    add("--config", metavar="CONFIG", help="the recipe of weights that do not know their model")
+    add("--ema", action="store_true", help="the moving average of the weights")
+    add("--precision", choices=get_args(Precision), help="to compute in; default: the artifact's, or fp32")
+    add("--device", choices=("cpu", "cuda"), help="to compute on; default: the artifact's, or cpu")
+    add("--top", type=positive, default=5, metavar="K", help="classes of each image (default %(default)s)")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", dest="json_lines", action="store_true", help="an object a line")
+    form.add_argument("--csv", action="store_true", help="a row an image")
+    add("--features", type=Path, metavar="FILE", help="write the features too, as safetensors")
+    add("--batch-size", type=positive, default=32, metavar="B", help="default: %(default)s")
+    add("--threads", type=positive, default=2, metavar="N", help="that decode (default %(default)s)")
