@@ -64,7 +64,7 @@ def test_a_command_that_hangs_is_ended_with_all_it_started() -> None:
 
 
 def test_short_output_of_a_command_is_retried_and_named(shards: Path, tmp_path: Path) -> None:
-    read = ReadOptions(cache=tmp_path, cache_bytes=64 << 20, deadline_s=1.5)
+    read = ReadOptions(cache=tmp_path, cache_bytes=64 << 20, deadline_s=6)
     command = f"pipe:case {{}} in *.tar) head -c 999 {shards}/{{}};; *) cat {shards}/{{}};; esac"
     with pytest.raises(
         DataError, match=r"pipe:case ... 00000\d.tar: expected \d+ bytes, found 999; given up"

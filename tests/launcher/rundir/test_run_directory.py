@@ -188,7 +188,7 @@ def test_eval_of_what_is_not_there(capsys: pytest.CaptureFixture[str], copy: Pat
     missing, empty, option = run_on_ranks(commands, 1, lines)[0]
     assert [outcome.code for outcome in (missing, empty, option)] == [2, 2, 2]
     assert missing.out == empty.out == ""
-    assert_names(missing.err, "ConfigError: run ", "step-00000009", "run/checkpoints\n")
+    assert_names(missing.err, "ConfigError: run/checkpoints has no", "step-00000009", "step-00000002\n")
     assert_names(empty.err, "ConfigError: fresh ", "fresh/checkpoints\n")
     assert option.err.startswith("ConfigError: run/config.yaml ")
     assert "\n  nonsense: " in option.err

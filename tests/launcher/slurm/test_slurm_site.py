@@ -42,7 +42,7 @@ def test_all_errors_at_once_with_the_nearest_option(tmp_path: Path) -> None:
         ("mem: -1", "mem (-1) must be memory of a node"),
         ("environment: {'A;B': x}", "'A;B' cannot be the name of a variable"),
         ("sbatch: [exclusive]", "'exclusive' must be a long option"),
-        ("environment: {A: 1}", "environment: Input should be a valid string (got 1)"),
+        ("environment: {A: 1}", "environment.A: Input should be a valid string (got 1)"),
         ("- a", "must hold a mapping of options"),
     ],
 )

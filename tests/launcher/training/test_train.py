@@ -170,6 +170,7 @@ def test_the_summary_gathers_the_records(run: Run) -> None:
     epoch = steps(run.path)[-STEPS_AN_EPOCH:]
     speeds = sorted(record["images_s"] for record in epoch)
     dropped = sum(record["dropped_fraction"] for record in epoch) / STEPS_AN_EPOCH
+    best = max(evaluations(run.path), key=lambda record: (record["eval_top1"], -record["step"]))
     assert found == {
         "primary": "top1",
         "higher_is_better": True,
@@ -185,6 +186,7 @@ def test_the_summary_gathers_the_records(run: Run) -> None:
         "world_size": 1,
         "ep_size": 1,
         "zero_stage": 1,
+        "best": {"step": best["step"], "top1": best["eval_top1"]},
     }
 
 

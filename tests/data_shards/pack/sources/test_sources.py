@@ -135,6 +135,7 @@ def test_sources_are_a_dictionary_and_refuse_nonsense() -> None:
     assert set(SOURCES) == {
         "fashion-mnist",
         "folder",
+        "imagenet",
         "imagenet-zip",
         "imagenet22k",
         "members",
