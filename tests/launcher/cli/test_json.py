@@ -22,7 +22,6 @@ from tests.launcher.stored_runs import at
 
 WITHOUT = {  # commands without a result of their own, and why
     "train": "the result is RUN/summary.json, and the ranks print progress",
-    "predict": "its --json writes an object a line, for any number of images",
     "serve": "it runs until it is stopped, and answers over HTTP",
     "slurm logs": "it prints the text of a log",
     "completion": "its output is a script for a shell",
