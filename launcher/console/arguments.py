@@ -3,9 +3,10 @@
 import argparse
 from collections.abc import Callable, Iterator
 from importlib import import_module
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias, get_args
 
 from parallel.suggest import suggestion
+from parallel.zero.options import Precision
 
 Commands: TypeAlias = "argparse._SubParsersAction[CommandParser]"
 Fill: TypeAlias = "Callable[[CommandParser], None]"
@@ -114,6 +115,16 @@ def positive(text: str) -> int:
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add `--json`: see launcher/console/answers.py."""
     parser.add_argument("--json", action="store_true", help="print one JSON document, all else on stderr")
+
+
+def add_model(parser: argparse.ArgumentParser) -> None:
+    """Add MODEL and its options, for `launcher.deploy.artifact.open_predictor`."""
+    add = parser.add_argument
+    add("model", metavar="MODEL", help="an artifact, a run, a checkpoint, or weights of any format")
+    add("--config", metavar="CONFIG", help="the recipe of weights that do not know their model")
+    add("--ema", action="store_true", help="the moving average of the weights")
+    add("--precision", choices=get_args(Precision), help="to compute in; default: the artifact's, or fp32")
+    add("--device", choices=("cpu", "cuda"), help="to compute on; default: the artifact's, or cpu")
 
 
 def add_averages(parser: argparse.ArgumentParser) -> None:

@@ -1,10 +1,8 @@
 """The arguments of `swin-moe predict`."""
 
 from pathlib import Path
-from typing import get_args
 
-from launcher.console.arguments import CommandParser, positive
-from parallel.zero.options import Precision
+from launcher.console.arguments import CommandParser, add_model, positive
 
 EPILOG = """\
 examples:
@@ -25,12 +23,8 @@ def add_arguments(parser: CommandParser) -> None:
     parser.epilog = EPILOG
     parser.set_defaults(run="launcher.cli.predict:run")
     add = parser.add_argument
-    add("model", metavar="MODEL", help="an artifact, a run, a checkpoint, or weights of any format")
+    add_model(parser)
     add("files", nargs="+", metavar="FILES", help="files, folders, patterns, shards; - for a list on stdin")
-    add("--config", metavar="CONFIG", help="the recipe of weights that do not know their model")
-    add("--ema", action="store_true", help="the moving average of the weights")
-    add("--precision", choices=get_args(Precision), help="to compute in; default: the artifact's, or fp32")
-    add("--device", choices=("cpu", "cuda"), help="to compute on; default: the artifact's, or cpu")
     add("--top", type=positive, default=5, metavar="K", help="classes of each image (default %(default)s)")
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", dest="json_lines", action="store_true", help="an object a line")

@@ -2,10 +2,8 @@
 
 import argparse
 import math
-from typing import get_args
 
-from launcher.console.arguments import CommandParser, positive
-from parallel.zero.options import Precision
+from launcher.console.arguments import CommandParser, add_model, positive
 
 EPILOG = """\
 examples:
@@ -26,11 +24,7 @@ def add_arguments(parser: CommandParser) -> None:
     parser.epilog = EPILOG
     parser.set_defaults(run="launcher.cli.serve:run")
     add = parser.add_argument
-    add("model", metavar="MODEL", help="an artifact, a run, a checkpoint, or weights of any format")
-    add("--config", metavar="CONFIG", help="the recipe of weights that do not know their model")
-    add("--ema", action="store_true", help="the moving average of the weights")
-    add("--precision", choices=get_args(Precision), help="to compute in; default: the artifact's, or fp32")
-    add("--device", choices=("cpu", "cuda"), help="to compute on; default: the artifact's, or cpu")
+    add_model(parser)
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default %(default)s)")
     add("--port", type=int, default=8000, help="0 takes a free one (default %(default)s)")
     add("--max-batch", type=positive, default=32, help="images of a pass (default %(default)s)")
