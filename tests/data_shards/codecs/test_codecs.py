@@ -3,6 +3,7 @@
 import io
 import json
 import struct
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_shards.codecs import registry
 from data_shards.codecs.registry import CODECS, codec_of, packed_fields
 from data_shards.errors import DataError
 from data_shards.format.fields import IMAGE_AND_LABEL, Field, check_fields
@@ -226,6 +228,7 @@ def test_a_codec_of_an_installed_package(tmp_path: Path, monkeypatch: pytest.Mon
     (metadata / "entry_points.txt").write_text("[swin_moe.codecs]\nwav = sounds_of_a_test:WavCodec\n")
     (site / "sounds_of_a_test.py").write_text(WAV)
     monkeypatch.syspath_prepend(site)
+    monkeypatch.setattr(registry, "_installed", cache(registry._installed.__wrapped__))
     field = Field("sound", "wav")
     assert packed_fields([Field("image", "image"), field])[1].extension == "sound.wav"
     assert codec_of(field).decode(codec_of(field).encode([1, 2])) == [1, 2]

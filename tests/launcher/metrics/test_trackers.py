@@ -139,24 +139,24 @@ def test_names_of_runs_of_studies_and_job_arrays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "reason"),
+    ("name", "reason", "end_timeout_s"),  # a process may take long to start on a busy machine
     [
-        ("RaisingTracker", "OSError: [Errno 28] No space left on device"),
-        ("CrashingTracker", "its process ended with status 3"),
-        ("LeavingTracker", "its process ended with status 0"),
-        ("EndlessTracker", "it did not end in time"),
-        ("BlockedTracker", "it did not end in time"),
+        ("RaisingTracker", "OSError: [Errno 28] No space left on device", 120.0),
+        ("CrashingTracker", "its process ended with status 3", 120.0),
+        ("LeavingTracker", "its process ended with status 0", 120.0),
+        ("EndlessTracker", "it did not end in time", 2.0),
+        ("BlockedTracker", "it did not end in time", 2.0),
     ],
 )
 def test_a_tracker_that_fails_is_switched_off_with_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, reason: str
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, reason: str, end_timeout_s: float
 ) -> None:
-    took_s = session(tmp_path, own(name), "tracking.end_timeout_s=2.0", stop=9)
+    took_s = session(tmp_path, own(name), f"tracking.end_timeout_s={end_timeout_s}", stop=9)
     err = capsys.readouterr().err
     assert err.count(" is off: ") == 1
     assert f"tracker {OWN}:{name} is off: {reason}. The run goes on; {tmp_path}/metrics.jsonl has" in err
     assert "Traceback" not in err
-    assert took_s < 30  # not 600: the start of a process on a busy machine
+    assert took_s < end_timeout_s + 28  # and not the 600 s that EndlessTracker sleeps
     assert [record["step"] for record in read_records(tmp_path / "metrics.jsonl")] == [*range(1, 10)]
     assert processes_of(tmp_path) == []
 
@@ -376,14 +376,19 @@ def test_mlflow_has_one_run_with_every_value_once(tracked: Path) -> None:
     assert run.data.params["model.moe.num_experts"] == "8"
     assert run.data.tags["run_dir"] == str(tracked / "run")
     client = MlflowClient(tracking_uri=(tracked / "store").as_uri())
-    before = curves(json.loads((tracked / "killed.json").read_text()))
-    wanted = curves(records(tracked / "run"))
+    killed, wanted = json.loads((tracked / "killed.json").read_text()), curves(records(tracked / "run"))
     assert set(run.data.metrics) == set(wanted)
-    for name, points in wanted.items():
-        history = [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
-        assert history == [*({**points, **before.get(name, {})}).items()], (
-            name
-        )  # the first value of a step stays
+    found = {
+        name: [(metric.step, metric.value) for metric in client.get_metric_history(run.info.run_id, name)]
+        for name in wanted
+    }
+    possible = []  # the first value of a step stays; what was on its way when the rank was killed is lost
+    for last in range(4, 8):
+        before = curves([record for record in killed if record["step"] <= last])
+        possible.append(
+            {name: [*{**points, **before.get(name, {})}.items()] for name, points in wanted.items()}
+        )
+    assert found in possible
     text = Path(client.download_artifacts(run.info.run_id, "config.txt", str(tracked))).read_text()
     assert text == (tracked / "run" / "config.yaml").read_text()
 
