@@ -29,7 +29,7 @@ LAYOUTS = {
     2: [(0, 1, 0), (1, 2, 0), (1, 2, 1), (2, 2, 0), (3, 1, 1)],
     4: [(0, 4, 0), (1, 4, 0), (2, 2, 1), (3, 4, 0)],
 }
-CLOSE, ENOUGH = 0.25, 6
+CLOSE, ENOUGH = 0.25, 10
 MALLOC = {
     "MALLOC_MMAP_THRESHOLD_": str(2**30),
     "MALLOC_TRIM_THRESHOLD_": str(2**31),
