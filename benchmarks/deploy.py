@@ -1,14 +1,15 @@
 """Artifacts of `swin-moe deploy` beside eager models of the same weights, ours, transformers' and timm's.
 
     python benchmarks/deploy.py --quick                          # the demo's model: a few minutes
-    python benchmarks/deploy.py --threads 1 --json deploy.json   # all models, about two hours on two cores
+    python benchmarks/deploy.py --threads 1 --json deploy.json   # all models, about an hour
     python benchmarks/deploy.py --run runs/demo_cpu --quick      # with the weights and the accuracy of a run
 
 A row has the largest difference of a logit to our eager model in fp32 over sixteen images, absolute; the size
 of the program; and for each batch the median and the 95th percentile of wall milliseconds, and `ratio`, the
 median over transformers' eager model (over our eager model where transformers has none). All programs of a
-model take turns, a batch at a time, after calls that warm up and do not count. Weights are drawn unless --run
-names a run; the top-1 of its data.val is then printed for each artifact.
+model take turns, a batch at a time, after calls that warm up and do not count. `--rounds` are those of one
+image; batches of 8 and 32, whose times vary less, get a quarter and an eighth of them. Weights are drawn
+unless --run names a run; the top-1 of its data.val is then printed for each artifact.
 """
 
 import argparse
@@ -56,7 +57,9 @@ TARGETS: tuple[tuple[Any, Precision], ...] = (
     ("onnx-int8", "fp32"),
 )
 BATCHES = (1, 8, 32)
-WARM_UP = 3  # calls of each program and batch
+SHARE = {1: 1, 8: 4, 32: 8}  # by which the rounds of a batch are divided
+LEAST_ROUNDS = 5
+WARM_UP = 2  # calls of each program and batch
 Row = dict[str, Any]
 
 
@@ -69,12 +72,12 @@ def main() -> None:
     parser.add_argument("--only", choices=MODELS, help="one model")
     parser.add_argument("--run", help="take the weights of the demo's model from a run")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--rounds", type=int, help="default: 100, or 20 with --quick")
+    parser.add_argument("--rounds", type=int, help="of one image; default: 40, or 20 with --quick")
     parser.add_argument("--programs", default="", help="those whose names contain one of these: onnx,timm")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rounds = args.rounds or (20 if args.quick else 100)
+    rounds = args.rounds or (20 if args.quick else 40)
     names = [args.only] if args.only else ["the demo's"] if args.quick else list(MODELS)
     rows: list[Row] = []
     for name in names:
@@ -103,8 +106,9 @@ def measure(name: str, run: str | None, folder: Path, rounds: int, wanted_progra
     for program, row in programs.values():
         row["difference"] = (program(images[:16]) - wanted).abs().max().item()
     for batch in BATCHES:
+        count = max(LEAST_ROUNDS, rounds // SHARE[batch])
         times_ms = in_turns(
-            {label: program for label, (program, _) in programs.items()}, images[:batch], rounds
+            {label: program for label, (program, _) in programs.items()}, images[:batch], count
         )
         medians = {label: statistics.median(values) for label, values in times_ms.items()}
         base = medians.get("transformers eager", medians["ours eager"])
