@@ -23,16 +23,23 @@ class OptimConfig:
     momentum: float = 0.9  # of sgd, Nesterov's
     base_lr: float = 5e-4  # peak learning rate for 512 images; times global_batch_size / 512
     warmup_lr: float = 5e-7  # where the warm-up starts, for 512 images
-    min_lr: float = 5e-6  # where the cosine ends, for 512 images
+    min_lr: float = 5e-6  # where cosine and poly end, for 512 images
     warmup: str = "20 epochs"  # duration of the linear rise from warmup_lr to base_lr
+    # the warm-up multiplies the schedule, by a factor that rises linearly from this to 1; the schedule then
+    # runs from the first step, and warmup_lr does not count. null: the rise from warmup_lr
+    warmup_ratio: float | None = None
     # of the learning rate after the warm-up: launcher/training/schedules.py
-    schedule: Literal["cosine", "linear", "step", "multistep"] = "cosine"
+    schedule: Literal["cosine", "linear", "poly", "step", "multistep"] = "cosine"
     linear_end: float = 0.01  # of the linear schedule: the last learning rate over the peak
+    poly_power: float = 1.0  # of the poly schedule
     decay_every: str = "30 epochs"  # duration between two decays of the step schedule
     decay_at: tuple[str, ...] = ()  # durations from the run's start, of the multistep schedule
     decay_rate: float = 0.1  # what step and multistep multiply the learning rate by
     freeze: tuple[str, ...] = ()  # names of parameters, such as "layers.0.*"; or experts, moe, backbone
-    weight_decay: float = 0.05  # of weight matrices; biases and norms have none
+    weight_decay: float = 0.05  # of the parameters that decay_rule names
+    # swin: weight matrices alone, as in the classification of the Swin family. dense: everything but position
+    # biases and the backbone's norms, as in its segmentation and detection: docs/recipes.md
+    decay_rule: Literal["swin", "dense"] = "swin"
     layer_decay: float = 1.0  # what a layer's learning rate is of that of the layer after it (fine-tuning)
     betas: tuple[float, float] = (0.9, 0.999)  # of all optimizers but sgd
     eps: float = 1e-8  # of all optimizers but sgd
@@ -55,6 +62,7 @@ class OptimConfig:
             warmup_lr=rate,
             min_lr=rate,
             weight_decay=(0, 1000),
+            poly_power=(0.01, 100),
             eps=(1e-30, 1),  # 0 would divide zero by zero where a gradient is zero
             max_grad_norm=(0, 1e30),
         )
@@ -63,6 +71,8 @@ class OptimConfig:
                 f"optim.decay_at ({list(self.decay_at)}) belongs to optim.schedule=multistep (got "
                 f"{self.schedule}): set both"
             )
+        if self.warmup_ratio is not None and not 0 <= self.warmup_ratio <= 1:
+            raise ValueError(f"optim.warmup_ratio ({self.warmup_ratio}) must lie in [0, 1]")
         for name in ("linear_end", "decay_rate", "layer_decay"):
             if not 0 < (value := getattr(self, name)) <= 1:
                 raise ValueError(f"optim.{name} ({value}) must lie in (0, 1]")

@@ -13,8 +13,7 @@ from parallel.experts.names import shape_of
 from parallel.suggest import suggestion
 
 ALIGNED = 8  # elements: 16 bytes in half precision
-NO_DECAY = (
-    "bias",
+POSITIONS = (  # parts of names of position biases, of scales of attention and of routers
     "relative_position_bias_table",
     "cpb_mlp",
     "logit_scale",
@@ -22,7 +21,10 @@ NO_DECAY = (
     "cosine_projector",
     "sim_matrix",
     "router.phi",
+    "router.temperature",
+    "router.scale",
 )
+NO_DECAY = {"swin": ("bias", *POSITIONS), "dense": ("norm", *POSITIONS)}  # by optim.decay_rule
 
 FROZEN = {  # words of optim.freeze
     "experts": ["*.mlp.experts.*"],
@@ -39,9 +41,11 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """The model's parameters by weight decay and, with layer decay, by layer.
 
-    No weight decay for norms and other 1-D parameters of a layer, biases (the experts' too, which are 2-D
-    here) and position biases: the rule of the Swin family. `lr_scale` of a group multiplies every learning
-    rate.
+    By the rule `swin` there is no weight decay for norms and other 1-D parameters of a layer, biases (the
+    experts' too, which are 2-D here) and position biases. By the rule `dense`, that of the released
+    segmentation and detection models, there is none for position biases and for what has "norm" in its name:
+    biases decay, and so do batch norms of a head that are called `bn`. `lr_scale` of a group multiplies every
+    learning rate.
 
     Args:
         model: of a task.
@@ -54,7 +58,9 @@ def parameter_groups(
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        plain = len(shape_of(parameter)) == 1 or any(part in name for part in (*NO_DECAY, *rules.no_decay))
+        plain = (config.decay_rule == "swin" and len(shape_of(parameter)) == 1) or any(
+            part in name for part in (*NO_DECAY[config.decay_rule], *rules.no_decay)
+        )
         label, scale = "no_decay" if plain else "decay", 1.0
         if config.layer_decay < 1:
             layer = layer_of(name, depths, rules)

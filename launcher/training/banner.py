@@ -146,9 +146,11 @@ def _optimizer(config: RunConfig, num_samples: int | None) -> str:
     steps = partial(steps_in, config=config, num_samples=num_samples)
     total_steps = steps(config.train.duration)
     schedule = Schedule(optim, global_batch_size=batch, total_steps=total_steps, steps=steps)
+    warmup = counted(schedule.warmup_steps, "warm-up step")
+    then = "after {}, then {}" if optim.warmup_ratio is None else "at the start, {} multiplied by {}"
     return (
         f"{optim.optimizer}, peak learning rate {schedule.peak:.4g} (base_lr {optim.base_lr:g} x {batch} / "
-        f"{LR_BATCH}) after {counted(schedule.warmup_steps, 'warm-up step')}, then {optim.schedule}"
+        f"{LR_BATCH}) {then.format(warmup, optim.schedule)}"
     )
 
 

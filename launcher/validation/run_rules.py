@@ -64,9 +64,12 @@ def _freeze_errors(config: RunConfig) -> list[str]:
 
 
 def _rate_errors(config: RunConfig) -> Iterator[str]:
-    """A warm-up rises to the peak, and the cosine falls from it."""
+    """A warm-up rises to the peak, and cosine and poly fall from it."""
     optim = config.optim
-    bounded = {"warmup_lr": parse_duration(optim.warmup).amount > 0, "min_lr": optim.schedule == "cosine"}
+    bounded = {
+        "warmup_lr": parse_duration(optim.warmup).amount > 0 and optim.warmup_ratio is None,
+        "min_lr": optim.schedule in ("cosine", "poly"),
+    }
     for name, counts in bounded.items():
         if counts and (value := getattr(optim, name)) > optim.base_lr:
             yield f"optim.{name} ({value}) must be at most optim.base_lr ({optim.base_lr})"

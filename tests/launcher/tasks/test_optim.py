@@ -9,6 +9,7 @@ from torch import nn
 
 from launcher.config.schema import OptimConfig
 from launcher.tasks.param_groups import layer_of, parameter_groups
+from launcher.tasks.parameter_rules import ParameterRules
 from parallel.ranks.mesh import Mesh, ParallelDims
 from swin_moe.backbone.model import SwinTransformer, build_model
 from swin_moe.config import ModelConfig
@@ -45,6 +46,53 @@ def test_what_decays(position_bias: str) -> None:
     assert any(bias in name for name in others)
     two_dimensional = {name for name in others if model.get_parameter(name).dim() == 2 and bias not in name}
     assert two_dimensional == {f"layers.0.blocks.0.mlp.experts.fc{i}_bias" for i in (1, 2)}
+
+
+class Head(nn.Module):
+    """A convolution and its batch norm, as the heads of dense tasks name them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4)
+
+
+@pytest.mark.parametrize("position_bias", ["table", "log_cpb"])
+def test_what_decays_in_dense_models(position_bias: str) -> None:
+    """Biases decay, and the batch norms of heads; the released models spare norms and position biases."""
+    stage = {"depths": (2,), "num_heads": (2,), "window_size": 2, "moe": small_moe(blocks=((0,),))}
+    config = small_swin(image_size=16, position_bias=position_bias, **stage)
+    model = nn.ModuleDict(
+        {
+            "encoder": build_model(config, seed=0, mesh=Mesh(dims=ParallelDims())),
+            "norms": nn.ModuleDict({"0": nn.LayerNorm(4)}),
+            "decode_head": Head(),
+        }
+    )
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(
+        model, OptimConfig(decay_rule="dense", weight_decay=0.01), ParameterRules(backbone="encoder.")
+    )
+    assert [(group["name"], group["weight_decay"]) for group in groups] == [
+        ("decay", 0.01),
+        ("no_decay", 0.0),
+    ]
+    spared = {names[parameter] for parameter in groups[1]["params"]}
+    block = "encoder.layers.0.blocks.{}"
+    bias = {
+        "table": ["relative_position_bias_table"],
+        "log_cpb": ["cpb_mlp.0.weight", "cpb_mlp.0.bias", "cpb_mlp.2.weight"],
+    }[position_bias]
+    assert spared == {
+        *(f"encoder.{norm}.{part}" for norm in ("patch_embed.norm", "norm") for part in ("weight", "bias")),
+        *(f"{block.format(b)}.norm{i}.{part}" for b in (0, 1) for i in (1, 2) for part in ("weight", "bias")),
+        *(f"{block.format(b)}.attention.position_bias.{name}" for b in (0, 1) for name in bias),
+        "norms.0.weight",
+        "norms.0.bias",
+    }
+    decaying = {names[parameter] for parameter in groups[0]["params"]}
+    assert decaying == set(names.values()) - spared
+    assert {"encoder.layers.0.blocks.1.attention.qkv.bias", "decode_head.bn.weight"} <= decaying
+    assert {"encoder.layers.0.blocks.0.mlp.experts.fc1_bias", "decode_head.bn.bias"} <= decaying
 
 
 def unaligned(group: dict[str, Any], names: dict[nn.Parameter, str]) -> Iterator[str]:

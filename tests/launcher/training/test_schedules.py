@@ -91,6 +91,49 @@ def test_the_other_shapes(shape: str, step: int, rate: float) -> None:
     assert schedule(64, schedule=shape, **at)(step) == pytest.approx(rate / 8)
 
 
+@pytest.mark.parametrize(
+    ("step", "rate"),
+    [
+        # 6e-5 (1 - t / 160000) (1 - (1 - t / 1500) (1 - 1e-6)), the recipe of UPerNet on Swin
+        (0, 6e-11),  # 6e-5 * 1e-6
+        (1, 4.00597e-8),  # 6e-5 * (1 - 1 / 160000) * (1e-6 + (1 - 1e-6) / 1500)
+        (750, 2.985940e-5),  # 6e-5 * 0.9953125 * 0.5000005
+        (1499, 5.939825e-5),
+        (1500, 5.94375e-5),  # 6e-5 * (1 - 1500 / 160000)
+        (80000, 3e-5),
+        (159999, 3.75e-10),
+        (160000, 0.0),
+        (170000, 0.0),
+    ],
+)
+def test_poly_multiplied_by_its_warm_up(step: int, rate: float) -> None:
+    """base_lr is for 512 images: 1.92e-3 * 16 / 512 = 6e-5."""
+    options = OptimConfig(
+        base_lr=1.92e-3, min_lr=0.0, schedule="poly", warmup="1500 steps", warmup_ratio=1e-6
+    )
+    found = Schedule(options, global_batch_size=16, total_steps=160_000, steps=lambda text: 1500)
+    assert found(step) == pytest.approx(rate, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "step", "rate"),
+    [
+        ({"poly_power": 2.0}, 55, 0.4),  # 0.2 + 0.8 * (1 - 55 / 110)^2
+        ({"poly_power": 0.5}, 55, 0.2 + 0.8 * math.sqrt(0.5)),
+        ({}, 5, 0.55),  # from warmup_lr to the peak: 0.1 + 0.9 * 5 / 10
+        ({}, 11, 0.92),  # poly runs from the first step: 0.2 + 0.8 * (1 - 11 / 110)
+        ({"warmup_ratio": 0.0}, 0, 0.0),
+        # Video Swin's: half a cosine from the first step, times 1 - 0.9 (1 - t / 10)
+        ({"schedule": "cosine", "warmup_ratio": 0.1}, 0, 0.1),
+        ({"schedule": "cosine", "warmup_ratio": 0.1}, 5, 0.55 * (0.6 + 0.4 * math.cos(math.pi * 5 / 110))),
+        ({"schedule": "cosine", "warmup_ratio": 0.1}, 55, 0.6),
+        ({"schedule": "linear", "warmup_ratio": 0.1}, 5, 0.55 * 0.955),  # 1 - 0.99 * 5 / 110
+    ],
+)
+def test_poly_and_multiplied_warm_ups(options: dict[str, Any], step: int, rate: float) -> None:
+    assert schedule(**{"schedule": "poly", **options})(step) == pytest.approx(rate)
+
+
 def test_the_warm_up_hides_the_beginning_of_a_multistep_schedule() -> None:
     # SimMIM's 800 epochs in small: warm-up 10, x 0.1 at 700
     found = schedule(total_steps=800, schedule="multistep", decay_at=("700 steps",))
@@ -104,6 +147,8 @@ def test_the_warm_up_hides_the_beginning_of_a_multistep_schedule() -> None:
         ({"decay_at": ("3 epochs",)}, "belongs to optim.schedule=multistep .got cosine"),
         ({"layer_decay": 0.0}, r"optim.layer_decay .0.0. must lie in .0, 1."),
         ({"decay_rate": 1.5}, r"optim.decay_rate .1.5. must lie in"),
+        ({"warmup_ratio": 1.5}, r"optim.warmup_ratio .1.5. must lie in .0, 1."),
+        ({"poly_power": 0.0}, r"optim.poly_power"),
     ],
 )
 def test_options_that_make_no_sense(options: dict[str, Any], message: str) -> None:
