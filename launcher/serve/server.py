@@ -46,11 +46,17 @@ def serve(model: Model, options: ServeOptions, listening: socket.socket) -> None
         timeout_keep_alive=75,  # clients keep their connections
         h11_max_incomplete_event_size=64 * 1024,  # of the headers
     )
+    server = uvicorn.Server(config)
+
+    def stop(*_: object) -> None:
+        """Handle a signal before uvicorn's handlers are there, and when it raises it again at its end."""
+        server.should_exit = True
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, stop)
     host, port = listening.getsockname()[:2]
     print(f"serving {model.name} on http://{_in_url(host)}:{port}", flush=True)
-    for number in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it has ended
-        signal.signal(number, lambda *_: None)
-    uvicorn.Server(config).run(sockets=[listening])
+    server.run(sockets=[listening])
 
 
 def _in_url(host: str) -> str:

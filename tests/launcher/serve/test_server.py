@@ -5,12 +5,14 @@ import os
 import random
 import signal
 import subprocess
+import sys
 from collections import Counter
 
 import httpx
 import psutil
 import pytest
 
+from tests.launcher.serve.conftest import PROGRAM, ROOT
 from tests.launcher.serve.known import image_of
 
 HEADERS = {"content-type": "image/png"}
@@ -82,6 +84,22 @@ def test_sigterm_in_the_middle_answers_what_was_taken(server: tuple[subprocess.P
     assert counts["right"] >= 50
     assert counts["wrong"] == counts["lost"] == 0
     assert process.wait(30) == 0
+
+
+EARLY = """
+import os, signal, uvicorn
+run = uvicorn.Server.run
+def late(server, sockets):
+    os.kill(os.getpid(), signal.SIGTERM)
+    run(server, sockets)
+uvicorn.Server.run = late
+"""
+
+
+def test_sigterm_before_the_server_has_started_ends_it() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", EARLY + PROGRAM], env=environment, timeout=300)
+    assert done.returncode == 0
 
 
 async def _until_refused(url: str, pid: int, stop_after: int) -> Counter[str]:
