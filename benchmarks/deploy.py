@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, help="of one image; default: 40, or 20 with --quick")
     parser.add_argument("--programs", default="", help="those whose names contain one of these: onnx,timm")
+    parser.add_argument("--skip", default="none", help="but those whose names contain one of these: bf16")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -83,19 +84,22 @@ def main() -> None:
     for name in names:
         with tempfile.TemporaryDirectory() as folder:
             run = args.run if name == "the demo's" else None
-            rows += measure(name, run, Path(folder), rounds, args.programs.split(","))
+            rows += measure(name, run, Path(folder), rounds, args.programs.split(","), args.skip.split(","))
     if args.json:
         args.json.write_text(json.dumps({"threads": args.threads, "rounds": rounds, "rows": rows}, indent=1))
 
 
-def measure(name: str, run: str | None, folder: Path, rounds: int, wanted_programs: list[str]) -> list[Row]:
+def measure(
+    name: str, run: str | None, folder: Path, rounds: int, wanted_programs: list[str], skipped: list[str]
+) -> list[Row]:
     """The rows of a model, which are printed too."""
     source = run or MODELS[name]
     loaded = load_classifier(source)
     places = places_of(source, None, None, None) if run else made_up(loaded, folder)
     programs: dict[str, tuple[Run, Row]] = {}
     for label, make in contestants(name, loaded, source, places, folder).items():
-        if label != "ours eager" and not any(part in label for part in wanted_programs):
+        chosen = any(part in label for part in wanted_programs) and not any(part in label for part in skipped)
+        if label != "ours eager" and not chosen:
             continue
         try:
             programs[label] = make()
