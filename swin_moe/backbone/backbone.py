@@ -87,7 +87,7 @@ class Backbone(nn.Module):
                 model draws keys from torch's global generator.
             call: what this pass changes of the MoE layers' configuration: top_k, capacity, exchange.
         """
-        keys = self._drawn_keys(images) if keys is None else keys
+        keys = self.drawn_keys(images) if keys is None else keys
         return self._run_stages(self.patch_embed(images), keys, call)
 
     def forward_pooled(
@@ -126,6 +126,12 @@ class Backbone(nn.Module):
         features = self._run_stages(x, keys, call)
         return self.norm(features.maps[-1]), features.moe
 
+    def drawn_keys(self, images: Tensor) -> Tensor:
+        """Keys (B,) of images without any: drawn in training, where draws matter."""
+        keys = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        # not random_, which breaks a compiled graph
+        return torch.randint_like(keys, 2**63 - 1) if self.training else keys
+
     def _apply(self, fn, recurse: bool = True):  # type: ignore[no-untyped-def]
         before = dict(self.named_parameters())
         super()._apply(fn, recurse)
@@ -145,12 +151,6 @@ class Backbone(nn.Module):
             frozen = not any(parameter.requires_grad for parameter in router.parameters())
             if isinstance(router, SigmoidTopKRouter) and not frozen:
                 router.update_router_bias(load)
-
-    def _drawn_keys(self, images: Tensor) -> Tensor:
-        """Keys (B,) of images without any: drawn in training, where draws matter."""
-        keys = torch.zeros(len(images), dtype=torch.int64, device=images.device)
-        # not random_, which breaks a compiled graph
-        return torch.randint_like(keys, 2**63 - 1) if self.training else keys
 
     def _run_stages(self, x: Tensor, keys: Tensor, call: RoutingOverrides | None) -> Features:
         """The features of embedded patches (B, h / p, w / p, C)."""

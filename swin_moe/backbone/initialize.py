@@ -2,7 +2,8 @@
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -11,6 +12,8 @@ from parallel.experts.names import own_slice_of_expert, unsliced_shape
 from parallel.experts.placement import experts_of, global_name
 from parallel.zero.init import gathered
 from swin_moe.moe.routers.topk import CosineTopKRouter
+
+Filler = Callable[[Tensor, torch.Generator], object]  # fills a tensor in place
 
 
 @torch.no_grad()
@@ -22,6 +25,9 @@ def initialize(
     zero_branch_norms: bool = False,
 ) -> None:
     """Fill every parameter in place, partitioned or not; each expert, whole or sliced, by its own generator.
+
+    A module whose parameters start otherwise than those of a Swin has a method `fill_parameter(name, values,
+    generator)`, with the name of a parameter in the module.
 
     Constant buffers are computed again, so that a model built on the meta device becomes whole.
 
@@ -40,17 +46,26 @@ def initialize(
             if zero_branch_norms and name.split(".")[-2:-1] in (["norm1"], ["norm2"]):
                 parameter.zero_()
             else:
-                _fill_parameter(name, parameter, seed, std)
+                _fill_parameter(name, parameter, seed, _filler(model, name, std))
 
 
-def _fill_parameter(name: str, parameter: nn.Parameter, seed: int, std: float) -> None:
+def _filler(model: nn.Module, name: str, std: float) -> Filler:
+    """What fills the values of a parameter: its module, or the rule of a Swin."""
+    path, _, own_name = name.rpartition(".")
+    fill = getattr(model.get_submodule(path), "fill_parameter", None)
+    if fill is not None:
+        return partial(fill, own_name)
+    return lambda values, generator: _fill(name, values, generator, std)
+
+
+def _fill_parameter(name: str, parameter: nn.Parameter, seed: int, fill: Filler) -> None:
     experts = experts_of(parameter)
     if experts is None:
-        parameter.copy_(_drawn(name, _generator(seed, name), parameter, parameter.shape, std))
+        parameter.copy_(_drawn(_generator(seed, name), parameter, parameter.shape, fill))
         return
     shape = unsliced_shape(parameter)[1:]
     for expert, piece in zip(experts, parameter.unbind(0), strict=True):
-        entire = _drawn(name, _generator(seed, global_name(name, expert)), parameter, shape, std)
+        entire = _drawn(_generator(seed, global_name(name, expert)), parameter, shape, fill)
         piece.copy_(own_slice_of_expert(parameter, entire))
 
 
@@ -59,13 +74,13 @@ def _generator(seed: int, name: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
-def _drawn(name: str, generator: torch.Generator, like: Tensor, shape: Sequence[int], std: float) -> Tensor:
+def _drawn(generator: torch.Generator, like: Tensor, shape: Sequence[int], fill: Filler) -> Tensor:
     """Initial values of a shape, in host memory: a CPU generator cannot fill a tensor on a GPU.
 
     With ZeRO 3 parameters are on the GPU when they are initialized. Their values must not depend on that.
     """
     values = torch.empty(shape, dtype=like.dtype)
-    _fill(name, values, generator, std)
+    fill(values, generator)
     return values
 
 
