@@ -18,6 +18,7 @@ def require(condition: bool, message: str) -> None:
         raise ModelError(message)
 
 
+WindowPadding = Literal["hidden", "visible"]
 BalanceLoss = Literal["auto", "importance_load", "importance", "gshard", "none"]
 MOST_BLOCKS, WIDEST = 1000, 2**17  # of a model; channels of a stage
 MOST_CAPACITY = 1000.0  # factor of it
@@ -180,7 +181,7 @@ class ModelConfig:
     | Swin-MoE | dot       | log_cpb       | pre  |
 
     The image size decides the windows: a side of a stage's map that is smaller than the window is one window
-    along that axis. Forward takes any size.
+    along that axis. Forward takes any size. With `window_padding=visible` all windows have `window_size`.
     """
 
     image_size: Size = 224  # in pixels: the side of a square, or [height, width]
@@ -191,6 +192,10 @@ class ModelConfig:
     depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks of each stage
     num_heads: tuple[int, ...] = (3, 6, 12, 24)  # attention heads of each stage
     window_size: int = 7  # side of an attention window, in tokens
+    # zeros that fill a map up to whole windows: hidden from attention, and a map smaller than a window is
+    # neither filled nor shifted; visible (released models of segmentation and detection): tokens as any
+    # other, and every second block shifts its windows, whatever the size of the map
+    window_padding: WindowPadding = "hidden"
     # for each stage, the window of the weights where it has changed: a side, or [height, width]; 0 is its own
     pretrained_window_sizes: tuple[Size, ...] | None = None
     mlp_ratio: float = 4.0  # hidden channels of an MLP over its channels
@@ -214,6 +219,11 @@ class ModelConfig:
         require(
             self.attention != "cosine" or self.position_bias == "log_cpb",
             f"model.attention (cosine) needs model.position_bias=log_cpb (got {self.position_bias})",
+        )
+        require(
+            self.attention != "mlp" or self.window_padding == "hidden",
+            "model.window_padding=visible is for windows that attend; model.attention=mlp (Swin-MLP) has "
+            "padding of its own: set model.window_padding=hidden",
         )
         if self.moe is not None:
             self._check_moe(self.moe)
@@ -315,7 +325,12 @@ class ModelConfig:
         return height * width
 
     def stage_window(self, stage: int) -> tuple[int, int]:
-        """Height and width of a stage's windows in tokens; along a smaller side of the map, that side."""
+        """Height and width of a stage's windows in tokens; along a smaller side of the map, that side.
+
+        With visible padding, the window whatever the map.
+        """
+        if self.window_padding == "visible":
+            return self.window_size, self.window_size
         height, width = self.stage_resolution(stage)
         return min(self.window_size, height), min(self.window_size, width)
 

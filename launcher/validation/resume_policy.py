@@ -30,11 +30,11 @@ Tree = Mapping[str, Any]
 FIXED = """
     task seed
     model.image_size model.patch_size model.in_chans model.num_classes model.embed_dim model.depths
-    model.num_heads model.window_size model.pretrained_window_sizes model.mlp_ratio model.qkv_bias
-    model.mlp_fc2_bias model.attention model.position_bias model.norm model.extra_norm_period model.moe
-    model.moe.blocks model.moe.num_experts model.moe.top_k model.moe.router model.moe.batch_prioritized
-    model.moe.normalize_gates model.moe.compat model.moe.slots_per_expert model.moe.expert_activation
-    model.moe.shared_expert
+    model.num_heads model.window_size model.window_padding model.pretrained_window_sizes model.mlp_ratio
+    model.qkv_bias model.mlp_fc2_bias model.attention model.position_bias model.norm
+    model.extra_norm_period model.moe model.moe.blocks model.moe.num_experts model.moe.top_k model.moe.router
+    model.moe.batch_prioritized model.moe.normalize_gates model.moe.compat model.moe.slots_per_expert
+    model.moe.expert_activation model.moe.shared_expert
 """
 TRAINING = """
     optim

@@ -52,9 +52,8 @@ class Stage(nn.Module):
         self.run_blocks, self.together = run_blocks, 1  # compile_blocks replaces both
         post_norm = config.norm == "post"
         self.merge = PatchMerging(config.stage_dim(stage - 1), post_norm=post_norm) if stage else None
-        window, cyclic = config.stage_window(stage), config.attention != "mlp"
         period = config.extra_norm_period
-        masks = [WindowMasks(WindowGrid(window=window, shifted=s, cyclic=cyclic)) for s in (False, True)]
+        masks = [WindowMasks(_grid(config, stage, shifted=shifted)) for shifted in (False, True)]
         self.blocks = nn.ModuleList()
         for i in range(config.depths[stage]):
             options = BlockOptions(
@@ -182,6 +181,16 @@ def _own_graphs(stages: int) -> dict[str, Any]:
 
 def _has_experts(block: nn.Module) -> bool:
     return isinstance(block.mlp, MoELayer)
+
+
+def _grid(config: ModelConfig, stage: int, *, shifted: bool) -> WindowGrid:
+    """How the plain or the shifted blocks of a stage cut their map."""
+    return WindowGrid(
+        window=config.stage_window(stage),
+        shifted=shifted,
+        cyclic=config.attention != "mlp",
+        sees_padding=config.window_padding == "visible",
+    )
 
 
 def _ffn(

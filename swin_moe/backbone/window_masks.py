@@ -51,16 +51,22 @@ def representative(grid: WindowGrid, height: int, width: int) -> tuple[int, int]
 
     Along a side, all windows but the last two are alike. The edge of a shift lies in the last one; padding is
     shorter than a window, so that after a shift by half a window it begins in the last but one at most.
+    Where padding is seen, the last window alone differs, and maps of any padding have the same masks.
     """
-    window_height, window_width = grid.window
-    rows, columns = _repeated(grid, height, 0), _repeated(grid, width, 1)
-    return height - rows * window_height, width - columns * window_width
+    return _smallest(grid, height, 0), _smallest(grid, width, 1)
 
 
 def pattern_index(grid: WindowGrid, height: int, width: int) -> Tensor:
     """Of each window of a map, the window of `representative` that has its mask: (S,) int64."""
     rows, columns = _along(grid, height, 0), _along(grid, width, 1)
     return (rows[:, None] * (columns[-1] + 1) + columns).flatten()
+
+
+def _smallest(grid: WindowGrid, side: int, axis: int) -> int:
+    """Tokens along a side of `representative`."""
+    window = grid.window[axis]
+    length = grid.num_windows(side, axis) * window if grid.sees_padding else side
+    return length - _repeated(grid, side, axis) * window
 
 
 def _along(grid: WindowGrid, side: int, axis: int) -> Tensor:
@@ -71,7 +77,7 @@ def _along(grid: WindowGrid, side: int, axis: int) -> Tensor:
 
 def _repeated(grid: WindowGrid, side: int, axis: int) -> int:
     """Windows along a side that are like the one after them."""
-    return max(0, grid.num_windows(side, axis) - 3)
+    return max(0, grid.num_windows(side, axis) - (2 if grid.sees_padding else 3))
 
 
 class RecentTensors:

@@ -34,16 +34,20 @@ class WindowGrid:
     A map that is no multiple of the window is padded at the bottom and the right. `cyclic` shifts roll the
     map (Liu et al. 2021, section 3.2); the others (Swin-MLP, which cannot mask) pad with zeros all around.
     The axes are independent: a side that is a single window is not shifted, whatever the other one.
+
+    With `sees_padding` the zeros that pad a map are tokens like all others, which attention sees, and every
+    side is shifted. This is the rule of the models that were released for detection and segmentation.
     """
 
     window: tuple[int, int]
     shifted: bool
     cyclic: bool = True
+    sees_padding: bool = False  # of cyclic shifts
 
     def shift(self, side: int, axis: int) -> int:
         """Tokens by which a map whose side along `axis` is so long is shifted."""
         window = self.window[axis]
-        return window // 2 if self.shifted and side > window else 0
+        return window // 2 if self.shifted and (self.sees_padding or side > window) else 0
 
     def num_windows(self, side: int, axis: int) -> int:
         """Windows along a side of so many tokens."""
@@ -74,8 +78,8 @@ class WindowGrid:
     def mask(self, height: int, width: int) -> Tensor | None:
         """The additive mask of attention (S, n, n): -inf between tokens that do not see each other.
 
-        After a cyclic shift a window may hold tokens of opposite edges. Padding attends to padding alone.
-        None where no window needs a mask.
+        After a cyclic shift a window may hold tokens of opposite edges, of the padded map. Padding attends to
+        padding alone, unless it is seen. None where no window needs a mask.
         """
         if not self.is_masked(height, width):
             return None
@@ -87,14 +91,15 @@ class WindowGrid:
         return torch.zeros(apart.shape, device="cpu").masked_fill(apart, float("-inf"))
 
     def _is_whole(self, side: int, axis: int) -> bool:
-        """Whether a side is neither shifted nor padded."""
-        return self.shift(side, axis) == 0 and self._padding(side, axis) == (0, 0)
+        """Whether a side is not shifted, and has no padding that must be hidden."""
+        return self.shift(side, axis) == 0 and (self.sees_padding or self._padding(side, axis) == (0, 0))
 
     def _labels(self, side: int, axis: int) -> Tensor:
-        """Of each row (or column) of the shifted map: 0 in its place, 1 rolled round the edge, 2 padding."""
+        """Of each row (or column) of the shifted map: 0 in its place, 1 rolled round the edge, 2 hidden."""
         padded = side + sum(self._padding(side, axis))
         source = torch.arange(padded, device="cpu") + self.shift(padded, axis)
-        return torch.where(source % padded >= side, 2, (source >= padded).long())
+        rolled = (source >= padded).long()
+        return rolled if self.sees_padding else torch.where(source % padded >= side, 2, rolled)
 
     def _padding(self, side: int, axis: int) -> tuple[int, int]:
         """Tokens added before and after a side."""

@@ -66,13 +66,15 @@ def windows_of(config: Mapping[str, Any], *, rounds_up: bool) -> list[Window]:
     """The window of each stage by a configuration of ours or of Hugging Face; none where it does not say.
 
     Args:
-        config: with image_size, patch_size, window_size and depths.
+        config: with image_size, patch_size, window_size and depths; of ours also window_padding.
         rounds_up: whether a stage's map is rounded up, as here, or down.
     """
     rounding = math.ceil if rounds_up else math.floor
     try:
         most, patches = config["window_size"], [x / config["patch_size"] for x in sides(config["image_size"])]
         maps = [[rounding(x / 2**stage) for x in patches] for stage in range(len(config["depths"]))]
+        if config.get("window_padding") == "visible":
+            return [(most, most)] * len(maps)
         return [(min(most, height), min(most, width)) for height, width in maps]
     except (KeyError, TypeError, ValueError):  # no such options, or others than a Swin's
         return []

@@ -141,7 +141,8 @@ def check_exportable(config: ModelConfig) -> None:
     """Refuse what Hugging Face's classes compute otherwise than we do.
 
     Swin has one window in all stages; Swinv2 rounds maps down; both have square windows, let padding take
-    part in attention, and shift along both axes or none: Swin by the shorter side, Swinv2 by the height.
+    part in attention as here with `model.window_padding=visible`, and shift along both axes or none: Swin by
+    the shorter side, Swinv2 by the height.
     """
     for learned in map(sides, config.pretrained_window_sizes or ()):
         if learned[0] != learned[1]:
@@ -156,7 +157,8 @@ def check_exportable(config: ModelConfig) -> None:
             deciding = config.image_sides[0] // config.patch_size // 2**stage
             window = min(window, deciding)
         is_padded = any(side % config.patch_size for side in config.image_sides)
-        is_padded = is_padded or height % own[0] > 0 or width % own[1] > 0
+        if config.window_padding == "hidden":
+            is_padded = is_padded or height % own[0] > 0 or width % own[1] > 0
         if is_padded or is_other(config, stage, window=window, shifted=deciding > window):
             raise WeightsError(
                 f"Hugging Face's model would give other logits: stage {stage} has a map of {height} x "

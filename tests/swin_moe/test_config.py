@@ -94,6 +94,11 @@ def test_moe_errors(options: dict[str, object], message: str) -> None:
         ({"depths": ()}, "model.depths ([]) must give every stage at least one block"),
         ({"mlp_ratio": 0}, "model.embed_dim (96) x model.mlp_ratio (0) must be at least 1"),
         ({"init_std": 0}, "model.init_std (0) must be above 0"),
+        (
+            {"attention": "mlp", "window_padding": "visible"},
+            "model.window_padding=visible is for windows that attend; model.attention=mlp (Swin-MLP) has "
+            "padding of its own: set model.window_padding=hidden",
+        ),
         ({"drop_path_rate": 1.0}, "model.drop_path_rate (1.0) must lie in [0, 1)"),
         (
             {"moe": moe(blocks=((), (1,)))},
@@ -118,6 +123,12 @@ def test_a_map_smaller_than_the_window_is_one_window() -> None:
     """Image 64: maps of 16, 8, 4, 2 tokens; a window of 8 shrinks to 4 and 2 in the last stages."""
     config = ModelConfig(image_size=64, window_size=8)
     assert [config.stage_window(stage) for stage in range(4)] == [(8, 8), (8, 8), (4, 4), (2, 2)]
+
+
+def test_visible_padding_keeps_the_window() -> None:
+    config = ModelConfig(image_size=64, window_size=8, window_padding="visible")
+    assert [config.stage_window(stage) for stage in range(4)] == [(8, 8)] * 4
+    assert [config.pretrained_window(stage) for stage in range(4)] == [(8, 8)] * 4
 
 
 def test_maps_of_any_size_round_up() -> None:

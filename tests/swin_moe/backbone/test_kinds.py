@@ -28,6 +28,8 @@ KINDS = {
     "v2": replace(SMALL, **V2, extra_norm_period=2),
     "mlp": replace(SMALL, attention="mlp"),
     "moe": replace(SMALL, position_bias="log_cpb", drop_rate=0.1, moe=EXPERTS),
+    "visible": replace(SMALL, window_padding="visible", moe=EXPERTS),
+    "v2 visible": replace(SMALL, **V2, window_padding="visible"),
 }
 
 

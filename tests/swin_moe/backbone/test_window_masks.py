@@ -16,33 +16,37 @@ WINDOWS = [(1, 1), (2, 2), (3, 3), (2, 3), (4, 2), (1, 4)]
 SIDES = [1, 2, 3, 4, 5, 7, 9, 10, 13]  # multiples of the windows and others, of one to thirteen windows
 
 
-def axis_labels(side: int, window: int, shifted: bool) -> list[list[int]]:
-    """Of each window along a side, its tokens: 0 in its place, 1 moved around the edge, 2 padding."""
+def axis_labels(side: int, window: int, grid: WindowGrid) -> list[list[int]]:
+    """Of each window along a side, its tokens: 0 in its place, 1 moved around the edge, 2 hidden padding."""
     padded = -(-side // window) * window
-    shift = window // 2 if shifted and padded > window else 0
+    shift = window // 2 if grid.shifted and (padded > window or grid.sees_padding) else 0
     moved = [(token + shift) % padded for token in range(padded)]
-    labels = [2 if source >= side else int(source < token) for token, source in enumerate(moved)]
+    labels = [
+        2 if source >= side and not grid.sees_padding else int(source < token)
+        for token, source in enumerate(moved)
+    ]
     return [labels[start : start + window] for start in range(0, padded, window)]
 
 
-def plain_mask(height: int, width: int, window: tuple[int, int], shifted: bool) -> Tensor:
+def plain_mask(height: int, width: int, grid: WindowGrid) -> Tensor:
     """The mask (S, n, n), window by window and pair by pair."""
-    masks = []
-    for rows in axis_labels(height, window[0], shifted):
-        for columns in axis_labels(width, window[1], shifted):
+    masks, window = [], grid.window
+    for rows in axis_labels(height, window[0], grid):
+        for columns in axis_labels(width, window[1], grid):
             tokens = [(-1, -1) if 2 in pair else pair for pair in itertools.product(rows, columns)]
             masks.append([[0.0 if a == b else float("-inf") for b in tokens] for a in tokens])
     return torch.tensor(masks)
 
 
+@pytest.mark.parametrize("sees_padding", [False, True], ids=["hidden", "visible"])
 @pytest.mark.parametrize("shifted", [False, True])
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
-def test_masks_pair_by_pair(window: tuple[int, int], shifted: bool) -> None:
+def test_masks_pair_by_pair(window: tuple[int, int], shifted: bool, sees_padding: bool) -> None:
     """Squares and rectangles, one after another with the same kept patterns: the same bits."""
-    grid = WindowGrid(window=window, shifted=shifted)
+    grid = WindowGrid(window=window, shifted=shifted, sees_padding=sees_padding)
     masks = WindowMasks(grid)
     for height, width in itertools.product(SIDES, SIDES):
-        mask, expected = masks.mask(height, width, CPU), plain_mask(height, width, window, shifted)
+        mask, expected = masks.mask(height, width, CPU), plain_mask(height, width, grid)
         assert (mask is None) == (not grid.is_masked(height, width))
         whole = torch.zeros(expected.shape) if mask is None else mask
         assert torch.equal(whole, expected)
@@ -65,6 +69,22 @@ def test_patterns_by_hand() -> None:
     assert pattern_index(grid, 4, 2).tolist() == [0, 1]
 
 
+def test_maps_of_any_padding_share_masks_where_it_is_seen() -> None:
+    """Windows of 4, shifted: of a side the last window alone differs, however many tokens of it are zeros.
+
+    So a map of several windows along both sides has the four masks of 2 x 2 windows, 8 x 8 tokens.
+    """
+    grid = WindowGrid(window=(4, 4), shifted=True, sees_padding=True)
+    assert representative(grid, 13, 23) == representative(grid, 500, 9) == (8, 8)
+    assert representative(grid, 3, 23) == (4, 8)
+    assert pattern_index(grid, 9, 10).tolist() == [0, 0, 1, 0, 0, 1, 2, 2, 3]
+    masks = WindowMasks(grid)
+    for height, width in itertools.product(range(1, 60, 7), range(1, 60, 5)):
+        masks.mask(height, width, CPU)
+    assert sorted(len(patterns) for patterns in masks.patterns) == [1, 2, 2, 4]
+    assert masks.patterns.bytes == 9 * 16 * 16 * 4  # nine masks of 16 x 16 pairs in fp32, whatever the sizes
+
+
 def test_alternating_sizes_make_nothing_anew() -> None:
     """A second round keeps all objects, and sizes that differ by whole windows share patterns."""
     masks = WindowMasks(WindowGrid(window=(4, 4), shifted=True))
@@ -81,10 +101,12 @@ def test_alternating_sizes_make_nothing_anew() -> None:
     assert len(masks.patterns) == 2  # multiples of the window; and sides of 4 k + 1 tokens
 
 
-def test_memory_is_bounded() -> None:
+@pytest.mark.parametrize("sees_padding", [False, True], ids=["hidden", "visible"])
+def test_memory_is_bounded(sees_padding: bool) -> None:
     """All sizes up to 40 x 40 tokens: within the bound, and what was used last is kept."""
     most = 9 * 16 * 16 * 4 * 5  # five sets of nine patterns of windows of 4 x 4 tokens in fp32
-    masks = WindowMasks(WindowGrid(window=(4, 4), shifted=True), most_bytes=most)
+    grid = WindowGrid(window=(4, 4), shifted=True, sees_padding=sees_padding)
+    masks = WindowMasks(grid, most_bytes=most)
     for height, width in itertools.product(range(1, 41, 3), range(1, 41, 2)):
         masks.mask(height, width, CPU)
         assert masks.patterns.bytes <= most

@@ -41,6 +41,8 @@ def logits(model: SwinTransformer, x: Tensor, call: RoutingOverrides | None = No
         {"attention": "mlp"},
         {"image_size": (40, 28)},  # maps that are padded to whole windows
         {"image_size": (40, 28), **V2},
+        {"image_size": (40, 28), "window_padding": "visible"},
+        {"image_size": (40, 28), "window_padding": "visible", **V2},
         {"qkv_bias": False},
         {"qkv_bias": False, **V2},
         {"attention_chunk": 4},

@@ -35,6 +35,7 @@ DENSE_MOE = replace(SWIN_MOE, moe=None)  # the dense baseline of Swin-MoE
         *((c, f) for c in (SWIN, SWIN_V2, SWIN_MLP, SWIN_MOE, ANY) for f in ("native", "safetensors")),
         *((c, "official") for c in (SWIN, SWIN_V2, SWIN_MLP, SWIN_MOE, DENSE_MOE)),
         (replace(SWIN_MOE, mlp_fc2_bias=True), "official"),
+        *((replace(c, image_size=8, window_padding="visible"), "native") for c in (SWIN, SWIN_V2)),
         (SWIN, "timm"),
         (SWIN_V2, "timm"),
         (replace(SWIN, image_size=12), "hf"),  # maps of 3 and 2 would need padding
@@ -108,6 +109,11 @@ def test_native_files_have_a_tensor_an_expert_and_the_config(tmp_path: Path) -> 
             "one with cosine attention, log_cpb bias, post norm, extra_norm_period=2, 4 experts",
         ),
         (replace(SWIN, mlp_fc2_bias=False), "official", "mlp_fc2_bias=false"),
+        (
+            replace(SWIN, window_padding="visible", depths=(2, 2)),
+            "official",
+            "stage 1 has a map of 3 x 3 and windows of 3, for which it would use windows of 3 and no shifts",
+        ),
         (SWIN, "onnx", "no format 'onnx'; known: native, safetensors, official, timm, hf"),
     ],
 )

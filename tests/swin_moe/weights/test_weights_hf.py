@@ -2,7 +2,8 @@
 
 transformers 5 adds SwinV2's shift mask twice, -200 for -100; ours is -inf. After a softmax in fp32 the three
 are the same here: e^-100 is 1e-44 beside terms of 1, far below the 1e-5 that the logits are held to. Maps are
-multiples of their windows, because transformers lets padding take part in attention, which we mask.
+multiples of their windows, because transformers lets padding take part in attention, which we mask unless
+model.window_padding is visible.
 """
 
 import warnings
@@ -21,6 +22,8 @@ transformers = pytest.importorskip("transformers", reason="pip install transform
 # Maps of 8, 4: shifted windows of 4 in the first stage, one whole window in the second.
 V1 = replace(SWIN, image_size=32, window_size=4, depths=(2, 2), mlp_ratio=4.0)
 V2 = replace(SWIN_V2, image_size=32, window_size=4, depths=(2, 2), mlp_ratio=4.0)
+# Maps of 12 and 6 tokens: windows of 5 are padded in both, and shifted.
+PADDED = {"image_size": 48, "window_size": 5, "window_padding": "visible"}
 
 
 def their_config(config: ModelConfig) -> "transformers.PretrainedConfig":
@@ -130,9 +133,26 @@ def test_their_pretrained_windows_are_taken_from_their_config(tmp_path: Path) ->
         torch.testing.assert_close(model(images).logits, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("config", [V1, V2], ids=["swin", "swinv2"])
+def test_padding_that_attention_sees_is_theirs(config: ModelConfig, tmp_path: Path) -> None:
+    source = randomized(replace(config, **PADDED))
+    save_weights(source, tmp_path / "hf", "hf")
+    model = transformers.AutoModelForImageClassification.from_pretrained(tmp_path / "hf").eval()
+    images = torch.randn(3, 3, 48, 48)
+    with torch.no_grad():
+        ours, hidden = source(images).logits, build_model(replace(source.config, window_padding="hidden"))
+        torch.testing.assert_close(model(images).logits, ours, rtol=1e-5, atol=1e-5)
+        hidden.load_state_dict(source.state_dict())
+        assert not torch.allclose(hidden.eval()(images).logits, ours, atol=1e-3)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [
+        (
+            replace(V1, window_padding="visible"),
+            "stage 1 has a map of 4 x 4 and windows of 4, .* another shift",
+        ),
         (SWIN_MOE, "--to hf is for swin, swinv2; this model is swin_moe"),
         (SWIN_MLP, "this model is swin_mlp"),
         (replace(SWIN_V2, extra_norm_period=2), "extra_norm_period=2"),
