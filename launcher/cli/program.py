@@ -77,6 +77,9 @@ def main(arguments: list[str] | None = None, runtime: "Runtime | None" = None) -
     except RunError as error:
         print_error(error)
         return error.code
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # whoever reads the output, such as `head`, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + signal.SIGPIPE

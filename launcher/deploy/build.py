@@ -5,10 +5,7 @@ Legend: B images of h x w pixels, K classes.
 
 import os
 import platform
-import shutil
-import socket
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,6 +26,7 @@ from launcher.deploy.card import (
 )
 from launcher.deploy.data import Places, drawn_split, judged_split
 from launcher.deploy.experts import experts_card
+from launcher.deploy.folder import unfinished_folder
 from launcher.deploy.golden import Golden
 from launcher.deploy.options import DeployOptions, TargetName
 from launcher.deploy.source import check_device, default_products, freeze, load_classifier, origin_of
@@ -36,10 +34,8 @@ from launcher.deploy.split import POINTS, Judged, Split, compare
 from launcher.deploy.targets.base import Subject, Target, output_names
 from launcher.deploy.targets.registry import TARGETS
 from launcher.deploy.verify import Report, in_new_process
-from launcher.evaluation.loaded import LoadedModel
-from launcher.evaluation.modes import standard_modes
+from launcher.evaluation.loaded import LoadedModel, exact_logits
 from parallel.versions import version_of, version_record
-from swin_moe.moe.layer import RoutingOverrides
 
 PACKAGES = ("swin-moe", "torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
 Say = Callable[[str], None]
@@ -76,7 +72,7 @@ def deploy(request: Request, say: Say = print, runtime: Runtime = in_new_process
     normalize = Normalize(loaded.inputs.mean, loaded.inputs.std, torch.device("cpu"))
     truth = Golden(images, eager(normalize(images)))
     say(f"{request.source}: {len(images)} golden images drawn from {drawn.place}")
-    with _temporary(options.out) as folder:
+    with unfinished_folder(options.out) as folder:
         card = _write(request, subject, truth, folder)
         say(f"wrote {card.program.name} ({card.program.size_bytes / 2**20:.1f} MiB)")
         wanted = judged.judge("model", eager, options.batch[1]) if judged else None
@@ -121,12 +117,7 @@ def _write(request: Request, subject: Subject, truth: Golden, folder: Path) -> C
 
 def eager_logits(loaded: LoadedModel, device: torch.device, images: Tensor) -> Tensor:
     """What the model itself says of images, in fp32 and without dropped tokens: (B, K) on the CPU."""
-    moe, model = loaded.model.config.moe, loaded.model.to(device)
-    exact = standard_modes(moe)[0].call if moe else RoutingOverrides()
-    keys = torch.zeros(len(images), dtype=torch.int64, device=device)
-    with torch.no_grad():
-        logits: Tensor = model(images.to(device), keys, exact).logits
-    return logits.float().cpu()
+    return exact_logits(loaded.model.to(device), images)
 
 
 def _splits(
@@ -226,21 +217,3 @@ def _summary(checked: Checked) -> str:
         f"{text}; top-1 {checked.top1:.2%} on {checked.images} images of {checked.split}, the model's "
         f"{checked.eager_top1:.2%}"
     )
-
-
-@contextmanager
-def _temporary(out: Path) -> Iterator[Path]:
-    """A folder beside `out`, which is gone afterwards unless it was renamed.
-
-    Raises:
-        ArtifactError: it cannot be written.
-    """
-    folder = out.with_name(f".{out.name}.{socket.gethostname()}.{os.getpid()}.tmp")
-    try:
-        folder.mkdir(parents=True)
-    except OSError as error:
-        raise ArtifactError(f"--out {out} cannot be written: {error.strerror}") from error
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

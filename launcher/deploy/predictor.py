@@ -24,15 +24,6 @@ from swin_moe.weights.input_spec import InputSpec
 Program = Callable[[Tensor], Sequence[Tensor]]
 
 
-@dataclass(frozen=True)
-class ClassScore:
-    """A class and how likely it is."""
-
-    index: int  # of the model's outputs
-    name: str | None  # if it is known
-    probability: float  # of the softmax over all classes
-
-
 @dataclass(frozen=True, kw_only=True)
 class Predictor:
     """A program that classifies images, and what a caller must know of it.
@@ -89,12 +80,3 @@ class Predictor:
         """The outputs for one call, which black images fill where there are too few."""
         missing = max(self.batch[0] - len(piece), 0)
         return [tensor.cpu() for tensor in self.program(F.pad(piece, (0, 0) * 3 + (0, missing)).contiguous())]
-
-
-def best_classes(logits: Tensor, top: int, names: Sequence[str] | None) -> tuple[ClassScore, ...]:
-    """The most likely classes of logits (classes,), best first; equal ones in their order."""
-    probabilities = logits.double().softmax(0)
-    order = probabilities.argsort(descending=True, stable=True)[:top].tolist()
-    return tuple(
-        ClassScore(index, names[index] if names else None, float(probabilities[index])) for index in order
-    )

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import torch
 
-from launcher.config.schema import RunConfig
 from launcher.deploy.card import ArtifactError, Origin
 from launcher.deploy.options import DeviceType, TargetName
 from launcher.deploy.predictor import Predictor
 from launcher.evaluation.loaded import LoadedModel, load
+from launcher.evaluation.recorded import recorded_task
+from launcher.tasks.registry import task_spec
 from parallel.checkpoint.manifest import read_manifest
 from parallel.digest import joint_digest, tensor_digest
 from parallel.zero.dtypes import DTYPES
@@ -19,8 +20,7 @@ from swin_moe.config import ModelConfig
 from swin_moe.frozen.model import FrozenClassifier
 from swin_moe.frozen.products import ExpertProducts
 from swin_moe.weights import native
-from swin_moe.weights.native import checkpoint_in, has_classifier
-from swin_moe.yaml_files import parse_yaml
+from swin_moe.weights.native import checkpoint_in
 
 FEW_EXPERTS = 8  # of which a GPU computes all on every token
 
@@ -28,19 +28,18 @@ FEW_EXPERTS = 8  # of which a GPU computes all on every token
 def load_classifier(
     source: str | Path, config: str | Path | None = None, *, ema: bool = False
 ) -> LoadedModel:
-    """As `launcher.load`, for models with a classifier alone.
+    """As `launcher.load`, for models of tasks whose spec has `is_classifier`.
 
     Raises:
-        ArtifactError: the model of a task without a classifier.
+        ArtifactError: the model is of another task.
+        TaskError: the task is not here.
         WeightsError, ConfigError: as `launcher.load`.
     """
-    path = Path(source)
-    if (checkpoint := checkpoint_in(path)) and not has_classifier(path):
-        run = parse_yaml(read_manifest(checkpoint).get("config", ""))
-        task = run.get("task", RunConfig.task) if isinstance(run, dict) else "unknown"
+    task = recorded_task(source)
+    if not task_spec(task).is_classifier:
         raise ArtifactError(
-            f"{source} was trained with task={task}: its model has no classifier, so that there is nothing "
-            "to predict; fine-tune it with task=classification and train.pretrained first"
+            f"{source} was trained with task={task}: its model has no classifier, which `deploy` and `serve` "
+            "need; fine-tune it as a classifier with train.pretrained first"
         )
     return load(source, config, ema=ema)
 

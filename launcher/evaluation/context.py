@@ -140,21 +140,13 @@ def load(
         CheckpointError: it is damaged, of another model, or holds no moving average.
     """
     run, moe = request.run, request.config.model.moe
-    # Tutel drops more than our backend in an evaluation
-    config = replace(request.config, model=request.config.model.with_native_backend())
     checkpoint = chosen(run, request.checkpoint)
     directory = run.path / "eval" / f"{checkpoint.path.name}{RESULTS[request.kind]}" / (request.val or "")
     make(directory, first=ranks.rank == 0)
     ep_size = gcd(ranks.world_size, moe.num_experts) if moe else 1
     dims = ParallelDims(world_size=ranks.world_size, ep_size=ep_size)
     mesh = build_mesh(dims, ranks_per_node=ranks.local_world_size)
-    # what was chosen for the layout of training may not fit this one
-    exchange = replace(config.parallel.expert_exchange, strategy="ep", hierarchical=False)
-    task = build_task(config, TaskContext(mesh=mesh, device=device, exchange=exchange))
-    model = task.model
-    experts = moe.num_experts if moe else 0
-    load_weights(checkpoint.path, model, experts, checkpoint.manifest, kind=request.kind)
-    model.to(DTYPES[config.train.precision])
+    config, task = load_task(request.config, checkpoint, mesh, device, request.kind)
     if mesh.is_first:
         for notice in checkpoint.notices:
             logger.warning("%s", notice)
@@ -165,11 +157,40 @@ def load(
         mesh=mesh,
         device=device,
         task=task,
-        model=model.eval(),
+        model=task.model.eval(),
         heartbeat=heartbeat,
         directory=directory,
         metric=task.metric,
     )
+
+
+def load_task(
+    config: RunConfig, checkpoint: IntactCheckpoint, mesh: Mesh, device: torch.device, kind: str = MASTER
+) -> tuple[RunConfig, Task]:
+    """A task with the weights of a checkpoint, in the precision of a run; every rank calls it.
+
+    Args:
+        config: of the run.
+        checkpoint: verified.
+        mesh: of this evaluation.
+        device: of this rank.
+        kind: of the weights.
+
+    Returns:
+        The configuration of the evaluation, and the task.
+
+    Raises:
+        CheckpointError: it is of another model, or holds no moving average.
+    """
+    # Tutel drops more than our backend in an evaluation
+    config = replace(config, model=config.model.with_native_backend())
+    # what was chosen for the layout of training may not fit this one
+    exchange = replace(config.parallel.expert_exchange, strategy="ep", hierarchical=False)
+    task = build_task(config, TaskContext(mesh=mesh, device=device, exchange=exchange))
+    experts = config.model.moe.num_experts if config.model.moe else 0
+    load_weights(checkpoint.path, task.model, experts, checkpoint.manifest, kind=kind)
+    task.model.to(DTYPES[config.train.precision])
+    return config, task
 
 
 def make(directory: Path, *, first: bool) -> None:

@@ -3,8 +3,9 @@
     trained = launcher.load("runs/a")
     logits = trained.model(trained.transform("cat.jpg")[None]).logits
     best = trained.classes[logits.argmax()]
+    print(trained.predict("cat.jpg")[0].name)                    # the same, without dropped tokens
 
-Legend: h, w height and width of the model's images in pixels.
+Legend: B images of h x w pixels, K classes.
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,11 @@ from data_shards.image.decode import decode_image, transform_frames
 from data_shards.image.geometry import EvalTransform
 from launcher.config.load import load_config
 from launcher.config.schema import DataConfig
+from launcher.evaluation.modes import standard_modes
+from launcher.tasks.class_scores import ClassScore, best_classes
 from swin_moe.backbone.model import SwinTransformer
+from swin_moe.config import ModelError
+from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.recipes import recipe_files
 from swin_moe.registry import build_model
 from swin_moe.weights import trained
@@ -52,6 +57,39 @@ class LoadedModel:
             DataError: the image cannot be decoded.
         """
         return model_image(image, self.model.config.image_sides, self.inputs)
+
+    def predict(self, image: Image, top: int = 5) -> tuple[ClassScore, ...]:
+        """The most likely classes of an image, best first, as `swin-moe predict` gives them.
+
+        No expert drops a token.
+
+        Args:
+            image: see `transform`.
+            top: at most so many classes.
+
+        Raises:
+            DataError: the image cannot be decoded.
+            ModelError: `top` is below 1, or a logit is no finite number.
+        """
+        if top < 1:
+            raise ModelError(f"top ({top}) must be at least 1")
+        [logits] = exact_logits(self.model, self.transform(image)[None])
+        if not bool(logits.isfinite().all()):
+            raise ModelError("the model gives numbers that are not finite for this image")
+        return best_classes(logits, top, self.classes)
+
+
+@torch.no_grad()
+def exact_logits(model: SwinTransformer, images: Tensor) -> Tensor:
+    """What a model says of images (B, 3, h, w) without dropped tokens: (B, K) fp32 on the CPU.
+
+    Routers that know no choice without a capacity have that of their evaluations.
+    """
+    moe, device = model.config.moe, next(model.parameters()).device
+    call = standard_modes(moe)[0].call if moe else RoutingOverrides()
+    keys = torch.zeros(len(images), dtype=torch.int64, device=device)
+    logits: Tensor = model(images.to(device), keys, call).logits
+    return logits.float().cpu()
 
 
 def load(source: str | Path, config: str | Path | None = None, *, ema: bool = False) -> LoadedModel:

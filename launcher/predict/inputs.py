@@ -26,6 +26,7 @@ class ImageInput:
     name: str  # its path, or SHARDS#POSITION
     read: Callable[[], bytes]  # raises DataError or OSError
     label: int | None = None  # of shards
+    position: int = 0  # in its shards
 
 
 def image_inputs(places: Iterable[str]) -> Iterator[ImageInput]:
@@ -80,7 +81,10 @@ def _of_shards(place: str) -> Iterator[ImageInput]:
             labels = split.reader.labels(shard).tolist() if has_labels else [None] * count
             for row, label in enumerate(labels):
                 yield ImageInput(
-                    name=f"{place}#{position}", read=partial(_member, split, shard, row), label=label
+                    name=f"{place}#{position}",
+                    read=partial(_member, split, shard, row),
+                    label=label,
+                    position=position,
                 )
                 position += 1
     finally:

@@ -1,22 +1,18 @@
-"""Images to predictions: decoded in threads while the model runs, answered in their order.
-
-Legend: B images of a batch, C channels of the last map.
-"""
+"""Images to predictions: decoded in threads while the model runs, answered in their order."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from data_shards.errors import DataError
-from launcher.deploy.predictor import ClassScore, Predictor, best_classes
+from launcher.predict.answerers import Answered, Answerer
 from launcher.predict.inputs import ImageInput
-
-NOT_FINITE = "the model gives numbers that are not finite; --precision fp32 may help"
+from launcher.tasks.answers import Answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +21,9 @@ class Prediction:
 
     name: str  # of the image
     label: int | None = None  # that the shards give it
-    top: tuple[ClassScore, ...] = ()  # the most likely classes, best first
-    features: Tensor | None = None  # (C,)
+    answer: Answer | None = None
+    features: Tensor | None = None  # (channels of the last map,)
+    pictures: Mapping[str, Tensor] = field(default_factory=dict)  # by name, see `Predicting`
     error: str | None = None
 
 
@@ -34,66 +31,72 @@ class Prediction:
 class PredictOptions:
     """How images are read and run."""
 
-    top: int = 5  # classes of each image
     batch_size: int = 32
     threads: int = 2  # that read and decode
-    features: bool = False  # keep them
 
 
 def predictions(
-    predictor: Predictor, images: Iterable[ImageInput], options: PredictOptions
+    answerer: Answerer, images: Iterable[ImageInput], options: PredictOptions
 ) -> Iterator[Prediction]:
     """A prediction for each image, in order. An image that cannot be used has an error, the others go on.
 
     At most two batches of images are in memory.
     """
     with ThreadPoolExecutor(options.threads, thread_name_prefix="decode") as pool:
-        for batch in _batches(pool, predictor, images, options.batch_size):
-            yield from _predicted(predictor, batch, options)
+        for batch in _batches(pool, answerer, images, options.batch_size):
+            yield from _predicted(answerer, batch)
 
 
-Decoded = tuple[ImageInput, Tensor | str]  # what the model takes of an image, or the error
+@dataclass(frozen=True)
+class _Decoded:
+    """An image, and what the model takes of it or the error."""
+
+    image: ImageInput
+    example: Any = None
+    error: str | None = None
 
 
 def _batches(
-    pool: ThreadPoolExecutor, predictor: Predictor, images: Iterable[ImageInput], size: int
-) -> Iterator[list[Decoded]]:
+    pool: ThreadPoolExecutor, answerer: Answerer, images: Iterable[ImageInput], size: int
+) -> Iterator[list[_Decoded]]:
     """Batches of decoded images; the next one is decoded meanwhile."""
-    waiting: deque[Future[Decoded]] = deque()
+    waiting: deque[Future[_Decoded]] = deque()
     source = iter(images)
     while True:
         for image in islice(source, 2 * size - len(waiting)):
-            waiting.append(pool.submit(_decoded, predictor, image))
+            waiting.append(pool.submit(_decoded, answerer, image))
         if not waiting:
             return
         yield [waiting.popleft().result() for _ in range(min(size, len(waiting)))]
 
 
-def _decoded(predictor: Predictor, image: ImageInput) -> Decoded:
+def _decoded(answerer: Answerer, image: ImageInput) -> _Decoded:
     try:
-        return image, predictor.transform(image.read())
+        return _Decoded(image, answerer.example(image.read(), image.position))
     except DataError as error:
-        return image, str(error)
+        return _Decoded(image, error=str(error))
     except OSError as error:
-        return image, error.strerror or str(error)
+        return _Decoded(image, error=error.strerror or str(error))
 
 
-def _predicted(predictor: Predictor, batch: list[Decoded], options: PredictOptions) -> Iterator[Prediction]:
-    tensors = [content for _, content in batch if isinstance(content, Tensor)]
-    output = predictor.run(torch.stack(tensors)) if tensors else None
-    row = 0
-    for image, content in batch:
-        if isinstance(content, str) or output is None:
-            yield Prediction(name=image.name, label=image.label, error=str(content))
+def _predicted(answerer: Answerer, batch: list[_Decoded]) -> Iterator[Prediction]:
+    good = [one for one in batch if one.error is None]
+    answers: Iterator[Answered] = iter(())
+    if good:
+        answers = iter(answerer.answer([one.example for one in good], [one.image.position for one in good]))
+    for one in batch:
+        name, label = one.image.name, one.image.label
+        if one.error is not None:
+            yield Prediction(name=name, label=label, error=one.error)
             continue
-        if not bool(output.logits[row].isfinite().all()):
-            yield Prediction(name=image.name, label=image.label, error=NOT_FINITE)
-            row += 1
+        answered = next(answers)
+        if isinstance(answered.said, str):
+            yield Prediction(name=name, label=label, error=answered.said)
             continue
         yield Prediction(
-            name=image.name,
-            label=image.label,
-            top=best_classes(output.logits[row], options.top, predictor.classes),
-            features=output.features[row].clone() if options.features else None,
+            name=name,
+            label=label,
+            answer=answered.said,
+            features=answered.features,
+            pictures=answered.pictures,
         )
-        row += 1

@@ -24,7 +24,6 @@ from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.requests import ClientDisconnect
 from torch import Tensor
 
-from launcher.deploy.predictor import best_classes
 from launcher.serve.batcher import Batcher, ClosedError, OverloadedError
 from launcher.serve.images import BadImageError, to_pixels
 from launcher.serve.limits import LimitedBodies
@@ -42,6 +41,7 @@ from launcher.serve.schemas import (
     Health,
 )
 from launcher.serve.telemetry import Counted, ServerTelemetry
+from launcher.tasks.class_scores import best_classes
 from swin_moe.frozen.model import FrozenOutput
 
 ERRORS: dict[int | str, dict[str, Any]] = {

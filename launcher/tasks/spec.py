@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from data_shards.format.fields import IMAGE_AND_LABEL, Field
+from launcher.tasks.answers import Predicting
 from launcher.tasks.parameter_rules import ParameterRules
 from parallel.experts.options import ExchangeOptions
 
@@ -214,6 +215,8 @@ class TaskSpec:
     parameters: ParameterRules = field(default_factory=ParameterRules)
     planning: Planning | None = None  # without it the planner refuses the task
     has_classes: bool = False  # output i of the model stands for class i of the data
+    is_classifier: bool = False  # its model is a SwinTransformer, which `deploy` and `serve` can run
+    predicting: Predicting | None = None  # without it `predict` refuses the task
 
 
 class TaskBase:

@@ -5,6 +5,7 @@ runs.
 """
 
 import io
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -47,6 +48,27 @@ def test_a_run_its_checkpoint_and_its_export_are_one_model(tmp_path: Path) -> No
         assert loaded.inputs.mean == config.data.mean
     assert trained.classes is not None
     assert len(trained.classes) == config.model.num_classes
+
+
+def test_predictions_are_those_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By the eager model here, by the frozen one there; experts drop nothing in both."""
+    pixels = np.random.default_rng(1).integers(0, 256, (20, 30, 3), np.uint8)
+    PIL.Image.fromarray(pixels).save(tmp_path / "a.png")
+    trained = launcher.load(RUN)
+    found = trained.predict(tmp_path / "a.png", top=3)
+    assert main(["predict", str(RUN), str(tmp_path / "a.png"), "--top", "3", "--json"]) == 0
+    [record] = map(json.loads, capsys.readouterr().out.splitlines())
+    assert [(one.index, one.name) for one in found] == [(one["index"], one["name"]) for one in record["top"]]
+    wanted = [one["probability"] for one in record["top"]]
+    assert [one.probability for one in found] == pytest.approx(wanted, rel=1e-5)
+    assert trained.predict(pixels, top=3) == found
+    assert trained.classes is not None
+    assert found[0].name in trained.classes
+    everything = trained.predict(pixels, top=99)
+    assert len(everything) == 10
+    assert sum(one.probability for one in everything) == pytest.approx(1.0)
+    with pytest.raises(swin_moe.ModelError, match=r"top \(0\) must be at least 1"):
+        trained.predict(pixels, top=0)
 
 
 def test_an_export_names_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

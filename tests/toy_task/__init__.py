@@ -11,13 +11,15 @@ from torch import Tensor, nn
 
 from launcher.config.schema import RunConfig
 from launcher.config.task_sections import options_of
+from launcher.tasks.answers import Predicting
 from launcher.tasks.image_data import image_inputs
 from launcher.tasks.param_groups import ParameterRules
 from launcher.tasks.spec import HeadPart, PlannedTeacher, Planning, StepOutput, Task, TaskContext, TaskSpec
 from parallel.experts.placement import ExpertParallel
 from swin_moe.backbone.backbone import Backbone
 from swin_moe.backbone.flops import construct_on_meta
-from tests.toy_task.data import eval_data, train_data
+from tests.toy_task import answers
+from tests.toy_task.data import eval_data, image_data, train_data
 from tests.toy_task.options import ToyOptions
 
 
@@ -97,6 +99,9 @@ SPEC = TaskSpec(
         heads=_heads,
         views=2,
         teacher=PlannedTeacher(_model_on_meta, views=2),
+    ),
+    predicting=Predicting(
+        data=image_data, columns=answers.columns, answers=answers.answers, pictures=answers.pictures
     ),
     on_change={"momentum": "training"},
     parameters=ParameterRules(backbone="encoder.", heads=("projector.", "predictor.", "points.")),

@@ -89,6 +89,30 @@ class ToyTransform:
         }
 
 
+@dataclass(frozen=True)
+class ToyViews:
+    """The views of `ToyTransform`, of an image alone."""
+
+    geometries: tuple[ImageTransform, ...]
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        return ("image",)
+
+    @property
+    def collators(self) -> Mapping[str, Collator]:
+        return {"views": image_tensor(self.geometries[0].sides, len(self.geometries))}
+
+    def __call__(self, members: Members, key: DrawKey) -> Example:
+        keys = [key._replace(view=view) for view in range(len(self.geometries))]
+        return {"views": stack_views(decode_views(file_of(members, "image"), self.geometries, keys))}
+
+
+def image_data(config: RunConfig) -> DataSpec:
+    """The central crop of an image without points and label."""
+    return DataSpec(transform=ToyViews((central_crop(config),)))
+
+
 def train_data(config: RunConfig) -> DataSpec:
     """Two random crops."""
     return DataSpec(transform=ToyTransform((random_crop(config),) * 2), members=FIELDS)

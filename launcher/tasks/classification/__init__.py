@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from launcher.config.schema import RunConfig
+from launcher.tasks.answers import Predicting
 from launcher.tasks.spec import Planning, TaskSpec
 from parallel.lazy_exports import deferred
 
@@ -44,4 +45,10 @@ SPEC = TaskSpec(
         step=deferred(f"{HERE}.task:step"),
     ),
     has_classes=True,
+    is_classifier=True,
+    predicting=Predicting(
+        data=deferred(f"{IMAGES}:eval_images"),
+        columns=deferred(f"{HERE}.answers:columns"),
+        answers=deferred(f"{HERE}.answers:answers"),
+    ),
 )

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from launcher.config.schema import RunConfig
 from launcher.config.task_sections import options_of
+from launcher.tasks.answers import Predicting
 from launcher.tasks.parameter_rules import ParameterRules
 from launcher.tasks.spec import Planning, TaskSpec
 from parallel.lazy_exports import deferred
@@ -49,5 +50,11 @@ SPEC = TaskSpec(
     ),
     parameters=ParameterRules(
         backbone="encoder.", heads=("decoder.", "mask_token"), first_layer=("mask_token",)
+    ),
+    predicting=Predicting(
+        data=deferred(f"{IMAGES}:eval_images"),
+        columns=deferred(f"{HERE}.answers:columns"),
+        answers=deferred(f"{HERE}.answers:answers"),
+        pictures=deferred(f"{HERE}.answers:pictures"),
     ),
 )

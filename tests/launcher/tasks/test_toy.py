@@ -5,11 +5,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from launcher.cli.program import main
 from launcher.config.load import load_config
 from launcher.plan.base.hardware import load_hardware
 from launcher.plan.memory.activations import activations_of
@@ -263,6 +266,31 @@ def test_its_backbone_is_exported(alone: Path, tmp_path: Path) -> None:
         assert all(torch.equal(tensor, wanted[f"encoder.{name}"]) for name, tensor in found.items())
     model = build_backbone(load_config(CONFIG, overrides(alone, tmp_path, *TOY)).model)
     assert load_weights(model, teacher).loaded == len(load_file(teacher))
+
+
+def test_it_answers_to_images(
+    shards: Path, alone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A third party's task: its projections of images alone have the metric of an evaluation."""
+    run_alone("eval", str(alone))
+    line = ["predict", str(alone), f"{shards}/val", "--json", "--pictures", str(tmp_path / "drawn")]
+    assert main(line) == 0
+    records = [json.loads(text) for text in capsys.readouterr().out.splitlines()]
+    points = torch.tensor([record["projection"] for record in records], dtype=torch.float64)
+    in_order = torch.arange(1, 65, dtype=torch.float64)
+    ordered = (in_order @ points.norm(dim=1)).item() / 64
+    assert ordered == pytest.approx(evaluation(alone)["ordered"], rel=1e-6)
+    for record in records:
+        [file] = record["pictures"]
+        picture = np.asarray(PIL.Image.open(file))
+        bright = int(torch.tensor(record["projection"]).argmax())
+        assert np.argwhere(picture).tolist() == [[2, bright]]
+    features = str(tmp_path / "features.safetensors")
+    assert main(["predict", str(alone), f"{shards}/val", "--features", features]) == 0
+    assert load_file(features)["features"].shape[0] == 64
+    assert capsys.readouterr().out.startswith(f"{shards}/val#0: points around (")
+    assert main(["deploy", str(alone), "--to", "safetensors"]) == 2
+    assert "task=tests.toy_task:SPEC: its model has no classifier" in capsys.readouterr().err
 
 
 def test_a_sweep_has_the_values_of_the_metric(alone: Path) -> None:

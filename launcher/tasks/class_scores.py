@@ -1,0 +1,24 @@
+"""The most likely classes of an image."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ClassScore:
+    """A class and how likely it is."""
+
+    index: int  # of the model's outputs
+    name: str | None  # if it is known
+    probability: float  # of the softmax over all classes
+
+
+def best_classes(logits: Tensor, top: int, names: Sequence[str] | None) -> tuple[ClassScore, ...]:
+    """The most likely classes of logits (classes,), best first; equal ones in their order."""
+    probabilities = logits.double().softmax(0)
+    order = probabilities.argsort(descending=True, stable=True)[:top].tolist()
+    return tuple(
+        ClassScore(index, names[index] if names else None, float(probabilities[index])) for index in order
+    )
