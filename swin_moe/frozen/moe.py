@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_moe.config import ModelError, MoEConfig
+from swin_moe.frozen.gathered import run_gathered
 from swin_moe.frozen.products import ExpertProducts
 from swin_moe.moe.capacity import capacity
 from swin_moe.moe.experts import ExpertMLP
@@ -66,12 +67,7 @@ class FrozenMoE(nn.Module):
         return (self.experts(rows) * weights).sum(0)
 
     def _gathered(self, tokens: Tensor, choice: Choice) -> Tensor:
-        y = torch.zeros_like(tokens)
-        for expert, weights in enumerate(choice.weights.to(tokens.dtype).unbind(1)):
-            row = (choice.experts == expert).any(1).nonzero()[:, 0]  # (M,)
-            answer = self.experts.run(expert, tokens.index_select(0, row))
-            y = y.index_add(0, row, answer * weights.index_select(0, row)[:, None])
-        return y
+        return self.experts.gathered(tokens, choice.weights.to(tokens.dtype), choice.experts)
 
     def _grouped(self, tokens: Tensor, choice: Choice) -> Tensor:
         k = choice.experts.shape[1]
@@ -90,6 +86,7 @@ class FrozenExperts(nn.Module):
         gate = [] if experts.gate_weight is None else [(experts.gate_weight, experts.gate_bias)]
         first = [(experts.fc1_weight, experts.fc1_bias), *gate]
         self.number = len(experts.fc1_weight)
+        self.activation = experts.activation
         self.activate = ACTIVATIONS[experts.activation].value
         self.first = nn.ParameterList(weight for weight, _ in first)  # (E, C, H) each
         self.first_bias = nn.ParameterList(bias for _, bias in first)  # (E, H) each
@@ -104,14 +101,10 @@ class FrozenExperts(nn.Module):
         y = self.activate(hidden, None) @ self.fc2
         return y if self.fc2_bias is None else y + self.fc2_bias[:, None]
 
-    def run(self, expert: int, rows: Tensor) -> Tensor:
-        """Run one expert: (M, C) -> (M, C)."""
-        pairs = zip(self.first, self.first_bias, strict=True)
-        y = (
-            self.activate([torch.addmm(b[expert], rows, w[expert]) for w, b in pairs], None)
-            @ self.fc2[expert]
-        )
-        return y if self.fc2_bias is None else y + self.fc2_bias[expert]
+    def gathered(self, tokens: Tensor, weights: Tensor, index: Tensor) -> Tensor:
+        """Run each expert on the tokens (T, C) that chose it: see `gathered_experts`."""
+        first, bias = list(self.first), list(self.first_bias)
+        return run_gathered(tokens, weights, index, first, bias, self.fc2, self.fc2_bias, self.activation)
 
     def grouped(self, rows: Tensor, expert: Tensor, ends: Tensor) -> Tensor:
         """Run each expert on its rows.

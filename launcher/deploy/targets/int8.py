@@ -52,7 +52,7 @@ class Int8Target:
 
         assert subject.calibration is not None
         narrow = not has_vnni(instructions())
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".int8-") as work:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".int8-") as work:
             exported, prepared = Path(work, "exported.onnx"), Path(work, "prepared.onnx")
             write_onnx(subject, exported)
             # torch's exporter has folded constants and written shapes; ONNX Runtime's fusions lose the scopes

@@ -50,7 +50,9 @@ def check(made: Artifact, source: Path, bound: float) -> None:
         wanted: Tensor = loaded.model(x, torch.zeros(40, dtype=torch.int64), exact).logits
     found = made.run(x)
     assert (found.logits - wanted).abs().max() <= bound * wanted.abs().max()
-    assert (found.logits.argmax(1) == wanted.argmax(1)).float().mean() > 0.9
+    # of the eight golden images one may differ in int8: a drawn model has logits that are nearly equal
+    least = 7 / 8 if made.card.target == "onnx-int8" else 0.9
+    assert (found.logits.argmax(1) == wanted.argmax(1)).float().mean() >= least
     for number in (1, 8, 32):
         alone = made.run(x[:number])
         torch.testing.assert_close(alone.logits, found.logits[:number], rtol=1e-4, atol=1e-4)

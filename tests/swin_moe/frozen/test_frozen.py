@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._dynamo.testing import CompileCounter
 
 from swin_moe.backbone.model import SwinTransformer, build_model
 from swin_moe.backbone.position_bias import PositionBias
@@ -145,6 +146,20 @@ def test_the_model_is_copied() -> None:
         parameter.zero_()
     assert model.state_dict().keys() == before.keys()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("changes", [{}, {"moe": small_moe(blocks=((0,),), num_experts=9, top_k=2)}], ids=str)
+def test_it_is_compiled_once_for_all_batches(changes: dict[str, Any]) -> None:
+    """As one graph, for a first batch and then for any other; more experts than torch compiles parts of."""
+    model = model_of(image_size=8, depths=(1,), num_heads=(2,), window_size=2, **changes)
+    frozen, counter = FrozenClassifier(model), CompileCounter()
+    torch._dynamo.reset()
+    compiled = torch.compile(frozen, backend=counter, fullgraph=True)
+    for number in (1, 4, 9, 6):
+        with torch.compiler.set_stance("default" if number in (1, 4) else "fail_on_recompile"):
+            x = images(model, number)
+            torch.testing.assert_close(compiled(x), frozen(x))
+    assert counter.frame_count == 2
 
 
 @pytest.mark.parametrize("changes", [V2, {"moe": small_moe(top_k=2)}], ids=str)
