@@ -44,6 +44,7 @@ def serve(model: Model, options: ServeOptions, listening: socket.socket) -> None
         access_log=False,
         timeout_graceful_shutdown=round(options.drain_s),
         timeout_keep_alive=75,  # clients keep their connections
+        http="h11",  # httptools, which uvicorn prefers where it is installed, has no limit of headers
         h11_max_incomplete_event_size=64 * 1024,  # of the headers
     )
     server = uvicorn.Server(config)

@@ -4,9 +4,11 @@ import asyncio
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
+from contextlib import suppress
 
 import httpx
 import psutil
@@ -16,6 +18,25 @@ from tests.launcher.serve.conftest import PROGRAM, ROOT
 from tests.launcher.serve.known import image_of
 
 HEADERS = {"content-type": "image/png"}
+
+
+HOSTILE_HEADS = {
+    "a huge header": b"GET / HTTP/1.1\r\nhost: a\r\nx: " + b"x" * 2**20 + b"\r\n\r\n",
+    "many headers": b"GET / HTTP/1.1\r\nhost: a\r\n" + b"x: y\r\n" * 2**17 + b"\r\n",
+    "a huge path": b"GET /" + b"x" * 2**20 + b" HTTP/1.1\r\nhost: a\r\n\r\n",
+    "no HTTP": b"\x16\x03\x01\x02\x00\x01\x00" * 100 + b"\r\n\r\n",
+    "a length that is no number": b"POST /v1/classify HTTP/1.1\r\nhost: a\r\ncontent-length: -1\r\n\r\n",
+}
+
+
+def status(url: str, head: bytes) -> int:
+    """The status of the answer to some bytes, which the server may give before it has read them all."""
+    host, port = url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port)), timeout=60) as connection:
+        with suppress(ConnectionError):
+            connection.sendall(head)
+        answer = connection.recv(64)
+    return int(answer.split()[1])
 
 
 async def ask(client: httpx.AsyncClient, index: int) -> int | None:
@@ -75,6 +96,8 @@ def test_no_answer_is_lost_or_swapped(
     assert counts["right"] == requests
     assert counts["wrong"] == counts["refused"] == 0
     assert batch_mean(url) > 1
+    assert [status(url, head) for head in HOSTILE_HEADS.values()] == [400] * len(HOSTILE_HEADS)
+    assert httpx.get(f"{url}/healthz").status_code == 200
     assert grown < 32 * 2**20
 
 
