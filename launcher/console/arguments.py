@@ -112,6 +112,18 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def positives(text: str) -> tuple[int, ...]:
+    """Different whole numbers of at least 1, with commas between them.
+
+    Raises:
+        ArgumentTypeError: it is something else.
+    """
+    numbers = tuple(map(positive, text.split(",")))
+    if len(set(numbers)) < len(numbers):
+        raise argparse.ArgumentTypeError(f"must be different numbers (got {text!r})")
+    return numbers
+
+
 def add_json(parser: argparse.ArgumentParser) -> None:
     """Add `--json`: see launcher/console/answers.py."""
     parser.add_argument("--json", action="store_true", help="print one JSON document, all else on stderr")
@@ -119,8 +131,15 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add MODEL and its options, for `launcher.deploy.artifact.open_predictor`."""
+    parser.add_argument(
+        "model", metavar="MODEL", help="an artifact, a run, a checkpoint, or weights of any format"
+    )
+    add_model_options(parser)
+
+
+def add_model_options(parser: argparse._ActionsContainer) -> None:
+    """Add the options of a model, for `launcher.deploy.artifact.open_predictor`."""
     add = parser.add_argument
-    add("model", metavar="MODEL", help="an artifact, a run, a checkpoint, or weights of any format")
     add("--config", metavar="CONFIG", help="the recipe of weights that do not know their model")
     add("--ema", action="store_true", help="the moving average of the weights")
     add("--precision", choices=get_args(Precision), help="to compute in; default: the artifact's, or fp32")

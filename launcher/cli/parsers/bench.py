@@ -1,13 +1,14 @@
-"""The arguments of `swin-moe bench data`."""
+"""The commands of `swin-moe bench`, and the arguments of `bench data`."""
 
 import argparse
 from typing import TYPE_CHECKING
 
-from launcher.console.arguments import CommandParser, add_command, add_json
+from launcher.console.arguments import CommandParser, add_command, add_json, arguments_in
 
 if TYPE_CHECKING:
     from data_shards.image.geometry import ImageSize
 
+HERE = "launcher.cli.parsers.bench"
 DATA_HELP = """\
 examples:
   swin-moe bench data data/fashion-mnist/train --image-size 32
@@ -21,9 +22,11 @@ of one process. Run it where the run will be: on the node, while the accelerator
 
 
 def add_arguments(parser: CommandParser) -> None:
-    """Add the command of `bench`."""
-    commands = parser.add_subparsers(required=True, metavar="data")
+    """Add the commands of `bench`."""
+    commands = parser.add_subparsers(required=True, metavar="data | predict | serve")
     add_command(commands, "data", "how many images a second can be fed", _add_data)
+    add_command(commands, "predict", "times of models by batch size", arguments_in(f"{HERE}_predict"))
+    add_command(commands, "serve", "load on a server", arguments_in(f"{HERE}_serve"))
 
 
 def _add_data(parser: CommandParser) -> None:

@@ -2,6 +2,8 @@
 
 import argparse
 import math
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from launcher.console.arguments import CommandParser, add_model, positive
 
@@ -19,6 +21,55 @@ status. Needs `pip install 'swin-moe[serve]'`.
 """
 
 
+def milliseconds(text: str) -> float:
+    """A time of at most a minute.
+
+    Raises:
+        ArgumentTypeError: it is something else.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 60_000:
+        raise argparse.ArgumentTypeError(f"must be milliseconds from 0 to 60000 (got {text!r})")
+    return value
+
+
+@dataclass(frozen=True)
+class ServerOption:
+    """An option with a number, which `bench serve` passes on to the server that it starts."""
+
+    name: str  # of the attribute
+    type: Callable[[str], float]
+    default: float | None
+    text: str
+    metavar: str = "N"
+
+    def add(self, parser: argparse._ActionsContainer, *, passed_on: bool = False) -> None:
+        """Add it to a parser; what is passed on is None unless it was given."""
+        default = "default: torch's" if self.default is None else f"default: {self.default:g}"
+        parser.add_argument(
+            f"--{self.name.replace('_', '-')}",
+            type=self.type,
+            default=None if passed_on else self.default,
+            metavar=self.metavar,
+            help=f"{self.text}; {default}",
+        )
+
+
+BATCHING = (
+    ServerOption("max_batch", positive, 32, "images of a pass"),
+    ServerOption("max_wait_ms", milliseconds, 5.0, "that a pass waits for further images", "MS"),
+    ServerOption("workers", positive, 1, "passes at the same time"),
+    ServerOption("threads", positive, None, "of the processor, for each pass"),
+    ServerOption("decode_threads", positive, 2, "that decode images"),
+    ServerOption(
+        "max_queue", positive, 256, "images that are being answered, beyond which the status is 429"
+    ),
+)
+
+
 def add_arguments(parser: CommandParser) -> None:
     """Add the arguments of `serve`."""
     parser.epilog = EPILOG
@@ -27,34 +78,8 @@ def add_arguments(parser: CommandParser) -> None:
     add_model(parser)
     add("--host", default="127.0.0.1", help="address to listen on; 0.0.0.0 for all (default %(default)s)")
     add("--port", type=int, default=8000, help="0 takes a free one (default %(default)s)")
-    add("--max-batch", type=positive, default=32, help="images of a pass (default %(default)s)")
-    add(
-        "--max-wait-ms",
-        type=_milliseconds,
-        default=5.0,
-        metavar="MS",
-        help="that a pass waits for further images (default %(default)s)",
-    )
-    add("--workers", type=positive, default=1, help="passes at the same time (default %(default)s)")
-    add("--threads", type=positive, help="of the processor, for each pass; default: torch's")
-    add("--decode-threads", type=positive, default=2, help="that decode images (default %(default)s)")
-    add(
-        "--max-queue",
-        type=positive,
-        default=256,
-        metavar="N",
-        help="images that are being answered; beyond that the status is 429 (default %(default)s)",
-    )
+    for option in BATCHING:
+        option.add(parser)
     add("--max-body-mib", type=positive, default=32, help="of a request (default %(default)s)")
     add("--max-pixels", type=positive, default=64_000_000, help="of an image (default %(default)s)")
     add("--max-images", type=positive, default=64, help="of a request (default %(default)s)")
-
-
-def _milliseconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 60_000:
-        raise argparse.ArgumentTypeError(f"must be milliseconds from 0 to 60000 (got {text!r})")
-    return value
