@@ -27,6 +27,8 @@ class Purpose(IntEnum):
     SCALE_CROP = 13
     SHORT_SIDE = 14
     PART = 15
+    PHOTOMETRIC = 16
+    CANVAS = 17
 
 
 def fold(*words: int) -> int:
