@@ -23,17 +23,21 @@ from data_shards.format.rng_tensor import keys, uniforms
 from parallel.ranks.host import send
 
 APPLY_PROB = 0.5
+IDENTITY = torch.arange(256, dtype=torch.uint8)  # a table
 
 
 class PhotometricPlan(NamedTuple):
-    """What is done to each sample: tables (B, 256) uint8 for values and for saturations, and hues (B,) int64.
+    """What is done to each sample, on the host; the tables (B, 256) uint8 say what becomes of a value.
 
-    `before` comes first, then `saturation` where `saturates` (B,) bool, then `hue` is added, then `after`.
+    `before` and `after` are for all values, and come first and last. Between them, `saturation` is for the
+    saturations of the samples `saturated` (B,) bool, and then `hue` (B,) int64 is added where `turned` (B,)
+    bool. A conversion there and back rounds, so that a `hue` of 0 is not the same as none.
     """
 
     before: Tensor
-    saturates: Tensor
+    saturated: Tensor
     saturation: Tensor
+    turned: Tensor
     hue: Tensor
     after: Tensor
 
@@ -73,15 +77,16 @@ class PhotometricDistortion:
             torch.where(chosen[:, i], _between(draws[:, 5 + i], limits), 1.0)
             for i, limits in ((1, self.contrast), (2, self.saturation))
         )
-        hue = ((draws[:, 8] * (2 * self.hue)).floor().long() - self.hue) * chosen[:, 3]
+        hue = (draws[:, 8] * (2 * self.hue)).floor().long() - self.hue
         brightness = _tables(torch.ones_like(shift), shift)
         contrasts = _tables(contrast, torch.zeros_like(contrast))
         return PhotometricPlan(
-            torch.where(first[:, None], contrasts.gather(1, brightness.long()), brightness),
-            chosen[:, 2],
-            _tables(saturation, torch.zeros_like(saturation)),
-            hue,
-            torch.where(first[:, None], _tables(torch.ones_like(shift), torch.zeros_like(shift)), contrasts),
+            before=torch.where(first[:, None], contrasts.gather(1, brightness.long()), brightness),
+            saturated=chosen[:, 2] & (self.saturation != (1.0, 1.0)),
+            saturation=_tables(saturation, torch.zeros_like(saturation)),
+            turned=chosen[:, 3] & (self.hue > 0),
+            hue=hue,
+            after=torch.where(first[:, None], IDENTITY, contrasts),
         )
 
 
@@ -104,7 +109,7 @@ def distort(images: Tensor, plan: PhotometricPlan) -> None:
 
 
 def _map_values(images: Tensor, tables: Tensor) -> None:
-    rows = (tables != torch.arange(256, dtype=torch.uint8)).any(1).nonzero()[:, 0]
+    rows = (tables != IDENTITY).any(1).nonzero()[:, 0]
     if len(rows):
         at, tables = send(rows, images.device), send(tables[rows], images.device)
         mapped = look_up(images.index_select(0, at), tables[:, None].expand(-1, 3, -1))
@@ -112,7 +117,7 @@ def _map_values(images: Tensor, tables: Tensor) -> None:
 
 
 def _map_saturations(images: Tensor, plan: PhotometricPlan) -> None:
-    rows = plan.saturates.nonzero()[:, 0]
+    rows = plan.saturated.nonzero()[:, 0]
     if len(rows):
         at, tables = send(rows, images.device), send(plan.saturation[rows].int(), images.device)
         hue, saturation, value = to_hsv(images.index_select(0, at))
@@ -121,8 +126,7 @@ def _map_saturations(images: Tensor, plan: PhotometricPlan) -> None:
 
 
 def _shift_hues(images: Tensor, plan: PhotometricPlan) -> None:
-    """Add the hues; one of 0 is a conversion there and back, which rounds, so it is left out."""
-    rows = plan.hue.nonzero()[:, 0]
+    rows = plan.turned.nonzero()[:, 0]
     if len(rows):
         at, shift = send(rows, images.device), send(plan.hue[rows].int(), images.device)
         hue, saturation, value = to_hsv(images.index_select(0, at))
