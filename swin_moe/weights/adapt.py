@@ -5,7 +5,7 @@ Legend: a window of H x W tokens, R = (2H - 1) * (2W - 1) offsets, h heads.
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -83,7 +83,7 @@ def adapt_head(
     if theirs == 0:
         raise WeightsError(f"the weights have no classifier, the model has one of {ours} classes; {remedy}")
     if isinstance(head, ClassMap):
-        return [_pick(converted, head, theirs, ours)]
+        return [f"classifier: {pick_classes(converted, HEAD, head, theirs, ours)}"]
     if theirs != ours:
         raise WeightsError(f"the weights have {theirs} classes, model.num_classes is {ours}; {remedy}")
     return []
@@ -95,17 +95,30 @@ def _drop_head(converted: ConvertedStateDict, reason: str) -> None:
             converted.drop(name, reason)
 
 
-def _pick(converted: ConvertedStateDict, head: ClassMap, theirs: int, ours: int) -> str:
+def pick_classes(
+    converted: ConvertedStateDict, names: Iterable[str], head: ClassMap, theirs: int, ours: int
+) -> str:
+    """Take the rows of a classifier's tensors that a class map names. Returns what was done.
+
+    Args:
+        converted: the weights; changed in place.
+        names: of the classifier's tensors.
+        head: a class of the weights for each of the model.
+        theirs: classes of the weights; `ours` those of the model.
+
+    Raises:
+        WeightsError: the class map is of other classes.
+    """
     if len(head.indices) != ours:
         raise WeightsError(
             f"{head.name} has {len(head.indices)} lines, model.num_classes is {ours}: one each"
         )
     if max(head.indices, default=0) >= theirs:
         raise WeightsError(f"{head.name} names class {max(head.indices)}; the weights have 0..{theirs - 1}")
-    for name in HEAD:
+    for name in names:
         if name in converted.tensors:
             converted.tensors[name] = converted.tensors[name][torch.tensor(head.indices)]
-    return f"classifier: {ours} of {theirs} classes, by {head.name}"
+    return f"{ours} of {theirs} classes, by {head.name}"
 
 
 def resize_tables(
@@ -186,6 +199,21 @@ def check_windows(converted: ConvertedStateDict, config: ModelConfig) -> list[st
             f"these weights learned their position bias with windows of {_written(learned)}, the model's are "
             f"{_written(own)}: set model.pretrained_window_sizes={_written(learned)} (got {setting})"
         )
+    return []
+
+
+def check_padding(converted: ConvertedStateDict, config: ModelConfig) -> list[str]:
+    """Whether weights of a model that sees padding are for one that hides it, with other results."""
+    if not converted.sees_padding or config.window_padding == "visible":
+        return []
+    for stage in range(len(config.depths)):
+        height, width = config.stage_resolution(stage)
+        if any(side % config.window_size or side <= config.window_size for side in (height, width)):
+            return [
+                "window padding: these weights are of a model with model.window_padding=visible; here it is "
+                f"hidden, which gives other results: stage {stage} has a map of {height} x {width} and "
+                f"windows of {config.window_size}"
+            ]
     return []
 
 

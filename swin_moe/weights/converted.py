@@ -23,6 +23,7 @@ class ConvertedStateDict:
     unknown: list[str] = field(default_factory=list)  # theirs that no Swin of this format has
     windows: dict[int, Window] = field(default_factory=dict)  # by stage, of log_cpb; 0: a side does not tell
     table_windows: dict[int, Window] = field(default_factory=dict)  # by stage, of bias tables
+    sees_padding: bool = False  # whether their model is known to have model.window_padding=visible
 
     def put(self, ours: str, theirs: str, tensor: Tensor) -> None:
         """Add one tensor."""

@@ -14,8 +14,10 @@ from torch import Tensor
 from swin_moe.config import ModelConfig
 from swin_moe.sizes import as_text, sides
 from swin_moe.weights.converted import ConvertedStateDict, learned_windows, windows_of
+from swin_moe.weights.dense import put_head
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.input_spec import InputSpec
+from swin_moe.weights.parts import DENSE_HEADS
 from swin_moe.weights.square import is_other
 
 ENTRY = "embeddings.patch_embeddings.projection.weight"
@@ -65,6 +67,11 @@ def convert(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> 
         name = _published(theirs)
         if name.rpartition(".")[2] in BUFFERS:
             result.dropped[theirs] = "a buffer, computed anew"
+        elif match := re.fullmatch(r"hidden_states_norms\.stage(\d+)\.(weight|bias)", name):
+            result.put(f"stage_norms.{int(match[1]) - 1}.{match[2]}", theirs, tensor)
+            result.sees_padding = True
+        elif name.startswith(DENSE_HEADS):
+            put_head(result, _dense_head(name), theirs, tensor)
         elif theirs.startswith("decoder."):
             result.dropped[theirs] = "the decoder of masked image modelling"
         elif match := re.fullmatch(r"(.*attention\.)self\.(query|key|value)\.(weight|bias)", name):
@@ -179,6 +186,11 @@ def _published(name: str) -> str:
 def _block(name: str) -> str | None:
     match = re.fullmatch(r"encoder\.(layers\.\d+\.blocks\.\d+)\.(.+)", name)
     return f"{match[1]}.{BLOCK[match[2]]}" if match and match[2] in BLOCK else None
+
+
+def _dense_head(name: str) -> str:
+    """Our name of a tensor of UperNetForSemanticSegmentation's heads."""
+    return name.replace(".classifier.", ".conv_seg.").replace(".batch_norm.", ".bn.")
 
 
 def _merge(name: str) -> str | None:

@@ -4,25 +4,31 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from parallel.checkpoint.manifest import CheckpointError
 from parallel.checkpoint.scores import resolved
-from parallel.experts.names import MASTER, own_slice_of_expert, parameter_shapes, persistent_buffers
-from parallel.experts.placement import experts_of, global_name
+from parallel.experts.names import MASTER
 from parallel.suggest import suggestion
-from parallel.zero.init import gathered
-from swin_moe.backbone.backbone import Backbone
-from swin_moe.weights import hf, moe_shards, native, official
-from swin_moe.weights.adapt import ClassMap, Head, adapt_head, check_windows, drop_unneeded, resize_tables
+from swin_moe.config import ModelConfig
+from swin_moe.weights import dense, hf, mmseg, moe_shards, native, official
+from swin_moe.weights.adapt import (
+    ClassMap,
+    Head,
+    adapt_head,
+    check_padding,
+    check_windows,
+    drop_unneeded,
+    resize_tables,
+)
 from swin_moe.weights.converted import ConvertedStateDict
 from swin_moe.weights.errors import WeightsError, some
 from swin_moe.weights.files import Content, read_file, read_folder, read_json
 from swin_moe.weights.finite import check_finite
 from swin_moe.weights.parts import HEAD, PARTS, Part, keep_others
+from swin_moe.weights.target import Target, initial_parts, origins
 from swin_moe.weights.upcycle import upcycle
 
 Average = Literal["ema", "teacher"]  # kinds of parallel/experts/names.py
@@ -39,6 +45,7 @@ class LoadReport:
     changes: list[str] = field(default_factory=list)  # what was adapted to the model
     notices: list[str] = field(default_factory=list)
     beside: list[str] = field(default_factory=list)  # what else the file held: optimizer, epoch ...
+    initial: dict[str, int] = field(default_factory=dict)  # by part of the model, tensors not written
 
     def __str__(self) -> str:
         lines = [f"{self.path}: {self.format}, {self.loaded} tensors loaded", *self.changes]
@@ -54,7 +61,8 @@ class LoadReport:
 class LoadOptions:
     """What is taken from weights, and how.
 
-    - `parts`: what is loaded of the model, `backbone` and `head`; the other part stays as it is.
+    - `parts`: what is loaded of the model, `backbone` and `head`; the other part stays as it is. The heads of
+      a dense task and its norms of the stages are `head`; those that the weights lack stay as they are.
     - `head`: `strict` refuses another classifier, `replace` keeps the model's own, a ClassMap picks classes.
       A model without a classifier needs none. `head_option` is what messages call it.
     - `average`: take a moving average of the weights. `ema` is that of a run of ours, a checkpoint of one, or
@@ -88,7 +96,7 @@ class LoadPlan:
 
 
 def load_weights(
-    model: Backbone,
+    model: nn.Module,
     path: str | Path,
     *,
     parts: Sequence[Part] = PARTS,
@@ -103,7 +111,7 @@ def load_weights(
     written, or nothing is.
 
     Args:
-        model: to be written into; a `Backbone`, or a `SwinTransformer` with its classifier.
+        model: to be written into; a `Backbone`, a `SwinTransformer` with its classifier, or a `Segmenter`.
         path: a file, a Hugging Face folder, a run, a checkpoint, or NAME.pth of NAME.pth.rank0 ...
         parts: see LoadOptions; so are `head` and `upcycle_noise`.
         ema: take the moving average of the weights, see `LoadOptions.average`.
@@ -119,7 +127,7 @@ def load_weights(
     return apply(model, plan_load(model, path, options))
 
 
-def plan_load(model: Backbone, path: str | Path, options: LoadOptions) -> LoadPlan:
+def plan_load(model: nn.Module, path: str | Path, options: LoadOptions) -> LoadPlan:
     """Read weights and fit them to a model, without writing into it. `apply` then cannot fail.
 
     Only the shapes of the model count: it may be on the meta device.
@@ -127,11 +135,12 @@ def plan_load(model: Backbone, path: str | Path, options: LoadOptions) -> LoadPl
     Raises:
         WeightsError: as `load_weights`.
     """
-    path = Path(path)
+    path, target = Path(path), Target(model)
     content = read(path, options.average)
+    shapes = target.shapes()
     try:
         converted = convert(content)
-        changes, notices = _fit(model, converted, options)
+        changes, notices = _fit(target.config, shapes, converted, options)
         check_finite({converted.names[name]: tensor for name, tensor in converted.tensors.items()})
     except WeightsError as error:
         raise WeightsError(f"{path}: {error}") from None
@@ -143,17 +152,14 @@ def plan_load(model: Backbone, path: str | Path, options: LoadOptions) -> LoadPl
         changes=changes,
         notices=[*content.notices, *notices],
         beside=[*content.beside],
+        initial=initial_parts(shapes, converted.tensors),
     )
     return LoadPlan(tensors=converted.tensors, report=report)
 
 
-@torch.no_grad()
-def apply(model: Backbone, plan: LoadPlan) -> LoadReport:
+def apply(model: nn.Module, plan: LoadPlan) -> LoadReport:
     """Write planned weights into a model. Of a partitioned model, every rank calls it together."""
-    _refuse_meta(model)
-    loaded = _write(model, plan.tensors)
-    model.train(model.training)  # a position bias that was kept is of the old weights
-    return replace(plan.report, loaded=loaded)
+    return replace(plan.report, loaded=Target(model).write(plan.tensors))
 
 
 def _resolved(path: Path) -> Path:
@@ -203,6 +209,8 @@ def convert(content: Content) -> ConvertedStateDict:
         return hf.convert(names, content.config)
     if (prefix := native.prefix_of(names)) is not None:
         return native.convert(names, prefix, content.config)
+    if mmseg.ENTRY in names:
+        return mmseg.convert(names)
     if "patch_embed.proj.weight" in names or "encoder.patch_embed.proj.weight" in names:
         return official.convert(names)
     raise WeightsError(
@@ -210,44 +218,60 @@ def convert(content: Content) -> ConvertedStateDict:
     )
 
 
-def _fit(model: Backbone, converted: ConvertedStateDict, options: LoadOptions) -> tuple[list[str], list[str]]:
+def _fit(
+    config: ModelConfig,
+    shapes: Mapping[str, list[int]],
+    converted: ConvertedStateDict,
+    options: LoadOptions,
+) -> tuple[list[str], list[str]]:
     """Make the tensors exactly those of the model's parts that are loaded.
 
     Returns:
         What was adapted, and what the weights do not determine.
     """
-    shapes = _shapes(model)
     kept = keep_others(converted, shapes, options.parts)
     changes, notices = [], []
+    has_heads = any(map(dense.prefix_of, shapes))
     if "head" in options.parts:
-        changes += adapt_head(converted, shapes, options.head, options.head_option)
-        kept |= set(HEAD if options.head == "replace" else ())
+        adapted, left = _adapt_heads(converted, shapes, options, has_heads=has_heads)
+        changes, kept = [*changes, *adapted], kept | left
     if "backbone" in options.parts:
-        resized, unknown = resize_tables(converted, shapes, model.config)
+        resized, unknown = resize_tables(converted, shapes, config)
         changes += resized
-        notices = [*unknown, *check_windows(converted, model.config)]
+        notices = [*unknown, *check_windows(converted, config), *check_padding(converted, config)]
         drop_unneeded(converted, shapes)
-        upcycled, routers = _upcycled(model, converted, shapes, options.upcycle_noise)
+        upcycled, routers = _upcycled(config, converted, shapes, options.upcycle_noise)
         changes, kept = [*changes, *upcycled], kept | routers
     _check(converted, {name: shape for name, shape in shapes.items() if name not in kept})
+    if has_heads:
+        changes.insert(0, origins(shapes, converted.tensors))
     return changes, notices
 
 
+def _adapt_heads(
+    converted: ConvertedStateDict,
+    shapes: Mapping[str, list[int]],
+    options: LoadOptions,
+    *,
+    has_heads: bool,
+) -> tuple[list[str], set[str]]:
+    """Fit the classifier, or the heads of a dense task. Returns what was done, and the tensors that stay."""
+    changes, kept = dense.adapt_heads(converted, shapes, options.head, options.head_option)
+    if has_heads:
+        adapt_head(converted, shapes, "replace", options.head_option)  # the weights of a classifier lose it
+        return changes, kept
+    changes = adapt_head(converted, shapes, options.head, options.head_option)
+    return changes, kept | set(HEAD if options.head == "replace" else ())
+
+
 def _upcycled(
-    model: Backbone, converted: ConvertedStateDict, shapes: Mapping[str, list[int]], noise: float | None
+    config: ModelConfig, converted: ConvertedStateDict, shapes: Mapping[str, list[int]], noise: float | None
 ) -> tuple[list[str], set[str]]:
     if noise is None:
         return [], set()
-    if model.config.moe is None:
+    if config.moe is None:
         raise WeightsError("train.upcycle_noise is for a model with experts: set model.moe")
-    return upcycle(converted, shapes, model.config.moe, noise=noise)
-
-
-def _shapes(model: Backbone) -> dict[str, list[int]]:
-    """Shape of every tensor of the model by global name, whichever experts this rank holds."""
-    moe = model.config.moe
-    buffers = {name: list(buffer.shape) for name, buffer in persistent_buffers(model).items()}
-    return parameter_shapes(model, moe.num_experts if moe else 0) | buffers
+    return upcycle(converted, shapes, config.moe, noise=noise)
 
 
 def _check(converted: ConvertedStateDict, shapes: Mapping[str, list[int]]) -> None:
@@ -269,29 +293,3 @@ def _check(converted: ConvertedStateDict, shapes: Mapping[str, list[int]]) -> No
         problems.append(f"{len(other)} tensors have another shape ({some(other)})")
     if problems:
         raise WeightsError(f"{converted.format} weights of another model: {'; '.join(problems)}")
-
-
-def _write(model: Backbone, tensors: Mapping[str, Tensor]) -> int:
-    loaded = 0
-    for name, parameter in model.named_parameters():
-        experts = experts_of(parameter)
-        names = [name] if experts is None else [global_name(name, expert) for expert in experts]
-        if names[0] not in tensors:  # of a part or a router that is to stay
-            continue
-        with gathered(parameter):
-            pieces = [parameter] if experts is None else parameter.unbind(0)
-            for own, piece in zip(names, pieces, strict=True):
-                whole = tensors[own]
-                piece.copy_(whole if experts is None else own_slice_of_expert(parameter, whole))
-        loaded += len(names)
-    for name, buffer in persistent_buffers(model).items():
-        if name in tensors:  # else a fresh router's
-            buffer.copy_(tensors[name])
-            loaded += 1
-    return loaded
-
-
-def _refuse_meta(model: Backbone) -> None:
-    meta: list[Any] = [name for name, parameter in model.named_parameters() if parameter.is_meta]
-    if meta:
-        raise WeightsError(f"the model is on the meta device ({some(meta)}); give it memory first: to_empty")

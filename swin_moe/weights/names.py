@@ -1,7 +1,8 @@
 """Which of a file's tensors are the Swin's, and what wrappers put before their names.
 
 A wrapper's prefix is removed and reported. Tensors beside those of the Swin, such as a detector's neck, are
-left out by name; a classifier beside a backbone stays. `encoder.` stays where it is SimMIM's.
+left out by name; a classifier or the heads of a segmentation model beside a backbone stay. `encoder.` stays
+where it is SimMIM's.
 """
 
 from collections.abc import Mapping
@@ -10,12 +11,18 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from swin_moe.weights.errors import WeightsError, some
+from swin_moe.weights.parts import DENSE_HEADS
 
 ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # of torch's own wrappers
 WRAPPERS = ("module", "model", "backbone", "net", "network", "base_model", "swin_transformer")
 AVERAGES = ("ema", "model_ema", "ema_model", "module_ema")
 KEPT = ("encoder.", "swin.", "swinv2.")  # SimMIM's and Hugging Face's own
-ENTRIES = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")
+ENTRIES = (
+    "patch_embed.proj.weight",
+    "patch_embed.projection.weight",
+    "embeddings.patch_embeddings.projection.weight",
+)
+BACKBONE = "backbone."  # of a dense task, beside which its heads are
 
 
 @dataclass(kw_only=True)
@@ -41,10 +48,14 @@ def without_prefixes(tensors: Mapping[str, Tensor], *, ema: bool = False) -> Nam
     if len(bare) != len(tensors):
         raise WeightsError(f"some tensors have one name without {', '.join(ANYWHERE)}: {some([*tensors])}")
     prefix, others = _prefixes(bare, ema=ema)
+    around = prefix.removesuffix(BACKBONE)
+    heads = tuple(around + head for head in DENSE_HEADS) if prefix.endswith(BACKBONE) else ()
     named = Named(tensors={})
     for name, tensor in bare.items():
         if name.startswith(prefix) and not name.startswith(others):
             named.tensors[name.removeprefix(prefix)] = tensor
+        elif name.startswith(heads):
+            named.tensors[name.removeprefix(around)] = tensor
         elif name.startswith("head.") and prefix + name not in bare:
             named.tensors[name] = tensor
         else:

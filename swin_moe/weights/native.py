@@ -19,8 +19,10 @@ from swin_moe.config import ModelConfig
 from swin_moe.recipes import load_model_config
 from swin_moe.renamed import current_names
 from swin_moe.weights.converted import ConvertedStateDict, learned_windows, windows_of
+from swin_moe.weights.dense import put_head
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.files import Content, read_config
+from swin_moe.weights.parts import DENSE_HEADS
 from swin_moe.yaml_files import parse_yaml
 
 FIRST = "layers.0.blocks.0.attention."  # what a backbone has under our names alone
@@ -100,11 +102,14 @@ def convert(
     result = ConvertedStateDict(format="swin-moe")
     if config and (own := windows_of(config, rounds_up=True)):
         result.windows, result.table_windows = learned_windows(config, own), dict(enumerate(own))
+    result.sees_padding = (config or {}).get("window_padding") == "visible"
     for name, tensor in tensors.items():
         if name.startswith("decoder."):
             result.dropped[name] = "the decoder of the pre-training"
         elif name.startswith(prefix) or name == "mask_token":
             result.put(name.removeprefix(prefix), name, tensor)
+        elif name.startswith(DENSE_HEADS):
+            put_head(result, name, name, tensor)
         else:
             result.dropped[name] = "the heads of the task"
     return result

@@ -14,7 +14,9 @@ from torch import Tensor
 
 from swin_moe.config import ModelConfig
 from swin_moe.weights.converted import ConvertedStateDict, indexed_window, learned_window
+from swin_moe.weights.dense import put_head
 from swin_moe.weights.errors import WeightsError
+from swin_moe.weights.parts import DENSE_HEADS
 
 BLOCK = {  # official -> ours, below layers.I.blocks.J
     **{f"norm{i}.{leaf}": f"norm{i}.{leaf}" for i in (1, 2) for leaf in ("weight", "bias")},
@@ -73,8 +75,11 @@ def convert(tensors: Mapping[str, Tensor]) -> ConvertedStateDict:
         elif name.rpartition(".")[2] in BUFFERS:
             result.dropped[theirs] = "a buffer, computed anew"
             _note_window(result, name, tensor)
-        elif re.fullmatch(r"norm\d+\.(weight|bias)", name) and not last_norm:
-            result.dropped[theirs] = "a norm of a stage's map, which belongs to the head of a dense task"
+        elif (match := re.fullmatch(r"norm(\d+)\.(weight|bias)", name)) and not last_norm:
+            result.put(f"stage_norms.{match[1]}.{match[2]}", theirs, tensor)
+            result.sees_padding = True  # no dense models of another rule were released
+        elif name.startswith(DENSE_HEADS):
+            put_head(result, name, theirs, tensor)
         elif EXPERTS in name and _leaf(name) in EXPERT:
             _put_experts(result, name, theirs, tensor)
         elif ours := _ours(name, merges_first=first):

@@ -1,4 +1,4 @@
-"""The parts of a model that weights are loaded into: its backbone and its classifier, together or alone."""
+"""The parts of a model that weights are loaded into: its backbone and its heads, together or alone."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
@@ -9,11 +9,12 @@ from swin_moe.weights.errors import WeightsError
 Part = Literal["backbone", "head"]
 PARTS: tuple[Part, ...] = get_args(Part)
 HEAD = ("head.weight", "head.bias")
+DENSE_HEADS = ("stage_norms.", "decode_head.", "auxiliary_head.")  # of a dense task, see dense.py
 
 
 def part_of(name: str) -> Part:
     """The part that a tensor of ours belongs to."""
-    return "head" if name in HEAD else "backbone"
+    return "head" if name in HEAD or name.startswith(DENSE_HEADS) else "backbone"
 
 
 def keep_others(
