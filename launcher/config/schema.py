@@ -61,6 +61,9 @@ class TrainConfig:
     # a classifier of another size: strict refuses it, replace puts a new one in its place, FILE (a class map,
     # one class of the weights a line) picks classes
     pretrained_head: str = "strict"
+    # what must come from pretrained: nothing; backbone refuses a run without it; all also refuses weights
+    # that lack a head of the model, if the task can load its heads
+    pretrained_require: Literal["nothing", "backbone", "all"] = "nothing"
     # pretrained is a dense model: each expert starts as a copy of its MLP, with noise of this share of its
     # weights' deviation (0.0 for none)
     upcycle_noise: float | None = None

@@ -15,7 +15,6 @@ if TYPE_CHECKING:  # they import torch
     from launcher.config.schema import RunConfig
     from launcher.tasks.spec import Planning, Task, TaskContext
     from parallel.experts.placement import ExpertParallel
-    from swin_moe.backbone.backbone import Backbone
 
 
 def task_spec(task: str) -> TaskSpec:
@@ -41,9 +40,9 @@ def model_on_meta(config: RunConfig, placement: ExpertParallel | None = None) ->
     return task_spec(config.task).model_on_meta(config, placement)
 
 
-def backbone_on_meta(config: RunConfig) -> Backbone:
+def start_on_meta(config: RunConfig) -> nn.Module:
     """The part of `model_on_meta` that pretrained weights are loaded into."""
-    return task_spec(config.task).backbone(model_on_meta(config))
+    return task_spec(config.task).start_of(model_on_meta(config))
 
 
 def planning_of(config: RunConfig) -> Planning:

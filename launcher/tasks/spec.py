@@ -206,7 +206,7 @@ class TaskSpec:
     name: str  # in `task:`, and of the section of its options
     build: Callable[[RunConfig, TaskContext], Task]
     model_on_meta: Callable[[RunConfig, ExpertParallel | None], nn.Module]  # on meta; None: all experts
-    backbone: Callable[[nn.Module], Backbone]  # of a model: what pretrained weights are loaded into
+    backbone: Callable[[nn.Module], Backbone]  # of a model
     train_data: Callable[[RunConfig], DataSpec]
     eval_data: Callable[[RunConfig], DataSpec]
     options: type | None = None  # a frozen dataclass of its options, which checks each by itself
@@ -217,6 +217,13 @@ class TaskSpec:
     has_classes: bool = False  # output i of the model stands for class i of the data
     is_classifier: bool = False  # its model is a SwinTransformer, which `deploy` and `serve` can run
     predicting: Predicting | None = None  # without it `predict` refuses the task
+    # of a model: what pretrained weights are loaded into, a module with the backbone in it and heads whose
+    # names swin_moe/weights/dense.py knows; None: the backbone alone
+    pretrained: Callable[[nn.Module], nn.Module] | None = None
+
+    def start_of(self, model: nn.Module) -> nn.Module:
+        """The part of a model that pretrained weights are loaded into."""
+        return (self.pretrained or self.backbone)(model)
 
 
 class TaskBase:

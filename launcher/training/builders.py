@@ -163,7 +163,7 @@ def build_trainer(
     )
     model = task.model
     if train.pretrained and not committed(run.checkpoints):
-        start_from(train, spec.backbone(model), mesh)
+        start_from(train, spec.start_of(model), mesh)
     frozen = freeze(model, config.optim.freeze, spec.parameters)
     if frozen and mesh.is_first:
         print(f"frozen: {len(frozen)} of {len(list(model.parameters()))} tensors")

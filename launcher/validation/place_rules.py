@@ -8,7 +8,7 @@ from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.rundir.directory import RunDirectory
 from launcher.tasks.pretrained import plan_pretrained
-from launcher.tasks.registry import backbone_on_meta
+from launcher.tasks.registry import start_on_meta
 from parallel.checkpoint.commit import committed
 from parallel.zero.options import check_precision
 
@@ -67,10 +67,17 @@ def _nearest(path: Path) -> Path:
 
 def _weights_errors(config: RunConfig) -> list[str]:
     """Whether the weights to start from are there and fit; a run that goes on does not read them."""
-    if config.train.pretrained is None or has_begun(config):
+    train = config.train
+    if train.pretrained is None and train.pretrained_require != "nothing" and not has_begun(config):
+        return [
+            f"train.pretrained_require ({train.pretrained_require}): this run starts from pretrained "
+            "weights, and train.pretrained names none; add --pretrained FILE, or set "
+            "train.pretrained_require=nothing to start from random weights"
+        ]
+    if train.pretrained is None or has_begun(config):
         return []
     try:
-        plan_pretrained(config.train, backbone_on_meta(config))
+        plan_pretrained(train, start_on_meta(config))
     except ConfigError as error:
         return [str(error)]
     return []

@@ -56,7 +56,7 @@ FREE = """
     data.retry_s data.cache data.cache_gib
     train.micro_batch_size train.eval_batch_size train.eval_every train.eval_first train.early_stop
     train.moe_load_every train.compile train.profile train.max_skipped_steps
-    train.pretrained train.pretrained_head train.upcycle_noise
+    train.pretrained train.pretrained_head train.pretrained_require train.upcycle_noise
     parallel checkpoint tracking deepspeed
 """
 CLASSES: dict[Kind, str] = {"fixed": FIXED, "training": TRAINING, "free": FREE}

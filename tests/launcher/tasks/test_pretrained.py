@@ -1,5 +1,7 @@
 """A run that starts from weights of a file: the very weights, on any layout, and never over a checkpoint."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,16 +9,20 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from launcher.config.load import load_config
+from launcher.config.task_specs import register, unregister
 from launcher.tasks.pretrained import plan_pretrained
-from launcher.tasks.registry import backbone_on_meta
+from launcher.tasks.registry import start_on_meta, task_spec
+from launcher.validation.place_rules import place_errors
 from parallel.checkpoint.commit import latest
 from parallel.checkpoint.load import load_weights as load_checkpoint
+from swin_moe.backbone.flops import construct_on_meta
 from swin_moe.backbone.model import SwinTransformer, build_model
 from swin_moe.weights import save_weights
 from tests.accelerator import on_either_processor
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, commands, evaluations, overrides, steps
 from tests.models import small_run, small_swin
+from tests.swin_moe.weights.dense_files import DENSE, DenseModel, dense_model, released
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # to read a checkpoint here
 
@@ -95,9 +101,54 @@ def test_a_task_with_a_head_of_its_own_starts_from_a_classifier(task: str, tmp_p
     """The backbone takes the file as it is, and the plan names the classifier that it leaves out."""
     path = save_weights(build_model(small_swin(num_classes=9)), tmp_path / "weights.safetensors", "native")
     config = small_run(small_swin(), task=task, train={"pretrained": str(path)})
-    plan = plan_pretrained(config.train, backbone_on_meta(config))
+    plan = plan_pretrained(config.train, start_on_meta(config))
     assert set(plan.report.dropped) == {"head.weight", "head.bias"}
     assert set(plan.tensors) == {name for name in load_file(path) if not name.startswith("head.")}
+
+
+@pytest.fixture
+def dense_task() -> Iterator[str]:
+    """A task whose model has norms of its stages and heads around the backbone, which can be loaded."""
+    spec = replace(
+        task_spec("classification"),
+        name="dense_heads",
+        options=None,
+        model_on_meta=lambda config, _: construct_on_meta(DenseModel, config.model),
+        backbone=lambda model: model.encoder,
+        pretrained=lambda model: model,
+    )
+    register(spec)
+    yield spec.name
+    unregister(spec.name)
+
+
+def test_a_recipe_requires_weights(dense_task: str, tmp_path: Path) -> None:
+    """The backbone of a classifier, or a whole model of the task; the line says what comes from where."""
+
+    def errors(require: str, pretrained: Path | None = None) -> list[str]:
+        train = {"pretrained": str(pretrained) if pretrained else None, "pretrained_require": require}
+        run = small_run(DENSE, task=dense_task, train=train)
+        return place_errors(replace(run, run_dir=str(tmp_path / "run")))
+
+    plain = replace(DENSE, window_padding="hidden")
+    classifier = save_weights(build_model(plain), tmp_path / "classifier.pth", "official")
+    whole = tmp_path / "whole.pth"
+    torch.save(released(dense_model(seed=1), "zoo"), whole)
+    assert errors("nothing") == errors("backbone", classifier) == errors("all", whole) == []
+    for require in ("backbone", "all"):
+        assert errors(require) == [
+            f"train.pretrained_require ({require}): this run starts from pretrained weights, and "
+            "train.pretrained names none; add --pretrained FILE, or set train.pretrained_require=nothing to "
+            "start from random weights"
+        ]
+    assert errors("all", classifier) == [
+        f"train.pretrained: {classifier} does not have the whole model, which train.pretrained_require=all "
+        "asks for (stage norms: 4 tensors, decode head: 12 tensors, auxiliary head: 12 tensors would keep "
+        "their initial values); set train.pretrained_require=backbone, or give weights with these parts"
+    ]
+    config = small_run(DENSE, task=dense_task, train={"pretrained": str(whole)})
+    plan = plan_pretrained(config.train, start_on_meta(config))
+    assert plan.report.changes[0].startswith("taken from the weights: backbone 59 of 59, stage norms 4 of 4,")
 
 
 def test_what_cannot_be_a_start_is_refused(
