@@ -3,11 +3,16 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
+from torch import nn
+
 from launcher.checkpoints.file_errors import file_errors
-from launcher.config.load import ConfigError, config_file
-from launcher.config.schema import DataConfig
+from launcher.config.load import ConfigError, config_file, load_config
+from launcher.config.schema import DataConfig, RunConfig
+from launcher.evaluation.recorded import recorded_config
+from launcher.tasks.registry import initialized_start, start_on_meta, task_spec
 from parallel.checkpoint.scores import named
 from parallel.experts.names import MASTER
 from swin_moe.backbone.backbone import Backbone
@@ -16,7 +21,7 @@ from swin_moe.options import from_tree, option_problems
 from swin_moe.registry import build_backbone, build_model
 from swin_moe.weights.adapt import ClassMap, Head
 from swin_moe.weights.errors import WeightsError
-from swin_moe.weights.export import check_format, save_weights
+from swin_moe.weights.export import check_format, check_model, save_weights
 from swin_moe.weights.hf_processor import processor_gap
 from swin_moe.weights.input_spec import InputSpec, input_spec_of
 from swin_moe.weights.load import LoadOptions, apply, plan_load
@@ -29,9 +34,11 @@ def run_convert(args: argparse.Namespace, _: list[str]) -> int:
     config, inputs = _recipe(args.config) if args.config else (config_of(args.source), None)
     if config is None:
         raise WeightsError(f"{args.source} does not say which model it is of; give --config CONFIG")
+    run = _run_with_heads(args.config) if args.config else None
+    build = partial(_with_heads, run) if run else partial(_plain, build_model, config)
     head: Head = args.head if args.head in ("strict", "replace") else ClassMap.read(args.head)
     options = LoadOptions(head=head, head_option="--head", average="ema" if args.ema else None)
-    return _rewrite(build_model, config, args, args.source, options, inputs)
+    return _rewrite(build, config, args, args.source, options, inputs)
 
 
 @file_errors()
@@ -42,20 +49,26 @@ def run_export(args: argparse.Namespace, _: list[str]) -> int:
     if config is None:
         raise ConfigError(f"{source} is no run with a checkpoint; weights that are none: swin-moe convert")
     options = LoadOptions(average=None if args.kind == MASTER else args.kind)
-    return _rewrite(build_model if has_classifier(source) else build_backbone, config, args, source, options)
+    run = recorded_config(source)
+    if task_spec(run.task).pretrained:
+        return _rewrite(partial(_with_heads, run), config, args, source, options)
+    make = build_model if has_classifier(source) else build_backbone
+    return _rewrite(partial(_plain, make, config), config, args, source, options)
 
 
 def _rewrite(
-    build: Callable[[ModelConfig], Backbone],
+    build: Callable[[str], nn.Module],
     config: ModelConfig,
     args: argparse.Namespace,
     source: Path,
     options: LoadOptions,
     otherwise: InputSpec | None = None,
 ) -> int:
-    """Write the weights of `source` as the arguments say; `otherwise` are its images if it does not know."""
-    check_format(config, args.to)
-    model = build(config)
+    """Write the weights of `source` as the arguments say; `otherwise` are its images if it does not know.
+
+    `build` makes the model for a format, or refuses the format.
+    """
+    model = build(args.to)
     report = apply(model, plan_load(model, source, options))
     print(report)
     inputs = input_spec_of(source) or otherwise
@@ -64,9 +77,33 @@ def _rewrite(
     written = save_weights(model, args.out, args.to, inputs)
     print(f"wrote {written} ({args.to})")
     args.answer = {"source": source, "wrote": written, "format": args.to, "tensors": report.loaded}
-    if args.to == "hf" and (gap := processor_gap(config, inputs)):
+    if args.to == "hf" and isinstance(model, Backbone) and (gap := processor_gap(config, inputs)):
         print(f"  without preprocessor_config.json: {gap}")
     return 0
+
+
+def _plain(make: Callable[[ModelConfig], Backbone], config: ModelConfig, format: str) -> nn.Module:
+    """A backbone or a classifier, for a format that can hold it."""
+    check_format(config, format)
+    return make(config)
+
+
+def _with_heads(run: RunConfig, format: str) -> nn.Module:
+    """The model of a task with its heads, for a format that can hold it."""
+    model = start_on_meta(run)
+    check_model(model, format)
+    return initialized_start(model, run)
+
+
+def _run_with_heads(name: str) -> RunConfig | None:
+    """The configuration of a name or file if its task has heads that weights are loaded into; else None."""
+    file = config_file(name)
+    try:
+        tree, _ = read_yaml(file)
+    except YamlError as error:
+        raise ConfigError(str(error)) from None
+    task = tree.get("task", RunConfig.task)
+    return load_config(file) if isinstance(task, str) and task_spec(task).pretrained else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,19 @@ def start_on_meta(config: RunConfig) -> nn.Module:
     return task_spec(config.task).start_of(model_on_meta(config))
 
 
+def initialized_start(model: nn.Module, config: RunConfig) -> nn.Module:
+    """A model of `start_on_meta` on the CPU, with the initial weights of a run."""
+    from swin_moe.backbone.initialize import initialize
+
+    model = model.to_empty(device="cpu")
+    for module in model.modules():
+        if reset := getattr(module, "reset_buffers", None):
+            reset()
+    swin = config.model
+    initialize(model, seed=config.seed, std=swin.init_std, zero_branch_norms=swin.norm == "post")
+    return model
+
+
 def planning_of(config: RunConfig) -> Planning:
     """What the planner asks of a run's task.
 

@@ -9,28 +9,33 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from swin_moe.backbone.backbone import Backbone
 from swin_moe.config import ModelConfig
+from swin_moe.heads.upernet import Segmenter
 from swin_moe.sizes import as_text
-from swin_moe.weights import hf, native, official
+from swin_moe.weights import dense_export, hf, native, official
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.finite import check_finite
 from swin_moe.weights.formats import FORMATS
 from swin_moe.weights.hf_processor import processor_gap, processor_json
 from swin_moe.weights.input_spec import InputSpec
 from swin_moe.weights.square import is_other
+from swin_moe.weights.target import Target
 
 
-def save_weights(model: Backbone, path: str | Path, format: str, inputs: InputSpec | None = None) -> Path:
+def save_weights(model: nn.Module, path: str | Path, format: str, inputs: InputSpec | None = None) -> Path:
     """Write a model's weights; what is at `path` is never overwritten.
 
     Args:
-        model: with all its experts here; a `Backbone`, or a `SwinTransformer` with its classifier.
+        model: with all its experts here; a `Backbone`, a `SwinTransformer` with its classifier, or a
+            `Segmenter`.
         path: of the file or, for `hf`, of the folder to make.
         format: `native` or `safetensors`, which are the same: our names and our config as metadata;
-            `official`: a .pth for microsoft/Swin-Transformer;
+            `official`: a .pth for microsoft/Swin-Transformer; of a `Segmenter`, for
+                SwinTransformer/Swin-Transformer-Semantic-Segmentation;
+            `mmseg`: a .pth of a `Segmenter` for OpenMMLab's mmseg;
             `timm`: a .safetensors or, by the suffix, a .pth;
             `hf`: config.json, model.safetensors and, unless `processor_gap` has an objection,
                 preprocessor_config.json for transformers.
@@ -40,16 +45,19 @@ def save_weights(model: Backbone, path: str | Path, format: str, inputs: InputSp
         WeightsError: the format cannot express the model, a weight is no finite number, or there is
             something at `path`.
     """
-    path, config = Path(path), model.config
+    path, target = Path(path), Target(model)
+    config = target.config
     if format not in FORMATS:
         raise WeightsError(f"no format {format!r}; known: {', '.join(FORMATS)}")
     if path.exists():
         raise WeightsError(f"{path} exists; choose another place, or delete it")
-    check_format(config, format)
-    tensors = native.tensors_of(model, config.moe.num_experts if config.moe else 0)
+    check_model(model, format)
+    tensors = target.tensors()
     check_finite(tensors)
+    if target.has_heads and format not in ("native", "safetensors"):
+        return _save_segmenter(target, tensors, path, format, inputs)
     if format == "official":
-        weights = official.export(tensors, config) | _buffers(model)
+        weights = official.export(tensors, config) | _buffers(target.backbone)
         return _put(path, lambda out: torch.save({"model": _contiguous(weights)}, out))
     if format == "timm":
         weights = official.export(tensors, config, timm=True)
@@ -60,7 +68,35 @@ def save_weights(model: Backbone, path: str | Path, format: str, inputs: InputSp
         weights = hf.export(tensors, config)
         return _put(path, lambda out: _write_folder(out, weights, _hf_documents(config, inputs)))
     metadata = native.metadata(config) | (inputs.metadata if inputs else {})
-    return _put(path, lambda out: save_file(_contiguous(tensors), out, metadata))
+    named = native.tensors_of(model, config.moe.num_experts if config.moe else 0)
+    return _put(path, lambda out: save_file(_contiguous(named), out, metadata))
+
+
+def _save_segmenter(
+    target: Target, tensors: dict[str, Tensor], path: Path, format: str, inputs: InputSpec | None
+) -> Path:
+    """Write a `Segmenter` in a format of others."""
+    assert isinstance(target.model, Segmenter)
+    if format == "hf":
+        weights = dense_export.hugging_face(tensors, target.config)
+        documents = {"config.json": dense_export.config_json(target.model, inputs)}
+        return _put(path, lambda out: _write_folder(out, weights, documents))
+    weights = dense_export.released(tensors, target.config, _buffers(target.backbone), format)
+    meta = {"CLASSES": inputs.classes} if inputs and inputs.classes else {}
+    return _put(path, lambda out: torch.save({"meta": meta, "state_dict": _contiguous(weights)}, out))
+
+
+def check_model(model: nn.Module, format: str) -> None:
+    """Refuse a format that cannot express a model.
+
+    Raises:
+        WeightsError: as `check_format`; or the format has no heads such as the model's, or needs some.
+    """
+    target = Target(model)
+    if target.has_heads:
+        dense_export.check_segmenter(model, target.config, kind(target.config), format)
+    else:
+        check_format(target.config, format)
 
 
 def kind(config: ModelConfig) -> str:
@@ -80,7 +116,11 @@ def kind(config: ModelConfig) -> str:
 
 
 def check_format(config: ModelConfig, format: str) -> None:
-    """Refuse a format whose readers could not run the model."""
+    """Refuse a format whose readers could not run a backbone or a classifier."""
+    if format == "mmseg":
+        raise WeightsError(
+            "--to mmseg is for models of segmentation, with a head; --to official holds others"
+        )
     family = kind(config)
     readable = {
         "hf": ("swin", "swinv2"),

@@ -71,7 +71,7 @@ def convert(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> 
             result.put(f"stage_norms.{int(match[1]) - 1}.{match[2]}", theirs, tensor)
             result.sees_padding = True
         elif name.startswith(DENSE_HEADS):
-            put_head(result, _dense_head(name), theirs, tensor)
+            put_head(result, _our_head(name), theirs, tensor)
         elif theirs.startswith("decoder."):
             result.dropped[theirs] = "the decoder of masked image modelling"
         elif match := re.fullmatch(r"(.*attention\.)self\.(query|key|value)\.(weight|bias)", name):
@@ -188,9 +188,14 @@ def _block(name: str) -> str | None:
     return f"{match[1]}.{BLOCK[match[2]]}" if match and match[2] in BLOCK else None
 
 
-def _dense_head(name: str) -> str:
+def _our_head(name: str) -> str:
     """Our name of a tensor of UperNetForSemanticSegmentation's heads."""
     return name.replace(".classifier.", ".conv_seg.").replace(".batch_norm.", ".bn.")
+
+
+def dense_head_name(name: str) -> str:
+    """The name in UperNetForSemanticSegmentation of a tensor of our heads."""
+    return name.replace(".conv_seg.", ".classifier.").replace(".bn.", ".batch_norm.")
 
 
 def _merge(name: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The model that weights are loaded into: a backbone alone, with a classifier, or in the model of a task."""
+"""The model that weights are of: a backbone alone, with a classifier, or in the model of a dense task."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +11,7 @@ from parallel.experts.placement import experts_of, global_name
 from parallel.zero.init import gathered
 from swin_moe.backbone.backbone import Backbone
 from swin_moe.config import ModelConfig
-from swin_moe.weights import dense
+from swin_moe.weights import dense, native
 from swin_moe.weights.errors import WeightsError, some
 from swin_moe.weights.parts import HEAD
 
@@ -27,17 +27,16 @@ class Target:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        found = [(name, module) for name, module in model.named_modules() if isinstance(module, Backbone)]
+        if not found:
+            raise WeightsError(f"a {type(model).__name__} has no backbone that weights could be of")
         self.model = model
-        found = ((name, module) for name, module in model.named_modules() if isinstance(module, Backbone))
-        name, self.backbone = next(found, ("", None))
-        if self.backbone is None:
-            raise WeightsError(f"a {type(model).__name__} has no backbone that weights could be loaded into")
+        name, self.backbone = found[0]
         self._prefix = f"{name}." if name else ""
 
     @property
     def config(self) -> ModelConfig:
         """Of the backbone."""
-        assert self.backbone is not None
         return self.backbone.config
 
     def shapes(self) -> dict[str, list[int]]:
@@ -46,6 +45,21 @@ class Target:
         buffers = {name: list(buffer.shape) for name, buffer in persistent_buffers(self.model).items()}
         shapes = parameter_shapes(self.model, moe.num_experts if moe else 0) | buffers
         return {self._own(name): shape for name, shape in shapes.items()}
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether there are heads of a dense task around the backbone."""
+        return any(map(dense.prefix_of, dict(self.model.named_parameters())))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by global name, one an expert.
+
+        Raises:
+            WeightsError: some experts are on other ranks.
+        """
+        moe = self.config.moe
+        tensors = native.tensors_of(self.model, moe.num_experts if moe else 0)
+        return {self._own(name): tensor for name, tensor in tensors.items()}
 
     @torch.no_grad()
     def write(self, tensors: Mapping[str, Tensor]) -> int:

@@ -117,7 +117,7 @@ def hugging_face_names(ours: str) -> list[str]:
     return [f"backbone.encoder.{each}" for each in (names if names[0] != name else [name])]
 
 
-def released(model: DenseModel, dialect: str) -> dict[str, Tensor]:
+def released(model: nn.Module, dialect: str) -> dict[str, Tensor]:
     """A model's weights as a released file of a dialect has them, with counters and index buffers.
 
     OpenMMLab's merging has its inputs channel by channel, the four neighbours of a channel row by row; ours
