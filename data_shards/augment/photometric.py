@@ -23,7 +23,6 @@ from data_shards.format.rng_tensor import keys, uniforms
 from parallel.ranks.host import send
 
 APPLY_PROB = 0.5
-IDENTITY = torch.arange(256, dtype=torch.uint8)  # a table
 
 
 class PhotometricPlan(NamedTuple):
@@ -86,8 +85,13 @@ class PhotometricDistortion:
             saturation=_tables(saturation, torch.zeros_like(saturation)),
             turned=chosen[:, 3] & (self.hue > 0),
             hue=hue,
-            after=torch.where(first[:, None], IDENTITY, contrasts),
+            after=torch.where(first[:, None], _identity(), contrasts),
         )
+
+
+def _identity() -> Tensor:
+    """The table (256,) that changes nothing."""
+    return torch.arange(256, dtype=torch.uint8)
 
 
 def _between(draws: Tensor, limits: tuple[float, float]) -> Tensor:
@@ -109,7 +113,7 @@ def distort(images: Tensor, plan: PhotometricPlan) -> None:
 
 
 def _map_values(images: Tensor, tables: Tensor) -> None:
-    rows = (tables != IDENTITY).any(1).nonzero()[:, 0]
+    rows = (tables != _identity()).any(1).nonzero()[:, 0]
     if len(rows):
         at, tables = send(rows, images.device), send(tables[rows], images.device)
         mapped = look_up(images.index_select(0, at), tables[:, None].expand(-1, 3, -1))

@@ -13,7 +13,8 @@ from torch import Tensor
 from launcher.config.errors import ConfigError
 from launcher.console.progress import progress_line
 from launcher.exit_codes import ExitCode
-from launcher.predict.answerers import Asked, open_answerer
+from launcher.predict.answerer import Asked
+from launcher.predict.answerers import open_answerer
 from launcher.predict.inputs import image_inputs
 from launcher.predict.predictions import Prediction, PredictOptions, predictions
 from launcher.predict.writers import Write, csv_writer, json_writer, text_writer, write_pictures

@@ -7,10 +7,9 @@
 Legend: B images of a batch, C channels of the last map.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -21,54 +20,12 @@ from launcher.deploy.artifact import is_artifact, open_predictor
 from launcher.deploy.options import DeviceType
 from launcher.deploy.predictor import Predictor
 from launcher.evaluation.recorded import recorded_task
-from launcher.tasks.answers import Answer, AnswerOptions, Predicting
+from launcher.predict.answerer import Answered, Answerer, Asked, answer_options
+from launcher.tasks.answers import AnswerOptions
 from launcher.tasks.registry import task_spec
-from launcher.tasks.spec import TaskSpec
+from launcher.tasks.spec import Predicting, TaskSpec
 from parallel.ranks.init import choose_accelerator
 from parallel.zero.options import Precision
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What is to be said of each image."""
-
-    top: int | None = None  # classes of tasks with classes; None is the default
-    features: bool = False
-    pictures: bool = False
-
-
-class Answered(NamedTuple):
-    """What was said of one image."""
-
-    said: Answer | str  # or the reason why nothing is
-    features: Tensor | None = None  # (C,) fp32
-    pictures: Mapping[str, Tensor] = {}  # by name, see `Predicting`
-
-
-class Answerer(Protocol):
-    """A model that answers to images."""
-
-    @property
-    def columns(self) -> Sequence[str]:
-        """The names of the values of `Answer.row`."""
-
-    def example(self, image: bytes, position: int) -> Any:
-        """What the model takes of an image; it is called in several threads.
-
-        Args:
-            image: the bytes of a file.
-            position: of the image in its shards, from which random draws follow; 0 of a file.
-
-        Raises:
-            DataError: the image cannot be decoded.
-        """
-
-    def answer(self, examples: Sequence[Any], positions: Sequence[int]) -> list[Answered]:
-        """What the model says of at least one image, in order; positions as in `example`.
-
-        Raises:
-            DataError: images that do not fit the task.
-        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,12 +98,6 @@ def open_answerer(
     predictor = open_predictor(source, config, ema=ema, precision=precision, device=device)
     options = answer_options(asked, predictor.model.num_classes, predictor.classes)
     return ClassifierAnswerer(predictor=predictor, predicting=predicting, options=options, asked=asked)
-
-
-def answer_options(asked: Asked, num_classes: int, classes: tuple[str, ...] | None) -> AnswerOptions:
-    """What was asked for, of a model with so many classes, or the defaults."""
-    top = AnswerOptions.top if asked.top is None else asked.top
-    return AnswerOptions(top=min(top, num_classes), classes=classes)
 
 
 def _predicting(source: str | Path, task: str, spec: TaskSpec, asked: Asked) -> Predicting:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from data_shards.errors import DataError
-from launcher.predict.answerers import Answered, Answerer
+from launcher.predict.answerer import Answered, Answerer
 from launcher.predict.inputs import ImageInput
 from launcher.tasks.answers import Answer
 

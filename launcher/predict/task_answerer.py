@@ -25,7 +25,7 @@ from launcher.deploy.source import check_device
 from launcher.evaluation.context import load_task
 from launcher.evaluation.modes import standard_modes
 from launcher.evaluation.recorded import recorded_config
-from launcher.predict.answerers import Answered, Asked, answer_options
+from launcher.predict.answerer import Answered, Asked, answer_options
 from launcher.tasks.answers import AnswerOptions
 from launcher.tasks.registry import task_spec
 from launcher.tasks.spec import Task

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from data_shards.format.fields import IMAGE_AND_LABEL, Field
-from launcher.tasks.answers import Predicting
+from launcher.tasks.answers import Answer, AnswerOptions
 from launcher.tasks.parameter_rules import ParameterRules
 from parallel.experts.options import ExchangeOptions
 
@@ -192,6 +192,24 @@ class Planning:
     def teacher_views(self) -> int:
         """The views of a sample that pass through a teacher."""
         return self.teacher.views if self.teacher else 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Predicting:
+    """How a task answers to images alone.
+
+    `data` has a transform that reads the member `image` and no other. `answers` gets what `Task.predict`
+    returns for a batch, and the batch; for each image it returns an answer, or the reason why there is none.
+    `columns` are those of a row. `pictures` gets the task, its model, the inputs and the prediction of one
+    image, and returns images by name: (3, height, width) or (height, width), uint8, or floats in 0 to 1.
+    """
+
+    data: Callable[[RunConfig], DataSpec]
+    columns: Callable[[AnswerOptions], Sequence[str]]
+    answers: Callable[[Any, Batch, AnswerOptions], Sequence[Answer | str]]
+    # without it `--pictures` is refused
+    pictures: Callable[[Task, nn.Module, Any, Any], Mapping[str, Tensor]] | None = None
+    one_by_one: bool = False  # a call of the model gets one image, as where images have their own sizes
 
 
 def no_errors(config: RunConfig) -> Sequence[str]:

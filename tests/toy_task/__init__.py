@@ -11,10 +11,18 @@ from torch import Tensor, nn
 
 from launcher.config.schema import RunConfig
 from launcher.config.task_sections import options_of
-from launcher.tasks.answers import Predicting
 from launcher.tasks.image_data import image_inputs
 from launcher.tasks.param_groups import ParameterRules
-from launcher.tasks.spec import HeadPart, PlannedTeacher, Planning, StepOutput, Task, TaskContext, TaskSpec
+from launcher.tasks.spec import (
+    HeadPart,
+    PlannedTeacher,
+    Planning,
+    Predicting,
+    StepOutput,
+    Task,
+    TaskContext,
+    TaskSpec,
+)
 from parallel.experts.placement import ExpertParallel
 from swin_moe.backbone.backbone import Backbone
 from swin_moe.backbone.flops import construct_on_meta

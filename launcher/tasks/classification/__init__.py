@@ -3,8 +3,7 @@
 from collections.abc import Iterator, Sequence
 
 from launcher.config.schema import RunConfig
-from launcher.tasks.answers import Predicting
-from launcher.tasks.spec import Planning, TaskSpec
+from launcher.tasks.spec import Planning, Predicting, TaskSpec
 from parallel.lazy_exports import deferred
 
 HERE = "launcher.tasks.classification"

@@ -21,7 +21,8 @@ from launcher.config.task_specs import register, unregister
 from launcher.deploy.artifact import open_predictor
 from launcher.deploy.card import ArtifactError
 from launcher.evaluation.recorded import recorded_config
-from launcher.predict.answerers import Asked, open_answerer
+from launcher.predict.answerer import Asked
+from launcher.predict.answerers import open_answerer
 from launcher.tasks.classification import SPEC as CLASSIFICATION
 from launcher.tasks.image_data import eval_images, eval_labelled_images, normalize_images
 from launcher.tasks.simmim import SPEC as SIMMIM
