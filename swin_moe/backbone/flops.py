@@ -72,17 +72,34 @@ def count_active_parameters(model: nn.Module) -> int:
 
 def count_flops(model: SwinTransformer) -> int:
     """Multiply-adds of one image of the configured size; `model` is on the meta device and is used up."""
-    config = model.eval().config
-    for module in list(model.modules()):
+    config = model.config
+    image, key = images_on_meta(config, config.image_sides)
+    return sum(count_products(model, lambda: model(image, key)).values())
+
+
+def images_on_meta(config: ModelConfig, sides: tuple[int, int], count: int = 1) -> tuple[Tensor, Tensor]:
+    """Images (count, in_chans, h, w) of these sides and their keys (count,), on the meta device."""
+    keys = torch.empty(count, dtype=torch.int64, device="meta")
+    return torch.empty(count, config.in_chans, *sides, device="meta"), keys
+
+
+def count_products(model: nn.Module, run: Callable[[], object]) -> dict[str, int]:
+    """Multiply-adds of an evaluation, by the operator of torch: `bmm`, `convolution` ...
+
+    Args:
+        model: on the meta device; it is used up.
+        run: calls the model.
+    """
+    for module in list(model.eval().modules()):
         if isinstance(module, WindowAttention):
             module.position_bias = _KeptBias(module)  # type: ignore[assignment]
         elif isinstance(module, SwinBlock) and isinstance(module.mlp, MoELayer):
             module.mlp = _ActiveExperts(module.mlp)  # type: ignore[assignment]
-    image = torch.empty(1, config.in_chans, *config.image_sides, device="meta")
     # attention on a CPU is one kernel that the counter does not know; on meta it is two matrix products
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image, torch.empty(1, dtype=torch.int64, device="meta"))
-    return counter.get_total_flops() // 2  # torch counts a multiply-add as two
+        run()
+    # torch counts a multiply-add as two
+    return {operator.__name__: flops // 2 for operator, flops in counter.get_flop_counts()["Global"].items()}
 
 
 class _KeptBias(nn.Module):
