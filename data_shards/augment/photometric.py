@@ -98,6 +98,11 @@ def _between(draws: Tensor, limits: tuple[float, float]) -> Tensor:
     return limits[0] + draws * (limits[1] - limits[0])
 
 
+def _identity() -> Tensor:
+    """The table that changes nothing: (256,) uint8."""
+    return torch.arange(256).to(torch.uint8)
+
+
 def _tables(factor: Tensor, summand: Tensor) -> Tensor:
     """What becomes of the values 0 ... 255, computed in float32: (B,) and (B,) -> (B, 256) uint8."""
     values = torch.arange(256, dtype=torch.float32)
