@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from data_shards.stream.batch import Batch
@@ -17,6 +18,7 @@ from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.evaluation.loop import Evaluated
 from launcher.metrics.metric import Metric
+from launcher.metrics.trackers.base import as_image
 from launcher.rundir.directory import RunDirectory
 from launcher.tasks.registry import build_task, task_spec
 from launcher.tasks.spec import Task, TaskContext
@@ -116,6 +118,13 @@ class EvalContext:
             self.written[name] = {**of, **record}
             text = json.dumps(self.written[name], indent=1) + "\n"
             atomic_write(self.directory / f"{name}.json", text, sync="none")
+
+    def write_png(self, name: str, image: Tensor) -> None:
+        """Write an image (3, height, width) in 0 to 1 as NAME.png, on rank 0."""
+        if self.mesh.is_first:
+            pixels = as_image(image.cpu()).transpose(1, 2, 0)
+            Image.fromarray(pixels).save(self.directory / f"{name}.png")
+            self.say(f"  pictures: {self.directory / name}.png")
 
     def write_csv(self, name: str, header: Sequence[Any], rows: Sequence[Sequence[Any]]) -> None:
         """Write NAME.csv, on rank 0."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from data_shards.errors import DataError
@@ -170,11 +171,11 @@ def evaluate(
     Returns:
         An evaluation for each call, the same on every rank: the values of the metric, images_s of the forward
         passes on all ranks, dropped_fraction and expert_load (each expert's fraction of the choices by MoE
-        layer), without padding images. The first one has an image of the first batch of rank 0, if the task
-        makes one.
+        layer), without padding images. The first one has an image of the first batches of rank 0
+        (`Task.pictured_batches`), if the task makes one.
     """
     model, task, device = evaluated.model, evaluated.task, evaluated.device
-    was_training, image = model.training, None
+    was_training, images = model.training, list[Tensor]()
     model.eval()
     modes = [_ModeTotals(call, evaluated, stream) for call in calls]
     try:
@@ -183,15 +184,25 @@ def evaluate(
             keys = send(sample_keys(0, batch.positions), device)
             is_timed = i > 0 or len(stream) == 1  # the first batch also warms up
             predictions = [mode.add(inputs, keys, batch, timed=is_timed) for mode in modes]
-            if i == 0 and stream.dp_rank == 0:
+            if i < task.pictured_batches and stream.dp_rank == 0:
                 image = task.visualize(model, inputs, predictions[0])
+                images += [] if image is None else [image]
             for observer in observers:
                 observer.update(predictions[0], batch)
             evaluated.heartbeat()
     except DataError as error:
         raise RankError(f"rank {stream.dp_rank}, evaluation: {error}") from error
     model.train(was_training)
+    image = one_below_the_other(images)
     return [Evaluation(mode.metrics(), None if i else image) for i, mode in enumerate(modes)]
+
+
+def one_below_the_other(images: Sequence[Tensor]) -> Tensor | None:
+    """Images (3, height, width) in one, of the greatest width; black beyond them. None without any."""
+    if not images:
+        return None
+    width = max(image.shape[2] for image in images)
+    return torch.cat([F.pad(image, (0, width - image.shape[2])) for image in images], dim=1)
 
 
 class _ModeTotals:

@@ -18,13 +18,15 @@ OF_EVERY_MODE = ("dropped_fraction", "images_s")  # the last ones
 def evaluate_standard(context: EvalContext, factor: float | None, observers: Sequence[Observer] = ()) -> None:
     """Evaluate in the standard modes, print one line per mode and write evaluation.json.
 
+    The tables of the metric in the first mode are printed and written as CSV, and its image as pictures.png.
+
     Args:
         context: the checkpoint.
         factor: of the mode with a capacity; None is that of the configuration.
         observers: get the outputs of the first mode.
     """
     modes = standard_modes(context.config.model.moe, factor)
-    evaluations = _evaluate(context, modes, observers)
+    evaluations, classes = _evaluate(context, modes, observers)
     heads = [context.name, *(f"  {mode.name}" for mode in modes[1:])]
     if modes[0].name != "exact":
         heads[0] += f", {modes[0].name}"
@@ -32,6 +34,11 @@ def evaluate_standard(context: EvalContext, factor: float | None, observers: Seq
         context.say(f"{head}: {mode.line(context.metric(), one.metrics)}")
     records = [mode.record(one) for mode, one in zip(modes, evaluations, strict=True)]
     context.write_json("evaluation", {"ranks": context.mesh.dims.world_size, "modes": records})
+    for name, table in context.metric().tables(evaluations[0].metrics, classes).items():
+        context.write_csv(name, table.columns, table.rows)
+        context.say(table.text())
+    if evaluations[0].image is not None:
+        context.write_png("pictures", evaluations[0].image)
 
 
 def sweep(context: EvalContext, factors: Sequence[float], choices: Sequence[int]) -> None:
@@ -42,7 +49,7 @@ def sweep(context: EvalContext, factors: Sequence[float], choices: Sequence[int]
     moe = context.config.model.moe
     assert moe is not None
     modes = sweep_modes(moe, factors, choices)
-    records = [mode.record(one) for mode, one in zip(modes, _evaluate(context, modes), strict=True)]
+    records = [mode.record(one) for mode, one in zip(modes, _evaluate(context, modes)[0], strict=True)]
     values = [name for name, value in records[0].items() if isinstance(value, float)]
     columns = [*MODE, *(name for name in values if name not in (*MODE, *OF_EVERY_MODE)), *OF_EVERY_MODE]
     rows = [[record[name] for name in columns] for record in records]
@@ -59,13 +66,13 @@ def labels_of_split(context: EvalContext) -> Tensor:
 
 def _evaluate(
     context: EvalContext, modes: Sequence[EvalMode], observers: Sequence[Observer] = ()
-) -> list[Evaluation]:
-    """Evaluate a checkpoint in some modes on its validation split; every rank calls it."""
+) -> tuple[list[Evaluation], Sequence[str]]:
+    """Evaluate a checkpoint in some modes on its validation split, and its classes; every rank calls it."""
     calls = [mode.call for mode in modes]
     with eval_stream(
         context.config, context.mesh, grouped=need_groups(modes), classes=context.mapped_to
     ) as stream:
-        return evaluate(context.evaluated, stream, calls, observers)
+        return evaluate(context.evaluated, stream, calls, observers), stream.classes or ()
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

@@ -3,15 +3,18 @@
 Legend: B samples of a batch.
 """
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from data_shards.stream.batch import Batch
+from launcher.console.columns import aligned
 from parallel.ranks.collectives import gather_to_first, sum_over
 
 
@@ -38,8 +41,42 @@ class Metric(Protocol):
     def line(self, values: Mapping[str, Any]) -> str:
         """The values as text."""
 
+    def tables(self, values: Mapping[str, Any], classes: Sequence[str]) -> Mapping[str, MetricTable]:
+        """Tables of the values by name, for people and files; `classes` are the class names of the data."""
 
-class SumMetric:
+
+class MetricTable(NamedTuple):
+    """Values in rows, such as one of each class, of which as many as `shown` are printed.
+
+    Floats are fractions; a value of None is left empty.
+    """
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+    shown: int = 30
+
+    def text(self) -> str:
+        """The first rows in columns."""
+        rows = [["" if x is None else _shown(x) for x in row] for row in self.rows[: self.shown]]
+        lines = aligned([list(self.columns), *rows], right=True, indent="  ")
+        if (left := len(self.rows) - self.shown) > 0:
+            lines.append(f"  and {left} more in the file")
+        return "\n".join(lines)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.2%}" if isinstance(value, float) else str(value)
+
+
+class _NoTables:
+    """A metric whose line says everything."""
+
+    def tables(self, values: Mapping[str, Any], classes: Sequence[str]) -> Mapping[str, MetricTable]:
+        """None."""
+        return {}
+
+
+class SumMetric(_NoTables):
     """A metric whose values follow from sums over the samples, such as hits or a confusion matrix.
 
     A subclass has `primary`, `higher_is_better`, `line`, `sums` and `values`. The sums of the batches and of
@@ -77,7 +114,7 @@ class SumMetric:
         return self.values(self._total.cpu())
 
 
-class GatherMetric:
+class GatherMetric(_NoTables):
     """A metric that needs the records of all samples, such as an average precision over a split.
 
     A subclass has `primary`, `higher_is_better`, `line`, `records` and `values`. A record is anything that

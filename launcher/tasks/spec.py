@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # they import torch
     import torch
     from torch import Tensor, nn
 
+    from data_shards.format.index import Manifest
     from data_shards.stream.batch import Batch
     from data_shards.stream.transform import Transform
     from launcher.config.schema import RunConfig
@@ -151,6 +152,10 @@ class Task(Protocol):
     def metric(self) -> Metric:
         """A new metric, for one pass over a split."""
 
+    @property
+    def pictured_batches(self) -> int:
+        """The first batches of an evaluation, on rank 0, of which `visualize` may make an image."""
+
     def visualize(self, model: nn.Module, inputs: Any, prediction: Any) -> Tensor | None:
         """An image of what the model does to inputs of `predict`: (3, height, width) in 0 to 1, if any."""
 
@@ -217,6 +222,16 @@ def no_errors(config: RunConfig) -> Sequence[str]:
     return ()
 
 
+def no_layout_errors(config: RunConfig, world_size: int) -> Sequence[str]:
+    """The rules of a task without any that depend on the number of ranks."""
+    return ()
+
+
+def no_data_errors(config: RunConfig, manifests: Mapping[str, Manifest]) -> Sequence[str]:
+    """The rules of a task without any that depend on the data."""
+    return ()
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TaskSpec:
     """One kind of training."""
@@ -229,6 +244,10 @@ class TaskSpec:
     eval_data: Callable[[RunConfig], DataSpec]
     options: type | None = None  # a frozen dataclass of its options, which checks each by itself
     check: Callable[[RunConfig], Sequence[str]] = no_errors  # its rules across options, a line an error
+    # its rules for a number of ranks, where that is known
+    check_layout: Callable[[RunConfig, int], Sequence[str]] = no_layout_errors
+    # its rules for data, by the manifests of the sets of data.train and data.val, by option, that can be read
+    check_data: Callable[[RunConfig, Mapping[str, Manifest]], Sequence[str]] = no_data_errors
     on_change: Mapping[str, Kind] = field(default_factory=dict)  # by option; others are "fixed"
     parameters: ParameterRules = field(default_factory=ParameterRules)
     planning: Planning | None = None  # without it the planner refuses the task
@@ -246,6 +265,11 @@ class TaskSpec:
 
 class TaskBase:
     """The answers of a task that has nothing to say: a task may derive from it."""
+
+    @property
+    def pictured_batches(self) -> int:
+        """The first one."""
+        return 1
 
     def attach(self, engine: Engine, masters: MasterWeights) -> None:
         """Nothing to make."""

@@ -45,7 +45,7 @@ def data_errors(config: RunConfig) -> tuple[list[str], int | None]:
             errors += _cache_errors(config, option, manifests[option])
         except DataError as error:
             errors.append(f"{option}: {error}")
-    errors += class_errors(config, manifests)
+    errors += [*class_errors(config, manifests), *spec.check_data(config, manifests)]
     train = {option: manifests[option] for option in data.train_places if option in manifests}
     if data.trains_on_tars or len(train) < len(data.train_places):
         return errors, None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from launcher.config.duration import to_steps
 from launcher.config.load import ConfigError
 from launcher.config.schema import ParallelConfig, RunConfig
+from launcher.tasks.registry import task_spec
 from launcher.validation.data_rules import data_errors
 from launcher.validation.elastic import replan
 from launcher.validation.place_rules import has_begun, machine_errors, place_errors
@@ -76,6 +77,7 @@ def rule_errors(config: RunConfig, world_size: int | None, nodes: Sequence[int] 
         layout = _hierarchy_errors(config, nodes)
     return [
         *_batch_errors(config, world_size),
+        *(task_spec(config.task).check_layout(config, world_size) if world_size is not None else ()),
         *_profile_errors(config, world_size),
         *_window_errors(config),
         *layout,

@@ -8,6 +8,7 @@ bf16 maps; those of fp64 maps are fp64.
 Legend: B images, C channels, H x W tokens of a map, h x w tokens of the result.
 """
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -59,12 +60,37 @@ def resize_band(x: Tensor, size: tuple[int, int], rows: slice) -> Tensor:
         rows: of 0 .. h - 1.
     """
     dtype, x = x.dtype, to_fp32(x)
-    (top, bottom, down), (left, right, across) = (
-        _neighbours(side, after, x) for side, after in zip(x.shape[2:], size, strict=True)
-    )
-    down = down[rows, None]
-    y = x[:, :, top[rows]] * (1 - down) + x[:, :, bottom[rows]] * down
-    return (y[..., left] * (1 - across) + y[..., right] * across).to(dtype)
+    rows_of, columns_of = (_neighbours(side, after, x) for side, after in zip(x.shape[2:], size, strict=True))
+    return _between(x, [one[rows] for one in rows_of], columns_of).to(dtype)
+
+
+def resize_twice_band(x: Tensor, between: tuple[int, int], size: tuple[int, int], rows: slice) -> Tensor:
+    """Some rows of maps that are resized to `between` and then to `size`, as `resize_band` gives them.
+
+    Only those rows of the first result are computed that the second one needs.
+
+    Args:
+        x: the maps (B, C, H, W).
+        between: sides of all rows of the first result.
+        size: h and w of all rows of the second.
+        rows: of 0 .. h - 1.
+    """
+    if between == size:  # the second step would leave every value as it is
+        return resize_band(x, size, rows)
+    dtype, x = x.dtype, to_fp32(x)
+    rows_of, columns_of = (_neighbours(side, after, x) for side, after in zip(between, size, strict=True))
+    top, bottom, down = (one[rows] for one in rows_of)
+    first = int(top.min())
+    part = resize_band(x, between, slice(first, int(bottom.max()) + 1))
+    return _between(part, (top - first, bottom - first, down), columns_of).to(dtype)
+
+
+def _between(x: Tensor, rows: Sequence[Tensor], columns: Sequence[Tensor]) -> Tensor:
+    """Values between two rows and two columns each, see `_neighbours`: (B, C, H, W) -> (B, C, h, w)."""
+    (top, bottom, down), (left, right, across) = rows, columns
+    down = down[:, None]
+    y = x[:, :, top] * (1 - down) + x[:, :, bottom] * down
+    return y[..., left] * (1 - across) + y[..., right] * across
 
 
 def bilinear_matrix(before: int, after: int, device: torch.device) -> Tensor:

@@ -3,6 +3,7 @@
 Legend: B images, L tokens an image, T = B * L tokens, k choices a token, E experts, C channels.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -38,6 +39,28 @@ class MoEStats(NamedTuple):
             return self
         choices, lost = (each.unflatten(0, (-1, views)).sum(1) for each in (self.choices, self.lost))
         return self._replace(choices=choices, lost=lost)
+
+    @staticmethod
+    def of_passes(passes: Sequence["MoEStats"]) -> "MoEStats":
+        """The statistics of several passes over views of the same images: counts added, means of the rest."""
+        first, *others = passes
+        if not others:
+            return first
+        loss, load, dropped, entropy, received = (
+            torch.stack([getattr(one, name) for one in passes])
+            for name in ("loss", "load", "dropped", "entropy", "received")
+        )
+        choices = [one.choices for one in passes if one.choices is not None]
+        lost = [one.lost for one in passes if one.lost is not None]
+        return MoEStats(
+            loss=loss.mean(),
+            load=load.sum(0),
+            dropped=dropped.sum(),
+            entropy=entropy.mean(),
+            received=received.sum(),
+            choices=torch.stack(choices).sum(0) if choices else None,
+            lost=torch.stack(lost).sum(0) if lost else None,
+        )
 
     def of_images(self, weights: Tensor) -> "MoEStats":
         """The statistics with the load and the drops of some images: weights (B,), 0 leaves an image out."""
