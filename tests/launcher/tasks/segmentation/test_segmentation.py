@@ -1,0 +1,231 @@
+"""Runs of segmentation with experts: any layout, a kill, an evaluation on any ranks."""
+
+import csv
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from parallel.checkpoint.reader import CheckpointReader
+from tests.distributed import RankError, run_on_ranks
+from tests.launcher.running import CONFIG, Outcome, command, only, records, run_alone, steps
+from tests.launcher.tasks.segmentation.pixel_shards import CLASSES, line, options, pack_pixels, sample
+
+STEPS = 3
+LAST = f"step-{STEPS:08d}"
+FIGURES = ("step", "loss", "aux_loss", "decode_loss", "auxiliary_loss", "lr", "grad_norm")
+SGD = (  # without momentum: the change of the weights in a step is the gradient
+    f"train.duration={STEPS} steps",
+    f"train.eval_every={STEPS} steps",
+    "train.global_batch_size=8",
+    "checkpoint.every=1 steps",
+    "checkpoint.keep_last=9",
+    "optim.optimizer=sgd",
+    "optim.momentum=0.0",
+    "optim.weight_decay=0.0",
+    "optim.max_grad_norm=0.0",
+    "optim.warmup=0 steps",
+    "optim.schedule=cosine",
+    "optim.warmup_ratio=null",
+    "optim.base_lr=6.4",  # of 512 images: 0.1 here
+    "optim.min_lr=6.4",
+    "segmentation.head.norm_group_images=2",
+)
+LR = 0.1
+MEANS = ("miou", "macc", "aacc", "pixels", "images", "class_iou", "class_pixels", "expert_load")
+
+
+def layout(stage: int, ep_size: int, micro: int) -> list[str]:
+    return [f"parallel.zero_stage={stage}", f"parallel.ep_size={ep_size}", f"train.micro_batch_size={micro}"]
+
+
+def stored(run: Path, step: int, kind: str) -> dict[str, Tensor]:
+    """The tensors of a kind in a checkpoint."""
+    reader = CheckpointReader(run / "checkpoints" / f"step-{step:08d}")
+    return {name: reader[full] for name, full in reader.kind(kind).items()}
+
+
+def evaluation(run: Path) -> dict[str, Any]:
+    """The values of the first mode of the last evaluation."""
+    modes: list[dict[str, Any]] = json.loads((run / f"eval/{LAST}/evaluation.json").read_text())["modes"]
+    return modes[0]
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """48 images to train on and 7 to evaluate: no number of ranks divides these."""
+    return pack_pixels(tmp_path_factory.mktemp("pixel_shards"), 48, 7)
+
+
+@pytest.fixture(scope="module")
+def alone(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One rank, two micro-batches of 4, stage 1."""
+    path = tmp_path_factory.mktemp("pixels") / "run"
+    outcome = run_alone(*line(shards, path, *SGD, *layout(1, 1, 4)))
+    assert "  evaluation       mIoU" in outcome.out
+    return path
+
+
+def assert_same_training(run: Path, wanted: Path) -> None:
+    """Losses within 1e-5, gradients of the second step within 1e-4, running statistics alike."""
+    for record, other in zip(steps(run), steps(wanted), strict=True):
+        assert only(record, FIGURES) == pytest.approx(only(other, FIGURES), rel=1e-5)
+    before, after = (stored(run, step, "master") for step in (1, 2))
+    before2, after2 = (stored(wanted, step, "master") for step in (1, 2))
+    assert before.keys() == before2.keys()
+    for name in before:
+        found, gradient = (before[name] - after[name]) / LR, (before2[name] - after2[name]) / LR
+        # atol: a weight near 1 changes in steps of 2^-24 or 2^-23, which the learning rate divides
+        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=2**-22 / LR, msg=name)
+    found, wanted_buffers = stored(run, STEPS, "buffer"), stored(wanted, STEPS, "buffer")
+    assert any(name.endswith("bn.running_var") for name in wanted_buffers)
+    for name, tensor in wanted_buffers.items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
+LAYOUTS = [(2, 2, stage, 4) for stage in range(4)] + [(2, 1, stage, 2) for stage in range(4)]
+LAYOUTS += [(4, ep_size, stage, 2) for ep_size in (2, 4) for stage in range(4)] + [(1, 1, 0, 2), (1, 1, 3, 8)]
+BRIEF = [(2, 2, 2, 4)]
+
+
+@pytest.mark.parametrize(
+    ("ranks", "ep_size", "stage", "micro"),
+    [*BRIEF, *(pytest.param(*one, marks=pytest.mark.slow) for one in LAYOUTS if one not in BRIEF)],
+)
+def test_every_layout_trains_alike(
+    shards: Path, tmp_path: Path, alone: Path, ranks: int, ep_size: int, stage: int, micro: int
+) -> None:
+    more = layout(stage, ep_size, micro)
+    outcomes = run_on_ranks(command, ranks, *line(shards, tmp_path / "run", *SGD, *more))
+    assert [outcome.code for outcome in outcomes] == [0] * ranks, outcomes[0].err
+    assert_same_training(tmp_path / "run", alone)
+
+
+@pytest.mark.slow
+def test_batch_norms_that_span_ranks(shards: Path, tmp_path: Path) -> None:
+    """Groups of 4 images: of one rank, or of two ranks with 2 each."""
+    group = "segmentation.head.norm_group_images=4"
+    one, two = tmp_path / "one", tmp_path / "two"
+    more = ("train.global_batch_size=4", group)
+    run_alone(*line(shards, one, *SGD, *layout(1, 1, 4), *more))
+    outcomes = run_on_ranks(command, 2, *line(shards, two, *SGD, *layout(1, 2, 2), *more))
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes[0].err
+    assert_same_training(two, one)
+
+
+def test_losses_are_told_apart(alone: Path) -> None:
+    for record in steps(alone):
+        parts = record["decode_loss"] + 0.4 * record["auxiliary_loss"]
+        assert record["loss"] == pytest.approx(parts, rel=1e-6)
+        assert record["total_loss"] == pytest.approx(record["loss"] + record["aux_loss"], rel=1e-6)
+        assert record["aux_loss"] > 0
+
+
+def test_killed_and_resumed_is_the_same_run(shards: Path, tmp_path: Path, alone: Path) -> None:
+    """Bit for bit, with the running statistics of the batch norms."""
+    killed = tmp_path / "killed"
+    one = line(shards, killed, *SGD, *layout(1, 1, 4))
+    with pytest.raises(RankError, match="died"):
+        run_on_ranks(partial(command, kill=("step", 2)), 1, *one)
+    run_alone(*one)
+    assert [only(record, FIGURES) for record in steps(killed)] == [
+        only(record, FIGURES) for record in steps(alone)
+    ]
+    for kind in ("master", "buffer"):
+        found, wanted = stored(killed, STEPS, kind), stored(alone, STEPS, kind)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+
+
+WAYS = {
+    "whole": (),
+    "slide": ("segmentation.eval_mode=slide", "segmentation.eval_crop=16", "segmentation.eval_windows=3"),
+    "views": (
+        "segmentation.eval_ratios=[0.5, 1.0]",
+        "segmentation.eval_flip=true",
+        "segmentation.eval_band=9",
+    ),
+}
+
+
+def evaluations(run: Path, ranks: int) -> list[dict[str, Any]]:
+    """Each way in turn, in one start of ranks; the results of each."""
+    found = run_on_ranks(evaluated, ranks, run)[0]
+    assert len(found) == len(WAYS)
+    return found
+
+
+def evaluated(run: Path) -> list[dict[str, Any]]:
+    found = []
+    for way in WAYS.values():
+        outcome: Outcome = command("eval", str(run), *way)
+        assert outcome.code == 0, outcome.err
+        found.append(evaluation(run))
+    return found
+
+
+def test_the_evaluation_is_of_no_layout(alone: Path) -> None:
+    """Seven images of different sizes on 1 and 3 ranks, whose numbers of windows differ."""
+    one, three = (evaluations(alone, ranks) for ranks in (1, 3))
+    for found, wanted in zip(three, one, strict=True):
+        assert only(found, MEANS) == only(wanted, MEANS)
+        assert found["images"] == 7
+    during = next(record for record in records(alone) if "eval_miou" in record)
+    assert one[0]["miou"] == during["eval_miou"]
+    assert len({json.dumps(found["class_iou"]) for found in one}) == 3  # each way says something else
+    with (alone / f"eval/{LAST}/classes.csv").open(newline="") as file:
+        rows = list(csv.reader(file))
+    assert rows[0] == ["class", "iou", "accuracy", "pixels"]
+    assert {row[0] for row in rows[1:]} == set(CLASSES)
+    assert (alone / f"eval/{LAST}/pictures.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_evaluation_on_more_layouts(alone: Path, ranks: int) -> None:
+    for found, wanted in zip(evaluations(alone, ranks), evaluations(alone, 1), strict=True):
+        assert only(found, MEANS) == only(wanted, MEANS)
+
+
+def test_single_images_get_answers(alone: Path, tmp_path: Path) -> None:
+    """The classes with most pixels, and a label image whose shares they are."""
+    pixels = sample(10_000)["image"]
+    Image.fromarray(pixels).save(tmp_path / "one.png")
+    line = (
+        "predict",
+        str(alone),
+        str(tmp_path / "one.png"),
+        "--pictures",
+        str(tmp_path / "pictures"),
+        "--json",
+    )
+    outcome = run_alone(*line)
+    (answer,) = [one for one in map(json.loads, outcome.out.splitlines()) if "classes" in one]
+    assert (answer["height"], answer["width"]) == pixels.shape[:2]
+    (file,) = (tmp_path / "pictures").rglob("*labels*.png")
+    counts = np.bincount(np.asarray(Image.open(file)).ravel(), minlength=4) / pixels[..., 0].size
+    assert {one["index"]: one["share"] for one in answer["classes"]} == {
+        i: pytest.approx(share) for i, share in enumerate(counts) if share
+    }
+
+
+def test_bad_data_is_refused_before_the_run(shards: Path, tmp_path: Path) -> None:
+    wrong = options(shards, tmp_path / "run", "model.num_classes=5")
+    (outcome,) = run_on_ranks(command, 1, "check", str(CONFIG), *wrong)
+    assert outcome.code == 2
+    assert "model.num_classes (5) must be the classes of data.train (4)" in outcome.err
+
+
+@pytest.mark.slow
+def test_it_learns(shards: Path, tmp_path: Path) -> None:
+    """A class a colour is an easy task."""
+    more = ("train.duration=120 steps", "optim.base_lr=0.2", "train.global_batch_size=8", "optim.min_lr=0.0")
+    run_alone(*line(shards, tmp_path / "run", *more))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["miou"] > 0.5
