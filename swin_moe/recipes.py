@@ -14,7 +14,8 @@ from swin_moe.renamed import current_names
 from swin_moe.yaml_files import YamlError, merge, read_yaml
 
 NOT_RECIPES = ("base", "hardware", "studies")  # folders of configs/ that hold no configuration of a run
-NOT_MODELS = ("configs", "recipes")  # folders with configurations whose models have no published name
+# folders with configurations whose models have no published name, or heads that `build_model` does not make
+NOT_MODELS = ("configs", "recipes", "segmentation")
 
 
 @dataclass(frozen=True, kw_only=True)
