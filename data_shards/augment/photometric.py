@@ -89,11 +89,6 @@ class PhotometricDistortion:
         )
 
 
-def _identity() -> Tensor:
-    """The table (256,) that changes nothing."""
-    return torch.arange(256, dtype=torch.uint8)
-
-
 def _between(draws: Tensor, limits: tuple[float, float]) -> Tensor:
     return limits[0] + draws * (limits[1] - limits[0])
 

@@ -4,10 +4,9 @@ from collections.abc import Iterator, Sequence
 
 from launcher.config.schema import RunConfig
 from launcher.config.task_sections import options_of
-from launcher.tasks.answers import Predicting
 from launcher.tasks.parameter_rules import ParameterRules
 from launcher.tasks.segmentation.options import SegmentationOptions
-from launcher.tasks.spec import Planning, TaskSpec
+from launcher.tasks.spec import Planning, Predicting, TaskSpec
 from parallel.lazy_exports import deferred
 from swin_moe.errors import ModelError
 from swin_moe.heads.upernet_config import check_model
