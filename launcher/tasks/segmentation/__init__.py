@@ -136,6 +136,7 @@ SPEC = TaskSpec(
     build=deferred(f"{HERE}.task:SegmentationTask"),
     model_on_meta=deferred(f"{HERE}.shapes:model_on_meta"),
     backbone=deferred(f"{HERE}.shapes:backbone"),
+    pretrained=deferred(f"{HERE}.shapes:pretrained"),
     train_data=deferred(f"{HERE}.data:train_data"),
     eval_data=deferred(f"{HERE}.data:eval_data"),
     check=_check,

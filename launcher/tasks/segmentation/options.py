@@ -47,12 +47,17 @@ class SegmentationOptions:
             long_side=side,
             short_side=side,
             ratio_range=(0.01, 100),
-            **{name: side for name in ("eval_crop", "eval_stride") if getattr(self, name) is not None},
             eval_windows=(1, 2**16),
             eval_ratios=(0.01, 100),
             eval_band=(1, 2**20),
             pictures=(0, 1000),
         )
+        for name in ("eval_crop", "eval_stride"):
+            value = getattr(self, name)
+            if value is not None and not side[0] <= value <= side[1]:
+                raise ValueError(
+                    f"segmentation.{name} ({value}) must lie in {side[0]}..{side[1]}, or be null"
+                )
         if self.short_side > self.long_side:
             raise ValueError(
                 f"segmentation.short_side ({self.short_side}) must be at most segmentation.long_side "

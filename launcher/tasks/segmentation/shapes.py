@@ -30,10 +30,15 @@ def model_on_meta(config: RunConfig, placement: ExpertParallel | None) -> nn.Mod
 
 
 def backbone(model: nn.Module) -> Backbone:
-    """The part that pretrained weights are loaded into."""
+    """The part before the heads."""
     encoder = model.get_submodule("encoder")
     assert isinstance(encoder, Backbone)
     return encoder
+
+
+def pretrained(model: nn.Module) -> nn.Module:
+    """What pretrained weights are loaded into: a file may have the heads too."""
+    return model
 
 
 def members(config: RunConfig, images: int) -> dict[str, Tensor]:
