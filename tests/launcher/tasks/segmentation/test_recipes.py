@@ -34,8 +34,8 @@ def test_the_recipes_are_coherent(name: str) -> None:
     """8 ranks of 2 images: the batch norms span all 16."""
     config = read(name)
     assert problems(config, 8, data=False) == []
-    (error,) = problems(config, 4, data=False)
-    assert "segmentation.head.norm_group_images (16) spans 8 ranks" in error
+    errors = problems(config, 4, data=False)  # of experts on 8 ranks too, where there are any
+    assert any("segmentation.head.norm_group_images (16) spans 8 ranks" in error for error in errors)
     schedule = Schedule(
         config.optim,
         global_batch_size=config.train.global_batch_size,
@@ -49,6 +49,7 @@ def test_the_recipes_are_coherent(name: str) -> None:
         0.01,
         0.0,
     )
+    assert config.train.pretrained_require == "backbone"
     side, options = config.model.image_sides[0], getattr(config, "segmentation", SegmentationOptions())
     assert (options.short_side, options.long_side) == (side, 4 * side)
 
