@@ -230,7 +230,8 @@ def _fit(
         What was adapted, and what the weights do not determine.
     """
     kept = keep_others(converted, shapes, options.parts)
-    changes, notices = [], []
+    changes: list[str] = []
+    notices: list[str] = []
     has_heads = any(map(dense.prefix_of, shapes))
     if "head" in options.parts:
         adapted, left = _adapt_heads(converted, shapes, options, has_heads=has_heads)

@@ -132,8 +132,9 @@ def _slide(
     call: Call, images: Tensor, keys: Tensor, slide: SlidingWindows, passes: int
 ) -> tuple[Tensor, list[dict[str, MoEStats]]]:
     """The mean of the logits of all windows at each pixel: (B, K, h, w) fp32, and the statistics by pass."""
-    windows, total, moe = _windows(images, slide), images.new_zeros(()), []
-    count = images.new_zeros(images.shape[2:])
+    windows = _windows(images, slide)
+    total, count = images.new_zeros(()), images.new_zeros(images.shape[2:])
+    moe: list[dict[str, MoEStats]] = []
     for chosen in _groups(windows, slide.at_once, passes):
         # a rank whose images have fewer windows repeats the last one and forgets what the model says
         seen = [images[..., rows, columns] for rows, columns in chosen or windows[-1:]]
