@@ -234,7 +234,7 @@ def test_heads_that_a_model_lacks_are_named(tmp_path: Path) -> None:
     """A model without auxiliary head, and with a norm of its last stage alone."""
     path = written(released(dense_model(seed=1), "official"), tmp_path / "upernet.pth")
     model = dense_model(seed=2)
-    model.auxiliary_head = None
+    del model.auxiliary_head
     del model.stage_norms["0"]
     report = loaded(path, model)
     reasons = [why for why in report.dropped.values() if "head" in why or "norm" in why]
