@@ -4,6 +4,7 @@ python -m launcher.deploy.verify FOLDER < request.json > report.json
 """
 
 import json
+import signal
 import subprocess
 import sys
 from dataclasses import asdict, dataclass
@@ -85,6 +86,8 @@ def main() -> None:
         answer = asdict(in_this_process(Path(sys.argv[1]), split))
     except USER_ERRORS as error:
         answer = {"error": str(error)}
+    except KeyboardInterrupt:  # its parent got it too, and says so
+        sys.exit(128 + signal.SIGINT)
     print(json.dumps(answer))
 
 

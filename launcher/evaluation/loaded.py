@@ -20,8 +20,9 @@ from data_shards.augment.normalize import Normalize
 from data_shards.image.decode import decode_image, transform_frames
 from data_shards.image.geometry import EvalTransform
 from launcher.config.load import load_config
-from launcher.config.schema import DataConfig
+from launcher.config.schema import DataConfig, RunConfig
 from launcher.evaluation.modes import standard_modes
+from launcher.evaluation.recorded import recorded_task
 from launcher.tasks.class_scores import ClassScore, best_classes
 from swin_moe.backbone.model import SwinTransformer
 from swin_moe.config import ModelError
@@ -29,6 +30,7 @@ from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.recipes import recipe_files
 from swin_moe.registry import build_model
 from swin_moe.weights import trained
+from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.input_spec import InputSpec, input_spec_of
 
 Image = str | Path | bytes | np.ndarray | PIL.Image.Image
@@ -112,7 +114,16 @@ def load(source: str | Path, config: str | Path | None = None, *, ema: bool = Fa
         run = load_config(source)
         return LoadedModel(model=build_model(run.model, seed=run.seed).eval(), inputs=inputs_of(run.data))
     wanted = load_config(config) if config is not None else None
-    model = trained.load(source, wanted.model if wanted else None, ema=ema)
+    try:
+        model = trained.load(source, wanted.model if wanted else None, ema=ema)
+    except WeightsError as error:
+        if (task := recorded_task(source)) == RunConfig.task:
+            raise
+        raise WeightsError(
+            f"{error}; it was trained with task={task}, and only classifiers are loaded so: "
+            "`swin-moe predict` runs the model of any task, and swin_moe.load_weights loads its backbone "
+            "into a model of swin_moe.build_backbone"
+        ) from error
     inputs = input_spec_of(source) or inputs_of(wanted.data if wanted else DataConfig)
     return LoadedModel(model=model, inputs=inputs)
 

@@ -71,6 +71,12 @@ def test_predictions_are_those_of_the_command(tmp_path: Path, capsys: pytest.Cap
         trained.predict(pixels, top=0)
 
 
+def test_a_task_without_a_classifier_is_named() -> None:
+    message = "trained with task=simmim, and only classifiers are loaded so: `swin-moe predict` runs"
+    with pytest.raises(swin_moe.WeightsError, match=message):
+        launcher.load(RUNS / "simmim_stage1")
+
+
 def test_an_export_names_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Through the command; another head has other classes, of which the file says nothing."""
     out = tmp_path / "out.safetensors"
