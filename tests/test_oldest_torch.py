@@ -27,6 +27,7 @@ torch.addcmul value
 torch.addmm alpha beta out
 torch.arange device dtype
 torch.autocast enabled
+torch.bincount minlength
 torch.cat dim
 torch.compile dynamic
 torch.cuda.memory._record_memory_history enabled max_entries

@@ -77,7 +77,6 @@ def test_multiply_adds_of_swin_t() -> None:
     assert round(head / 1e9, 1) == 845.4
     multiply_adds = count_segmenter_flops(on_meta(TINY), (512, 2048))
     assert round(multiply_adds / 1e9, 2) == 944.39
-    assert round((multiply_adds - head) / 1e9, 2) == 98.98
 
 
 @pytest.mark.parametrize(
