@@ -22,7 +22,7 @@ from parallel.durable import atomic_write
 
 SCHEMAS = (1, 2)  # 1: image and label, whose index is of version 1; 2: the manifest names its fields
 MANIFEST_NAME = "manifest.json"
-MADE = ("synthetic", "fashion-mnist")  # sources that need no files of the user
+MADE = ("synthetic", "fashion-mnist", "fashion-canvas")  # sources that need no files of the user
 PACK_HINT = "swin-moe shards pack --source fashion-mnist --out data/fashion-mnist"
 
 

@@ -10,22 +10,25 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.errors import DataError
+from data_shards.pack.sources.fashion_canvas import CanvasOptions
 from data_shards.pack.sources.fashion_mnist import PACKAGE, TIMEOUT_S, is_present
 from data_shards.pack.sources.registry import SOURCES, Source, call_source
-from launcher.cli.parsers.shards_source import SYNTHETIC
+from launcher.cli.parsers.shards_source import CANVAS, SYNTHETIC
 from launcher.cli.shards_members import folders
 from swin_moe.text_files import read_text
 
 logger = logging.getLogger(__name__)
 
+OF_FASHION = ("fashion-mnist", "fashion-canvas")
 OF_CLASSES = ("folder", "imagenet", "imagenet-zip", "imagenet22k")
 ONLY_FOR: Mapping[str, tuple[str, ...]] = {  # the sources that an option is for, where it is not for all
     "directory": tuple(name for name in SOURCES if name != "synthetic"),
     "allow_empty": OF_CLASSES,
     "as_split": ("folder",),
     "member": ("members",),
-    "classes": ("members",),
+    "classes": ("ade20k", "members"),
     **{f"synthetic_{name}": ("synthetic",) for name in SYNTHETIC},
+    **{f"canvas_{name}": ("fashion-canvas",) for name in CANVAS},
 }
 
 
@@ -38,7 +41,7 @@ def make_source(args: argparse.Namespace) -> Source:
     if args.source is None:
         raise DataError(f"--source is needed; one of {', '.join(sorted(SOURCES))}")
     _check_options(args)
-    if args.source == "fashion-mnist" and args.directory is None and not is_present():
+    if args.source in OF_FASHION and args.directory is None and not is_present():
         install_fashion_mnist()
     source = call_source(args.source, *_positional(args), **_options(args))
     for note in source.notes:
@@ -57,23 +60,36 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _positional(args: argparse.Namespace) -> list[Any]:
-    if args.source != "synthetic":
-        return [args.directory]
-    given = {name: getattr(args, f"synthetic_{name}") for name in SYNTHETIC}
-    return [default if given[name] is None else given[name] for name, default in SYNTHETIC.items()]
+    if args.source == "synthetic":
+        return list(_given(args, "synthetic", SYNTHETIC).values())
+    return [args.directory]
+
+
+def _given(args: argparse.Namespace, prefix: str, defaults: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of the arguments --PREFIX-NAME, or their defaults."""
+    given = {name: getattr(args, f"{prefix}_{name}") for name in defaults}
+    return {name: default if given[name] is None else given[name] for name, default in defaults.items()}
 
 
 def _options(args: argparse.Namespace) -> dict[str, Any]:
     """What a source is called with by name."""
     options: dict[str, Any] = {}
-    if args.source == "synthetic":
+    if args.source == "fashion-canvas":
+        canvas = _given(args, "canvas", CANVAS)
+        options |= {"num_train": canvas["train"], "num_val": canvas["val"]}
+        options["options"] = CanvasOptions(
+            sides=canvas["size"], items=canvas["items"], background=canvas["background"]
+        )
+    if args.source in ("synthetic", "fashion-canvas"):
         options["seed"] = getattr(args, "seed", 0)
     if args.source in OF_CLASSES:
         options["allow_empty"] = args.allow_empty
-    if args.source in ("folder", "members"):
+    if args.source in ("ade20k", "folder", "members"):
         options["splits"] = getattr(args, "splits", None)
     if args.source == "folder":
         options["as_split"] = args.as_split
+    if args.source == "ade20k":
+        options["classes"] = args.classes
     if args.source == "members":
         options["members"] = folders(args.member)
         options["classes"] = read_classes(args.classes) if args.classes else ()

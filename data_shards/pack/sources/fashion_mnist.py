@@ -26,6 +26,28 @@ PUBLISHED_MD5 = {
     "t10k-images-idx3-ubyte": "bef4ecab320f06d8554ea6380940ec79",
     "t10k-labels-idx1-ubyte": "bb300cfdad3c16e7a12a480ee83cd310",
 }
+FASHION_CLASSES = (
+    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
+    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
+)
+
+
+def read_splits(directory: str | Path | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Images (N, 28, 28) and labels (N,), both uint8, of the splits train and val; DataError without files.
+
+    `directory` as that of `find_files`.
+    """
+    files = find_files(None if directory is None else Path(directory))
+    splits = {}
+    for split, prefix in (("train", "train"), ("val", "t10k")):
+        images, labels = (
+            read_idx(files[f"{prefix}-{kind}-ubyte"]) for kind in ("images-idx3", "labels-idx1")
+        )
+        if len(images) != len(labels):
+            path = files[f"{prefix}-images-idx3-ubyte"]
+            raise DataError(f"{path}: {len(images)} images but {len(labels)} labels; fetch the files again")
+        splits[split] = images, labels
+    return splits
 
 
 def default_cache() -> Path:

@@ -16,7 +16,9 @@ import numpy as np
 from data_shards.errors import DataError
 from data_shards.format.rng import Purpose, fold, hashes
 from data_shards.format.samples import ArraySamples, Samples, Source
-from data_shards.pack.sources.fashion_mnist import find_files, read_idx
+from data_shards.pack.sources.ade20k import ade20k
+from data_shards.pack.sources.fashion_canvas import fashion_canvas
+from data_shards.pack.sources.fashion_mnist import FASHION_CLASSES, read_splits
 from data_shards.pack.sources.folders import image_folder
 from data_shards.pack.sources.imagenet import imagenet22k, imagenet_zip
 from data_shards.pack.sources.imagenet1k import imagenet
@@ -26,11 +28,6 @@ from parallel.counter_rng import splitmix64
 from parallel.plug_ins import UnknownNameError, imported, path_of
 
 __all__ = ["SOURCES", "ArraySamples", "Samples", "Source", "fashion_mnist", "synthetic"]
-
-FASHION_CLASSES = (
-    *("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"),
-    *("Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"),
-)
 
 
 @dataclass(frozen=True)
@@ -98,16 +95,7 @@ def fashion_mnist(directory: str | Path | None = None) -> Source:
     `directory` holds its four idx-ubyte files, gzipped or not; None takes the files of the Debian package,
     or else downloads them. DataError when neither works: no other images are ever used instead.
     """
-    files = find_files(None if directory is None else Path(directory))
-    splits = {}
-    for split, prefix in (("train", "train"), ("val", "t10k")):
-        images, labels = (
-            read_idx(files[f"{prefix}-{kind}-ubyte"]) for kind in ("images-idx3", "labels-idx1")
-        )
-        if len(images) != len(labels):
-            path = files[f"{prefix}-images-idx3-ubyte"]
-            raise DataError(f"{path}: {len(images)} images but {len(labels)} labels; fetch the files again")
-        splits[split] = ArraySamples(images, labels)
+    splits = {split: ArraySamples(*arrays) for split, arrays in read_splits(directory).items()}
     return Source("fashion-mnist", "Fashion-MNIST, arXiv:1708.07747", FASHION_CLASSES, splits)
 
 
@@ -132,6 +120,8 @@ def synthetic(num_train: int, num_val: int, num_classes: int, image_size: int, s
 
 GROUP = "swin_moe.sources"  # entry points of other packages
 SOURCES: Mapping[str, Callable[..., Source]] = {
+    "ade20k": ade20k,
+    "fashion-canvas": fashion_canvas,
     "fashion-mnist": fashion_mnist,
     "folder": image_folder,
     "imagenet": imagenet,

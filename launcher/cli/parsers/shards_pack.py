@@ -21,8 +21,10 @@ examples:
   swin-moe shards pack --source imagenet-zip --directory ImageNet-Zip --out data/in1k --workers 16
   swin-moe shards pack --source imagenet22k --directory in22k --out data/in22k --short-side 256 --quality 90
   swin-moe shards pack --source shards --directory theirs --out data/theirs   shuffles tars made by others
-  swin-moe shards pack --source members --directory ade20k --out data/ade20k --image-sizes \
-      --member image=images --member mask=annotations:label_image --classes names.txt
+  swin-moe shards pack --source ade20k --directory ADEChallengeData2016 --out data/ade20k
+  swin-moe shards pack --source members --directory voc --out data/voc --image-sizes \
+      --member image=images --member mask=masks:label_image --classes names.txt
+  swin-moe shards pack --source fashion-canvas --canvas-train 8192 --canvas-size 64-96 --out data/canvas
   swin-moe shards pack --source synthetic --synthetic-train 4096 --out data/synthetic
 in a Slurm array (#SBATCH --array=0-63), the last task to end writes the manifest:
   swin-moe shards pack ... --task $SLURM_ARRAY_TASK_ID/64 --workers $SLURM_CPUS_PER_TASK
@@ -36,9 +38,12 @@ sources, each below --directory:
   imagenet-zip   train.zip, train_map.txt (PATH, tab, label), val.zip, val_map.txt; read without unpacking
   imagenet22k    fall11_whole/ and ILSVRC2011fall_whole_map_{train,val}.txt (a JSON list of [path, label]);
                  without the lists the folders are the classes, and all images are train
+  ade20k         images/{training,validation}/*.jpg and annotations/{training,validation}/*.png, where label 0
+                 is other and class k is k + 1; names of objectInfo150.txt or --classes
   members        a folder a member: SPLIT/FOLDER/**/STEM.ext or FOLDER/SPLIT/**/STEM.ext, paired by the stems
   shards         splits with a manifest.json, packed or indexed
   fashion-mnist  its four idx-ubyte files; without --directory they are looked for, installed or downloaded
+  fashion-canvas garments of Fashion-MNIST on textured canvases, with a class for each pixel
   synthetic      made up
 
 Writes OUT/SPLIT: plain WebDataset tars (000000.tar ...), one index each (000000.idx) and, last,
@@ -68,7 +73,7 @@ def add_arguments(parser: CommandParser) -> None:
     size.add_argument(
         "--samples-per-shard", type=int, help=f"default {SAMPLES_PER_SHARD}; aim at 100 MB a shard"
     )
-    add("--seed", type=int, default=0, help="of the shuffle and of synthetic images (default %(default)s)")
+    add("--seed", type=int, default=0, help="of the shuffle and of what is made up (default %(default)s)")
     text = "re-encode images whose short side is longer, to this many pixels (JPEG 4:2:0 at --quality)"
     add("--short-side", type=int, default=0, help=text)
     add("--quality", type=int, default=95, help="JPEG quality of what is encoded here (default %(default)s)")

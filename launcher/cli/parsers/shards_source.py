@@ -1,13 +1,17 @@
 """The arguments that name a source of images: of `swin-moe shards pack` and `shards repair`."""
 
+import argparse
+import re
 from pathlib import Path
 
+from data_shards.pack.sources.fashion_canvas import BACKGROUNDS
 from data_shards.pack.sources.registry import SOURCES
 from data_shards.pack.sources.split_folders import ALIASES
 from launcher.cli.parsers.shards_members import add_member
 from launcher.console.arguments import CommandParser
 
 SYNTHETIC = {"train": 4096, "val": 1024, "classes": 10, "size": 32}  # the defaults of --synthetic-...
+CANVAS = {"train": 4096, "val": 512, "size": (64, 96), "items": (1, 5), "background": BACKGROUNDS[0]}
 
 
 def add_source(parser: CommandParser, required: bool) -> None:
@@ -21,8 +25,25 @@ def add_source(parser: CommandParser, required: bool) -> None:
     text = "keep classes without images as classes (default: refuse them)"
     add("--allow-empty", action="store_true", help=text)
     add_member(parser, "FOLDER")
-    add("--classes", type=Path, help="of --source members: a file with a class name a line")
+    add("--classes", type=Path, help="of --source members and ade20k: a file with a class name a line")
     meanings = ("training samples", "validation samples", "classes", "side in pixels")
     for (name, default), meaning in zip(SYNTHETIC.items(), meanings, strict=True):
         text = f"of --source synthetic: {meaning} (default {default})"
         add(f"--synthetic-{name}", type=int, help=text)
+    of = "of --source fashion-canvas:"
+    for name, meaning in {"train": "training", "val": "validation"}.items():
+        text = f"{of} {meaning} canvases (default {CANVAS[name]})"
+        add(f"--canvas-{name}", type=int, metavar="N", help=text)
+    text = f"{of} range of height and of width in pixels (default 64-96)"
+    add("--canvas-size", type=parse_range, metavar="LOW-HIGH", help=text)
+    text = f"{of} range of the number of garments (default 1-5)"
+    add("--canvas-items", type=parse_range, metavar="LOW-HIGH", help=text)
+    text = f"{of} the background is one more class, or has none (default {CANVAS['background']})"
+    add("--canvas-background", choices=BACKGROUNDS, help=text)
+
+
+def parse_range(text: str) -> tuple[int, int]:
+    """(low, high) of "64-96", or of "64"."""
+    if not (match := re.fullmatch(r"(\d+)(?:-(\d+))?", text)):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a range; write 64-96, or one number")
+    return int(match[1]), int(match[2] or match[1])

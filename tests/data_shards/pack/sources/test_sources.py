@@ -133,6 +133,8 @@ def test_synthetic_is_deterministic_and_learnable() -> None:
 
 def test_sources_are_a_dictionary_and_refuse_nonsense() -> None:
     assert set(SOURCES) == {
+        "ade20k",
+        "fashion-canvas",
         "fashion-mnist",
         "folder",
         "imagenet",

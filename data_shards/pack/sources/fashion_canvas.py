@@ -1,0 +1,224 @@
+"""Fashion canvas: garments of Fashion-MNIST on textured canvases of any size, with a class for every pixel.
+
+A canvas has a texture of stripes and noise, and one to several garments, each of random size, place and tint.
+They are drawn one after the other, so that a later one covers an earlier one, and the mask has the class of
+the garment that is seen. The rim of a garment, where its pixels fade out, has no class (`VOID`). The tint
+does not depend on the class, so that colours alone tell nothing.
+
+Canvas i of a split is a function of the seed and of i: any worker makes the same pixels, in integers
+throughout. Training canvases have garments of Fashion-MNIST's 60,000 training images, those for validation of
+its 10,000 test images.
+
+Legend: N canvases, G garments, H, W height and width of a canvas, in pixels.
+"""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from data_shards.errors import DataError
+from data_shards.format.fields import IMAGE_AND_MASK
+from data_shards.format.rng import Purpose, fold, hashes
+from data_shards.format.samples import Samples, Source
+from data_shards.image.annotations import VOID
+from data_shards.image.geometry import Crop
+from data_shards.pack.sources.fashion_mnist import FASHION_CLASSES, read_splits
+from data_shards.pack.sources.garments import Garment, enlarge
+
+VERSION = 1  # of the way in which a canvas is made
+BACKGROUNDS = ("class", "void")
+DRAWS_OF_CANVAS, DRAWS_OF_ITEM = 12, 7
+PER_CANVAS = 100  # items at most, and so many times the draws of an item
+AMBIENT = 32  # of the light on a garment: the darkest of its pixels are not black
+MIN_SIDE = 16  # of a canvas, in pixels
+
+
+@dataclass(frozen=True, kw_only=True)
+class CanvasOptions:
+    """How canvases are made; DataError for a value out of range.
+
+    sides: the range of height and of width in pixels, which are drawn apart.
+    items: the range of the number of garments.
+    background: "class" is one more class after those of the garments, "void" has no class.
+    """
+
+    sides: tuple[int, int] = (64, 96)
+    items: tuple[int, int] = (1, 5)
+    background: str = "class"
+
+    def __post_init__(self) -> None:
+        if not MIN_SIDE <= self.sides[0] <= self.sides[1] <= 4096:
+            raise DataError(f"canvas size {self.sides} must be {MIN_SIDE} <= low <= high <= 4096 pixels")
+        if not 1 <= self.items[0] <= self.items[1] <= PER_CANVAS:
+            raise DataError(f"canvas items {self.items} must be 1 <= low <= high <= {PER_CANVAS}")
+        if self.background not in BACKGROUNDS:
+            raise DataError(f"canvas background ({self.background!r}) must be {' or '.join(BACKGROUNDS)}")
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
+        return (*FASHION_CLASSES, "background") if self.background == "class" else FASHION_CLASSES
+
+
+class Item(NamedTuple):
+    """A garment on a canvas: its number in the split, the square that it fills, and its colour (3,)."""
+
+    number: int
+    place: Crop
+    tint: np.ndarray
+
+
+@dataclass(frozen=True)
+class CanvasSamples:
+    """The canvases `rows` (N,) of a split.
+
+    `garments` (G, 28, 28) uint8 and `labels` (G,) uint8 are those with the `numbers` (G,), in ascending
+    order, out of `total` of the split.
+    """
+
+    rows: np.ndarray
+    numbers: np.ndarray
+    garments: np.ndarray
+    labels: np.ndarray
+    total: int
+    key: int
+    options: CanvasOptions
+    of_garments: str  # digest
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, i: int) -> Mapping[str, Any]:
+        row = int(self.rows[i])
+        size, items = self.layout(row)
+        image = texture(fold(self.key, row, 1), *size)
+        mask = np.full(size, VOID if self.options.background == "void" else len(FASHION_CLASSES), np.uint8)
+        for item in items:
+            at = int(np.searchsorted(self.numbers, item.number))
+            paint(image, mask, item, enlarge(self.garments[at], item.place.height), int(self.labels[at]))
+        return {"image": image, "mask": mask}
+
+    def layout(self, row: int) -> tuple[tuple[int, int], list[Item]]:
+        """Height and width of canvas `row`, and its items, each of which covers those before it."""
+        draws = hashes(fold(self.key, row), 3 + DRAWS_OF_ITEM * self.options.items[1]).tolist()
+        size = _within(draws[0], self.options.sides), _within(draws[1], self.options.sides)
+        count = _within(draws[2], self.options.items)
+        parts = [draws[3 + DRAWS_OF_ITEM * i : 3 + DRAWS_OF_ITEM * (i + 1)] for i in range(count)]
+        return size, [self._item(size, part) for part in parts]
+
+    def _item(self, size: tuple[int, int], draws: list[int]) -> Item:
+        """A garment of 3/8 to 3/4 of the short side, of which at least half a side is on the canvas."""
+        short = min(size)
+        side = _within(draws[0], (short * 3 // 8, short * 3 // 4))
+        top, left = (
+            _within(draw, (-side // 4, length - side * 3 // 4))
+            for draw, length in zip(draws[1:3], size, strict=True)
+        )
+        tint = np.array([_within(draw, (64, 255)) for draw in draws[3:6]])
+        return Item(draws[6] % self.total, Crop(top, left, side, side), tint)
+
+    def select(self, rows: np.ndarray) -> "CanvasSamples":
+        """The canvases at `rows`, with the garments that they need."""
+        chosen = self.rows[rows]
+        needed = [item.number for row in chosen.tolist() for item in self.layout(row)[1]]
+        numbers = np.unique(np.array(needed, dtype=np.int64))
+        at = np.searchsorted(self.numbers, numbers)
+        return CanvasSamples(
+            chosen,
+            numbers,
+            self.garments[at],
+            self.labels[at],
+            self.total,
+            self.key,
+            self.options,
+            self.of_garments,
+        )
+
+    def describe(self, i: int) -> str:
+        """Its number in the split."""
+        return f"canvas {int(self.rows[i])}"
+
+    def label(self, i: int) -> int:
+        """-1: a canvas has a class for each pixel."""
+        return -1
+
+    def sizes(self) -> np.ndarray:
+        """(N,) int64: bytes of the pixels of image and mask."""
+        return np.array([4 * np.prod(self.layout(int(row))[0]) for row in self.rows], dtype=np.int64)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, in hex, of the garments and of the numbers that decide every pixel."""
+        text = f"fashion-canvas {VERSION} {self.rows.tolist()} {self.key} {self.options} {self.of_garments}"
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _within(draw: int, limits: tuple[int, int]) -> int:
+    """A whole number of the range `limits`, both ends included."""
+    return limits[0] + draw % (limits[1] - limits[0] + 1)
+
+
+def texture(key: int, height: int, width: int) -> np.ndarray:
+    """A background (H, W, 3) uint8: stripes of two colours in any direction, under noise."""
+    draws = hashes(key, DRAWS_OF_CANVAS + 1 + height * width).astype(np.int64) & 0xFFFF
+    turn_y, turn_x = (_within(int(draw), (-24, 24)) for draw in draws[:2])  # of 256, a pixel
+    y, x = np.mgrid[0:height, 0:width]
+    wave = np.abs((turn_y * y + turn_x * x + draws[2]) % 256 - 128)[:, :, None]  # (H, W, 1), 0 ... 128
+    one, other = (32 + draws[start : start + 3] % 160 for start in (3, 6))
+    noise = draws[DRAWS_OF_CANVAS : DRAWS_OF_CANVAS + height * width].reshape(height, width, 1) % 64
+    return ((one * wave + other * (128 - wave)) // 128 + noise).astype(np.uint8)  # at most 191 + 63
+
+
+def paint(image: np.ndarray, mask: np.ndarray, item: Item, garment: Garment, label: int) -> None:
+    """Draw a garment on image (H, W, 3) and mask (H, W), in place: `label` inside, `VOID` on its rim.
+
+    A pixel of the rim is mixed with what is below it, by its value.
+    """
+    (top, left, side, _), (height, width) = item.place, mask.shape
+    rows, columns = slice(max(0, top), min(height, top + side)), slice(max(0, left), min(width, left + side))
+    cut = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
+    gray, inside, rim = (part[cut] for part in garment)
+    gray = gray.astype(np.int64)[:, :, None]
+    colour = item.tint * (gray + AMBIENT) // (255 + AMBIENT)
+    below = image[rows, columns]
+    mixed = (colour * gray + below * (16 - gray)) // 16  # of the rim, where gray is 1 ... 15
+    image[rows, columns] = np.where(inside[:, :, None], colour, np.where(rim[:, :, None], mixed, below))
+    mask[rows, columns] = np.where(inside, label, np.where(rim, VOID, mask[rows, columns]))
+
+
+def fashion_canvas(
+    directory: str | Path | None = None,
+    num_train: int = 4096,
+    num_val: int = 512,
+    options: CanvasOptions | None = None,
+    seed: int = 0,
+) -> Source:
+    """Canvases of Fashion-MNIST's garments; `directory` as that of `fashion_mnist`, and so its errors."""
+    options = options or CanvasOptions()
+    for name, count in {"train": num_train, "val": num_val}.items():
+        if count < 1:
+            raise DataError(f"--canvas-{name} ({count}) must be at least 1")
+    splits: dict[str, Samples] = {}
+    found = read_splits(directory)
+    for stream, (split, count) in enumerate({"train": num_train, "val": num_val}.items()):
+        images, labels = found[split]
+        splits[split] = CanvasSamples(
+            rows=np.arange(count),
+            numbers=np.arange(len(images)),
+            garments=images,
+            labels=labels,
+            total=len(images),
+            key=fold(Purpose.CANVAS, seed, stream),
+            options=options,
+            of_garments=hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest(),
+        )
+    size, items = ("-".join(map(str, limits)) for limits in (options.sides, options.items))
+    description = (
+        f"garments of Fashion-MNIST on canvases of {size} pixels, {items} each, background "
+        f"{options.background}, seed {seed}"
+    )
+    return Source("fashion-canvas", description, options.classes, splits, fields=IMAGE_AND_MASK)
