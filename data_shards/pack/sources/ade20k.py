@@ -123,9 +123,10 @@ def ade20k(
     return Source("ade20k", description, names, reduced, found.notes, IMAGE_AND_MASK)
 
 
-def class_names(root: Path, path: Path | None) -> tuple[str, ...]:
+def class_names(root: Path, given: Path | None) -> tuple[str, ...]:
     """The names of the classes, in the order of their labels; DataError for a file without them."""
-    if path is None and not (path := root / NAMES).is_file():
+    path = given or root / NAMES
+    if given is None and not path.is_file():
         return tuple(f"class {number}" for number in range(NUM_CLASSES))
     try:
         rows = [row for row in path.read_text(encoding="utf-8-sig").splitlines() if row.strip()]
