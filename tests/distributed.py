@@ -54,9 +54,20 @@ PRELOAD = [  # what the first engine, checkpoint, log and evaluation of a rank i
     "simplejpeg",
     "pydantic.dataclasses",
     "pytest",
+    "torch.utils.serialization.config",
+    "tensorboard.plugins.hparams.metadata",
+    "distutils.ccompiler",
+    "deepspeed.comm.mori",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
     "launcher.cli.program",
     "launcher.cli.evaluate",
+    "launcher.cli.train",
+    "launcher.cli.parsers.train",
+    "launcher.tasks.classification.task",
+    "launcher.tasks.simmim",
     "launcher.training.run",
+    "data_shards.augment.pipeline",
+    "tests.ready",  # the last
 ]
 # the public name came with torch 2.14, where the private one warns
 set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout

@@ -67,7 +67,8 @@ def set_up_logging(rank: int = 0, world_size: int = 1) -> None:
         rank: of this process.
         world_size: ranks.
     """
-    level = os.environ.get(VARIABLE, "INFO").strip().upper()
+    named = os.environ.get(VARIABLE, "INFO").strip().upper()
+    level: int = getattr(logging, named if named in LEVELS else "INFO")
     handler = StderrHandler()
     handler.addFilter(OnceFilter(rank))
     handler.setFormatter(RankFormatter(rank, world_size))
@@ -75,4 +76,5 @@ def set_up_logging(rank: int = 0, world_size: int = 1) -> None:
         logger = logging.getLogger(package)
         logger.handlers[:] = [handler]
         logger.propagate = False
-        logger.setLevel(level if level in LEVELS else "INFO")
+        if logger.level != level:  # setting one clears what every logger of the process has cached
+            logger.setLevel(level)
