@@ -1,6 +1,6 @@
-"""Predictors measured in turns: decoding and the model apart, by the number of images of a call.
+"""Models measured in turns: decoding and the model apart, by the number of images of a call.
 
-Legend: B images of a call, h and w of a model's images.
+Legend: B images of a call.
 """
 
 import math
@@ -9,13 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import torch
-
 from data_shards.errors import DataError
 from launcher.bench.images import BenchImages
 from launcher.bench.latency import Latency
+from launcher.bench.measurable import Measurable
 from launcher.config.errors import ConfigError
-from launcher.deploy.predictor import Predictor
 
 WARM_UP = 3  # calls of each model and batch that do not count
 Show = Callable[[int, int], None]  # of calls: done, total
@@ -25,8 +23,7 @@ Show = Callable[[int, int], None]  # of calls: done, total
 class Measured:
     """The times of one model at one batch size.
 
-    `decode` is from the files of B images to their tensor (B, 3, h, w), in one thread. `run` is from there to
-    the logits on the CPU. `both` is the sum of the two, call by call.
+    `decode` and `run` are those of `Measurable`, the former in one thread. `both` is their sum, call by call.
     """
 
     model: str
@@ -61,7 +58,7 @@ class Measured:
         return {**asdict(self), **rates}
 
 
-def check_images(predictors: Sequence[Predictor], images: BenchImages) -> None:
+def check_images(model: Measurable, images: BenchImages) -> None:
     """Decode every image once.
 
     Raises:
@@ -69,45 +66,45 @@ def check_images(predictors: Sequence[Predictor], images: BenchImages) -> None:
     """
     for name, body in zip(images.names, images.bodies, strict=True):
         try:
-            predictors[0].transform(body)
+            model.decode([body])
         except DataError as error:
             raise ConfigError(f"{name}: {error}; leave it out of --files") from error
 
 
 def measure(
-    predictors: Sequence[Predictor], images: BenchImages, batches: Sequence[int], rounds: int, show: Show
+    models: Sequence[Measurable], images: BenchImages, batches: Sequence[int], rounds: int, show: Show
 ) -> list[Measured]:
     """The times of each model at each batch size, batch by batch.
 
     The models take turns, a call each, so that whatever else the machine does hits all of them alike.
 
     Args:
-        predictors: the models; ratios are to the first one.
+        models: what is measured; ratios are to the first one.
         images: which all models get, in the same order.
         batches: sizes B.
         rounds: calls of each model that count.
         show: is told the progress.
     """
-    total = len(batches) * len(predictors) * (WARM_UP + rounds)
+    total = len(batches) * len(models) * (WARM_UP + rounds)
     done, found = 0, []
     for batch in batches:
-        times: list[list[tuple[float, float]]] = [[] for _ in predictors]
+        times: list[list[tuple[float, float]]] = [[] for _ in models]
         for number in range(WARM_UP + rounds):
             bodies = images.batch(batch, number)
-            for predictor, calls in zip(predictors, times, strict=True):
-                calls.append(one_call(predictor, bodies))
+            for model, calls in zip(models, times, strict=True):
+                calls.append(one_call(model, bodies))
                 done += 1
                 show(done, total)
-        found += of_times([one.source for one in predictors], batch, [calls[WARM_UP:] for calls in times])
+        found += of_times([model.name for model in models], batch, [calls[WARM_UP:] for calls in times])
     return found
 
 
-def one_call(predictor: Predictor, bodies: Sequence[bytes]) -> tuple[float, float]:
+def one_call(model: Measurable, bodies: Sequence[bytes]) -> tuple[float, float]:
     """Seconds of decoding and of the model for B images."""
     began = time.perf_counter()
-    tensors = torch.stack([predictor.transform(body) for body in bodies])
+    examples = model.decode(bodies)
     decoded = time.perf_counter()
-    predictor.run(tensors)
+    model.run(examples)
     return decoded - began, time.perf_counter() - decoded
 
 

@@ -9,10 +9,10 @@ from launcher.bench.images import SIDE, bench_images
 from launcher.bench.in_turns import Measured, check_images, measure
 from launcher.bench.latency import FEW
 from launcher.bench.machine import Machine, this_machine
+from launcher.bench.measurable import Measurable, open_measurable
 from launcher.console.columns import aligned
 from launcher.console.progress import progress_line
-from launcher.deploy.artifact import Artifact, is_artifact, open_predictor
-from launcher.deploy.predictor import Predictor
+from launcher.deploy.artifact import is_artifact
 
 HEAD = ("model", "program", "batch", "p50 ms", "p95 ms", "p99 ms", "images/s", "ratio", "decode ms")
 HEAD_DECODING = ("images/s", "threads")
@@ -24,10 +24,10 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
     if args.threads:
         torch.set_num_threads(args.threads)
     machine = this_machine()
-    predictors = opened(args)
-    check_images(predictors, images)
-    rows = measure(predictors, images, args.batch, args.rounds, progress_line("bench predict", "calls"))
-    programs = [program(predictor, args) for predictor in predictors] * len(args.batch)
+    models = opened(args)
+    check_images(models[0], images)
+    rows = measure(models, images, args.batch, args.rounds, progress_line("bench predict", "calls"))
+    programs = [model.program for model in models] * len(args.batch)
     answer: dict[str, Any] = {
         "machine": machine,
         "threads": torch.get_num_threads(),
@@ -40,21 +40,14 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
     return 0
 
 
-def opened(args: argparse.Namespace) -> list[Predictor]:
+def opened(args: argparse.Namespace) -> list[Measurable]:
     """The models in their order; options of a model are for those that are no artifacts, if there are any."""
     artifacts = [is_artifact(model) for model in args.models]
     options = {"config": args.config, "ema": args.ema, "precision": args.precision, "device": args.device}
     return [
-        open_predictor(model, **({} if has_own and not all(artifacts) else options))
+        open_measurable(model, **({} if has_own and not all(artifacts) else options))
         for model, has_own in zip(args.models, artifacts, strict=True)
     ]
-
-
-def program(predictor: Predictor, args: argparse.Namespace) -> str:
-    """What runs, in which precision and where."""
-    if isinstance(predictor, Artifact):
-        return f"{predictor.card.target} {predictor.card.precision} {predictor.card.device}"
-    return f"eager {args.precision or 'fp32'} {predictor.device.type}"
 
 
 def render(rows: list[Measured], programs: list[str], machine: Machine, threads: int, images: str) -> str:

@@ -13,9 +13,11 @@ from torch import Tensor
 
 from launcher.bench.images import made
 from launcher.bench.in_turns import WARM_UP, measure, of_times
+from launcher.bench.measurable import Measurable, of_predictor
 from launcher.cli.program import main
 from launcher.deploy.artifact import open_predictor
 from launcher.deploy.predictor import Predictor
+from tests.recorded import RUNS
 
 
 def test_ratios_rates_and_threads_by_hand() -> None:
@@ -30,13 +32,13 @@ def test_ratios_rates_and_threads_by_hand() -> None:
     assert second.record()["run"]["p99_ms"] == pytest.approx(5)
 
 
-def logged(predictor: Predictor, name: str, calls: list[tuple[str, int]], delay_s: float) -> Predictor:
+def logged(predictor: Predictor, name: str, calls: list[tuple[str, int]], delay_s: float) -> Measurable:
     def program(images: Tensor) -> Sequence[Tensor]:
         calls.append((name, len(images)))
         time.sleep(delay_s)
         return predictor.program(images)
 
-    return replace(predictor, source=name, program=program)
+    return of_predictor(replace(predictor, source=name, program=program), "fp32")
 
 
 def test_models_take_turns_and_get_the_same_images(weights: Path) -> None:
@@ -86,6 +88,14 @@ def test_a_run_beside_an_artifact(weights: Path, artifact: Path, capsys: pytest.
         [str(weights), "eager", "fp32", "cpu", batch] for batch in ("1", "3")
     ]
     assert "20/20 calls" in progress
+
+
+def test_a_model_of_another_task(capsys: pytest.CaptureFixture[str]) -> None:
+    """As `predict` runs it: masked image modeling has no classifier."""
+    words = (RUNS / "simmim_stage1", "--batch", "1,4", "--rounds", 1, "--synthetic-size", 20)
+    rows = json.loads(bench(capsys, *words, "--json")[0])["rows"]
+    assert [(row["batch"], row["program"]) for row in rows] == [(1, "eager fp32 cpu"), (4, "eager fp32 cpu")]
+    assert all(row["run"]["p50_ms"] > 0 and row["decode"]["p50_ms"] > 0 for row in rows)
 
 
 def test_threads_of_the_model(weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
