@@ -158,7 +158,11 @@ def test_a_list_that_is_none_is_one_error(make: object, text: str, message: str,
         imagenet(tmp_path)
 
 
-@pytest.mark.parametrize("body", [b"", b"no gzip", gzip.compress(tar_of({})), gzip.compress(b"x" * 600)])
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"no gzip", gzip.compress(tar_of({})), gzip.compress(b"x" * 600)],
+    ids=["empty", "no-gzip", "empty-tar", "no-tar"],  # the bytes contain the time, and name no test
+)
 def test_a_development_kit_that_is_none_is_one_error(body: bytes, tmp_path: Path) -> None:
     make_tars(tmp_path)
     (tmp_path / DEVKIT).write_bytes(body)
