@@ -54,6 +54,21 @@ def test_the_recipes_are_coherent(name: str) -> None:
     assert (options.short_side, options.long_side) == (side, 4 * side)
 
 
+@pytest.mark.parametrize(
+    ("name", "classifier"),
+    [
+        ("upernet_swin_moe_small_8expert_512", "swin_moe_small_patch4_window12_192_8expert_32gpu_22k"),
+        *((f"upernet_swinv2_{s}_512", f"swinv2_{s}_patch4_window8_256") for s in ("tiny", "small", "base")),
+    ],
+)
+def test_position_biases_are_those_of_the_classifiers(name: str, classifier: str) -> None:
+    """Relative to the windows that they were learned with, as `--pretrained` demands."""
+    config, learned = read(name).model, load_config(classifier).model
+    assert config.depths == learned.depths
+    stages = range(len(config.depths))
+    assert [config.pretrained_window(i) for i in stages] == [learned.stage_window(i) for i in stages]
+
+
 @pytest.mark.parametrize("name", PARAMETERS)
 def test_their_models_have_the_published_sizes(name: str) -> None:
     assert count_parameters(model_on_meta(read(name))) == PARAMETERS[name]
