@@ -14,8 +14,8 @@ from swin_moe.renamed import current_names
 from swin_moe.yaml_files import YamlError, merge, read_yaml
 
 NOT_RECIPES = ("base", "hardware", "studies")  # folders of configs/ that hold no configuration of a run
-# folders with configurations whose models have no published name, or heads that `build_model` does not make
-NOT_MODELS = ("configs", "recipes", "segmentation")
+UNNAMED = ("configs", "recipes")  # folders with configurations whose models have no published name
+OTHER_HEADS = ("segmentation",)  # folders of models with heads that `build_model` does not make
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +38,13 @@ def recipe_files() -> dict[str, Path]:
 
 def model_files() -> dict[str, Path]:
     """The configuration of every named model: the recipes in the folders of the model families."""
-    return {name: file for name, file in recipe_files().items() if file.parent.name not in NOT_MODELS}
+    others = (*UNNAMED, *OTHER_HEADS)
+    return {name: file for name, file in recipe_files().items() if file.parent.name not in others}
+
+
+def dense_model_files() -> dict[str, Path]:
+    """The configuration of every named model with heads of its task, which `build_model` does not make."""
+    return {name: file for name, file in recipe_files().items() if file.parent.name in OTHER_HEADS}
 
 
 def list_models() -> list[str]:

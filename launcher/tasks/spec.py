@@ -32,8 +32,10 @@ if TYPE_CHECKING:  # they import torch
     from parallel.zero.engine import Engine
     from parallel.zero.master_weights import MasterWeights
     from swin_moe.backbone.backbone import Backbone
+    from swin_moe.backbone.flops import Cost
     from swin_moe.moe.layer import MoEStats
     from swin_moe.moe.overrides import RoutingOverrides
+    from swin_moe.sizes import Size
 
 Kind = Literal["fixed", "training", "free"]  # of an option, when a run goes on: see resume_policy.py
 
@@ -217,6 +219,16 @@ class Predicting:
     one_by_one: bool = False  # a call of the model gets one image, as where images have their own sizes
 
 
+class CountedModel(NamedTuple):
+    """What the model of a recipe costs, for `swin-moe models`."""
+
+    image_size: Size  # of the image whose FLOPs are counted
+    cost: Cost
+    # parameters and FLOPs as they were printed, such as 28M and 4.5G; ~945G also counts elementwise work; ""
+    # where nothing was
+    published: tuple[str, str]
+
+
 def no_errors(config: RunConfig) -> Sequence[str]:
     """The rules of a task without any."""
     return ()
@@ -251,6 +263,8 @@ class TaskSpec:
     on_change: Mapping[str, Kind] = field(default_factory=dict)  # by option; others are "fixed"
     parameters: ParameterRules = field(default_factory=ParameterRules)
     planning: Planning | None = None  # without it the planner refuses the task
+    # of a recipe by its name, where the model is another one than the classifier of its `model:` section
+    counted: Callable[[str, RunConfig], CountedModel] | None = None
     has_classes: bool = False  # output i of the model stands for class i of the data
     is_classifier: bool = False  # its model is a SwinTransformer, which `deploy` and `serve` can run
     predicting: Predicting | None = None  # without it `predict` refuses the task

@@ -142,6 +142,7 @@ SPEC = TaskSpec(
     check=_check,
     check_layout=_check_layout,
     check_data=deferred(f"{HERE}.data:check_data"),
+    counted=deferred(f"{HERE}.cost:counted"),
     on_change={**dict.fromkeys(TRAINING, "training"), **dict.fromkeys(FREE, "free")},
     planning=Planning(
         members=deferred(f"{HERE}.shapes:members"),

@@ -13,10 +13,11 @@ from launcher.cli.program import main
 from launcher.config.duration import parse_duration
 from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import RunConfig
+from launcher.tasks.segmentation import cost as segmentation
 from launcher.validation.rules import check
 from swin_moe import MoEConfig
 from swin_moe.backbone.flops import build_on_meta, count_parameters
-from swin_moe.recipes import load_model_config, model_files
+from swin_moe.recipes import dense_model_files, load_model_config, model_files
 from tests.messages import assert_names
 
 FILES = model_files()
@@ -233,6 +234,28 @@ def test_every_model_is_built_and_counted(name: str) -> None:
         assert not flops or agrees(row.flops, flops)
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "upernet_swin_tiny_512" else [pytest.mark.slow])
+        for name in dense_model_files()
+    ],
+)
+def test_every_model_with_heads_of_its_task_is_counted(name: str) -> None:
+    """With the task's heads, at the size of published FLOPs; swin_moe/heads has the counts to the unit."""
+    row = models.row(name)
+    assert row.agrees is (True if name in segmentation.PUBLISHED else None)
+    assert row.image_size == ((640, 2560) if "_640_" in name else (512, 2048))
+    assert (row.active_parameters < row.parameters) == ("_moe_" in name)
+    if name == "upernet_swin_tiny_512":
+        assert (row.parameters, round(row.flops / 1e9, 2)) == (59_941_862, 944.39)
+
+
+def test_published_models_with_heads_are_recipes() -> None:
+    assert set(segmentation.PUBLISHED) <= set(dense_model_files())
+    assert not set(dense_model_files()) & set(FILES)
+
+
 @pytest.mark.parametrize(("name", "millions"), BACKBONES.items())
 def test_backbones_of_simmim(name: str, millions: float) -> None:
     model = build_on_meta(CONFIGS[name].model)
@@ -255,6 +278,9 @@ def test_swinv2_g_has_3001_9_million_parameters() -> None:
         (2_016_000_000, "2016M", True),
         (3_001_900_000, "3.0B", True),
         (3_050_000_001, "3.0B", False),
+        (944_385_149_184, "~945G", True),  # 0.07 % of elementwise work
+        (945_000_000_001, "~945G", False),  # the products alone are more
+        (943_000_000_000, "~945G", False),  # 0.21 %
     ],
 )
 def test_agreement_is_to_the_printed_digits(count: int, published: str, same: bool) -> None:
