@@ -28,7 +28,7 @@ VIEWS = {
     *("expand", "slice", "select", "split", "split_with_sizes", "unbind", "chunk", "narrow", "unfold"),
     *("unsqueeze", "unsqueeze_", "squeeze", "squeeze_", "as_strided", "diagonal", "view_as_real", "alias"),
     *("detach", "detach_", "lift_fresh", "set_", "resize_", "is_pinned", "record_stream", "promote_types"),
-    *("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided"),
+    *("empty", "new_empty", "empty_like", "empty_strided", "new_empty_strided", "device"),
 }
 READS = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "unique_dim", "bincount"}
 
@@ -140,3 +140,5 @@ def _backward(
 
 torch.library.custom_op("swin_moe_tests::attention", _forward, mutates_args=())
 torch.library.custom_op("swin_moe_tests::attention_backward", _backward, mutates_args=())
+torch.library.register_fake("swin_moe_tests::attention", _forward)
+torch.library.register_fake("swin_moe_tests::attention_backward", _backward)

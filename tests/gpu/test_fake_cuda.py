@@ -21,6 +21,7 @@ from swin_moe.heads.simmim import build_simmim
 from swin_moe.heads.simmim_config import SimMIMConfig
 from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.recipes import load_model_config
+from tests.gpu.fakes import place
 
 MOE_S = "swin_moe_small_patch4_window12_192_8expert_32gpu_22k"
 FAMILIES = [
@@ -59,25 +60,11 @@ def on_fake_cuda(
 ) -> None:
     """Run a model on fake images and keys; all that it returns is on the GPU."""
     shapes = ShapeEnv(allow_scalar_outputs=True, allow_dynamic_output_shape_ops=True)
-    with FakeTensorMode(allow_non_fake_inputs=False, shape_env=shapes) as mode:
-        _place(model, mode, dtype)
+    with FakeTensorMode(allow_non_fake_inputs=False, shape_env=shapes):
+        place(model, "cuda", dtype)
         images = torch.empty(2, 3, side, side, device="cuda")
         found = run(images, torch.zeros(2, dtype=torch.int64, device="cuda"))
         assert {x.device.type for x in tree_leaves(found) if isinstance(x, Tensor)} == {"cuda"}
-
-
-def _place(model: nn.Module, mode: FakeTensorMode, dtype: torch.dtype) -> None:
-    for module in model.modules():
-        for name, old in list(module._parameters.items()):
-            if old is not None:
-                new = nn.Parameter(torch.empty(old.shape, device="cuda", dtype=dtype))
-                for mark, value in vars(old).items():
-                    setattr(new, mark, value)
-                module._parameters[name] = new
-        for name, buffer in list(module._buffers.items()):
-            if buffer is not None:
-                kind = dtype if buffer.is_floating_point() else buffer.dtype
-                module._buffers[name] = torch.empty(buffer.shape, device="cuda", dtype=kind)
 
 
 @pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])

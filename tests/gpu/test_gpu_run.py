@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,6 @@ BENCHMARKS = Path(__file__).parent.parent.parent / "benchmarks"
 TOY = """
 import os, subprocess, sys, time
 import gpu_run
-
-def good(place):
-    from gpu_checks.place import row
-    yield row("two and two", ok=2 + 2 == 4, ms=12345.678)
-    yield row("a figure", share=0.123456)
 
 def wrong(place):
     from gpu_checks.place import close
@@ -41,13 +38,15 @@ def hangs(place):
     yield {"what": "started", "ok": None, "pid": child.pid}
     time.sleep(1000)
 
-def last(place):
-    yield {"what": "alone", "ok": True}
+def good(place):
+    from gpu_checks.place import row
+    yield row("two and two", ok=2 + 2 == 4, ms=12345.678)
+    yield row("a figure", share=0.123456)
 
 if __name__ == "__main__":
-    names = [("good", 60), ("wrong", 60), ("raises", 60), ("dies", 60), ("hangs", 6)]
+    names = [("wrong", 60), ("raises", 60), ("dies", 60), ("hangs", 6)]
     parts = [gpu_run.CheckPart("toy", name, seconds) for name, seconds in names]
-    gpu_run.PARTS = (*parts, gpu_run.CheckPart("toy", "last", 60, timed=True))
+    gpu_run.PARTS = (*parts, gpu_run.CheckPart("toy", "good", 60, timed=True))
     sys.exit(gpu_run.main())
 """
 MARKS = "<!-- gpu_run: begin -->\nold\n<!-- gpu_run: end -->\n"
@@ -82,16 +81,14 @@ def test_each_check_ends_on_its_own(ran: tuple[Path, subprocess.CompletedProcess
     folder, result = ran
     assert result.returncode == 1, result.stdout + result.stderr
     endings = {
-        name: rows(folder, name)[-1]["status"]
-        for name in ("good", "wrong", "raises", "dies", "hangs", "last")
+        name: rows(folder, name)[-1]["status"] for name in ("wrong", "raises", "dies", "hangs", "good")
     }
     assert endings == {
-        "good": "done",
         "wrong": "done",
         "raises": "failed",
         "dies": "failed",
         "hangs": "deadline",
-        "last": "done",
+        "good": "done",
     }
     assert rows(folder, "raises")[-1]["error"] == "RuntimeError: an illegal | access"
     assert rows(folder, "dies")[-1]["error"] == "exit status -6"
@@ -100,10 +97,10 @@ def test_each_check_ends_on_its_own(ran: tuple[Path, subprocess.CompletedProcess
     assert "4 checks failed: toy.dies, toy.hangs, toy.raises, toy.wrong" in result.stdout
 
 
-def test_what_the_budget_has_no_time_for_is_not_reached(tmp_path: Path) -> None:
-    assert run(tmp_path, "--budget", "0").returncode == 0
-    assert [rows(tmp_path, name) for name in ("good", "last")] == [
-        [{"check": f"toy.{name}", "status": "not reached"}] for name in ("good", "last")
+def test_what_the_budget_has_no_time_for_is_not_reached(runner: Any, tmp_path: Path) -> None:
+    assert runner.main(["--device", "cpu", "--out", str(tmp_path / "out"), "--budget", "0"]) == 0
+    assert [rows(tmp_path, name) for name in ("wrong", "good")] == [
+        [{"check": f"toy.{name}", "status": "not reached"}] for name in ("wrong", "good")
     ]
 
 
@@ -134,15 +131,41 @@ def test_the_page_keeps_what_stands_around_the_results(
     assert "### What was wrong" in page
 
 
-def test_a_page_without_marks_and_unknown_names_are_refused(tmp_path: Path) -> None:
+@pytest.fixture
+def runner(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module of the runner with the toy checks, in this process: nothing is started."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    module = import_module("gpu_run")
+    parts = [module.CheckPart("toy", name, 60) for name in ("wrong", "raises", "dies", "hangs", "good")]
+    monkeypatch.setattr(module, "PARTS", tuple(parts))
+    return module
+
+
+Refusal = Callable[..., str]
+
+
+@pytest.fixture
+def refusal(runner: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """What the runner writes to stderr when it refuses these arguments with exit status 2."""
+
+    def refused(*argv: str) -> str:
+        with pytest.raises(SystemExit) as ended:
+            runner.main(["--device", "cpu", "--out", str(tmp_path / "out"), *argv])
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    return refused
+
+
+def test_a_page_without_marks_and_unknown_names_are_refused(refusal: Refusal, tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text("# Nothing\n")
-    assert "add them" in run(tmp_path, "--page", str(tmp_path / "page.md")).stderr
-    unknown = run(tmp_path, "--budget", "1", "--only", "nothing")
-    assert "no check is called nothing; there are toy.good, toy.wrong" in unknown.stderr
-    assert "--budget SECONDS" in run(tmp_path).stderr
+    assert "add them" in refusal("--page", str(tmp_path / "page.md"))
+    unknown = refusal("--budget", "1", "--only", "nothing")
+    assert "no check is called nothing; there are toy.wrong, toy.raises" in " ".join(unknown.split())
+    assert "--budget SECONDS" in refusal()
 
 
-def test_mistakes_are_said_in_one_line_before_anything_runs(tmp_path: Path) -> None:
+def test_mistakes_are_said_in_one_line_before_anything_runs(refusal: Refusal, tmp_path: Path) -> None:
     (tmp_path / "page.md").write_text(MARKS)
     (tmp_path / "file").touch()
     mistakes = {
@@ -155,7 +178,5 @@ def test_mistakes_are_said_in_one_line_before_anything_runs(tmp_path: Path) -> N
     for options, words in mistakes.items():
         if "cuda" in options and torch.cuda.is_available():
             continue
-        ended = run(tmp_path, *options)
-        assert ended.returncode == 2
-        assert words in ended.stderr.splitlines()[-1]
+        assert words in refusal(*options).splitlines()[-1]
     assert (tmp_path / "page.md").read_text() == MARKS
