@@ -25,7 +25,7 @@ from tests.models import small_moe, small_swin
 
 BATCH, CLASSES, IMAGE, EXPERTS = 16, 10, 32, 8
 CLIP_NORM, LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 1.1, 1e-3, 0.05, 0.1
-STEPS, MOMENTUM = 5, 0.9
+STEPS, MOMENTUM = 3, 0.9
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -236,12 +236,15 @@ def record_routing(trace: Trace, outputs: list[ModelOutput]) -> None:
 
 
 def train_plainly(
-    top_k: int, experts: int = EXPERTS, optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None
+    top_k: int,
+    experts: int = EXPERTS,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] | None = None,
+    steps: int = STEPS,
 ) -> Trace:
     """The reference: one process, one batch, torch's own AdamW and clipping; no engine and no group."""
     trace, model = Trace(), build_model(model_config(top_k, experts=experts), seed=3)
     stepper = optimizer(model) if optimizer else torch.optim.AdamW(param_groups(model))
-    for step in range(STEPS):
+    for step in range(steps):
         images, labels, keys = batch(step)
         output = model(images, keys)
         loss = classification_loss(output.logits, labels, LABEL_SMOOTHING) + output.aux_loss

@@ -27,7 +27,7 @@ from tests.parallel.training import (
 )
 
 STAGES: tuple[ZeroStage, ...] = (0, 1, 2, 3)
-STEPS = 4
+STEPS = 3
 FP16 = [Layout(world=2, ep=2, stage=stage, micro=2, precision="fp16") for stage in (0, 2, 3)]
 OFFLOADED = [Layout(world=2, ep=2, stage=stage, micro=2, offload=True) for stage in (1, 2, 3)]
 NOISE = 1e-2  # of fp16: a tensor whose gradient is a hundredth of the model's largest

@@ -1,6 +1,6 @@
 """The layout does not change the result: ranks, expert-parallel size, ZeRO stage, micro-batches.
 
-Ten optimizer steps of one small Swin-MoE on one stream of global batches, with all on that could make a
+Three optimizer steps of one small Swin-MoE on one stream of global batches, with all on that could make a
 layout show: gate noise, dropout, drop path, capacity that drops tokens, batch-prioritised order, weight decay
 by group, and a clip norm that some steps exceed. The reference is plain PyTorch on one process: no engine, no
 group, torch's own clipping.
