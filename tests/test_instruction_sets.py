@@ -9,19 +9,26 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
-TESTS = (
-    "tests/parallel/zero/test_init.py",  # ZeRO stage 3 from its construction
+KERNELS = (
     "tests/swin_moe/moe/test_experts.py",  # in bf16 and fp16 too
     "tests/swin_moe/moe/test_grouped_gemm.py",
     "tests/swin_moe/backbone/test_attention.py",
     "tests/data_shards/augment/test_operations.py",  # augmentation on the device
 )
+ENGINES = ("tests/parallel/zero/test_init.py",)  # ZeRO stage 3 from its construction, made of those kernels
 
 
-def test_what_depends_on_instruction_sets_holds_with_avx2_alone(tmp_path: Path) -> None:
-    chosen = [str(ROOT / test) for test in TESTS]
+@pytest.mark.parametrize(
+    "tests", [KERNELS, pytest.param(ENGINES, marks=pytest.mark.slow)], ids=["kernels", "engines"]
+)
+def test_what_depends_on_instruction_sets_holds_with_avx2_alone(
+    tests: tuple[str, ...], tmp_path: Path
+) -> None:
+    chosen = [str(ROOT / test) for test in tests]
     options = ["-p", "no:cacheprovider", f"--basetemp={tmp_path / 'tests'}", f"--rootdir={ROOT}"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *chosen],
