@@ -70,8 +70,8 @@ def reduced_truth(mask: Tensor, num_classes: int, factor: int) -> Tensor:
     """The classes (H, W) of a mask that went through maps of 1/factor of its size."""
     one_hot = F.one_hot(mask.where(mask != VOID, num_classes), num_classes + 1)[..., :-1]
     planes = one_hot.permute(2, 0, 1)[None].float()
-    small = [max(1, -(-side // factor)) for side in mask.shape]
-    planes = F.adaptive_avg_pool2d(planes, small)
+    height, width = (max(1, -(-side // factor)) for side in mask.shape)
+    planes = F.adaptive_avg_pool2d(planes, (height, width))
     return F.interpolate(planes, mask.shape, mode="bilinear", align_corners=False)[0].argmax(0)
 
 
