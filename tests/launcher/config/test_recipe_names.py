@@ -68,7 +68,7 @@ def test_check_and_config_take_a_name(shards: Path, capsys: pytest.CaptureFixtur
 def test_models_lists_the_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["models", "--names"]) == 0
     assert capsys.readouterr().out.split() == list(recipe_files())
-    assert main(["models", "--names", "--filter", "fashion_s"]) == 0
+    assert main(["models", "--names", "--filter", "fashion_sim"]) == 0
     assert capsys.readouterr().out == "fashion_simmim\n"
 
 

@@ -17,6 +17,8 @@ def ended_by(number: int, out: Path) -> int:
     """The status of a process that is sent a signal while its folder has a file."""
     if (child := os.fork()) == 0:
         status = 99  # it went on
+        if number != signal.SIGKILL:
+            signal.signal(number, signal.SIG_DFL)  # nohup ignores SIGHUP
         try:
             with unfinished_folder(out) as folder:
                 (folder / "model.bin").write_text("half")
