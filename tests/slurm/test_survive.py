@@ -165,8 +165,10 @@ def test_a_run_survives_a_killed_rank_a_stopped_rank_and_a_lost_node(
     wait_for(lambda: ": finished; " in (path / "slurm/log.txt").read_text(), START_S, path)
     assert_same(path, reference)
     sessions = all_sessions(files)
-    assert [each["code"] for each in sessions] == [80, 81, 80, 0]
-    assert [each["job"]["restarts"] for each in sessions] == [0, 1, 2, 3]
+    codes = [each["code"] for each in sessions]
+    # on a busy machine Slurm may requeue the job once more when the lost node comes back
+    assert [code for code in codes if code != ExitCode.STOPPED] == [80, 81, 80, 0]
+    assert [each["job"]["restarts"] for each in sessions] == [*range(len(codes))]
     for before, after in zip(sessions, sessions[1:], strict=False):
         assert after["from_step"] % EVERY == 0
         assert before["step"] - after["from_step"] < 2 * EVERY  # the newest may not have been whole yet
