@@ -15,6 +15,7 @@ from data_shards.format.rng import DrawKey, Purpose, uniform
 from data_shards.image.annotations import VOID, transform_labels
 from data_shards.image.formats import MAX_PIXELS
 from data_shards.image.geometry import Crop, Geometry, ImageSize, check_flip_prob, sides
+from data_shards.image.keep_ratio import fitting_scale
 
 FLIP, RATIO, PLACE = 0, 1, 2  # numbers of a sample's draws; PLACE and the next are of the first attempt
 
@@ -81,7 +82,7 @@ def fitted_size(
     does. The sides are rounded half up: at (2048, 512), 300 x 400 becomes 512 x 683.
     """
     long_bound, short_bound = (max(1, int(side * ratio)) for side in (long_side, short_side))
-    scale = min(long_bound / max(height, width), short_bound / min(height, width))
+    scale = fitting_scale((height, width), short_bound, long_bound)
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
