@@ -11,7 +11,7 @@ examples:
   swin-moe predict runs/demo_cpu/artifacts/onnx photos --csv --top 1 > predictions.csv
   find photos -name '*.jpg' | swin-moe predict runs/demo_cpu - --features features.safetensors
   swin-moe predict weights.pth cat.jpg --config swin_tiny_patch4_window7_224
-  swin-moe predict runs/simmim cat.jpg --pictures drawn               of tasks that draw
+  swin-moe predict runs/a cat.jpg --pictures drawn                    if the task draws pictures
 
 Each task answers in its own form: a classifier with classes, others with what their spec says. Images are
 decoded, resized and cut as in an evaluation, and no expert drops a token: the accuracy over shards is that of
