@@ -1,0 +1,100 @@
+"""Features of boxes: the level of each, and RoIAlign.
+
+Legend: B images, C channels, L levels, R boxes of an image, s side of the result.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from swin_moe.detection.boxes import area
+from swin_moe.moe.routers.base import to_fp32
+
+
+def roi_levels(boxes: Tensor, levels: int, finest: float = 56.0) -> Tensor:
+    """The level at which the features of a box are read: (..., 4) -> (...) int64, in 0 .. levels - 1.
+
+    floor(log2(sqrt(area) / finest + 1e-6)), limited to the levels there are (Lin et al. 2017,
+    arXiv:1612.03144, equation 1): with 56 and four levels a square of side 112 is the first of level 1, 224
+    of level 2, 448 of level 3. Comparisons with powers of two give the same as the logarithm, whose last bit
+    depends on the processor.
+
+    Args:
+        boxes: in pixels.
+        levels: how many there are.
+        finest: half of the side of the smallest square of level 1, in pixels.
+    """
+    scale = area(boxes).clamp_min(0).sqrt() / finest + 1e-6
+    level = torch.zeros_like(scale, dtype=torch.int64)
+    for coarser in range(1, levels):
+        level += scale >= 2.0**coarser
+    return level
+
+
+def roi_align(x: Tensor, rois: Tensor, side: int, scale: float = 1.0) -> Tensor:
+    """Means of a map over the bins of boxes (He et al. 2017, arXiv:1703.06870, section 3).
+
+    Tokens' centres lie at half pixels (`aligned`), and a bin has as many sampling points as it has tokens,
+    rounded up. A box without an area gives zeros. It is fp32, or fp64 for fp64 maps.
+
+    This is the only place that calls torchvision's operator. On a GPU its backward pass adds with atomics, so
+    that gradients of the same step may differ in the last bits from run to run. With
+    `torch.use_deterministic_algorithms` torchvision compiles another one, which needs a compiler and much
+    memory. On a CPU both passes give the same bits each time.
+
+    Args:
+        x: (B, C, H, W) the map.
+        rois: (N, 5) the number of its image and the box, in pixels.
+        side: bins along each side of a box.
+        scale: tokens of the map a pixel.
+
+    Returns:
+        (N, C, side, side).
+    """
+    from torchvision import ops  # slow to import
+
+    x = to_fp32(x)
+    y: Tensor = ops.roi_align(x, rois.to(x.dtype), side, scale, sampling_ratio=0, aligned=True)
+    return y
+
+
+class RoIAlign(nn.Module):
+    """Features of boxes, each from the level that suits its size.
+
+    All levels are read in every call, also those without a box: all ranks compute the same graph.
+
+    Args:
+        strides: of the levels, in pixels, from fine to coarse.
+        side: s.
+        finest: see `roi_levels`.
+    """
+
+    def __init__(self, strides: Sequence[int], side: int, finest: float = 56.0) -> None:
+        super().__init__()
+        self.strides, self.side, self.finest = tuple(strides), side, finest
+
+    def forward(self, maps: Sequence[Tensor], boxes: Tensor) -> Tensor:
+        """The features of boxes, in their order.
+
+        Args:
+            maps: (B, C, H, W) of each level; more maps than strides are not read.
+            boxes: (B, R, 4) in pixels; no gradient flows to them. One without an area gets zeros.
+
+        Returns:
+            (B * R, C, s, s) fp32, the boxes of an image side by side.
+        """
+        boxes = to_fp32(boxes.detach())
+        levels = roi_levels(boxes, len(self.strides), self.finest).flatten()
+        images = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
+        rois = torch.cat([images[:, None].to(boxes.dtype), boxes.flatten(0, 1)], dim=1)
+        order = levels.argsort(stable=True)
+        counts: list[int] = torch.bincount(levels, minlength=len(self.strides)).tolist()
+        parts = rois[order].split(counts)
+        read = zip(maps, parts, self.strides, strict=False)
+        features = torch.cat([roi_align(x, part, self.side, 1 / stride) for x, part, stride in read])
+        return features[order.argsort()]
+
+    def extra_repr(self) -> str:
+        """As torch's modules print their arguments."""
+        return f"strides={self.strides}, side={self.side}"

@@ -1,0 +1,37 @@
+"""What a detector learns from, and what it gives.
+
+Legend: B images of a micro-batch, G objects of the image with most, N run lengths of all masks, D places for
+detections of an image.
+"""
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+
+class Targets(NamedTuple):
+    """The objects of a micro-batch. Boxes are x1 y1 x2 y2 in pixels of the padded canvas.
+
+    A mask is the image without padding read row by row, as the lengths of its runs of zeros and of ones in
+    turn, zeros first. The runs of object g of image b are `mask_runs[mask_offsets[b, g] :
+    mask_offsets[b, g + 1]]`.
+    """
+
+    boxes: Tensor  # (B, G, 4) fp32; zeros for padding
+    labels: Tensor  # (B, G) int64; -1 for padding
+    mask_runs: Tensor  # (N,) int32
+    mask_offsets: Tensor  # (B, G + 1) int64
+
+    @property
+    def valid(self) -> Tensor:
+        """Which places hold an object: (B, G) bool."""
+        return self.labels >= 0
+
+
+class Detections(NamedTuple):
+    """What a detector finds: a fixed number of places for each image, the best detection first."""
+
+    boxes: Tensor  # (B, D, 4) fp32, in pixels of the original image
+    scores: Tensor  # (B, D) fp32, descending; 0 for places without a detection
+    labels: Tensor  # (B, D) int64; -1 for places without a detection
+    masks: Tensor | None  # (B, D, 28, 28) fp32: probabilities of the detected class
