@@ -12,6 +12,7 @@ from importlib.metadata import entry_points
 from data_shards.codecs.codec import Codec
 from data_shards.codecs.documents import ArrayCodec, IntCodec, JsonCodec
 from data_shards.codecs.images import ImageCodec, LabelImageCodec
+from data_shards.codecs.objects import ObjectsCodec
 from data_shards.codecs.video import VideoCodec
 from data_shards.errors import DataError
 from data_shards.format.fields import Field, check_fields
@@ -21,6 +22,7 @@ CODECS: Mapping[str, Codec] = {
     "image": ImageCodec(),
     "label_image": LabelImageCodec(),
     "json": JsonCodec(),
+    "objects": ObjectsCodec(),
     "array": ArrayCodec(),
     "video": VideoCodec(),
     "int": IntCodec(),

@@ -72,6 +72,8 @@ IMAGE_AND_LABEL = (Field("image", "image"), Field("label", SCALAR))
 """The members of a data set for classification: exactly these are written as version 1 of the index."""
 IMAGE_AND_MASK = (Field("image", "image"), Field("mask", "label_image"))
 """The members of a data set for segmentation: the mask has a class id for every pixel of the image."""
+IMAGE_AND_OBJECTS = (Field("image", "image"), Field("annotations", "objects"))
+"""The members of a data set for detection: the record has a box, and perhaps a mask, for every object."""
 SIZES = (Field("height", SCALAR), Field("width", SCALAR))
 """The height and width of the image in pixels, which packing and indexing record on request."""
 
