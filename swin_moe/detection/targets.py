@@ -1,11 +1,12 @@
 """What a detector learns from, and what it gives.
 
 Legend: B images of a micro-batch, G objects of the image with most, N run lengths of all masks, D places for
-detections of an image.
+detections of an image, M boxes of an image.
 """
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -35,3 +36,19 @@ class Detections(NamedTuple):
     scores: Tensor  # (B, D) fp32, descending; 0 for places without a detection
     labels: Tensor  # (B, D) int64; -1 for places without a detection
     masks: Tensor | None  # (B, D, 28, 28) fp32: probabilities of the detected class
+
+
+def take_objects(values: Tensor, numbers: Tensor) -> Tensor:
+    """What boxes get from the objects that they are to find; zeros for boxes without an object.
+
+    Args:
+        values: (B, G, ...) of the objects; G may be 0.
+        numbers: (B, M) int64 of `assign`: below 0 for boxes without an object.
+
+    Returns:
+        (B, M, ...).
+    """
+    nothing = values.new_zeros((len(values), 1, *values.shape[2:]))
+    values = torch.cat([nothing, values], dim=1)
+    index = numbers.clamp_min(-1) + 1
+    return values[torch.arange(len(values), device=values.device)[:, None], index]

@@ -22,7 +22,8 @@ def slow_iou(a: list[float], b: list[float]) -> float:
     width = max(0.0, min(a[2], b[2]) - max(a[0], b[0]))
     height = max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
     both = (a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1])
-    return width * height / (both - width * height)
+    union = both - width * height
+    return width * height / union if union else 0.0
 
 
 def test_iou_by_hand() -> None:
