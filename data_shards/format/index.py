@@ -22,7 +22,12 @@ from parallel.durable import atomic_write
 
 SCHEMAS = (1, 2)  # 1: image and label, whose index is of version 1; 2: the manifest names its fields
 MANIFEST_NAME = "manifest.json"
-MADE = ("synthetic", "fashion-mnist", "fashion-canvas")  # sources that need no files of the user
+MADE = (
+    "synthetic",
+    "fashion-mnist",
+    "fashion-canvas",
+    "fashion-scenes",
+)  # sources that need no files of the user
 PACK_HINT = "swin-moe shards pack --source fashion-mnist --out data/fashion-mnist"
 
 
@@ -71,7 +76,8 @@ class Manifest:
     `layout` is "packed" for tars as tar.py lays them out and "indexed" for those made by others.
     `bad_sources` samples were left out, and bad_sources.tsv lists them; `parent` is the digest of the
     manifest that `repair` or `split` made this one from. `fields` are the members of every sample. `classes`
-    name the values of the field `label`, if there is one.
+    name the values of the field `label`, if there is one, or the labels of objects. `category_ids` are the
+    ids that the classes have in the JSON of the source, for results in its terms; () where it has none.
     """
 
     schema: int
@@ -85,6 +91,7 @@ class Manifest:
     bad_sources: int = 0
     parent: str = ""
     fields: tuple[Field, ...] = IMAGE_AND_LABEL
+    category_ids: tuple[int, ...] = ()
 
     @cached_property
     def digest(self) -> str:
@@ -95,6 +102,7 @@ class Manifest:
         """The contents of manifest.json: every field without a default, or with another value than it."""
         values = asdict(self) | {"classes": list(self.classes), "writer": _nondefault(self.writer)}
         values["fields"] = [_nondefault(field) for field in self.fields]
+        values["category_ids"] = list(self.category_ids)
         return {key: values[key] for key in _nondefault(self)}
 
     def check_members(self, names: Sequence[str], where: str, reader: str = "") -> None:
@@ -142,6 +150,7 @@ class Manifest:
             shards = tuple(ShardEntry(**shard) for shard in values["shards"])
             values = values | {"shards": shards, "writer": Writer(**values["writer"])}
             values |= {"fields": _fields(values.get("fields"))}
+            values |= {"category_ids": _ids(values.get("category_ids", []), len(values["classes"]))}
             manifest = cls(**values | {"classes": _names(values["classes"])})
             total = sum(shard.samples for shard in shards)
             if schema != schema_of(manifest.fields):
@@ -176,6 +185,14 @@ def _names(classes: Any) -> tuple[str, ...]:
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
         raise TypeError("classes must be a list of names")
     return tuple(classes)
+
+
+def _ids(ids: Any, classes: int) -> tuple[int, ...]:
+    if not isinstance(ids, list) or not all(type(number) is int for number in ids):
+        raise TypeError("category_ids must be a list of integers")
+    if ids and (len(ids) != classes or len(set(ids)) != classes):
+        raise TypeError(f"category_ids must be {classes} different integers, one of each class")
+    return tuple(ids)
 
 
 def _nondefault(value: "Manifest | Writer | Field") -> dict[str, Any]:

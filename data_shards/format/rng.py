@@ -29,6 +29,8 @@ class Purpose(IntEnum):
     PART = 15
     PHOTOMETRIC = 16
     CANVAS = 17
+    SCENE = 18
+    DETECTION = 19
 
 
 def fold(*words: int) -> int:

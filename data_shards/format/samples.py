@@ -64,7 +64,7 @@ class Source:
     """A data set before packing; `description` is the same on every machine, as a digest covers it.
 
     `notes` are printed when it is packed: what the source contains that is not among its samples. `fields`
-    are the members of every sample.
+    are the members of every sample, `category_ids` the ids of the classes in the source, if it has some.
     """
 
     name: str
@@ -73,6 +73,7 @@ class Source:
     splits: Mapping[str, Samples]
     notes: tuple[str, ...] = ()
     fields: tuple[Field, ...] = IMAGE_AND_LABEL
+    category_ids: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

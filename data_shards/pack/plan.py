@@ -174,6 +174,7 @@ def make_plan(source: Source, split: str, options: PackOptions) -> dict[str, Any
         shards=(),
         writer=writer,
         fields=fields,
+        category_ids=source.category_ids,
     )
     return comparable(empty.to_dict()) | {
         "listed": len(source.splits[split]),

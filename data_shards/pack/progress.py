@@ -177,7 +177,7 @@ def finish(out: Path, max_bad: float | None = None) -> Manifest:
 def _manifest(plan: dict[str, Any], entries: list[ShardEntry], bad: int, out: Path) -> Manifest:
     if not entries:
         raise DataError(f"{out}: not one sample of the source can be read; see --directory")
-    names = ("schema", "name", "split", "classes", "writer", "fields")
+    names = ("schema", "name", "split", "classes", "writer", "fields", "category_ids")
     fields = {key: plan[key] for key in names if key in plan}
     counts = {"samples": sum(entry.samples for entry in entries)} | ({"bad_sources": bad} if bad else {})
     return Manifest.from_dict(fields | counts | {"shards": [asdict(e) for e in entries]}, out / MANIFEST_NAME)

@@ -67,7 +67,8 @@ def split_off(
     splits = {"train": samples.select(np.flatnonzero(~val)), "val": samples.select(np.flatnonzero(val))}
     rule = f"{val_per_class} a class for validation out of {manifest.digest[:12]}, seed {seed}"
     text = f"{manifest.writer.source}; {rule}"
-    source = Source(manifest.name, text, manifest.classes, splits, fields=own_names(manifest.fields))
+    fields, ids = own_names(manifest.fields), manifest.category_ids
+    source = Source(manifest.name, text, manifest.classes, splits, fields=fields, category_ids=ids)
     sizes = {"bytes_per_shard": manifest.writer.bytes_per_shard or None}
     sizes["samples_per_shard"] = (
         None if sizes["bytes_per_shard"] else manifest.writer.samples_per_shard or None

@@ -7,6 +7,7 @@ from typing import Any
 
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
+from data_shards.pack.coco_json import write_coco_json
 from data_shards.pack.plan import check_split
 from data_shards.pack.sources.registry import Source
 from data_shards.pack.write import merge, pack, pack_task
@@ -57,8 +58,14 @@ def _pack_split(args: argparse.Namespace, source: Source, split: str, out: Path)
     options: dict[str, Any] = {name: getattr(args, name) for name in names}
     options |= {"workers": args.workers, "progress": progress_line(str(out))}
     if args.task:
-        return pack_task(source, split, out, args.task, **options)
-    return pack(source, split, out, **options)
+        manifest = pack_task(source, split, out, args.task, **options)
+    else:
+        manifest = pack(source, split, out, **options)
+    if (
+        manifest and args.source == "fashion-scenes"
+    ):  # a data set that exists nowhere else, for other programs
+        write_coco_json(out)
+    return manifest
 
 
 def _report(out: Path, manifest: Manifest | None) -> dict[str, Any]:

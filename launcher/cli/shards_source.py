@@ -12,14 +12,15 @@ from typing import Any
 from data_shards.errors import DataError
 from data_shards.pack.sources.fashion_canvas import CanvasOptions
 from data_shards.pack.sources.fashion_mnist import PACKAGE, TIMEOUT_S, is_present
+from data_shards.pack.sources.fashion_scenes import SceneOptions
 from data_shards.pack.sources.registry import SOURCES, Source, call_source
-from launcher.cli.parsers.shards_source import CANVAS, SYNTHETIC
+from launcher.cli.parsers.shards_source import CANVAS, SCENES, SYNTHETIC
 from launcher.cli.shards_members import folders
 from swin_moe.text_files import read_text
 
 logger = logging.getLogger(__name__)
 
-OF_FASHION = ("fashion-mnist", "fashion-canvas")
+OF_FASHION = ("fashion-mnist", "fashion-canvas", "fashion-scenes")
 OF_CLASSES = ("folder", "imagenet", "imagenet-zip", "imagenet22k")
 ONLY_FOR: Mapping[str, tuple[str, ...]] = {  # the sources that an option is for, where it is not for all
     "directory": tuple(name for name in SOURCES if name != "synthetic"),
@@ -29,6 +30,7 @@ ONLY_FOR: Mapping[str, tuple[str, ...]] = {  # the sources that an option is for
     "classes": ("ade20k", "members"),
     **{f"synthetic_{name}": ("synthetic",) for name in SYNTHETIC},
     **{f"canvas_{name}": ("fashion-canvas",) for name in CANVAS},
+    **{f"scenes_{name}": ("fashion-scenes",) for name in SCENES},
 }
 
 
@@ -80,7 +82,11 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         options["options"] = CanvasOptions(
             sides=canvas["size"], items=canvas["items"], background=canvas["background"]
         )
-    if args.source in ("synthetic", "fashion-canvas"):
+    if args.source == "fashion-scenes":
+        scenes = _given(args, "scenes", SCENES)
+        options |= {"num_train": scenes["train"], "num_val": scenes["val"]}
+        options["options"] = SceneOptions(sides=scenes["size"], items=scenes["items"])
+    if args.source in ("synthetic", "fashion-canvas", "fashion-scenes"):
         options["seed"] = getattr(args, "seed", 0)
     if args.source in OF_CLASSES:
         options["allow_empty"] = args.allow_empty

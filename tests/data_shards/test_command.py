@@ -177,7 +177,9 @@ def test_sources_are_asked_for(tmp_path: Path) -> None:
         command("pack", "--source", "imagenet22k", "--out", tmp_path)
 
 
-@pytest.mark.parametrize("source", sorted(set(SOURCES) - {"synthetic", "fashion-mnist", "fashion-canvas"}))
+@pytest.mark.parametrize(
+    "source", sorted(set(SOURCES) - {"synthetic", "fashion-mnist", "fashion-canvas", "fashion-scenes"})
+)
 def test_a_source_without_a_directory_is_one_line(source: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"--source {source} needs --directory: "):
         command("pack", "--source", source, "--out", tmp_path)

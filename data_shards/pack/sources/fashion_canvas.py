@@ -16,7 +16,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -27,13 +27,12 @@ from data_shards.format.samples import Samples, Source
 from data_shards.image.annotations import VOID
 from data_shards.image.geometry import Crop
 from data_shards.pack.sources.fashion_mnist import FASHION_CLASSES, read_splits
-from data_shards.pack.sources.garments import Garment, enlarge
+from data_shards.pack.sources.garments import Item, enlarge, paint, texture, within
 
 VERSION = 1  # of the way in which a canvas is made
 BACKGROUNDS = ("class", "void")
-DRAWS_OF_CANVAS, DRAWS_OF_ITEM = 12, 7
+DRAWS_OF_ITEM = 7
 PER_CANVAS = 100  # items at most, and so many times the draws of an item
-AMBIENT = 32  # of the light on a garment: the darkest of its pixels are not black
 MIN_SIDE = 16  # of a canvas, in pixels
 
 
@@ -64,14 +63,6 @@ class CanvasOptions:
         return (*FASHION_CLASSES, "background") if self.background == "class" else FASHION_CLASSES
 
 
-class Item(NamedTuple):
-    """A garment on a canvas: its number in the split, the square that it fills, and its colour (3,)."""
-
-    number: int
-    place: Crop
-    tint: np.ndarray
-
-
 @dataclass(frozen=True)
 class CanvasSamples:
     """The canvases `rows` (N,) of a split.
@@ -99,26 +90,27 @@ class CanvasSamples:
         mask = np.full(size, VOID if self.options.background == "void" else len(FASHION_CLASSES), np.uint8)
         for item in items:
             at = int(np.searchsorted(self.numbers, item.number))
-            paint(image, mask, item, enlarge(self.garments[at], item.place.height), int(self.labels[at]))
+            where, inside, rim = paint(image, item, enlarge(self.garments[at], item.place.height))
+            mask[where] = np.where(inside, self.labels[at], np.where(rim, VOID, mask[where]))
         return {"image": image, "mask": mask}
 
     def layout(self, row: int) -> tuple[tuple[int, int], list[Item]]:
         """Height and width of canvas `row`, and its items, each of which covers those before it."""
         draws = hashes(fold(self.key, row), 3 + DRAWS_OF_ITEM * self.options.items[1]).tolist()
-        size = _within(draws[0], self.options.sides), _within(draws[1], self.options.sides)
-        count = _within(draws[2], self.options.items)
+        size = within(draws[0], self.options.sides), within(draws[1], self.options.sides)
+        count = within(draws[2], self.options.items)
         parts = [draws[3 + DRAWS_OF_ITEM * i : 3 + DRAWS_OF_ITEM * (i + 1)] for i in range(count)]
         return size, [self._item(size, part) for part in parts]
 
     def _item(self, size: tuple[int, int], draws: list[int]) -> Item:
         """A garment of 3/8 to 3/4 of the short side, of which at least half a side is on the canvas."""
         short = min(size)
-        side = _within(draws[0], (short * 3 // 8, short * 3 // 4))
+        side = within(draws[0], (short * 3 // 8, short * 3 // 4))
         top, left = (
-            _within(draw, (-side // 4, length - side * 3 // 4))
+            within(draw, (-side // 4, length - side * 3 // 4))
             for draw, length in zip(draws[1:3], size, strict=True)
         )
-        tint = np.array([_within(draw, (64, 255)) for draw in draws[3:6]])
+        tint = np.array([within(draw, (64, 255)) for draw in draws[3:6]])
         return Item(draws[6] % self.total, Crop(top, left, side, side), tint)
 
     def select(self, rows: np.ndarray) -> "CanvasSamples":
@@ -155,39 +147,6 @@ class CanvasSamples:
         """SHA-256, in hex, of the garments and of the numbers that decide every pixel."""
         text = f"fashion-canvas {VERSION} {self.rows.tolist()} {self.key} {self.options} {self.of_garments}"
         return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _within(draw: int, limits: tuple[int, int]) -> int:
-    """A whole number of the range `limits`, both ends included."""
-    return limits[0] + draw % (limits[1] - limits[0] + 1)
-
-
-def texture(key: int, height: int, width: int) -> np.ndarray:
-    """A background (H, W, 3) uint8: stripes of two colours in any direction, under noise."""
-    draws = hashes(key, DRAWS_OF_CANVAS + 1 + height * width).astype(np.int64) & 0xFFFF
-    turn_y, turn_x = (_within(int(draw), (-24, 24)) for draw in draws[:2])  # of 256, a pixel
-    y, x = np.mgrid[0:height, 0:width]
-    wave = np.abs((turn_y * y + turn_x * x + draws[2]) % 256 - 128)[:, :, None]  # (H, W, 1), 0 ... 128
-    one, other = (32 + draws[start : start + 3] % 160 for start in (3, 6))
-    noise = draws[DRAWS_OF_CANVAS : DRAWS_OF_CANVAS + height * width].reshape(height, width, 1) % 64
-    return ((one * wave + other * (128 - wave)) // 128 + noise).astype(np.uint8)  # at most 191 + 63
-
-
-def paint(image: np.ndarray, mask: np.ndarray, item: Item, garment: Garment, label: int) -> None:
-    """Draw a garment on image (H, W, 3) and mask (H, W), in place: `label` inside, `VOID` on its rim.
-
-    A pixel of the rim is mixed with what is below it, by its value.
-    """
-    (top, left, side, _), (height, width) = item.place, mask.shape
-    rows, columns = slice(max(0, top), min(height, top + side)), slice(max(0, left), min(width, left + side))
-    cut = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
-    gray, inside, rim = (part[cut] for part in garment)
-    gray = gray.astype(np.int64)[:, :, None]
-    colour = item.tint * (gray + AMBIENT) // (255 + AMBIENT)
-    below = image[rows, columns]
-    mixed = (colour * gray + below * (16 - gray)) // 16  # of the rim, where gray is 1 ... 15
-    image[rows, columns] = np.where(inside[:, :, None], colour, np.where(rim[:, :, None], mixed, below))
-    mask[rows, columns] = np.where(inside, label, np.where(rim, VOID, mask[rows, columns]))
 
 
 def fashion_canvas(

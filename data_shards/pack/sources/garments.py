@@ -1,6 +1,8 @@
-"""A garment of Fashion-MNIST as an object on a canvas: enlarged, its silhouette, its soft rim.
+"""Garments of Fashion-MNIST as objects of a picture: enlarged, painted on a textured background.
 
-Legend: S the side of the enlarged garment in pixels.
+Everything is made of integers and of keyed draws, so that any worker makes the same pixels.
+
+Legend: H, W height and width of the picture; h, w of an enlarged garment; all in pixels.
 """
 
 from typing import NamedTuple
@@ -8,40 +10,101 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from data_shards.format.rng import hashes
+from data_shards.image.geometry import Crop
+
 SOLID = 16  # of 255: from this value on a pixel belongs to the garment; from 1 on to its rim
+AMBIENT = 32  # of the light on a garment: the darkest of its pixels are not black
+DRAWS_OF_TEXTURE = 12
 
 
 class Garment(NamedTuple):
-    """An enlarged garment: its gray values (S, S) uint8, and which pixels are its silhouette and its rim."""
+    """An enlarged garment: its gray values (h, w) uint8, and which pixels are its silhouette and its rim."""
 
     gray: np.ndarray
     inside: np.ndarray
     rim: np.ndarray
 
 
-def enlarge(image: np.ndarray, side: int) -> Garment:
-    """The garment of an image (28, 28) uint8 at a size of `side` pixels.
+class Item(NamedTuple):
+    """A garment in a picture: its number in the split, the place that it fills, and its colour (3,)."""
+
+    number: int
+    place: Crop
+    tint: np.ndarray
+
+
+class Painted(NamedTuple):
+    """What a garment covers: rows and columns of the picture, and there its silhouette and its rim."""
+
+    where: tuple[slice, slice]
+    inside: np.ndarray
+    rim: np.ndarray
+
+
+def within(draw: int, limits: tuple[int, int]) -> int:
+    """A whole number of the range `limits`, both ends included."""
+    return limits[0] + draw % (limits[1] - limits[0] + 1)
+
+
+def enlarge(image: np.ndarray, height: int, width: int | None = None) -> Garment:
+    """The garment of an image (28, 28) uint8 at a size of `height` and `width` pixels, by default a square.
 
     Its silhouette are the pixels of at least `SOLID`, and the holes that they enclose. Its rim are the other
     pixels above 0, where it is not clear what the pixel shows.
     """
-    gray = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+    size = width or height, height
+    gray = np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR))
     inside = ~reached(gray < SOLID)
     return Garment(gray, inside, (gray > 0) & ~inside)
 
 
 def reached(free: np.ndarray) -> np.ndarray:
-    """Which pixels of `free` (H, W) bool can be reached from beyond the border, by steps to four sides."""
+    """Which pixels of `free` (H, W) bool can be reached from beyond the border, by steps to four sides.
+
+    What is reached grows along complete runs of free pixels, of rows and of columns in turn. A run may go on
+    from the end of a row in the next one, as both ends are beyond the border.
+    """
     free = np.pad(free, 1, constant_values=True)
-    found = np.zeros_like(free)
-    found[0] = True
+    found = np.pad(np.zeros(np.subtract(free.shape, 2), dtype=bool), 1, constant_values=True)
+    row_runs, column_runs = (np.cumsum(~pixels) for pixels in (free, free.T))
     while True:
-        grown = found.copy()
-        grown[1:] |= found[:-1]
-        grown[:-1] |= found[1:]
-        grown[:, 1:] |= found[:, :-1]
-        grown[:, :-1] |= found[:, 1:]
-        grown &= free
+        grown = _grown(_grown(found, free, row_runs).T, free.T, column_runs).T
         if np.array_equal(grown, found):
             return found[1:-1, 1:-1]
         found = grown
+
+
+def _grown(found: np.ndarray, free: np.ndarray, runs: np.ndarray) -> np.ndarray:
+    """All pixels of `free` (H, W) whose run, by its number in `runs` (H x W,), has a pixel of `found`."""
+    hit = np.zeros(runs[-1] + 1, dtype=bool)
+    hit[runs[found.ravel()]] = True
+    return hit[runs].reshape(free.shape) & free
+
+
+def texture(key: int, height: int, width: int) -> np.ndarray:
+    """A background (H, W, 3) uint8: stripes of two colours in any direction, under noise."""
+    draws = hashes(key, DRAWS_OF_TEXTURE + 1 + height * width).astype(np.int64) & 0xFFFF
+    turn_y, turn_x = (within(int(draw), (-24, 24)) for draw in draws[:2])  # of 256, a pixel
+    y, x = np.mgrid[0:height, 0:width]
+    wave = np.abs((turn_y * y + turn_x * x + draws[2]) % 256 - 128)[:, :, None]  # (H, W, 1), 0 ... 128
+    one, other = (32 + draws[start : start + 3] % 160 for start in (3, 6))
+    noise = draws[DRAWS_OF_TEXTURE : DRAWS_OF_TEXTURE + height * width].reshape(height, width, 1) % 64
+    return ((one * wave + other * (128 - wave)) // 128 + noise).astype(np.uint8)  # at most 191 + 63
+
+
+def paint(image: np.ndarray, item: Item, garment: Garment) -> Painted:
+    """Draw a garment of the item's size on image (H, W, 3), in place; what lies beyond the border is cut off.
+
+    A pixel of the rim is mixed with what is below it, by its value.
+    """
+    (top, left, h, w), (height, width) = item.place, image.shape[:2]
+    rows, columns = slice(max(0, top), min(height, top + h)), slice(max(0, left), min(width, left + w))
+    cut = slice(rows.start - top, rows.stop - top), slice(columns.start - left, columns.stop - left)
+    gray, inside, rim = (part[cut] for part in garment)
+    gray = gray.astype(np.int64)[:, :, None]
+    colour = item.tint * (gray + AMBIENT) // (255 + AMBIENT)
+    below = image[rows, columns]
+    mixed = (colour * gray + below * (16 - gray)) // 16  # of the rim, where gray is 1 ... 15
+    image[rows, columns] = np.where(inside[:, :, None], colour, np.where(rim[:, :, None], mixed, below))
+    return Painted((rows, columns), inside, rim)

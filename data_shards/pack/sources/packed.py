@@ -150,14 +150,16 @@ def packed_source(directory: str | Path | None) -> Source:
             )
         if own_names(manifests[path].fields) != own_names(manifests[first].fields):
             raise DataError(f"{path} must have the members of {first}; name one split as --directory")
+        if manifests[path].category_ids != manifests[first].category_ids:
+            raise DataError(f"{path} must have the category ids of {first}; name one split as --directory")
     paths: dict[str, Path] = {}
     for path, manifest in manifests.items():
         if (same := paths.setdefault(manifest.split, path)) != path:
             raise DataError(f"{same} and {path} are both the split {manifest.split}; pass one as --directory")
     splits = {manifest.split: packed_samples(path, manifest) for path, manifest in manifests.items()}
-    name = next(iter(manifests.values())).name
-    fields = next(iter(manifests.values())).fields
-    return Source(name, f"shards of {name}", classes, splits, fields=own_names(fields))
+    one = next(iter(manifests.values()))
+    description, fields, ids = f"shards of {one.name}", own_names(one.fields), one.category_ids
+    return Source(one.name, description, classes, splits, fields=fields, category_ids=ids)
 
 
 def own_names(fields: tuple[Field, ...]) -> tuple[Field, ...]:

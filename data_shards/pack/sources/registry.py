@@ -19,6 +19,7 @@ from data_shards.format.samples import ArraySamples, Samples, Source
 from data_shards.pack.sources.ade20k import ade20k
 from data_shards.pack.sources.fashion_canvas import fashion_canvas
 from data_shards.pack.sources.fashion_mnist import FASHION_CLASSES, read_splits
+from data_shards.pack.sources.fashion_scenes import fashion_scenes
 from data_shards.pack.sources.folders import image_folder
 from data_shards.pack.sources.imagenet import imagenet22k, imagenet_zip
 from data_shards.pack.sources.imagenet1k import imagenet
@@ -123,6 +124,7 @@ SOURCES: Mapping[str, Callable[..., Source]] = {
     "ade20k": ade20k,
     "fashion-canvas": fashion_canvas,
     "fashion-mnist": fashion_mnist,
+    "fashion-scenes": fashion_scenes,
     "folder": image_folder,
     "imagenet": imagenet,
     "imagenet-zip": imagenet_zip,

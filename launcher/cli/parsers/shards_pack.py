@@ -25,6 +25,7 @@ examples:
   swin-moe shards pack --source members --directory voc --out data/voc --image-sizes \
       --member image=images --member mask=masks:label_image --classes names.txt
   swin-moe shards pack --source fashion-canvas --canvas-train 8192 --canvas-size 64-96 --out data/canvas
+  swin-moe shards pack --source fashion-scenes --scenes-train 4096 --out data/fashion-scenes
   swin-moe shards pack --source synthetic --synthetic-train 4096 --out data/synthetic
 in a Slurm array (#SBATCH --array=0-63), the last task to end writes the manifest:
   swin-moe shards pack ... --task $SLURM_ARRAY_TASK_ID/64 --workers $SLURM_CPUS_PER_TASK
@@ -44,6 +45,7 @@ sources, each below --directory:
   shards         splits with a manifest.json, packed or indexed
   fashion-mnist  its four idx-ubyte files; without --directory they are looked for, installed or downloaded
   fashion-canvas garments of Fashion-MNIST on textured canvases, with a class for each pixel
+  fashion-scenes garments of Fashion-MNIST as objects with boxes and masks; OUT/annotations gets a COCO JSON
   synthetic      made up
 
 Writes OUT/SPLIT: plain WebDataset tars (000000.tar ...), one index each (000000.idx) and, last,

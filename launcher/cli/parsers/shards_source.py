@@ -12,6 +12,7 @@ from launcher.console.arguments import CommandParser
 
 SYNTHETIC = {"train": 4096, "val": 1024, "classes": 10, "size": 32}  # the defaults of --synthetic-...
 CANVAS = {"train": 4096, "val": 512, "size": (64, 96), "items": (1, 5), "background": BACKGROUNDS[0]}
+SCENES = {"train": 4096, "val": 512, "size": (128, 256), "items": (1, 6)}
 
 
 def add_source(parser: CommandParser, required: bool) -> None:
@@ -40,6 +41,13 @@ def add_source(parser: CommandParser, required: bool) -> None:
     add("--canvas-items", type=parse_range, metavar="LOW-HIGH", help=text)
     text = f"{of} the background is one more class, or has none (default {CANVAS['background']})"
     add("--canvas-background", choices=BACKGROUNDS, help=text)
+    of = "of --source fashion-scenes:"
+    for name, meaning in {"train": "training", "val": "validation"}.items():
+        add(f"--scenes-{name}", type=int, metavar="N", help=f"{of} {meaning} scenes (default {SCENES[name]})")
+    text = f"{of} range of height and of width in pixels (default 128-256)"
+    add("--scenes-size", type=parse_range, metavar="LOW-HIGH", help=text)
+    text = f"{of} range of the number of garments (default 1-6)"
+    add("--scenes-items", type=parse_range, metavar="LOW-HIGH", help=text)
 
 
 def parse_range(text: str) -> tuple[int, int]:

@@ -10,9 +10,9 @@ from data_shards.errors import DataError
 from data_shards.format.index import Manifest
 from data_shards.format.rng import fold
 from data_shards.image.annotations import VOID
-from data_shards.pack.sources.fashion_canvas import CanvasOptions, CanvasSamples, fashion_canvas, texture
+from data_shards.pack.sources.fashion_canvas import CanvasOptions, CanvasSamples, fashion_canvas
 from data_shards.pack.sources.fashion_mnist import FASHION_CLASSES
-from data_shards.pack.sources.garments import enlarge, reached
+from data_shards.pack.sources.garments import enlarge, reached, texture
 from data_shards.pack.write import pack
 from launcher.cli.program import run
 from tests.data_shards.pack.sources.fashion_files import idx

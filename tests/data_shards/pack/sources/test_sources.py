@@ -136,6 +136,7 @@ def test_sources_are_a_dictionary_and_refuse_nonsense() -> None:
         "ade20k",
         "fashion-canvas",
         "fashion-mnist",
+        "fashion-scenes",
         "folder",
         "imagenet",
         "imagenet-zip",
