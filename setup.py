@@ -53,7 +53,7 @@ setup(
         "pandas>=2.2",  # `study report`: groups of seeds, differences, CSV; imported by nothing else
         "scipy>=1.14",  # `study report`: power laws and Student's t
         "jinja2>=3.1",  # `study report`: the page, with markupsafe, which it brings along
-        "pycocotools>=2.0.8",  # masks of COCO (run lengths, polygons) and its figures, the reference; NumPy alone
+        "pycocotools>=2.0.8",  # masks of COCO and its figures: the reference, which needs NumPy alone
         "pillow>=11.3",  # AVIF; the fallback for whatever libjpeg-turbo does not read
         "xxhash>=3.5",  # a checksum a sample at 40 GB/s
         "ninja>=1.11",  # DeepSpeed compiles its CPU operators with it
