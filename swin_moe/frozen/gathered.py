@@ -39,15 +39,24 @@ def gathered_experts(
         activation: one of `ACTIVATIONS`.
     """
     activate = ACTIVATIONS[activation].value
-    y = torch.zeros_like(tokens)
+    y = sums_like(tokens)
     for expert in range(len(fc2)):
         row = (index == expert).any(1).nonzero()[:, 0]  # (M,)
         rows = tokens.index_select(0, row)
         pairs = zip(first, first_bias, strict=True)
         answer = activate([torch.addmm(b[expert], rows, w[expert]) for w, b in pairs], None) @ fc2[expert]
         answer = answer if fc2_bias is None else answer + fc2_bias[expert]
-        y = y.index_add(0, row, answer * weights[:, expert].index_select(0, row)[:, None])
-    return y
+        weighted = answer * weights[:, expert].index_select(0, row)[:, None]
+        y = y.index_add(0, row, weighted.to(y.dtype))
+    return y.to(tokens.dtype)
+
+
+def sums_like(tokens: Tensor) -> Tensor:
+    """Zeros of the shape of `tokens`, in at least 32 bits.
+
+    A program of AOTInductor (torch 2.14) that adds rows of 16 bits by their indices ends with an error.
+    """
+    return torch.zeros_like(tokens, dtype=torch.promote_types(tokens.dtype, torch.float32))
 
 
 _operator = torch.library.custom_op("swin_moe::gathered_experts", gathered_experts, mutates_args=())

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from swin_moe.config import ModelError, MoEConfig
-from swin_moe.frozen.gathered import run_gathered
+from swin_moe.frozen.gathered import run_gathered, sums_like
 from swin_moe.frozen.products import ExpertProducts
 from swin_moe.moe.capacity import capacity
 from swin_moe.moe.experts import ExpertMLP
@@ -75,7 +75,8 @@ class FrozenMoE(nn.Module):
         ends = torch.searchsorted(expert, torch.arange(self.experts.number, device=expert.device), right=True)
         rows = self.experts.grouped(tokens.index_select(0, order // k), expert, ends.to(torch.int32))
         weights = choice.weights.to(tokens.dtype).gather(1, choice.experts).flatten().index_select(0, order)
-        return torch.zeros_like(tokens).index_add(0, order // k, rows * weights[:, None])
+        y = sums_like(tokens)
+        return y.index_add(0, order // k, (rows * weights[:, None]).to(y.dtype)).to(tokens.dtype)
 
 
 class FrozenExperts(nn.Module):

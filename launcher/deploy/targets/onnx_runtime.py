@@ -77,8 +77,6 @@ def _without_kernels(options: DeployOptions, model: ModelConfig) -> str | None:
         return None
     if options.products == "grouped":
         return "--experts grouped: ONNX has no grouped product; take dense or gathered"
-    if options.products == "gathered" and options.precision == "fp16":
-        return "--experts gathered: ONNX Runtime cannot add rows in fp16; take --experts dense"
     return None
 
 
