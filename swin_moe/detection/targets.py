@@ -11,7 +11,9 @@ from torch import Tensor
 
 
 class Targets(NamedTuple):
-    """The objects of a micro-batch. Boxes are x1 y1 x2 y2 in pixels of the padded canvas.
+    """The objects of a micro-batch, those of an image in its first places.
+
+    Boxes are x1 y1 x2 y2 in pixels of the padded canvas.
 
     A mask is the image without padding read row by row, as the lengths of its runs of zeros and of ones in
     turn, zeros first. The runs of object g of image b are `mask_runs[mask_offsets[b, g] :
