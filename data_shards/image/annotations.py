@@ -8,6 +8,8 @@ Annotations come from outside: what does not fit its image is a DataError, which
 Legend: H, W height and width of the source image; h, w of the result; N annotations.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import ArrayLike
 
@@ -69,6 +71,23 @@ def transform_labels(labels: np.ndarray, geometry: Geometry, fill: float = VOID)
     result = labels[..., rows[:, None], columns]
     result[..., above[:, None] | beside] = fill
     return result
+
+
+def source_pixels(steps: Sequence[Geometry]) -> tuple[np.ndarray, np.ndarray]:
+    """The rows (h,) and the columns (w,) of an image that the pixels of a result show, without interpolation.
+
+    Each of the `steps` is of the result of the one before, whose windows lie within their images. It is what
+    `transform_labels` takes, for masks that are no bitmaps.
+    """
+    rows, columns = np.arange(0), np.arange(0)
+    for number, step in enumerate(steps):
+        top, left, height, width = step.source
+        window = step.window or (0, 0, *step.resized)
+        down, _ = _nearest(top, height, step.resized[0], window[0], window[2])
+        across, _ = _nearest(left, width, step.resized[1], window[1], window[3])
+        across = across[::-1] if step.mirrored else across
+        rows, columns = (rows[down], columns[across]) if number else (down, across)
+    return rows, columns
 
 
 def check_same_size(labels: np.ndarray, image: tuple[int, int]) -> None:

@@ -160,6 +160,27 @@ class MultipleOf:
         return -(-height // self.side) * self.side, -(-width // self.side) * self.side
 
 
+@dataclass(frozen=True)
+class SmallestOf:
+    """The canvas of least area, of those given as (height, width), that holds the content."""
+
+    canvases: tuple[tuple[int, int], ...]
+
+    def __post_init__(self) -> None:
+        if not self.canvases or min(map(min, self.canvases)) < 1:
+            raise DataError(
+                f"canvases {self.canvases} must be heights and widths, for example ((800, 1344),)"
+            )
+
+    def __call__(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the canvas."""
+        fitting = [canvas for canvas in self.canvases if height <= canvas[0] and width <= canvas[1]]
+        if not fitting:
+            known = ", ".join(_pixels(*canvas) for canvas in self.canvases)
+            raise DataError(f"{_pixels(height, width)} fit no canvas of {known}; add a larger one")
+        return min(fitting, key=lambda canvas: canvas[0] * canvas[1])
+
+
 class PaddedRows:
     """A buffer for canvases, made for the first sample; each thread fills the canvases of its samples."""
 
