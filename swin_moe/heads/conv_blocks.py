@@ -47,9 +47,9 @@ class ConvNormReLU(nn.Module):
         self.conv = KaimingConv2d(in_channels, out_channels, kernel_size)
         self.bn = GroupBatchNorm2d(out_channels, norm.group_images, frozen=norm.frozen)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, in_channels, H, W) -> (B, out_channels, H, W)."""
-        y: Tensor = F.relu(self.bn(self.conv(x)))
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """(B, in_channels, H, W) -> (B, out_channels, H, W); `weight` is that of rows, see the batch norm."""
+        y: Tensor = F.relu(self.bn(self.conv(x), weight))
         return y
 
 

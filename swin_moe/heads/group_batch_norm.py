@@ -12,8 +12,8 @@ optimizer step, by the average of the statistics of all groups of the step:
 Groups inside a micro-batch give the same bits on every layout. A group that spans ranks is summed over them:
 the result is that of torch's SyncBatchNorm if the group is the global batch.
 
-Legend: B images of a forward pass, C channels, S values of an image and channel (H x W in 2-D), N values of a
-group and channel, G groups of a forward pass, P forward passes of a rank and step, R ranks of a group.
+Legend: B images of a forward pass, K rows of an image (one, or one for each region of it), C channels, N rows
+of a group, G groups of a forward pass, P forward passes of a rank and step, R ranks of a group.
 """
 
 from collections.abc import Callable, Sequence
@@ -141,8 +141,16 @@ class _GroupBatchNorm(nn.Module):
         """Whether there are running statistics."""
         return self.running_mean is not None
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Normalise (B, C, ...) over complete groups; the result has the dtype of `x`.
+
+        An image may also have several rows, such as regions of it: then x is (B * K, C, ...). Rows that only
+        fill places have the weight 0. They are normalised by the statistics of the others. A group without
+        rows of weight 1, or with one value a channel, gives the bias and leaves the running statistics.
+
+        Args:
+            x: what to normalise.
+            weight: (B, K) of the rows of each image, 1 or 0; None: an image is one row.
 
         Raises:
             ModelError: the images do not fill groups, or a group has one value a channel.
@@ -154,9 +162,12 @@ class _GroupBatchNorm(nn.Module):
         )
         if self.tracks and (self.frozen or not self.training):
             mean, var = self.get_buffer("running_mean"), self.get_buffer("running_var")
-            weight, bias = self._affine(1)
-            return F.batch_norm(x, mean, var, weight, bias, training=False, eps=self.eps)
-        y, statistics = self._over_ranks(x) if self.ranks > 1 else self._on_this_rank(x)
+            scale, shift = self._affine(1)
+            return F.batch_norm(x, mean, var, scale, shift, training=False, eps=self.eps)
+        if weight is None:
+            y, statistics = self._over_ranks(x) if self.ranks > 1 else self._on_this_rank(x)
+        else:
+            y, statistics = self._weighted(x, weight)
         if self.tracks:
             self._pending.append(statistics)
         return y
@@ -167,13 +178,7 @@ class _GroupBatchNorm(nn.Module):
 
     def _on_this_rank(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Complete groups: each is a set of channels of its own of torch's kernel."""
-        images, size = len(x), self.group_size
-        require(
-            images % size == 0,
-            f"a batch norm over groups of {size} images: group_size must divide the images of a forward pass "
-            f"({images}); a group that spans ranks needs their process group, and one micro-batch a step",
-        )
-        groups = images // size
+        groups, size = self._groups(len(x)), self.group_size
         self._require_several(size * x[0, 0].numel())
         split = x.unflatten(0, (groups, size)).transpose(0, 1).flatten(1, 2)  # (B / G, G C, ...)
         statistics = x.new_zeros((2, groups * self.num_features), dtype=torch.float32)
@@ -185,26 +190,60 @@ class _GroupBatchNorm(nn.Module):
         return y, statistics.unflatten(1, (groups, -1)).transpose(0, 1)
 
     def _over_ranks(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """One group that spans ranks: its sums are those of all of them."""
-        images, ranks = len(x), self.ranks
-        require(
-            images * ranks == self.group_size,
-            f"a batch norm over groups of {self.group_size} images that span {ranks} ranks: a forward pass "
-            f"of a rank must have {self.group_size} / {ranks} images, not {images}",
-        )
-        values = x.float().transpose(0, 1).flatten(1)  # (C, B S)
-        count = values.new_full((1,), values.shape[1])
-        sums = differentiable_sum_over(torch.cat([values.sum(1), count]), self.group)
-        mean, total = sums[:-1] / sums[-1], sums[-1].detach()
-        self._require_several(images * ranks * x[0, 0].numel())
+        """One group that spans ranks."""
+        self._require_part(len(x))
+        self._require_several(len(x) * self.ranks * x[0, 0].numel())
+        y, statistics = self._one_group(x, x.new_ones(len(x), dtype=torch.float32))
+        return y, statistics[None]
+
+    def _weighted(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (B * K, C, ...) with weights (B, K), group by group: none changes another's bits."""
+        if self.ranks > 1:
+            self._require_part(len(weight))
+        groups = 1 if self.ranks > 1 else self._groups(len(weight))
+        pairs = zip(x.chunk(groups), weight.flatten().chunk(groups), strict=True)
+        parts = [self._one_group(*pair) for pair in pairs]
+        return torch.cat([y for y, _ in parts]), torch.stack([statistics for _, statistics in parts])
+
+    def _one_group(self, x: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (N, C, ...) of a group, whose sums are those of all its ranks, and its statistics (2, C)."""
+        values, weight = x.float().flatten(2) if x.dim() > 2 else x.float()[..., None], weight.float()
+        count = weight.sum()[None] * values.shape[2]
+        sums = self._sum(torch.cat([weight @ values.sum(2), count]))
+        total = sums[-1].detach()
+        mean = sums[:-1] / total.clamp_min(1)
         centred = values - mean[:, None]
-        squares = differentiable_sum_over(centred.square().sum(1), self.group)
-        scaled = centred * torch.rsqrt(squares / total + self.eps)[:, None]
-        weight, bias = self._affine(1)
-        if weight is not None and bias is not None:
-            scaled = scaled * weight[:, None] + bias[:, None]
-        y = scaled.view(self.num_features, images, *x.shape[2:]).transpose(0, 1).to(x.dtype)
-        return y, torch.stack([mean, squares / (total - 1)]).detach()[None]
+        squares = self._sum(weight @ centred.square().sum(2))
+        scale = torch.rsqrt(squares / total.clamp_min(1) + self.eps) * (total > 1)
+        own, shift = self._affine(1)
+        y = centred * (scale if own is None else scale * own)[:, None]
+        y = y if shift is None else y + shift[:, None]
+        statistics = torch.stack([mean, squares / (total - 1).clamp_min(1)]).detach()
+        if self.tracks:
+            running = torch.stack([self.get_buffer(name) for name in STATISTICS])
+            statistics = torch.where(total > 1, statistics, running)
+        return y.view(x.shape).to(x.dtype), statistics
+
+    def _sum(self, values: Tensor) -> Tensor:
+        return values if self.ranks == 1 else differentiable_sum_over(values, self.group)
+
+    def _groups(self, images: int) -> int:
+        """G of images that fill groups on this rank."""
+        size = self.group_size
+        require(
+            images % size == 0,
+            f"a batch norm over groups of {size} images: group_size must divide the images of a forward pass "
+            f"({images}); a group that spans ranks needs their process group, and one micro-batch a step",
+        )
+        return images // size
+
+    def _require_part(self, images: int) -> None:
+        size, ranks = self.group_size, self.ranks
+        require(
+            images * ranks == size,
+            f"a batch norm over groups of {size} images that span {ranks} ranks: a forward pass of a rank "
+            f"must have {size} / {ranks} images, not {images}",
+        )
 
     def _affine(self, groups: int) -> tuple[Tensor | None, Tensor | None]:
         """Weight and bias of every channel of every group in fp32: (G C,)."""
