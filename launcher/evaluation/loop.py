@@ -7,6 +7,7 @@ which are read and decoded once. Legend: B images.
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
@@ -131,6 +132,7 @@ class Evaluation(NamedTuple):
 
     metrics: dict[str, Any]
     image: Tensor | None
+    files: Sequence[Path] = ()  # that the metric wrote, on rank 0
 
 
 class Observer(Protocol):
@@ -149,6 +151,9 @@ class Evaluated:
     device: torch.device
     heartbeat: Callable[[], None]  # called after every batch
     metric: Callable[[], Metric] | None = None  # another metric than the task's
+    directory: Path | None = (
+        None  # where the metric of the first call writes its files (`Metric.write`), if so
+    )
 
 
 @torch.no_grad()
@@ -194,7 +199,11 @@ def evaluate(
         raise RankError(f"rank {stream.dp_rank}, evaluation: {error}") from error
     model.train(was_training)
     image = one_below_the_other(images)
-    return [Evaluation(mode.metrics(), None if i else image) for i, mode in enumerate(modes)]
+    first, *others = (mode.metrics() for mode in modes)
+    return [
+        Evaluation(first, image, modes[0].files(evaluated.directory)),
+        *(Evaluation(one, None) for one in others),
+    ]
 
 
 def one_below_the_other(images: Sequence[Tensor]) -> Tensor | None:
@@ -238,6 +247,12 @@ class _ModeTotals:
             "dropped_fraction": totals.dropped_fraction,
             "expert_load": {layer: one.shares for layer, one in totals.layers.items()},
         }
+
+    def files(self, directory: Path | None) -> Sequence[Path]:
+        """Let the metric write its files into a directory, on rank 0, after `metrics`."""
+        if directory is None or self._stream.dp_rank:
+            return ()
+        return self._metric.write(directory, self._stream.manifest)
 
 
 def timed_call(call: Callable[[], T], device: torch.device) -> tuple[T, float]:

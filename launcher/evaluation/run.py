@@ -1,6 +1,8 @@
 """Evaluation of a checkpoint: in its standard modes, or in all modes of a sweep."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,7 +20,8 @@ OF_EVERY_MODE = ("dropped_fraction", "images_s")  # the last ones
 def evaluate_standard(context: EvalContext, factor: float | None, observers: Sequence[Observer] = ()) -> None:
     """Evaluate in the standard modes, print one line per mode and write evaluation.json.
 
-    The tables of the metric in the first mode are printed and written as CSV, and its image as pictures.png.
+    The tables of the metric in the first mode are printed and written as CSV, its image as pictures.png, and
+    its files beside them.
 
     Args:
         context: the checkpoint.
@@ -26,7 +29,7 @@ def evaluate_standard(context: EvalContext, factor: float | None, observers: Seq
         observers: get the outputs of the first mode.
     """
     modes = standard_modes(context.config.model.moe, factor)
-    evaluations, classes = _evaluate(context, modes, observers)
+    evaluations, classes = _evaluate(context, modes, observers, context.directory)
     heads = [context.name, *(f"  {mode.name}" for mode in modes[1:])]
     if modes[0].name != "exact":
         heads[0] += f", {modes[0].name}"
@@ -37,6 +40,8 @@ def evaluate_standard(context: EvalContext, factor: float | None, observers: Seq
     for name, table in context.metric().tables(evaluations[0].metrics, classes).items():
         context.write_csv(name, table.columns, table.rows)
         context.say(table.text())
+    for path in evaluations[0].files:
+        context.say(f"  {path.stem}: {path}")
     if evaluations[0].image is not None:
         context.write_png("pictures", evaluations[0].image)
 
@@ -65,14 +70,17 @@ def labels_of_split(context: EvalContext) -> Tensor:
 
 
 def _evaluate(
-    context: EvalContext, modes: Sequence[EvalMode], observers: Sequence[Observer] = ()
+    context: EvalContext,
+    modes: Sequence[EvalMode],
+    observers: Sequence[Observer] = (),
+    directory: Path | None = None,
 ) -> tuple[list[Evaluation], Sequence[str]]:
     """Evaluate a checkpoint in some modes on its validation split, and its classes; every rank calls it."""
-    calls = [mode.call for mode in modes]
+    calls, evaluated = [mode.call for mode in modes], replace(context.evaluated, directory=directory)
     with eval_stream(
         context.config, context.mesh, grouped=need_groups(modes), classes=context.mapped_to
     ) as stream:
-        return evaluate(context.evaluated, stream, calls, observers), stream.classes or ()
+        return evaluate(evaluated, stream, calls, observers), stream.classes or ()
 
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:

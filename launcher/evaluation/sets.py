@@ -23,12 +23,12 @@ def evaluate_sets(evaluated: Evaluated, sets: Mapping[str, EvalStream]) -> Evalu
         The values of all sets, and the image of the first.
     """
     (_, first), *others = sets.items()
-    metrics, image = evaluate(evaluated, first)[0]
-    metrics = dict(metrics)
+    of_first = evaluate(evaluated, first)[0]
+    metrics = dict(of_first.metrics)
     for name, stream in others:
         found = evaluate(evaluated, stream)[0].metrics
         metrics |= {f"{name}_{key}": value for key, value in found.items()}
-    return Evaluation(metrics, image)
+    return of_first._replace(metrics=metrics)
 
 
 def line_of_sets(metric: Metric, metrics: Mapping[str, Any], names: Sequence[str]) -> str:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_shards.format.index import Manifest
 from data_shards.stream.batch import Batch
 from launcher.console.columns import aligned
 from parallel.ranks.collectives import gather_to_first, sum_over
@@ -44,6 +46,17 @@ class Metric(Protocol):
     def tables(self, values: Mapping[str, Any], classes: Sequence[str]) -> Mapping[str, MetricTable]:
         """Tables of the values by name, for people and files; `classes` are the class names of the data."""
 
+    def write(self, directory: Path, manifest: Manifest) -> Sequence[Path]:
+        """Write what is too large for the values, such as all predictions; after `compute`, on rank 0 alone.
+
+        Args:
+            directory: of the results of the evaluation, which exists.
+            manifest: of the split.
+
+        Returns:
+            The files.
+        """
+
 
 class MetricTable(NamedTuple):
     """Values in rows, such as one of each class, of which as many as `shown` are printed.
@@ -68,15 +81,19 @@ def _shown(value: Any) -> str:
     return f"{value:.2%}" if isinstance(value, float) else str(value)
 
 
-class _NoTables:
-    """A metric whose line says everything."""
+class MetricBase:
+    """A metric whose values say everything: neither tables nor files."""
 
     def tables(self, values: Mapping[str, Any], classes: Sequence[str]) -> Mapping[str, MetricTable]:
         """None."""
         return {}
 
+    def write(self, directory: Path, manifest: Manifest) -> Sequence[Path]:
+        """None."""
+        return ()
 
-class SumMetric(_NoTables):
+
+class SumMetric(MetricBase):
     """A metric whose values follow from sums over the samples, such as hits or a confusion matrix.
 
     A subclass has `primary`, `higher_is_better`, `line`, `sums` and `values`. The sums of the batches and of
@@ -114,7 +131,7 @@ class SumMetric(_NoTables):
         return self.values(self._total.cpu())
 
 
-class GatherMetric(_NoTables):
+class GatherMetric(MetricBase):
     """A metric that needs the records of all samples, such as an average precision over a split.
 
     A subclass has `primary`, `higher_is_better`, `line`, `records` and `values`. A record is anything that
