@@ -32,7 +32,12 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
         ema=args.ema,
         precision=args.precision,
         device=args.device,
-        asked=Asked(top=args.top, features=args.features is not None, pictures=args.pictures is not None),
+        asked=Asked(
+            top=args.top,
+            threshold=args.threshold,
+            features=args.features is not None,
+            pictures=args.pictures is not None,
+        ),
     )
     if args.pictures is not None:
         _make(args.pictures)

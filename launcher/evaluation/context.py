@@ -22,6 +22,7 @@ from launcher.metrics.trackers.base import as_image
 from launcher.rundir.directory import RunDirectory
 from launcher.tasks.registry import build_task, task_spec
 from launcher.tasks.spec import Task, TaskContext
+from launcher.validation.resume_policy import recorded_classes
 from parallel.checkpoint.latest import IntactCheckpoint, latest_intact
 from parallel.checkpoint.load import load_weights
 from parallel.checkpoint.manifest import CheckpointError
@@ -195,7 +196,12 @@ def load_task(
     config = replace(config, model=config.model.with_native_backend())
     # what was chosen for the layout of training may not fit this one
     exchange = replace(config.parallel.expert_exchange, strategy="ep", hierarchical=False)
-    task = build_task(config, TaskContext(mesh=mesh, device=device, exchange=exchange))
+    task = build_task(
+        config,
+        TaskContext(
+            mesh=mesh, device=device, exchange=exchange, classes=recorded_classes(checkpoint.manifest)
+        ),
+    )
     experts = config.model.moe.num_experts if config.model.moe else 0
     load_weights(checkpoint.path, task.model, experts, checkpoint.manifest, kind=kind)
     task.model.to(DTYPES[config.train.precision])

@@ -16,7 +16,8 @@ from launcher.tasks.answers import Answer, AnswerOptions
 class Asked:
     """What is to be said of each image."""
 
-    top: int | None = None  # classes of tasks with classes; None is the default
+    top: int | None = None  # classes, or objects, of tasks with classes; None is the default
+    threshold: float | None = None  # the lowest score of tasks with scores; None is the default
     features: bool = False
     pictures: bool = False
 
@@ -57,5 +58,8 @@ class Answerer(Protocol):
 
 def answer_options(asked: Asked, num_classes: int, classes: tuple[str, ...] | None) -> AnswerOptions:
     """What was asked for, of a model with so many classes, or the defaults."""
-    top = AnswerOptions.top if asked.top is None else asked.top
-    return AnswerOptions(top=min(top, num_classes), classes=classes)
+    top, objects = (
+        default if asked.top is None else asked.top for default in (AnswerOptions.top, AnswerOptions.objects)
+    )
+    threshold = AnswerOptions.threshold if asked.threshold is None else asked.threshold
+    return AnswerOptions(top=min(top, num_classes), objects=objects, threshold=threshold, classes=classes)

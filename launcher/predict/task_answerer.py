@@ -124,7 +124,7 @@ class TaskAnswerer:
         features = self._features(inputs, keys) if self.asked.features else repeat(None)
         pictures: Mapping[str, Tensor] = {}
         if self.asked.pictures and self.predicting.pictures is not None:
-            pictures = self.predicting.pictures(self.task, self.model, inputs, prediction)
+            pictures = self.predicting.pictures(self.task, self.model, inputs, prediction, self.options)
         return [Answered(one, row, pictures) for one, row in zip(said, features, strict=False)]
 
     def _batch(self, examples: Sequence[Example], positions: Sequence[int]) -> Batch:

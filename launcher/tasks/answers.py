@@ -13,6 +13,8 @@ class AnswerOptions:
     """What an answer contains."""
 
     top: int = 5  # of tasks with classes: the most likely classes of an image
+    objects: int = 5  # of tasks that find objects: how many of an image a text and a row show
+    threshold: float = 0.5  # of tasks that find objects: the lowest score of those in an answer
     classes: tuple[str, ...] | None = None  # the names of the classes that the model was trained on, if known
 
 

@@ -83,6 +83,7 @@ class TaskContext:
     device: torch.device
     sharded: bool = False  # ZeRO stage 3 partitions the model while it is built
     exchange: ExchangeOptions = field(default_factory=ExchangeOptions)
+    classes: Sequence[str] | None = None  # the names of the model's classes, if they are known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,15 +209,17 @@ class Predicting:
     `data` has a transform that reads the member `image` and no other. `answers` gets what `Task.predict`
     returns for a batch, and the batch; for each image it returns an answer, or the reason why there is none.
     `columns` are those of a row. `pictures` gets the task, its model, the inputs and the prediction of one
-    image, and returns images by name: (3, height, width) or (height, width), uint8, or floats in 0 to 1.
+    image, and the options; it returns images by name: (3, height, width) or (height, width), uint8, or floats
+    in 0 to 1. `has_scores` says that an answer leaves out what has a score below `AnswerOptions.threshold`.
     """
 
     data: Callable[[RunConfig], DataSpec]
     columns: Callable[[AnswerOptions], Sequence[str]]
     answers: Callable[[Any, Batch, AnswerOptions], Sequence[Answer | str]]
     # without it `--pictures` is refused
-    pictures: Callable[[Task, nn.Module, Any, Any], Mapping[str, Tensor]] | None = None
+    pictures: Callable[[Task, nn.Module, Any, Any, AnswerOptions], Mapping[str, Tensor]] | None = None
     one_by_one: bool = False  # a call of the model gets one image, as where images have their own sizes
+    has_scores: bool = False
 
 
 class CountedModel(NamedTuple):
@@ -265,12 +268,19 @@ class TaskSpec:
     planning: Planning | None = None  # without it the planner refuses the task
     # of a recipe by its name, where the model is another one than the classifier of its `model:` section
     counted: Callable[[str, RunConfig], CountedModel] | None = None
-    has_classes: bool = False  # output i of the model stands for class i of the data
+    has_classes: bool = False  # output i of the model stands for class i of the data: the label of an image
+    # likewise, of pixels or objects: checkpoints record the names of the classes, and answers show them
+    has_parts: bool = False
     is_classifier: bool = False  # its model is a SwinTransformer, which `deploy` and `serve` can run
     predicting: Predicting | None = None  # without it `predict` refuses the task
     # of a model: what pretrained weights are loaded into, a module with the backbone in it and heads whose
     # names swin_moe/weights/dense.py knows; None: the backbone alone
     pretrained: Callable[[nn.Module], nn.Module] | None = None
+
+    @property
+    def names_classes(self) -> bool:
+        """Whether the outputs of the model stand for classes of the data, of whatever."""
+        return self.has_classes or self.has_parts
 
     def start_of(self, model: nn.Module) -> nn.Module:
         """The part of a model that pretrained weights are loaded into."""

@@ -28,7 +28,7 @@ from launcher.training.scores import EarlyStop, ScoreBoard
 from launcher.training.spikes import SpikeGuard
 from launcher.training.trainer import Trainer
 from launcher.validation.data_rules import train_sampling
-from launcher.validation.label_spaces import is_mapped_by_name
+from launcher.validation.label_spaces import is_mapped_by_name, trained_classes
 from launcher.validation.rules import steps_in
 from parallel.checkpoint.async_saver import CheckpointSaver
 from parallel.checkpoint.commit import committed
@@ -159,6 +159,9 @@ def build_trainer(
             device=device,
             sharded=parallel.zero_stage == 3,
             exchange=parallel.expert_exchange,
+            classes=trained_classes(
+                config, stream.classes, next((one.classes for one in val.values()), None)
+            ),
         ),
     )
     model = task.model

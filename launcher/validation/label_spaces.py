@@ -212,4 +212,4 @@ def trained_classes(
         val: the class names of the first validation set; None without one.
     """
     names = train or val
-    return list(names) if names and task_spec(config.task).has_classes else None
+    return list(names) if names and task_spec(config.task).names_classes else None

@@ -67,7 +67,7 @@ def _check(config: RunConfig, checkpoints: Path, allow: bool) -> list[str]:
 def _other_classes(config: RunConfig, manifest: Mapping[str, Any]) -> list[str]:
     """The model's outputs stand for the classes of its training, which older checkpoints do not name."""
     before, data = recorded_classes(manifest), config.data
-    if before is None or not task_spec(config.task).has_classes:
+    if before is None or not task_spec(config.task).names_classes:
         return []
     sources = data.val_places if data.trains_on_tars else data.train_places
     if not sources:

@@ -24,7 +24,7 @@ def answers(prediction: Any, batch: Batch, options: AnswerOptions) -> Sequence[A
     ]
 
 
-def pictures(task: Any, model: Any, inputs: Tensor, prediction: Any) -> Mapping[str, Tensor]:
+def pictures(task: Any, model: Any, inputs: Tensor, prediction: Any, options: Any) -> Mapping[str, Tensor]:
     """A map with one bright pixel, whose column is the number of the largest value of the projection."""
     picture = torch.zeros(4, prediction.projection.shape[1], dtype=torch.uint8)
     picture[2, prediction.projection[0].argmax()] = 255

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from launcher.console.arguments import CommandParser, add_model, positive
+from launcher.console.arguments import CommandParser, add_model, fraction, positive
 
 EPILOG = """\
 examples:
@@ -27,7 +27,15 @@ def add_arguments(parser: CommandParser) -> None:
     add = parser.add_argument
     add_model(parser)
     add("files", nargs="+", metavar="FILES", help="files, folders, patterns, shards; - for a list on stdin")
-    add("--top", type=positive, metavar="K", help="classes of each image, of tasks with classes (default 5)")
+    add(
+        "--top",
+        type=positive,
+        metavar="K",
+        help="classes or objects of an image, of tasks with any (default 5)",
+    )
+    add(
+        "--threshold", type=fraction, metavar="P", help="lowest score of objects that are found (default 0.5)"
+    )
     form = parser.add_mutually_exclusive_group()
     form.add_argument("--json", dest="json_lines", action="store_true", help="an object a line")
     form.add_argument("--csv", action="store_true", help="a row an image")

@@ -143,6 +143,7 @@ SPEC = TaskSpec(
     check_layout=_check_layout,
     check_data=deferred(f"{HERE}.data:check_data"),
     counted=deferred(f"{HERE}.cost:counted"),
+    has_parts=True,
     on_change={**dict.fromkeys(TRAINING, "training"), **dict.fromkeys(FREE, "free")},
     planning=Planning(
         members=deferred(f"{HERE}.shapes:members"),

@@ -89,7 +89,7 @@ def _answer(labels: Tensor, options: AnswerOptions) -> Answer:
 
 
 def pictures(
-    task: Task, model: nn.Module, inputs: Any, prediction: SegmentationPrediction
+    task: Task, model: nn.Module, inputs: Any, prediction: SegmentationPrediction, options: AnswerOptions
 ) -> Mapping[str, Tensor]:
     """The index of the class of each pixel (H, W), and its colour (3, H, W)."""
     labels = prediction.labels[0].cpu()

@@ -36,7 +36,9 @@ def _answer(loss: float, pixels: int) -> Answer | str:
     )
 
 
-def pictures(task: Task, model: nn.Module, inputs: Tensor, prediction: SimMIMOutput) -> Mapping[str, Tensor]:
+def pictures(
+    task: Task, model: nn.Module, inputs: Tensor, prediction: SimMIMOutput, options: AnswerOptions
+) -> Mapping[str, Tensor]:
     """One below the other: the image, its visible patches, the image with masked pixels filled in."""
     picture = task.visualize(model, inputs, prediction)
     assert picture is not None

@@ -164,6 +164,8 @@ def test_what_a_task_lacks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
     """Before a model is loaded."""
     assert "--top: " in (said := error(capsys, RUN, VAL, "--top", "3"))
     assert "task=simmim, which has no classes; leave out --top" in said
+    said = error(capsys, EXPERTS, VAL, "--threshold", "0.3")
+    assert "task=classification, which has no objects with scores; leave out --threshold" in said
     said = error(capsys, EXPERTS, VAL, "--pictures", tmp_path / "out")
     assert "task=classification, which has no pictures; leave out --pictures" in said
     assert not (tmp_path / "out").exists()

@@ -232,6 +232,7 @@ def test_a_run_records_its_classes(plain: Path, shards: Path) -> None:
     config = load_config(CONFIG, overrides(shards, "run"))
     assert trained_classes(config, None, FRUIT) == list(FRUIT)  # of tars: what evaluation takes numbers for
     assert trained_classes(replace(config, task="simmim"), GRATINGS, GRATINGS) is None
+    assert trained_classes(replace(config, task="segmentation"), FRUIT, None) == list(FRUIT)  # of pixels
 
 
 def renamed(shards: Path, out: Path, names: Sequence[str]) -> Path:

@@ -209,7 +209,7 @@ def test_the_evaluation_on_more_layouts(learned: Path, ranks: int) -> None:
 
 
 def test_single_images_get_answers(learned: Path, tmp_path: Path) -> None:
-    """The classes with most pixels, and a label image whose shares they are."""
+    """The classes with most pixels, by their names, and a label image whose shares they are."""
     pixels = sample(10_000)["image"]
     Image.fromarray(pixels).save(tmp_path / "one.png")
     line = (
@@ -218,6 +218,8 @@ def test_single_images_get_answers(learned: Path, tmp_path: Path) -> None:
         str(tmp_path / "one.png"),
         "--pictures",
         str(tmp_path / "pictures"),
+        "--top",
+        "4",
         "--json",
     )
     outcome = run_alone(*line)
@@ -228,6 +230,7 @@ def test_single_images_get_answers(learned: Path, tmp_path: Path) -> None:
     assert {one["index"]: one["share"] for one in answer["classes"]} == {
         i: pytest.approx(share) for i, share in enumerate(counts) if share
     }
+    assert all(one["name"] == CLASSES[one["index"]] for one in answer["classes"])
 
 
 def test_bad_data_is_refused_before_the_run(shards: Path, tmp_path: Path) -> None:
