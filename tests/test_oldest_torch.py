@@ -58,6 +58,7 @@ torch.nn.Linear bias
 torch.nn.ReLU inplace
 torch.nn.functional.avg_pool2d count_include_pad divisor_override padding stride
 torch.nn.functional.batch_norm eps momentum training
+torch.nn.functional.binary_cross_entropy_with_logits reduction
 torch.nn.functional.cross_entropy ignore_index label_smoothing reduction
 torch.nn.functional.embedding_bag mode per_sample_weights
 torch.nn.functional.grid_sample align_corners mode padding_mode
@@ -66,6 +67,7 @@ torch.nn.functional.interpolate align_corners antialias mode size
 torch.nn.functional.normalize dim
 torch.nn.functional.pad value
 torch.nn.functional.scaled_dot_product_attention attn_mask scale
+torch.nn.functional.smooth_l1_loss beta reduction
 torch.nn.init.kaiming_normal_ generator mode nonlinearity
 torch.nn.init.normal_ generator std
 torch.nn.init.trunc_normal_ generator std

@@ -51,7 +51,7 @@ def grid_anchors(
     for (height, width), stride in zip(sides, strides, strict=True):
         base = torch.tensor(base_anchors(stride, scale, ratios), device=device)  # (r, 4)
         y, x = (torch.arange(side, device=device) * stride for side in (height, width))
-        y, x = torch.meshgrid(y, x, indexing="ij")
+        y, x = y[:, None].expand(-1, width), x.expand(height, -1)
         levels.append((torch.stack([x, y, x, y], dim=-1)[:, :, None] + base).view(-1, 4))
     return levels
 

@@ -44,7 +44,7 @@ def assign(
         (N,) int64: 0 .. G - 1, -1 or -2.
     """
     if valid is None:
-        valid = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
+        valid = boxes.new_ones(len(boxes), dtype=torch.bool)
     assigned = torch.full((len(boxes),), IGNORED, device=boxes.device)
     if gt.shape[0] == 0 or boxes.shape[0] == 0:
         return assigned.masked_fill_(valid, NEGATIVE)
