@@ -1,8 +1,9 @@
 """What all tests share: a working directory of their own, and the answers of a processor."""
 
+import gc
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import chdir, nullcontext
 from pathlib import Path
 from unittest import mock
@@ -12,6 +13,18 @@ import pytest
 from parallel.ranks.logs import set_up_logging
 from parallel.zero.extensions import OFFLOADED, prepare_extensions
 from tests.accelerator import answering
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Take what is imported and collected out of the garbage collection, which would go through it often."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.fixture(scope="session", autouse=True)

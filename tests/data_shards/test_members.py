@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import webdataset
 
 from data_shards.codecs.registry import CODECS
 from data_shards.errors import DataError
@@ -104,6 +103,8 @@ def test_neighbouring_members_take_one_read(packed: Path, monkeypatch: pytest.Mo
 
 
 def test_webdataset_reads_every_member(packed: Path) -> None:
+    import webdataset
+
     tars = [str(packed / entry.name) for entry in Manifest.load(packed).shards]
     for read, number in zip(webdataset.WebDataset(tars, shardshuffle=False), RANKS, strict=True):
         names = {"jpg": "image", "mask.png": "mask", "boxes.json": "boxes", "points.npy": "points"}

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
-import webdataset
 
 from data_shards.errors import DataError
 from data_shards.format.fields import split_name
@@ -70,6 +69,8 @@ def test_odd_orders_long_names_and_other_members(tmp_path: Path) -> None:
     ["a/b.jpg", "b.jpg", "a.b/c.jpg", "x.seg.png", "noext", ".hidden", "a/.x", "UP.JPG", "a/b.c/d.e.f"],
 )
 def test_keys_are_the_librarys(name: str) -> None:
+    import webdataset
+
     key, suffix = webdataset.tariterators.base_plus_ext(name)
     assert split_name(name) == ((key, suffix.lower()) if suffix else (split_name(name)[0], ""))
 

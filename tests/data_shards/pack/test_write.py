@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import simplejpeg
-import webdataset
 
 from data_shards.errors import DataError
 from data_shards.format.files import only_writer
@@ -29,6 +28,8 @@ def contents(directory: Path) -> dict[str, bytes]:
 
 
 def test_webdataset_reads_back_every_sample(source: Source, shards: Path) -> None:
+    import webdataset
+
     tars = [str(shards / entry.name) for entry in Manifest.load(shards).shards]
     read = list(webdataset.WebDataset(tars, shardshuffle=False, empty_check=False))
     ranks = permutation(SAMPLES, Purpose.PACK, 7)

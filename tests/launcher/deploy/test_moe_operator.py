@@ -5,8 +5,6 @@ Legend: T tokens, C channels, H hidden channels, E experts, k choices a token.
 
 from typing import Any
 
-import onnx
-import onnxruntime
 import pytest
 import torch
 import torch.nn.functional as F
@@ -30,6 +28,9 @@ def by_loop(x: Tensor, logits: Tensor, weights: list[Tensor], k: int, normalize:
 
 def by_operator(x: Tensor, logits: Tensor, weights: list[Tensor], k: int, normalize: bool) -> Tensor:
     """com.microsoft.MoE on a CPU; it has weights as (E, out, in)."""
+    import onnx
+    import onnxruntime
+
     w1, b1, w2, b2 = weights
     constants = {"w1": w1.transpose(1, 2), "b1": b1, "w2": w2.transpose(1, 2), "b2": b2}
     node = onnx.helper.make_node(

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from mlflow.tracking import MlflowClient
 
 from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import RunConfig
@@ -357,9 +356,15 @@ def tracked(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def mlflow_runs(directory: Path) -> list[Any]:
+def mlflow_client(directory: Path) -> Any:
+    from mlflow.tracking import MlflowClient  # seconds, in the one worker that needs it
+
     os.environ["MLFLOW_ALLOW_FILE_STORE"] = "true"
-    client = MlflowClient(tracking_uri=(directory / "store").as_uri())
+    return MlflowClient(tracking_uri=(directory / "store").as_uri())
+
+
+def mlflow_runs(directory: Path) -> list[Any]:
+    client = mlflow_client(directory)
     experiment = client.get_experiment_by_name("p")
     return list(client.search_runs([experiment.experiment_id])) if experiment else []
 
@@ -375,7 +380,7 @@ def test_mlflow_has_one_run_with_every_value_once(tracked: Path) -> None:
     assert run.info.run_name == "run"
     assert run.data.params["model.moe.num_experts"] == "8"
     assert run.data.tags["run_dir"] == str(tracked / "run")
-    client = MlflowClient(tracking_uri=(tracked / "store").as_uri())
+    client = mlflow_client(tracked)
     killed, wanted = json.loads((tracked / "killed.json").read_text()), curves(records(tracked / "run"))
     assert set(run.data.metrics) == set(wanted)
     found = {

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from wandb.proto.wandb_internal_pb2 import Record
-
 BLOCK = 32 * 1024
 WHOLE, LAST = 1, 4
 
 
-def records(file: Path) -> Iterator[Record]:
-    """Every record of a .wandb file."""
+def records(file: Path) -> Iterator[Any]:
+    """Every record of a .wandb file, as W&B's own `Record`."""
+    from wandb.proto.wandb_internal_pb2 import Record
+
     data, at, body = file.read_bytes(), 7, b""
     assert data[:4] == b":W&B"
     while at < len(data):

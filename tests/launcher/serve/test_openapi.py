@@ -1,12 +1,16 @@
 """The interface does what its OpenAPI description says, for requests that schemathesis makes up from it."""
 
+import importlib.util
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-pytest.importorskip("schemathesis", reason="needs schemathesis: pip install schemathesis")
+if (
+    importlib.util.find_spec("schemathesis") is None
+):  # its import takes seconds, and a process of its own needs it
+    pytest.skip("needs schemathesis: pip install schemathesis", allow_module_level=True)
 
 # Any string is a valid image by the description, and most are none: those are refused with 422.
 CHECKS = ["--checks", "all", "--exclude-checks", "positive_data_acceptance"]

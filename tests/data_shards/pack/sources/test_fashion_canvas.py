@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy import ndimage
 
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
@@ -23,6 +22,8 @@ SIDES = (40, 57)
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Files of 40 and 20 made-up garments: blobs with holes and soft rims; the training ones are darker."""
+    from scipy import ndimage
+
     path = tmp_path_factory.mktemp("fashion")
     for prefix, count, top in (("train", 40, 120), ("t10k", 20, 255)):
         rng = np.random.default_rng(count)
@@ -43,6 +44,8 @@ def canvases(directory: Path, split: str = "train", **options: object) -> Canvas
 
 
 def test_silhouettes_are_scipys_filled_ones(directory: Path) -> None:
+    from scipy import ndimage
+
     samples, holes = canvases(directory), 0
     for image in samples.garments[:20]:
         for side in (28, 41):

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.io import savemat
 
 from data_shards.errors import DataError
 from data_shards.format.samples import BadSourceError, Source
@@ -65,6 +64,8 @@ def make_solution(root: Path) -> None:
 
 def make_devkit(root: Path) -> None:
     """Its numbers count the classes in the order of WNIDS, and go on with synsets above them."""
+    from scipy.io import savemat
+
     synsets = np.zeros(4, dtype=[("ILSVRC2012_ID", "O"), ("WNID", "O"), ("num_children", "O")])
     for number, wnid in enumerate([*WNIDS, "n99"], 1):
         synsets[number - 1] = (number, wnid, 0 if wnid in WNIDS else 3)
