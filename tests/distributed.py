@@ -13,6 +13,7 @@ import signal
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterator
 from multiprocessing import connection, forkserver
 from multiprocessing.connection import Connection
@@ -25,6 +26,7 @@ import torch.distributed as dist
 from parallel.ranks.init import join, leave, prepare_process
 from parallel.ranks.rank import Ranks
 from tests.accelerator import Surroundings
+from tests.pickling import dumps
 
 # one thread a rank; gloo on the loopback interface, whatever the machine's name resolves to
 ENVIRONMENT = {
@@ -90,7 +92,7 @@ def run_on_ranks(fn: Callable[..., Any], n: int, *args: Any, timeout_s: float = 
     Raises:
         RankError: with the first failing rank's traceback, its exit code, or the stack of a rank that hung.
     """
-    payload = pickle.dumps((fn, args))  # by value: torch's own pickler would share memory with a dead process
+    payload = dumps((fn, args))  # by value: torch's own pickler would share memory with a dead process
     with tempfile.TemporaryDirectory() as directory:
         ranks = _start(payload, n, Path(directory))
         try:
@@ -136,6 +138,7 @@ def _main(
 ) -> None:
     """One rank."""
     os.environ.update(ENVIRONMENT)
+    warnings.simplefilter("ignore", FutureWarning)  # torch's of DeepSpeed: hundreds, each with its line
     surroundings.enter()
     ranks = Ranks.that_meet_at(directory / "rendezvous", rank, n)
     with _stack_file(directory, rank).open("w") as stack:
@@ -143,7 +146,7 @@ def _main(
         try:
             join(ranks, prepare_process(ranks))
             fn, args = pickle.loads(payload)
-            answer = pickle.dumps((time.monotonic(), True, fn(*args)))
+            answer = dumps((time.monotonic(), True, fn(*args)))
         except BaseException:
             answer = pickle.dumps((time.monotonic(), False, traceback.format_exc()))
         pipe.send_bytes(answer)

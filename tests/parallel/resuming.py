@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from parallel.checkpoint.load import load_checkpoint
-from parallel.ranks.collectives import gather_objects
 from parallel.zero.master_weights import MasterWeights
 from tests.parallel.checkpoint.saving import save_checkpoint
-from tests.parallel.training import EXPERTS, Layout, Run, Trace, by_global_name
+from tests.parallel.training import EXPERTS, Layout, Run, Trace, by_global_name, gather_tensors
 
 SAVED = 3  # steps before the checkpoint
 
@@ -30,7 +29,7 @@ def state_of(masters: MasterWeights) -> dict[str, Tensor]:
         for kind, value in masters.read(parameter).items():
             mine |= {f"{kind}/{key}": piece for key, piece in by_global_name(name, parameter, value).items()}
     whole: dict[str, Tensor] = {}
-    for part in gather_objects(mine):
+    for part in gather_tensors(mine):
         for name, value in part.items():
             assert torch.equal(value, whole.setdefault(name, value)), name
     return whole

@@ -50,6 +50,32 @@ def test_the_values_come_in_rank_order_from_single_threaded_ranks() -> None:
     assert run_on_ranks(whoami, 3, "hello") == [("hello", rank, 3, 1) for rank in range(3)]
 
 
+TENSORS = {
+    "strided": torch.arange(6.0).reshape(2, 3).T,
+    "scalar": torch.tensor(2.5, dtype=torch.float64),
+    "empty": torch.empty(0, 3, dtype=torch.int32),
+    "bf16": torch.tensor([1.5, -0.0, float("inf"), float("nan")], dtype=torch.bfloat16),
+    "bool": torch.tensor([[True], [False]]),
+}
+
+
+def twice(tensors: dict[str, torch.Tensor]) -> list[dict[str, torch.Tensor]]:
+    return [tensors, dict(reversed(tensors.items()))]
+
+
+def test_tensors_come_back_bit_for_bit() -> None:
+    ((first, second),) = run_on_ranks(twice, 1, TENSORS)
+    assert list(first) == list(TENSORS)
+    assert list(second) == list(TENSORS)[::-1]
+    for name, value in TENSORS.items():
+        assert (first[name].dtype, first[name].shape) == (value.dtype, value.shape)
+        bits = [each.contiguous().flatten().view(torch.uint8) for each in (first[name], value)]
+        assert torch.equal(*bits)
+    first["strided"].add_(1)  # memory of its own, which may be written
+    assert second["strided"][0, 0] == 1  # the same object of one pickle
+    assert TENSORS["strided"][0, 0] == 0
+
+
 def test_a_failing_rank_is_named_with_its_traceback() -> None:
     with pytest.raises(RankError, match=r"(?s)^rank 1 of 2 raised\n.*second_rank_raises.*the needle"):
         run_on_ranks(second_rank_raises, 2)

@@ -4,6 +4,7 @@ A trace names every tensor as the checkpoint does, one name an expert, so that l
 """
 
 import contextlib
+import pickle
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -22,6 +23,7 @@ from swin_moe.backbone.model import build_model
 from swin_moe.heads.classification import classification_loss
 from swin_moe.random.keyed import sample_keys
 from tests.models import small_moe, small_swin
+from tests.pickling import dumps
 
 BATCH, CLASSES, IMAGE, EXPERTS = 16, 10, 32, 8
 CLIP_NORM, LEARNING_RATE, WEIGHT_DECAY, LABEL_SMOOTHING = 1.1, 1e-3, 0.05, 0.1
@@ -132,10 +134,15 @@ def by_global_name(name: str, parameter: Tensor, value: Tensor) -> dict[str, Ten
 
 def _joined(value: Tensor, sliced: Sliced) -> Tensor:
     """Whole experts: every rank of the world tells its piece, and a block takes those of its own."""
-    told = gather_objects(value.cpu())
+    told = gather_tensors(value)
     rank = dist.get_rank()
     first = rank - rank % sliced.part.of
     return torch.cat(told[first : first + sliced.part.of], dim=sliced.dim)
+
+
+def gather_tensors(value: Any) -> list[Any]:
+    """`gather_objects` of what holds many tensors."""
+    return [pickle.loads(data) for data in gather_objects(dumps(value))]
 
 
 def param_groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -263,7 +270,7 @@ def train_plainly(
 def whole(trace: Trace) -> Trace:
     """The trace with the gradients of all ranks; ranks that hold the same tensor must agree bit by bit."""
     gradients: dict[str, Tensor] = {}
-    for part in gather_objects(trace.gradients):
+    for part in gather_tensors(trace.gradients):
         for name, value in part.items():
             torch.testing.assert_close(value, gradients.setdefault(name, value), rtol=0, atol=0, msg=name)
     return replace(trace, gradients=gradients)

@@ -7,11 +7,10 @@ import torch
 from torch import Tensor
 
 from parallel.checkpoint.staging import Slabs, StagingBuffers
-from parallel.ranks.collectives import gather_objects
 from parallel.zero.master_weights import MasterWeights
 from tests.distributed import run_on_ranks
 from tests.parallel.resuming import state_of
-from tests.parallel.training import Layout, Run
+from tests.parallel.training import Layout, Run, gather_tensors
 
 LAYOUTS = [
     Layout(world=4, ep=2, stage=1, micro=4),
@@ -59,7 +58,7 @@ def take(layout: Layout) -> tuple[list[Share], Share, int, bool]:
     unchanged = all(torch.equal(copies[name], tensor) for name, tensor in share.items())
     again = buffers.copy(masters, run.mesh)
     reused = all(again[name].data_ptr() == tensor.data_ptr() for name, tensor in share.items())
-    return gather_objects(copies), state, calls, unchanged and reused
+    return gather_tensors(copies), state, calls, unchanged and reused
 
 
 def take_all() -> list[tuple[list[Share], Share, int, bool]]:

@@ -95,8 +95,9 @@ def _poisoned(layout: Layout) -> Poisoned:
     masters = MasterWeights(run.engine.deepspeed, ema=lambda step: 0.5)
     skipped, norms, changed = [], [], []
     victims = list(run.engine.module.parameters())
+    after = state_of(masters)
     for step in range(3):
-        before = state_of(masters)
+        before = after
         if step == 1 and run.mesh.rank == 1:
             hook = victims[-1].register_hook(lambda gradient: gradient * float("nan"))
         trace = run.train(1)

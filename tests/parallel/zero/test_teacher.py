@@ -42,6 +42,7 @@ from tests.parallel.training import (
     Run,
     batch,
     by_global_name,
+    gather_tensors,
     model_config,
     replaced,
 )
@@ -140,7 +141,7 @@ def whole(module: nn.Module) -> dict[str, Tensor]:
     for name, parameter in module.named_parameters():
         mine |= by_global_name(name, parameter, parameter)
     found: dict[str, Tensor] = {}
-    for part in gather_objects(mine):
+    for part in gather_tensors(mine):
         for name, value in part.items():
             assert torch.equal(value, found.setdefault(name, value)), name
     return found
