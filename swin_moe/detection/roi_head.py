@@ -157,11 +157,12 @@ class RoIHead(nn.Module):
     ) -> Tensor:
         """The mask loss of a stage on its positive regions."""
         features, image, place = self._mask_features(maps, drawn.boxes, drawn.owner >= 0)
-        boxes, owner, labels = (x[image, place] for x in (drawn.boxes, drawn.owner, drawn.labels))
-        wanted = mask_targets(boxes, image, owner, targets, sizes, MASK_SIDE)
+        first = slice(0, int(place.max()) + 1)
+        wanted = mask_targets(drawn.boxes[:, first], drawn.owner[:, first], targets, sizes, MASK_SIDE)
+        owner, labels = drawn.owner[image, place], drawn.labels[image, place]
         logits = self.mask_heads[number](features)
         counted = torch.where(owner >= 0, image, -1)
-        return mask_loss(logits, labels, wanted, counted, len(sizes))
+        return mask_loss(logits, labels, wanted[image, place], counted, len(sizes))
 
     def _masks(self, maps: Sequence[Tensor], boxes: Tensor, labels: Tensor) -> Tensor:
         """The masks of detections at boxes (B, D, 4) of the canvas, of classes (B, D): (B, D, 2 s, 2 s)."""
