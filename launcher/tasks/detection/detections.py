@@ -105,7 +105,12 @@ def truth_of(batch: Batch, row: int) -> ImageTruth:
     """The objects of an image of a batch of an evaluation: its member `annotations`, unchanged."""
     start, end = batch["annotations_offsets"][row : row + 2].tolist()
     record = json.loads(batch["annotations"][start:end].numpy().tobytes())
-    return ImageTruth(record["image_id"], record["objects"])
+    return ImageTruth(record["image_id"], [_complete(one) for one in record["objects"]])
+
+
+def _complete(item: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An object of a record with what the record may leave out."""
+    return {"iscrowd": 0, **item, "segmentation": item.get("segmentation") or None}
 
 
 def _counts(segmentation: Any, size: tuple[int, int]) -> bytes:

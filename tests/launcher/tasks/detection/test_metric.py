@@ -12,6 +12,7 @@ import torch.distributed as dist
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from data_shards.errors import DataError
 from launcher.tasks.detection.coco_eval import FIGURES
 from launcher.tasks.detection.detections import ImageDetections
 from launcher.tasks.detection.metric import DetectionMetric
@@ -178,6 +179,14 @@ def test_nothing_found_and_nothing_there() -> None:
     assert (values["box_ap"], values["class_objects"], values["images"]) == (None, [0] * 4, 1)
     assert metric.line(values).startswith("box AP none, box AP50 none")
     json.dumps(values, allow_nan=False)
+
+
+def test_a_record_may_say_less() -> None:
+    """An object is no crowd unless it says so; without masks, boxes alone are compared."""
+    brief = {"label": 0, "box": list(A), "area": 100}
+    assert evaluated([image(1, brief)], [found((A, 0.9))], masks=False)["box_ap"] == pytest.approx(1.0)
+    with pytest.raises(DataError, match=r"image 1 has an object without a mask: set detection.head.masks=fa"):
+        evaluated([image(1, brief)], [NONE])
 
 
 def test_the_table_has_a_row_for_each_class() -> None:

@@ -66,7 +66,7 @@ def test_texts_are_on_the_colour_of_their_class() -> None:
     corner = round(20 * LONGEST / 100)
     assert left >= corner
     assert bottom <= corner + 1
-    assert 20 < right - left < 60
+    assert 12 < right - left < 60
     assert 8 < bottom - top < 20
     inside = with_text[:, top : bottom + 1, left : right + 1]
     assert inside.min() < 0.2
