@@ -106,28 +106,32 @@ def checked_record(value: Any) -> ImageObjects:
         raise DataError(f"objects are a list, not {_shown(value['objects'])}")
     if not isinstance(name := value.get("file_name", ""), str):
         raise DataError(f"file_name is a text, not {_shown(name)}")
-    objects = tuple(_object(item, height, width) for item in value["objects"])
+    objects = tuple(_named_object(item, height, width) for item in value["objects"])
     return ImageObjects(integer(value["image_id"], "image_id"), name, height, width, objects)
 
 
-def _object(value: Any, height: int, width: int) -> ImageObject:
+def _named_object(value: Any, height: int, width: int) -> ImageObject:
     if not isinstance(value, dict):
         raise DataError(f"an object is a JSON object, not {_shown(value)}")
-    if missing := [key for key in ("id", "label", "box", "area") if key not in value]:
-        raise DataError(f"object {_shown(value.get('id'))}: it has no {missing[0]}")
-    number = integer(value["id"], "the id of an object")
     try:
-        return ImageObject(
-            number,
-            integer(value["label"], "label"),
-            _box(value["box"], height, width),
-            _area(value["area"]),
-            _flag(value, "iscrowd"),
-            segmentation(value.get("segmentation"), height, width),
-            _flag(value, "ignore"),
-        )
+        return checked_object(value, height, width)
     except DataError as error:
-        raise DataError(f"object {number}: {error}") from error
+        raise DataError(f"object {_shown(value.get('id'))}: {error}") from error
+
+
+def checked_object(value: Mapping[str, Any], height: int, width: int) -> ImageObject:
+    """An object of an image of H x W pixels from its JSON; DataError, without its id, where it is none."""
+    if missing := [key for key in ("id", "label", "box", "area") if key not in value]:
+        raise DataError(f"it has no {missing[0]}")
+    return ImageObject(
+        integer(value["id"], "id"),
+        integer(value["label"], "label"),
+        _box(value["box"], height, width),
+        _area(value["area"]),
+        _flag(value, "iscrowd"),
+        segmentation(value.get("segmentation"), height, width),
+        _flag(value, "ignore"),
+    )
 
 
 def _box(value: Any, height: int, width: int) -> tuple[float, float, float, float]:

@@ -12,6 +12,8 @@ from data_shards.image import pillow, png, pnm, region
 from data_shards.image.formats import check_scans, check_size, decoder, format_of
 from data_shards.image.geometry import Crop
 
+ORIENTATION = 0x0112  # the tag of EXIF
+
 
 @decoder
 def image_size(body: bytes) -> tuple[int, int]:
@@ -25,6 +27,15 @@ def image_size(body: bytes) -> tuple[int, int]:
         return header[0], header[1]
     image = pillow.open_image(body, kind)
     return image.height, image.width
+
+
+def exif_orientation(body: bytes) -> int:
+    """The orientation that an image's EXIF states, 1 ... 8; 1, as it is stored, where it states none."""
+    try:
+        found = pillow.open_image(body, format_of(body)).getexif().get(ORIENTATION, 1)
+    except Exception:  # as for decoders: damaged files raise anything
+        return 1
+    return found if found in range(1, 9) else 1
 
 
 @decoder

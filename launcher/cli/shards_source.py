@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.errors import DataError
+from data_shards.pack.sources.coco import MIN_SIDE
 from data_shards.pack.sources.fashion_canvas import CanvasOptions
 from data_shards.pack.sources.fashion_mnist import PACKAGE, TIMEOUT_S, is_present
 from data_shards.pack.sources.fashion_scenes import SceneOptions
@@ -27,7 +28,9 @@ ONLY_FOR: Mapping[str, tuple[str, ...]] = {  # the sources that an option is for
     "allow_empty": OF_CLASSES,
     "as_split": ("folder",),
     "member": ("members",),
-    "classes": ("ade20k", "members"),
+    "classes": ("ade20k", "coco", "members"),
+    "coco_min_side": ("coco",),
+    "coco_keep_empty": ("coco",),
     **{f"synthetic_{name}": ("synthetic",) for name in SYNTHETIC},
     **{f"canvas_{name}": ("fashion-canvas",) for name in CANVAS},
     **{f"scenes_{name}": ("fashion-scenes",) for name in SCENES},
@@ -90,7 +93,11 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         options["seed"] = getattr(args, "seed", 0)
     if args.source in OF_CLASSES:
         options["allow_empty"] = args.allow_empty
-    if args.source in ("ade20k", "folder", "members"):
+    if args.source == "coco":
+        options["classes"] = read_classes(args.classes) if args.classes else ()
+        options["keep_empty"] = args.coco_keep_empty
+        options["min_side"] = MIN_SIDE if args.coco_min_side is None else args.coco_min_side
+    if args.source in ("ade20k", "coco", "folder", "members"):
         options["splits"] = getattr(args, "splits", None)
     if args.source == "folder":
         options["as_split"] = args.as_split

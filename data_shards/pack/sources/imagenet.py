@@ -18,7 +18,7 @@ from data_shards.pack.sources.file_samples import FileSamples, empty_classes
 from data_shards.pack.sources.folders import image_folder, needed
 from data_shards.pack.sources.path_list import PathList
 from data_shards.pack.sources.split_folders import ALIASES
-from data_shards.pack.sources.zipped import MISSING, ZipSamples, check_members, find_members, read_directory
+from data_shards.pack.sources.zipped import ZipSamples, zip_samples
 
 SPLITS = ("train", "val")
 MAP_22K = "ILSVRC2011fall_whole_map_{}.txt"
@@ -43,25 +43,9 @@ def imagenet_zip(directory: str | Path | None, *, allow_empty: bool = False) -> 
     for split, name in lists.items():
         path, archive = root / f"{name}_map.txt", root / f"{name}.zip"
         names, labels = _collect(path, _map_lines(path), skipped)
-        splits[split] = _in_archive(archive, path, name, names, labels)
+        splits[split] = zip_samples(archive, path, name, names, labels)
     notes = [*_renamed(root, lists), *skipped.notes(str(root))]
     return _source("imagenet-zip", "zip archives with maps", splits, notes, root, allow_empty)
-
-
-def _in_archive(archive: Path, listed: Path, name: str, names: PathList, labels: np.ndarray) -> ZipSamples:
-    """The members called `names`, below `name`/ where the archive was made of that directory."""
-    members, prefix = read_directory(archive), ""
-    listed_members = find_members(members, names)
-    if (listed_members["method"] == MISSING).all():  # zipped together with its directory
-        prefix = f"{name}/"
-        listed_members = find_members(members, names, prefix)
-    if (listed_members["method"] == MISSING).all():
-        raise DataError(
-            f"{archive}: none of its {len(members)} members is in {listed.name}, which lists {names[0]}; "
-            "the two do not belong together"
-        )
-    check_members(archive, listed_members, names)
-    return ZipSamples(archive, prefix, names, labels, listed_members)
 
 
 def imagenet22k(directory: str | Path | None, *, allow_empty: bool = False) -> Source:

@@ -17,6 +17,7 @@ from data_shards.errors import DataError
 from data_shards.format.rng import Purpose, fold, hashes
 from data_shards.format.samples import ArraySamples, Samples, Source
 from data_shards.pack.sources.ade20k import ade20k
+from data_shards.pack.sources.coco import coco
 from data_shards.pack.sources.fashion_canvas import fashion_canvas
 from data_shards.pack.sources.fashion_mnist import FASHION_CLASSES, read_splits
 from data_shards.pack.sources.fashion_scenes import fashion_scenes
@@ -122,6 +123,7 @@ def synthetic(num_train: int, num_val: int, num_classes: int, image_size: int, s
 GROUP = "swin_moe.sources"  # entry points of other packages
 SOURCES: Mapping[str, Callable[..., Source]] = {
     "ade20k": ade20k,
+    "coco": coco,
     "fashion-canvas": fashion_canvas,
     "fashion-mnist": fashion_mnist,
     "fashion-scenes": fashion_scenes,

@@ -228,3 +228,22 @@ class ZipSamples:
         for field in ("size", "crc", "method"):
             sha.update(np.ascontiguousarray(self.members[field]).data)
         return sha.hexdigest()
+
+
+def zip_samples(archive: Path, listed: Path, name: str, names: PathList, labels: np.ndarray) -> ZipSamples:
+    """The members called `names`, below `name`/ where the archive was made of that directory.
+
+    DataError: a damaged archive, one that has none of the names that the file `listed` has.
+    """
+    members, prefix = read_directory(archive), ""
+    listed_members = find_members(members, names)
+    if (listed_members["method"] == MISSING).all():  # zipped together with its directory
+        prefix = f"{name}/"
+        listed_members = find_members(members, names, prefix)
+    if len(names) and (listed_members["method"] == MISSING).all():
+        raise DataError(
+            f"{archive}: none of its {len(members)} members is in {listed.name}, which lists {names[0]}; "
+            "the two do not belong together"
+        )
+    check_members(archive, listed_members, names)
+    return ZipSamples(archive, prefix, names, labels, listed_members)

@@ -22,6 +22,7 @@ examples:
   swin-moe shards pack --source imagenet22k --directory in22k --out data/in22k --short-side 256 --quality 90
   swin-moe shards pack --source shards --directory theirs --out data/theirs   shuffles tars made by others
   swin-moe shards pack --source ade20k --directory ADEChallengeData2016 --out data/ade20k
+  swin-moe shards pack --source coco --directory coco --out data/coco --bytes-per-shard 100MB --workers 16
   swin-moe shards pack --source members --directory voc --out data/voc --image-sizes \
       --member image=images --member mask=masks:label_image --classes names.txt
   swin-moe shards pack --source fashion-canvas --canvas-train 8192 --canvas-size 64-96 --out data/canvas
@@ -41,6 +42,7 @@ sources, each below --directory:
                  without the lists the folders are the classes, and all images are train
   ade20k         images/{training,validation}/*.jpg and annotations/{training,validation}/*.png, where label 0
                  is other and class k is k + 1; names of objectInfo150.txt or --classes
+  coco           annotations/instances_{train,val}2017.json, and train2017/ or train2017.zip with the images
   members        a folder a member: SPLIT/FOLDER/**/STEM.ext or FOLDER/SPLIT/**/STEM.ext, paired by the stems
   shards         splits with a manifest.json, packed or indexed
   fashion-mnist  its four idx-ubyte files; without --directory they are looked for, installed or downloaded

@@ -4,6 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
+from data_shards.pack.sources.coco import MIN_SIDE
 from data_shards.pack.sources.fashion_canvas import BACKGROUNDS
 from data_shards.pack.sources.registry import SOURCES
 from data_shards.pack.sources.split_folders import ALIASES
@@ -26,7 +27,11 @@ def add_source(parser: CommandParser, required: bool) -> None:
     text = "keep classes without images as classes (default: refuse them)"
     add("--allow-empty", action="store_true", help=text)
     add_member(parser, "FOLDER")
-    add("--classes", type=Path, help="of --source members and ade20k: a file with a class name a line")
+    add("--classes", type=Path, help="of --source members, ade20k and coco: a file with a class name a line")
+    text = f"of --source coco: leave out training images of a shorter side (default {MIN_SIDE} pixels)"
+    add("--coco-min-side", type=int, metavar="PIXELS", help=text)
+    text = "of --source coco: keep training images without an object"
+    add("--coco-keep-empty", action="store_true", help=text)
     meanings = ("training samples", "validation samples", "classes", "side in pixels")
     for (name, default), meaning in zip(SYNTHETIC.items(), meanings, strict=True):
         text = f"of --source synthetic: {meaning} (default {default})"

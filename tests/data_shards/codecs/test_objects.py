@@ -86,7 +86,7 @@ def test_which_objects_are_trained_on(values: dict[str, Any], trains: bool) -> N
 @pytest.mark.parametrize(
     ("values", "named"),
     [
-        ({"id": 7.0}, "the id of an object is an integer from 0 on, not 7.0"),
+        ({"id": 7.0}, "object 7.0: id is an integer from 0 on, not 7.0"),
         ({"id": True}, "not true"),
         ({"id": ...}, "object null: it has no id"),
         ({"id": 2**63}, "integer"),

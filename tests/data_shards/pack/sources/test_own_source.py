@@ -23,7 +23,7 @@ def test_a_source_is_found_by_its_name_or_its_path() -> None:
     ("name", "message"),
     [
         ("foldr", r"--source foldr: no such source; did you mean folder\?"),
-        ("zzz", "known here: ade20k, fashion-canvas, fashion-mnist"),
+        ("zzz", "known here: ade20k, coco, fashion-canvas"),
         ("nowhere:own", "cannot be imported: No module named 'nowhere'"),
     ],
 )

@@ -134,6 +134,7 @@ def test_synthetic_is_deterministic_and_learnable() -> None:
 def test_sources_are_a_dictionary_and_refuse_nonsense() -> None:
     assert set(SOURCES) == {
         "ade20k",
+        "coco",
         "fashion-canvas",
         "fashion-mnist",
         "fashion-scenes",
