@@ -81,6 +81,13 @@ def span_ranks(module: nn.Module, mesh: Mesh, *, micro_batch_size: int, grad_acc
             norm.group = groups[ranks]
 
 
+def in_one_group(module: nn.Module, images: int) -> None:
+    """Make so many images one group of all batch norms, for a pass on tensors without values."""
+    for norm in module.modules():
+        if isinstance(norm, _GroupBatchNorm):
+            norm.group_size = images
+
+
 class _GroupBatchNorm(nn.Module):
     """Common to all numbers of dims; names and defaults of the parameters and buffers are torch's.
 

@@ -4,6 +4,12 @@ from collections.abc import Iterator, Sequence
 
 from launcher.config.schema import RunConfig
 from launcher.config.task_sections import options_of
+from launcher.tasks.dense_rules import (
+    class_count_errors,
+    norm_group_errors,
+    norm_layout_errors,
+    unread_options,
+)
 from launcher.tasks.parameter_rules import ParameterRules
 from launcher.tasks.segmentation.options import SegmentationOptions
 from launcher.tasks.spec import Planning, Predicting, TaskSpec
@@ -12,6 +18,7 @@ from swin_moe.errors import ModelError
 from swin_moe.heads.upernet_config import check_model
 
 HERE = "launcher.tasks.segmentation"
+NORM_GROUP = "segmentation.head.norm_group_images"
 NOT_READ = {  # options of data.* that stand for another geometry, and what takes their place
     "augment": "segmentation.photometric",
     "crop_scale": "segmentation.ratio_range",
@@ -45,22 +52,12 @@ FREE = (
 
 
 def _check(config: RunConfig) -> Sequence[str]:
-    return [*_data_errors(config), *_batch_errors(config), *_model_errors(config), *_window_errors(config)]
-
-
-def _data_errors(config: RunConfig) -> Iterator[str]:
-    """Options of other tasks' images are not ignored silently."""
-    data = config.data
-    for name, instead in NOT_READ.items():
-        default = type(data).__dataclass_fields__[name].default
-        if (value := getattr(data, name)) != default:
-            shown = "a section" if name == "augment" else value
-            yield (
-                f"data.{name} ({shown}) does nothing for task=segmentation: leave it at {default}; see "
-                f"{instead}"
-            )
-    if data.match_classes:
-        yield "data.match_classes (True) maps labels of images, not of pixels: set it to false"
+    return [
+        *unread_options(config, NOT_READ, "pixels"),
+        *_batch_errors(config),
+        *_model_errors(config),
+        *_window_errors(config),
+    ]
 
 
 def _batch_errors(config: RunConfig) -> Iterator[str]:
@@ -82,33 +79,15 @@ def _batch_errors(config: RunConfig) -> Iterator[str]:
             f"set it to false, or model.moe.eval_capacity_factor ({moe.eval_capacity_factor}) to 0"
         )
     head = options_of(config, SegmentationOptions).head
-    group, micro, batch = head.norm_group_images, train.micro_batch_size, train.global_batch_size
-    if head.norm_frozen:
-        return
-    if micro % group and group % micro:
-        yield (
-            f"segmentation.head.norm_group_images ({group}) must divide train.micro_batch_size ({micro}), or "
-            "be a multiple of it"
-        )
-    elif batch % group:
-        yield (f"segmentation.head.norm_group_images ({group}) must divide train.global_batch_size ({batch})")
+    if not head.norm_frozen:
+        yield from norm_group_errors(config, NORM_GROUP, head.norm_group_images)
 
 
 def _check_layout(config: RunConfig, world_size: int) -> Sequence[str]:
-    """A group that is larger than a micro-batch lies on neighbouring ranks, in one micro-batch a step."""
-    head, train = options_of(config, SegmentationOptions).head, config.train
-    group, micro, batch = head.norm_group_images, train.micro_batch_size, train.global_batch_size
-    if head.norm_frozen or group <= micro or group % micro or batch % group or batch % (micro * world_size):
-        return []  # nothing to span, or another rule says so
-    accumulation = batch // (micro * world_size)
-    if accumulation == 1 and world_size % (group // micro) == 0:
-        return []
-    return [
-        f"segmentation.head.norm_group_images ({group}) spans {group // micro} ranks of "
-        f"train.micro_batch_size ({micro}), which must divide the ranks ({world_size}) and have one "
-        f"micro-batch a step (train.global_batch_size ({batch}) makes {accumulation}); set "
-        f"segmentation.head.norm_group_images={micro}, or another micro-batch"
-    ]
+    head = options_of(config, SegmentationOptions).head
+    return (
+        [] if head.norm_frozen else norm_layout_errors(config, world_size, NORM_GROUP, head.norm_group_images)
+    )
 
 
 def _model_errors(config: RunConfig) -> Iterator[str]:
@@ -141,7 +120,7 @@ SPEC = TaskSpec(
     eval_data=deferred(f"{HERE}.data:eval_data"),
     check=_check,
     check_layout=_check_layout,
-    check_data=deferred(f"{HERE}.data:check_data"),
+    check_data=class_count_errors,
     counted=deferred(f"{HERE}.cost:counted"),
     has_parts=True,
     on_change={**dict.fromkeys(TRAINING, "training"), **dict.fromkeys(FREE, "free")},

@@ -1,9 +1,6 @@
 """What segmentation is trained and evaluated on: images and label images, the members `image` and `mask`."""
 
-from collections.abc import Mapping, Sequence
-
 from data_shards.format.fields import IMAGE_AND_MASK
-from data_shards.format.index import Manifest
 from data_shards.image.resize_crop import ResizeCropTransform
 from data_shards.stream.pixel_labels import PixelLabelCrops, PixelLabelImages
 from launcher.config.schema import RunConfig
@@ -46,13 +43,3 @@ def eval_images(config: RunConfig) -> PixelLabelImages:
 def eval_data(config: RunConfig) -> DataSpec:
     """Complete images."""
     return DataSpec(transform=eval_images(config), members=IMAGE_AND_MASK)
-
-
-def check_data(config: RunConfig, manifests: Mapping[str, Manifest]) -> Sequence[str]:
-    """The model must have an output for each class of the data, where the data names its classes."""
-    outputs = config.model.num_classes
-    return [
-        f"model.num_classes ({outputs}) must be the classes of {option} ({len(manifest.classes)})"
-        for option, manifest in manifests.items()
-        if manifest.classes and len(manifest.classes) != outputs
-    ]

@@ -18,7 +18,7 @@ from launcher.tasks.spec import HeadPart, StepOutput
 from parallel.experts.placement import ExpertParallel
 from swin_moe.backbone.backbone import Backbone, Features
 from swin_moe.backbone.flops import construct_on_meta
-from swin_moe.heads.group_batch_norm import GroupBatchNorm2d
+from swin_moe.heads.group_batch_norm import in_one_group
 from swin_moe.heads.stage_norms import StageNorms
 from swin_moe.heads.upernet import FCNHead, Segmenter, UPerHead
 
@@ -54,7 +54,7 @@ def inputs(config: RunConfig, tensors: dict[str, Tensor]) -> tuple[Tensor, Tenso
 
 def step(config: RunConfig, model: nn.Module, inputs: Any, keys: Tensor) -> StepOutput:
     """The loss of a micro-batch; batch norms take what one rank holds for a group."""
-    _in_one_group(model, len(keys))
+    in_one_group(model, len(keys))
     return task.step(config, model, inputs, keys)
 
 
@@ -69,7 +69,7 @@ def heads(config: RunConfig, swin: Backbone) -> Sequence[HeadPart]:
         return [x.permute(0, 3, 1, 2) for x in features.maps]
 
     def run_decode(maps: list[Tensor]) -> Tensor:
-        _in_one_group(decode, len(maps[0]))
+        in_one_group(decode, len(maps[0]))
         logits: Tensor = decode(normalized(maps), torch.empty(len(maps[0]), dtype=torch.int64))
         return logits
 
@@ -79,17 +79,10 @@ def heads(config: RunConfig, swin: Backbone) -> Sequence[HeadPart]:
         auxiliary = FCNHead(swin.channels[stage], head.auxiliary_channels, classes, head)
 
         def run_auxiliary(maps: list[Tensor]) -> Tensor:
-            _in_one_group(auxiliary, len(maps[0]))
+            in_one_group(auxiliary, len(maps[0]))
             x = maps[stage].permute(0, 3, 1, 2)
             logits: Tensor = auxiliary(x, torch.empty(len(x), dtype=torch.int64))
             return logits
 
         parts.append(HeadPart("auxiliary head", auxiliary, run_auxiliary))
     return parts
-
-
-def _in_one_group(module: nn.Module, images: int) -> None:
-    """Make the images of a pass one group of all batch norms: its operations are those of any groups."""
-    for norm in module.modules():
-        if isinstance(norm, GroupBatchNorm2d):
-            norm.group_size = images
