@@ -37,7 +37,7 @@ class DetectorConfig:
     score_threshold: float = 0.05  # detections have a higher score
     nms_threshold: float = 0.5  # IoU above which the lower detection of two of a class is removed
     detections: int = 100  # of an image at most
-    norm_group_images: int = 16  # consecutive images whose RoIs are a group of the cascade's batch norms
+    norm_group_images: int = 1  # consecutive images whose RoIs are a group of the cascade's batch norms
     norm_frozen: bool = False  # whether the batch norms keep the running statistics that they were given
 
     def __post_init__(self) -> None:
