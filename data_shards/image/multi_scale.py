@@ -68,7 +68,7 @@ class MultiScaleTransform:
             for whole, side, place in zip(resized, sides, (TOP, LEFT), strict=True)
         )
         crop = Geometry(Crop(0, 0, height, width), resized, Crop(top, left, *sides), in_full=True)
-        return crop, self._resized(*sides, draws, mirrored)
+        return crop, self._resized(sides[0], sides[1], draws, mirrored)
 
     def _resized(self, height: int, width: int, draws: int, mirrored: bool) -> Geometry:
         """The complete image at a random size."""

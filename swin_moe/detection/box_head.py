@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from swin_moe.detection.fpn import fill_xavier
 from swin_moe.heads.conv_blocks import ConvNormReLU, NormOptions
 
 SIDE = 7  # s
@@ -27,11 +28,11 @@ class XavierLinear(nn.Linear):
     """A linear layer before a ReLU."""
 
     def fill_parameter(self, name: str, values: Tensor, generator: Generator) -> None:
-        """Initial weights: uniform of variance 2 / (fan in + fan out) (Glorot and Bengio 2010); bias 0."""
+        """Initial weights: those of `fill_xavier`, the bias 0."""
         if name == "bias":
             values.zero_()
         else:
-            nn.init.xavier_uniform_(values, generator=generator)
+            fill_xavier(values, generator)
 
 
 class NormalLinear(nn.Linear):

@@ -21,7 +21,7 @@ class DetectorConfig:
     regressed by GIoU. Its RPN leaves out anchors that stick out of the image, and its box loss is smooth.
     """
 
-    kind: DetectorKind = "mask_rcnn"
+    kind: DetectorKind = "mask_rcnn"  # one stage of heads, or three that refine the boxes of each other
     masks: bool = True  # whether there are mask heads; without them the model predicts boxes alone
     channels: int = 256  # of the feature pyramid, of the RPN and of the convolutions of box heads
     head_channels: int = 1024  # of the fully connected layers of box heads

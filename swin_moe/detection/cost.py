@@ -5,6 +5,8 @@ through every box head and 100 through every mask head: 1000 is what the network
 are kept. The encoder counts with its padded windows. RoIAlign, suppression and pasting are left out.
 """
 
+from functools import partial
+
 import torch
 
 from swin_moe.backbone.flops import (
@@ -56,5 +58,5 @@ def count_detector_flops(detector: Detector, sides: tuple[int, int]) -> int:
     )
     for modules, regions, side in heads:
         features = torch.empty(regions, config.channels, side, side, device="meta")
-        parts += [count_products(head, lambda head=head, x=features: head(x)) for head in modules]
+        parts += [count_products(head, partial(head, features)) for head in modules]
     return sum(sum(part.values()) for part in parts)

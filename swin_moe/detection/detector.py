@@ -138,7 +138,14 @@ class Detector(nn.Module):
             beta=config.rpn_beta,
         )
         roi_losses = self.roi_head.losses(maps, regions, sizes, targets, keys)
-        return DetectorLosses(*rpn_losses, *roi_losses, moe=features.moe)
+        return DetectorLosses(
+            rpn_objectness=rpn_losses.objectness,
+            rpn_box=rpn_losses.box,
+            box_class=roi_losses.box_class,
+            box_regression=roi_losses.box_regression,
+            mask=roi_losses.mask,
+            moe=features.moe,
+        )
 
     def _proposals(self, rpn: RPNOutput, sizes: Tensor) -> Regions:
         config = self.config

@@ -17,7 +17,7 @@ from launcher.tasks.detection.detections import EvalInputs
 from launcher.tasks.detection.metric import DetectionMetric
 from launcher.tasks.detection.options import DetectionOptions
 from launcher.tasks.detection.pictures import batch_picture
-from launcher.tasks.detection.prediction import DetectorPrediction
+from launcher.tasks.detection.prediction import Found
 from launcher.tasks.spec import StepOutput, TaskBase, TaskContext
 from parallel.ranks.host import send
 from parallel.zero.engine import Engine
@@ -100,14 +100,14 @@ class DetectionTask(TaskBase):
         images = self.normalize(batch["image"], batch["image_size"], batch.positions)
         sizes = batch["image_size"]
         scales = sizes / batch["source_size"]
-        return EvalInputs(images, *(send(one, self.device) for one in (sizes, scales)), batch)
+        return EvalInputs(images, send(sizes, self.device), send(scales, self.device), batch)
 
     def predict(
         self, model: nn.Module, inputs: EvalInputs, keys: Tensor, call: RoutingOverrides
-    ) -> DetectorPrediction:
+    ) -> Found:
         """The detections of each image, in pixels of its own size."""
         output: DetectorOutput = model(inputs.images, inputs.sizes, keys, call=call, scales=inputs.scales)
-        return DetectorPrediction(output.detections, output.moe)
+        return Found(output.detections, output.moe)
 
     def metric(self) -> Metric:
         """COCO's figures of boxes and masks."""
@@ -115,7 +115,7 @@ class DetectionTask(TaskBase):
         classes, masks = self.config.model.num_classes, options.head.masks
         return DetectionMetric(classes, masks=masks, evaluator=options.evaluator)
 
-    def visualize(self, model: nn.Module, inputs: EvalInputs, prediction: DetectorPrediction) -> Tensor:
+    def visualize(self, model: nn.Module, inputs: EvalInputs, prediction: Found) -> Tensor:
         """The first image of a batch, its objects and the detections, side by side."""
         data, score = self.config.data, self.options.picture_score
         return batch_picture(inputs, prediction, data, self.context.classes, score)

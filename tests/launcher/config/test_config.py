@@ -47,7 +47,7 @@ base.yaml is not a valid RunConfig:
   optim.wamup: no such option; did you mean optim.warmup?
   parallel.zero_stage: Input should be one of 0, 1, 2, 3 (got 1.0)
   xyzzy: no such option; known here: """
-        + ", ".join([*RunConfig.__dataclass_fields__, "segmentation", "simmim"])
+        + ", ".join([*RunConfig.__dataclass_fields__, "detection", "segmentation", "simmim"])
         + """
   run_dir: required, but not given
   model.embed_dim: Input should be a valid integer (got 96.0)

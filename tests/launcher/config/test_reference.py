@@ -13,6 +13,7 @@ from swin_moe.options import option_names
 PAGE = Path(__file__).parents[3] / "docs" / "options.md"
 SECTIONS = (
     *("data", "model", "optim", "train", "parallel", "parallel.expert_exchange", "checkpoint", "simmim"),
+    *("detection", "detection.head"),
     *("segmentation", "segmentation.head", "tracking", "tracking.wandb", "tracking.mlflow"),
 )
 SOURCE = '''

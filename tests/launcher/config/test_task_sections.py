@@ -110,7 +110,10 @@ def test_sections_of_other_tasks_are_checked_and_dropped() -> None:
     ("overrides", "message"),
     [
         (["task=clasification"], "task: no such task (got 'clasification'); did you mean classification?"),
-        (["task=xyz"], "task: no such task (got 'xyz'); known here: classification, segmentation, simmim"),
+        (
+            ["task=xyz"],
+            "task: no such task (got 'xyz'); known here: classification, detection, segmentation",
+        ),
         (["task=no_such_package:SPEC"], "task: no_such_package:SPEC cannot be imported"),
         (["task=json:loads"], "task: json:loads is no TaskSpec"),
         (["task=3"], "task: Input should be a valid string (got 3)"),
