@@ -28,8 +28,13 @@ class Found(NamedTuple):
         encoded = None
         if masks is not None:
             encoded = pasted(masks[row][there], boxes[row][there], size)
-        kept = (values[row][there].cpu().numpy() for values in (boxes, scores, labels))
-        return ImageDetections(*kept, size, encoded)
+        return ImageDetections(
+            boxes=boxes[row][there].cpu().numpy(),
+            scores=scores[row][there].cpu().numpy(),
+            labels=labels[row][there].cpu().numpy(),
+            size=size,
+            masks=encoded,
+        )
 
 
 def pasted(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> list[bytes]:

@@ -102,9 +102,7 @@ class DetectionTask(TaskBase):
         scales = sizes / batch["source_size"]
         return EvalInputs(images, send(sizes, self.device), send(scales, self.device), batch)
 
-    def predict(
-        self, model: nn.Module, inputs: EvalInputs, keys: Tensor, call: RoutingOverrides
-    ) -> Found:
+    def predict(self, model: nn.Module, inputs: EvalInputs, keys: Tensor, call: RoutingOverrides) -> Found:
         """The detections of each image, in pixels of its own size."""
         output: DetectorOutput = model(inputs.images, inputs.sizes, keys, call=call, scales=inputs.scales)
         return Found(output.detections, output.moe)
