@@ -82,7 +82,7 @@ def coco_figures(
         ConfigError: the package is not installed.
     """
     coco, cocoeval = _classes(evaluator)
-    sizes, truth, found = [], list[dict[str, Any]](), list[dict[str, Any]]()
+    sizes, truth, found = list[dict[str, int]](), list[dict[str, Any]](), list[dict[str, Any]]()
     for image in images:
         sizes.append({"id": image.number, "height": image.height, "width": image.width})
         truth += _numbered(image.number, _truth(image, iou_type), len(truth))

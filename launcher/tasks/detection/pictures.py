@@ -110,7 +110,7 @@ def drawn(image: Tensor, found: ImageDetections, texts: Sequence[str]) -> Tensor
     for place, colour, _ in reversed(rows):
         draw.rectangle(place, outline=colour, width=LINE)
     for (left, top, *_), colour, text in reversed(rows):
-        _write(draw, font, (left, top), text, colour)
+        _write(draw, font, (left, top), text, colour, canvas.size)
     return torch.from_numpy(np.asarray(canvas).copy()).permute(2, 0, 1).float() / 255
 
 
@@ -120,8 +120,8 @@ def _name(label: int, names: Sequence[str] | None) -> str:
 
 def _resized(image: Tensor, size: tuple[int, int]) -> Tensor:
     """An image in the size of what is shown of an image of H x W pixels, on the host."""
-    sides = tuple(max(1, round(side * LONGEST / max(size))) for side in size)
-    pixels = F.interpolate(image.cpu().float()[None], sides, mode="bilinear", antialias=True)
+    height, width = (max(1, round(side * LONGEST / max(size))) for side in size)
+    pixels = F.interpolate(image.cpu().float()[None], (height, width), mode="bilinear", antialias=True)
     return pixels[0].clamp(0, 1)
 
 
@@ -148,12 +148,13 @@ def _write(
     place: tuple[int, int],
     text: str,
     colour: Colour,
+    size: tuple[int, int],
 ) -> None:
-    """Write a text on its colour above a place; below it, or further left, where the picture ends."""
+    """Write a text on its colour above a place; below it, or further left, where a picture of `size` ends."""
     if isinstance(font, ImageFont.ImageFont):  # without FreeType, of the characters of Latin-1 alone
         text = text.encode("latin-1", "replace").decode("latin-1")
     _, _, right, bottom = draw.textbbox((0, 0), text, font=font)
-    width, height = draw.im.size
+    width, height = size
     left = max(0, min(place[0], width - int(right) - 2))
     top = place[1] - int(bottom) - 2 if place[1] >= bottom + 2 else min(place[1], height - int(bottom) - 2)
     draw.rectangle((left, top, left + int(right) + 1, top + int(bottom) + 1), fill=colour)
