@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import chdir, nullcontext
@@ -14,6 +15,9 @@ from parallel.ranks.logs import set_up_logging
 from parallel.zero.extensions import OFFLOADED, prepare_extensions
 from tests.accelerator import answering
 
+STARTS = re.compile(r"\b(?:run_on_ranks|run_alone|run_ranks|start|subprocess\.run|subprocess\.Popen)\(")
+LONG = {"test_instruction_sets.py": 100}  # it starts once, what takes a minute
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
@@ -25,6 +29,17 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.collect()
         gc.freeze()
         gc.enable()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Of several workers, let none begin a long file last: those that start most processes come first.
+
+    It takes --no-loadscope-reorder, or xdist leaves the files of the fewest tests for the end: the longest.
+    """
+    if hasattr(config, "workerinput"):
+        paths = {item.path for item in items}
+        starts = {path: LONG.get(path.name, len(STARTS.findall(path.read_text()))) for path in paths}
+        items.sort(key=lambda item: -starts[item.path])  # stable: a file stays in one piece
 
 
 @pytest.fixture(scope="session", autouse=True)

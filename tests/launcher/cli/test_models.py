@@ -24,7 +24,17 @@ FILES = model_files()
 NAMES = list(FILES)
 EVERY_YAML = sorted((Path(__file__).parents[3] / "configs").rglob("*.yaml"))
 EVERY_YAML = [path for path in EVERY_YAML if path.parent.name not in ("hardware", "studies")]
-CONFIGS = {name: load_config(FILES[name]) for name in NAMES}
+
+
+class Configs(dict[str, RunConfig]):
+    """Every configuration, loaded when a test asks for it: all together take seconds."""
+
+    def __missing__(self, name: str) -> RunConfig:
+        self[name] = load_config(FILES[name])
+        return self[name]
+
+
+CONFIGS = Configs()
 
 
 RELEASED_NAMES = """
@@ -141,7 +151,7 @@ def test_recipes_are_the_published_ones(name: str) -> None:
 
 
 def test_drop_path_is_that_of_the_released_table() -> None:
-    rates = {name: config.model.drop_path_rate for name, config in CONFIGS.items()}
+    rates = {name: CONFIGS[name].model.drop_path_rate for name in NAMES}
     for name in [n for n in NAMES if re.fullmatch(r"swin(v2|_mlp)?_\w+_(224|256)", n)]:
         assert rates.pop(name) == DROP_PATH[re.search("tiny|small|base", name)[0]]
     expected = {
@@ -193,11 +203,8 @@ def test_micro_batches_divide_the_batch(name: str) -> None:
 
 
 def without_training(config: RunConfig) -> object:
-    """What shapes depend on, so that models of the same shapes are built once."""
+    """What shapes depend on."""
     return replace(config.model, drop_path_rate=0.0, pretrained_window_sizes=None, init_std=1.0)
-
-
-SHAPES = {without_training(config): name for name, config in reversed(CONFIGS.items())}
 
 
 # One of each family and of what differs in it; the rest are slow.
@@ -218,10 +225,7 @@ BRIEF = (
 
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[] if name in BRIEF else [pytest.mark.slow])
-        for name in sorted(SHAPES.values())
-    ],
+    [pytest.param(name, marks=[] if name in BRIEF else [pytest.mark.slow]) for name in sorted(NAMES)],
 )
 def test_every_model_is_built_and_counted(name: str) -> None:
     """On the meta device; parameters and FLOPs round to the published figures."""
