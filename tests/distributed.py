@@ -38,39 +38,7 @@ ENVIRONMENT = {
         filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")])
     ),
 }
-PRELOAD = [  # what the first engine, checkpoint, log and evaluation of a rank import: half of a short run
-    "torch",
-    "deepspeed",
-    "torch._inductor.compile_fx",
-    "torch.utils.cpp_extension",
-    "torch.utils.tensorboard",
-    "torch.distributed.checkpoint",
-    "deepspeed.moe.ep_count",
-    "deepspeed.module_inject.auto_ep_layer",
-    "deepspeed.ops.op_builder.all_ops",
-    "deepspeed.runtime.zero.stage3",
-    "deepspeed.runtime.zero.muon.original_muon",
-    "PIL.JpegImagePlugin",
-    "PIL.PngImagePlugin",
-    "safetensors.torch",
-    "simplejpeg",
-    "pydantic.dataclasses",
-    "pytest",
-    "torch.utils.serialization.config",
-    "tensorboard.plugins.hparams.metadata",
-    "distutils.ccompiler",
-    "deepspeed.comm.mori",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
-    "launcher.cli.program",
-    "launcher.cli.evaluate",
-    "launcher.cli.train",
-    "launcher.cli.parsers.train",
-    "launcher.tasks.classification.task",
-    "launcher.tasks.simmim",
-    "launcher.training.run",
-    "data_shards.augment.pipeline",
-    "tests.ready",  # the last
-]
+PRELOAD = ["tests.ready"]
 # the public name came with torch 2.14, where the private one warns
 set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
 STACK_S = 2.0  # for a hung rank to write where it hangs
