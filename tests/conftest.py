@@ -53,6 +53,12 @@ def directories(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield path
 
 
+@pytest.fixture
+def tmp_path(directories: Path) -> Path:
+    """As pytest's own, without a number, for which it looks at the directories of all tests before."""
+    return Path(tempfile.mkdtemp(dir=directories))
+
+
 @pytest.fixture(autouse=True)
 def log_to_stderr() -> None:
     """Set the log up as a command does, for tests that call less than a command."""

@@ -29,6 +29,8 @@ def test_what_depends_on_instruction_sets_holds_with_avx2_alone(
     tests: tuple[str, ...], tmp_path: Path
 ) -> None:
     chosen = [str(ROOT / test) for test in tests]
+    # gradients against differences are of formulas in fp64, which no kernel of another processor changes
+    chosen = ["-k", "not gradcheck", *chosen]
     options = ["-p", "no:cacheprovider", f"--basetemp={tmp_path / 'tests'}", f"--rootdir={ROOT}"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *chosen],

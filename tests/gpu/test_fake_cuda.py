@@ -3,7 +3,7 @@
 No GPU is needed: the tensors have a device and a shape, and no memory.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import pytest
@@ -45,6 +45,24 @@ ROUTERS: dict[str, tuple[dict[str, Any], RoutingOverrides | None]] = {
     "swiglu": ({"expert_activation": "swiglu", "recompute_activation": True}, None),
     "shared": ({"shared_expert": True}, None),
 }
+WHOLE = ("swin_tiny_patch4_window7_224", "linear", "dropless", "soft")  # of these every way is a default test
+
+
+def in_every_way(names: Iterable[str]) -> list[Any]:
+    """(name, dtype, training); by default each name trains in bf16, and some do all else."""
+    ways = [(dtype, training) for dtype in (torch.bfloat16, torch.float32) for training in (True, False)]
+    return [
+        pytest.param(
+            name,
+            *way,
+            marks=[] if name in WHOLE or way == ways[0] else [pytest.mark.slow],
+            id="-".join(
+                [name, "bf16" if way[0] == torch.bfloat16 else "fp32", "train" if way[1] else "eval"]
+            ),
+        )
+        for name in names
+        for way in ways
+    ]
 
 
 @pytest.fixture(autouse=True)
@@ -67,9 +85,7 @@ def on_fake_cuda(
         assert {x.device.type for x in tree_leaves(found) if isinstance(x, Tensor)} == {"cuda"}
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "dtype", "training"), in_every_way(FAMILIES))
 def test_families(name: str, dtype: torch.dtype, training: bool) -> None:
     model = swin_moe.build_model(name, **SMALL, depths=(2, 1), drop_rate=0.1).train(training)
 
@@ -82,9 +98,7 @@ def test_families(name: str, dtype: torch.dtype, training: bool) -> None:
     on_fake_cuda(model, dtype, run, model.config.image_size)
 
 
-@pytest.mark.parametrize("training", [True, False], ids=["train", "eval"])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32], ids=["bf16", "fp32"])
-@pytest.mark.parametrize("router", ROUTERS)
+@pytest.mark.parametrize(("router", "dtype", "training"), in_every_way(ROUTERS))
 def test_routers(router: str, dtype: torch.dtype, training: bool) -> None:
     """Products of fp32 are a loop over experts, which reads their counts: these are padded."""
     moe, call = ROUTERS[router]

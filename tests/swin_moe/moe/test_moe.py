@@ -16,6 +16,7 @@ from swin_moe.moe.layer import MoELayer, MoEStats
 from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.random.keyed import sample_keys
 from tests.models import moe_layer
+from tests.pairwise import pairwise_of
 from tests.swin_moe.moe.layers import (
     GROUP,
     IMAGES,
@@ -69,7 +70,7 @@ def check_drops(expected: Reference, options: dict[str, object]) -> None:
         assert expected.dropped >= 3 * 6 * top_k
 
 
-@pytest.mark.parametrize("options", CASES, ids=name_of)
+@pytest.mark.parametrize("options", pairwise_of(CASES), ids=name_of)
 def test_training_equals_plain_loops_in_fp64(options: dict[str, object]) -> None:
     factor = float(str(options.get("capacity_factor", 0.0)))
     expected = compare(
@@ -78,7 +79,7 @@ def test_training_equals_plain_loops_in_fp64(options: dict[str, object]) -> None
     check_drops(expected, options)
 
 
-@pytest.mark.parametrize("options", CASES[::3], ids=name_of)
+@pytest.mark.parametrize("options", pairwise_of(CASES[::3]), ids=name_of)
 def test_training_equals_plain_loops_in_fp32(options: dict[str, object]) -> None:
     factor, layer = (
         float(str(options.get("capacity_factor", 0.0))),
@@ -88,7 +89,7 @@ def test_training_equals_plain_loops_in_fp32(options: dict[str, object]) -> None
     check_drops(expected, options)
 
 
-@pytest.mark.parametrize("options", CASES[2::3], ids=name_of)
+@pytest.mark.parametrize("options", pairwise_of(CASES[2::3]), ids=name_of)
 def test_the_reference_backend_agrees(options: dict[str, object]) -> None:
     """A plain loop as backend, with noise and dropout too: same outputs, gradients and counts."""
     noisy = options | {"expert_dropout": 0.3}

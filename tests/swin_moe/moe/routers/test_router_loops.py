@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 from swin_moe.moe.capacity import capacity
 from swin_moe.moe.routers import ROUTERS
 from swin_moe.moe.routers.base import Router, RoutingRequest
+from tests.pairwise import pairwise
 from tests.swin_moe.moe.routers.plain_routers import (
     DIM,
     EXPERTS,
@@ -56,15 +57,15 @@ def compare(case: Case, *, factor: float, top_k: int) -> Answer:
     return wanted
 
 
-TOP_K = pytest.mark.parametrize("top_k", [1, 2, 4])
-FACTOR = pytest.mark.parametrize("factor", [0.0, 0.5, 1.25, -1.25])
+FACTORS, NUMBERS = (0.0, 0.5, 1.25, -1.25), (1, 2, 4)
+TOP_K = pytest.mark.parametrize("top_k", NUMBERS)
+FACTOR = pytest.mark.parametrize("factor", FACTORS)
 
 
-@TOP_K
-@FACTOR
-@pytest.mark.parametrize("prioritized", [False, True], ids=["position", "priority"])
-@pytest.mark.parametrize("normalize", [False, True], ids=["scores", "normalised"])
-@pytest.mark.parametrize("name", ["linear", "sigmoid"])
+@pytest.mark.parametrize(
+    ("name", "normalize", "prioritized", "factor", "top_k"),
+    pairwise(("linear", "sigmoid"), (False, True), (False, True), FACTORS, NUMBERS),
+)
 def test_token_choice(name: str, normalize: bool, prioritized: bool, factor: float, top_k: int) -> None:
     """10 tokens a group, 4 experts: .5 leaves int(.5 * 3) = 1 slot a choice: 2 * 6 k or more are dropped."""
     case = make_case(name, normalize_gates=normalize, batch_prioritized=prioritized, z_loss_weight=0.1)
@@ -78,9 +79,10 @@ def test_cosine(factor: float) -> None:
     compare(make_case("cosine", z_loss_weight=0.1), factor=factor, top_k=2)
 
 
-@pytest.mark.parametrize("compat", ["none", "tutel"])
-@pytest.mark.parametrize("balance", ["importance_load", "importance", "gshard", "none"])
-@TOP_K
+@pytest.mark.parametrize(
+    ("top_k", "balance", "compat"),
+    pairwise(NUMBERS, ("importance_load", "importance", "gshard", "none"), ("none", "tutel")),
+)
 def test_every_balance_loss(top_k: int, balance: str, compat: str) -> None:
     case = make_case("linear", balance_loss=balance, compat=compat, normalize_gates=True, gate_noise=2.0)
     wanted = compare(case, factor=1.25, top_k=top_k)
@@ -107,9 +109,7 @@ def test_soft(slots: int) -> None:
     compare(make_case("soft", slots_per_expert=slots, z_loss_weight=0.1), factor=1.25, top_k=1)
 
 
-@TOP_K
-@FACTOR
-@pytest.mark.parametrize("name", ["hash", "random"])
+@pytest.mark.parametrize(("name", "factor", "top_k"), pairwise(("hash", "random"), FACTORS, NUMBERS))
 def test_drawn(name: str, factor: float, top_k: int) -> None:
     wanted = compare(make_case(name), factor=factor, top_k=top_k)
     assert wanted.entropy == pytest.approx(math.log(top_k))
