@@ -5,12 +5,13 @@ import json
 import time
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from launcher.bench.address import Address
 from launcher.config.errors import ConfigError
 
 NO_ANSWER = "no answer"  # the status of a request whose connection broke or timed out
+CLASSIFY = "/v1/classify"  # of servers that do not say what they answer
 DETAIL = 200  # characters of a reason that are kept
 TIMEOUT_S = 10.0  # of the requests that are not measured
 
@@ -25,7 +26,7 @@ class Answer:
 
     @property
     def is_good(self) -> bool:
-        """Whether the image was classified."""
+        """Whether the image has an answer."""
         return self.status == "200"
 
 
@@ -34,11 +35,12 @@ class Client:
 
     Args:
         address: of the server.
+        path: of the operation on images.
         timeout_s: of each wait for it.
     """
 
-    def __init__(self, address: Address, timeout_s: float) -> None:
-        self._path = f"{address.path}/v1/classify"
+    def __init__(self, address: Address, path: str, timeout_s: float) -> None:
+        self._path = f"{address.path}{path}"
         self._connection = address.connect(timeout_s)
 
     def connect(self) -> None:
@@ -47,7 +49,7 @@ class Client:
             if self._connection.sock is None:
                 self._connection.connect()
 
-    def classify(self, body: bytes) -> Answer:
+    def send(self, body: bytes) -> Answer:
         """Send the file of an image, and wait for the answer."""
         began = time.perf_counter()
         try:
@@ -75,7 +77,14 @@ def _detail(content: bytes) -> str:
         return ""
 
 
-def described(address: Address) -> str:
+class Described(NamedTuple):
+    """What a server says of its model."""
+
+    text: str  # for a person
+    path: str  # of its first operation on images
+
+
+def described(address: Address) -> Described:
     """What a server says of its model.
 
     Raises:
@@ -90,8 +99,8 @@ def described(address: Address) -> str:
         ) from error
     try:
         answer: Any = json.loads(content)
-        return str(answer["text"])
-    except (ValueError, LookupError, TypeError) as error:
+        return Described(str(answer["text"]), str([*answer.get("paths", ()), CLASSIFY][0]))
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
             f"{address.url} is no server of swin-moe: it answers GET /v1/model with status {status}, and "
             "without a description of a model"

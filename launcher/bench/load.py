@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from launcher.bench.address import Address
-from launcher.bench.client import Answer, Client, batches_so_far
+from launcher.bench.client import CLASSIFY, Answer, Client, batches_so_far
 from launcher.bench.latency import Latency
 from launcher.console.counts import counted
 from launcher.console.progress import progress_line
@@ -24,6 +24,7 @@ class LoadOptions:
 
     requests: int  # that count, at each number of clients
     timeout_s: float = 60.0  # of each wait for the server
+    path: str = CLASSIFY  # of the operation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +65,7 @@ def measure(address: Address, bodies: Sequence[bytes], concurrency: int, options
         options: how many requests.
     """
     name = counted(concurrency, "client")
-    with closing(Clients(address, bodies, concurrency, options.timeout_s)) as clients:
+    with closing(Clients(address, bodies, concurrency, options)) as clients:
         clients.run(2 * concurrency, progress_line(f"{name}, warm-up", "requests"))
         before, cpu_s = batches_so_far(address), time.process_time()
         answers, seconds = clients.run(options.requests, progress_line(name, "requests"))
@@ -106,12 +107,14 @@ class Clients:
         address: of the server.
         bodies: the files of images.
         concurrency: the number of clients.
-        timeout_s: of each wait for the server.
+        options: the operation, and how long each wait may take.
     """
 
-    def __init__(self, address: Address, bodies: Sequence[bytes], concurrency: int, timeout_s: float) -> None:
+    def __init__(
+        self, address: Address, bodies: Sequence[bytes], concurrency: int, options: LoadOptions
+    ) -> None:
         self._bodies = bodies
-        self._clients = [Client(address, timeout_s) for _ in range(concurrency)]
+        self._clients = [Client(address, options.path, options.timeout_s) for _ in range(concurrency)]
         self._stop = threading.Event()
 
     def run(self, requests: int, show: Show) -> tuple[list[Answer], float]:
@@ -153,7 +156,7 @@ class Clients:
             for number in numbers:
                 if self._stop.is_set():
                     return
-                answers.append(client.classify(self._bodies[number % len(self._bodies)]))
+                answers.append(client.send(self._bodies[number % len(self._bodies)]))
 
     def close(self) -> None:
         """End all connections."""

@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from typing import Any
 
 from launcher.bench.address import Address, is_url
@@ -78,13 +79,17 @@ def measured(args: argparse.Namespace, bodies: tuple[bytes, ...]) -> Generator[L
     options = LoadOptions(requests=args.requests, timeout_s=args.timeout)
     if is_url(args.target):
         address = Address.of(args.target)
-        print(f"{args.target}: {described(address)}", file=sys.stderr)
+        model = described(address)
+        print(f"{args.target}: {model.text}", file=sys.stderr)
+        options = replace(options, path=model.path)
         for concurrency in args.concurrency:
             yield measure(address, bodies, concurrency, options)
         return
     print(f"starting swin-moe serve {args.target}", file=sys.stderr, flush=True)
     with started(args.target, server_options(args)) as server:
-        print(f"{server.address.url}: {described(server.address)}", file=sys.stderr, flush=True)
+        model = described(server.address)
+        print(f"{server.address.url}: {model.text}", file=sys.stderr, flush=True)
+        options = replace(options, path=model.path)
         for concurrency in args.concurrency:
             yield of_started(server, bodies, concurrency, options)
 

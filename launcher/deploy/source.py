@@ -38,8 +38,8 @@ def load_classifier(
     task = recorded_task(source)
     if not task_spec(task).is_classifier:
         raise ArtifactError(
-            f"{source} was trained with task={task}: its model has no classifier, which `deploy` and `serve` "
-            "need; fine-tune it as a classifier with train.pretrained first"
+            f"{source} was trained with task={task}: its model has no classifier, which `deploy` "
+            "needs; fine-tune it as a classifier with train.pretrained first"
         )
     return load(source, config, ema=ema)
 

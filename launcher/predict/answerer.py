@@ -20,6 +20,7 @@ class Asked:
     threshold: float | None = None  # the lowest score of tasks with scores; None is the default
     features: bool = False
     pictures: bool = False
+    class_map: bool = False
 
 
 class Answered(NamedTuple):
@@ -28,6 +29,7 @@ class Answered(NamedTuple):
     said: Answer | str  # or the reason why nothing is
     features: Tensor | None = None  # (C,) fp32
     pictures: Mapping[str, Tensor] = {}  # by name, see `Predicting`
+    class_map: Tensor | None = None  # the index of the class of each pixel: (height, width) uint8, on the CPU
 
 
 class Answerer(Protocol):

@@ -107,6 +107,8 @@ def _predicting(source: str | Path, task: str, spec: TaskSpec, asked: Asked) -> 
         raise ConfigError(f"{of} predictions: its TaskSpec lacks `predicting` (docs/extending.md)")
     if asked.pictures and spec.predicting.pictures is None:
         raise ConfigError(f"--pictures: {of} pictures; leave out --pictures")
+    if asked.class_map and spec.predicting.class_maps is None:
+        raise ConfigError(f"{of} class for each pixel")
     if asked.top is not None and not spec.names_classes:
         raise ConfigError(f"--top: {of} classes; leave out --top")
     if asked.threshold is not None and not spec.predicting.has_scores:

@@ -2,7 +2,7 @@
 
 import glob
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,7 +29,7 @@ class ImageInput:
     position: int = 0  # in its shards
 
 
-def image_inputs(places: Iterable[str]) -> Iterator[ImageInput]:
+def image_inputs(places: Iterable[str]) -> Generator[ImageInput]:
     """The images at some places, in their order.
 
     Args:

@@ -4,7 +4,7 @@ Legend: B images of a batch, C channels of the last map.
 """
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
@@ -125,7 +125,12 @@ class TaskAnswerer:
         pictures: Mapping[str, Tensor] = {}
         if self.asked.pictures and self.predicting.pictures is not None:
             pictures = self.predicting.pictures(self.task, self.model, inputs, prediction, self.options)
-        return [Answered(one, row, pictures) for one, row in zip(said, features, strict=False)]
+        maps: Iterable[Tensor | None] = repeat(None)
+        if self.asked.class_map and self.predicting.class_maps is not None:
+            maps = self.predicting.class_maps(prediction).cpu()
+        return [
+            Answered(one, row, pictures, found) for one, row, found in zip(said, features, maps, strict=False)
+        ]
 
     def _batch(self, examples: Sequence[Example], positions: Sequence[int]) -> Batch:
         """The examples as a stream collates them."""

@@ -1,17 +1,25 @@
-"""From the body of a request to the images of a model, with limits; no image harms another one.
+"""From the body of a request to what a model takes of an image, with limits; and images as PNG.
 
-Legend: h, w height and width of the model's images.
+No image harms another one. Legend: h, w height and width of an image.
 """
 
 import base64
 import binascii
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
+import PIL.Image
 
 from data_shards.errors import DataError
+from data_shards.format.rng import DrawKey
+from data_shards.image.geometry import Crop, Geometry
 from data_shards.image.pixels import image_size
 from launcher.serve.options import Limits
-from launcher.serve.protocol import Model
+
+X = TypeVar("X")
 
 
 class BadImageError(Exception):
@@ -41,8 +49,14 @@ def from_base64(number: int, text: str) -> bytes:
         raise BadImageError(number, f"is no base64: {error}") from error
 
 
-def to_pixels(number: int, body: bytes, model: Model, limits: Limits) -> np.ndarray:
-    """What a model sees of an image: (3, h, w) uint8, as in an evaluation.
+def prepared(number: int, body: bytes, prepare: Callable[[bytes], X], limits: Limits) -> X:
+    """What a model takes of the file of an image.
+
+    Args:
+        number: of the image in its request, from 0.
+        body: the file.
+        prepare: decodes it, or raises DataError.
+        limits: of its pixels, which are counted from its header.
 
     Raises:
         BadImageError: it is no image, damaged, or too large.
@@ -53,6 +67,28 @@ def to_pixels(number: int, body: bytes, model: Model, limits: Limits) -> np.ndar
             raise BadImageError(
                 number, f"{width} x {height} pixels; at most {limits.pixels} are taken", status=413
             )
-        return model.pixels(body)
+        return prepare(body)
     except DataError as error:
         raise BadImageError(number, str(error)) from error
+
+
+@dataclass(frozen=True)
+class AtMost:
+    """The complete image, made smaller until no side has more than `longest` pixels."""
+
+    longest: int
+
+    def geometry(self, height: int, width: int, key: DrawKey) -> Geometry:
+        """Without a draw."""
+        scale = min(1.0, self.longest / max(height, width))
+        return Geometry(
+            Crop(0, 0, height, width), (max(1, round(height * scale)), max(1, round(width * scale)))
+        )
+
+
+def as_png(pixels: np.ndarray) -> str:
+    """An image (3, h, w) or (h, w), uint8, as a PNG in base64."""
+    file = io.BytesIO()
+    shown = pixels.transpose(1, 2, 0) if pixels.ndim == 3 else pixels
+    PIL.Image.fromarray(np.ascontiguousarray(shown)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()

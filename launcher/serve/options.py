@@ -6,12 +6,25 @@ from launcher.serve.batcher import BatchOptions
 
 
 @dataclass(frozen=True, kw_only=True)
+class Bounds:
+    """How much a server takes at once, which bounds its memory."""
+
+    queue: int  # images that are being answered
+    images: int  # of one request
+    pixels: int  # of one image
+
+
+FOR_CLASSES = Bounds(queue=256, images=64, pixels=64_000_000)  # the model sees small images
+FOR_MAPS = Bounds(queue=32, images=16, pixels=16_000_000)  # a class map has the size of its image
+
+
+@dataclass(frozen=True, kw_only=True)
 class Limits:
     """What one request may cost; beyond a limit it is refused with a 4xx status."""
 
     body_bytes: int = 32 * 2**20  # of one request
-    images: int = 64  # of one request
-    pixels: int = 64_000_000  # of one image, by its header: nothing is decoded beyond
+    images: int = FOR_CLASSES.images  # of one request
+    pixels: int = FOR_CLASSES.pixels  # of one image, by its header: nothing is decoded beyond
     body_s: float = 30.0  # for the client to send its request
     answer_s: float = 30.0  # from the request to its answer, else 503
 

@@ -21,7 +21,7 @@ class ExpertMap(NamedTuple):
 
 
 class Model(Protocol):
-    """A model that is served: an artifact, or one that was loaded from a run."""
+    """A model that is served."""
 
     @property
     def name(self) -> str:
@@ -39,6 +39,13 @@ class Model(Protocol):
     def examples(self) -> Sequence[np.ndarray]:
         """Images to try: (3, h, w) uint8 each."""
 
+    def describe(self) -> dict[str, Any]:
+        """What is known of it: JSON-able."""
+
+
+class ClassifierModel(Model, Protocol):
+    """A class for each image: an artifact, or a model that was loaded from a run."""
+
     @property
     def expert_maps(self) -> Sequence[ExpertMap]:
         """Its MoE layers in order."""
@@ -53,5 +60,20 @@ class Model(Protocol):
     def run(self, pixels: np.ndarray) -> FrozenOutput:
         """Its answer to images (B, 3, h, w) uint8, for any B; it may be called in several threads."""
 
-    def describe(self) -> dict[str, Any]:
-        """What is known of it: JSON-able."""
+
+class SegmentationModel(Model, Protocol):
+    """A class for each pixel of an image, which has its own size."""
+
+    def example(self, image: bytes) -> Any:
+        """What it takes of the file of an image; it is called in several threads.
+
+        Raises:
+            DataError: the image cannot be decoded.
+        """
+
+    def class_map(self, example: Any) -> np.ndarray:
+        """The index of the class of each pixel: (h, w) uint8; it may be called in several threads.
+
+        Raises:
+            DataError: the model has no answer to this image.
+        """

@@ -62,6 +62,36 @@ class EmbedResponse(BaseModel):
     results: list[Embedded]
 
 
+class PixelClass(BaseModel):
+    """A class that some pixels have."""
+
+    index: Annotated[int, Field(ge=0, le=255, description="The output of the model.")]
+    name: Annotated[str | None, Field(description="The name of the class; null where it is not known.")]
+    share: Annotated[float, Field(gt=0, le=1, description="Of the pixels of the image.")]
+    colour: Annotated[str, Field(pattern="^#[0-9a-f]{6}$", description="Of the class in pictures.")]
+
+
+class Segmented(BaseModel):
+    """The answer to one image."""
+
+    height: Annotated[int, Field(ge=1, description="Of the image and of its map, in pixels.")]
+    width: Annotated[int, Field(ge=1)]
+    classes: Annotated[list[PixelClass], Field(description="That some pixels have, most pixels first.")]
+    map: Annotated[
+        str, Field(description="The index of the class of each pixel: a gray PNG of 8 bits in base64.")
+    ]
+    view: Annotated[
+        str | None,
+        Field(description="The image as a PNG in base64, at most 1024 pixels long, for ?view=true."),
+    ] = None
+
+
+class SegmentResponse(BaseModel):
+    """Answers in the order of the images."""
+
+    results: list[Segmented]
+
+
 class Health(BaseModel):
     """Whether the server takes requests."""
 

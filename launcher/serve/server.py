@@ -6,9 +6,8 @@ import socket
 import uvicorn
 
 from launcher.config.load import ConfigError
-from launcher.serve.app import create_app
+from launcher.serve.app import Interface, create_app
 from launcher.serve.options import ServeOptions
-from launcher.serve.protocol import Model
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -30,16 +29,16 @@ def listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def serve(model: Model, options: ServeOptions, listening: socket.socket) -> None:
+def serve(interface: Interface, options: ServeOptions, listening: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C; requests that were taken are answered first.
 
     Args:
-        model: to serve.
+        interface: of the model to serve.
         options: of the server.
         listening: of `listen`.
     """
     config = uvicorn.Config(
-        create_app(model, options),
+        create_app(interface, options),
         log_level="warning",
         access_log=False,
         timeout_graceful_shutdown=round(options.drain_s),
@@ -56,7 +55,7 @@ def serve(model: Model, options: ServeOptions, listening: socket.socket) -> None
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     host, port = listening.getsockname()[:2]
-    print(f"serving {model.name} on http://{_in_url(host)}:{port}", flush=True)
+    print(f"serving {interface.model.name} on http://{_in_url(host)}:{port}", flush=True)
     server.run(sockets=[listening])
 
 

@@ -218,6 +218,9 @@ class Predicting:
     answers: Callable[[Any, Batch, AnswerOptions], Sequence[Answer | str]]
     # without it `--pictures` is refused
     pictures: Callable[[Task, nn.Module, Any, Any, AnswerOptions], Mapping[str, Tensor]] | None = None
+    # of what `Task.predict` returns for B images of one size, the index of the class of each pixel:
+    # (B, height, width) uint8; without it `serve` has no /v1/segment
+    class_maps: Callable[[Any], Tensor] | None = None
     one_by_one: bool = False  # a call of the model gets one image, as where images have their own sizes
     has_scores: bool = False
 
@@ -271,7 +274,7 @@ class TaskSpec:
     has_classes: bool = False  # output i of the model stands for class i of the data: the label of an image
     # likewise, of pixels or objects: checkpoints record the names of the classes, and answers show them
     has_parts: bool = False
-    is_classifier: bool = False  # its model is a SwinTransformer, which `deploy` and `serve` can run
+    is_classifier: bool = False  # its model is a SwinTransformer, which `deploy` can run
     predicting: Predicting | None = None  # without it `predict` refuses the task
     # of a model: what pretrained weights are loaded into, a module with the backbone in it and heads whose
     # names swin_moe/weights/dense.py knows; None: the backbone alone

@@ -83,6 +83,8 @@ def _repeated(grid: WindowGrid, side: int, axis: int) -> int:
 class RecentTensors:
     """Tensors by key, of bounded memory: the one that was not used for the longest time goes first.
 
+    Threads may share it, as those of a server that runs one model do. They may make a tensor twice.
+
     Args:
         most_bytes: of all tensors. A single one that is larger is kept until another one comes.
     """
@@ -93,12 +95,12 @@ class RecentTensors:
 
     def get(self, key: Hashable, make: Callable[[], Tensor]) -> Tensor:
         """The tensor of a key, made if it is not there."""
-        if key in self._tensors:
-            tensor = self._tensors[key] = self._tensors.pop(key)
+        if (tensor := self._tensors.pop(key, None)) is not None:
+            self._tensors[key] = tensor
             return tensor
         tensor = self._tensors[key] = make()
-        while len(self._tensors) > 1 and self.bytes > self._most_bytes:
-            del self._tensors[next(iter(self._tensors))]
+        while len(keys := list(self._tensors)) > 1 and self.bytes > self._most_bytes:
+            self._tensors.pop(keys[0], None)
         return tensor
 
     @property
@@ -110,4 +112,4 @@ class RecentTensors:
         return len(self._tensors)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return iter(self._tensors.values())
+        return iter(list(self._tensors.values()))

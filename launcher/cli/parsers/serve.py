@@ -13,8 +13,10 @@ examples:
   swin-moe serve runs/demo_cpu/artifacts/onnx --port 9000 --max-batch 16 --max-wait-ms 10
   curl --data-binary @cat.jpg -H 'content-type: image/jpeg' http://127.0.0.1:8000/v1/classify
   curl -F file=@cat.jpg -F file=@dog.jpg 'http://127.0.0.1:8000/v1/classify?top=3'
+  swin-moe serve runs/recipes/segmentation                     the class of each pixel, at /v1/segment
 
-POST /v1/classify and /v1/embed take JSON with base64, a form with files, or one file as the body. There are
+POST /v1/classify and /v1/embed, and of a segmentation run /v1/segment, take JSON with base64, a form with
+files, or one file as the body. A pass of a segmentation run has one image, whatever --max-batch is. There are
 GET /healthz, /metrics (Prometheus) and /openapi.json, and a page at /, which needs no internet. SIGTERM and
 Ctrl-C stop the server when it has answered what it has taken. docs/inference.md has every answer, limit and
 status. Needs `pip install 'swin-moe[serve]'`.
@@ -45,10 +47,11 @@ class ServerOption:
     default: float | None
     text: str
     metavar: str = "N"
+    otherwise: str = "torch's"  # what an option without a default means
 
     def add(self, parser: argparse._ActionsContainer, *, passed_on: bool = False) -> None:
         """Add it to a parser; what is passed on is None unless it was given."""
-        default = "default: torch's" if self.default is None else f"default: {self.default:g}"
+        default = f"default: {self.otherwise if self.default is None else format(self.default, 'g')}"
         parser.add_argument(
             f"--{self.name.replace('_', '-')}",
             type=self.type,
@@ -65,7 +68,11 @@ BATCHING = (
     ServerOption("threads", positive, None, "of the processor, for each pass"),
     ServerOption("decode_threads", positive, 2, "that decode images"),
     ServerOption(
-        "max_queue", positive, 256, "images that are being answered, beyond which the status is 429"
+        "max_queue",
+        positive,
+        None,
+        "images that are being answered, beyond which the status is 429",
+        otherwise="256; for class maps 32",
     ),
 )
 
@@ -81,5 +88,5 @@ def add_arguments(parser: CommandParser) -> None:
     for option in BATCHING:
         option.add(parser)
     add("--max-body-mib", type=positive, default=32, help="of a request (default %(default)s)")
-    add("--max-pixels", type=positive, default=64_000_000, help="of an image (default %(default)s)")
-    add("--max-images", type=positive, default=64, help="of a request (default %(default)s)")
+    add("--max-pixels", type=positive, help="of an image (default: 64000000; for class maps 16000000)")
+    add("--max-images", type=positive, help="of a request (default: 64; for class maps 16)")

@@ -135,6 +135,7 @@ SPEC = TaskSpec(
         columns=deferred(f"{HERE}.answers:columns"),
         answers=deferred(f"{HERE}.answers:answers"),
         pictures=deferred(f"{HERE}.answers:pictures"),
+        class_maps=deferred(f"{HERE}.answers:class_maps"),
         one_by_one=True,
     ),
     parameters=ParameterRules(backbone="encoder.", heads=("stage_norms.", "decode_head.", "auxiliary_head.")),

@@ -1,6 +1,6 @@
-"""The classes of the pixels of single images, for `swin-moe predict`.
+"""The classes of the pixels of single images, for `swin-moe predict` and `swin-moe serve`.
 
-Legend: H, W height and width of an image at its own size.
+Legend: B images; H, W height and width of an image at its own size.
 """
 
 from collections.abc import Mapping, Sequence
@@ -86,6 +86,11 @@ def _answer(labels: Tensor, options: AnswerOptions) -> Answer:
         record={"height": height, "width": width, "classes": found},
         row=row,
     )
+
+
+def class_maps(prediction: SegmentationPrediction) -> Tensor:
+    """The index of the class of each pixel: (B, H, W) uint8."""
+    return prediction.labels
 
 
 def pictures(

@@ -3,22 +3,20 @@
 Legend: H, W height and width of an image in pixels.
 """
 
-import colorsys
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from launcher.tasks.class_colours import class_colour
 from swin_moe.heads.upernet_config import IGNORED
 
 LONGEST = 512  # pixels of a side of what is shown
 GAP = 4  # pixels between two of a row
-STEP = 0.618034  # of the hues of two classes: no two of few classes look alike
 
 
 def palette() -> Tensor:
     """The colour of each label, black for pixels without one: (256, 3) in 0 to 1."""
-    colours = [colorsys.hsv_to_rgb(label * STEP % 1, 0.8 - label // 8 % 3 * 0.2, 1.0) for label in range(256)]
+    colours = [class_colour(label) for label in range(IGNORED + 1)]
     colours[IGNORED] = (0.0, 0.0, 0.0)
     return torch.tensor(colours)
 

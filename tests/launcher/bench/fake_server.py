@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -12,15 +12,16 @@ WAIT_S = 300.0
 
 
 class FakeServer(ThreadingHTTPServer):
-    """Answers request number n to /v1/classify with `status(n)`.
+    """Answers request number n at the first of `paths` with `status(n)`.
 
     `bodies` are those of all requests so far. `meet` requests wait for each other before they are answered.
     """
 
     daemon_threads = True
 
-    def __init__(self, status: Callable[[int], int], meet: int, metrics: bool) -> None:
+    def __init__(self, status: Callable[[int], int], meet: int, metrics: bool, paths: Sequence[str]) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
+        self.paths = paths
         self.status, self.metrics, self.bodies = status, metrics, list[bytes]()
         self.barrier, self.lock = threading.Barrier(meet), threading.Lock()
 
@@ -46,7 +47,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/v1/model":
-            self._answer(200, json.dumps({"text": "a fake of 3 classes"}))
+            self._answer(200, json.dumps({"text": "a fake of 3 classes", "paths": self.server.paths}))
         elif self.path == "/metrics" and self.server.metrics:  # passes of 2.5 images on average
             images = len(self.server.bodies)
             figures = {"count": images / 2.5, "sum": images}
@@ -57,6 +58,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["content-length"]))
+        if self.path != self.server.paths[0]:
+            self._answer(404, "{}")
+            return
         with self.server.lock:
             number = len(self.server.bodies)
             self.server.bodies.append(body)
@@ -70,10 +74,14 @@ class Handler(BaseHTTPRequestHandler):
 
 @contextmanager
 def fake_server(
-    status: Callable[[int], int] = lambda number: 200, *, meet: int = 1, metrics: bool = True
+    status: Callable[[int], int] = lambda number: 200,
+    *,
+    meet: int = 1,
+    metrics: bool = True,
+    paths: Sequence[str] = ("/v1/classify", "/v1/embed"),
 ) -> Iterator[FakeServer]:
     """A server that listens as long as the context."""
-    server = FakeServer(status, meet, metrics)
+    server = FakeServer(status, meet, metrics, paths)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
     try:

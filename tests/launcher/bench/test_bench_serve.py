@@ -44,6 +44,12 @@ def test_a_server_that_runs(capsys: pytest.CaptureFixture[str]) -> None:
     assert "8/8 requests" in progress
 
 
+def test_a_server_of_another_task(capsys: pytest.CaptureFixture[str]) -> None:
+    with fake_server(paths=["/v1/segment"]) as server:
+        found = json.loads(bench(capsys, server.url, "--concurrency", 2, "--requests", 4, "--json")[0])
+    assert (found["levels"][0]["answered"], found["levels"][0]["errors"]) == (4, {})
+
+
 def test_a_server_that_answers_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with fake_server(lambda number: 503) as server:
         text, _ = bench(capsys, server.url, "--concurrency", 2, "--requests", 4, code=2)

@@ -97,7 +97,7 @@ def test_what_is_no_url_of_a_server(url: str) -> None:
 def test_no_server_and_one_of_another_kind() -> None:
     with fake_server() as server:
         url = server.url
-        assert described(Address.of(url)) == "a fake of 3 classes"
+        assert described(Address.of(url)) == ("a fake of 3 classes", "/v1/classify")
         with pytest.raises(ConfigError, match="no server of swin-moe: .* status 404"):
             described(Address.of(f"{url}/elsewhere"))
     for unreachable in (url, "http://no.such.host.invalid", "http://a..b"):

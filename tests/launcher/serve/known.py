@@ -1,4 +1,4 @@
-"""A model whose answers are known, and images of one colour that it classifies."""
+"""Models whose answers are known, and images of one colour or of two that they take."""
 
 import io
 from collections.abc import Sequence
@@ -8,8 +8,10 @@ import numpy as np
 import PIL.Image
 import torch
 
+from data_shards.errors import DataError
 from data_shards.image.decode import decode_image
 from data_shards.image.geometry import EvalTransform
+from data_shards.image.pixels import decode_pixels
 from launcher.serve.protocol import ExpertMap
 from swin_moe.frozen.model import FrozenOutput
 
@@ -41,6 +43,35 @@ class KnownModel:
 
     def describe(self) -> dict[str, Any]:
         return {"text": "a model whose answers are known"}
+
+
+class KnownSegmenter:
+    """The class of a pixel is its red, divided by STEP; to images of one row it has no answer."""
+
+    name, num_classes = "known", 16
+    classes: Sequence[str] | None = tuple(f"red {index}" for index in range(16))
+    examples = (np.full((3, 4, 6), 32, np.uint8),)
+
+    def example(self, image: bytes) -> np.ndarray:
+        return decode_pixels(image)
+
+    def class_map(self, example: np.ndarray) -> np.ndarray:
+        if len(example) == 1:
+            raise DataError("one row alone")
+        return example[..., 0] // STEP
+
+    def describe(self) -> dict[str, Any]:
+        return {"text": "a model whose answers are known"}
+
+
+def halves(left: int, right: int, width: int = 8, height: int = 5) -> bytes:
+    """The file of an image whose left quarter is of one class of `KnownSegmenter`, the rest of another."""
+    pixels = np.full((height, width, 3), 99, np.uint8)
+    pixels[..., 0] = STEP * right + STEP // 2
+    pixels[:, : width // 4, 0] = STEP * left + STEP // 2
+    file = io.BytesIO()
+    PIL.Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
 
 
 def image_of(index: int, kind: str = "PNG", side: int = SIDE) -> bytes:

@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 
 from launcher.serve.app import create_app
 from launcher.serve.batcher import BatchOptions
+from launcher.serve.classify import ClassifyInterface
 from launcher.serve.options import Limits, ServeOptions
 from tests.launcher.serve.known import SIDE, KnownModel, image_of
 
@@ -23,7 +24,9 @@ LIMITS = Limits(body_bytes=200_000, images=4, pixels=100_000)
 @pytest.fixture
 def client() -> Iterator[TestClient]:
     options = ServeOptions(limits=LIMITS, batches=BatchOptions(max_wait_s=0.0))
-    with TestClient(create_app(KnownModel(), options), raise_server_exceptions=False) as client:
+    with TestClient(
+        create_app(ClassifyInterface(KnownModel()), options), raise_server_exceptions=False
+    ) as client:
         yield client
 
 
@@ -163,7 +166,11 @@ def test_other_paths(client: TestClient) -> None:
     assert client.get("/healthz").json() == {"status": "ok"}
     assert client.get("/v1/classify").status_code == 405
     assert client.get("/nothing").status_code == 404
-    assert client.get("/v1/model").json()["text"].startswith("a model")
+    described = client.get("/v1/model").json()
+    assert described == {"text": "a model whose answers are known", "paths": ["/v1/classify", "/v1/embed"]}
+    for missing in (client.get("/v1/segment"), client.post("/v1/segment", json=encoded(image_of(1)))):
+        assert missing.status_code == 404
+        assert missing.json()["detail"].endswith("this one answers POST /v1/classify and POST /v1/embed")
     assert "<title>swin-moe</title>" in client.get("/").text
     assert client.get("/examples").json() == {"examples": 1}
     example = client.get("/examples/0")

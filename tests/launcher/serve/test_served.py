@@ -18,8 +18,9 @@ from fastapi.testclient import TestClient
 from launcher.deploy.artifact import open_predictor
 from launcher.evaluation.loaded import load
 from launcher.serve.app import create_app
+from launcher.serve.classify import ClassifyInterface
 from launcher.serve.options import ServeOptions
-from launcher.serve.served import ServedModel
+from launcher.serve.served import ServedClassifier
 from swin_moe.backbone.model import build_model
 from swin_moe.moe.layer import RoutingOverrides
 from swin_moe.weights.export import save_weights
@@ -52,7 +53,9 @@ def test_the_answers_are_those_of_the_model(weights: Path) -> None:
     with torch.no_grad():
         output = loaded.model(images, torch.zeros(5, dtype=torch.int64), EXACT)
     wanted = output.logits.double().softmax(1)
-    with TestClient(create_app(ServedModel(open_predictor(weights)), ServeOptions())) as client:
+    with TestClient(
+        create_app(ClassifyInterface(ServedClassifier(open_predictor(weights))), ServeOptions())
+    ) as client:
         body = {"images": [base64.b64encode(body).decode() for body in bodies]}
         results = client.post("/v1/classify?top=5&experts=true", json=body).json()["results"]
         described = client.get("/v1/model").json()

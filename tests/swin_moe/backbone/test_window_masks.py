@@ -1,6 +1,8 @@
 """Masks of any size out of a few patterns: against every pair of tokens, and what is kept of them."""
 
 import itertools
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -128,6 +130,25 @@ def test_recent_tensors_drop_the_longest_unused() -> None:
     assert made == ["a", "b", "c", "b"]  # c came when b was unused for the longest time, and b in place of c
     get("large", size=3)
     assert (len(tensors), tensors.bytes) == (1, 12)
+
+
+def test_recent_tensors_in_several_threads() -> None:
+    """Room for three of six tensors, so that each thread removes what others look for."""
+    tensors = RecentTensors(most_bytes=12)
+
+    def run(thread: int) -> bool:
+        keys = [(thread + i * i) % 6 for i in range(2000)]
+        return all(tensors.get(key, lambda key=key: torch.full((1,), key)).item() == key for key in keys)
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert all(pool.map(run, range(4)))
+    finally:
+        sys.setswitchinterval(interval)
+    tensors.get(6, lambda: torch.zeros(1))
+    assert tensors.bytes <= 12
 
 
 def test_blocks_of_a_stage_share_the_patterns() -> None:

@@ -1,5 +1,6 @@
 """Runs of segmentation with experts: any layout, a kill, an evaluation on any ranks."""
 
+import base64
 import csv
 import json
 from functools import partial
@@ -9,9 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from fastapi.testclient import TestClient
 from PIL import Image
 from torch import Tensor
 
+from launcher.cli.program import parse
+from launcher.cli.serve import open_interface, serve_options
+from launcher.serve.app import create_app
+from launcher.serve.options import FOR_MAPS
+from launcher.serve.served import has_class_map
 from parallel.checkpoint.reader import CheckpointReader
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import CONFIG, Outcome, command, only, records, run_alone, steps
@@ -209,7 +216,7 @@ def test_the_evaluation_on_more_layouts(learned: Path, ranks: int) -> None:
 
 
 def test_single_images_get_answers(learned: Path, tmp_path: Path) -> None:
-    """The classes with most pixels, by their names, and a label image whose shares they are."""
+    """The classes with most pixels, a label image whose shares they are, and the same from a server."""
     pixels = sample(10_000)["image"]
     Image.fromarray(pixels).save(tmp_path / "one.png")
     line = (
@@ -231,6 +238,29 @@ def test_single_images_get_answers(learned: Path, tmp_path: Path) -> None:
         i: pytest.approx(share) for i, share in enumerate(counts) if share
     }
     assert all(one["name"] == CLASSES[one["index"]] for one in answer["classes"])
+    served = run_on_ranks(segmented, 1, learned, tmp_path / "one.png")[0]
+    assert len(served["results"]) == served["examples"] + 1 == 8
+    found = served["results"][0]
+    assert [only(one, ("index", "name", "share")) for one in found["classes"]] == answer["classes"]
+    assert base64.b64decode(found["map"]) == file.read_bytes()
+    sides = [(one["height"], one["width"]) for one in served["results"]]
+    assert sides == [sample(10_000 + i)["mask"].shape for i in (0, *range(7))]
+    assert served["results"][1]["map"] == found["map"]  # the first example is this image
+
+
+def segmented(run: Path, image: Path) -> dict[str, Any]:
+    """What a server says of an image and of its examples, all in one request to two passes at a time."""
+    line = ["serve", str(run), "--workers", "2", "--max-batch", "8", "--threads", "1"]
+    args = parse(line)
+    app = create_app(open_interface(args, has_class_map(run)), serve_options(args, FOR_MAPS))
+    with TestClient(app) as client:
+        number = client.get("/examples").json()["examples"]
+        bodies = [image.read_bytes(), *(client.get(f"/examples/{i}").content for i in range(number))]
+        answer = client.post("/v1/segment", files=[("file", body) for body in bodies])
+        assert answer.status_code == 200, answer.text
+        described = client.get("/v1/model").json()
+    assert (described["classes"], described["paths"]) == (list(CLASSES), ["/v1/segment"])
+    return {**answer.json(), "examples": number}
 
 
 def test_bad_data_is_refused_before_the_run(shards: Path, tmp_path: Path) -> None:
