@@ -22,13 +22,13 @@ from parallel.durable import atomic_write
 
 SCHEMAS = (1, 2)  # 1: image and label, whose index is of version 1; 2: the manifest names its fields
 MANIFEST_NAME = "manifest.json"
-MADE = (
-    "synthetic",
-    "fashion-mnist",
-    "fashion-canvas",
-    "fashion-scenes",
-)  # sources that need no files of the user
-PACK_HINT = "swin-moe shards pack --source fashion-mnist --out data/fashion-mnist"
+KNOWN = {  # of data sets by the name of their directory: the options that pack them
+    "synthetic": "--source synthetic",
+    "fashion-mnist": "--source fashion-mnist",
+    "fashion-canvas": "--source fashion-canvas",
+    "fashion-scenes": "--source fashion-scenes",
+    "ade20k": "--source ade20k --directory ADEChallengeData2016",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,19 +132,28 @@ class Manifest:
         return np.array([shard.samples for shard in self.shards], dtype=np.int64)
 
     @classmethod
-    def load(cls, directory: str | Path) -> "Manifest":
-        """Read `directory`/manifest.json; DataError when it is missing, damaged or of another schema."""
+    def load(cls, directory: str | Path, wanted: tuple[Field, ...] = IMAGE_AND_LABEL) -> "Manifest":
+        """Read `directory`/manifest.json.
+
+        Args:
+            directory: of the split.
+            wanted: the members that its samples should have, for messages.
+
+        Raises:
+            DataError: it is missing, damaged or of another schema.
+        """
         path = Path(directory) / MANIFEST_NAME
-        return cls.from_dict(read_json(path), path)
+        return cls.from_dict(read_json(path, wanted), path, wanted)
 
     @classmethod
-    def from_dict(cls, values: Any, path: Path) -> "Manifest":
-        """Build a manifest from parsed JSON; `path` is only for the message of the DataError."""
+    def from_dict(cls, values: Any, path: Path, wanted: tuple[Field, ...] = IMAGE_AND_LABEL) -> "Manifest":
+        """Build a manifest from parsed JSON; `path` and `wanted` are only for the message of a DataError."""
+        command = pack_command(path.parent, wanted)
         schema = values.get("schema") if isinstance(values, dict) else None
         if schema not in SCHEMAS:
             known = " and ".join(map(str, SCHEMAS))
             raise DataError(
-                f"{path}: schema is {schema!r}, this version reads {known}; pack again: {PACK_HINT}"
+                f"{path}: schema is {schema!r}, this version reads {known}; pack again: {command}"
             )
         try:
             shards = tuple(ShardEntry(**shard) for shard in values["shards"])
@@ -156,11 +165,11 @@ class Manifest:
             if schema != schema_of(manifest.fields):
                 raise TypeError(f"schema {schema} with {len(manifest.fields)} fields")
         except (KeyError, TypeError, DataError) as error:
-            raise DataError(f"{path}: not a manifest ({error}); pack again: {PACK_HINT}") from error
+            raise DataError(f"{path}: not a manifest ({error}); pack again: {command}") from error
         if manifest.samples != total:
             raise DataError(f"{path}: samples ({manifest.samples}) must equal the sum over shards ({total})")
         if total == 0:
-            raise DataError(f"{path}: the split holds no images; pack a source that has some: {PACK_HINT}")
+            raise DataError(f"{path}: the split holds no images; pack a source that has some: {command}")
         return manifest
 
 
@@ -208,33 +217,49 @@ def canonical_json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def read_json(path: Path) -> Any:
-    """Parse a JSON file of a shard directory; DataError when it is missing or damaged."""
+def read_json(path: Path, wanted: tuple[Field, ...] = IMAGE_AND_LABEL) -> Any:
+    """Parse a JSON file of a shard directory; DataError when it is missing or damaged.
+
+    Args:
+        path: of the file.
+        wanted: the members that the samples should have, for messages.
+    """
     try:
         return json.loads(path.read_text())
     except FileNotFoundError:
-        raise DataError(_missing(path)) from None
+        raise DataError(_missing(path, wanted)) from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot read it ({error}); delete it and pack again: {PACK_HINT}") from error
+        command = pack_command(path.parent, wanted)
+        raise DataError(f"{path}: cannot read it ({error}); delete it and pack again: {command}") from error
 
 
-def _pack_command(split: Path) -> str:
-    """The command that makes a split: of made-up or downloaded images by the name, else of a folder."""
+def pack_command(split: Path, wanted: tuple[Field, ...]) -> str:
+    """A command that makes a split: of a data set that is known by its name, else of folders.
+
+    Args:
+        split: its directory.
+        wanted: the members of its samples.
+    """
     out = split.parent
-    source = f"--source {out.name}" if out.name in MADE else "--source folder --directory IMAGES"
-    return f"swin-moe shards pack {source} --out {out}"
+    options = KNOWN.get(out.name)
+    if options is None and wanted == IMAGE_AND_LABEL:
+        options = "--source folder --directory IMAGES"
+    elif options is None:
+        members = (f"{one.name}={one.name}s:{one.codec}".removesuffix(f":{one.name}") for one in wanted)
+        options = " --member ".join(["--source members --directory FOLDER", *members])
+    return f"swin-moe shards pack {options} --out {out}"
 
 
-def _missing(path: Path) -> str:
+def _missing(path: Path, wanted: tuple[Field, ...]) -> str:
     directory = path.parent
     if not directory.is_dir():
-        return (
-            f"{directory}: no such directory; make the shards first, for example: {_pack_command(directory)}"
-        )
+        command = pack_command(directory, wanted)
+        return f"{directory}: no such directory; make the shards first, for example: {command}"
     splits = sorted(str(path.parent) for path in directory.glob(f"*/{MANIFEST_NAME}"))
     if splits:
         return f"{directory}: holds splits, not shards; name one of {', '.join(splits)}"
-    return f"{directory}: no {MANIFEST_NAME}, so packing never finished here; run it (again): {PACK_HINT}"
+    command = pack_command(directory, wanted)
+    return f"{directory}: no {MANIFEST_NAME}, so packing never finished here; run it (again): {command}"
 
 
 def read_index(path: str | Path, fields: tuple[Field, ...] = IMAGE_AND_LABEL) -> np.ndarray:

@@ -1,6 +1,7 @@
 """What the data of a run must have: members, parts, a cache that holds a shard, classes."""
 
 from data_shards.errors import DataError
+from data_shards.format.fields import IMAGE_AND_LABEL, Field
 from data_shards.format.index import Manifest
 from data_shards.order.sampling import TrainSampling
 from data_shards.order.weighted import check_alike
@@ -41,7 +42,7 @@ def data_errors(config: RunConfig) -> tuple[list[str], int | None]:
                 expand(place)
                 errors += _tar_errors(config, of_task)
                 continue
-            manifests[option] = _manifest(config, place, of_task.transform)
+            manifests[option] = _manifest(config, place, of_task.transform, of_task.members)
             errors += _cache_errors(config, option, manifests[option])
         except DataError as error:
             errors.append(f"{option}: {error}")
@@ -64,9 +65,11 @@ def _weight_errors(
         return [f"data.train: {error}"], None
 
 
-def _manifest(config: RunConfig, split: str, transform: Transform) -> Manifest:
+def _manifest(
+    config: RunConfig, split: str, transform: Transform, wanted: tuple[Field, ...] = IMAGE_AND_LABEL
+) -> Manifest:
     """The manifest of a split whose samples have what the task reads; DataError otherwise."""
-    manifest = checked_manifest(split, cached=config.data.cache is not None)
+    manifest = checked_manifest(split, cached=config.data.cache is not None, wanted=wanted)
     manifest.check_members(transform.fields, redacted(split), f"task={config.task}")
     return manifest
 

@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+import re
 import signal
 import tarfile
 import time
@@ -14,6 +15,7 @@ import pytest
 import simplejpeg
 
 from data_shards.errors import DataError
+from data_shards.format.fields import IMAGE_AND_LABEL, IMAGE_AND_MASK
 from data_shards.format.files import only_writer
 from data_shards.format.index import MANIFEST_NAME, Manifest, check_shards, read_index
 from data_shards.format.rng import Purpose, permutation
@@ -247,6 +249,27 @@ def test_check_shards_names_a_truncated_and_a_missing_one(source: Source, tmp_pa
     assert f"000002.tar: expected {size} bytes, found {size - 512}" in str(caught.value)
     assert "000004.idx: No such file or directory, expected 480 bytes" in str(caught.value)  # 20 x 24
     assert "shards pack" in str(caught.value)
+
+
+def test_a_missing_split_has_the_command_that_makes_it(tmp_path: Path) -> None:
+    """By the name of the data set, else by the members that are wanted."""
+    for place, wanted, options in (
+        ("ade20k", IMAGE_AND_MASK, "--source ade20k --directory ADEChallengeData2016"),
+        ("fashion-canvas", IMAGE_AND_MASK, "--source fashion-canvas"),
+        ("fashion-mnist", IMAGE_AND_LABEL, "--source fashion-mnist"),
+        ("mine", IMAGE_AND_LABEL, "--source folder --directory IMAGES"),
+        (
+            "mine",
+            IMAGE_AND_MASK,
+            "--source members --directory FOLDER --member image=images --member mask=masks:label_image",
+        ),
+    ):
+        command = f"swin-moe shards pack {options} --out {tmp_path / place}"
+        with pytest.raises(DataError, match=re.escape(command) + "$"):
+            Manifest.load(tmp_path / place / "train", wanted)
+    (tmp_path / "ade20k" / "train").mkdir(parents=True)
+    with pytest.raises(DataError, match="so packing never finished .* --source ade20k"):
+        Manifest.load(tmp_path / "ade20k" / "train", IMAGE_AND_MASK)
 
 
 def test_manifest_errors_say_what_to_do(source: Source, tmp_path: Path) -> None:

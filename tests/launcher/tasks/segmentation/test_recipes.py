@@ -13,6 +13,7 @@ from launcher.tasks.segmentation.options import SegmentationOptions
 from launcher.training.schedules import Schedule
 from launcher.validation.rules import problems
 from swin_moe.backbone.flops import count_parameters
+from tests.launcher.refusals import refused
 
 CONFIGS = Path(__file__).parents[4] / "configs"
 FILES = {path.stem: path for path in sorted((CONFIGS / "segmentation").glob("*.yaml"))}
@@ -84,3 +85,24 @@ def test_the_recipe_in_minutes() -> None:
     config = load_config(str(CONFIGS / "recipes" / "fashion_segmentation.yaml"))
     for ranks in (1, 2):
         assert problems(config, ranks, data=False) == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "command"),
+    [
+        ("fashion_segmentation", "--source fashion-canvas --out data/fashion-canvas"),
+        ("upernet_swin_tiny_512", "--source ade20k --directory ADEChallengeData2016 --out data/ade20k"),
+        (
+            "upernet_swin_tiny_512 data.train=mine/train data.val=mine/val",
+            "--source members --directory FOLDER --member image=images --member mask=masks:label_image "
+            "--out mine",
+        ),
+    ],
+)
+def test_without_its_data_a_recipe_says_how_to_make_them(
+    capsys: pytest.CaptureFixture[str], recipe: str, command: str
+) -> None:
+    lines = refused(capsys, "check", *recipe.split()).splitlines()
+    told = [line for line in lines if line.startswith(("  data.train: ", "  data.val: "))]
+    assert len(told) == 2
+    assert all(line.endswith(f"swin-moe shards pack {command}") for line in told)
