@@ -77,9 +77,19 @@ def _rewrite(
     written = save_weights(model, args.out, args.to, inputs)
     print(f"wrote {written} ({args.to})")
     args.answer = {"source": source, "wrote": written, "format": args.to, "tensors": report.loaded}
-    if args.to == "hf" and isinstance(model, Backbone) and (gap := processor_gap(config, inputs)):
+    if args.to == "hf" and (gap := _images_gap(model, config, inputs)):
         print(f"  without preprocessor_config.json: {gap}")
     return 0
+
+
+def _images_gap(model: nn.Module, config: ModelConfig, inputs: InputSpec | None) -> str | None:
+    """Why a folder for transformers does not say how to make the images of an evaluation; None if it does."""
+    if isinstance(model, Backbone) or inputs is None:
+        return processor_gap(config, inputs)
+    return (
+        "the task decides the size of its images; they are normalized with "
+        f"mean {list(inputs.mean)} and std {list(inputs.std)}"
+    )
 
 
 def _plain(make: Callable[[ModelConfig], Backbone], config: ModelConfig, format: str) -> nn.Module:

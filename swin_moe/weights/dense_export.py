@@ -22,6 +22,11 @@ READ_BY = {  # by format, whose model it is
     "mmseg": "OpenMMLab's mmseg",
     "hf": "transformers' UperNetForSemanticSegmentation",
 }
+WITHOUT = {  # why there is no other backbone than Swin, by format
+    "official": "that repository has no other backbone",
+    "mmseg": "it has no such backbone",
+    "hf": "its backbones but SwinBackbone do not normalize the maps of the stages, or have no experts",
+}
 HF_AUXILIARY_STAGE = 2  # what its auxiliary head reads, which is no option there
 
 
@@ -31,7 +36,7 @@ def check_segmenter(model: nn.Module, config: ModelConfig, family: str, format: 
     Args:
         model: of the task.
         config: of its backbone.
-        family: of the backbone, of `export.kind`.
+        family: what the backbone is, of `export.described`.
         format: to write.
     """
     if format in ("native", "safetensors"):
@@ -45,7 +50,10 @@ def check_segmenter(model: nn.Module, config: ModelConfig, family: str, format: 
             f"exported alone{remedy}"
         )
     if family != "swin":
-        raise WeightsError(f"--to {format} is for UPerNet on swin; this backbone is {family}{remedy}")
+        raise WeightsError(
+            f"--to {format} is for UPerNet on swin; this backbone is {family}, and {READ_BY[format]} could "
+            f"not run it: {WITHOUT[format]}{remedy}"
+        )
     if config.window_padding != "visible":
         raise WeightsError(
             f"{READ_BY[format]} would give other logits: there attention sees the zeros that pad a map, and "

@@ -94,7 +94,7 @@ def check_model(model: nn.Module, format: str) -> None:
     """
     target = Target(model)
     if target.has_heads:
-        dense_export.check_segmenter(model, target.config, kind(target.config), format)
+        dense_export.check_segmenter(model, target.config, described(target.config), format)
     else:
         check_format(target.config, format)
 
@@ -129,7 +129,7 @@ def check_format(config: ModelConfig, format: str) -> None:
     }.get(format)
     if readable is not None and family not in readable:
         raise WeightsError(
-            f"--to {format} is for {', '.join(readable)}; this model is {_describe(config, family)}; "
+            f"--to {format} is for {', '.join(readable)}; this model is {described(config)}; "
             "--to safetensors holds any"
         )
     if format == "hf":
@@ -151,8 +151,9 @@ def _check_square_windows(config: ModelConfig) -> None:
             )
 
 
-def _describe(config: ModelConfig, family: str) -> str:
-    if family != "other":
+def described(config: ModelConfig) -> str:
+    """Which of the published families a model belongs to, or what makes it another one."""
+    if (family := kind(config)) != "other":
         return family
     parts = [f"{config.attention} attention", f"{config.position_bias} bias", f"{config.norm} norm"]
     parts += [f"extra_norm_period={config.extra_norm_period}"] if config.extra_norm_period else []

@@ -106,12 +106,17 @@ HIDDEN = replace(CONFIG, window_padding="hidden")
 REFUSED = {
     "timm": (CONFIG, HEAD, "timm", "--to timm has no models of segmentation; --to safetensors holds any"),
     "padding": (HIDDEN, HEAD, "official", "attention sees the zeros that pad a map, .* is hidden; --to safe"),
-    "v2": (replace(CONFIG, **V2), HEAD, "hf", "--to hf is for UPerNet on swin; this backbone is swinv2"),
+    "v2": (
+        replace(CONFIG, **V2),
+        HEAD,
+        "hf",
+        "is for UPerNet on swin; this backbone is swinv2, and .* do not normalize the maps of the stages",
+    ),
     "moe": (
         replace(CONFIG, moe=small_moe(blocks=((1,), (), (), ()))),
         HEAD,
         "mmseg",
-        "--to mmseg is for UPerNet on swin; this backbone is other",
+        "this backbone is one with dot attention, table bias, pre norm, 4 experts, and",
     ),
     "stage": (
         CONFIG,

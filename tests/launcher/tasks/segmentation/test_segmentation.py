@@ -14,7 +14,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 from torch import Tensor
 
-from launcher.cli.program import parse
+from launcher.cli.program import main, parse
 from launcher.cli.serve import open_interface, serve_options
 from launcher.serve.app import create_app
 from launcher.serve.options import FOR_MAPS
@@ -261,6 +261,17 @@ def segmented(run: Path, image: Path) -> dict[str, Any]:
         described = client.get("/v1/model").json()
     assert (described["classes"], described["paths"]) == (list(CLASSES), ["/v1/segment"])
     return {**answer.json(), "examples": number}
+
+
+def test_transformers_has_no_experts(
+    learned: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(learned), str(tmp_path / "hf"), "--to", "hf"]) == 2
+    said = capsys.readouterr().err
+    assert "--to hf is for UPerNet on swin; this backbone is one with dot attention, log_cpb bias" in said
+    assert "4 experts" in said
+    assert "--to safetensors holds any model" in said
+    assert not (tmp_path / "hf").exists()
 
 
 def test_bad_data_is_refused_before_the_run(shards: Path, tmp_path: Path) -> None:
