@@ -125,13 +125,16 @@ class PixelLabelImages:
     def __call__(self, members: Members, key: DrawKey = ANY_KEY) -> Example:
         """The image at each ratio, and its mask; no draw is made."""
         body, mask = image_and_mask(members, self.num_classes)
-        height, width = mask.shape
-        pixels, complete = decode_pixels(body), Crop(0, 0, height, width)
-        images = {}
+        return {**self.resized(body), "mask": mask}
+
+    def resized(self, body: bytes) -> dict[str, np.ndarray]:
+        """The image of a file at each ratio, by name; DataError when it cannot be decoded."""
+        pixels, images = decode_pixels(body), {}
+        height, width = pixels.shape[:2]
         for name, ratio in zip(self.image_names, self.ratios, strict=True):
-            geometry = Geometry(complete, self.size(height, width, ratio))
+            geometry = Geometry(Crop(0, 0, height, width), self.size(height, width, ratio))
             images[name] = resize_window(lambda crop: pixels[crop.slices], geometry, antialias=self.antialias)
-        return {**images, "mask": mask}
+        return images
 
     def size(self, height: int, width: int, ratio: float = 1.0) -> tuple[int, int]:
         """Height and width that an image of H x W pixels gets at a ratio."""

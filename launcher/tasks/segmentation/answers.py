@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from data_shards.codecs.registry import CODECS
 from data_shards.format.fields import IMAGE_AND_MASK, Members
 from data_shards.format.rng import DrawKey
 from data_shards.image.pixels import image_size
@@ -45,8 +44,9 @@ class UnlabelledImages:
 
     def __call__(self, members: Members, key: DrawKey) -> Example:
         """The image at each ratio, and a label image of its size."""
-        void = np.full(image_size(file_of(members, "image")), IGNORED, dtype=np.uint8)
-        return self.images({**members, "mask": CODECS["label_image"].encode(void)}, key)
+        body = file_of(members, "image")
+        void = np.full(image_size(body), IGNORED, dtype=np.uint8)
+        return {**self.images.resized(body), "mask": void}
 
 
 def data(config: RunConfig) -> DataSpec:
