@@ -127,7 +127,7 @@ class TaskAnswerer:
             pictures = self.predicting.pictures(self.task, self.model, inputs, prediction, self.options)
         maps: Iterable[Tensor | None] = repeat(None)
         if self.asked.class_map and self.predicting.class_maps is not None:
-            maps = self.predicting.class_maps(prediction).cpu()
+            maps = self.predicting.class_maps(prediction).cpu().unbind()
         return [
             Answered(one, row, pictures, found) for one, row, found in zip(said, features, maps, strict=False)
         ]

@@ -23,6 +23,7 @@ from launcher.serve.telemetry import ServerTelemetry
 
 X = TypeVar("X")
 Y = TypeVar("Y")
+Y_co = TypeVar("Y_co", covariant=True)
 R = TypeVar("R")
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -38,7 +39,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 OPERATION: dict[str, Any] = {"responses": ERRORS, "openapi_extra": {"requestBody": BODY}}  # on images
 
 
-class Runs(Protocol[X, Y]):
+class Runs(Protocol[X, Y_co]):
     """How images are run."""
 
     @property
@@ -52,7 +53,7 @@ class Runs(Protocol[X, Y]):
             DataError: the image cannot be decoded.
         """
 
-    def run(self, examples: Sequence[X]) -> Sequence[Y]:
+    def run(self, examples: Sequence[X]) -> Sequence[Y_co]:
         """What the model says of each image of a pass; it may be called in several threads."""
 
 

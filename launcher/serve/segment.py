@@ -79,7 +79,7 @@ def shares(found: np.ndarray, names: Sequence[str] | None) -> list[PixelClass]:
         PixelClass(
             index=i,
             name=names[i] if names else None,
-            share=counts[i] / found.size,
+            share=int(counts[i]) / found.size,
             colour=web_colour(i),
         )
         for i in order
