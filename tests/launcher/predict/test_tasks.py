@@ -16,6 +16,7 @@ from safetensors import safe_open
 from data_shards.stream.eval import EvalStream
 from data_shards.stream.options import EvalSampling
 from launcher.cli.program import main
+from launcher.config.errors import ConfigError
 from launcher.config.task_sections import options_of
 from launcher.config.task_specs import register, unregister
 from launcher.deploy.artifact import open_predictor
@@ -23,6 +24,7 @@ from launcher.deploy.card import ArtifactError
 from launcher.evaluation.recorded import recorded_config
 from launcher.predict.answerer import Asked
 from launcher.predict.answerers import open_answerer
+from launcher.serve.served import has_class_map
 from launcher.tasks.classification import SPEC as CLASSIFICATION
 from launcher.tasks.image_data import eval_images, eval_labelled_images, normalize_images
 from launcher.tasks.simmim import SPEC as SIMMIM
@@ -182,12 +184,21 @@ def test_what_a_task_lacks_is_refused(tmp_path: Path, capsys: pytest.CaptureFixt
 
 
 def test_a_task_is_deployed_and_served_if_it_says_so() -> None:
-    with pytest.raises(ArtifactError, match="task=simmim: its model has no classifier, which `deploy` and"):
+    with pytest.raises(ArtifactError, match="task=simmim: its model has no classifier, which `deploy` needs"):
         open_predictor(RUN)
     unlike = replace(CLASSIFICATION, is_classifier=False)
     with registered(unlike), pytest.raises(ArtifactError, match="task=classification: its model has no"):
         open_predictor(EXPERTS)
     assert open_predictor(EXPERTS).model.num_classes == 10
+    with pytest.raises(
+        ConfigError, match="task=simmim: `serve` is for classifiers and for tasks whose answer"
+    ):
+        has_class_map(RUN)
+    assert not has_class_map(EXPERTS)
+    assert SIMMIM.predicting is not None
+    predicting = replace(SIMMIM.predicting, class_maps=lambda prediction: prediction.mask)
+    with registered(replace(SIMMIM, predicting=predicting)):
+        assert has_class_map(RUN)
 
 
 def test_one_image_a_call_where_the_task_says_so() -> None:
