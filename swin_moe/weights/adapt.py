@@ -5,7 +5,7 @@ Legend: a window of H x W tokens, R = (2H - 1) * (2W - 1) offsets, h heads.
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -95,8 +95,18 @@ def _drop_head(converted: ConvertedStateDict, reason: str) -> None:
             converted.drop(name, reason)
 
 
+def _own_rows(name: str, classes: Sequence[int], known: int) -> list[int]:
+    """A classifier of one row a class."""
+    return [*classes]
+
+
 def pick_classes(
-    converted: ConvertedStateDict, names: Iterable[str], head: ClassMap, theirs: int, ours: int
+    converted: ConvertedStateDict,
+    names: Iterable[str],
+    head: ClassMap,
+    theirs: int,
+    ours: int,
+    rows: Callable[[str, Sequence[int], int], list[int]] = _own_rows,
 ) -> str:
     """Take the rows of a classifier's tensors that a class map names. Returns what was done.
 
@@ -105,6 +115,7 @@ def pick_classes(
         names: of the classifier's tensors.
         head: a class of the weights for each of the model.
         theirs: classes of the weights; `ours` those of the model.
+        rows: of a tensor by its name, those of some of `theirs` classes.
 
     Raises:
         WeightsError: the class map is of other classes.
@@ -117,7 +128,8 @@ def pick_classes(
         raise WeightsError(f"{head.name} names class {max(head.indices)}; the weights have 0..{theirs - 1}")
     for name in names:
         if name in converted.tensors:
-            converted.tensors[name] = converted.tensors[name][torch.tensor(head.indices)]
+            picked = rows(name, head.indices, theirs)
+            converted.tensors[name] = converted.tensors[name][torch.tensor(picked)]
     return f"{ours} of {theirs} classes, by {head.name}"
 
 

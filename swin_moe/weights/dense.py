@@ -1,10 +1,12 @@
 """What a dense task has around its backbone: norms of the stages' maps, and heads of convolutions.
 
-Our names of them are those of `heads/upernet.py`; the heads' are the released ones but for the batch norms'
-counters, which nothing reads.
+Our names of them are those of `heads/upernet.py` and `detection/detector.py`; the heads' are the released
+ones but for the batch norms' counters, which nothing reads.
+
+Legend: K classes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from torch import Tensor
 
@@ -14,8 +16,23 @@ from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.parts import DENSE_HEADS
 
 NORMS, *HEADS = DENSE_HEADS
-WHAT = dict(zip(DENSE_HEADS, ("stage norms", "decode head", "auxiliary head"), strict=True))
-CLASSIFIER = "conv_seg."  # of each head, its last layer
+WHAT = dict(
+    zip(
+        DENSE_HEADS,
+        (
+            "stage norms",
+            "decode head",
+            "auxiliary head",
+            "feature pyramid",
+            "proposal network",
+            "box head",
+            "mask head",
+        ),
+        strict=True,
+    )
+)
+# the last layers of heads: of K rows, but for K + 1 of `fc_cls`, and 4 K of `fc_reg`
+CLASSIFIERS = ("conv_seg", "fc_cls", "fc_reg", "conv_logits")
 COUNTER = "num_batches_tracked"
 
 
@@ -81,21 +98,42 @@ def _adapt_classifier(
     converted: ConvertedStateDict, shapes: Mapping[str, list[int]], prefix: str, head: Head, option: str
 ) -> tuple[set[str], list[str]]:
     """The tensors of a head's classifier that stay, and what was done."""
-    names = _starting(converted.tensors, prefix + CLASSIFIER) & set(shapes)
+    names = {
+        name for name in _starting(converted.tensors, prefix) & set(shapes) if _layer(name) in CLASSIFIERS
+    }
     if not names:
         return set(), []
-    weight = f"{prefix}{CLASSIFIER}weight"
-    ours, theirs = shapes[weight][0], len(converted.tensors[weight])
+    first = min(names)
+    ours, theirs = (_classes(first, rows) for rows in (shapes[first][0], len(converted.tensors[first])))
     if head == "replace":
         for name in names:
             converted.drop(name, "the classifier is replaced")
         said = f"classifier of the {WHAT[prefix]}: the model's own of {ours} classes stays, that of {theirs}"
         return names, [f"{said} classes is not used"]
     if isinstance(head, ClassMap):
-        return set(), [f"{WHAT[prefix]}: {pick_classes(converted, names, head, theirs, ours)}"]
+        picked = pick_classes(converted, names, head, theirs, ours, _rows)
+        return set(), [f"{WHAT[prefix]}: {picked}"]
     if ours != theirs:
         raise WeightsError(
             f"the {WHAT[prefix]} of the weights has {theirs} classes, model.num_classes is {ours}; for a new "
             f"classifier: {option}=replace; to pick classes: {option}=FILE, a class map"
         )
     return set(), []
+
+
+def _layer(name: str) -> str:
+    """The module that a tensor is of, without those around it."""
+    return name.rpartition(".")[0].rpartition(".")[2]
+
+
+def _classes(name: str, rows: int) -> int:
+    """K of a classifier with so many rows."""
+    return {"fc_cls": rows - 1, "fc_reg": rows // 4}.get(_layer(name), rows)
+
+
+def _rows(name: str, classes: Sequence[int], known: int) -> list[int]:
+    """The rows of a classifier that are of some of its `known` classes; the background's is the last."""
+    layer = _layer(name)
+    if layer == "fc_reg":
+        return [4 * row + offset for row in classes for offset in range(4)]
+    return [*classes, known] if layer == "fc_cls" else [*classes]

@@ -1,36 +1,62 @@
-"""Write a segmentation model: in both dialects of the released files, and for transformers' UPerNet.
+"""Write a model of a dense task: in both dialects of the released files, UPerNet also for transformers.
 
 Legend: K classes.
 """
 
 import re
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from swin_moe.config import ModelConfig
+from swin_moe.detection.detector import Detector
 from swin_moe.heads.upernet import Segmenter
 from swin_moe.weights import hf, mmseg, official
 from swin_moe.weights.dense import COUNTER, NORMS, prefix_of
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.input_spec import InputSpec
 
-READ_BY = {  # by format, whose model it is
-    "official": "SwinTransformer/Swin-Transformer-Semantic-Segmentation",
-    "mmseg": "OpenMMLab's mmseg",
-    "hf": "transformers' UperNetForSemanticSegmentation",
+
+class Readers(NamedTuple):
+    """A kind of model, and who reads it."""
+
+    what: str
+    task: str
+    read_by: dict[str, str]  # by format, whose model it is
+
+
+READERS: dict[type[nn.Module], Readers] = {
+    Segmenter: Readers(
+        "UPerNet",
+        "segmentation",
+        {
+            "official": "SwinTransformer/Swin-Transformer-Semantic-Segmentation",
+            "mmseg": "OpenMMLab's mmseg",
+            "hf": "transformers' UperNetForSemanticSegmentation",
+        },
+    ),
+    Detector: Readers(
+        "Mask R-CNN and its cascade",
+        "detection",
+        {
+            "official": "SwinTransformer/Swin-Transformer-Object-Detection",
+            "mmdet": "OpenMMLab's mmdet",
+        },
+    ),
 }
 WITHOUT = {  # why there is no other backbone than Swin, by format
     "official": "that repository has no other backbone",
     "mmseg": "it has no such backbone",
+    "mmdet": "it has no such backbone",
     "hf": "its backbones but SwinBackbone do not normalize the maps of the stages, or have no experts",
 }
+ZOO = {"mmseg": "segmentation", "mmdet": "detection"}  # OpenMMLab's formats, and the task of each
 HF_AUXILIARY_STAGE = 2  # what its auxiliary head reads, which is no option there
 
 
-def check_segmenter(model: nn.Module, config: ModelConfig, family: str, format: str) -> None:
+def check_dense(model: nn.Module, config: ModelConfig, family: str, format: str) -> None:
     """Refuse a format whose readers could not run a model of a dense task, or would compute something else.
 
     Args:
@@ -42,27 +68,35 @@ def check_segmenter(model: nn.Module, config: ModelConfig, family: str, format: 
     if format in ("native", "safetensors"):
         return
     remedy = "; --to safetensors holds any model"
-    if format not in READ_BY:
-        raise WeightsError(f"--to {format} has no models of segmentation{remedy}")
-    if not isinstance(model, Segmenter):
+    readers = next((readers for kind, readers in READERS.items() if isinstance(model, kind)), None)
+    if readers is None:
+        known = " and ".join(r.what for r in READERS.values() if format in r.read_by) or "no dense task"
         raise WeightsError(
-            f"--to {format} is for UPerNet, and the model is a {type(model).__name__}; its backbone can be "
+            f"--to {format} is for {known}, and the model is a {type(model).__name__}; its backbone can be "
             f"exported alone{remedy}"
         )
+    if format not in readers.read_by:
+        raise WeightsError(f"--to {format} has no models of {readers.task}{remedy}")
     if family != "swin":
         raise WeightsError(
-            f"--to {format} is for UPerNet on swin; this backbone is {family}, and {READ_BY[format]} could "
-            f"not run it: {WITHOUT[format]}{remedy}"
+            f"--to {format} is for {readers.what} on swin; this backbone is {family}, and "
+            f"{readers.read_by[format]} could not run it: {WITHOUT[format]}{remedy}"
         )
+    reader = readers.read_by[format]
     if config.window_padding != "visible":
         raise WeightsError(
-            f"{READ_BY[format]} would give other logits: there attention sees the zeros that pad a map, and "
+            f"{reader} would give other results: there attention sees the zeros that pad a map, and "
             f"model.window_padding is {config.window_padding}{remedy}"
         )
+    if isinstance(model, Segmenter):
+        _check_auxiliary(model, format, reader, remedy)
+
+
+def _check_auxiliary(model: Segmenter, format: str, reader: str, remedy: str) -> None:
     head = model.config
     if format == "hf" and head.auxiliary_channels and head.auxiliary_stage != HF_AUXILIARY_STAGE:
         raise WeightsError(
-            f"{READ_BY[format]} reads stage {HF_AUXILIARY_STAGE} by its auxiliary head, and "
+            f"{reader} reads stage {HF_AUXILIARY_STAGE} by its auxiliary head, and "
             f"segmentation.head.auxiliary_stage is {head.auxiliary_stage}{remedy}"
         )
 
@@ -70,7 +104,7 @@ def check_segmenter(model: nn.Module, config: ModelConfig, family: str, format: 
 def released(
     tensors: Mapping[str, Tensor], config: ModelConfig, buffers: Mapping[str, Tensor], format: str
 ) -> dict[str, Tensor]:
-    """Ours to the names of a dialect, `official` or `mmseg`.
+    """Ours to the names of a dialect: `official`, or one of OpenMMLab's.
 
     Args:
         tensors: of the model, those of the backbone without a prefix.
@@ -81,7 +115,7 @@ def released(
     backbone, norms, heads = _apart(tensors)
     swin = official.export(backbone, config) | dict(buffers)
     swin |= {f"norm{stage}.{leaf}": tensor for (stage, leaf), tensor in norms.items()}
-    swin = mmseg.of_official(swin) if format == "mmseg" else swin
+    swin = mmseg.of_official(swin) if format in ZOO else swin
     return {f"backbone.{name}": tensor for name, tensor in swin.items()} | _with_counters(heads)
 
 

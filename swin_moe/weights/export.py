@@ -29,13 +29,14 @@ def save_weights(model: nn.Module, path: str | Path, format: str, inputs: InputS
     """Write a model's weights; what is at `path` is never overwritten.
 
     Args:
-        model: with all its experts here; a `Backbone`, a `SwinTransformer` with its classifier, or a
-            `Segmenter`.
+        model: with all its experts here; a `Backbone`, a `SwinTransformer` with its classifier, a
+            `Segmenter` or a `Detector`.
         path: of the file or, for `hf`, of the folder to make.
         format: `native` or `safetensors`, which are the same: our names and our config as metadata;
             `official`: a .pth for microsoft/Swin-Transformer; of a `Segmenter`, for
-                SwinTransformer/Swin-Transformer-Semantic-Segmentation;
-            `mmseg`: a .pth of a `Segmenter` for OpenMMLab's mmseg;
+                SwinTransformer/Swin-Transformer-Semantic-Segmentation; of a `Detector`, for
+                SwinTransformer/Swin-Transformer-Object-Detection;
+            `mmseg`: a .pth of a `Segmenter` for OpenMMLab's mmseg; `mmdet`: of a `Detector` for its mmdet;
             `timm`: a .safetensors or, by the suffix, a .pth;
             `hf`: config.json, model.safetensors and, unless `processor_gap` has an objection,
                 preprocessor_config.json for transformers.
@@ -55,7 +56,7 @@ def save_weights(model: nn.Module, path: str | Path, format: str, inputs: InputS
     tensors = target.tensors()
     check_finite(tensors)
     if target.has_heads and format not in ("native", "safetensors"):
-        return _save_segmenter(target, tensors, path, format, inputs)
+        return _save_dense(target, tensors, path, format, inputs)
     if format == "official":
         weights = official.export(tensors, config) | _buffers(target.backbone)
         return _put(path, lambda out: torch.save({"model": _contiguous(weights)}, out))
@@ -72,12 +73,12 @@ def save_weights(model: nn.Module, path: str | Path, format: str, inputs: InputS
     return _put(path, lambda out: save_file(_contiguous(named), out, metadata))
 
 
-def _save_segmenter(
+def _save_dense(
     target: Target, tensors: dict[str, Tensor], path: Path, format: str, inputs: InputSpec | None
 ) -> Path:
-    """Write a `Segmenter` in a format of others."""
-    assert isinstance(target.model, Segmenter)
+    """Write a `Segmenter` or a `Detector` in a format of others."""
     if format == "hf":
+        assert isinstance(target.model, Segmenter)
         weights = dense_export.hugging_face(tensors, target.config)
         documents = {"config.json": dense_export.config_json(target.model, inputs)}
         return _put(path, lambda out: _write_folder(out, weights, documents))
@@ -94,7 +95,7 @@ def check_model(model: nn.Module, format: str) -> None:
     """
     target = Target(model)
     if target.has_heads:
-        dense_export.check_segmenter(model, target.config, described(target.config), format)
+        dense_export.check_dense(model, target.config, described(target.config), format)
     else:
         check_format(target.config, format)
 
@@ -117,9 +118,9 @@ def kind(config: ModelConfig) -> str:
 
 def check_format(config: ModelConfig, format: str) -> None:
     """Refuse a format whose readers could not run a backbone or a classifier."""
-    if format == "mmseg":
+    if task := dense_export.ZOO.get(format):
         raise WeightsError(
-            "--to mmseg is for models of segmentation, with a head; --to official holds others"
+            f"--to {format} is for models of {task}, with their heads; --to official holds others"
         )
     family = kind(config)
     readable = {

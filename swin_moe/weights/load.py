@@ -105,13 +105,14 @@ def load_weights(
     teacher: bool = False,
     upcycle_noise: float | None = None,
 ) -> LoadReport:
-    """Load weights whatever their format: official, timm, SimMIM, Hugging Face, sets of rank files, our own.
+    """Load weights of any format: official, timm, SimMIM, MoBY, Hugging Face, sets of rank files, our own.
 
     Needs no process group; a model that holds some of the experts takes those. Either everything fits and is
     written, or nothing is.
 
     Args:
-        model: to be written into; a `Backbone`, a `SwinTransformer` with its classifier, or a `Segmenter`.
+        model: to be written into; a `Backbone`, a `SwinTransformer` with its classifier, a `Segmenter` or a
+            `Detector`.
         path: a file, a Hugging Face folder, a run, a checkpoint, or NAME.pth of NAME.pth.rank0 ...
         parts: see LoadOptions; so are `head` and `upcycle_noise`.
         ema: take the moving average of the weights, see `LoadOptions.average`.

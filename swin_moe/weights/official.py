@@ -1,4 +1,4 @@
-"""The names of microsoft/Swin-Transformer (Swin, SwinV2, Swin-MLP, Swin-MoE, SimMIM) and of timm.
+"""The names of microsoft/Swin-Transformer (Swin, SwinV2, Swin-MLP, Swin-MoE, SimMIM), of MoBY and of timm.
 
 timm's are the official ones, but that its later versions have the merging at the start of a stage, as here,
 and the classifier as `head.fc`.
@@ -54,24 +54,29 @@ EXPERT = {
     "batched_fc2_bias": "fc2_bias",
 }
 BUFFERS = ("relative_position_index", "attn_mask", "relative_coords_table", "k_bias", "_num_global_experts")
+MOBY = ("encoder_k.", "projector.", "projector_k.", "predictor.", "queue")  # beside its `encoder.`
 ROUTERS = {"mlp.router.weight": 0, "mlp.router.sim_matrix": 1}  # and the dim along which experts stand
 
 
 def convert(tensors: Mapping[str, Tensor]) -> ConvertedStateDict:
-    """Official, SimMIM or timm names to ours.
+    """Official, SimMIM, MoBY or timm names to ours.
 
     Raises:
         WeightsError: the weights need what this version has not, or are one rank's part of a model.
     """
-    simmim = "encoder.patch_embed.proj.weight" in tensors
+    simmim = "encoder.patch_embed.proj.weight" in tensors  # or MoBY, whose names of the encoder are the same
+    moby = simmim and any(name.startswith(MOBY[0]) for name in tensors)
     first = not simmim and _merges_first(tensors)
     last_norm = simmim or "norm.weight" in tensors  # a dense task has one norm a stage in its place
     timm = first or "head.fc.weight" in tensors
-    result = ConvertedStateDict(format="SimMIM" if simmim else "timm" if timm else "official")
+    kind = "MoBY" if moby else "SimMIM" if simmim else "timm" if timm else "official"
+    result = ConvertedStateDict(format=kind)
     for theirs, tensor in tensors.items():
         name = theirs.removeprefix("encoder.") if simmim else theirs
         if simmim and theirs.startswith("decoder."):
             result.dropped[theirs] = "the decoder of the pre-training"
+        elif moby and theirs.startswith(MOBY):
+            result.dropped[theirs] = "the other networks and the queues of MoBY"
         elif name.rpartition(".")[2] in BUFFERS:
             result.dropped[theirs] = "a buffer, computed anew"
             _note_window(result, name, tensor)

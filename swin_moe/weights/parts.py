@@ -9,7 +9,15 @@ from swin_moe.weights.errors import WeightsError
 Part = Literal["backbone", "head"]
 PARTS: tuple[Part, ...] = get_args(Part)
 HEAD = ("head.weight", "head.bias")
-DENSE_HEADS = ("stage_norms.", "decode_head.", "auxiliary_head.")  # of a dense task, see dense.py
+DENSE_HEADS = (  # of a dense task, see dense.py
+    "stage_norms.",
+    "decode_head.",
+    "auxiliary_head.",
+    "neck.",
+    "rpn_head.",
+    "roi_head.bbox_head.",
+    "roi_head.mask_head.",
+)
 
 
 def part_of(name: str) -> Part:
