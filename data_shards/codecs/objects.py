@@ -203,7 +203,12 @@ def integer(value: Any, name: str, least: int = 0) -> int:
 
 def numbers(value: Any, name: str, count: int | None = None) -> list[float]:
     """Finite numbers, `count` of them; DataError for anything else, texts of digits too."""
-    if not isinstance(value, list) or not set(map(type, value)) <= {int, float}:
+    kinds = set(map(type, value)) if isinstance(value, list) else {type(value)}
+    if (
+        not isinstance(value, list)
+        or bool in kinds
+        or not all(issubclass(kind, int | float) for kind in kinds)
+    ):
         raise DataError(
             f"{name} is {_shown(value)}; it must be {'' if count is None else f'{count} '}numbers"
         )

@@ -59,16 +59,13 @@ class MultiScaleTransform:
         resized = fitted_size(
             height, width, self.long_side, _one_of(self.crop_short_sides, draws, FIRST_SIDE)
         )
-        sides = [
-            _between(*self._limits(side), draws, axis)
+        h, w = (
+            _between(self._limits(side), draws, axis)
             for side, axis in zip(resized, (HEIGHT, WIDTH), strict=True)
-        ]
-        top, left = (
-            _between(0, whole - side, draws, place)
-            for whole, side, place in zip(resized, sides, (TOP, LEFT), strict=True)
         )
-        crop = Geometry(Crop(0, 0, height, width), resized, Crop(top, left, *sides), in_full=True)
-        return crop, self._resized(sides[0], sides[1], draws, mirrored)
+        top, left = _between((0, resized[0] - h), draws, TOP), _between((0, resized[1] - w), draws, LEFT)
+        crop = Geometry(Crop(0, 0, height, width), resized, Crop(top, left, h, w), in_full=True)
+        return crop, self._resized(h, w, draws, mirrored)
 
     def _resized(self, height: int, width: int, draws: int, mirrored: bool) -> Geometry:
         """The complete image at a random size."""
@@ -85,6 +82,6 @@ def _one_of(values: Sequence[int], draws: int, number: int) -> int:
     return values[int(uniform(draws, number) * len(values))]
 
 
-def _between(low: int, high: int, draws: int, number: int) -> int:
-    """A whole number of low ... high, both included."""
-    return low + int(uniform(draws, number) * (high - low + 1))
+def _between(limits: tuple[int, int], draws: int, number: int) -> int:
+    """A whole number of the range `limits`, both ends included."""
+    return limits[0] + int(uniform(draws, number) * (limits[1] - limits[0] + 1))

@@ -142,12 +142,14 @@ def _ones_of_columns(counts: np.ndarray, height: int, left: int, right: int) -> 
 
 def _runs(inner: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
     """The runs, row by row, of an image that has the mask `inner` from (top, left) on and zeros elsewhere."""
-    padded = np.zeros((inner.shape[0], inner.shape[1] + 2), dtype=np.int8)
-    padded[:, 1:-1] = inner
-    steps = np.diff(padded, axis=1)
-    starts, ends = (
-        (y + top) * width + x + left for y, x in (np.nonzero(steps == 1), np.nonzero(steps == -1))
-    )
+    line = inner.shape[1] + 1  # with a zero before each row, so that runs end in their row
+    padded = np.zeros((inner.shape[0] + 1, line), dtype=bool)
+    padded[:-1, 1:] = inner
+    flat = padded.ravel()
+    edges = np.flatnonzero(flat[1:] != flat[:-1])  # before the first pixel of a run and at the last, in turn
+    rows, columns = np.divmod(edges, line)
+    places = (rows + top) * width + columns + left
+    starts, ends = places[::2], places[1::2]
     joined = np.flatnonzero(ends[:-1] == starts[1:])  # where a run goes on in the next row
     edges = np.stack([np.delete(starts, joined + 1), np.delete(ends, joined)], 1).ravel()
     runs = np.diff(np.concatenate([[0], edges, [height * width]]))

@@ -1,6 +1,6 @@
 """COCO's instances, or any data set of its layout: a JSON a split, and a folder or an archive of its images.
 
-    ROOT/annotations/instances_{train,val}2017.json    or ROOT/instances_{train,val}2017.json
+    ROOT/annotations/instances_{train,val}2017.json    or in ROOT, or in ROOT/annotations_trainval2017.zip
     ROOT/{train,val}2017/ or ROOT/images/{train,val}2017/, or {train,val}2017.zip, read without unpacking
 
 The name after `instances_` is that of the images, and without its digits that of the split. See "Microsoft
@@ -26,7 +26,7 @@ from data_shards.format.fields import IMAGE_AND_OBJECTS
 from data_shards.format.image_names import is_hidden
 from data_shards.format.samples import BadSourceError, Samples, Source
 from data_shards.image.pixels import exif_orientation, image_size
-from data_shards.pack.sources.coco_file import CocoFile, CocoImage, read_coco
+from data_shards.pack.sources.coco_file import CocoFile, CocoImage, listed_in, read_coco
 from data_shards.pack.sources.file_samples import FileSamples
 from data_shards.pack.sources.folders import needed
 from data_shards.pack.sources.path_list import PathList
@@ -189,7 +189,10 @@ def _files(root: Path) -> tuple[dict[str, Path], list[str]]:
     folder = root / "annotations" if (root / "annotations").is_dir() else root
     found: dict[str, Path] = {}
     notes = []
-    for path in sorted(folder.glob(f"{PREFIX}*.json")):
+    paths = sorted(folder.glob(f"{PREFIX}*.json"))
+    for archive in [] if paths else sorted(root.glob("annotations*.zip")):
+        paths += listed_in(archive, f"{PREFIX}*.json")
+    for path in paths:
         split = SPLIT_OF.get(_images_of(path).rstrip("0123456789").rstrip("_-").lower())
         if is_hidden(path.name) or split is None:
             notes.append(f"{path}: not used, as no split is called so")

@@ -12,6 +12,8 @@ Legend: N images, A annotations.
 
 import json
 import re
+import zipfile
+import zlib
 from array import array
 from collections import Counter
 from collections.abc import Iterator
@@ -28,6 +30,7 @@ from data_shards.format.classes import listed, shown
 SECTIONS = ("images", "annotations", "categories")
 SPACE = re.compile(r"[ \t\n\r]*")
 ABSENT = -1  # the category of an annotation that has no integer there
+ZIP_ERRORS = (OSError, zipfile.BadZipFile, zlib.error, RuntimeError)  # the last: encrypted, other methods
 DECODER = json.JSONDecoder()  # takes NaN, which is found where it stands in an annotation
 
 Slices = tuple[int, int]  # where the text of an element begins and ends
@@ -62,8 +65,8 @@ class CocoFile:
 def read_coco(path: Path) -> CocoFile:
     """The contents of a file; DataError, one line that names it, where it is no COCO JSON."""
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
+        text = _body(path).decode("utf-8-sig")
+    except (*ZIP_ERRORS, ValueError) as error:
         raise DataError(f"{path}: cannot read it ({error}); get it again") from error
     if not text.strip():
         raise DataError(f"{path}: it is empty; get it again")
@@ -73,6 +76,24 @@ def read_coco(path: Path) -> CocoFile:
         raise DataError(f"{path}: {error}") from error
     except (ValueError, RecursionError, IndexError) as error:
         raise DataError(f"{path}: it is no JSON, or is cut short ({error}); get it again") from error
+
+
+def _body(path: Path) -> bytes:
+    """The bytes of a file, also where a part of its path is a zip archive that holds it."""
+    archive = next((above for above in path.parents if above.suffix == ".zip" and above.is_file()), None)
+    if archive is None:
+        return path.read_bytes()
+    with zipfile.ZipFile(archive) as file:
+        return file.read(path.relative_to(archive).as_posix())
+
+
+def listed_in(archive: Path, pattern: str) -> list[Path]:
+    """The members of a zip archive whose name fits a pattern, as paths below the archive; DataError."""
+    try:
+        with zipfile.ZipFile(archive) as file:
+            return sorted(archive / name for name in file.namelist() if Path(name).match(pattern))
+    except ZIP_ERRORS as error:
+        raise DataError(f"{archive}: cannot read this zip archive ({error}); get it again") from error
 
 
 def _parse(text: str) -> CocoFile:

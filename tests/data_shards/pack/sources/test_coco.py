@@ -169,6 +169,14 @@ def test_pycocotools_says_the_same_of_the_file_and_of_the_shards(root: Path) -> 
 @pytest.mark.parametrize("inside", ["{}/", ""])
 def test_zipped_pictures_give_the_samples_of_folders(root: Path, tmp_path: Path, inside: str) -> None:
     zipped = write(tmp_path / "zipped", zipped=inside)
+    if (
+        inside
+    ):  # as COCO's own archives are: those of the pictures with their folder, the files in one archive
+        with zipfile.ZipFile(zipped / "annotations_trainval2017.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            for path in sorted((zipped / "annotations").iterdir()):
+                archive.write(path, f"annotations/{path.name}")
+                path.unlink()
+        (zipped / "annotations").rmdir()
     ours, theirs = (coco(place).splits["val"] for place in (zipped, root))
     assert len(ours) == len(theirs) == 5
     for i in range(5):
@@ -308,6 +316,9 @@ def test_directories_that_lack_something(root: Path, tmp_path: Path) -> None:
         coco(root, splits=["test"])
     with pytest.raises(DataError, match="--classes: .* has no category 'cat', but 'car', 'person'"):
         coco(root, classes=["cat"])
+    (tmp_path / "annotations.zip").write_bytes(b"no archive")
+    with pytest.raises(DataError, match="annotations.zip: cannot read this zip archive"):
+        coco(tmp_path)
     (tmp_path / "instances_val.json").write_text(json.dumps(instances()))
     (tmp_path / "instances_other.json").write_text("{}")
     with pytest.raises(DataError, match=r"holds neither val/ nor val.zip, the images of instances_val.json"):
