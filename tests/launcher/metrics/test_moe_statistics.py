@@ -220,7 +220,9 @@ def test_the_bias_follows_the_load_once_a_step(alone: tuple[Path, Mapping[str, l
     assert max(map(abs, balanced(run))) > 1
 
 
-@pytest.mark.parametrize("layout", [("parallel.ep_size=2",), ("train.micro_batch_size=4",)])
+@pytest.mark.parametrize(
+    "layout", [("parallel.ep_size=2",), pytest.param(("train.micro_batch_size=4",), marks=pytest.mark.slow)]
+)
 def test_two_ranks_move_it_alike(
     shards: Path, tmp_path: Path, alone: tuple[Path, Mapping[str, list[int]]], layout: tuple[str, ...]
 ) -> None:

@@ -142,9 +142,9 @@ def test_names_of_runs_of_studies_and_job_arrays(tmp_path: Path) -> None:
     [
         ("RaisingTracker", "OSError: [Errno 28] No space left on device", 120.0),
         ("CrashingTracker", "its process ended with status 3", 120.0),
-        ("LeavingTracker", "its process ended with status 0", 120.0),
+        pytest.param("LeavingTracker", "its process ended with status 0", 120.0, marks=pytest.mark.slow),
         ("EndlessTracker", "it did not end in time", 2.0),
-        ("BlockedTracker", "it did not end in time", 2.0),
+        pytest.param("BlockedTracker", "it did not end in time", 2.0, marks=pytest.mark.slow),
     ],
 )
 def test_a_tracker_that_fails_is_switched_off_with_one_line(

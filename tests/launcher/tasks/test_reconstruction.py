@@ -47,7 +47,7 @@ def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         ["parallel.ep_size=2"],
         *on_either_processor(["parallel.zero_stage=3", "parallel.ep_size=2"]),
-        ["train.micro_batch_size=4"],
+        pytest.param(["train.micro_batch_size=4"], marks=pytest.mark.slow),
     ],
 )
 def test_two_ranks_are_one(shards: Path, tmp_path: Path, whole: Path, layout: list[str]) -> None:

@@ -208,7 +208,7 @@ def test_the_planner_counts_the_teacher(shards: Path, tmp_path: Path) -> None:
     assert "teacher's rows backward" not in rows
 
 
-@pytest.mark.parametrize("ranks", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("ranks", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4))])
 def test_the_evaluation_is_of_no_layout(alone: Path, ranks: int) -> None:
     wanted = next(r for r in map(json.loads, (alone / "metrics.jsonl").open()) if "eval_neighbour" in r)
     outcomes = run_on_ranks(command, ranks, "eval", str(alone))

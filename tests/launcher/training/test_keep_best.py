@@ -118,7 +118,7 @@ def test_the_list_says_which_is_the_best(whole: Path, capsys: pytest.CaptureFixt
     ("place", "more"),
     [
         ("save", ["parallel.ep_size=2"]),  # between the evaluation and the save
-        ("commit", ["parallel.ep_size=1", "parallel.zero_stage=2"]),
+        pytest.param("commit", ["parallel.ep_size=1", "parallel.zero_stage=2"], marks=pytest.mark.slow),
         pytest.param("step", ["parallel.ep_size=1", "checkpoint.asynchronous=false"], marks=pytest.mark.slow),
     ],
 )
@@ -263,7 +263,7 @@ def test_it_goes_on_where_the_patience_is_longer(shards: Path, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "at", [("evaluate", 4), ("save", 4), pytest.param(("step", 2), marks=pytest.mark.slow)]
+    "at", [("evaluate", 4), *(pytest.param(at, marks=pytest.mark.slow) for at in (("save", 4), ("step", 2)))]
 )
 def test_killed_and_resumed_it_stops_at_the_same_step(
     shards: Path, tmp_path: Path, stopped: tuple[Path, str, list[str]], at: tuple[str, int]

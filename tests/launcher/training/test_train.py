@@ -273,9 +273,12 @@ def test_two_ranks_learn_the_same_in_bf16_nearly(run: Run, shards: Path, tmp_pat
 
 
 EXCHANGES = [
-    ("parallel.expert_exchange.strategy=auto",),
+    pytest.param(("parallel.expert_exchange.strategy=auto",), marks=pytest.mark.slow),
     ("parallel.expert_exchange.strategy=dp", "parallel.expert_tensor_parallel_size=2"),
-    ("parallel.expert_exchange.strategy=auto", "parallel.expert_tensor_parallel_size=2"),
+    pytest.param(
+        ("parallel.expert_exchange.strategy=auto", "parallel.expert_tensor_parallel_size=2"),
+        marks=pytest.mark.slow,
+    ),
     ("parallel.expert_exchange.strategy=2", "parallel.expert_exchange.overlap=2"),
     ("parallel.expert_exchange.padded=true", "parallel.expert_exchange.hierarchical=true"),
 ]

@@ -79,7 +79,7 @@ def assert_near(run: Path, wanted: Path) -> None:
         assert (found["eval_images"], found["eval_other_images"]) == (64, 40)
 
 
-@pytest.mark.parametrize("ranks", [2, 3])
+@pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_ranks_do_not_show(sets: Path, alone: Path, ranks: int, tmp_path: Path) -> None:
     assert all(one.code == 0 for one in run_on_ranks(command, ranks, *line(sets, tmp_path / "run")))
     assert_near(tmp_path / "run", alone)

@@ -16,7 +16,7 @@ from tests.parallel.training import Layout, Run, model_config
 
 SWINV2 = small_swin(**V2, image_size=16, embed_dim=12, window_size=2, extra_norm_period=2)
 MOE = model_config()
-pytestmark = pytest.mark.usefixtures("either_processor")
+EITHER = pytest.mark.usefixtures("either_processor")  # of what is the same at every layout of experts
 LAYOUTS = [(1, 1), (2, 1), (2, 2)]  # ep_size and expert_tensor_parallel_size of two ranks
 
 
@@ -48,6 +48,7 @@ def build_in_shards(config: ModelConfig, ep: int, slices: int) -> tuple[list[tup
     return held, differences(model, build(config, ep, slices, sharded=False))
 
 
+@EITHER
 def test_each_rank_holds_its_part_and_together_it_is_the_model() -> None:
     for held, different in run_on_ranks(build_in_shards, 2, SWINV2, 1, 1):
         assert different == []
@@ -94,6 +95,7 @@ def build_rounded(dtype: torch.dtype) -> str:
     return ""
 
 
+@EITHER
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_rounded_weights_are_refused(dtype: torch.dtype) -> None:
     for message in run_on_ranks(build_rounded, 2, dtype):
@@ -117,6 +119,7 @@ def train_in_bf16(sharded: bool) -> tuple[list[float], set[torch.dtype]]:
     return Run.start(layout, watch, sharded=sharded).train(3).losses, seen
 
 
+@EITHER
 def test_a_model_built_in_shards_computes_in_the_runs_precision() -> None:
     """As one that was built whole; the order in which the gradient's norm is summed is another."""
     (losses, dtypes), _ = run_on_ranks(train_in_bf16, 2, True)

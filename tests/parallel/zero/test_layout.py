@@ -97,6 +97,10 @@ def some_are_slow(of: list[Layout]) -> list[Any]:
     others = {layout for layout in exchanges() if layout not in kept and layout.experts != UNEVEN}
     slow = whole_batch | alike | alone | grid | bf16 | others
     slow -= {layout for layout in of if layout.experts == UNEVEN} | kept
+    # each has a neighbour at twice the ranks, with one choice, in stages or padded
+    whole = {layout for layout in fp32 - kept if layout.slices == 1 and layout.top_k == 2}
+    neighbours = ((2, 1, 0), (2, 1, 3), (2, 2, 1), (4, 4, 0), (4, 4, 2))
+    slow |= {layout for layout in whole if (layout.world, layout.ep, layout.stage) in neighbours}
     return [pytest.param(layout, marks=[pytest.mark.slow] if layout in slow else []) for layout in of]
 
 
