@@ -36,7 +36,9 @@ def roi_align(x: Tensor, rois: Tensor, side: int, scale: float = 1.0) -> Tensor:
     """Means of a map over the bins of boxes (He et al. 2017, arXiv:1703.06870, section 3).
 
     Tokens' centres lie at half pixels (`aligned`), and a bin has as many sampling points as it has tokens,
-    rounded up. A box without an area gives zeros. It is fp32, or fp64 for fp64 maps.
+    rounded up. A box without an area gives zeros. It is fp32, or fp64 for fp64 maps. Coordinates that are not
+    finite count as 0: a bin of them would have any number of points, and a step whose gradients are about to
+    be discarded would not end.
 
     This is the only place that calls torchvision's operator. On a GPU its backward pass adds with atomics, so
     that gradients of the same step may differ in the last bits from run to run. With
@@ -55,7 +57,8 @@ def roi_align(x: Tensor, rois: Tensor, side: int, scale: float = 1.0) -> Tensor:
     from torchvision import ops  # slow to import
 
     x = to_fp32(x)
-    y: Tensor = ops.roi_align(x, rois.to(x.dtype), side, scale, sampling_ratio=0, aligned=True)
+    rois = rois.to(x.dtype).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    y: Tensor = ops.roi_align(x, rois, side, scale, sampling_ratio=0, aligned=True)
     return y
 
 

@@ -145,3 +145,10 @@ def test_a_constant_map_has_constant_features(side: int) -> None:
     rois = torch.tensor([[0.0, 10, 10, 60, 50]])
     features = roi_align(torch.ones(1, 2, 24, 32), rois, side, 0.25)
     torch.testing.assert_close(features, torch.ones(1, 2, side, side))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_coordinates_that_are_not_finite_give_finite_features(value: float) -> None:
+    maps, align = pyramid(), RoIAlign((4, 8, 16, 32), 2)
+    boxes = torch.tensor([[[value, 3.0, 9.0, 12.0]], [[1.0, 2.0, value, value]]])
+    assert torch.isfinite(align(maps, boxes)).all()
