@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.format.fields import IMAGE_AND_LABEL, Field, check_fields
+from data_shards.format.fields import IMAGE_AND_LABEL, IMAGE_AND_OBJECTS, Field, check_fields
 from data_shards.format.records import record_of
 from parallel.durable import atomic_write
 
@@ -28,6 +28,7 @@ KNOWN = {  # of data sets by the name of their directory: the options that pack 
     "fashion-canvas": "--source fashion-canvas",
     "fashion-scenes": "--source fashion-scenes",
     "ade20k": "--source ade20k --directory ADEChallengeData2016",
+    "coco": "--source coco --directory COCO",
 }
 
 
@@ -241,10 +242,9 @@ def pack_command(split: Path, wanted: tuple[Field, ...]) -> str:
         wanted: the members of its samples.
     """
     out = split.parent
-    options = KNOWN.get(out.name)
-    if options is None and wanted == IMAGE_AND_LABEL:
-        options = "--source folder --directory IMAGES"
-    elif options is None:
+    by_members = {IMAGE_AND_LABEL: "--source folder --directory IMAGES", IMAGE_AND_OBJECTS: KNOWN["coco"]}
+    options = KNOWN.get(out.name) or by_members.get(wanted)
+    if options is None:
         members = (f"{one.name}={one.name}s:{one.codec}".removesuffix(f":{one.name}") for one in wanted)
         options = " --member ".join(["--source members --directory FOLDER", *members])
     return f"swin-moe shards pack {options} --out {out}"
