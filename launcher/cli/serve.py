@@ -65,7 +65,6 @@ def open_interface(args: argparse.Namespace, with_map: bool) -> "Interface":
         ConfigError, ArtifactError, ModelError, WeightsError, CheckpointError: as `open_predictor` and
             `open_answerer`.
     """
-    from launcher.predict.task_answerer import TaskAnswerer
     from launcher.serve.classify import ClassifyInterface
     from launcher.serve.segment import SegmentInterface
     from launcher.serve.served import ServedClassifier, ServedSegmenter
@@ -74,5 +73,7 @@ def open_interface(args: argparse.Namespace, with_map: bool) -> "Interface":
     if not with_map:
         return ClassifyInterface(ServedClassifier(open_predictor(args.model, args.config, **opened)))
     answerer = open_answerer(args.model, args.config, asked=Asked(class_map=True), **opened)
+    from launcher.predict.task_answerer import TaskAnswerer  # imports DeepSpeed
+
     assert isinstance(answerer, TaskAnswerer)
     return SegmentInterface(ServedSegmenter(str(args.model), answerer))

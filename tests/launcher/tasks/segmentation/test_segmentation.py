@@ -241,13 +241,11 @@ def test_single_images_get_answers(learned: Path, tmp_path: Path) -> None:
     served = run_on_ranks(segmented, 1, learned, tmp_path / "one.png")[0]
     assert len(served["results"]) == served["examples"] + 1 == 8
     found = served["results"][0]
-    assert [{name: one[name] for name in answer["classes"][0]} for one in found["classes"]] == answer[
-        "classes"
-    ]
+    names = tuple(answer["classes"][0])
+    assert [{name: one[name] for name in names} for one in found["classes"]] == answer["classes"]
     assert base64.b64decode(found["map"]) == file.read_bytes()
-    sides = [(one["height"], one["width"]) for one in served["results"]]
-    assert sides == [sample(10_000 + i)["mask"].shape for i in (0, *range(7))]
-    assert served["results"][1]["map"] == found["map"]  # the first example is this image
+    sides = sorted((one["height"], one["width"]) for one in served["results"][1:])
+    assert sides == sorted(sample(10_000 + i)["mask"].shape for i in range(7))
 
 
 def segmented(run: Path, image: Path) -> dict[str, Any]:
@@ -270,8 +268,8 @@ def test_transformers_has_no_experts(
 ) -> None:
     assert main(["export", str(learned), str(tmp_path / "hf"), "--to", "hf"]) == 2
     said = capsys.readouterr().err
-    assert "--to hf is for UPerNet on swin; this backbone is one with dot attention, log_cpb bias" in said
-    assert "4 experts" in said
+    assert "--to hf is for UPerNet on swin; this backbone is swin_moe, and transformers'" in said
+    assert "do not normalize the maps of the stages, or have no experts" in said
     assert "--to safetensors holds any model" in said
     assert not (tmp_path / "hf").exists()
 
