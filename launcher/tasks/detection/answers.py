@@ -4,19 +4,11 @@ Legend: H, W height and width of an image at its own size.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor, nn
 
-from data_shards.codecs.registry import CODECS
-from data_shards.format.fields import Members
-from data_shards.format.rng import DrawKey
-from data_shards.image.pixels import image_size
 from data_shards.stream.batch import Batch
-from data_shards.stream.collate import Collator
-from data_shards.stream.detection import ObjectImages
-from data_shards.stream.transform import Example, file_of
 from launcher.tasks.answers import Answer, AnswerOptions
 from launcher.tasks.detection.detections import (
     DetectionPrediction,
@@ -27,29 +19,6 @@ from launcher.tasks.detection.detections import (
 from launcher.tasks.detection.pictures import captions, drawn
 
 PARTS = ("index", "name", "score", "left", "top", "right", "bottom")  # of an object, in a row
-
-
-@dataclass(frozen=True)
-class UnannotatedImages:
-    """What `ObjectImages` makes of an image whose objects nobody knows."""
-
-    images: ObjectImages
-
-    @property
-    def fields(self) -> tuple[str, ...]:
-        """The image."""
-        return ("image",)
-
-    @property
-    def collators(self) -> Mapping[str, Collator]:
-        """Those of an evaluation."""
-        return self.images.collators
-
-    def __call__(self, members: Members, key: DrawKey) -> Example:
-        """The resized image, and a record without objects."""
-        height, width = image_size(file_of(members, "image"))
-        record = {"image_id": 0, "height": height, "width": width, "objects": []}
-        return self.images({**members, "annotations": CODECS["objects"].encode(record)}, key)
 
 
 def columns(options: AnswerOptions) -> list[str]:
