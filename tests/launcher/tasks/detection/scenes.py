@@ -54,7 +54,7 @@ def scene(number: int) -> dict[str, Any]:
             segmentation["counts"] = segmentation["counts"].decode()
         objects.append(
             {
-                "id": len(objects),
+                "id": 100 * number + len(objects) + 1,
                 "label": int(draw.integers(3)),
                 "box": [round(float(one), 2) for one in (x, y, x + w, y + h)],
                 "area": float(rle.area(compressed(segmentation, height, width))),
