@@ -15,7 +15,7 @@ from swin_moe.yaml_files import YamlError, merge, read_yaml
 
 NOT_RECIPES = ("base", "hardware", "studies")  # folders of configs/ that hold no configuration of a run
 UNNAMED = ("configs", "recipes")  # folders with configurations whose models have no published name
-OTHER_HEADS = ("segmentation",)  # folders of models with heads that `build_model` does not make
+OTHER_HEADS = ("detection", "segmentation")  # folders of models with heads that `build_model` does not make
 
 
 @dataclass(frozen=True, kw_only=True)
