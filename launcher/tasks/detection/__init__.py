@@ -1,6 +1,7 @@
 """Object detection and instance segmentation. The parts are imported when they are called."""
 
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 
 from launcher.config.schema import RunConfig
 from launcher.config.task_sections import options_of
@@ -60,6 +61,7 @@ def _check(config: RunConfig) -> Sequence[str]:
         *_batch_errors(config),
         *_norm_errors(config),
         *_model_errors(config),
+        *_evaluator_errors(config),
     ]
 
 
@@ -109,6 +111,13 @@ def _model_errors(config: RunConfig) -> Iterator[str]:
         check_model(config.model)
     except ModelError as error:
         yield str(error)
+
+
+def _evaluator_errors(config: RunConfig) -> Iterator[str]:
+    """An evaluation that cannot compute its figures is refused before training."""
+    name = options_of(config, DetectionOptions).evaluator
+    if find_spec(name) is None:
+        yield f"detection.evaluator ({name}): its package is not installed; pip install 'swin-moe[coco]'"
 
 
 SPEC = TaskSpec(

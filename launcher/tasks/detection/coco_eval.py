@@ -20,8 +20,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from launcher.config.errors import ConfigError
+from launcher.tasks.detection.options import Evaluator
 
-Evaluator = Literal["pycocotools", "faster_coco_eval"]
 IouType = Literal["bbox", "segm"]
 
 AT_50, AT_75 = 0, 5  # of the thresholds
@@ -106,7 +106,7 @@ def _classes(evaluator: Evaluator) -> tuple[Any, Any]:
         from faster_coco_eval import COCOeval_faster
     except ImportError as error:
         raise ConfigError(
-            "detection.evaluator=faster_coco_eval needs the package faster-coco-eval: pip install it, or set "
+            "detection.evaluator (faster_coco_eval) needs its package: pip install 'swin-moe[coco]'; or set "
             "detection.evaluator=pycocotools"
         ) from error
     return FasterCOCO, COCOeval_faster

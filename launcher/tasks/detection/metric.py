@@ -16,7 +16,7 @@ from data_shards.format.index import Manifest
 from data_shards.stream.batch import Batch
 from launcher.metrics.metric import MetricTable
 from launcher.metrics.spool import SpoolMetric
-from launcher.tasks.detection.coco_eval import CocoImage, Evaluator, IouType, coco_figures
+from launcher.tasks.detection.coco_eval import CocoImage, IouType, coco_figures
 from launcher.tasks.detection.detections import (
     DetectionPrediction,
     ImageDetections,
@@ -24,6 +24,7 @@ from launcher.tasks.detection.detections import (
     size_of,
     truth_of,
 )
+from launcher.tasks.detection.options import Evaluator
 
 RESULTS = "detections.json"
 TYPES: dict[str, IouType] = {"box": "bbox", "mask": "segm"}  # by what the names of values begin with

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
+from unittest.mock import Mock, patch
 
 import numpy as np
 import pytest
@@ -13,10 +13,14 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from data_shards.errors import DataError
+from launcher.config.load import load_config
+from launcher.tasks.detection import SPEC
 from launcher.tasks.detection.coco_eval import FIGURES
 from launcher.tasks.detection.detections import ImageDetections
 from launcher.tasks.detection.metric import DetectionMetric
 from tests.distributed import run_on_ranks
+from tests.launcher.running import CONFIG
+from tests.launcher.tasks.detection.object_shards import options
 from tests.launcher.tasks.detection.scenes import (
     CATEGORIES,
     Given,
@@ -239,7 +243,7 @@ def test_samples_of_weight_0_do_not_count() -> None:
 
 
 def test_the_faster_evaluator_gives_the_same_figures() -> None:
-    pytest.importorskip("faster_coco_eval", reason="pip install faster-coco-eval")
+    pytest.importorskip("faster_coco_eval", reason="pip install 'swin-moe[coco]'")
     given = [noisy(one, 1) for one in SCENES]
     wanted, values = evaluated(SCENES, given), evaluated(SCENES, given, evaluator="faster_coco_eval")
     assert values.keys() == wanted.keys()
@@ -247,3 +251,12 @@ def test_the_faster_evaluator_gives_the_same_figures() -> None:
         assert values[name] == pytest.approx(value, abs=1e-9), name
     nothing = evaluated([image(1, thing(A))], [NONE], evaluator="faster_coco_eval")
     assert (nothing["box_ap"], nothing["class_box_ap"]) == (0.0, [0.0, None, None, None])
+
+
+def test_an_evaluator_that_is_not_installed_is_refused_before_the_run() -> None:
+    config = load_config(CONFIG, options(Path("shards"), "run", "detection.evaluator=faster_coco_eval"))
+    with patch("launcher.tasks.detection.find_spec", return_value=None):
+        (error,) = SPEC.check(config)
+    assert error == (
+        "detection.evaluator (faster_coco_eval): its package is not installed; pip install 'swin-moe[coco]'"
+    )
