@@ -4,11 +4,14 @@ Legend: B images, C channels, L levels, R boxes of an image, s side of the resul
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx, once_differentiable
 
 from swin_moe.detection.boxes import area
+from swin_moe.detection.roi_gradient import roi_align_gradient
 from swin_moe.moe.routers.base import to_fp32
 
 
@@ -40,10 +43,10 @@ def roi_align(x: Tensor, rois: Tensor, side: int, scale: float = 1.0) -> Tensor:
     finite count as 0: a bin of them would have any number of points, and a step whose gradients are about to
     be discarded would not end.
 
-    This is the only place that calls torchvision's operator. On a GPU its backward pass adds with atomics, so
-    that gradients of the same step may differ in the last bits from run to run. With
-    `torch.use_deterministic_algorithms` torchvision compiles another one, which needs a compiler and much
-    memory. On a CPU both passes give the same bits each time.
+    This is the only place that calls torchvision's operator, and only its forward pass. Its backward pass
+    adds with atomics on a GPU, in an order that changes from run to run; with
+    `torch.use_deterministic_algorithms` it compiles another one, which needs a compiler and much memory. Ours
+    is `roi_align_gradient`.
 
     Args:
         x: (B, C, H, W) the map.
@@ -54,12 +57,32 @@ def roi_align(x: Tensor, rois: Tensor, side: int, scale: float = 1.0) -> Tensor:
     Returns:
         (N, C, side, side).
     """
-    from torchvision import ops  # slow to import
-
     x = to_fp32(x)
-    rois = rois.to(x.dtype).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
-    y: Tensor = ops.roi_align(x, rois, side, scale, sampling_ratio=0, aligned=True)
+    rois = rois.detach().to(x.dtype).nan_to_num(nan=0.0, posinf=0.0, neginf=0.0)
+    y: Tensor = _RoIAlign.apply(x, rois, side, scale)
     return y
+
+
+class _RoIAlign(torch.autograd.Function):
+    """torchvision's operator with our backward pass."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, rois: Tensor, side: int, scale: float) -> Tensor:
+        """The features: (B, C, H, W), (N, 5) -> (N, C, side, side)."""
+        from torchvision import ops  # slow to import
+
+        ctx.save_for_backward(rois)
+        ctx.shape, ctx.scale = x.shape, scale  # type: ignore[attr-defined]
+        y: Tensor = ops.roi_align(x, rois, side, scale, sampling_ratio=0, aligned=True)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        """The gradient of the map: (N, C, side, side) -> (B, C, H, W)."""
+        (rois,) = ctx.saved_tensors
+        with torch.autocast(gradient.device.type, enabled=False):
+            return roi_align_gradient(gradient, rois, ctx.shape, ctx.scale), None, None, None
 
 
 class RoIAlign(nn.Module):

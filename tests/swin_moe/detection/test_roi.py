@@ -5,7 +5,10 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torchvision import ops
 
+from swin_moe import gpu
+from swin_moe.detection import roi_gradient
 from swin_moe.detection.roi import RoIAlign, roi_align, roi_levels
 
 
@@ -152,3 +155,45 @@ def test_coordinates_that_are_not_finite_give_finite_features(value: float) -> N
     maps, align = pyramid(), RoIAlign((4, 8, 16, 32), 2)
     boxes = torch.tensor([[[value, 3.0, 9.0, 12.0]], [[1.0, 2.0, value, value]]])
     assert torch.isfinite(align(maps, boxes)).all()
+
+
+def random_rois(count: int, width: int, height: int) -> Tensor:
+    """(count, 5) on three images, of which the second has none; some boxes stick out of the map, far too."""
+    generator = torch.Generator().manual_seed(count)
+    image = 2 * torch.randint(0, 2, (count, 1), generator=generator)
+    centre = torch.rand(count, 2, generator=generator) * torch.tensor([width, height])
+    half = torch.rand(count, 2, generator=generator) ** 3 * 70
+    return torch.cat([image, centre - half, centre + half], dim=1).double()
+
+
+@pytest.mark.parametrize("at_once", [{"cpu": 1, "gpu": 1}, {"cpu": 5000, "gpu": 9}, {"cpu": 9, "gpu": 10**6}])
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_gradient_is_torchvisions(
+    at_once: dict[str, int], device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In fp64; of one box at a time and of many, whatever is best on the device."""
+    monkeypatch.setattr(gpu, "on_gpu", lambda x: device == "gpu")
+    monkeypatch.setattr(roi_gradient, "NUMBERS_AT_ONCE", at_once)
+    maps = torch.randn(3, 4, 13, 17, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    rois = random_rois(60, 17 * 8, 13 * 8)
+    rois[7, 1:] = 0
+    ours, theirs = maps.clone().requires_grad_(), maps.clone().requires_grad_()
+    features, expected = roi_align(ours, rois, 5, 1 / 8), ops.roi_align(theirs, rois, 5, 1 / 8, 0, True)
+    assert torch.equal(features, expected)
+    weight = torch.randn(features.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for y in (features, expected):
+        y.backward(weight)
+    torch.testing.assert_close(ours.grad, theirs.grad, rtol=1e-9, atol=1e-9)
+    assert not ours.grad[1].any()  # type: ignore[index]
+    assert (ours.grad[[0, 2]] != 0).double().mean() > 0.8  # type: ignore[index]
+
+
+def test_gradients_in_autocast_are_fp32() -> None:
+    maps, rois = torch.randn(3, 4, 13, 17), random_rois(20, 17 * 8, 13 * 8).float()
+    gradients = []
+    for inside in (False, True):
+        x = maps.clone().requires_grad_()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=inside):
+            roi_align(x, rois, 5, 1 / 8).square().sum().backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)  # type: ignore[arg-type]
