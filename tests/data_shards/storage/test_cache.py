@@ -176,9 +176,10 @@ def test_several_processes_share_it_within_the_cap(big: Path, tmp_path: Path) ->
     assert list(tmp_path.rglob(".*.tmp")) + list(tmp_path.glob(".user-*")) == []
 
 
-def test_ten_kills_leave_nothing_corrupt(big: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("kills", [4, pytest.param(20, marks=pytest.mark.slow)])
+def test_kills_leave_nothing_corrupt(big: Path, tmp_path: Path, kills: int) -> None:
     rng, left = random.Random(0), 0
-    for kill in range(10):
+    for kill in range(kills):
         workers = [worker(big, tmp_path, 2 * kill + i, 1000) for i in range(2)]
         for process in workers:
             assert process.stdout
@@ -193,7 +194,7 @@ def test_ten_kills_leave_nothing_corrupt(big: Path, tmp_path: Path) -> None:
         cache = make(big, tmp_path)  # the next start
         assert list(tmp_path.rglob(".*.tmp")) + list(tmp_path.glob(".user-*")) == []
         cache.close()
-    assert left >= 5  # the kills did hit fetches
+    assert left >= kills / 2  # the kills did hit fetches
 
 
 def test_training_and_evaluation_fill_and_use_it(shards: Path, tmp_path: Path) -> None:

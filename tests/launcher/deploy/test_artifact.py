@@ -101,19 +101,19 @@ def test_a_runtime_that_dies_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+EXPERTS = {"moe": small_moe(top_k=2)}
+OTHERS = [{}, V2, {"attention": "mlp"}, {"moe": small_moe(router="soft")}, {"image_size": (16, 24)}]
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "precision"),
     [
-        {},
-        V2,
-        {"attention": "mlp"},
-        {"moe": small_moe(top_k=2)},
-        {"moe": small_moe(router="soft")},
-        {"image_size": (16, 24)},
+        *((changes, "fp32") for changes in [EXPERTS, *OTHERS]),
+        (EXPERTS, "fp16"),
+        *(pytest.param(changes, "fp16", marks=pytest.mark.slow) for changes in OTHERS),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_families(changes: dict[str, Any], precision: str, tmp_path: Path) -> None:
     """Against the model itself, loaded from the file that was deployed."""
     config = small_swin(**{"image_size": 16, "num_classes": 10, **changes})

@@ -15,6 +15,7 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 
+from launcher.cli.program import main
 from launcher.deploy.artifact import open_predictor
 from launcher.evaluation.loaded import load
 from launcher.serve.app import create_app
@@ -101,11 +102,12 @@ def test_the_command(weights: Path) -> None:
         (["--port", "70000"], ["--port (70000)"]),
     ],
 )
-def test_a_mistake_is_one_line(weights: Path, arguments: list[str], words: list[str]) -> None:
+def test_a_mistake_is_one_line(
+    weights: Path, arguments: list[str], words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     if arguments[0].startswith("--"):
         arguments = [str(weights), *arguments]
-    command = [sys.executable, "-m", "launcher", "serve", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert all(word in done.stderr for word in words)
+    assert main(["serve", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1, error
+    assert all(word in error for word in words)
