@@ -104,7 +104,10 @@ def whole(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.parametrize("layout", [["parallel.ep_size=2"], ["train.micro_batch_size=4"]])
+@pytest.mark.parametrize(
+    "layout",
+    [["parallel.ep_size=2"], pytest.param(["train.micro_batch_size=4"], marks=pytest.mark.slow)],
+)
 def test_two_ranks_are_one(shards: Path, tmp_path: Path, whole: Path, layout: list[str]) -> None:
     line = ["train", str(CONFIG), *overrides(shards, tmp_path / "run", *BCE, *layout)]
     outcomes = run_on_ranks(command, 2, *line)

@@ -18,7 +18,7 @@ from tests.models import small_moe, small_swin
 FIGURES = ("step", "loss", "aux_loss", "grad_norm", "dropped_fraction")
 STEPS = 4
 LAYOUTS = [
-    ["parallel.zero_stage=0", "parallel.ep_size=2"],
+    pytest.param(["parallel.zero_stage=0", "parallel.ep_size=2"], marks=pytest.mark.slow),
     ["parallel.zero_stage=1", "parallel.ep_size=1"],
     ["parallel.zero_stage=2", "parallel.ep_size=2"],
     *on_either_processor(["parallel.zero_stage=3", "parallel.ep_size=2"]),

@@ -42,7 +42,7 @@ def line(shards: Path, unlabelled: Path, run_dir: Path, micro: int, *more: str) 
     return ["train", str(CONFIG), "--resume", "auto", *options_of_run]
 
 
-@pytest.mark.parametrize("sets", [1, 2])
+@pytest.mark.parametrize("sets", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_two_ranks_and_a_kill_do_not_show(shards: Path, unlabelled: Path, tmp_path: Path, sets: int) -> None:
     """The labelled images are of one set, or of two with weights."""
     places = {"large": shards / "train", "small": shards / "val"}

@@ -45,7 +45,7 @@ def looking(arguments: list[str], kill: tuple[str, int] | None = None) -> Outcom
     return outcome
 
 
-@pytest.mark.parametrize("micro", [8, 16])
+@pytest.mark.parametrize("micro", [8, pytest.param(16, marks=pytest.mark.slow)])
 def test_a_run_that_looks_ahead_is_the_same_bit_for_bit(shards: Path, tmp_path: Path, micro: int) -> None:
     """With and without accumulation; the one that looks ahead is killed and goes on."""
     size = f"train.micro_batch_size={micro}"

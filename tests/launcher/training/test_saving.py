@@ -111,10 +111,11 @@ def test_a_failed_save_is_told_and_counted_and_training_goes_on(
 
 def test_the_last_save_must_not_fail(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    first, second = run_on_ranks(command_without_room, 2, [40], *train_line(shards, run, *ASYNCHRONOUS))
+    line = train_line(shards, run, *ASYNCHRONOUS, "train.duration=10 steps")
+    first, second = run_on_ranks(command_without_room, 2, [10], *line)
     assert [first.code, second.code] == [ExitCode.SAVE_FAILED] * 2
-    assert "FinalSaveError: the state of step 40 is lost: could not prepare" in first.err
-    assert latest(run / "checkpoints") == run / "checkpoints" / "step-00000035"
+    assert "FinalSaveError: the state of step 10 is lost: could not prepare" in first.err
+    assert latest(run / "checkpoints") == run / "checkpoints" / "step-00000007"
 
 
 def test_a_damaged_newest_is_passed_over_by_train_and_eval(
