@@ -242,7 +242,10 @@ def pack_command(split: Path, wanted: tuple[Field, ...]) -> str:
         wanted: the members of its samples.
     """
     out = split.parent
-    by_members = {IMAGE_AND_LABEL: "--source folder --directory IMAGES", IMAGE_AND_OBJECTS: KNOWN["coco"]}
+    by_members: dict[tuple[Field, ...], str] = {
+        IMAGE_AND_LABEL: "--source folder --directory IMAGES",
+        IMAGE_AND_OBJECTS: KNOWN["coco"],
+    }
     options = KNOWN.get(out.name) or by_members.get(wanted)
     if options is None:
         members = (f"{one.name}={one.name}s:{one.codec}".removesuffix(f":{one.name}") for one in wanted)

@@ -25,7 +25,6 @@ class Purpose(IntEnum):
     EVALUATION = 11
     SHOTS = 12
     SCALE_CROP = 13
-    SHORT_SIDE = 14
     PART = 15
     PHOTOMETRIC = 16
     CANVAS = 17

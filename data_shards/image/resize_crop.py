@@ -1,7 +1,7 @@
 """The geometry of semantic segmentation: the image is scaled to whole pixels, and a crop of that is kept.
 
 The order is that of mmsegmentation's Resize, RandomCrop and Pad, so that a crop holds the pixels of the
-completely resized image. `ScaleCropTransform` of keep_ratio.py cuts before it resizes.
+completely resized image.
 
 Legend: H, W height and width of the source image; h, w of the result; all in pixels.
 """
@@ -15,7 +15,6 @@ from data_shards.format.rng import DrawKey, Purpose, uniform
 from data_shards.image.annotations import VOID, transform_labels
 from data_shards.image.formats import MAX_PIXELS
 from data_shards.image.geometry import Crop, Geometry, ImageSize, check_flip_prob, sides
-from data_shards.image.keep_ratio import fitting_scale
 
 FLIP, RATIO, PLACE = 0, 1, 2  # numbers of a sample's draws; PLACE and the next are of the first attempt
 
@@ -82,7 +81,7 @@ def fitted_size(
     does. The sides are rounded half up: at (2048, 512), 300 x 400 becomes 512 x 683.
     """
     long_bound, short_bound = (max(1, int(side * ratio)) for side in (long_side, short_side))
-    scale = fitting_scale((height, width), short_bound, long_bound)
+    scale = min(short_bound / min(height, width), long_bound / max(height, width))
     return max(1, int(height * scale + 0.5)), max(1, int(width * scale + 0.5))
 
 
