@@ -15,6 +15,7 @@ from data_shards.pack.sources.packed import packed_samples
 from parallel.durable import atomic_write
 
 MEMBER = "annotations"
+FOLDER = "annotations"  # beside the splits
 
 
 def coco_json(directory: Path) -> dict[str, Any]:
@@ -59,7 +60,7 @@ def _annotation(item: ImageObject, image_id: int, ids: tuple[int, ...]) -> dict[
 
 def write_coco_json(directory: Path) -> Path:
     """Write the JSON of the split in `directory` beside it, and return its path; DataError as `coco_json`."""
-    path = directory.parent / "annotations" / f"instances_{directory.name}.json"
+    path = directory.parent / FOLDER / f"instances_{directory.name}.json"
     path.parent.mkdir(exist_ok=True)
     atomic_write(path, json.dumps(coco_json(directory)).encode())
     return path

@@ -41,6 +41,9 @@ class ObjectViews:
     never taken from its mask. With `masks`, mask_lengths (N,) int32 are the numbers of runs of each object in
     mask_runs int32, which cover h x w row by row, alternately of zeros and ones, beginning with zeros.
 
+    A mask's pixel is that of the source which covers its centre, as for label images. OpenCV's nearest pixel,
+    which mmdetection takes, lies up to one pixel further up and left.
+
     Crowds and what `ImageObject.trains` refuses are left out: they are background. `antialias`: see
     data_shards/image/bilinear.py.
     """

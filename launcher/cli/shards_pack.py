@@ -7,8 +7,9 @@ from typing import Any
 
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
-from data_shards.pack.coco_json import write_coco_json
+from data_shards.pack.coco_json import FOLDER, write_coco_json
 from data_shards.pack.plan import check_split
+from data_shards.pack.sources.fashion_scenes import SCENES
 from data_shards.pack.sources.registry import Source
 from data_shards.pack.write import merge, pack, pack_task
 from launcher.cli.shards_facts import split_facts
@@ -22,7 +23,8 @@ def run_pack(args: argparse.Namespace, _: list[str]) -> int:
     if args.task == "merge":
         if not args.out.is_dir():
             raise DataError(f"--out {args.out}: no such directory; merge what tasks have written there")
-        splits = args.splits or sorted(path.name for path in args.out.iterdir() if path.is_dir())
+        found = [path.name for path in args.out.iterdir() if path.is_dir() and path.name != FOLDER]
+        splits = args.splits or sorted(found)
         args.answer = [_report(args.out / split, merge(args.out / split, args.max_bad)) for split in splits]
         return 0
     source = make_source(args)
@@ -58,14 +60,8 @@ def _pack_split(args: argparse.Namespace, source: Source, split: str, out: Path)
     options: dict[str, Any] = {name: getattr(args, name) for name in names}
     options |= {"workers": args.workers, "progress": progress_line(str(out))}
     if args.task:
-        manifest = pack_task(source, split, out, args.task, **options)
-    else:
-        manifest = pack(source, split, out, **options)
-    if (
-        manifest and args.source == "fashion-scenes"
-    ):  # a data set that exists nowhere else, for other programs
-        write_coco_json(out)
-    return manifest
+        return pack_task(source, split, out, args.task, **options)
+    return pack(source, split, out, **options)
 
 
 def _report(out: Path, manifest: Manifest | None) -> dict[str, Any]:
@@ -74,6 +70,8 @@ def _report(out: Path, manifest: Manifest | None) -> dict[str, Any]:
         print(f"{out}: this task is done, others are not; the last one writes the manifest")
         return {"directory": out, "manifest": None}
     what = f"{manifest.samples} samples in {counted(len(manifest.shards), 'shard')}"
+    if manifest.writer.source.startswith(SCENES):  # made up here, so that no other program has its JSON
+        write_coco_json(out)
     print(f"{out}: {manifest.name}, {what}, manifest {manifest.digest[:12]}")
     if manifest.bad_sources:
         print(f"{out}: {manifest.bad_sources} damaged sources were left out, see {out}/bad_sources.tsv")

@@ -35,6 +35,7 @@ from data_shards.image.rle import encode_mask, extent, format_counts
 from data_shards.pack.sources.fashion_mnist import FASHION_CLASSES, read_splits
 from data_shards.pack.sources.garments import Item, enlarge, paint, texture, within
 
+SCENES = "garments of Fashion-MNIST as objects in scenes"  # how the description begins
 VERSION = 1  # of the way in which a scene is made
 KINDS, EMPTY, GREY, CROWD, CUT = 16, (7,), (11,), (2, 10), (4, 12)  # numbers of scenes, modulo `KINDS`
 SIDES = (20, 24, 28, 34, 40, 48, 56, 68, 80, 96, 112, 136, 160, 192, 224, 272, 320)  # of garments, in pixels
@@ -255,7 +256,7 @@ def fashion_scenes(
     size, items = ("-".join(map(str, limits)) for limits in (options.sides, options.items))
     return Source(
         "fashion-scenes",
-        f"garments of Fashion-MNIST as objects in scenes of {size} pixels, {items} each, seed {seed}",
+        f"{SCENES} of {size} pixels, {items} each, seed {seed}",
         tuple(FASHION_CLASSES[label] for label in ORDER),
         splits,
         fields=IMAGE_AND_OBJECTS,

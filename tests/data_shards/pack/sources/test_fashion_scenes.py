@@ -188,6 +188,32 @@ def test_pycocotools_reads_the_json_beside_the_shards(packed: Path, directory: P
         assert [bool(found["iscrowd"]) for found in coco.anns.values()].count(True) >= 1
 
 
+def test_tasks_and_their_merge_write_the_json(packed: Path, directory: Path, tmp_path: Path) -> None:
+    line = ["shards", "pack", "--out", str(tmp_path)]
+    options = [
+        "--source",
+        "fashion-scenes",
+        "--directory",
+        str(directory),
+        "--samples-per-shard",
+        "8",
+        "--seed",
+        "3",
+    ]
+    options += ["--scenes-train", str(COUNT), "--scenes-val", "16", "--scenes-size", "64-90"]
+    for task in ("0/2", "1/2"):
+        assert run([*line, *options, "--task", task]) == 0
+    paths = [tmp_path / "annotations" / f"instances_{split}.json" for split in ("train", "val")]
+    for path in paths:
+        ours, theirs = (
+            json.loads((root / "annotations" / path.name).read_text()) for root in (tmp_path, packed)
+        )
+        assert ours == theirs
+    paths[0].unlink()
+    assert run([*line, "--task", "merge", "--name", "mine"]) == 0
+    assert all(path.is_file() for path in paths)
+
+
 def test_workers_pack_the_same_bytes_and_ids_stay(packed: Path, directory: Path, tmp_path: Path) -> None:
     source = fashion_scenes(directory, COUNT, 16, SceneOptions(sides=(64, 90)), seed=3)
     digest = pack(source, "train", tmp_path / "two", workers=2, samples_per_shard=12, seed=3).digest
