@@ -16,7 +16,14 @@ from parallel.zero.extensions import OFFLOADED, prepare_extensions
 from tests.accelerator import answering
 
 STARTS = re.compile(r"\b(?:run_on_ranks|run_alone|run_ranks|start|subprocess\.run|subprocess\.Popen)\(")
-LONG = {"test_instruction_sets.py": 100}  # it starts once, what takes a minute
+LONG = {  # that start little: tests of others, engines of many layouts, a compiler, many runs or requests
+    "test_instruction_sets.py",
+    "test_layout.py",
+    "test_targets.py",
+    "test_check_fuzz.py",
+    "test_openapi.py",
+    "test_staging.py",
+}
 
 
 @pytest.hookimpl(wrapper=True)
@@ -38,8 +45,9 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """
     if hasattr(config, "workerinput"):
         paths = {item.path for item in items}
-        starts = {path: LONG.get(path.name, len(STARTS.findall(path.read_text()))) for path in paths}
-        items.sort(key=lambda item: -starts[item.path])  # stable: a file stays in one piece
+        starts = {path: len(STARTS.findall(path.read_text())) for path in paths}
+        # stable: a file stays in one piece
+        items.sort(key=lambda item: (item.path.name not in LONG, -starts[item.path]))
 
 
 @pytest.fixture(scope="session", autouse=True)
