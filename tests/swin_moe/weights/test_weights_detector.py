@@ -192,7 +192,11 @@ REFUSED = {
     "mmseg": (DENSE, "mmseg", "--to mmseg has no models of detection"),
     "padding": (HIDDEN, "mmdet", "OpenMMLab's mmdet would give other results: .* is hidden"),
     "v2": (replace(DENSE, **V2), "official", "is for Mask R-CNN and its cascade on swin; .* is swinv2"),
-    "moe": (replace(DENSE, moe=small_moe()), "official", "its cascade on swin; this backbone is other"),
+    "moe": (
+        replace(DENSE, moe=small_moe()),
+        "official",
+        "its cascade on swin; this backbone is .* 4 experts, and",
+    ),
 }
 
 
