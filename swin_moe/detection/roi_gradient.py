@@ -3,10 +3,10 @@
 torchvision's backward pass adds with atomics on a GPU, in an order that changes from run to run, and on a CPU
 one number at a time. The weights of the points of a box are a product of one along each side, so that the
 gradient is rows^T (gradient of the bins) columns, summed over the boxes. Matrix products give the same bits
-each time.
+each time. Boxes that begin near each other are taken together, with the columns of tokens that they touch.
 
 Legend: N boxes, B images, C channels, H x W tokens of a map, s bins along each side of a box, n boxes at
-once.
+once, w columns of tokens that they touch.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from swin_moe import gpu
 
-NUMBERS_AT_ONCE = {"cpu": 2**20, "gpu": 2**26}  # between the two products: what fits a cache; few launches
+NUMBERS_AT_ONCE = {"cpu": 2**20, "gpu": 2**24}  # between the two products, if boxes touched all columns
 
 
 def roi_align_gradient(gradient: Tensor, rois: Tensor, shape: Sequence[int], scale: float) -> Tensor:
@@ -35,18 +35,41 @@ def roi_align_gradient(gradient: Tensor, rois: Tensor, shape: Sequence[int], sca
     side = gradient.shape[-1]
     rows = bin_weights(rois[:, 2], rois[:, 4], side, height, scale)
     columns = bin_weights(rois[:, 1], rois[:, 3], side, width, scale)
+    left, right = _touched(rois[:, 1], rois[:, 3], width, scale)
     image = rois[:, 0].long()
-    by_image = image.argsort(stable=True).split(torch.bincount(image, minlength=images).tolist())
+    order = (image * width + left).argsort(stable=True)
+    counts, starts, ends = (
+        x.tolist() for x in (torch.bincount(image, minlength=images), left[order], right[order])
+    )
     numbers_at_once = NUMBERS_AT_ONCE["gpu" if gpu.on_gpu(gradient) else "cpu"]
     at_once = max(1, numbers_at_once // (side * width * channels))
-    total = gradient.new_zeros(images, height, width * channels)
-    for of_image, numbers in zip(total, by_image, strict=True):
-        for part in numbers.split(at_once):
-            bins = gradient[part].permute(0, 2, 3, 1).reshape(-1, side, channels)  # (n * s, s, C)
-            across = columns[part].transpose(1, 2).repeat_interleave(side, dim=0)  # (n * s, W, s)
-            spread = torch.bmm(across, bins).view(-1, width * channels)
-            of_image.addmm_(rows[part].view(-1, height).t(), spread)
-    return total.view(images, height, width, channels).permute(0, 3, 1, 2)
+    total = gradient.new_zeros(images, height, width, channels)
+    end = 0
+    for of_image, count in zip(total, counts, strict=True):
+        begin, end = end, end + count
+        for first in range(begin, end, at_once):
+            part = slice(first, min(first + at_once, end))
+            touched = slice(min(starts[part]), max(ends[part]))
+            numbers = order[part]
+            of_image[:, touched] += _product(gradient[numbers], rows[numbers], columns[numbers, :, touched])
+    return total.permute(0, 3, 1, 2)
+
+
+def _product(gradient: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """The sum over boxes of rows^T gradient columns: (n, C, s, s), (n, s, H), (n, s, w) -> (H, w, C)."""
+    channels, side = gradient.shape[1:3]
+    height, width = rows.shape[2], columns.shape[2]
+    bins = gradient.permute(0, 2, 3, 1).reshape(-1, side, channels)  # (n * s, s, C)
+    across = columns.transpose(1, 2).repeat_interleave(side, dim=0)  # (n * s, w, s)
+    spread = torch.bmm(across, bins).view(-1, width * channels)
+    return (rows.reshape(-1, height).t() @ spread).view(height, width, channels)
+
+
+def _touched(start: Tensor, end: Tensor, tokens: int, scale: float) -> tuple[Tensor, Tensor]:
+    """The first token along a side that a box may touch, and the one after the last: (N,) int64 each."""
+    first = (start * scale - 0.5).floor().clamp(0, tokens - 1)
+    last = (end * scale - 0.5).floor().clamp(0, tokens - 1)
+    return first.long(), (torch.maximum(first, last) + 2).clamp_max(tokens).long()
 
 
 def bin_weights(start: Tensor, end: Tensor, side: int, tokens: int, scale: float) -> Tensor:
