@@ -1,9 +1,14 @@
 """Rules that tasks with images of any size share. No torch."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from __future__ import annotations
 
-from data_shards.format.index import Manifest
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
+
 from launcher.config.schema import RunConfig
+
+if TYPE_CHECKING:  # it imports NumPy
+    from data_shards.format.index import Manifest
 
 
 def unread_options(config: RunConfig, instead: Mapping[str, str], labels_of: str) -> Iterator[str]:
