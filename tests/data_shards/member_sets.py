@@ -1,8 +1,5 @@
 """A data set of many members, made up: image, mask, boxes, points, label and count of every sample."""
 
-import hashlib
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,6 +7,7 @@ import numpy as np
 from data_shards.format.fields import Field
 from data_shards.format.samples import Source
 from tests.data_shards.image_folders import jpeg
+from tests.data_shards.made_samples import MadeSamples
 
 FIELDS = (
     Field("image", "image"),
@@ -36,34 +34,14 @@ def sample(number: int) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class MemberSamples:
-    """The samples `rows` (N,)."""
-
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> Mapping[str, Any]:
-        return sample(int(self.rows[i]))
-
-    def select(self, rows: np.ndarray) -> "MemberSamples":
-        return MemberSamples(self.rows[rows])
-
-    def describe(self, i: int) -> str:
-        return f"sample {self.rows[i]}"
+class MemberSamples(MadeSamples):
+    """Those of `sample`, with labels."""
 
     def label(self, i: int) -> int:
         return int(self.rows[i]) % 3
 
-    def sizes(self) -> np.ndarray:
-        return np.full(len(self), 3000, dtype=np.int64)
-
-    @property
-    def digest(self) -> str:
-        return hashlib.sha256(self.rows.tobytes()).hexdigest()
-
 
 def member_source(count: int = 22) -> Source:
-    return Source("members", "made up", CLASSES, {"train": MemberSamples(np.arange(count))}, fields=FIELDS)
+    return Source(
+        "members", "made up", CLASSES, {"train": MemberSamples(sample, np.arange(count), 3000)}, fields=FIELDS
+    )

@@ -251,10 +251,9 @@ def test_what_would_not_fit_the_image_is_not_resized(tmp_path: Path) -> None:
         def __getitem__(self, i: int) -> dict[str, object]:
             return {name: super(Pairs, self).__getitem__(i)[name] for name in ("image", "mask")}
 
-        def select(self, rows: np.ndarray) -> "Pairs":
-            return Pairs(self.rows[rows])
-
-    source = replace(member_source(), splits={"train": Pairs(np.arange(4))}, fields=FIELDS[:2], classes=())
+    source = replace(
+        member_source(), splits={"train": Pairs(sample, np.arange(4))}, fields=FIELDS[:2], classes=()
+    )
     manifest = pack(source, "train", tmp_path / "out", short_side=12, shuffle=False)
     reader = ShardReader(tmp_path / "out", manifest)
     for row in range(4):
@@ -273,10 +272,7 @@ def test_bad_members_are_left_out_and_named(tmp_path: Path) -> None:
             name = {3: "mask", 7: "boxes"}.get(int(self.rows[i]))
             return {**super().__getitem__(i), **({name: bad[name]} if name else {})}
 
-        def select(self, rows: np.ndarray) -> "Broken":
-            return Broken(self.rows[rows])
-
-    source = replace(member_source(), splits={"train": Broken(np.arange(COUNT))})
+    source = replace(member_source(), splits={"train": Broken(sample, np.arange(COUNT))})
     manifest = pack(source, "train", tmp_path, shuffle=False)
     assert (manifest.samples, manifest.bad_sources) == (COUNT - 2, 2)
     lines = (tmp_path / "bad_sources.tsv").read_text().splitlines()

@@ -3,7 +3,6 @@
 import io
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from data_shards.stream.eval import EvalStream
 from data_shards.stream.options import EvalSampling, StreamOptions
 from data_shards.stream.train import TrainStream
 from tests.data_shards.image.smooth_images import smooth_image
+from tests.data_shards.made_samples import MadeSamples
 
 COUNT, SEED, CLASSES = 9, 4, 6
 MULTI_SCALE = MultiScaleTransform(
@@ -97,38 +97,16 @@ def values(number: int) -> dict[str, Any]:
     return {"image": image, "annotations": record | {"objects": objects(number)}}
 
 
-@dataclass(frozen=True)
-class Pictures:
-    """The pictures `rows` (N,)."""
-
-    rows: np.ndarray
-    digest = "pictures"
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> Mapping[str, Any]:
-        return values(int(self.rows[i]))
-
-    def select(self, rows: np.ndarray) -> "Pictures":
-        return Pictures(self.rows[rows])
-
-    def describe(self, i: int) -> str:
-        return f"picture {self.rows[i]}"
-
-    def label(self, i: int) -> int:
-        return -1
-
-    def sizes(self) -> np.ndarray:
-        return np.full(len(self), 9000)
-
-
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("detection") / "train"
     names = tuple(f"class {label}" for label in range(CLASSES))
     source = Source(
-        "pictures", "pictures", names, {"train": Pictures(np.arange(COUNT))}, fields=IMAGE_AND_OBJECTS
+        "pictures",
+        "pictures",
+        names,
+        {"train": MadeSamples(values, np.arange(COUNT), 9000)},
+        fields=IMAGE_AND_OBJECTS,
     )
     pack(source, "train", out, samples_per_shard=4, shuffle=False)
     return out

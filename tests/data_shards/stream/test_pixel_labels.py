@@ -1,8 +1,6 @@
 """Segmentation in a stream: crops against decoding, resizing and cutting everything; images of any size."""
 
 import io
-from collections.abc import Mapping
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from data_shards.stream.options import EvalSampling, StreamOptions
 from data_shards.stream.pixel_labels import PixelLabelCrops, PixelLabelImages, class_ids
 from data_shards.stream.train import TrainStream
 from tests.data_shards.image.smooth_images import smooth_image
+from tests.data_shards.made_samples import MadeSamples
 
 COUNT, SEED, CLASSES = 11, 4, 5
 CROPS = PixelLabelCrops(
@@ -45,37 +44,13 @@ def pair(number: int) -> dict[str, np.ndarray]:
     return {"image": np.roll(smooth_image(height, width), number, 1), "mask": mask}
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """The pairs `rows` (N,)."""
-
-    rows: np.ndarray
-    digest = "pairs"
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> Mapping[str, Any]:
-        return pair(int(self.rows[i]))
-
-    def select(self, rows: np.ndarray) -> "Pairs":
-        return Pairs(self.rows[rows])
-
-    def describe(self, i: int) -> str:
-        return f"pair {self.rows[i]}"
-
-    def label(self, i: int) -> int:
-        return -1
-
-    def sizes(self) -> np.ndarray:
-        return np.full(len(self), 9000)
-
-
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("segmentation") / "train"
     names = tuple(f"class {label}" for label in range(CLASSES))
-    source = Source("pairs", "pairs", names, {"train": Pairs(np.arange(COUNT))}, fields=IMAGE_AND_MASK)
+    source = Source(
+        "pairs", "pairs", names, {"train": MadeSamples(pair, np.arange(COUNT), 9000)}, fields=IMAGE_AND_MASK
+    )
     pack(source, "train", out, samples_per_shard=4, shuffle=False)
     return out
 

@@ -1,7 +1,5 @@
 """Tiny images with objects, of different sizes, and runs on them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import numpy as np
 from data_shards.format.fields import IMAGE_AND_OBJECTS
 from data_shards.format.samples import Source
 from data_shards.pack.write import pack
+from tests.data_shards.made_samples import MadeSamples
 from tests.launcher.running import CONFIG
 
 CLASSES = ("square", "disc", "bar")
@@ -87,41 +86,17 @@ def _object(identity: int, label: int, inside: np.ndarray) -> dict[str, Any]:
     }
 
 
-@dataclass(frozen=True)
-class ObjectSamples:
-    """The samples `rows` (N,), perhaps without their objects."""
-
-    rows: np.ndarray
-    objects: bool = True
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> Mapping[str, Any]:
-        found = sample(int(self.rows[i]))
-        return found if self.objects else {**found, "annotations": {**found["annotations"], "objects": []}}
-
-    def select(self, rows: np.ndarray) -> "ObjectSamples":
-        return ObjectSamples(self.rows[rows], self.objects)
-
-    def describe(self, i: int) -> str:
-        return f"sample {self.rows[i]}"
-
-    def label(self, i: int) -> int:
-        return -1
-
-    def sizes(self) -> np.ndarray:
-        return np.full(len(self), 1000)
-
-    @property
-    def digest(self) -> str:
-        return f"{self.rows.tolist()}"
+def sample_without_objects(number: int) -> dict[str, Any]:
+    """The image of a sample, and a record of no objects."""
+    found = sample(number)
+    return {**found, "annotations": {**found["annotations"], "objects": []}}
 
 
 def pack_objects(out: Path, train: int, val: int, *, objects: bool = True) -> Path:
     """Pack so many samples to train on and to evaluate into `out`/train and `out`/val; returns `out`."""
     rows = {"train": np.arange(train), "val": np.arange(10_000, 10_000 + val)}
-    splits = {split: ObjectSamples(numbers, objects) for split, numbers in rows.items()}
+    make = sample if objects else sample_without_objects
+    splits = {split: MadeSamples(make, numbers) for split, numbers in rows.items()}
     source = Source("objects", "shapes", CLASSES, splits, fields=IMAGE_AND_OBJECTS, category_ids=CATEGORY_IDS)
     for split in splits:
         pack(source, split, out / split, samples_per_shard=16)

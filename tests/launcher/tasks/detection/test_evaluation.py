@@ -1,9 +1,7 @@
 """From packed scenes through the loop of an evaluation to the files that it leaves."""
 
 import json
-from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
 from io import StringIO
 from itertools import groupby
 from pathlib import Path
@@ -28,6 +26,7 @@ from data_shards.stream.options import EvalSampling, StreamOptions
 from launcher.evaluation.loop import Evaluated, evaluate
 from launcher.tasks.detection.coco_eval import FIGURES
 from launcher.tasks.detection.metric import DetectionMetric
+from tests.data_shards.made_samples import MadeSamples
 from tests.distributed import run_on_ranks
 from tests.launcher.tasks.detection.scenes import CATEGORIES, Given, noisy, scene
 
@@ -36,41 +35,17 @@ SCENES = [scene(number) for number in range(COUNT)]
 CLASSES = ("hat", "coat", "shoe", "bag")
 
 
-@dataclass(frozen=True)
-class Scenes:
-    """The scenes `rows` (N,), on grey."""
-
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> Mapping[str, Any]:
-        record = SCENES[int(self.rows[i])]
-        image = np.full((record["height"], record["width"], 3), 128, np.uint8)
-        return {"image": image, "annotations": record}
-
-    def select(self, rows: np.ndarray) -> "Scenes":
-        return Scenes(self.rows[rows])
-
-    def describe(self, i: int) -> str:
-        return f"scene {self.rows[i]}"
-
-    def label(self, i: int) -> int:
-        return -1
-
-    def sizes(self) -> np.ndarray:
-        return np.full(len(self), 1000)
-
-    @property
-    def digest(self) -> str:
-        return f"{self.rows.tolist()}"
+def on_grey(number: int) -> dict[str, Any]:
+    """A scene, and an image of its size."""
+    record = SCENES[number]
+    image = np.full((record["height"], record["width"], 3), 128, np.uint8)
+    return {"image": image, "annotations": record}
 
 
 @pytest.fixture(scope="module")
 def split(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("scenes") / "val"
-    samples = {"val": Scenes(np.arange(COUNT))}
+    samples = {"val": MadeSamples(on_grey, np.arange(COUNT))}
     source = Source("scenes", "", CLASSES, samples, fields=IMAGE_AND_OBJECTS, category_ids=CATEGORIES)
     pack(source, "val", out, samples_per_shard=4)
     return out

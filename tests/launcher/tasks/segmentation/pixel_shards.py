@@ -1,7 +1,5 @@
 """Tiny images with a class for every pixel, of different sizes, and runs on them."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +8,7 @@ import numpy as np
 from data_shards.format.fields import IMAGE_AND_MASK
 from data_shards.format.samples import Source
 from data_shards.pack.write import pack
+from tests.data_shards.made_samples import MadeSamples
 from tests.launcher.running import CONFIG
 
 CLASSES = ("ground", "wood", "stone", "water")
@@ -56,38 +55,10 @@ def sample(number: int) -> dict[str, Any]:
     return {"image": image.clip(0, 255).astype(np.uint8), "mask": mask}
 
 
-@dataclass(frozen=True)
-class PixelSamples:
-    """The samples `rows` (N,)."""
-
-    rows: np.ndarray
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> Mapping[str, Any]:
-        return sample(int(self.rows[i]))
-
-    def select(self, rows: np.ndarray) -> "PixelSamples":
-        return PixelSamples(self.rows[rows])
-
-    def describe(self, i: int) -> str:
-        return f"sample {self.rows[i]}"
-
-    def label(self, i: int) -> int:
-        return -1
-
-    def sizes(self) -> np.ndarray:
-        return np.full(len(self), 1000)
-
-    @property
-    def digest(self) -> str:
-        return f"{self.rows.tolist()}"
-
-
 def pack_pixels(out: Path, train: int, val: int) -> Path:
     """Pack so many samples to train on and to evaluate into `out`/train and `out`/val; returns `out`."""
-    splits = {"train": PixelSamples(np.arange(train)), "val": PixelSamples(np.arange(10_000, 10_000 + val))}
+    rows = {"train": np.arange(train), "val": np.arange(10_000, 10_000 + val)}
+    splits = {split: MadeSamples(sample, numbers) for split, numbers in rows.items()}
     source = Source("pixels", "rectangles", CLASSES, splits, fields=IMAGE_AND_MASK)
     for split in splits:
         pack(source, split, out / split, samples_per_shard=16)
