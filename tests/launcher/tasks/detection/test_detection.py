@@ -8,9 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
 
-from parallel.checkpoint.reader import CheckpointReader
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import CONFIG, command, only, records, run_alone, steps
 from tests.launcher.tasks.detection.object_shards import (
@@ -21,43 +19,22 @@ from tests.launcher.tasks.detection.object_shards import (
     pack_objects,
     sample,
 )
+from tests.launcher.tasks.layouts import (
+    assert_same_gradients,
+    assert_same_statistics,
+    layout,
+    on_every_layout,
+    plain_sgd,
+    results,
+    stored,
+)
 
 STEPS = 3
 LR = 0.02
 TERMS = ("rpn_objectness", "rpn_box", "box_class", "box_regression", "mask")
 FIGURES = ("step", "loss", "aux_loss", *TERMS, "lr", "grad_norm")
-SGD = (  # without momentum: the change of the weights in a step is the gradient
-    f"train.duration={STEPS} steps",
-    f"train.eval_every={STEPS} steps",
-    "checkpoint.every=1 steps",
-    "checkpoint.keep_last=9",
-    "optim.optimizer=sgd",
-    "optim.momentum=0.0",
-    "optim.weight_decay=0.0",
-    "optim.max_grad_norm=0.0",
-    "optim.warmup=0 steps",
-    "optim.schedule=cosine",
-    "optim.warmup_ratio=null",
-    f"optim.base_lr={64 * LR}",  # of 512 images
-    f"optim.min_lr={64 * LR}",
-)
+SGD = plain_sgd(LR, STEPS)
 FIGURES_OF_COCO = ("box_ap", "box_ap50", "mask_ap", "mask_ap50", "images", "objects", "detections")
-
-
-def layout(stage: int, ep_size: int, micro: int) -> list[str]:
-    return [f"parallel.zero_stage={stage}", f"parallel.ep_size={ep_size}", f"train.micro_batch_size={micro}"]
-
-
-def stored(run: Path, step: int, kind: str) -> dict[str, Tensor]:
-    """The tensors of a kind in a checkpoint."""
-    reader = CheckpointReader(run / "checkpoints" / f"step-{step:08d}")
-    return {name: reader[full] for name, full in reader.kind(kind).items()}
-
-
-def results(run: Path) -> Path:
-    """What `eval` has written."""
-    (directory,) = (run / "eval").glob("step-*")
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -80,24 +57,10 @@ def assert_same_training(run: Path, wanted: Path) -> None:
     for record, other in zip(steps(run), steps(wanted), strict=True):
         assert only(record, FIGURES[:-1]) == pytest.approx(only(other, FIGURES[:-1]), rel=1e-5, abs=1e-7)
         assert record["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-4)
-    before, after = (stored(run, step, "master") for step in (1, 2))
-    before2, after2 = (stored(wanted, step, "master") for step in (1, 2))
-    assert before.keys() == before2.keys()
-    for name in before:
-        found, gradient = (before[name] - after[name]) / LR, (before2[name] - after2[name]) / LR
-        # atol: a weight near 1 changes in steps of 2^-24 or 2^-23, which the learning rate divides
-        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=2**-22 / LR, msg=name)
+    assert_same_gradients(run, wanted, LR)
 
 
-LAYOUTS = [(2, 2, stage, 4) for stage in range(4)] + [(2, 1, stage, 2) for stage in range(4)]
-LAYOUTS += [(4, ep_size, stage, 2) for ep_size in (2, 4) for stage in range(4)] + [(1, 1, 0, 2), (1, 1, 3, 8)]
-BRIEF = [(2, 2, 2, 4)]
-
-
-@pytest.mark.parametrize(
-    ("ranks", "ep_size", "stage", "micro"),
-    [*BRIEF, *(pytest.param(*one, marks=pytest.mark.slow) for one in LAYOUTS if one not in BRIEF)],
-)
+@on_every_layout
 def test_every_layout_trains_alike(
     shards: Path, tmp_path: Path, alone: Path, ranks: int, ep_size: int, stage: int, micro: int
 ) -> None:
@@ -126,10 +89,7 @@ def test_a_cascade_trains_alike(shards: Path, tmp_path: Path, ranks: int, stage:
     for record, other in zip(steps(several), steps(one), strict=True):
         names = ("step", "loss", "box_class_2", "mask_2", "grad_norm")
         assert only(record, names) == pytest.approx(only(other, names), rel=1e-5, abs=1e-7)
-    found, wanted_buffers = stored(several, STEPS, "buffer"), stored(one, STEPS, "buffer")
-    assert any(name.endswith("running_var") for name in wanted_buffers)
-    for name, tensor in wanted_buffers.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    assert_same_statistics(several, one, STEPS)
 
 
 def test_losses_are_told_apart(alone: Path) -> None:

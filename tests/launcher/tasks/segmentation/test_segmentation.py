@@ -12,61 +12,36 @@ import pytest
 import torch
 from fastapi.testclient import TestClient
 from PIL import Image
-from torch import Tensor
 
 from launcher.cli.program import main, parse
 from launcher.cli.serve import open_interface, serve_options
 from launcher.serve.app import create_app
 from launcher.serve.options import FOR_MAPS
 from launcher.serve.served import has_class_map
-from parallel.checkpoint.reader import CheckpointReader
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import CONFIG, Outcome, command, only, records, run_alone, steps
+from tests.launcher.tasks.layouts import (
+    assert_same_gradients,
+    assert_same_statistics,
+    layout,
+    on_every_layout,
+    plain_sgd,
+    results,
+    stored,
+)
 from tests.launcher.tasks.segmentation.pixel_shards import CLASSES, line, options, pack_pixels, sample
 
 STEPS = 3
 FIGURES = ("step", "loss", "aux_loss", "decode_loss", "auxiliary_loss", "lr", "grad_norm")
-SGD = (  # without momentum: the change of the weights in a step is the gradient
-    f"train.duration={STEPS} steps",
-    f"train.eval_every={STEPS} steps",
-    "train.global_batch_size=8",
-    "checkpoint.every=1 steps",
-    "checkpoint.keep_last=9",
-    "optim.optimizer=sgd",
-    "optim.momentum=0.0",
-    "optim.weight_decay=0.0",
-    "optim.max_grad_norm=0.0",
-    "optim.warmup=0 steps",
-    "optim.schedule=cosine",
-    "optim.warmup_ratio=null",
-    "optim.base_lr=6.4",  # of 512 images: 0.1 here
-    "optim.min_lr=6.4",
-    "segmentation.head.norm_group_images=2",
-)
 LR = 0.1
+SGD = (*plain_sgd(LR, STEPS), "segmentation.head.norm_group_images=2")
 MEANS = ("miou", "macc", "aacc", "pixels", "images", "class_iou", "class_pixels", "expert_load")
-
-
-def layout(stage: int, ep_size: int, micro: int) -> list[str]:
-    return [f"parallel.zero_stage={stage}", f"parallel.ep_size={ep_size}", f"train.micro_batch_size={micro}"]
-
-
-def stored(run: Path, step: int, kind: str) -> dict[str, Tensor]:
-    """The tensors of a kind in a checkpoint."""
-    reader = CheckpointReader(run / "checkpoints" / f"step-{step:08d}")
-    return {name: reader[full] for name, full in reader.kind(kind).items()}
 
 
 def evaluation(run: Path) -> dict[str, Any]:
     """The values of the first mode of the last evaluation."""
     modes: list[dict[str, Any]] = json.loads((results(run) / "evaluation.json").read_text())["modes"]
     return modes[0]
-
-
-def results(run: Path) -> Path:
-    """What `eval` has written."""
-    (directory,) = (run / "eval").glob("step-*")
-    return directory
 
 
 @pytest.fixture(scope="module")
@@ -97,28 +72,11 @@ def assert_same_training(run: Path, wanted: Path) -> None:
     """Losses within 1e-5, gradients of the second step within 1e-4, running statistics alike."""
     for record, other in zip(steps(run), steps(wanted), strict=True):
         assert only(record, FIGURES) == pytest.approx(only(other, FIGURES), rel=1e-5)
-    before, after = (stored(run, step, "master") for step in (1, 2))
-    before2, after2 = (stored(wanted, step, "master") for step in (1, 2))
-    assert before.keys() == before2.keys()
-    for name in before:
-        found, gradient = (before[name] - after[name]) / LR, (before2[name] - after2[name]) / LR
-        # atol: a weight near 1 changes in steps of 2^-24 or 2^-23, which the learning rate divides
-        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=2**-22 / LR, msg=name)
-    found, wanted_buffers = stored(run, STEPS, "buffer"), stored(wanted, STEPS, "buffer")
-    assert any(name.endswith("bn.running_var") for name in wanted_buffers)
-    for name, tensor in wanted_buffers.items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+    assert_same_gradients(run, wanted, LR)
+    assert_same_statistics(run, wanted, STEPS)
 
 
-LAYOUTS = [(2, 2, stage, 4) for stage in range(4)] + [(2, 1, stage, 2) for stage in range(4)]
-LAYOUTS += [(4, ep_size, stage, 2) for ep_size in (2, 4) for stage in range(4)] + [(1, 1, 0, 2), (1, 1, 3, 8)]
-BRIEF = [(2, 2, 2, 4)]
-
-
-@pytest.mark.parametrize(
-    ("ranks", "ep_size", "stage", "micro"),
-    [*BRIEF, *(pytest.param(*one, marks=pytest.mark.slow) for one in LAYOUTS if one not in BRIEF)],
-)
+@on_every_layout
 def test_every_layout_trains_alike(
     shards: Path, tmp_path: Path, alone: Path, ranks: int, ep_size: int, stage: int, micro: int
 ) -> None:
