@@ -3,7 +3,6 @@
 Legend: H, W height and width of an image in pixels; n objects on it.
 """
 
-import colorsys
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from launcher.config.schema import DataConfig
+from launcher.tasks.class_colours import class_colour
 from launcher.tasks.detection.detections import (
     DetectionPrediction,
     EvalInputs,
@@ -25,16 +25,14 @@ from launcher.tasks.detection.detections import (
 
 LONGEST = 512  # pixels of the longer side of what is shown
 GAP = 4  # pixels between two of a row
-STEP = 0.618034  # of the hues of two classes: no two of few classes look alike
 COVER = 0.45  # of the colour over the pixels of a mask
 LINE = 2  # pixels of the line around a box
 Colour = tuple[int, int, int]
 
 
 def colour_of(label: int) -> Colour:
-    """The colour of a class."""
-    parts = colorsys.hsv_to_rgb(label * STEP % 1, 0.85 - label // 8 % 3 * 0.2, 1.0)
-    red, green, blue = (round(part * 255) for part in parts)
+    """Red, green and blue of a class, in 0 to 255."""
+    red, green, blue = (round(part * 255) for part in class_colour(label))
     return red, green, blue
 
 
