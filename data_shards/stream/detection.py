@@ -121,14 +121,18 @@ class ObjectImages:
     def __call__(self, members: Members, key: DrawKey = ANY_KEY) -> Example:
         """The image, and its record; no draw is made."""
         body, record = image_and_objects(members, self.num_classes)
-        size = record.height, record.width
-        resized = fitted_size(*size, self.long_side, self.short_side)
         return {
-            "image": image_after([Geometry(Crop(0, 0, *size), resized, in_full=True)], body, self.antialias),
+            **self.resized(body, record.height, record.width),
             "image_id": record.image_id,
-            "source_size": np.array(size, dtype=np.int32),
             "annotations": np.frombuffer(file_of(members, "annotations"), dtype=np.uint8),
         }
+
+    def resized(self, body: bytes, height: int, width: int) -> Example:
+        """image and source_size of the file of an image of H x W pixels."""
+        size = fitted_size(height, width, self.long_side, self.short_side)
+        step = Geometry(Crop(0, 0, height, width), size, in_full=True)
+        image = image_after([step], body, self.antialias)
+        return {"image": image, "source_size": np.array((height, width), dtype=np.int32)}
 
 
 def image_and_objects(members: Members, num_classes: int) -> tuple[bytes, ImageObjects]:

@@ -6,16 +6,12 @@ Legend: H, W height and width of an image at its own size; h, w of what the mode
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from data_shards.format.fields import IMAGE_AND_OBJECTS, Members
 from data_shards.format.rng import DrawKey
-from data_shards.image.geometry import Crop, Geometry
 from data_shards.image.multi_scale import MultiScaleTransform
 from data_shards.image.pixels import image_size
-from data_shards.image.resize_crop import fitted_size
 from data_shards.stream.collate import Canvas, Collator, MultipleOf, SmallestOf
-from data_shards.stream.detection import ObjectImages, ObjectViews, image_after
+from data_shards.stream.detection import ObjectImages, ObjectViews
 from data_shards.stream.transform import Example, file_of
 from launcher.config.schema import RunConfig
 from launcher.config.task_sections import options_of
@@ -89,8 +85,4 @@ class ImagesAlone:
     def __call__(self, members: Members, key: DrawKey) -> Example:
         """The image, resized; no draw is made."""
         body = file_of(members, "image")
-        height, width = image_size(body)
-        size = fitted_size(height, width, self.images.long_side, self.images.short_side)
-        steps = [Geometry(Crop(0, 0, height, width), size, in_full=True)]
-        image = image_after(steps, body, self.images.antialias)
-        return {"image": image, "source_size": np.array((height, width), dtype=np.int32)}
+        return self.images.resized(body, *image_size(body))
