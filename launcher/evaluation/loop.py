@@ -151,9 +151,7 @@ class Evaluated:
     device: torch.device
     heartbeat: Callable[[], None]  # called after every batch
     metric: Callable[[], Metric] | None = None  # another metric than the task's
-    directory: Path | None = (
-        None  # where the metric of the first call writes its files (`Metric.write`), if so
-    )
+    directory: Path | None = None  # where the metric of the first call writes its files (`Metric.write`)
 
 
 @torch.no_grad()

@@ -84,7 +84,7 @@ class DetectionTask(TaskBase):
     def inputs(self, batch: Batch) -> TrainInputs:
         """The images and their objects."""
         images = self.normalize(batch["image"], batch["image_size"], batch.positions)
-        sizes = send(batch["image_size"].long(), self.device)
+        sizes = send(batch["image_size"], self.device)
         return TrainInputs(images, sizes, batch_targets(batch, self.device))
 
     def step(self, engine: Any, inputs: TrainInputs, keys: Tensor) -> StepOutput:
