@@ -40,18 +40,6 @@ def model_on_meta(config: RunConfig, placement: ExpertParallel | None) -> nn.Mod
     return construct_on_meta(lambda model, experts: Detector(model, head, experts), config.model, placement)
 
 
-def backbone(model: nn.Module) -> Backbone:
-    """The part before the pyramid."""
-    encoder = model.get_submodule("encoder")
-    assert isinstance(encoder, Backbone)
-    return encoder
-
-
-def pretrained(model: nn.Module) -> nn.Module:
-    """What pretrained weights are loaded into: a file may have the pyramid and the heads too."""
-    return model
-
-
 def members(config: RunConfig, images: int) -> dict[str, Tensor]:
     """Images, their sizes and their objects."""
     count = images * OBJECTS

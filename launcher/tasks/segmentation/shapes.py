@@ -29,18 +29,6 @@ def model_on_meta(config: RunConfig, placement: ExpertParallel | None) -> nn.Mod
     return construct_on_meta(lambda model, experts: Segmenter(model, head, experts), config.model, placement)
 
 
-def backbone(model: nn.Module) -> Backbone:
-    """The part before the heads."""
-    encoder = model.get_submodule("encoder")
-    assert isinstance(encoder, Backbone)
-    return encoder
-
-
-def pretrained(model: nn.Module) -> nn.Module:
-    """What pretrained weights are loaded into: a file may have the heads too."""
-    return model
-
-
 def members(config: RunConfig, images: int) -> dict[str, Tensor]:
     """Images, label images and valid sizes."""
     masks = torch.empty(images, *config.model.image_sides, dtype=torch.uint8)

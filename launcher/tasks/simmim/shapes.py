@@ -21,13 +21,6 @@ def model_on_meta(config: RunConfig, placement: ExpertParallel | None) -> nn.Mod
     return construct_on_meta(lambda model, experts: SimMIM(model, options, experts), config.model, placement)
 
 
-def backbone(model: nn.Module) -> Backbone:
-    """The encoder."""
-    encoder = model.get_submodule("encoder")
-    assert isinstance(encoder, Backbone)
-    return encoder
-
-
 def step(config: RunConfig, model: nn.Module, inputs: Tensor, keys: Tensor) -> StepOutput:
     """Mean absolute error of the masked pixels."""
     return task.step(model, inputs, keys)
