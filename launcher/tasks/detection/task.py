@@ -18,13 +18,11 @@ from launcher.tasks.detection.metric import DetectionMetric
 from launcher.tasks.detection.options import DetectionOptions
 from launcher.tasks.detection.pictures import batch_picture
 from launcher.tasks.detection.prediction import Found
-from launcher.tasks.spec import StepOutput, TaskBase, TaskContext
+from launcher.tasks.norm_task import NormTask
+from launcher.tasks.spec import StepOutput, TaskContext
 from parallel.ranks.host import send
-from parallel.zero.engine import Engine
-from parallel.zero.master_weights import MasterWeights
 from swin_moe.detection.detector import DetectorLosses, DetectorOutput, build_detector
 from swin_moe.detection.targets import Targets
-from swin_moe.heads.group_batch_norm import span_ranks, update_running_statistics
 from swin_moe.moe.overrides import RoutingOverrides
 
 
@@ -42,7 +40,7 @@ def step(engine: Any, inputs: TrainInputs, keys: Tensor) -> StepOutput:
     return StepOutput(loss=losses.total, terms=losses.terms, moe=losses.moe)
 
 
-class DetectionTask(TaskBase):
+class DetectionTask(NormTask):
     """Training of a detector.
 
     Args:
@@ -51,9 +49,8 @@ class DetectionTask(TaskBase):
     """
 
     def __init__(self, config: RunConfig, context: TaskContext) -> None:
-        self.config, self.context, self.device = config, context, context.device
         self.options, data = options_of(config, DetectionOptions), config.data
-        self.model: nn.Module = build_detector(
+        model = build_detector(
             config.model,
             self.options.head,
             seed=config.seed,
@@ -61,6 +58,8 @@ class DetectionTask(TaskBase):
             sharded=context.sharded,
             exchange=context.exchange,
         ).to(context.device)
+        super().__init__(config, context.mesh, model)
+        self.context, self.device = context, context.device
         self.normalize = PixelAugment(
             None, seed=config.seed, mean=data.mean, std=data.std, device=self.device
         )
@@ -69,17 +68,6 @@ class DetectionTask(TaskBase):
     def pictured_batches(self) -> int:
         """One of each image, as a batch of evaluation has one."""
         return self.options.pictures
-
-    def attach(self, engine: Engine, masters: MasterWeights) -> None:
-        """Give the batch norms of a cascade the ranks that hold a group of images."""
-        train = self.config.train
-        accumulation = train.global_batch_size // (train.micro_batch_size * self.context.mesh.dims.world_size)
-        span_ranks(
-            self.model,
-            self.context.mesh,
-            micro_batch_size=train.micro_batch_size,
-            grad_accum_steps=accumulation,
-        )
 
     def inputs(self, batch: Batch) -> TrainInputs:
         """The images and their objects."""
@@ -90,10 +78,6 @@ class DetectionTask(TaskBase):
     def step(self, engine: Any, inputs: TrainInputs, keys: Tensor) -> StepOutput:
         """The loss of a micro-batch."""
         return step(engine, inputs, keys)
-
-    def after_step(self, step: int, skipped: bool) -> None:
-        """Move the running statistics of the batch norms."""
-        update_running_statistics(self.model, skipped=skipped)
 
     def eval_inputs(self, batch: Batch) -> EvalInputs:
         """The images, and how much they were scaled."""

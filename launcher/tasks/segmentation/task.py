@@ -15,6 +15,7 @@ from launcher.config.schema import RunConfig
 from launcher.config.task_sections import options_of
 from launcher.metrics.metric import Metric
 from launcher.tasks.image_data import normalize_images
+from launcher.tasks.norm_task import NormTask
 from launcher.tasks.segmentation.data import eval_images
 from launcher.tasks.segmentation.metric import SegmentationMetric
 from launcher.tasks.segmentation.options import SegmentationOptions
@@ -25,11 +26,8 @@ from launcher.tasks.segmentation.prediction import (
     Views,
     predict_views,
 )
-from launcher.tasks.spec import StepOutput, TaskBase, TaskContext
+from launcher.tasks.spec import StepOutput, TaskContext
 from parallel.ranks.host import send
-from parallel.zero.engine import Engine
-from parallel.zero.master_weights import MasterWeights
-from swin_moe.heads.group_batch_norm import span_ranks, update_running_statistics
 from swin_moe.heads.segmentation import segmentation_loss
 from swin_moe.heads.upernet import SegmentationOutput, build_segmenter
 from swin_moe.moe.overrides import RoutingOverrides
@@ -67,7 +65,7 @@ def views(config: RunConfig) -> Views:
     return Views(slide, options.eval_flip, options.eval_band)
 
 
-class SegmentationTask(TaskBase):
+class SegmentationTask(NormTask):
     """Training of a segmentation model: its predictions are the classes of pixels.
 
     Args:
@@ -76,9 +74,8 @@ class SegmentationTask(TaskBase):
     """
 
     def __init__(self, config: RunConfig, context: TaskContext) -> None:
-        self.config, self.device, self.mesh = config, context.device, context.mesh
         self.options, data = options_of(config, SegmentationOptions), config.data
-        self.model: nn.Module = build_segmenter(
+        model = build_segmenter(
             config.model,
             self.options.head,
             seed=config.seed,
@@ -86,6 +83,8 @@ class SegmentationTask(TaskBase):
             sharded=context.sharded,
             exchange=context.exchange,
         ).to(context.device)
+        super().__init__(config, context.mesh, model)
+        self.device = context.device
         self.augment = PixelAugment(
             PhotometricDistortion() if self.options.photometric else None,
             seed=config.seed,
@@ -100,17 +99,6 @@ class SegmentationTask(TaskBase):
         """One of each image, as a batch has one."""
         return self.options.pictures
 
-    def attach(self, engine: Engine, masters: MasterWeights) -> None:
-        """Give the batch norms the ranks that hold a group of images."""
-        train = self.config.train
-        accumulation = train.global_batch_size // (train.micro_batch_size * self.mesh.dims.world_size)
-        span_ranks(
-            self.model,
-            self.mesh,
-            micro_batch_size=train.micro_batch_size,
-            grad_accum_steps=accumulation,
-        )
-
     def inputs(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Images (B, 3, h, w) float32 and labels (B, h, w) uint8."""
         images = self.augment(batch["image"], batch["size"], batch.positions)
@@ -119,10 +107,6 @@ class SegmentationTask(TaskBase):
     def step(self, engine: Any, inputs: tuple[Tensor, Tensor], keys: Tensor) -> StepOutput:
         """The loss of a micro-batch."""
         return step(self.config, engine, inputs, keys)
-
-    def after_step(self, step: int, skipped: bool) -> None:
-        """Move the running statistics of the batch norms."""
-        update_running_statistics(self.model, skipped=skipped)
 
     def eval_inputs(self, batch: Batch) -> EvalInputs:
         """The images at each ratio, and their labels."""

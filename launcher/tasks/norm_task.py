@@ -1,0 +1,38 @@
+"""Tasks whose heads have batch norms over groups of images (`swin_moe/heads/group_batch_norm.py`)."""
+
+from torch import nn
+
+from launcher.config.schema import RunConfig
+from launcher.tasks.spec import TaskBase
+from parallel.ranks.mesh import Mesh
+from parallel.zero.engine import Engine
+from parallel.zero.master_weights import MasterWeights
+from swin_moe.heads.group_batch_norm import span_ranks, update_running_statistics
+
+
+class NormTask(TaskBase):
+    """Gives the batch norms their ranks, and moves their running statistics.
+
+    Args:
+        config: of the run.
+        mesh: of the ranks.
+        model: with the batch norms.
+    """
+
+    def __init__(self, config: RunConfig, mesh: Mesh, model: nn.Module) -> None:
+        self.config, self.mesh, self.model = config, mesh, model
+
+    def attach(self, engine: Engine, masters: MasterWeights) -> None:
+        """Give the batch norms the ranks that hold a group of images."""
+        train = self.config.train
+        accumulation = train.global_batch_size // (train.micro_batch_size * self.mesh.dims.world_size)
+        span_ranks(
+            self.model,
+            self.mesh,
+            micro_batch_size=train.micro_batch_size,
+            grad_accum_steps=accumulation,
+        )
+
+    def after_step(self, step: int, skipped: bool) -> None:
+        """Move the running statistics of the batch norms."""
+        update_running_statistics(self.model, skipped=skipped)
