@@ -9,10 +9,10 @@ Legend: B images, R regions of an image, N = B * R, C channels, s side of the fe
 from typing import NamedTuple
 
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-from swin_moe.detection.fpn import fill_xavier
 from swin_moe.heads.conv_blocks import ConvNormReLU, NormOptions
+from swin_moe.heads.filled_layers import FilledLinear, fill_normal, fill_xavier
 
 SIDE = 7  # s
 
@@ -22,38 +22,6 @@ class BoxPredictions(NamedTuple):
 
     logits: Tensor  # (N, K + 1)
     deltas: Tensor  # (N, K, 4)
-
-
-class XavierLinear(nn.Linear):
-    """A linear layer before a ReLU."""
-
-    def fill_parameter(self, name: str, values: Tensor, generator: Generator) -> None:
-        """Initial weights: those of `fill_xavier`, the bias 0."""
-        if name == "bias":
-            values.zero_()
-        else:
-            fill_xavier(values, generator)
-
-
-class NormalLinear(nn.Linear):
-    """A linear layer whose weights start at a normal distribution.
-
-    Args:
-        in_features: of the input.
-        out_features: of the result.
-        std: of the initial weights.
-    """
-
-    def __init__(self, in_features: int, out_features: int, std: float) -> None:
-        super().__init__(in_features, out_features)
-        self.std = std
-
-    def fill_parameter(self, name: str, values: Tensor, generator: Generator) -> None:
-        """Initial weights: normal of standard deviation `std`; bias 0."""
-        if name == "bias":
-            values.zero_()
-        else:
-            nn.init.normal_(values, std=self.std, generator=generator)
 
 
 class BoxHead(nn.Module):
@@ -87,9 +55,9 @@ class BoxHead(nn.Module):
             norm = NormOptions(1) if norm is None else norm
             self.shared_convs = nn.ModuleList(ConvNormReLU(channels, channels, 3, norm) for _ in range(convs))
         inputs = [channels * SIDE**2, *[width] * (fcs - 1)]
-        self.shared_fcs = nn.ModuleList(XavierLinear(size, width) for size in inputs)
-        self.fc_cls = NormalLinear(width, num_classes + 1, std=0.01)
-        self.fc_reg = NormalLinear(width, num_classes * 4, std=0.001)
+        self.shared_fcs = nn.ModuleList(FilledLinear(size, width, fill_xavier) for size in inputs)
+        self.fc_cls = FilledLinear(width, num_classes + 1, fill_normal(0.01))
+        self.fc_reg = FilledLinear(width, num_classes * 4, fill_normal(0.001))
 
     def forward(self, features: Tensor, weight: Tensor | None = None) -> BoxPredictions:
         """The predictions of regions.

@@ -5,37 +5,12 @@ Names of parameters are those of the published detectors: `lateral_convs.{i}.con
 Legend: B images, C channels of a stage's map, H x W its tokens, c channels of the pyramid.
 """
 
-import math
 from collections.abc import Sequence
 
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
-
-def fill_xavier(values: Tensor, generator: Generator) -> None:
-    """Fill a weight uniformly with variance 2 / (fan in + fan out) (Glorot and Bengio 2010, equation 16).
-
-    Args:
-        values: (outputs, inputs, ...) of a linear layer or a convolution, in place.
-        generator: of the draws.
-    """
-    fan_in, fan_out = values[0].numel(), values[:, 0].numel()
-    bound = math.sqrt(6 / (fan_in + fan_out))
-    nn.init.uniform_(values, -bound, bound, generator=generator)
-
-
-class XavierConv2d(nn.Conv2d):
-    """A convolution with a bias that keeps the size of its map."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-
-    def fill_parameter(self, name: str, values: Tensor, generator: Generator) -> None:
-        """Initial weights: those of `fill_xavier`, the bias 0."""
-        if name == "bias":
-            values.zero_()
-        else:
-            fill_xavier(values, generator)
+from swin_moe.heads.filled_layers import FilledConv2d, fill_xavier
 
 
 class PyramidConv(nn.Module):
@@ -43,7 +18,7 @@ class PyramidConv(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
         super().__init__()
-        self.conv = XavierConv2d(in_channels, out_channels, kernel_size)
+        self.conv = FilledConv2d(in_channels, out_channels, kernel_size, fill_xavier)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, H, W) -> (B, out_channels, H, W)."""

@@ -6,41 +6,13 @@ Legend: N regions, C channels, s side of the features, K classes.
 """
 
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
+
+from swin_moe.heads.filled_layers import FilledConv2d, FilledUpsample, fill_kaiming
 
 SIDE = 14  # s
 MASK_SIDE = 2 * SIDE  # of a mask
 CONVS = 4
-
-
-def _fill_kaiming(name: str, values: Tensor, fan_out: int, generator: Generator) -> None:
-    """Normal of variance 2 / fan_out (He et al. 2015); bias 0."""
-    if name == "bias":
-        values.zero_()
-    else:
-        nn.init.normal_(values, std=(2 / fan_out) ** 0.5, generator=generator)
-
-
-class MaskConv2d(nn.Conv2d):
-    """A convolution with a bias that keeps the size of its map."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-
-    def fill_parameter(self, name: str, values: Tensor, generator: Generator) -> None:
-        """Initial weights: normal of variance 2 / (out_channels * kernel_size^2) (He et al. 2015); bias 0."""
-        _fill_kaiming(name, values, self.out_channels * self.kernel_size[0] ** 2, generator)
-
-
-class Upsample(nn.ConvTranspose2d):
-    """Each token becomes 2 x 2 of its own."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, channels, kernel_size=2, stride=2)
-
-    def fill_parameter(self, name: str, values: Tensor, generator: Generator) -> None:
-        """Initial weights: normal of variance 2 / fan out, as torch counts it: channels * 4; bias 0."""
-        _fill_kaiming(name, values, self.in_channels * 4, generator)
 
 
 class ConvReLU(nn.Module):
@@ -48,7 +20,7 @@ class ConvReLU(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        self.conv = MaskConv2d(in_channels, out_channels, 3)
+        self.conv = FilledConv2d(in_channels, out_channels, 3, fill_kaiming)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, in_channels, H, W) -> (N, out_channels, H, W)."""
@@ -67,8 +39,8 @@ class MaskHead(nn.Module):
     def __init__(self, channels: int, width: int, num_classes: int) -> None:
         super().__init__()
         self.convs = nn.ModuleList(ConvReLU(c, width) for c in (channels, *[width] * (CONVS - 1)))
-        self.upsample = Upsample(width)
-        self.conv_logits = MaskConv2d(width, num_classes, 1)
+        self.upsample = FilledUpsample(width, fill_kaiming)
+        self.conv_logits = FilledConv2d(width, num_classes, 1, fill_kaiming)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, C, s, s) -> logits (N, K, 2 s, 2 s)."""

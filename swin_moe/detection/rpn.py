@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Generator, Tensor, nn
+from torch import Tensor, nn
 
 from swin_moe.detection.anchors import RATIOS, Sides, grid_anchors, valid_anchors
 from swin_moe.detection.assign import assign
@@ -22,12 +22,14 @@ from swin_moe.detection.boxes import BoxCoder
 from swin_moe.detection.nms import batched_nms, fill_up, top_scores
 from swin_moe.detection.sample import Sample, sample
 from swin_moe.detection.targets import Targets, take_objects
+from swin_moe.heads.filled_layers import FilledConv2d, fill_normal
 from swin_moe.moe.routers.base import to_fp32
 from swin_moe.random.keyed import fold_in
 
 RPN_SITE = -4  # of the draws of anchors; the sites of a backbone count from 0
 POSITIVE, NEGATIVE = 0.7, 0.3  # IoU from which an anchor is positive, and below which it is negative
 CODER = BoxCoder()
+FILL = fill_normal(0.01)  # initial weights
 
 
 class RPNOutput(NamedTuple):
@@ -55,20 +57,6 @@ class Proposals(NamedTuple):
     valid: Tensor  # (B, P) bool
 
 
-class NormalConv2d(nn.Conv2d):
-    """A convolution with a bias that keeps the size of its map."""
-
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int) -> None:
-        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2)
-
-    def fill_parameter(self, name: str, values: Tensor, generator: Generator) -> None:
-        """Initial weights: normal of standard deviation 0.01, the bias 0."""
-        if name == "bias":
-            values.zero_()
-        else:
-            nn.init.normal_(values, std=0.01, generator=generator)
-
-
 class RPNHead(nn.Module):
     """One convolution, and linear layers to a logit and four offsets of each anchor; the same on all levels.
 
@@ -81,9 +69,9 @@ class RPNHead(nn.Module):
     def __init__(self, channels: int, strides: Sequence[int], scale: float) -> None:
         super().__init__()
         self.strides, self.scale = tuple(strides), scale
-        self.rpn_conv = NormalConv2d(channels, channels, 3)
-        self.rpn_cls = NormalConv2d(channels, len(RATIOS), 1)
-        self.rpn_reg = NormalConv2d(channels, 4 * len(RATIOS), 1)
+        self.rpn_conv = FilledConv2d(channels, channels, 3, FILL)
+        self.rpn_cls = FilledConv2d(channels, len(RATIOS), 1, FILL)
+        self.rpn_reg = FilledConv2d(channels, 4 * len(RATIOS), 1, FILL)
 
     def forward(self, maps: Sequence[Tensor]) -> RPNOutput:
         """Logits and offsets of all anchors of maps (B, C, H, W)."""

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from swin_moe.heads.filled_layers import FilledConv2d, fill_normal
 from swin_moe.heads.group_batch_norm import GroupBatchNorm2d
 from swin_moe.random.keyed import Dropout, keep_mask
 
@@ -53,18 +54,11 @@ class ConvNormReLU(nn.Module):
         return y
 
 
-class PixelClassifier(nn.Conv2d):
+class PixelClassifier(FilledConv2d):
     """A linear layer from the channels of each token to its class logits."""
 
     def __init__(self, in_channels: int, num_classes: int) -> None:
-        super().__init__(in_channels, num_classes, kernel_size=1)
-
-    def fill_parameter(self, name: str, values: Tensor, generator: Generator) -> None:
-        """Initial weights: normal of standard deviation 0.01, the bias 0."""
-        if name == "bias":
-            values.zero_()
-        else:
-            nn.init.normal_(values, std=0.01, generator=generator)
+        super().__init__(in_channels, num_classes, 1, fill_normal(0.01))
 
 
 class ChannelDropout(Dropout):
