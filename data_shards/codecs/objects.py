@@ -43,6 +43,12 @@ class ImageObject(NamedTuple):
     ignore: int = 0
 
     @property
+    def bbox(self) -> list[float]:
+        """The box as COCO's files have it: x, y, width, height."""
+        x1, y1, x2, y2 = self.box
+        return [x1, y1, x2 - x1, y2 - y1]
+
+    @property
     def trains(self) -> bool:
         """Whether a detector is trained on it: mmdetection's rule for COCO. Crowds are background to it.
 

@@ -46,12 +46,11 @@ def coco_json(directory: Path) -> dict[str, Any]:
 def _annotation(item: ImageObject, image_id: int, ids: tuple[int, ...]) -> dict[str, Any]:
     if item.label >= len(ids):
         raise DataError(f"object {item.id} has label {item.label}, where the data has {len(ids)} classes")
-    x1, y1, x2, y2 = item.box
     found = {
         "id": item.id,
         "image_id": image_id,
         "category_id": ids[item.label],
-        "bbox": [x1, y1, x2 - x1, y2 - y1],
+        "bbox": item.bbox,
         "area": item.area,
         "iscrowd": item.iscrowd,
     }

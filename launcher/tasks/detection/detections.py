@@ -3,8 +3,7 @@
 Legend: n detections of an image of H x W pixels, B images of a batch, h x w pixels of its canvas.
 """
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,6 +12,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as rle
 from torch import Tensor
 
+from data_shards.codecs.objects import ImageObjects
+from data_shards.codecs.registry import CODECS
+from data_shards.image.rle import format_counts
 from data_shards.stream.batch import Batch
 from launcher.config.schema import DataConfig
 from swin_moe.moe.layer import MoEStats
@@ -80,46 +82,37 @@ class EvalInputs(NamedTuple):
         return (image * std + mean).clamp(0, 1)
 
 
-class ImageTruth(NamedTuple):
-    """What a split says of an image."""
-
-    image_id: int
-    objects: Sequence[Mapping[str, Any]]  # label, box (x1, y1, x2, y2), area, iscrowd and segmentation
-
-    def annotations(self) -> Iterator[dict[str, Any]]:
-        """Each object as in COCO's files: label, bbox (x, y, width, height), area, iscrowd, segmentation."""
-        for one in self.objects:
-            x1, y1, x2, y2 = one["box"]
-            yield {**one, "bbox": [x1, y1, x2 - x1, y2 - y1]}
-
-    def as_found(self, size: tuple[int, int]) -> ImageDetections:
-        """The objects as if a model had found them, in an image of H x W pixels, crowds too; of score 1."""
-        boxes = np.array([one["box"] for one in self.objects], np.float32).reshape(-1, 4)
-        labels = np.array([one["label"] for one in self.objects], np.int64)
-        known = [one["segmentation"] for one in self.objects]
-        masks = None if None in known else [_counts(segmentation, size) for segmentation in known]
-        return ImageDetections(boxes, np.ones(len(labels), np.float32), labels, size, masks)
-
-
-def truth_of(batch: Batch, row: int) -> ImageTruth:
-    """The objects of an image of a batch of an evaluation: its member `annotations`, unchanged."""
+def truth_of(batch: Batch, row: int) -> ImageObjects:
+    """The objects of an image of a batch of an evaluation: its member `annotations`."""
     start, end = batch["annotations_offsets"][row : row + 2].tolist()
-    record = json.loads(batch["annotations"][start:end].numpy().tobytes())
-    return ImageTruth(record["image_id"], [_complete(one) for one in record["objects"]])
+    record: ImageObjects = CODECS["objects"].decode(batch["annotations"][start:end].numpy().tobytes())
+    return record
 
 
-def _complete(item: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An object of a record with what the record may leave out."""
-    return {"iscrowd": 0, **item, "segmentation": item.get("segmentation") or None}
+def truth_annotations(truth: ImageObjects) -> Iterator[dict[str, Any]]:
+    """Each object as in COCO's files: label, bbox (x, y, width, height), area, iscrowd, segmentation."""
+    for one in truth.objects:
+        yield {
+            "label": one.label,
+            "bbox": one.bbox,
+            "area": one.area,
+            "iscrowd": one.iscrowd,
+            "segmentation": one.segmentation,
+        }
 
 
-def _counts(segmentation: Any, size: tuple[int, int]) -> bytes:
-    """The counts of a compressed RLE: of polygons, of a list of counts, or of such an RLE."""
-    if isinstance(segmentation, Mapping) and isinstance(counts := segmentation["counts"], str):
-        return counts.encode()
-    parts = rle.frPyObjects(segmentation, *size)
-    counts = (rle.merge(parts) if isinstance(parts, list) else parts)["counts"]
-    return bytes(counts)
+def as_found(truth: ImageObjects) -> ImageDetections:
+    """The objects as if a model had found them, crowds too; of score 1."""
+    objects, masks = truth.objects, None
+    if all(one.segmentation is not None for one in objects):
+        masks = [format_counts(truth.counts(one)).encode() for one in objects]
+    return ImageDetections(
+        boxes=np.array([one.box for one in objects], np.float32).reshape(-1, 4),
+        scores=np.ones(len(objects), np.float32),
+        labels=np.array([one.label for one in objects], np.int64),
+        size=(truth.height, truth.width),
+        masks=masks,
+    )
 
 
 def size_of(batch: Batch, row: int) -> tuple[int, int]:

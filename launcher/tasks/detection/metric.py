@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from data_shards.codecs.objects import ImageObjects
 from data_shards.errors import DataError
 from data_shards.format.index import Manifest
 from data_shards.stream.batch import Batch
@@ -20,8 +21,8 @@ from launcher.tasks.detection.coco_eval import CocoImage, IouType, coco_figures
 from launcher.tasks.detection.detections import (
     DetectionPrediction,
     ImageDetections,
-    ImageTruth,
     size_of,
+    truth_annotations,
     truth_of,
 )
 from launcher.tasks.detection.options import Evaluator
@@ -33,7 +34,7 @@ TYPES: dict[str, IouType] = {"box": "bbox", "mask": "segm"}  # by what the names
 class ImageRecord(NamedTuple):
     """What is known of an image."""
 
-    truth: ImageTruth
+    truth: ImageObjects
     found: ImageDetections
 
 
@@ -64,7 +65,7 @@ class DetectionMetric(SpoolMetric):
     def record(self, prediction: DetectionPrediction, batch: Batch, row: int) -> ImageRecord:
         """The detections and the objects of an image; DataError for an object without a mask to compare."""
         truth = truth_of(batch, row)
-        if "mask" in self.types and any(one["segmentation"] is None for one in truth.objects):
+        if "mask" in self.types and any(one.segmentation is None for one in truth.objects):
             raise DataError(
                 f"image {truth.image_id} has an object without a mask: set detection.head.masks=false, or "
                 "pack annotations with masks"
@@ -82,7 +83,7 @@ class DetectionMetric(SpoolMetric):
             ids.append(one.truth.image_id)
             detections += len(one.found.scores)
             for known in one.truth.objects:
-                objects[known["label"]] += not known["iscrowd"]
+                objects[known.label] += not known.iscrowd
         values: dict[str, Any] = {}
         by_class: dict[str, list[float | None]] = {}
         for name, iou_type in self.types.items():
@@ -138,7 +139,7 @@ def _numbers(ids: Sequence[int]) -> list[int]:
 
 def _coco_images(records: Iterable[ImageRecord], numbers: Sequence[int]) -> Iterator[CocoImage]:
     for number, (truth, found) in zip(numbers, records, strict=True):
-        yield CocoImage(number, *found.size, [*truth.annotations()], [*found.annotations()])
+        yield CocoImage(number, *found.size, [*truth_annotations(truth)], [*found.annotations()])
 
 
 def _results(records: Iterable[ImageRecord], category_ids: Sequence[int]) -> Iterator[dict[str, Any]]:

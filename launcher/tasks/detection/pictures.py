@@ -12,13 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from data_shards.codecs.objects import ImageObjects
 from launcher.config.schema import DataConfig
 from launcher.tasks.class_colours import class_colour
 from launcher.tasks.detection.detections import (
     DetectionPrediction,
     EvalInputs,
     ImageDetections,
-    ImageTruth,
+    as_found,
     size_of,
     truth_of,
 )
@@ -44,13 +45,13 @@ def captions(found: ImageDetections, names: Sequence[str] | None) -> list[str]:
     ]
 
 
-def captions_of_truth(truth: ImageTruth, names: Sequence[str] | None) -> list[str]:
+def captions_of_truth(truth: ImageObjects, names: Sequence[str] | None) -> list[str]:
     """The name of each class, or its number, and whether it is a crowd: n of them."""
-    return [f"{_name(one['label'], names)}{' (crowd)' if one['iscrowd'] else ''}" for one in truth.objects]
+    return [f"{_name(one.label, names)}{' (crowd)' if one.iscrowd else ''}" for one in truth.objects]
 
 
 def beside_truth(
-    image: Tensor, truth: ImageTruth, found: ImageDetections, names: Sequence[str] | None
+    image: Tensor, truth: ImageObjects, found: ImageDetections, names: Sequence[str] | None
 ) -> Tensor:
     """An image, its objects and the detections from left to right: (3, height, width) in 0 to 1.
 
@@ -60,7 +61,7 @@ def beside_truth(
         found: the detections that are shown, at the image's own size.
         names: of the classes, if they are known.
     """
-    there = truth.as_found(found.size)
+    there = as_found(truth)
     shown = [
         _resized(image, found.size),
         drawn(image, there, captions_of_truth(truth, names)),

@@ -102,7 +102,8 @@ def thing(box: Sequence[float], label: int = 0, crowd: int = 0) -> dict[str, Any
 
 
 def image(image_id: int, *objects: Mapping[str, Any]) -> dict[str, Any]:
-    return {"image_id": image_id, "height": 20, "width": 20, "objects": list(objects)}
+    numbered = [{"id": number, **one} for number, one in enumerate(objects)]
+    return {"image_id": image_id, "height": 20, "width": 20, "objects": numbered}
 
 
 def found(*detections: tuple[Sequence[float], float]) -> ImageDetections:

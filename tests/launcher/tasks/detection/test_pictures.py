@@ -6,8 +6,9 @@ import numpy as np
 import torch
 from pycocotools import mask as rle
 
+from data_shards.codecs.objects import ImageObjects, checked_record
 from launcher.config.schema import DataConfig
-from launcher.tasks.detection.detections import EvalInputs, ImageDetections, ImageTruth
+from launcher.tasks.detection.detections import EvalInputs, ImageDetections, as_found
 from launcher.tasks.detection.pictures import (
     COVER,
     GAP,
@@ -96,7 +97,7 @@ def test_the_first_image_of_a_batch() -> None:
     inputs = EvalInputs(canvas, sizes, torch.full((2, 2), 0.5), batch)
     torch.testing.assert_close(inputs.shown(DATA), image)
     picture = batch_picture(inputs, Given([found(), found()]), DATA, NAMES, 0.5)
-    wanted = beside_truth(image, ImageTruth(1, []), found().above(0.5), NAMES)
+    wanted = beside_truth(image, ImageObjects(1, "", 50, 100, ()), found().above(0.5), NAMES)
     torch.testing.assert_close(picture, wanted)
 
 
@@ -109,8 +110,9 @@ def test_the_truth_beside_it() -> None:
         {"label": 2, "iscrowd": 1, "segmentation": {"size": size, "counts": [0, 5000]}},
         {"label": 2, "iscrowd": 0, "segmentation": {"size": size, "counts": text}},
     ]
-    truth, names = ImageTruth(7, [{**one, "box": [1, 2, 30, 40]} for one in objects]), list(NAMES)
-    there = truth.as_found((50, 100))
+    record = [{**one, "id": i, "box": [1, 2, 30, 40], "area": 9.0} for i, one in enumerate(objects)]
+    truth, names = checked_record({"image_id": 7, "height": 50, "width": 100, "objects": record}), list(NAMES)
+    there = as_found(truth)
     assert there.bitmaps().sum((1, 2)).tolist() == [800, 5000, 300]
     assert captions_of_truth(truth, names) == ["coat", "shoe (crowd)", "shoe"]
     assert captions_of_truth(truth, None) == ["1", "2 (crowd)", "2"]
@@ -120,5 +122,5 @@ def test_the_truth_beside_it() -> None:
     plain, _, right = picture[:, :HEIGHT].split(LONGEST + GAP, dim=2)
     assert (plain[:, :, :LONGEST] * 255).round().unique().tolist() == [128]
     torch.testing.assert_close(right[:, :, :LONGEST], drawn(GREY, found(), captions(found(), names)))
-    nothing = ImageTruth(7, [])
+    nothing = ImageObjects(7, "", 50, 100, ())
     assert beside_truth(GREY, nothing, found().above(1.0), None).shape == picture.shape

@@ -60,6 +60,7 @@ def test_a_detector_that_is_right() -> None:
     corners = [BOXES[i].tolist() for i in range(2)]
     objects = [
         {
+            "id": label,
             "label": label,
             "box": [x1, y1, x2, y2],
             "area": (x2 - x1) * (y2 - y1),
