@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from parallel.experts.placement import ExpertParallel
 from swin_moe.backbone.attention import WindowAttention
+from swin_moe.backbone.backbone import Backbone
 from swin_moe.backbone.block import SwinBlock
 from swin_moe.backbone.model import M, SwinTransformer
 from swin_moe.config import ModelConfig
@@ -81,6 +82,14 @@ def images_on_meta(config: ModelConfig, sides: tuple[int, int], count: int = 1) 
     """Images (count, in_chans, h, w) of these sides and their keys (count,), on the meta device."""
     keys = torch.empty(count, dtype=torch.int64, device="meta")
     return torch.empty(count, config.in_chans, *sides, device="meta"), keys
+
+
+def maps_on_meta(encoder: Backbone, sides: tuple[int, int]) -> list[Tensor]:
+    """The map (1, C, H, W) of each stage for one image of these sides, on the meta device."""
+    return [
+        torch.empty(1, channels, *(-(-side // stride) for side in sides), device="meta")
+        for channels, stride in zip(encoder.channels, encoder.strides, strict=True)
+    ]
 
 
 def count_products(model: nn.Module, run: Callable[[], object]) -> dict[str, int]:

@@ -16,6 +16,7 @@ from swin_moe.backbone.flops import (
     count_parameters,
     count_products,
     images_on_meta,
+    maps_on_meta,
 )
 from swin_moe.config import ModelConfig
 from swin_moe.detection import box_head, mask_head
@@ -43,10 +44,7 @@ def count_detector_flops(detector: Detector, sides: tuple[int, int]) -> int:
     encoder, config = detector.encoder, detector.config
     images, keys = images_on_meta(encoder.config, sides)
     parts = [count_products(encoder, lambda: encoder.forward_features(images, keys))]
-    maps = [
-        torch.empty(1, channels, *(-(-side // stride) for side in sides), device="meta")
-        for channels, stride in zip(encoder.channels, encoder.strides, strict=True)
-    ]
+    maps = maps_on_meta(encoder, sides)
     parts.append(count_products(detector.neck, lambda: detector.neck(maps)))
     levels = [torch.empty(1, config.channels, *x.shape[2:], device="meta") for x in maps]
     last = levels[-1].shape[2:]

@@ -6,7 +6,6 @@ head does not run in evaluation. Published figures are 0.06 to 0.1 % higher, bec
 elementwise work too. Resizing is left out here: its products are 3 % more for Swin-T.
 """
 
-import torch
 
 from swin_moe.backbone.flops import (
     Cost,
@@ -15,6 +14,7 @@ from swin_moe.backbone.flops import (
     count_parameters,
     count_products,
     images_on_meta,
+    maps_on_meta,
 )
 from swin_moe.config import ModelConfig
 from swin_moe.heads.upernet import Segmenter
@@ -39,9 +39,6 @@ def count_segmenter_flops(segmenter: Segmenter, sides: tuple[int, int]) -> int:
     encoder, head = segmenter.encoder, segmenter.decode_head
     images, keys = images_on_meta(encoder.config, sides)
     in_encoder = count_products(encoder, lambda: encoder.forward_features(images, keys))
-    maps = [
-        torch.empty(1, channels, *(-(-side // stride) for side in sides), device="meta")
-        for channels, stride in zip(encoder.channels, encoder.strides, strict=True)
-    ]
+    maps = maps_on_meta(encoder, sides)
     in_head = count_products(head, lambda: head(maps, keys))
     return sum(in_encoder.values()) + in_head["convolution"]
