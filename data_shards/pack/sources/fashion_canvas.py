@@ -26,8 +26,8 @@ from data_shards.format.rng import Purpose, fold, hashes
 from data_shards.format.samples import Samples, Source
 from data_shards.image.annotations import VOID
 from data_shards.image.geometry import Crop
-from data_shards.pack.sources.fashion_mnist import FASHION_CLASSES, read_splits
-from data_shards.pack.sources.garments import Item, enlarge, paint, texture, within
+from data_shards.pack.sources.fashion_mnist import FASHION_CLASSES
+from data_shards.pack.sources.garments import Item, enlarge, garment_splits, paint, texture, within
 
 VERSION = 1  # of the way in which a canvas is made
 BACKGROUNDS = ("class", "void")
@@ -158,23 +158,19 @@ def fashion_canvas(
 ) -> Source:
     """Canvases of Fashion-MNIST's garments; `directory` as that of `fashion_mnist`, and so its errors."""
     options = options or CanvasOptions()
-    for name, count in {"train": num_train, "val": num_val}.items():
-        if count < 1:
-            raise DataError(f"--canvas-{name} ({count}) must be at least 1")
-    splits: dict[str, Samples] = {}
-    found = read_splits(directory)
-    for stream, (split, count) in enumerate({"train": num_train, "val": num_val}.items()):
-        images, labels = found[split]
-        splits[split] = CanvasSamples(
-            rows=np.arange(count),
-            numbers=np.arange(len(images)),
-            garments=images,
-            labels=labels,
-            total=len(images),
-            key=fold(Purpose.CANVAS, seed, stream),
+    splits: dict[str, Samples] = {
+        one.name: CanvasSamples(
+            rows=one.rows,
+            numbers=np.arange(len(one.garments)),
+            garments=one.garments,
+            labels=one.labels,
+            total=len(one.garments),
+            key=fold(Purpose.CANVAS, seed, one.stream),
             options=options,
-            of_garments=hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest(),
+            of_garments=one.digest,
         )
+        for one in garment_splits(directory, num_train, num_val, "canvas")
+    }
     size, items = ("-".join(map(str, limits)) for limits in (options.sides, options.items))
     description = (
         f"garments of Fashion-MNIST on canvases of {size} pixels, {items} each, background "

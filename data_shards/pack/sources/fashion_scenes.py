@@ -32,8 +32,8 @@ from data_shards.format.rng import Purpose, fold, hashes
 from data_shards.format.samples import Samples, Source
 from data_shards.image.geometry import Crop
 from data_shards.image.rle import encode_mask, extent, format_counts
-from data_shards.pack.sources.fashion_mnist import FASHION_CLASSES, read_splits
-from data_shards.pack.sources.garments import Item, enlarge, paint, texture, within
+from data_shards.pack.sources.fashion_mnist import FASHION_CLASSES
+from data_shards.pack.sources.garments import Item, enlarge, garment_splits, paint, texture, within
 
 SCENES = "garments of Fashion-MNIST as objects in scenes"  # how the description begins
 VERSION = 1  # of the way in which a scene is made
@@ -237,22 +237,18 @@ def fashion_scenes(
 ) -> Source:
     """Scenes of Fashion-MNIST's garments; `directory` as that of `fashion_mnist`, and so its errors."""
     options = options or SceneOptions()
-    for name, count in {"train": num_train, "val": num_val}.items():
-        if count < 1:
-            raise DataError(f"--scenes-{name} ({count}) must be at least 1")
-    splits: dict[str, Samples] = {}
-    found = read_splits(directory)
-    for stream, (split, count) in enumerate({"train": num_train, "val": num_val}.items()):
-        images, labels = found[split]
-        splits[split] = SceneSamples(
-            rows=np.arange(count),
-            numbers=np.arange(len(images)),
-            garments=images,
-            labels=labels,
-            key=fold(Purpose.SCENE, seed, stream),
+    splits: dict[str, Samples] = {
+        one.name: SceneSamples(
+            rows=one.rows,
+            numbers=np.arange(len(one.garments)),
+            garments=one.garments,
+            labels=one.labels,
+            key=fold(Purpose.SCENE, seed, one.stream),
             options=options,
-            of_garments=hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest(),
+            of_garments=one.digest,
         )
+        for one in garment_splits(directory, num_train, num_val, "scenes")
+    }
     size, items = ("-".join(map(str, limits)) for limits in (options.sides, options.items))
     return Source(
         "fashion-scenes",

@@ -5,13 +5,18 @@ Everything is made of integers and of keyed draws, so that any worker makes the 
 Legend: H, W height and width of the picture; h, w of an enlarged garment; all in pixels.
 """
 
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
+from data_shards.errors import DataError
 from data_shards.format.rng import hashes
 from data_shards.image.geometry import Crop
+from data_shards.pack.sources.fashion_mnist import read_splits
 
 SOLID = 16  # of 255: from this value on a pixel belongs to the garment; from 1 on to its rim
 AMBIENT = 32  # of the light on a garment: the darkest of its pixels are not black
@@ -40,6 +45,35 @@ class Painted(NamedTuple):
     where: tuple[slice, slice]
     inside: np.ndarray
     rim: np.ndarray
+
+
+class GarmentSplit(NamedTuple):
+    """A split of pictures to be made, of the garments of one split of Fashion-MNIST."""
+
+    name: str  # train or val
+    stream: int  # number of its draws
+    rows: np.ndarray  # (N,) numbers of the pictures
+    garments: np.ndarray  # (G, 28, 28) uint8
+    labels: np.ndarray  # (G,) uint8
+    digest: str  # of garments and labels
+
+
+def garment_splits(
+    directory: str | Path | None, num_train: int, num_val: int, kind: str
+) -> Iterator[GarmentSplit]:
+    """The splits of so many pictures; `directory` as that of `fashion_mnist`, and so its errors.
+
+    DataError for a split without pictures, with the name of its option: --KIND-train or --KIND-val.
+    """
+    counts = {"train": num_train, "val": num_val}
+    for name, count in counts.items():
+        if count < 1:
+            raise DataError(f"--{kind}-{name} ({count}) must be at least 1")
+    found = read_splits(directory)
+    for stream, (name, count) in enumerate(counts.items()):
+        images, labels = found[name]
+        digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+        yield GarmentSplit(name, stream, np.arange(count), images, labels, digest)
 
 
 def within(draw: int, limits: tuple[int, int]) -> int:
