@@ -16,6 +16,7 @@ from launcher.training.schedules import Schedule
 from launcher.validation.rules import problems
 from swin_moe.backbone.flops import count_parameters
 from tests.launcher.refusals import refused
+from tests.launcher.tasks.recipe_checks import assert_position_biases_of, assert_told_to_pack
 
 CONFIGS = Path(__file__).parents[4] / "configs"
 FILES = {path.stem: path for path in sorted((CONFIGS / "detection").glob("*.yaml"))}
@@ -85,11 +86,7 @@ def test_micro_batches_need_one_canvas() -> None:
     ],
 )
 def test_position_biases_are_those_of_the_classifiers(name: str, classifier: str) -> None:
-    """Relative to the windows that they were learned with, as `--pretrained` demands."""
-    config, learned = read(name).model, load_config(classifier).model
-    assert config.depths == learned.depths
-    stages = range(len(config.depths))
-    assert [config.pretrained_window(i) for i in stages] == [learned.stage_window(i) for i in stages]
+    assert_position_biases_of(read(name).model, classifier)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -147,7 +144,4 @@ def test_the_recipe_in_minutes() -> None:
 def test_without_its_data_a_recipe_says_how_to_make_them(
     capsys: pytest.CaptureFixture[str], recipe: str, command: str
 ) -> None:
-    lines = refused(capsys, "check", *recipe.split()).splitlines()
-    told = [line for line in lines if line.startswith(("  data.train: ", "  data.val: "))]
-    assert len(told) == 2
-    assert all(line.endswith(f"swin-moe shards pack {command}") for line in told)
+    assert_told_to_pack(capsys, recipe, command)
