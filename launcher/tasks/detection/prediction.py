@@ -15,7 +15,7 @@ from swin_moe.moe.layer import MoEStats
 AT_ONCE = 2**26  # pixels of masks that are pasted at once
 
 
-class Found(NamedTuple):
+class BatchDetections(NamedTuple):
     """The detections of a batch: see `DetectionPrediction`."""
 
     detections: Detections

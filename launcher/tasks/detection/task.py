@@ -17,7 +17,7 @@ from launcher.tasks.detection.detections import EvalInputs
 from launcher.tasks.detection.metric import DetectionMetric
 from launcher.tasks.detection.options import DetectionOptions
 from launcher.tasks.detection.pictures import batch_picture
-from launcher.tasks.detection.prediction import Found
+from launcher.tasks.detection.prediction import BatchDetections
 from launcher.tasks.norm_task import NormTask
 from launcher.tasks.spec import StepOutput, TaskContext
 from parallel.ranks.host import send
@@ -86,10 +86,12 @@ class DetectionTask(NormTask):
         scales = sizes / batch["source_size"]
         return EvalInputs(images, send(sizes, self.device), send(scales, self.device), batch)
 
-    def predict(self, model: nn.Module, inputs: EvalInputs, keys: Tensor, call: RoutingOverrides) -> Found:
+    def predict(
+        self, model: nn.Module, inputs: EvalInputs, keys: Tensor, call: RoutingOverrides
+    ) -> BatchDetections:
         """The detections of each image, in pixels of its own size."""
         output: DetectorOutput = model(inputs.images, inputs.sizes, keys, call=call, scales=inputs.scales)
-        return Found(output.detections, output.moe)
+        return BatchDetections(output.detections, output.moe)
 
     def metric(self) -> Metric:
         """COCO's figures of boxes and masks."""
@@ -97,7 +99,7 @@ class DetectionTask(NormTask):
         classes, masks = self.config.model.num_classes, options.head.masks
         return DetectionMetric(classes, masks=masks, evaluator=options.evaluator)
 
-    def visualize(self, model: nn.Module, inputs: EvalInputs, prediction: Found) -> Tensor:
+    def visualize(self, model: nn.Module, inputs: EvalInputs, prediction: BatchDetections) -> Tensor:
         """The first image of a batch, its objects and the detections, side by side."""
         data, score = self.config.data, self.options.picture_score
         return batch_picture(inputs, prediction, data, self.context.classes, score)

@@ -8,7 +8,7 @@ import torch
 
 from launcher.tasks.detection import prediction
 from launcher.tasks.detection.metric import DetectionMetric
-from launcher.tasks.detection.prediction import Found, pasted
+from launcher.tasks.detection.prediction import BatchDetections, pasted
 from swin_moe.detection.paste import paste
 from swin_moe.detection.targets import Detections
 from tests.launcher.tasks.detection.scenes import batch_of
@@ -28,7 +28,7 @@ def detections(*, masks: bool = True) -> Detections:
 
 
 def test_places_without_a_detection_are_left_out() -> None:
-    found = Found(detections(), {})
+    found = BatchDetections(detections(), {})
     one, other = (found.of_image(row, SIZE) for row in range(2))
     assert (one.boxes == BOXES[:3].numpy()).all()
     assert one.scores.tolist() == pytest.approx([0.9, 0.8, 0.7])
@@ -40,7 +40,7 @@ def test_places_without_a_detection_are_left_out() -> None:
     full[0, 3:33, 2:22] = full[1, :, 30:] = 1
     assert (one.bitmaps()[:2] == full).all()
     assert (len(other.boxes), other.masks, other.bitmaps().shape) == (0, [], (0, *SIZE))
-    bare = Found(detections(masks=False), {}).of_image(0, SIZE)
+    bare = BatchDetections(detections(masks=False), {}).of_image(0, SIZE)
     assert (bare.masks, len(bare.boxes)) == (None, 3)
 
 
@@ -70,7 +70,7 @@ def test_a_detector_that_is_right() -> None:
     ]
     scene = {"image_id": 3, "height": SIZE[0], "width": SIZE[1], "objects": objects}
     metric = DetectionMetric(2)
-    metric.update(Found(detections(), {}), batch_of([scene, None], [0, -1]))
+    metric.update(BatchDetections(detections(), {}), batch_of([scene, None], [0, -1]))
     metric.reduce()
     values = metric.compute()
     assert (values["box_ap"], values["mask_ap"]) == pytest.approx((1.0, 1.0))
