@@ -11,6 +11,7 @@ from launcher.config.schema import RunConfig
 from launcher.evaluation.labels import LabelSpace, read_labels
 from launcher.evaluation.loop import support_split, validation_split
 from launcher.rundir.directory import RunDirectory
+from launcher.tasks.dense_rules import class_difference
 from launcher.tasks.registry import task_spec
 from launcher.validation.label_spaces import Classes, LabelFit, fit, of_data
 from launcher.validation.resume_policy import newest_manifest, recorded_classes
@@ -60,7 +61,7 @@ def judging(args: Namespace, config: RunConfig, run: RunDirectory, *, by_model: 
         by_model: whether anything is asked for in which the classifier judges images.
 
     Raises:
-        ConfigError: label spaces that differ, a wrong file of labels, too many classes for a table.
+        ConfigError: label spaces or classes that differ, a wrong file of labels, a table of too many classes.
         DataError: a manifest that cannot be read.
     """
     val = checked_manifest(validation_split(config.data))
@@ -69,9 +70,24 @@ def judging(args: Namespace, config: RunConfig, run: RunDirectory, *, by_model: 
         judged = replace(judged, support=_support(config, val))
     if by_model and task_spec(config.task).has_classes:
         judged = _by_model(args, config, run, val, judged)
+    if by_model and task_spec(config.task).has_parts:
+        _check_parts(config, run, val)
     if args.confusion:
         _check_table(judged)
     return judged
+
+
+def _check_parts(config: RunConfig, run: RunDirectory, val: Manifest) -> None:
+    """Refuse data whose classes of pixels or objects are not those of the run: no answer would be right."""
+    errors = task_spec(config.task).check_data(config, {"data.val": val})
+    if errors:
+        raise ConfigError(errors[0])
+    newest = newest_manifest(run.checkpoints)
+    trained = recorded_classes(newest[1]) if newest else None
+    if not trained or not val.classes:
+        return
+    if difference := class_difference(val.classes, trained, f"the run {run.path}"):
+        raise ConfigError(f"data.val ({config.data.val}): {difference}")
 
 
 def _check_table(found: Judging) -> None:

@@ -69,11 +69,34 @@ def norm_layout_errors(config: RunConfig, world_size: int, option: str, group: i
     ]
 
 
-def class_count_errors(config: RunConfig, manifests: Mapping[str, Manifest]) -> Sequence[str]:
-    """The model must have an output for each class of the data, where the data names its classes."""
+def part_class_errors(config: RunConfig, manifests: Mapping[str, Manifest]) -> Sequence[str]:
+    """Where data name their classes: the model has an output for each, and all sets have the same ones."""
     outputs = config.model.num_classes
-    return [
-        f"model.num_classes ({outputs}) must be the classes of {option} ({len(manifest.classes)})"
-        for option, manifest in manifests.items()
-        if manifest.classes and len(manifest.classes) != outputs
+    named = {option: manifest.classes for option, manifest in manifests.items() if manifest.classes}
+    errors = [
+        f"model.num_classes ({outputs}) must be the classes of {option} ({len(classes)})"
+        for option, classes in named.items()
+        if len(classes) != outputs
     ]
+    if errors or not named:
+        return errors
+    (first, wanted), *others = named.items()
+    found = ((option, class_difference(classes, wanted, first)) for option, classes in others)
+    return [f"{option}: {difference}" for option, difference in found if difference]
+
+
+def class_difference(classes: Sequence[str], wanted: Sequence[str], of: str) -> str:
+    """In what the classes of data differ from as many others, for a message; "" if they do not.
+
+    Args:
+        classes: their names, in order.
+        wanted: the other names.
+        of: whose these are.
+    """
+    for label, (found, known) in enumerate(zip(classes, wanted, strict=True)):
+        if found != known:
+            return (
+                f"class {label} is {found!r}, and that of {of} is {known!r}; pack the data with the same "
+                "classes in the same order"
+            )
+    return ""

@@ -6,7 +6,6 @@ head does not run in evaluation. Published figures are 0.06 to 0.1 % higher, bec
 elementwise work too. Resizing is left out here: its products are 3 % more for Swin-T.
 """
 
-
 from swin_moe.backbone.flops import (
     Cost,
     construct_on_meta,

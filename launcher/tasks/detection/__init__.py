@@ -6,9 +6,9 @@ from importlib.util import find_spec
 from launcher.config.schema import RunConfig
 from launcher.config.task_sections import options_of
 from launcher.tasks.dense_rules import (
-    class_count_errors,
     norm_group_errors,
     norm_layout_errors,
+    part_class_errors,
     unread_options,
 )
 from launcher.tasks.detection.options import DetectionOptions
@@ -132,7 +132,7 @@ SPEC = TaskSpec(
     has_parts=True,
     check=_check,
     check_layout=_check_layout,
-    check_data=class_count_errors,
+    check_data=part_class_errors,
     counted=deferred(f"{HERE}.cost:counted"),
     on_change={**dict.fromkeys(TRAINING, "training"), **dict.fromkeys(FREE, "free")},
     planning=Planning(

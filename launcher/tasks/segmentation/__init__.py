@@ -5,9 +5,9 @@ from collections.abc import Iterator, Sequence
 from launcher.config.schema import RunConfig
 from launcher.config.task_sections import options_of
 from launcher.tasks.dense_rules import (
-    class_count_errors,
     norm_group_errors,
     norm_layout_errors,
+    part_class_errors,
     unread_options,
 )
 from launcher.tasks.parameter_rules import ParameterRules
@@ -120,7 +120,7 @@ SPEC = TaskSpec(
     eval_data=deferred(f"{HERE}.data:eval_data"),
     check=_check,
     check_layout=_check_layout,
-    check_data=class_count_errors,
+    check_data=part_class_errors,
     counted=deferred(f"{HERE}.cost:counted"),
     has_parts=True,
     on_change={**dict.fromkeys(TRAINING, "training"), **dict.fromkeys(FREE, "free")},

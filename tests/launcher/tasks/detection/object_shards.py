@@ -92,12 +92,15 @@ def sample_without_objects(number: int) -> dict[str, Any]:
     return {**found, "annotations": {**found["annotations"], "objects": []}}
 
 
-def pack_objects(out: Path, train: int, val: int, *, objects: bool = True) -> Path:
+def pack_objects(
+    out: Path, train: int, val: int, *, objects: bool = True, classes: tuple[str, ...] = CLASSES
+) -> Path:
     """Pack so many samples to train on and to evaluate into `out`/train and `out`/val; returns `out`."""
     rows = {"train": np.arange(train), "val": np.arange(10_000, 10_000 + val)}
     make = sample if objects else sample_without_objects
     splits = {split: MadeSamples(make, numbers) for split, numbers in rows.items()}
-    source = Source("objects", "shapes", CLASSES, splits, fields=IMAGE_AND_OBJECTS, category_ids=CATEGORY_IDS)
+    ids = (*CATEGORY_IDS, 12)[: len(classes)]
+    source = Source("objects", "shapes", classes, splits, fields=IMAGE_AND_OBJECTS, category_ids=ids)
     for split in splits:
         pack(source, split, out / split, samples_per_shard=16)
     return out

@@ -194,6 +194,28 @@ def test_an_image_without_objects_and_an_untrained_model(shards: Path, alone: Pa
     assert 0 <= summary["box_ap"] < 0.5
 
 
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ((*CLASSES, "more"), "model.num_classes (3) must be the classes of data.val (4)"),
+        ((*CLASSES[1:], CLASSES[0]), f"class 0 is {CLASSES[1]!r}, and that of the run "),
+    ],
+)
+def test_data_of_other_classes_are_not_evaluated(
+    shards: Path, alone: Path, tmp_path: Path, classes: tuple[str, ...], message: str
+) -> None:
+    """In another order they are others too: no figure would be right."""
+    other = pack_objects(tmp_path / "other", 2, 2, classes=classes)
+    (outcome,) = run_on_ranks(command, 1, "eval", str(alone), f"data.val={other}/val")
+    assert outcome.code == 2
+    assert message in outcome.err
+    (outcome,) = run_on_ranks(
+        command, 1, "check", str(CONFIG), *options(shards, tmp_path / "run", f"data.val={other}/val")
+    )
+    assert outcome.code == 2
+    assert message.partition("the run")[0] in outcome.err
+
+
 def test_bad_data_is_refused_before_the_run(shards: Path, tmp_path: Path) -> None:
     wrong = options(shards, tmp_path / "run", "model.num_classes=5")
     (outcome,) = run_on_ranks(command, 1, "check", str(CONFIG), *wrong)

@@ -55,11 +55,11 @@ def sample(number: int) -> dict[str, Any]:
     return {"image": image.clip(0, 255).astype(np.uint8), "mask": mask}
 
 
-def pack_pixels(out: Path, train: int, val: int) -> Path:
+def pack_pixels(out: Path, train: int, val: int, classes: tuple[str, ...] = CLASSES) -> Path:
     """Pack so many samples to train on and to evaluate into `out`/train and `out`/val; returns `out`."""
     rows = {"train": np.arange(train), "val": np.arange(10_000, 10_000 + val)}
     splits = {split: MadeSamples(sample, numbers) for split, numbers in rows.items()}
-    source = Source("pixels", "rectangles", CLASSES, splits, fields=IMAGE_AND_MASK)
+    source = Source("pixels", "rectangles", classes, splits, fields=IMAGE_AND_MASK)
     for split in splits:
         pack(source, split, out / split, samples_per_shard=16)
     return out

@@ -232,6 +232,28 @@ def test_transformers_has_no_experts(
     assert not (tmp_path / "hf").exists()
 
 
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ((*CLASSES, "more"), "model.num_classes (4) must be the classes of data.val (5)"),
+        ((*CLASSES[1:], CLASSES[0]), f"class 0 is {CLASSES[1]!r}, and that of the run "),
+    ],
+)
+def test_data_of_other_classes_are_not_evaluated(
+    shards: Path, alone: Path, tmp_path: Path, classes: tuple[str, ...], message: str
+) -> None:
+    """In another order they are others too: no figure would be right."""
+    other = pack_pixels(tmp_path / "other", 2, 2, classes=classes)
+    (outcome,) = run_on_ranks(command, 1, "eval", str(alone), f"data.val={other}/val")
+    assert outcome.code == 2
+    assert message in outcome.err
+    (outcome,) = run_on_ranks(
+        command, 1, "check", str(CONFIG), *options(shards, tmp_path / "run", f"data.val={other}/val")
+    )
+    assert outcome.code == 2
+    assert message.partition("the run")[0] in outcome.err
+
+
 def test_bad_data_is_refused_before_the_run(shards: Path, tmp_path: Path) -> None:
     wrong = options(shards, tmp_path / "run", "model.num_classes=5")
     (outcome,) = run_on_ranks(command, 1, "check", str(CONFIG), *wrong)
