@@ -20,6 +20,7 @@ from typing import IO, Any, NamedTuple
 
 import torch.distributed as dist
 
+from data_shards.errors import DataError
 from data_shards.stream.batch import Batch
 from launcher.metrics.metric import MetricBase
 from parallel.ranks.collectives import gather_objects, gather_to_first
@@ -53,10 +54,9 @@ class Spool:
         return len(self._places)
 
     def append(self, position: int, record: Any) -> None:
-        """Keep anything that pickles, for the sample at a position."""
+        """Keep anything that pickles, for the sample at a position; DataError where there is no room."""
         body = pickle.dumps(record, protocol=5)
-        self._file.seek(self._end)
-        self._file.write(body)
+        self._write(self._end, body)
         self._places.append(Place(position, self._end, len(body)))
         self._end += len(body)
 
@@ -71,14 +71,25 @@ class Spool:
             for start in range(0, max(lengths), CHUNK):
                 own.seek(start)
                 for base, part in zip(bases, gather_to_first(own.read(CHUNK), group), strict=False):
-                    self._file.seek(base + start)
-                    self._file.write(part)
+                    self._write(base + start, part)
         self._places = [
             place._replace(start=base + place.start)
             for base, of_rank in zip(bases, places, strict=False)
             for place in of_rank
         ]
         self._end = bases[-1] if self._places else 0
+
+    def _write(self, start: int, body: bytes) -> None:
+        try:
+            self._file.seek(start)
+            self._file.write(body)
+            self._file.flush()
+        except OSError as error:
+            directory = self._directory or tempfile.gettempdir()
+            raise DataError(
+                f"the records of an evaluation cannot be written to {directory} ({error.strerror}): make "
+                "room, or set TMPDIR to another directory"
+            ) from error
 
     def __iter__(self) -> Iterator[Any]:
         """The records in the order of their positions, one of each position: the first one."""

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from data_shards.errors import DataError
 from data_shards.stream.batch import Batch
 from launcher.metrics import spool
 from launcher.metrics.spool import Spool, SpoolMetric
@@ -81,3 +82,17 @@ def test_what_is_read_is_what_was_written_and_the_file_has_no_name(tmp_path: Pat
     assert list(records) == list(records) == wanted
     assert list(tmp_path.iterdir()) == []
     assert len(pickle.dumps(wanted)) < records._end
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    full = Spool(tmp_path)
+    full.append(0, "first")
+    with (
+        patch.object(full, "_file", open("/dev/full", "wb", buffering=0)) as file,  # noqa: SIM115
+        file,
+        pytest.raises(
+            DataError, match=r"cannot be written to .* \(No space left on device\): make room, or set"
+        ),
+    ):
+        full.append(1, "second")
+    assert list(full) == ["first"]
