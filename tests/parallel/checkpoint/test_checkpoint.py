@@ -38,6 +38,7 @@ TARGETS = [  # that cover what there is; test_matrix.py has them all
     Layout(world=2, ep=1, stage=3, micro=8),
 ]
 BF16_TARGETS = [
+    Layout(world=2, ep=1, stage=1, micro=8, precision="bf16"),
     Layout(world=2, ep=2, stage=2, micro=8, precision="bf16"),
     Layout(world=1, ep=1, stage=0, micro=16, precision="bf16"),
     Layout(world=2, ep=2, stage=3, micro=8, precision="bf16"),
