@@ -4,9 +4,11 @@ Legend: H, W height and width of an image at its own size.
 """
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 from fastapi import FastAPI, Query, Request
 
 from data_shards.errors import DataError
@@ -16,6 +18,7 @@ from launcher.serve.images import AtMost, BadImageError, as_png
 from launcher.serve.protocol import SegmentationModel
 from launcher.serve.schemas import PixelClass, Segmented, SegmentResponse
 from launcher.tasks.class_colours import web_colour
+from launcher.tasks.class_scores import class_shares
 
 LONGEST = 1024  # pixels of a side of an image that is sent back
 
@@ -63,24 +66,12 @@ class SegmentInterface:
                 return Segmented(
                     height=found.shape[0],
                     width=found.shape[1],
-                    classes=shares(found, self.model.classes),
+                    classes=[
+                        PixelClass(**asdict(one), colour=web_colour(one.index))
+                        for one in class_shares(torch.from_numpy(found), self.model.classes)
+                    ],
                     map=as_png(found),
                     view=as_png(decode_image(image.body, AtMost(LONGEST))) if view else None,
                 )
 
             return SegmentResponse(results=await server.answer(request, finish))
-
-
-def shares(found: np.ndarray, names: Sequence[str] | None) -> list[PixelClass]:
-    """The classes of a map (H, W) uint8, that with most pixels first; of equal ones the first."""
-    counts = np.bincount(found.ravel(), minlength=256)
-    order = [int(i) for i in np.argsort(-counts, kind="stable") if counts[i]]
-    return [
-        PixelClass(
-            index=i,
-            name=names[i] if names else None,
-            share=int(counts[i]) / found.size,
-            colour=web_colour(i),
-        )
-        for i in order
-    ]

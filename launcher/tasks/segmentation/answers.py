@@ -4,7 +4,7 @@ Legend: B images; H, W height and width of an image at its own size.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from data_shards.stream.pixel_labels import PixelLabelImages
 from data_shards.stream.transform import Example, file_of
 from launcher.config.schema import RunConfig
 from launcher.tasks.answers import Answer, AnswerOptions
+from launcher.tasks.class_scores import class_shares
 from launcher.tasks.segmentation.data import eval_images
 from launcher.tasks.segmentation.pictures import palette
 from launcher.tasks.segmentation.prediction import SegmentationPrediction
@@ -69,13 +70,7 @@ def answers(
 
 def _answer(labels: Tensor, options: AnswerOptions) -> Answer:
     height, width = labels.shape
-    counts = labels.flatten().bincount(minlength=IGNORED)
-    most = [i for i in counts.argsort(descending=True, stable=True).tolist() if counts[i]][: options.top]
-    found = [
-        {"index": i, "name": options.classes[i] if options.classes else None, "share": share}
-        for i in most
-        for share in [int(counts[i]) / labels.numel()]
-    ]
+    found = [asdict(one) for one in class_shares(labels, options.classes)[: options.top]]
     row: list[Any] = [height, width]
     for one in found:
         row += [one["index"], one["name"] or "", one["share"]]
