@@ -14,7 +14,7 @@ examples:
   swin-moe convert in22k.pth out --to hf --config CONFIG --head map22kto1k.txt
 
 IN is recognised by its content: official files and sets of rank files, those of masked image
-modeling, segmentation models (official, OpenMMLab, transformers), timm, Hugging Face, ours.
+modeling, segmentation and detection models (official, OpenMMLab), transformers, timm, ours.
 Every tensor of IN and of the model is used or named. OUT is never overwritten. See docs/weights.md.
 """
 

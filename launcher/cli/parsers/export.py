@@ -13,7 +13,7 @@ examples:
   swin-moe export runs/swinv2_tiny swinv2-hf --to hf --checkpoint step-00001000     for transformers
 
 The whole model with its configuration, whatever layout wrote it; verified first. Of a task whose model has no
-classifier, the backbone; of segmentation also the heads. OUT is never overwritten.
+classifier, the backbone; of segmentation and detection also the heads. OUT is never overwritten.
 """
 
 

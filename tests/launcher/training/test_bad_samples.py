@@ -40,10 +40,7 @@ def test_bad_samples_are_replaced_and_counted_on_any_number_of_ranks(shards: Pat
         assert last["replaced"] >= 2  # what is read ahead of the last step counts too
         losses[ranks] = [record["loss"] for record in steps(run)]
         lines = [json.loads(line) for line in (run / "quarantine.jsonl").read_text().splitlines()]
-        assert sorted((line["shard"], line["row"]) for line in lines) == [
-            ("000000.tar", 3),
-            ("000000.tar", 40),
-        ]
+        assert {(line["shard"], line["row"]) for line in lines} == {("000000.tar", 3), ("000000.tar", 40)}
     assert losses[2] == pytest.approx(losses[1], rel=1e-5)
 
 
