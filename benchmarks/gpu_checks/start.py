@@ -5,7 +5,6 @@ import os
 import platform
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ import torch
 from gpu_checks.cases import guarded
 from gpu_checks.commands import ON_CPU, ROOT, SMI_S, Ended, begin, compute_apps, launch
 from gpu_checks.place import CheckContext, Row, close, row
+from launcher.bench.machine import this_machine
 from parallel.versions import version_of
 
 COMMAND_S = 100
@@ -57,7 +57,7 @@ def versions() -> dict[str, str]:
 
 
 def _card(place: CheckContext) -> Row:
-    machine = {"cpu_count": len(os.sched_getaffinity(0)), "cpu": _processor()}
+    machine = {"cpu_count": len(os.sched_getaffinity(0)), "cpu": this_machine().processor}
     if not place.on_gpu:
         return row("machine", **machine)
     card = torch.cuda.get_device_properties(place.device)
@@ -73,11 +73,6 @@ def _card(place: CheckContext) -> Row:
         architectures=" ".join(torch.cuda.get_arch_list()),
         visible=torch.cuda.device_count(),
     )
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "")
 
 
 def _driver() -> str:

@@ -115,7 +115,7 @@ def _simulate(
     steps = 1
     if args.nodes:
         _check(config, nodes)
-        steps = config.train.global_batch_size // (config.train.micro_batch_size * sum(nodes))
+        steps = config.train.grad_accum_steps(sum(nodes))
     failures = Failures(mtbf_gpu_h=args.mtbf, save_s=args.save, restart_s=args.restart)
     predictor, terms = Predictor.of(config, hardware), _terms(args, config)
     points = simulate(config, parse_range(args.simulate), predictor, failures, steps)

@@ -99,6 +99,10 @@ class TrainConfig:
         if self.ema_warmup and not self.ema_decay:
             raise ValueError("train.ema_warmup (True) needs train.ema_decay (0.0) above 0")
 
+    def grad_accum_steps(self, world_size: int) -> int:
+        """Micro-batches of a rank in an optimizer step, rounded down where the sizes do not divide."""
+        return self.global_batch_size // (self.micro_batch_size * world_size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:

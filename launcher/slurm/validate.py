@@ -46,7 +46,7 @@ def layout(config: RunConfig, submission: Submission) -> str:
     nodes = f"{high} node{'s' * (high > 1)}" if low == high else f"{low} to {high} nodes"
     ranks = f"{submission.ranks_a_node} rank{'s' * (submission.ranks_a_node > 1)}"
     at_most = "" if low == high else f"on {high}: "
-    accumulation = train.global_batch_size // (world_size * train.micro_batch_size)
+    accumulation = train.grad_accum_steps(world_size)
     return (
         f"{nodes} x {ranks}; {at_most}world {world_size} = expert-parallel {ep_size} x data-parallel "
         f"{world_size // ep_size}, {accumulation} x micro-batch {train.micro_batch_size} a step"

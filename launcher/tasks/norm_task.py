@@ -25,12 +25,11 @@ class NormTask(TaskBase):
     def attach(self, engine: Engine, masters: MasterWeights) -> None:
         """Give the batch norms the ranks that hold a group of images."""
         train = self.config.train
-        accumulation = train.global_batch_size // (train.micro_batch_size * self.mesh.dims.world_size)
         span_ranks(
             self.model,
             self.mesh,
             micro_batch_size=train.micro_batch_size,
-            grad_accum_steps=accumulation,
+            grad_accum_steps=train.grad_accum_steps(self.mesh.dims.world_size),
         )
 
     def after_step(self, step: int, skipped: bool) -> None:

@@ -190,7 +190,7 @@ def gradient_sizes(
         largest=max(size for group in held.groups for size in group.sizes),
         group_parts=tuple(size for kind in parts for size in kind),
         bucket=bucket_of(config, held, overlaps=overlaps),
-        passes=max(1, config.train.global_batch_size // (config.train.micro_batch_size * dims.world_size)),
+        passes=max(1, config.train.grad_accum_steps(dims.world_size)),
         overlaps=overlaps,
         reserved=reserved,
         offload=config.parallel.offload_optimizer,

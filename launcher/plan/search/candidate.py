@@ -33,8 +33,7 @@ class Candidate:
     @property
     def grad_accum_steps(self) -> int:
         """Micro-batches of a step."""
-        train = self.config.train
-        return train.global_batch_size // (train.micro_batch_size * self.ranks)
+        return self.config.train.grad_accum_steps(self.ranks)
 
     @property
     def overrides(self) -> list[str]:

@@ -49,7 +49,7 @@ class Collective(NamedTuple):
 
 def accumulation(config: RunConfig, dims: ParallelDims) -> int:
     """Micro-batches of a step."""
-    return max(1, config.train.global_batch_size // (config.train.micro_batch_size * dims.world_size))
+    return max(1, config.train.grad_accum_steps(dims.world_size))
 
 
 def experts_held(config: RunConfig, dims: ParallelDims) -> int:
