@@ -41,6 +41,8 @@ class OptimConfig:
     # biases and the backbone's norms, as in its segmentation and detection: docs/recipes.md
     decay_rule: Literal["swin", "dense"] = "swin"
     layer_decay: float = 1.0  # what a layer's learning rate is of that of the layer after it (fine-tuning)
+    # what the backbone's learning rate is of that of the heads, beside layer_decay: 0.1 in recipes of video
+    backbone_lr_scale: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)  # of all optimizers but sgd
     eps: float = 1e-8  # of all optimizers but sgd
     max_grad_norm: float = 5.0  # of the global gradient, every expert counted once; 0 turns clipping off
@@ -73,7 +75,7 @@ class OptimConfig:
             )
         if self.warmup_ratio is not None and not 0 <= self.warmup_ratio <= 1:
             raise ValueError(f"optim.warmup_ratio ({self.warmup_ratio}) must lie in [0, 1]")
-        for name in ("linear_end", "decay_rate", "layer_decay"):
+        for name in ("linear_end", "decay_rate", "layer_decay", "backbone_lr_scale"):
             if not 0 < (value := getattr(self, name)) <= 1:
                 raise ValueError(f"optim.{name} ({value}) must lie in (0, 1]")
         if not all(0 <= beta < 1 for beta in self.betas):

@@ -39,13 +39,14 @@ CLASSIFIER = ParameterRules()
 def parameter_groups(
     model: nn.Module, config: OptimConfig, rules: ParameterRules = CLASSIFIER
 ) -> list[dict[str, Any]]:
-    """The model's parameters by weight decay and, with layer decay, by layer.
+    """The model's parameters by weight decay and, with other rates than one, by layer or part.
 
     By the rule `swin` there is no weight decay for norms and other 1-D parameters of a layer, biases (the
     experts' too, which are 2-D here) and position biases. By the rule `dense`, that of the released
     segmentation and detection models, there is none for position biases and for what has "norm" in its name:
     biases decay, and so do batch norms of a head that are called `bn`. `lr_scale` of a group multiplies every
-    learning rate.
+    learning rate: it is `layer_decay` to the number of layers above, times `backbone_lr_scale` where the
+    parameter is of no head.
 
     Args:
         model: of a task.
@@ -65,6 +66,8 @@ def parameter_groups(
         if config.layer_decay < 1:
             layer = layer_of(name, depths, rules)
             label, scale = f"{label}_{layer}", config.layer_decay ** (sum(depths) + 1 - layer)
+        if config.backbone_lr_scale < 1 and is_of_backbone(name, rules):
+            label, scale = f"{label}_backbone", scale * config.backbone_lr_scale
         group = {
             "name": label,
             "params": [],
@@ -119,7 +122,7 @@ def freeze(model: nn.Module, patterns: Sequence[str], rules: ParameterRules = CL
             )
         }
         if pattern == "backbone":
-            matching -= {name for name in matching if name.startswith(rules.heads)}
+            matching = {name for name in matching if is_of_backbone(name, rules)}
         if not matching:
             otherwise = f"there are {', '.join(FROZEN)}, and patterns of names"
             hint = suggestion(pattern, [*FROZEN, *names], otherwise)
@@ -130,6 +133,11 @@ def freeze(model: nn.Module, patterns: Sequence[str], rules: ParameterRules = CL
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name not in frozen)
     return sorted(frozen)
+
+
+def is_of_backbone(name: str, rules: ParameterRules = CLASSIFIER) -> bool:
+    """Whether a parameter is of no head."""
+    return not name.startswith(rules.heads)
 
 
 def layer_of(name: str, depths: Sequence[int], rules: ParameterRules = CLASSIFIER) -> int:

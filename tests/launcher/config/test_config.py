@@ -104,7 +104,8 @@ def test_a_missing_section_says_what_it_needs() -> None:
         ("train.eval_every=1", "train.eval_every: Input should be a valid string (got 1)"),
         (
             "optim.lr=1e-3",
-            "optim.lr: no such option; did you mean optim.base_lr or optim.warmup_lr or optim.min_lr?",
+            "optim.lr: no such option; did you mean optim.base_lr or optim.warmup_lr or optim.min_lr or "
+            "optim.backbone_lr_scale?",
         ),
         ("ep_size=2", "ep_size: no such option; did you mean parallel.ep_size?"),
         ("model.depths[0]=2", "model.depths[0]: no such option; did you mean model.depths?"),

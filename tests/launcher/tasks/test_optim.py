@@ -191,3 +191,50 @@ def test_layer_decay(config: ModelConfig, layers: dict[str, int]) -> None:
 def test_without_layer_decay_there_are_two_groups() -> None:
     groups = parameter_groups(build_model(MOE), OptimConfig())
     assert [(group["name"], group["lr_scale"]) for group in groups] == [("decay", 1.0), ("no_decay", 1.0)]
+
+
+def test_the_rate_of_the_backbone() -> None:
+    """By mmaction2's rule every match counts: position biases x 0.1 without decay, norms likewise."""
+    config = small_swin(depths=(1, 1), num_heads=(2, 2))
+    model = build_model(config)
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    optim = OptimConfig(decay_rule="dense", weight_decay=0.02, backbone_lr_scale=0.1)
+    found = {
+        group["name"]: (group["lr_scale"], group["weight_decay"], {names[p] for p in group["params"]})
+        for group in parameter_groups(model, optim)
+    }
+    assert found.keys() == {"decay", "decay_backbone", "no_decay_backbone"}
+    assert found["decay"] == (1.0, 0.02, {"head.weight", "head.bias"})
+    assert found["no_decay_backbone"] == (
+        0.1,
+        0.0,
+        {
+            *(f"{norm}.{part}" for norm in ("patch_embed.norm", "norm") for part in ("weight", "bias")),
+            *(f"layers.1.merge.norm.{part}" for part in ("weight", "bias")),
+            *(
+                f"layers.{s}.blocks.0.{name}"
+                for s in (0, 1)
+                for name in (
+                    *(f"norm{i}.{part}" for i in (1, 2) for part in ("weight", "bias")),
+                    "attention.position_bias.relative_position_bias_table",
+                )
+            ),
+        },
+    )
+    scale, decay, others = found["decay_backbone"]
+    assert (scale, decay) == (0.1, 0.02)
+    assert others == set(names.values()) - found["decay"][2] - found["no_decay_backbone"][2]
+    assert {"layers.0.blocks.0.attention.qkv.bias", "patch_embed.proj.weight"} <= others
+
+
+def test_the_rate_of_the_backbone_and_of_layers() -> None:
+    """Stages of one and of two blocks: 0.5^4 x 0.1 for the patches, 0.1 for the last norm, 1 for the head."""
+    model = build_model(small_swin(depths=(1, 2), num_heads=(2, 2)))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    groups = parameter_groups(model, OptimConfig(layer_decay=0.5, backbone_lr_scale=0.1))
+    found = {names[parameter]: group["lr_scale"] for group in groups for parameter in group["params"]}
+    assert found.keys() == set(names.values())
+    assert found["patch_embed.proj.weight"] == pytest.approx(0.1 * 0.5**4)
+    assert found["layers.1.blocks.0.mlp.fc1.weight"] == pytest.approx(0.1 * 0.5**2)
+    assert found["norm.weight"] == pytest.approx(0.1)
+    assert found["head.weight"] == found["head.bias"] == 1.0

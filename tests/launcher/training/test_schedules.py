@@ -146,6 +146,7 @@ def test_the_warm_up_hides_the_beginning_of_a_multistep_schedule() -> None:
         ({"schedule": "multistep"}, "belongs to optim.schedule=multistep"),
         ({"decay_at": ("3 epochs",)}, "belongs to optim.schedule=multistep .got cosine"),
         ({"layer_decay": 0.0}, r"optim.layer_decay .0.0. must lie in .0, 1."),
+        ({"backbone_lr_scale": 1.1}, r"optim.backbone_lr_scale .1.1. must lie in .0, 1."),
         ({"decay_rate": 1.5}, r"optim.decay_rate .1.5. must lie in"),
         ({"warmup_ratio": 1.5}, r"optim.warmup_ratio .1.5. must lie in .0, 1."),
         ({"poly_power": 0.0}, r"optim.poly_power"),
