@@ -101,7 +101,8 @@ class Stream(SingleIterator):
         self.telemetry = Telemetry()
         self.wait_s = 0.0  # seconds that next() waited for data; its reader may reset it to 0
         self.retries = Retries(options.read.deadline_s, self.telemetry)
-        self.splits = tuple(Split(place, transform.fields, options, self.retries) for place in places)
+        fields, optional = transform.fields, getattr(transform, "optional_fields", ())
+        self.splits = tuple(Split(place, fields, options, self.retries, optional) for place in places)
         shards = [len(split.manifest.shards) for split in self.splits]
         self._first_shards = list(accumulate(shards[:-1], initial=0))
         self.num_samples = self.manifest.samples

@@ -30,13 +30,21 @@ class Split:
         fields: the members that are read of a sample.
         options: of the stream.
         retries: of all splits of the stream.
+        optional: members that are read, too, if the samples have them.
 
     Raises:
         DataError: a bad split, or one without these members.
     """
 
-    def __init__(self, place: Place, fields: Sequence[str], options: StreamOptions, retries: Retries) -> None:
-        self.read, self.fields = options.read, tuple(fields)
+    def __init__(
+        self,
+        place: Place,
+        fields: Sequence[str],
+        options: StreamOptions,
+        retries: Retries,
+        optional: Sequence[str] = (),
+    ) -> None:
+        self.read = options.read
         self.storage = storage_for(place, options.read.deadline_s)
         self.manifest = load_manifest(self.storage, retries)
         self.classes = self.manifest.classes
@@ -50,6 +58,8 @@ class Split:
             notice=self.quarantine.notice,
         )
         self.reader.check_members(fields)
+        there = [field.name for field in self.manifest.fields]
+        self.fields = (*fields, *(name for name in optional if name in there))
         self._label_map: np.ndarray | None = None  # (classes of the manifest,) int64, where labels are mapped
         self._prefetcher: ShardPrefetcher | None = None
 

@@ -17,10 +17,14 @@ from data_shards.image.geometry import ImageTransform
 from data_shards.stream.collate import Collator, Fixed, Value, image_tensor
 
 Example = Mapping[str, Value]  # of one sample: a value for each collator, by name
+NO_LABEL = -1  # where a label is optional, see `PerhapsLabelledImages`
 
 
 class Transform(Protocol):
-    """What a sample becomes. The decode threads call it at the same time."""
+    """What a sample becomes. The decode threads call it at the same time.
+
+    A transform may have `optional_fields`, too: members that it gets of the splits that have them.
+    """
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -63,6 +67,21 @@ class Images:
         return {"image": decode_image(file_of(members, "image"), self.geometry, key)}
 
 
+class PerhapsLabelledImages(Images):
+    """Images, and the number `label` of each where the split has it: NO_LABEL elsewhere."""
+
+    optional_fields = ("label",)
+
+    @property
+    def collators(self) -> Mapping[str, Collator]:
+        """One size for all, and label int64."""
+        return {**super().collators, "label": Fixed((), np.int64)}
+
+    def __call__(self, members: Members, key: DrawKey) -> Example:
+        """The decoded image, and the label."""
+        return {**super().__call__(members, key), "label": label_or_none(members)}
+
+
 class LabelledImages(Images):
     """Images, and the number `label` of each."""
 
@@ -93,3 +112,8 @@ def number_of(members: Members, name: str) -> int:
     if isinstance(value := members[name], bytes):
         raise DataError(f"member {name} is a file, not a number")
     return value
+
+
+def label_or_none(members: Members) -> int:
+    """The number `label`, NO_LABEL of samples without one."""
+    return number_of(members, "label") if "label" in members else NO_LABEL

@@ -1,44 +1,16 @@
-"""k nearest neighbours on frozen features, as DINO evaluates.
-
-Legend: n bank samples, m test samples, C channels, K classes, k neighbours.
-"""
+"""k nearest neighbours on frozen features, as DINO evaluates: the bank is of training images."""
 
 from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from data_shards.format.rng import Purpose, permutation
 from launcher.evaluation.context import EvalContext
 from launcher.evaluation.features import pooled_features
 from launcher.evaluation.loop import eval_stream, support_split, validation_split
+from launcher.metrics.neighbours import CHUNK, TEMPERATURE, votes
 from parallel.ranks.collectives import sum_over
-
-TEMPERATURE = 0.07
-CHUNK = 256  # test samples whose similarities are held at once
-
-
-def votes(bank: Tensor, labels: Tensor, test: Tensor, *, neighbours: int, num_classes: int) -> Tensor:
-    """The classes' votes for each test sample (Caron et al. 2021, appendix; Wu et al. 2018, section 3.4).
-
-    Each of the k samples of the bank with the highest cosine s votes for its class with exp(s / 0.07).
-
-    Args:
-        bank: (n, C).
-        labels: (n,).
-        test: (m, C).
-        neighbours: k, cut to n.
-        num_classes: K.
-
-    Returns:
-        (m, K).
-    """
-    cosine = F.normalize(test, dim=1) @ F.normalize(bank, dim=1).mT  # (m, n)
-    best, index = cosine.topk(min(neighbours, len(bank)), dim=1)
-    weights = (best / TEMPERATURE).exp()
-    return weights.new_zeros(len(test), num_classes).scatter_add_(1, labels[index], weights)
 
 
 def evaluate_knn(

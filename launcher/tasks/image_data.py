@@ -13,7 +13,7 @@ from data_shards.augment.normalize import Normalize
 from data_shards.format.fields import IMAGE_AND_LABEL
 from data_shards.image.geometry import EvalTransform, TrainTransform
 from data_shards.stream.batch import Batch
-from data_shards.stream.transform import Images, LabelledImages
+from data_shards.stream.transform import Images, LabelledImages, PerhapsLabelledImages
 from launcher.config.schema import DataConfig, RunConfig
 from launcher.tasks.spec import DataSpec, TaskBase, TaskContext
 from swin_moe.moe.overrides import RoutingOverrides
@@ -57,6 +57,11 @@ def train_labelled_images(config: RunConfig) -> DataSpec:
 def eval_labelled_images(config: RunConfig) -> DataSpec:
     """The centres of images with labels."""
     return DataSpec(transform=LabelledImages(central_crop(config)))
+
+
+def eval_perhaps_labelled_images(config: RunConfig) -> DataSpec:
+    """The centres of images, with labels of the splits that have them."""
+    return DataSpec(transform=PerhapsLabelledImages(central_crop(config)))
 
 
 def random_crop(config: RunConfig) -> TrainTransform:

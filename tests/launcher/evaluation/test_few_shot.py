@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from launcher.evaluation.features import LabelledFeatures, places
 from launcher.evaluation.few_shot import accuracy, draw_shots, fit
-from launcher.evaluation.knn import votes
+from launcher.metrics.neighbours import votes
 
 
 def random(*shape: int, seed: int = 0) -> torch.Tensor:
