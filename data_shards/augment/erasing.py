@@ -1,8 +1,8 @@
 """Random erasing: a rectangle of each chosen sample becomes noise, on images that are already normalized.
 
 Zhong et al., "Random Erasing Data Augmentation", AAAI 2020, algorithm 1, in timm's form with mode "pixel" and
-count 1: a standard normal number for every pixel and channel. B = images, H, W = their height and
-width in pixels.
+count 1: a standard normal number for every pixel and channel. B = images of C channels, H, W = their height
+and width in pixels.
 """
 
 import math
@@ -54,12 +54,12 @@ def draw_rectangles(prob: float, seed: int, positions: Tensor, sides: tuple[int,
 
 
 def erase(images: Tensor, rectangles: Rectangles, seed: int, positions: Tensor, noise: Tensor) -> None:
-    """Fill, in place, the `rectangles` of images (B, 3, H, W) float32 with `noise`, of `noise_table`.
+    """Fill, in place, the `rectangles` of images (B, C, H, W) float32 with `noise`, of `noise_table`.
 
-    `positions` (B,) int64 are on the host; element e of a rectangle of 3 x height x width takes its sample's
+    `positions` (B,) int64 are on the host; element e of a rectangle of C x height x width takes its sample's
     draw number e.
     """
-    counts = 3 * rectangles.height * rectangles.width
+    counts = images.shape[1] * rectangles.height * rectangles.width
     total, device = int(counts.sum()), images.device
     if not total:
         return

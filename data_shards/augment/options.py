@@ -96,3 +96,7 @@ class AugmentConfig:
     def group_size(self) -> int:
         """What micro_batch_size must be a multiple of, and the position of every batch's first sample."""
         return GROUP if self.mixes else 1
+
+
+NOTHING = AugmentConfig(auto_augment=None, color_jitter=0.0, erase_prob=0.0, mix_prob=0.0)
+"""No augmentation at all."""

@@ -55,13 +55,16 @@ class Augment:
         if positions.device.type != "cpu":
             raise ValueError(f"positions are on {positions.device}; pass them on the CPU, as the stream does")
         images = images.to(self.device, non_blocking=True, copy=True)
-        self._operate(images, positions)
+        self.operate(images, positions)
         images = self.normalize(images)
-        self._erase(images, positions)
-        return self._mix(images, send(labels, self.device), positions)
+        self.erase(images, positions)
+        return self.mix(images, labels, positions)
 
-    def _operate(self, images: Tensor, positions: Tensor) -> None:
-        """RandAugment or color jitter, in place."""
+    def operate(self, images: Tensor, positions: Tensor) -> None:
+        """RandAugment or color jitter of images (B, 3, H, W) uint8 on the device, in place.
+
+        Images of one position get the same operations.
+        """
         if self.rand_augment:
             plan = self.rand_augment.draw(self.seed, positions, _sides(images))
         elif self.config.color_jitter:
@@ -71,22 +74,25 @@ class Augment:
         for ops, arguments in zip(*(column.unbind(1) for column in plan), strict=True):
             operate(images, ops, arguments, self.fill, self.config.resample)
 
-    def _erase(self, images: Tensor, positions: Tensor) -> None:
-        """Random erasing, in place."""
+    def erase(self, images: Tensor, positions: Tensor) -> None:
+        """Random erasing of images (B, C, H, W) float32, in place."""
         if self.config.erase_prob:
             rectangles = draw_rectangles(self.config.erase_prob, self.seed, positions, _sides(images))
             erase(images, rectangles, self.seed, positions, self.noise)
 
-    def _mix(self, images: Tensor, labels: Tensor, positions: Tensor) -> tuple[Tensor, Targets]:
+    def mix(self, images: Tensor, labels: Tensor, positions: Tensor) -> tuple[Tensor, Targets]:
+        """Mixup or cutmix of images (B, ..., H, W) float32, whose channels and frames mix alike."""
+        labels = send(labels, self.device)
         if not self.config.mixes:
             return images, Targets(labels, labels, torch.ones(len(labels), device=self.device))
         rows = send(partners(positions), self.device)
         mix = self.mixer.draw(self.seed, positions, _sides(images))
         mix = Mix(*(send(part, self.device) for part in mix))
-        mixed = torch.lerp(images.index_select(0, rows), images, weights(mix, _sides(images)))
+        share = weights(mix, _sides(images)).unflatten(1, (1,) * (images.ndim - 3))
+        mixed = torch.lerp(images.index_select(0, rows), images, share)
         return mixed, Targets(labels, labels[rows], mix.lam.float())
 
 
 def _sides(images: Tensor) -> tuple[int, int]:
-    """(H, W) of images (B, 3, H, W)."""
+    """(H, W) of images (..., H, W)."""
     return images.shape[-2], images.shape[-1]
