@@ -9,34 +9,21 @@ from torch import Tensor, nn
 
 from data_shards.augment.pipeline import Augment
 from data_shards.stream.batch import Batch
-from launcher.config.schema import OptimConfig, RunConfig
+from launcher.config.schema import RunConfig
 from launcher.metrics.accuracy import ClassificationMetric
 from launcher.metrics.metric import Metric
+from launcher.tasks.class_loss import class_loss
 from launcher.tasks.image_data import ImageTask
 from launcher.tasks.spec import StepOutput, TaskContext
 from parallel.ranks.host import send
 from swin_moe.backbone.model import build_model
-from swin_moe.heads.classification import binary_cross_entropy, classification_loss
 
 
 def step(config: RunConfig, engine: Any, inputs: tuple[Tensor, Tensor], keys: Tensor) -> StepOutput:
     """The loss of images (B, 3, H, W) with labels (B,) or probabilities (B, K), with label smoothing."""
     images, targets = inputs
     output = engine(images, keys)
-    return StepOutput(loss=_loss(config.optim, output.logits, targets), terms={}, moe=output.moe)
-
-
-def _loss(optim: OptimConfig, logits: Tensor, targets: Tensor) -> Tensor:
-    """The loss that `optim.loss` names."""
-    if optim.loss == "cross_entropy":
-        return classification_loss(logits, targets, optim.label_smoothing)
-    return binary_cross_entropy(
-        logits,
-        targets,
-        optim.label_smoothing,
-        target_threshold=optim.bce_target_threshold,
-        sum_classes=optim.bce_sum_classes,
-    )
+    return StepOutput(loss=class_loss(config.optim, output.logits, targets), terms={}, moe=output.moe)
 
 
 class ClassificationTask(ImageTask):

@@ -1,4 +1,4 @@
-"""The most likely classes of each image.
+"""What tasks with a class for each sample answer: the most likely classes.
 
 Legend: B images, K classes.
 """
