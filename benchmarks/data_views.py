@@ -3,22 +3,32 @@
     python benchmarks/data_views.py                    # a minute; --quick: some seconds
     python benchmarks/data_views.py --json FILE
 
-CPU time of one thread, by turns, the best of several rounds, on the JPEGs of data_images.py.
+CPU time, by turns, the best of several rounds, on the JPEGs of data_images.py. The last row is the loader: a
+training stream of batches of two views, against one of a single view, in images a second and core. It must
+give at least 0.6 as many.
 """
 
 import argparse
 import json
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
-from data_images import jpegs
+from data_images import JpegSamples, jpegs
 
 from data_shards.format.rng import DrawKey
+from data_shards.format.samples import Source
 from data_shards.image.decode import decode_image, decode_views
 from data_shards.image.geometry import TrainTransform
+from data_shards.order.sampling import TrainSampling
+from data_shards.pack.write import pack
+from data_shards.stream.train import TrainStream
+from data_shards.stream.transform import Images, Transform
+from data_shards.stream.views import ImageViews
 
 Views = Sequence[TrainTransform]
 PAIR: Views = [TrainTransform(image_size=224)] * 2
@@ -26,6 +36,8 @@ MULTI_CROP: Views = [  # "Emerging Properties in Self-Supervised Vision Transfor
     *[TrainTransform(image_size=224, scale=(0.4, 1.0))] * 2,
     *[TrainTransform(image_size=96, scale=(0.05, 0.4))] * 8,
 ]
+BATCH = 32
+LEAST_SHARE = 0.6  # of the images a second of one view
 SETS = {"2 of 224": PAIR, "2 of 224 and 8 of 96": MULTI_CROP}
 Decode = Callable[[bytes, Views, list[DrawKey]], list[np.ndarray]]
 
@@ -53,9 +65,9 @@ def equal(bodies: list[bytes], views: Views) -> float:
     return float(np.mean(same))
 
 
-def measure(bodies: list[bytes], rounds: int) -> list[dict[str, str | float]]:
+def measure(bodies: list[bytes], rounds: int) -> list[dict[str, str | float | bool]]:
     """One row a set of views."""
-    rows = []
+    rows: list[dict[str, str | float | bool]] = []
     for name, views in SETS.items():
         turns = [
             (microseconds(decode_views, bodies, views), microseconds(each_alone, bodies, views))
@@ -74,6 +86,39 @@ def measure(bodies: list[bytes], rounds: int) -> list[dict[str, str | float]]:
     return rows
 
 
+def loader(bodies: list[bytes], rounds: int) -> dict[str, str | float | bool]:
+    """Images a second and core of a training stream with one view and with two."""
+    transforms: dict[str, Transform] = {"one": Images(PAIR[0]), "two": ImageViews(tuple(PAIR))}
+    with tempfile.TemporaryDirectory() as directory:
+        split, samples = Path(directory) / "train", JpegSamples(bodies, np.arange(len(bodies)))
+        pack(Source("bench", "noise", tuple(map(str, range(1000))), {"train": samples}), "train", split)
+        turns = [
+            {name: stream_us(split, transform, len(bodies)) for name, transform in transforms.items()}
+            for _ in range(rounds + 1)
+        ]
+    one, two = (min(turn[name] for turn in turns[1:]) for name in transforms)
+    share = one / two
+    return {
+        "views": "loader, 2 of 224",
+        "one_img_s": round(1e6 / one),
+        "two_img_s": round(1e6 / two),
+        "share": round(share, 2),
+        "holds": share >= LEAST_SHARE,
+    }
+
+
+def stream_us(split: Path, transform: Transform, images: int) -> float:
+    """CPU time of a sample in microseconds, over so many samples: all threads, which keep as far ahead."""
+    sampling = TrainSampling(seed=0, global_batch_size=BATCH, micro_batch_size=BATCH)
+    with TrainStream(split, sampling, transform) as stream:
+        batches = iter(stream)
+        next(batches)  # warms up
+        began, count = time.process_time(), max(1, images // BATCH)
+        for _ in islice(batches, count):
+            pass
+        return 1e6 * (time.process_time() - began) / (count * BATCH)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(
@@ -83,7 +128,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="fewer images and rounds")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    rows = measure(jpegs(24 if args.quick else 128), rounds=2 if args.quick else 5)
+    bodies, rounds = jpegs(32 if args.quick else 128), 2 if args.quick else 5
+    rows: list[dict[str, str | float | bool]] = [*measure(bodies, rounds), loader(bodies, rounds)]
     for row in rows:
         print("  ".join(f"{name} {value}" for name, value in row.items()))
     if args.json:

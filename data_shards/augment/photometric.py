@@ -108,7 +108,7 @@ def distort(images: Tensor, plan: PhotometricPlan) -> None:
     """Distort images (B, 3, H, W) uint8 on any device, in place; the plan is on the host."""
     _map_values(images, plan.before)
     _map_saturations(images, plan)
-    _shift_hues(images, plan)
+    turn_hues(images, plan.turned, plan.hue)
     _map_values(images, plan.after)
 
 
@@ -129,9 +129,13 @@ def _map_saturations(images: Tensor, plan: PhotometricPlan) -> None:
         images.index_copy_(0, at, to_rgb(hue, saturation, value))
 
 
-def _shift_hues(images: Tensor, plan: PhotometricPlan) -> None:
-    rows = plan.turned.nonzero()[:, 0]
+def turn_hues(images: Tensor, turned: Tensor, steps: Tensor) -> None:
+    """Add `steps` (B,) int64 of 2 degrees to the hues of the images `turned` (B,) bool, in place.
+
+    images (B, 3, H, W) uint8 on any device; the others on the host.
+    """
+    rows = turned.nonzero()[:, 0]
     if len(rows):
-        at, shift = send(rows, images.device), send(plan.hue[rows].int(), images.device)
+        at, shift = send(rows, images.device), send(steps[rows].int(), images.device)
         hue, saturation, value = to_hsv(images.index_select(0, at))
         images.index_copy_(0, at, to_rgb((hue + shift[:, None, None]) % HUES, saturation, value))

@@ -30,6 +30,7 @@ class Purpose(IntEnum):
     CANVAS = 17
     SCENE = 18
     DETECTION = 19
+    VIEW = 23
 
 
 def fold(*words: int) -> int:

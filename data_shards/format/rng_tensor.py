@@ -10,9 +10,10 @@ from data_shards.format.rng import Purpose, fold
 from parallel.counter_rng import SIGNED_GAMMA, shift_right, signed, splitmix64_tensor
 
 
-def keys(purpose: Purpose, seed: int, positions: Tensor) -> Tensor:
-    """`fold(purpose, seed, position)` of every position: (B,) int64 -> (B,) int64."""
-    return splitmix64_tensor(positions ^ signed(fold(purpose, seed)))
+def keys(purpose: Purpose, seed: int, positions: Tensor, view: int = 0) -> Tensor:
+    """`DrawKey(seed, position, view).draws(purpose)` of every position: (B,) int64 -> (B,) int64."""
+    first = splitmix64_tensor(positions ^ signed(fold(purpose, seed)))
+    return splitmix64_tensor(first ^ view) if view else first
 
 
 def bits(keys: Tensor, counters: Tensor) -> Tensor:

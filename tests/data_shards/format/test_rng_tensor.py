@@ -15,6 +15,10 @@ def test_keys_and_uniforms_are_those_of_draws() -> None:
         ours = keys(Purpose.MIX, seed, torch.tensor(POSITIONS))
         theirs = [rng.fold(Purpose.MIX, seed, position) for position in POSITIONS]
         assert [key % 2**64 for key in ours.tolist()] == theirs
+        for view in range(3):
+            of_view = keys(Purpose.MIX, seed, torch.tensor(POSITIONS), view)
+            drawn = [rng.DrawKey(seed, position, view).draws(Purpose.MIX) for position in POSITIONS]
+            assert [key % 2**64 for key in of_view.tolist()] == drawn
         expected = [[rng.uniform(key, i) for i in range(5)] for key in theirs]
         assert uniforms(ours, 5).tolist() == expected
 
