@@ -23,8 +23,9 @@ from swin_moe.weights.foreign import foreign
 from swin_moe.weights.names import without_prefixes
 from swin_moe.weights.plain import ALLOWED
 
-WRAPPERS = ("model", "state_dict", "module", "model_state_dict", "model_state")  # where trainers keep weights
-AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "module_ema")  # and their moving average
+# where trainers keep weights, and their moving average: DINO and EsViT call these student and teacher
+WRAPPERS = ("model", "state_dict", "module", "model_state_dict", "model_state", "student")
+AVERAGES = ("model_ema", "state_dict_ema", "ema_state_dict", "ema", "module_ema", "teacher")
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 MOST_HEADER = 100 * 2**20  # bytes; what the safetensors library allows
 SINGLES = ("model.safetensors", "pytorch_model.bin")

@@ -105,7 +105,7 @@ def load_weights(
     teacher: bool = False,
     upcycle_noise: float | None = None,
 ) -> LoadReport:
-    """Load weights of any format: official, timm, SimMIM, MoBY, Hugging Face, sets of rank files, our own.
+    """Load weights of any format: official, timm, SimMIM, MoBY, FD, Hugging Face, files of ranks, our own.
 
     Needs no process group; a model that holds some of the experts takes those. Either everything fits and is
     written, or nothing is.

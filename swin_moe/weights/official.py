@@ -1,7 +1,9 @@
-"""The names of microsoft/Swin-Transformer (Swin, SwinV2, Swin-MLP, Swin-MoE, SimMIM), of MoBY and of timm.
+"""The names of microsoft/Swin-Transformer (Swin, SwinV2, Swin-MLP, Swin-MoE), of pre-training and of timm.
 
 timm's are the official ones, but that its later versions have the merging at the start of a stage, as here,
-and the classifier as `head.fc`.
+and the classifier as `head.fc`. The first releases of SwinV2, and FD, call the network of the position bias
+`rpe_mlp`; FD may share it among the blocks of a stage. What SimMIM, MoBY and FD save beside the Swin is in
+pretraining.py.
 
 Legend: E experts, H hidden, C channels.
 """
@@ -17,6 +19,7 @@ from swin_moe.weights.converted import ConvertedStateDict, indexed_window, learn
 from swin_moe.weights.dense import put_head
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.parts import DENSE_HEADS
+from swin_moe.weights.pretraining import ENCODER, method_of, reason_beside, refuse_vit
 
 BLOCK = {  # official -> ours, below layers.I.blocks.J
     **{f"norm{i}.{leaf}": f"norm{i}.{leaf}" for i in (1, 2) for leaf in ("weight", "bias")},
@@ -54,29 +57,26 @@ EXPERT = {
     "batched_fc2_bias": "fc2_bias",
 }
 BUFFERS = ("relative_position_index", "attn_mask", "relative_coords_table", "k_bias", "_num_global_experts")
-MOBY = ("encoder_k.", "projector.", "projector_k.", "predictor.", "queue")  # beside its `encoder.`
+SHARED = re.compile(r"(layers\.\d+)\.rel_pos_bias\.(.+)")  # of all blocks of a stage
 ROUTERS = {"mlp.router.weight": 0, "mlp.router.sim_matrix": 1}  # and the dim along which experts stand
 
 
 def convert(tensors: Mapping[str, Tensor]) -> ConvertedStateDict:
-    """Official, SimMIM, MoBY or timm names to ours.
+    """Official, SimMIM, MoBY, FD or timm names to ours.
 
     Raises:
         WeightsError: the weights need what this version has not, or are one rank's part of a model.
     """
-    simmim = "encoder.patch_embed.proj.weight" in tensors  # or MoBY, whose names of the encoder are the same
-    moby = simmim and any(name.startswith(MOBY[0]) for name in tensors)
-    first = not simmim and _merges_first(tensors)
-    last_norm = simmim or "norm.weight" in tensors  # a dense task has one norm a stage in its place
+    refuse_vit(tensors)
+    method = method_of(tensors)
+    first = not method and _merges_first(tensors)
+    last_norm = method or "norm.weight" in tensors  # a dense task has one norm a stage in its place
     timm = first or "head.fc.weight" in tensors
-    kind = "MoBY" if moby else "SimMIM" if simmim else "timm" if timm else "official"
-    result = ConvertedStateDict(format=kind)
+    result = ConvertedStateDict(format=method or ("timm" if timm else "official"))
     for theirs, tensor in tensors.items():
-        name = theirs.removeprefix("encoder.") if simmim else theirs
-        if simmim and theirs.startswith("decoder."):
-            result.dropped[theirs] = "the decoder of the pre-training"
-        elif moby and theirs.startswith(MOBY):
-            result.dropped[theirs] = "the other networks and the queues of MoBY"
+        name = (theirs.removeprefix(ENCODER) if method else theirs).replace(".rpe_mlp.", ".cpb_mlp.")
+        if beside := reason_beside(method, theirs):
+            result.dropped[theirs] = beside
         elif name.rpartition(".")[2] in BUFFERS:
             result.dropped[theirs] = "a buffer, computed anew"
             _note_window(result, name, tensor)
@@ -87,6 +87,8 @@ def convert(tensors: Mapping[str, Tensor]) -> ConvertedStateDict:
             put_head(result, name, theirs, tensor)
         elif EXPERTS in name and _leaf(name) in EXPERT:
             _put_experts(result, name, theirs, tensor)
+        elif match := SHARED.fullmatch(name):
+            _put_shared(result, match, theirs, tensors)
         elif ours := _ours(name, merges_first=first):
             result.put(ours, theirs, tensor)
         else:
@@ -150,9 +152,22 @@ def _put_experts(result: ConvertedStateDict, name: str, theirs: str, tensor: Ten
         result.put(f"{prefix}experts.{expert}.{leaf}", f"{theirs}[{expert}]", piece)
 
 
+def _put_shared(
+    result: ConvertedStateDict, match: re.Match[str], theirs: str, tensors: Mapping[str, Tensor]
+) -> None:
+    """A tensor of the position bias of a stage: a copy for each of its blocks."""
+    leaf, block_of = BLOCK.get(f"attn.{match[2]}"), re.compile(rf"(?:encoder\.)?({match[1]}\.blocks\.\d+)\.")
+    blocks = {found[1] for name in tensors if (found := block_of.match(name))}
+    if leaf is None or not blocks:
+        result.unknown.append(theirs)
+        return
+    for block in blocks:
+        result.put(f"{block}.{leaf}", theirs, tensors[theirs])
+
+
 def _note_window(result: ConvertedStateDict, name: str, tensor: Tensor) -> None:
-    """What a buffer of a stage's first block says of its windows."""
-    match = re.fullmatch(r"layers\.(\d+)\.blocks\.0\.attn\.(\w+)", name)
+    """What a buffer of a stage's first block, or of all of its blocks, says of its windows."""
+    match = re.fullmatch(r"layers\.(\d+)\.(?:blocks\.0\.attn|rel_pos_bias)\.(\w+)", name)
     if match and match[2] == "relative_coords_table" and tensor.dim() == 4 and tensor.shape[3] == 2:
         window = learned_window(tensor)
         if any(window):

@@ -21,8 +21,9 @@ from swin_moe.weights import save_weights
 from tests.accelerator import on_either_processor
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, commands, evaluations, overrides, steps
-from tests.models import small_run, small_swin
+from tests.models import randomize, small_run, small_swin
 from tests.swin_moe.weights.dense_files import DENSE, DenseModel, dense_model, released
+from tests.swin_moe.weights.pretraining_files import moby
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled")  # to read a checkpoint here
 
@@ -104,6 +105,23 @@ def test_a_task_with_a_head_of_its_own_starts_from_a_classifier(task: str, tmp_p
     plan = plan_pretrained(config.train, start_on_meta(config))
     assert set(plan.report.dropped) == {"head.weight", "head.bias"}
     assert set(plan.tensors) == {name for name in load_file(path) if not name.startswith("head.")}
+
+
+@pytest.mark.parametrize("task", ["segmentation", "detection"])
+def test_a_dense_task_starts_from_the_encoder_of_moby(task: str, tmp_path: Path) -> None:
+    """Every tensor of the backbone is MoBY's online encoder; the recipes require that."""
+    model = small_swin(image_size=64, depths=(1, 1, 1), num_heads=(2, 4, 8), window_padding="visible")
+    classifier = randomize(build_model(replace(model, window_padding="hidden")), seed=3)
+    save_weights(classifier, tmp_path / "official.pth", "official")
+    path = tmp_path / "moby.pth"
+    torch.save({"model": moby(torch.load(tmp_path / "official.pth")["model"]), "epoch": 299}, path)
+    train = {"pretrained": str(path), "pretrained_require": "backbone"}
+    config = small_run(model, task=task, train=train)
+    plan = plan_pretrained(config.train, start_on_meta(config))
+    assert plan.report.format == "MoBY"
+    assert plan.report.changes[0].startswith("taken from the weights: backbone 49 of 49, stage norms 0 of 6,")
+    weights = dict(classifier.named_parameters())
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in plan.tensors.items())
 
 
 @pytest.fixture
