@@ -14,7 +14,7 @@ from launcher.config.errors import ConfigError
 from launcher.console.progress import progress_line
 from launcher.exit_codes import ExitCode
 from launcher.predict.answerer import Asked
-from launcher.predict.answerers import open_answerer
+from launcher.predict.answerers import open_answerer, sought_by
 from launcher.predict.inputs import image_inputs
 from launcher.predict.predictions import Prediction, PredictOptions, predictions
 from launcher.predict.writers import Write, csv_writer, json_writer, text_writer, write_pictures
@@ -25,7 +25,7 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
     for name in ("features", "pictures"):
         if (path := getattr(args, name)) is not None and path.exists():
             raise ConfigError(f"--{name} {path} exists; choose another place, or delete it")
-    images = list(image_inputs(args.files))
+    images = list(image_inputs(args.files, sought_by(args.model)))
     answerer = open_answerer(
         args.model,
         args.config,

@@ -21,6 +21,7 @@ from launcher.deploy.options import DeviceType
 from launcher.deploy.predictor import Predictor
 from launcher.evaluation.recorded import recorded_task
 from launcher.predict.answerer import Answered, Answerer, Asked, answer_options
+from launcher.predict.inputs import Sought
 from launcher.tasks.answers import AnswerOptions
 from launcher.tasks.registry import task_spec
 from launcher.tasks.spec import Predicting, TaskSpec
@@ -98,6 +99,17 @@ def open_answerer(
     predictor = open_predictor(source, config, ema=ema, precision=precision, device=device)
     options = answer_options(asked, predictor.model.num_classes, predictor.classes)
     return ClassifierAnswerer(predictor=predictor, predicting=predicting, options=options, asked=asked)
+
+
+def sought_by(source: str | Path) -> Sought:
+    """What a model answers to, of which folders and shards are searched.
+
+    Raises:
+        CheckpointError: the checkpoint is damaged.
+        TaskError: the task of the run is not here.
+    """
+    predicting = task_spec(recorded_task(source)).predicting
+    return Sought(member=predicting.member, suffixes=predicting.suffixes) if predicting else Sought()
 
 
 def _predicting(source: str | Path, task: str, spec: TaskSpec, asked: Asked) -> Predicting:

@@ -41,8 +41,6 @@ from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.random.keyed import sample_keys
 from swin_moe.weights.native import checkpoint_in
 
-IMAGE = "image"  # the member that predictions are of
-
 
 def open_task(
     source: str | Path, *, ema: bool, precision: Precision, device: DeviceType, asked: Asked
@@ -86,10 +84,11 @@ class TaskAnswerer:
         self.backbone = spec.backbone(self.model)
         self.device = next(self.model.parameters()).device
         self.transform = self.predicting.data(config).transform
-        if self.transform.fields != (IMAGE,):
+        self.member = self.predicting.member
+        if self.transform.fields != (self.member,):
             raise ConfigError(
                 f"task={config.task} cannot predict: `predicting.data` reads the members "
-                f"{', '.join(self.transform.fields)}, and a prediction has the image alone"
+                f"{', '.join(self.transform.fields)}, and a prediction has the {self.member} alone"
             )
         moe = config.model.moe
         call = standard_modes(moe)[0].call if moe else RoutingOverrides()
@@ -102,7 +101,7 @@ class TaskAnswerer:
 
     def example(self, image: bytes, position: int) -> Example:
         """What the transform of the task makes of an image."""
-        return self.transform({IMAGE: image}, DrawKey(0, position))
+        return self.transform({self.member: image}, DrawKey(0, position))
 
     def answer(self, examples: Sequence[Example], positions: Sequence[int]) -> list[Answered]:
         """See `Answerer`."""

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from data_shards.format.fields import IMAGE_AND_LABEL, Field
+from data_shards.format.image_names import IMAGE_SUFFIXES
 from launcher.tasks.answers import Answer, AnswerOptions
 from launcher.tasks.parameter_rules import ParameterRules
 from parallel.experts.options import ExchangeOptions
@@ -204,9 +205,9 @@ class Planning:
 
 @dataclass(frozen=True, kw_only=True)
 class Predicting:
-    """How a task answers to images alone.
+    """How a task answers to images alone, or to samples of one member that is another one.
 
-    `data` has a transform that reads the member `image` and no other. `answers` gets what `Task.predict`
+    `data` has a transform that reads `member` and no other. `answers` gets what `Task.predict`
     returns for a batch, and the batch; for each image it returns an answer, or the reason why there is none.
     `columns` are those of a row. `pictures` gets the task, its model, the inputs and the prediction of one
     image, and the options; it returns images by name: (3, height, width) or (height, width), uint8, or floats
@@ -223,6 +224,8 @@ class Predicting:
     class_maps: Callable[[Any], Tensor] | None = None
     one_by_one: bool = False  # a call of the model gets one image, as where images have their own sizes
     has_scores: bool = False
+    member: str = "image"  # of shards, and what a file holds
+    suffixes: tuple[str, ...] = IMAGE_SUFFIXES  # of the files of a folder that hold one, in lower case
 
 
 class CountedModel(NamedTuple):

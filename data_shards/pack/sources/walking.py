@@ -6,7 +6,7 @@ of the tree. Identity is the resolved path, since the inode numbers of network f
 """
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
 
 from data_shards.errors import DataError
@@ -37,10 +37,12 @@ class Tree:
 class Walk:
     """A pass over one split: `images(directory)` lists, `skipped` counts what it leaves out.
 
-    `top` is the split's directory; what is skipped is named by its path below it.
+    `top` is the split's directory; what is skipped is named by its path below it. `accepts` tells by its name
+    whether a file is listed.
     """
 
-    def __init__(self, top: str, tree: Tree) -> None:
+    def __init__(self, top: str, tree: Tree, accepts: Callable[[str], bool] = is_image) -> None:
+        self._accepts = accepts
         self._top, self._real_top, self._tree = top, os.path.realpath(top), tree
         self._entered: set[str] = set()  # resolved paths of the directories that links led to
         self.skipped = Skipped()
@@ -85,13 +87,18 @@ class Walk:
         self.skipped.add(LINKED_DIRECTORIES, f"{self._name(path)} ({real})")
 
     def _is_new_image(self, entry: "os.DirEntry[str]") -> bool:
-        if not is_image(entry.name):
+        if not self._accepts(entry.name):
             self.skipped.add(OTHER_FILES, self._name(entry.path))
             return False
         if entry.is_symlink():
             target = os.path.realpath(entry.path)
             directory, _, name = target.rpartition("/")
-            if is_image(name) and not is_hidden(name) and self._lists(directory) and os.path.exists(target):
+            if (
+                self._accepts(name)
+                and not is_hidden(name)
+                and self._lists(directory)
+                and os.path.exists(target)
+            ):
                 self.skipped.add(LINKED_FILES, f"{self._name(entry.path)} ({target})")
                 return False
         return True

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ from data_shards.stream.eval import EvalStream
 from data_shards.stream.options import EvalSampling
 from data_shards.stream.transform import LabelledImages
 from launcher.cli.program import main
+from launcher.config.errors import ConfigError
 from launcher.evaluation.loaded import load
-from launcher.predict.inputs import image_inputs
+from launcher.predict.inputs import Sought, image_inputs
 from swin_moe.backbone.model import build_model
 from swin_moe.heads.classification import evaluation_sums
 from swin_moe.moe.layer import RoutingOverrides
@@ -98,6 +100,17 @@ def test_loops_and_doubles_are_listed_once(photos: list[Path]) -> None:
     (root / "self").symlink_to(root / "self")
     (root / "notes.txt").write_text("no image")
     assert [image.name for image in image_inputs([str(root)])] == list(map(str, photos))
+
+
+def test_another_kind_of_files(photos: list[Path]) -> None:
+    root = photos[0].parent
+    (root / "sub/B.MP4").write_bytes(b"a video")
+    (root / "a.webm").write_bytes(b"a video")
+    sought = Sought(member="video", suffixes=("mp4", "webm"))
+    names = [image.name for image in image_inputs([str(root)], sought)]
+    assert names == [f"{root}/a.webm", f"{root}/sub/B.MP4"]
+    with pytest.raises(ConfigError, match="holds no videos, and no manifest.json"):
+        next(image_inputs([str(root)], replace(sought, suffixes=("avi",))))
 
 
 def test_bad_images_do_no_harm(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
