@@ -1,4 +1,4 @@
-"""Tasks whose heads have batch norms over groups of images (`swin_moe/heads/group_batch_norm.py`)."""
+"""Tasks whose heads have batch norms over groups of images (`swin_moe/backbone/group_batch_norm.py`)."""
 
 from torch import nn
 
@@ -7,7 +7,7 @@ from launcher.tasks.spec import TaskBase
 from parallel.ranks.mesh import Mesh
 from parallel.zero.engine import Engine
 from parallel.zero.master_weights import MasterWeights
-from swin_moe.heads.group_batch_norm import span_ranks, update_running_statistics
+from swin_moe.backbone.group_batch_norm import span_ranks, update_running_statistics
 
 
 class NormTask(TaskBase):

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch.nn.functional as F
 from torch import Generator, Tensor, nn
 
+from swin_moe.backbone.group_batch_norm import GroupBatchNorm2d
 from swin_moe.heads.filled_layers import FilledConv2d, fill_normal
-from swin_moe.heads.group_batch_norm import GroupBatchNorm2d
 from swin_moe.random.keyed import Dropout, keep_mask
 
 

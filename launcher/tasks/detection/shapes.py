@@ -20,6 +20,7 @@ from launcher.tasks.spec import HeadPart, StepOutput
 from parallel.experts.placement import ExpertParallel
 from swin_moe.backbone.backbone import Backbone, Features
 from swin_moe.backbone.flops import construct_on_meta
+from swin_moe.backbone.group_batch_norm import in_one_group
 from swin_moe.detection import box_head, mask_head
 from swin_moe.detection.config import DetectorConfig
 from swin_moe.detection.detector import Detector
@@ -28,7 +29,6 @@ from swin_moe.detection.roi import roi_align
 from swin_moe.detection.roi_head import RoIHead
 from swin_moe.detection.rpn import RPNHead
 from swin_moe.detection.targets import Targets
-from swin_moe.heads.group_batch_norm import in_one_group
 from swin_moe.heads.stage_norms import StageNorms
 
 OBJECTS = 8  # of an image, about as many as one of COCO has

@@ -18,7 +18,7 @@ from launcher.tasks.spec import HeadPart, StepOutput
 from parallel.experts.placement import ExpertParallel
 from swin_moe.backbone.backbone import Backbone, Features
 from swin_moe.backbone.flops import construct_on_meta
-from swin_moe.heads.group_batch_norm import in_one_group
+from swin_moe.backbone.group_batch_norm import in_one_group
 from swin_moe.heads.stage_norms import StageNorms
 from swin_moe.heads.upernet import FCNHead, Segmenter, UPerHead
 

@@ -29,7 +29,9 @@ def relation_by_hand(
     similarity: str = "square",
     scale: float = 1.0,
 ) -> Tensor:
-    """As `local_relation`: (B, C, h, w) float64."""
+    """As `local_relation`: (B, C, h, w) float64, without a gradient."""
+    query, key, value, prior = (None if x is None else x.detach() for x in (query, key, value, prior))
+    assert value is not None
     n, side = neighbourhood, neighbourhood.kernel_size
     depth = 0 if key is None else key.shape[1] // groups
     images, channels, height, width = value.shape

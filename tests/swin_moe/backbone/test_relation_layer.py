@@ -31,7 +31,9 @@ def test_is_a_relation_of_linear_queries_and_keys(stride: int) -> None:
     config = replace(SMALL, similarity="product", key_channels=2)
     layer = randomize(LocalRelation(4, config, stride=stride).double())
     x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
-    assert layer.query is not None and layer.key is not None and layer.prior is not None
+    assert layer.query is not None
+    assert layer.key is not None
+    assert layer.prior is not None
     assert layer.proj is not None
     query = torch.einsum("oc,bchw->bohw", layer.query.weight[:, :, 0, 0], x)
     assert layer.query.bias is not None

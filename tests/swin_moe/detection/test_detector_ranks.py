@@ -5,7 +5,7 @@ from torch import Tensor
 
 from parallel.ranks.collectives import sum_over
 from parallel.ranks.mesh import ParallelDims, build_mesh
-from swin_moe.heads.group_batch_norm import span_ranks, update_running_statistics
+from swin_moe.backbone.group_batch_norm import span_ranks, update_running_statistics
 from tests.distributed import run_on_ranks
 from tests.swin_moe.detection.small_detectors import KEYS, SIZES, detector, images, targets
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from swin_moe import ModelConfig, ModelError
 from swin_moe.backbone.flops import construct_on_meta, count_parameters
+from swin_moe.backbone.group_batch_norm import GroupBatchNorm2d, update_running_statistics
 from swin_moe.heads.conv_blocks import ChannelDropout, ConvNormReLU, PixelClassifier
-from swin_moe.heads.group_batch_norm import GroupBatchNorm2d, update_running_statistics
 from swin_moe.heads.segmentation import segmentation_loss
 from swin_moe.heads.upernet import Segmenter, UPerNetConfig, build_segmenter
 from swin_moe.heads.upernet_config import check_model

@@ -9,8 +9,8 @@ from parallel.experts.options import ExchangeOptions
 from parallel.experts.placement import ExpertParallel
 from swin_moe import Backbone, ModelConfig
 from swin_moe.backbone.backbone import Features
+from swin_moe.backbone.group_batch_norm import GroupBatchNorm2d
 from swin_moe.backbone.model import construct
-from swin_moe.heads.group_batch_norm import GroupBatchNorm2d
 from swin_moe.heads.stage_norms import StageNorms
 from tests.models import randn, randomize, small_swin
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 from parallel.ranks.collectives import sum_over
 from parallel.ranks.mesh import ParallelDims, build_mesh
+from swin_moe.backbone.group_batch_norm import GroupBatchNorm2d, span_ranks, update_running_statistics
 from swin_moe.heads.conv_blocks import ConvNormReLU, NormOptions
-from swin_moe.heads.group_batch_norm import GroupBatchNorm2d, span_ranks, update_running_statistics
 from tests.distributed import run_on_ranks
 from tests.models import randn
 

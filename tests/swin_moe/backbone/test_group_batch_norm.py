@@ -19,14 +19,14 @@ from parallel.zero.dtypes import DTYPES
 from parallel.zero.engine import Engine
 from parallel.zero.master_weights import MasterWeights
 from parallel.zero.options import EngineOptions
-from swin_moe.config import ModelError
-from swin_moe.heads.group_batch_norm import (
+from swin_moe.backbone.group_batch_norm import (
     GroupBatchNorm1d,
     GroupBatchNorm2d,
     group_ranks,
     span_ranks,
     update_running_statistics,
 )
+from swin_moe.config import ModelError
 from tests.distributed import run_on_ranks
 from tests.models import randn, randomize
 from tests.parallel.checkpoint.saving import save_checkpoint
