@@ -33,6 +33,7 @@ class SimMIMOutput(NamedTuple):
     mask: Tensor  # (B, h, w) bool: the hidden pixels
     prediction: Tensor  # (B, in_chans, h, w)
     moe: dict[str, MoEStats]
+    features: Tensor | None = None  # (B, C): of the images without a mask, where an evaluation needs them
 
     @property
     def aux_loss(self) -> Tensor:

@@ -15,10 +15,18 @@ class SimMIMConfig:
     # side of the window of pixels by whose mean and standard deviation a target is normalised (SwinV2: 47);
     # 0 predicts the pixels as they are
     norm_target_window: int = 0
+    # k of a k-NN among the labelled images of an evaluation, on features of the images without a mask, which
+    # take a second forward pass; 0 for none
+    eval_neighbours: int = 0
 
     def __post_init__(self) -> None:
         check_ranges(
-            "simmim.", self, error=ModelError, mask_patch_size=(1, 2**14), norm_target_window=(0, 2**14)
+            "simmim.",
+            self,
+            error=ModelError,
+            mask_patch_size=(1, 2**14),
+            norm_target_window=(0, 2**14),
+            eval_neighbours=(0, 1000),
         )
         require(0 < self.mask_ratio <= 1, f"simmim.mask_ratio ({self.mask_ratio}) must lie in (0, 1]")
         window = self.norm_target_window

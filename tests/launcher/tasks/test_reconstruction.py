@@ -6,12 +6,18 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from data_shards.image.geometry import EvalTransform
+from data_shards.stream.eval import EvalStream
+from data_shards.stream.options import EvalSampling
+from data_shards.stream.transform import LabelledImages
 from launcher.config.load import load_config
-from swin_moe import build_model, load_weights
+from launcher.tasks.image_data import normalize_images
+from swin_moe import build_backbone, build_model, load_weights
 from tests.accelerator import on_either_processor
 from tests.distributed import run_on_ranks
 from tests.faults import Fault, one_line
 from tests.faults import run as run_ranks
+from tests.launcher.metrics.test_neighbours import by_loops
 from tests.launcher.running import CONFIG, command, evaluations, only, overrides, run_alone, steps
 
 STEPS = 8
@@ -72,6 +78,37 @@ def test_the_evaluation_loss_is_of_no_layout(whole: Path, ranks: int, batch: int
     found = run_on_ranks(command, ranks, "eval", str(whole), f"train.eval_batch_size={batch}")
     wanted = evaluations(whole)[-1]["eval_loss"]
     assert f"reconstruction loss {wanted:.4f} on 64 images" in found[0].out
+
+
+def test_neighbours_are_an_option_of_the_evaluation(shards: Path, tmp_path: Path, whole: Path) -> None:
+    """They change nothing else, are those of the encoder's features, and no layout or batch changes them."""
+    run = tmp_path / "run"
+    outcome = run_alone(*line(shards, run, "simmim.eval_neighbours=5"))
+    assert ["eval_knn" in found for found in evaluations(run)] == [True, True]
+    for found, wanted in zip(evaluations(run), evaluations(whole), strict=True):
+        assert (found["eval_loss"], "eval_knn" in wanted) == (wanted["eval_loss"], False)
+    knn = evaluations(run)[-1]["eval_knn"]
+    assert f"5-NN top-1 {knn:.2%} on 64 images" in outcome.out
+    assert knn == neighbours_by_loops(run, shards, 5)
+    for ranks, batch in ((1, 7), (2, 12)):
+        found = run_on_ranks(command, ranks, "eval", str(run), f"train.eval_batch_size={batch}")
+        assert f"; 5-NN top-1 {knn:.2%} on 64 images" in found[0].out
+
+
+def neighbours_by_loops(run: Path, shards: Path, neighbours: int) -> float:
+    """The share of images whose class the others vote for, with the weights of a checkpoint in one batch."""
+    config = load_config(run / "config.yaml")
+    model = build_backbone(config.model).eval()
+    load_weights(model, run)
+    crop = EvalTransform(image_size=16, crop_ratio=config.data.eval_crop)
+    with EvalStream(shards / "val", EvalSampling(batch_size=64), LabelledImages(crop)) as stream:
+        (batch,) = stream
+    images = normalize_images(batch["image"], config.data, torch.device("cpu"))
+    with torch.no_grad():
+        features, _ = model.forward_pooled(images)
+    labels = batch["label"].tolist()
+    hits = [a == b for a, b in zip(by_loops(features, labels, neighbours), labels, strict=True)]
+    return sum(hits) / len(hits)
 
 
 def test_stopped_and_resumed_is_the_same_run(shards: Path, tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ FURTHER: dict[str, Sequence[Any]] = {  # values that the type of an option does 
     "optim.decay_at": (["10 steps"],),
     "optim.betas": ([0.0, 0.0], [0.9, 1.0]),
     "simmim.norm_target_window": (5, 4, 31),
+    "simmim.eval_neighbours": (0, 3, 2000, -1),
     "train.spike_factor": (1.0000001,),
     "train.profile.steps": ("1..2", "0..1", "2..1", "1..101"),
     "tracking.trackers": (["tensorboard"], ["tensorboard", "tensorboard"]),
