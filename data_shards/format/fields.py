@@ -77,6 +77,11 @@ IMAGE_AND_OBJECTS = (Field("image", "image"), Field("annotations", "objects"))
 SIZES = (Field("height", SCALAR), Field("width", SCALAR))
 """The height and width of the image in pixels, which packing and indexing record on request."""
 
+VIDEO_FACTS = (Field("frames", SCALAR), Field("fps_millis", SCALAR), *SIZES)
+"""What is known of a video: its frames, 1000 times its frames per second, height and width in pixels."""
+VIDEO_AND_LABEL = (Field("video", "video", "mp4"), Field("label", SCALAR), *VIDEO_FACTS)
+"""The members of a data set of videos: KEY.mp4, the class of the video, and its facts."""
+
 
 def files_of(fields: Sequence[Field]) -> tuple[Field, ...]:
     """The members that are files and no numbers."""

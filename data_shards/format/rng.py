@@ -31,6 +31,8 @@ class Purpose(IntEnum):
     SCENE = 18
     DETECTION = 19
     VIEW = 23
+    CLIP = 30
+    MOTION = 31
 
 
 def fold(*words: int) -> int:

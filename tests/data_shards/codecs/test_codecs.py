@@ -16,13 +16,14 @@ from data_shards.codecs.registry import CODECS, codec_of, packed_fields
 from data_shards.errors import DataError
 from data_shards.format.fields import IMAGE_AND_LABEL, Field, check_fields
 from data_shards.format.records import RECORD, record_of
+from tests.data_shards.videos import coded_video, sound_file
 
 
 def box(kind: bytes, body: bytes = b"") -> bytes:
     return struct.pack(">I", 8 + len(body)) + kind + body
 
 
-MP4 = (
+BOXES = (  # complete, but no video
     box(b"ftyp", b"isom")
     + box(b"moov", bytes(20))
     + struct.pack(">I", 1)
@@ -30,6 +31,7 @@ MP4 = (
     + struct.pack(">Q", 26)
     + b"0123456789"
 )
+MP4 = coded_video(6)
 IDS = np.arange(60, dtype=np.uint16).reshape(6, 10)
 
 
@@ -120,7 +122,11 @@ NPY = CODECS["array"].encode(np.arange(6.0))
         ("int", b"1.0", "no integer"),
         ("int", b"9223372036854775808", "no integer of 64 bits"),
         ("int", b"", "no integer"),
+        ("video", BOXES[:-1], "cut short or damaged"),
+        ("video", BOXES, "a video that cannot be read|without"),
         ("video", MP4[:-1], "cut short or damaged"),
+        ("video", sound_file(), "without a video stream: it has audio"),
+        ("video", coded_video(6, codec="libvpx", container="webm"), "no MP4"),
         ("video", MP4[4:], "no MP4"),
         ("video", box(b"ftyp") + box(b"moov"), "without its box 'mdat'"),
         ("video", b"", "without its box 'ftyp'"),

@@ -1,0 +1,1 @@
+"""Videos: exactly the frames that are asked for, facts that are counted, packing, and the choice of clips."""
