@@ -3,13 +3,14 @@
 Every rule reads as an equation with its values, and names the option to change.
 """
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from parallel.ranges import LARGEST, check_ranges
 from swin_moe.errors import ModelError
 from swin_moe.router_names import ROUTER_NAMES, SOFTMAX_ROUTERS, RouterError, own_router
-from swin_moe.sizes import MOST_SIDE, Size, as_text, check_size, sides
+from swin_moe.sizes import MOST_SIDE, Size, as_text, check_size, sides, window_sides
 
 
 def require(condition: bool, message: str) -> None:
@@ -18,10 +19,11 @@ def require(condition: bool, message: str) -> None:
         raise ModelError(message)
 
 
-WindowPadding = Literal["hidden", "visible"]
+WindowPadding = Literal["hidden", "visible", "fitted"]
 BalanceLoss = Literal["auto", "importance_load", "importance", "gshard", "none"]
 MOST_BLOCKS, WIDEST = 1000, 2**17  # of a model; channels of a stage
 MOST_CAPACITY = 1000.0  # factor of it
+MOST_FRAMES = 2**12  # of a clip
 LOWEST_NOISE = 1e-6  # that the load loss can divide by
 
 
@@ -171,7 +173,8 @@ class MoEConfig:
 class ModelConfig:
     """A hierarchical Swin Transformer of any kind (Liu et al. 2021, section 3; 2022, section 3).
 
-    Sizes are in pixels (`image_size`, `patch_size`) or tokens (`window_size`). The kinds are compositions:
+    Sizes are in pixels (`image_size`, `patch_size`), frames (`frames`, `patch_frames`) or tokens
+    (`window_size`, `window_frames`). The kinds are compositions:
 
     | kind     | attention | position_bias | norm |
     |----------|-----------|---------------|------|
@@ -182,6 +185,9 @@ class ModelConfig:
 
     The image size decides the windows: a side of a stage's map that is smaller than the window is one window
     along that axis. Forward takes any size. With `window_padding=visible` all windows have `window_size`.
+
+    With `frames` above 0 the model sees clips, and patches, maps and windows have time as a first axis (Video
+    Swin Transformer, Liu et al. 2022, arXiv:2106.13230, section 3). Any kind may.
     """
 
     image_size: Size = 224  # in pixels: the side of a square, or [height, width]
@@ -192,11 +198,16 @@ class ModelConfig:
     depths: tuple[int, ...] = (2, 2, 6, 2)  # blocks of each stage
     num_heads: tuple[int, ...] = (3, 6, 12, 24)  # attention heads of each stage
     window_size: int = 7  # side of an attention window, in tokens
+    frames: int = 0  # of a clip; 0: the model sees images
+    patch_frames: int = 2  # frames of a patch of a clip; those missing at the end are zeros
+    window_frames: int = 8  # length of an attention window of a clip along time, in tokens
     # zeros that fill a map up to whole windows: hidden from attention, and a map smaller than a window is
     # neither filled nor shifted; visible (released models of segmentation and detection): tokens as any
-    # other, and every second block shifts its windows, whatever the size of the map
+    # other, and every second block shifts its windows, whatever the size of the map; fitted (released models
+    # of clips): tokens as any other, but a side of the map that is not longer than the window is one window
     window_padding: WindowPadding = "hidden"
-    # for each stage, the window of the weights where it has changed: a side, or [height, width]; 0 is its own
+    # for each stage, the window of the weights where it has changed: a side, or [height, width], of clips
+    # also [time, height, width]; 0 is its own
     pretrained_window_sizes: tuple[Size, ...] | None = None
     mlp_ratio: float = 4.0  # hidden channels of an MLP over its channels
     qkv_bias: bool = True  # of the attention's linear layer
@@ -207,6 +218,7 @@ class ModelConfig:
     # a LayerNorm on the main branch after every so many blocks of a stage (SwinV2-H, giant and G: 6); 0: none
     extra_norm_period: int = 0
     drop_rate: float = 0.0  # dropout probability
+    head_dropout: float = 0.0  # dropout probability before the classifier
     drop_path_rate: float = 0.1  # stochastic depth: probability of the last block, rising from 0
     init_std: float = 0.02  # standard deviation of initial weights
     activation_checkpoint_every: int = 0  # blocks whose activations are recomputed at a time; 0: none
@@ -222,20 +234,22 @@ class ModelConfig:
         )
         require(
             self.attention != "mlp" or self.window_padding == "hidden",
-            "model.window_padding=visible is for windows that attend; model.attention=mlp (Swin-MLP) has "
-            "padding of its own: set model.window_padding=hidden",
+            f"model.window_padding={self.window_padding} is for windows that attend; model.attention=mlp "
+            "(Swin-MLP) has padding of its own: set model.window_padding=hidden",
         )
+        self._check_clips()
         if self.moe is not None:
             self._check_moe(self.moe)
 
     def _check_ranges(self) -> None:
-        for name in ("drop_rate", "drop_path_rate"):
+        for name in ("drop_rate", "head_dropout", "drop_path_rate"):
             require(0 <= getattr(self, name) < 1, f"model.{name} ({getattr(self, name)}) must lie in [0, 1)")
         side, count = (1, MOST_SIDE), (0, LARGEST)
         check_size("model.image_size", self.image_size, least=1, most=MOST_SIDE, error=ModelError)
         for stage, window in enumerate(self.pretrained_window_sizes or ()):  # 0: the stage's own window
             name = f"model.pretrained_window_sizes[{stage}]"
-            check_size(name, window, least=0, most=MOST_SIDE, error=ModelError)
+            axes = 3 if self.frames else 2
+            check_size(name, window, least=0, most=MOST_SIDE, error=ModelError, axes=axes)
         check_ranges(
             "model.",
             self,
@@ -245,6 +259,9 @@ class ModelConfig:
             num_classes=(1, 2**24),
             embed_dim=side,
             window_size=side,
+            frames=(0, MOST_FRAMES),
+            patch_frames=(1, MOST_FRAMES),
+            window_frames=(1, MOST_FRAMES),
             mlp_ratio=(0, 64),
             init_std=(0, 10),
             extra_norm_period=count,
@@ -260,6 +277,17 @@ class ModelConfig:
         require(
             self.embed_dim * self.mlp_ratio >= 1,
             f"model.embed_dim ({self.embed_dim}) x model.mlp_ratio ({self.mlp_ratio}) must be at least 1",
+        )
+
+    def _check_clips(self) -> None:
+        require(
+            self.frames == 0 or self.patch_frames <= self.frames,
+            f"model.patch_frames ({self.patch_frames}) must be at most model.frames ({self.frames})",
+        )
+        require(
+            self.frames > 0 or self.window_padding != "fitted",
+            f"model.window_padding=fitted is for clips: set model.frames ({self.frames}) above 0, or "
+            "model.window_padding=hidden or visible",
         )
 
     def _check_stages(self) -> None:
@@ -313,34 +341,49 @@ class ModelConfig:
         """Height and width of an image in pixels."""
         return sides(self.image_size)
 
-    def stage_resolution(self, stage: int) -> tuple[int, int]:
-        """Height and width of a stage's map in tokens; each merging rounds up."""
-        height, width = self.image_sides
-        stride = self.patch_size * 2**stage
-        return -(-height // stride), -(-width // stride)
+    @property
+    def input_sides(self) -> tuple[int, ...]:
+        """Sides of what the model sees: (height, width) in pixels; of a clip (frames, height, width)."""
+        return (self.frames, *self.image_sides) if self.frames else self.image_sides
+
+    @property
+    def patch_sides(self) -> tuple[int, ...]:
+        """Sides of a patch, along the axes of `input_sides`."""
+        square = self.patch_size, self.patch_size
+        return (self.patch_frames, *square) if self.frames else square
+
+    def stage_resolution(self, stage: int) -> tuple[int, ...]:
+        """Sides of a stage's map in tokens: (height, width), of a clip (time, height, width).
+
+        Each merging halves height and width, and rounds up.
+        """
+        strides = [patch * 2**stage for patch in self.patch_sides]
+        strides[:-2] = self.patch_sides[:-2]  # time keeps its length
+        return tuple(-(-side // stride) for side, stride in zip(self.input_sides, strides, strict=True))
 
     def stage_tokens(self, stage: int) -> int:
         """Tokens of a stage's map."""
-        height, width = self.stage_resolution(stage)
-        return height * width
+        return math.prod(self.stage_resolution(stage))
 
-    def stage_window(self, stage: int) -> tuple[int, int]:
-        """Height and width of a stage's windows in tokens; along a smaller side of the map, that side.
+    def stage_window(self, stage: int) -> tuple[int, ...]:
+        """Sides of a stage's windows in tokens; along a smaller side of the map, that side.
 
-        With visible padding, the window whatever the map.
+        With visible padding, the window whatever the map. So too with fitted padding, whose position bias is
+        that of the whole window: attention fits the window to the map that it gets.
         """
-        if self.window_padding == "visible":
-            return self.window_size, self.window_size
-        height, width = self.stage_resolution(stage)
-        return min(self.window_size, height), min(self.window_size, width)
+        square = self.window_size, self.window_size
+        window = (self.window_frames, *square) if self.frames else square
+        if self.window_padding != "hidden":
+            return window
+        return tuple(map(min, window, self.stage_resolution(stage)))
 
-    def pretrained_window(self, stage: int) -> tuple[int, int]:
+    def pretrained_window(self, stage: int) -> tuple[int, ...]:
         """The window that a stage's log-spaced position bias is relative to: its own unless configured."""
-        height, width = self.stage_window(stage)
+        own = self.stage_window(stage)
         if self.pretrained_window_sizes is None:
-            return height, width
-        learned = sides(self.pretrained_window_sizes[stage])
-        return learned[0] or height, learned[1] or width
+            return own
+        learned = window_sides(self.pretrained_window_sizes[stage], len(own))
+        return tuple(of_weights or side for of_weights, side in zip(learned, own, strict=True))
 
     def with_native_backend(self) -> "ModelConfig":
         """The same model with our own MoE backend, which has every capacity and needs no Tutel."""

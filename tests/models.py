@@ -108,8 +108,8 @@ def randn(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Ten
 def images_of(
     config: ModelConfig, count: int = 2, *, seed: int = 1, dtype: torch.dtype = torch.float32
 ) -> Tensor:
-    """Normalised images of the configured size: (count, in_chans, h, w)."""
-    return randn(count, config.in_chans, *config.image_sides, seed=seed, dtype=dtype)
+    """Normalised images or clips of the configured size: (count, in_chans, *sides)."""
+    return randn(count, config.in_chans, *config.input_sides, seed=seed, dtype=dtype)
 
 
 @torch.no_grad()

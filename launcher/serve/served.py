@@ -142,8 +142,9 @@ def expert_maps(model: ModelConfig) -> tuple[ExpertMap, ...]:
     if model.moe is None:
         return ()
     return tuple(
-        ExpertMap(f"layers.{stage}.blocks.{block}", *model.stage_resolution(stage), model.moe.num_experts)
+        ExpertMap(f"layers.{stage}.blocks.{block}", height, width, model.moe.num_experts)
         for stage, blocks in enumerate(model.moe.blocks)
+        for height, width in [model.stage_resolution(stage)]
         for block in sorted(blocks)
     )
 

@@ -75,7 +75,9 @@ def _model(model: ModelConfig) -> str:
     if moe is not None:
         blocks = sum(len(stage) for stage in moe.blocks)
         experts = f"{moe.num_experts} experts, top_k {moe.top_k}, in {blocks} of {sum(model.depths)} blocks"
-    return f"{height} x {width} pixels, embed_dim {model.embed_dim}, depths {list(model.depths)}, {experts}"
+    size = f"{height} x {width} pixels"
+    size = f"{model.frames} frames of {size}" if model.frames else size
+    return f"{size}, embed_dim {model.embed_dim}, depths {list(model.depths)}, {experts}"
 
 
 def _parameters(config: RunConfig) -> str:

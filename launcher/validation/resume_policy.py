@@ -30,7 +30,8 @@ Tree = Mapping[str, Any]
 FIXED = """
     task seed
     model.image_size model.patch_size model.in_chans model.num_classes model.embed_dim model.depths
-    model.num_heads model.window_size model.window_padding model.pretrained_window_sizes model.mlp_ratio
+    model.num_heads model.window_size model.frames model.patch_frames model.window_frames
+    model.window_padding model.pretrained_window_sizes model.mlp_ratio
     model.qkv_bias model.mlp_fc2_bias model.attention model.position_bias model.norm
     model.extra_norm_period model.moe model.moe.blocks model.moe.num_experts model.moe.top_k model.moe.router
     model.moe.batch_prioritized model.moe.normalize_gates model.moe.compat model.moe.slots_per_expert
@@ -38,7 +39,7 @@ FIXED = """
 """
 TRAINING = """
     optim
-    model.drop_rate model.drop_path_rate
+    model.drop_rate model.head_dropout model.drop_path_rate
     model.moe.capacity_factor model.moe.eval_capacity_factor model.moe.routing_group_images
     model.moe.gate_noise model.moe.balance_loss model.moe.load_balance_weight model.moe.z_loss_weight
     model.moe.bias_update_rate model.moe.expert_dropout

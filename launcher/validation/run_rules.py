@@ -38,7 +38,7 @@ def run_errors(config: RunConfig, num_samples: int | None = None) -> list[str]:
 
 def _task_errors(config: RunConfig) -> list[str]:
     model, spec = config.model, task_spec(config.task)
-    errors = list(spec.check(config))
+    errors = [*_clip_errors(config), *spec.check(config)]
     if config.optim.loss == "bce" and not spec.has_classes:
         errors.append(
             "optim.loss (bce) is for tasks with classes, such as classification; this run has "
@@ -50,6 +50,15 @@ def _task_errors(config: RunConfig) -> list[str]:
             "gray ones get three equal channels"
         )
     return errors
+
+
+def _clip_errors(config: RunConfig) -> Iterator[str]:
+    """A task of images needs a model of images, and a task of clips one of clips."""
+    frames, sees = config.model.frames, task_spec(config.task).sees
+    if frames and sees == "images":
+        yield f"model.frames ({frames}) must be 0, as task={config.task} sees images"
+    if not frames and sees == "clips":
+        yield f"model.frames ({frames}) must be above 0, as task={config.task} sees clips of so many frames"
 
 
 def _freeze_errors(config: RunConfig) -> list[str]:

@@ -1,7 +1,8 @@
 """What mixes the tokens of a window: attention of two kinds, or a linear map a head.
 
-Legend: B images, S windows an image, n tokens a window, h heads, C channels, d = C / h.
-A mixer takes windows (B * S, n, C) and an additive mask (S, n, n) or None, and returns windows.
+Legend: B images or clips, S windows of each, n tokens a window, h heads, C channels, d = C / h.
+A mixer takes windows (B * S, n, C) and an additive mask, (S, n, n), a `PatternMask` or None, and returns
+windows.
 """
 
 import math
@@ -15,6 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from swin_moe import gpu
 from swin_moe.backbone.position_bias import PositionBias
+from swin_moe.backbone.window_masks import PatternMask
 
 SHORTEST = 1e-12  # vectors below are not brought to their length
 MAX_LOGIT_SCALE = math.log(100.0)  # Liu et al. 2022, section 3.2: the temperature is not below 0.01
@@ -48,9 +50,32 @@ class WindowAttention(nn.Module):
         self.proj = nn.Linear(dim, dim)
         self.position_bias = position_bias
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Attend inside each window: (B * S, n, C), (S, n, n) or None -> (B * S, n, C)."""
+    def forward(self, x: Tensor, mask: Tensor | PatternMask | None = None) -> Tensor:
+        """Attend inside each window: (B * S, n, C) -> (B * S, n, C).
+
+        A window of fewer tokens than the position bias has (`window_padding=fitted`) gets its first n rows
+        and columns, as in the released models of clips. These are the biases of other offsets where the
+        height or the width is smaller; where time alone is, they are the right ones.
+        """
         bias = self.position_bias()
+        if (n := x.shape[1]) < bias.shape[-1]:
+            bias = bias[:, :n, :n]
+        if isinstance(mask, PatternMask):
+            return self._attend_by_pattern(x, bias, mask)
+        return self._attend_in_chunks(x, bias, mask)
+
+    def _attend_by_pattern(self, x: Tensor, bias: Tensor, mask: PatternMask) -> Tensor:
+        """Attend in the windows of one pattern after another, each with a bias (h, n, n) for all of them."""
+        windows = x.unflatten(0, (-1, len(mask.order)))  # (B, S, n, C)
+        pieces = []
+        for own, order in zip(mask.masks, mask.order.split(mask.counts), strict=True):
+            piece = windows.index_select(1, order)
+            out = self._attend_in_chunks(piece.flatten(0, 1), bias + own.to(bias.dtype), None)
+            pieces.append(out.view_as(piece))
+        return torch.cat(pieces, 1).index_select(1, mask.place).flatten(0, 1)
+
+    def _attend_in_chunks(self, x: Tensor, bias: Tensor, mask: Tensor | None) -> Tensor:
+        """Attend in `attention_chunk` windows at a time."""
         step = self.attention_chunk
         if step == 0 or len(x) <= step:
             return self._attend(x, bias, mask)
@@ -184,13 +209,13 @@ class _Normalized(torch.autograd.Function):
 class SpatialMLP(nn.Module):
     """Swin-MLP's mixer: one linear map over the tokens of a window for each head, no attention."""
 
-    def __init__(self, dim: int, num_heads: int, window: tuple[int, int]) -> None:
+    def __init__(self, dim: int, num_heads: int, window: tuple[int, ...]) -> None:
         super().__init__()
-        n = window[0] * window[1]
+        n = math.prod(window)
         self.num_heads = num_heads
         self.spatial_mlp = nn.Conv1d(num_heads * n, num_heads * n, kernel_size=1, groups=num_heads)
 
-    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, mask: object = None) -> Tensor:
         """Mix the tokens of each window: (B * S, n, C) -> (B * S, n, C)."""
         assert mask is None, "Swin-MLP pads its shifted windows and never masks"
         windows, n, c = x.shape

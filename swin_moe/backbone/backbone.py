@@ -1,6 +1,8 @@
 """The Swin Transformer before its head, dense or with experts: patches, stages of blocks, the last norm.
 
-Legend: B images of h x w pixels, s stride of a map in pixels, C channels of a map.
+Legend: B images of h x w pixels or clips of d frames of them, s stride of a map in pixels, C channels of a
+map. The map of an image has sides (h / s, w / s), that of a clip (d / t, h / s, w / s) with t frames a patch,
+all rounded up.
 """
 
 from collections.abc import Mapping, Sequence
@@ -26,7 +28,7 @@ def total_loss(moe: Mapping[str, MoEStats], device: torch.device) -> Tensor:
 
 
 class Features(NamedTuple):
-    """The map of each stage (B, h / s, w / s, C), rounded up, and the statistics of every MoE layer."""
+    """The map of each stage (B, *sides, C), and the statistics of every MoE layer."""
 
     maps: list[Tensor]
     strides: tuple[int, ...]  # s in pixels
@@ -56,7 +58,7 @@ class Backbone(nn.Module):
         sites = SiteCounter()
         rates = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").tolist()
         starts = [sum(config.depths[:i]) for i in range(len(config.depths))]
-        self.patch_embed = PatchEmbed(config.patch_size, config.in_chans, config.embed_dim)
+        self.patch_embed = PatchEmbed(config.patch_sides, config.in_chans, config.embed_dim)
         self.dropout = Dropout(config.drop_rate, sites.next())
         self.layers = nn.ModuleList(
             Stage(config, i, rates[start : start + config.depths[i]], placement, sites)
@@ -82,7 +84,7 @@ class Backbone(nn.Module):
         Add `aux_loss` of the result to the loss of a task, as the experts' balance depends on it.
 
         Args:
-            images: (B, in_chans, h, w) of any size, normalised.
+            images: (B, in_chans, h, w) of any size, normalised; clips are (B, in_chans, d, h, w).
             keys: (B,) int64 of `random.keyed.sample_keys`; the source of every draw. Without them a training
                 model draws keys from torch's global generator.
             call: what this pass changes of the MoE layers' configuration: top_k, capacity, exchange.
@@ -99,7 +101,11 @@ class Backbone(nn.Module):
             (B, C of the last stage), and the statistics of every MoE layer.
         """
         features = self.forward_features(images, keys, call)
-        return self.norm(features.maps[-1]).mean(dim=(1, 2)), features.moe
+        return self.pool(features.maps[-1]), features.moe
+
+    def pool(self, last: Tensor) -> Tensor:
+        """The last map (B, *sides, C), normalised, and its mean over the tokens: (B, C)."""
+        return self.norm(last).mean(dim=tuple(range(1, last.dim() - 1)))
 
     def forward_masked(
         self,
@@ -153,7 +159,7 @@ class Backbone(nn.Module):
                 router.update_router_bias(load)
 
     def _run_stages(self, x: Tensor, keys: Tensor, call: RoutingOverrides | None) -> Features:
-        """The features of embedded patches (B, h / p, w / p, C)."""
+        """The features of embedded patches (B, *sides, C)."""
         x = self.dropout(x, keys)
         maps: list[Tensor] = []
         statistics: dict[str, MoEStats] = {}

@@ -1,6 +1,7 @@
 """One block for every Swin: a mixer of windows, then an MLP or a mixture of expert MLPs.
 
-Legend: B images, H x W tokens, S windows an image, n tokens a window, C channels.
+Legend: B images or clips, S windows of each, n tokens a window, C channels; `sides` are the tokens of a map
+along each axis, (H, W) of an image and (D, H, W) of a clip.
 """
 
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from swin_moe.backbone.window_masks import WindowMasks
+from swin_moe.backbone.window_masks import PatternMask, WindowMasks
 from swin_moe.backbone.windows import WindowGrid
 from swin_moe.moe.experts import MLP
 from swin_moe.moe.layer import MoELayer, MoEStats
@@ -22,7 +23,7 @@ class BlockOptions:
 
     - `dim`: C.
     - `masks`: how the map is cut into windows, and their masks; the blocks of a stage share them.
-    - `resolution`: height and width of the map of the configured image, whose mask is a buffer of the block.
+    - `resolution`: sides of the map of the configured image, whose mask is a buffer of the block, or clip.
     - `post_norm`: norms at the end of each branch (SwinV2) instead of before it.
     - `main_norm`: a LayerNorm on the main branch after the block.
     - `drop_path`: rate at which a sample skips a branch.
@@ -31,7 +32,7 @@ class BlockOptions:
 
     dim: int
     masks: WindowMasks
-    resolution: tuple[int, int]
+    resolution: tuple[int, ...]
     post_norm: bool = False
     main_norm: bool = False
     drop_path: float = 0.0
@@ -64,7 +65,7 @@ class SwinBlock(nn.Module):
         self.attention_dropout = Dropout(options.dropout, sites.next())
         self.drop_path1 = DropPath(options.drop_path, sites.next())
         self.drop_path2 = DropPath(options.drop_path, sites.next())
-        mask = self.grid.mask(*options.resolution)
+        mask = self._configured_mask()
         mask = None if mask is None else mask.to(torch.get_default_device())
         self.register_buffer("mask", mask, persistent=False)
 
@@ -75,9 +76,13 @@ class SwinBlock(nn.Module):
 
     def reset_buffers(self) -> None:
         """Compute the mask again, after a construction on the meta device."""
-        mask = self.grid.mask(*self.options.resolution)
+        mask = self._configured_mask()
         if self.mask is not None and mask is not None:
             self.mask.copy_(mask)
+
+    def _configured_mask(self) -> Tensor | None:
+        """The mask (S, n, n) of the map of the configured image, if it needs one."""
+        return None if self.options.masks.by_pattern else self.grid.mask(*self.options.resolution)
 
     def forward(
         self, x: Tensor, keys: Tensor, call: RoutingOverrides | None = None, scales: Tensor | None = None
@@ -85,14 +90,14 @@ class SwinBlock(nn.Module):
         """Run the block on a map.
 
         Args:
-            x: (B, H, W, C).
-            keys: (B,) of the images.
+            x: (B, *sides, C).
+            keys: (B,) of the images or clips.
             call: what this pass changes of an MoE layer's configuration.
             scales: (2, B) of `branch_scales`, which a model draws for all its blocks; a block alone draws its
                 own.
 
         Returns:
-            (B, H, W, C), and the statistics of an MoE layer.
+            (B, *sides, C), and the statistics of an MoE layer.
         """
         post_norm = self.options.post_norm
         if scales is None:
@@ -102,7 +107,7 @@ class SwinBlock(nn.Module):
         y = self.attention_dropout(y, keys)
         x = add_branch(x, self.norm1(y) if post_norm else y, first)
 
-        tokens, stats = self.mlp((x if post_norm else self.norm2(x)).flatten(1, 2), keys, call)
+        tokens, stats = self.mlp((x if post_norm else self.norm2(x)).flatten(1, -2), keys, call)
         y = tokens.view_as(x)
         x = add_branch(x, self.norm2(y) if post_norm else y, second)
         return x if self.main_norm is None else self.main_norm(x), stats
@@ -113,14 +118,14 @@ class SwinBlock(nn.Module):
         return self.drop_path1, self.drop_path2
 
     def mix_windows(self, x: Tensor) -> Tensor:
-        """Mix the tokens of each window: (B, H, W, C) -> (B, H, W, C)."""
-        height, width = x.shape[1:3]
-        is_configured = (height, width) == self.options.resolution
-        mask = self.mask if is_configured else self.options.masks.mask(height, width, x.device)
+        """Mix the tokens of each window: (B, *sides, C) -> (B, *sides, C)."""
+        sides, masks = tuple(x.shape[1:-1]), self.options.masks
+        has_own = sides == self.options.resolution and not masks.by_pattern
+        mask = self.mask if has_own else masks.mask(sides, x.device)
         windows = self.run_mixer(self.attention, self.grid.cut(x), mask)
-        return self.grid.join(windows, height, width)
+        return self.grid.join(windows, *sides)
 
 
-def run_mixer(mixer: nn.Module, windows: Tensor, mask: Tensor | None) -> Tensor:
+def run_mixer(mixer: nn.Module, windows: Tensor, mask: Tensor | PatternMask | None) -> Tensor:
     """Mix the tokens of windows: (B * S, n, C) -> (B * S, n, C). A function, so that it can be compiled."""
     return mixer(windows, mask)

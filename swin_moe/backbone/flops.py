@@ -1,4 +1,4 @@
-"""What a model costs: parameters, and FLOPs of one image, counted from the model itself on the meta device.
+"""What a model costs: parameters, and FLOPs of one image or clip, counted from the model itself on meta.
 
 The convention is the published one of the Swin family: one multiply-add counts as ONE, and only matrix
 products and convolutions count. The position bias network of SwinV2 is left out: it runs once for a batch of
@@ -28,7 +28,7 @@ class Cost(NamedTuple):
 
     parameters: int
     active_parameters: int  # those that one token meets; without experts, all
-    flops: int  # multiply-adds of one image in evaluation
+    flops: int  # multiply-adds of one image or clip in evaluation
 
 
 def cost(config: ModelConfig) -> Cost:
@@ -72,14 +72,14 @@ def count_active_parameters(model: nn.Module) -> int:
 
 
 def count_flops(model: SwinTransformer) -> int:
-    """Multiply-adds of one image of the configured size; `model` is on the meta device and is used up."""
+    """Multiply-adds of one image or clip of the configured size; `model` is on meta and is used up."""
     config = model.config
-    image, key = images_on_meta(config, config.image_sides)
+    image, key = images_on_meta(config, config.input_sides)
     return sum(count_products(model, lambda: model(image, key)).values())
 
 
-def images_on_meta(config: ModelConfig, sides: tuple[int, int], count: int = 1) -> tuple[Tensor, Tensor]:
-    """Images (count, in_chans, h, w) of these sides and their keys (count,), on the meta device."""
+def images_on_meta(config: ModelConfig, sides: tuple[int, ...], count: int = 1) -> tuple[Tensor, Tensor]:
+    """Images or clips (count, in_chans, *sides) and their keys (count,), on the meta device."""
     keys = torch.empty(count, dtype=torch.int64, device="meta")
     return torch.empty(count, config.in_chans, *sides, device="meta"), keys
 

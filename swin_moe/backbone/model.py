@@ -1,13 +1,13 @@
 """The Swin Transformer as a classifier, and how models are built.
 
-Legend: B images of h x w pixels.
+Legend: B images of h x w pixels, or clips of them; C channels of the last map.
 """
 
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-from torch import Tensor, nn
+from torch import Generator, Tensor, nn
 
 from parallel.experts.options import ExchangeOptions
 from parallel.experts.placement import ExpertParallel
@@ -18,8 +18,11 @@ from swin_moe.backbone.initialize import initialize
 from swin_moe.config import ModelConfig, require
 from swin_moe.moe.layer import MoEStats
 from swin_moe.moe.overrides import RoutingOverrides
+from swin_moe.random.keyed import Dropout
 
 M = TypeVar("M", bound=nn.Module)
+
+HEAD_SITE = -5  # of the classifier's dropout; the sites of a backbone count from 0
 
 
 class ModelOutput(NamedTuple):
@@ -38,8 +41,19 @@ class ModelOutput(NamedTuple):
         return total_loss(self.moe, self.logits.device)
 
 
+class ClipHead(nn.Linear):
+    """The classifier of clips, whose weights start as those of the released models: a normal of std 0.01."""
+
+    def fill_parameter(self, name: str, values: Tensor, generator: Generator) -> None:
+        """Initial weights; the bias is 0."""
+        if name == "bias":
+            values.zero_()
+        else:
+            nn.init.normal_(values, std=0.01, generator=generator)
+
+
 class SwinTransformer(Backbone):
-    """A backbone and a linear classifier on the mean of its last map.
+    """A backbone and a linear classifier on the mean of its last map, after dropout.
 
     Args:
         config: what to build.
@@ -48,14 +62,22 @@ class SwinTransformer(Backbone):
 
     def __init__(self, config: ModelConfig, placement: ExpertParallel | None = None) -> None:
         super().__init__(config, placement)
-        self.head = nn.Linear(self.channels[-1], config.num_classes)
+        self.head_dropout = Dropout(config.head_dropout, HEAD_SITE)
+        classifier = ClipHead if config.frames else nn.Linear
+        self.head = classifier(self.channels[-1], config.num_classes)
 
     def forward(
         self, images: Tensor, keys: Tensor | None = None, call: RoutingOverrides | None = None
     ) -> ModelOutput:
-        """Classify images; arguments as in forward_features."""
+        """Classify images or clips; arguments as in forward_features."""
+        keys = self.drawn_keys(images) if keys is None else keys
         features, statistics = self.forward_pooled(images, keys, call)
-        return ModelOutput(logits=self.head(features), moe=statistics)
+        return ModelOutput(logits=self.classify(features, keys), moe=statistics)
+
+    def classify(self, features: Tensor, keys: Tensor) -> Tensor:
+        """The logits (B, num_classes) of pooled features (B, C), whose dropout is drawn by keys (B,)."""
+        logits: Tensor = self.head(self.head_dropout(features, keys))
+        return logits
 
 
 def build_model(

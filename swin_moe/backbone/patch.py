@@ -1,6 +1,7 @@
 """Between images and token maps, and between stages.
 
-Legend: B images, H x W tokens, C channels, p patch side in pixels.
+Legend: B images of h x w pixels or clips of d frames of them, (H, W) or (D, H, W) sides of a map in tokens,
+C channels.
 """
 
 import torch.nn.functional as F
@@ -8,26 +9,37 @@ from torch import Tensor, nn
 
 
 class PatchEmbed(nn.Module):
-    """Cut an image into p x p patches and project each (Liu et al. 2021, section 3.1)."""
+    """Cut images or clips into patches and project each (Liu et al. 2021, section 3.1).
 
-    def __init__(self, patch_size: int, in_chans: int, dim: int) -> None:
+    Args:
+        patch: sides of a patch, (height, width) in pixels; of clips (frames, height, width).
+        in_chans: channels of an image.
+        dim: C.
+    """
+
+    def __init__(self, patch: tuple[int, ...], in_chans: int, dim: int) -> None:
         super().__init__()
-        self.patch_size = patch_size
-        self.proj = nn.Conv2d(in_chans, dim, kernel_size=patch_size, stride=patch_size)
+        self.patch = patch
+        conv = nn.Conv2d if len(patch) == 2 else nn.Conv3d
+        self.proj = conv(in_chans, dim, kernel_size=patch, stride=patch)  # type: ignore[arg-type]
         self.norm = nn.LayerNorm(dim)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, in_chans, h, w) -> (B, ceil(h / p), ceil(w / p), C); other sides are padded with zeros."""
-        p = self.patch_size
-        padding = (0, -images.shape[3] % p, 0, -images.shape[2] % p)
+        """Embed (B, in_chans, h, w) or (B, in_chans, d, h, w): (B, *sides, C).
+
+        A side that is no multiple of the patch's is filled up with zeros at its end.
+        """
+        pairs = zip(images.shape[2:], self.patch, strict=True)
+        padding = [zeros for side, length in pairs for zeros in (-side % length, 0)][::-1]
         x = F.pad(images, padding) if any(padding) else images
         x = self.proj(x.to(self.proj.weight.dtype))
-        return self.norm(x.permute(0, 2, 3, 1))
+        return self.norm(x.movedim(1, -1))
 
 
 class PatchMerging(nn.Module):
     """Halve the map and double the channels: 2 x 2 neighbours side by side, normalised, projected.
 
+    The map of a clip keeps its length in time (Video Swin Transformer, section 3.1).
     With `post_norm` the norm follows the projection (SwinV2).
     """
 
@@ -38,9 +50,9 @@ class PatchMerging(nn.Module):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, H, W, C) -> (B, ceil(H / 2), ceil(W / 2), 2 * C); odd sides are padded with zeros."""
-        b, h, w, c = x.shape
+        """(..., H, W, C) -> (..., ceil(H / 2), ceil(W / 2), 2 * C); odd sides are padded with zeros."""
+        *above, h, w, c = x.shape
         if h % 2 or w % 2:
             x = F.pad(x, (0, 0, 0, w % 2, 0, h % 2))
-        x = x.view(b, (h + 1) // 2, 2, (w + 1) // 2, 2, c).permute(0, 1, 3, 4, 2, 5).flatten(3)
+        x = x.view(*above, (h + 1) // 2, 2, (w + 1) // 2, 2, c).movedim(-4, -2).flatten(-3)
         return self.norm(self.reduction(x)) if self.post_norm else self.reduction(self.norm(x))

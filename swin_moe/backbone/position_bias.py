@@ -1,6 +1,7 @@
 """The relative position bias of window attention: a table, or a small network over log-spaced offsets.
 
-Legend: a window of H x W tokens, n = H * W, R = (2H - 1) * (2W - 1) offsets, h heads.
+Legend: a window of k = 2 or 3 axes, (H, W) or (D, H, W), with n tokens and R offsets between them, which is
+the product of 2 * side - 1 over its sides; h heads.
 """
 
 import math
@@ -14,28 +15,28 @@ from torch import Tensor, nn
 HALF = (torch.bfloat16, torch.float16)
 
 
-def relative_offsets(window: tuple[int, int]) -> Tensor:
-    """Row and column offset of every pair of tokens of a window (H, W): (n, n, 2) int64.
+def relative_offsets(window: tuple[int, ...]) -> Tensor:
+    """The offset along each axis of every pair of tokens of a window: (n, n, k) int64.
 
-    Row offsets lie in [-(H - 1), H - 1], column offsets in [-(W - 1), W - 1].
+    Along a side of s tokens they lie in [-(s - 1), s - 1].
     """
-    rows, columns = (torch.arange(side, device="cpu") for side in window)
-    tokens = torch.cartesian_prod(rows, columns)  # (n, 2)
+    tokens = torch.cartesian_prod(*(torch.arange(side, device="cpu") for side in window))  # (n, k)
     return tokens[:, None, :] - tokens[None, :, :]
 
 
-def relative_index(window: tuple[int, int]) -> Tensor:
-    """Row of the table of R offsets for every pair of tokens of a window (H, W): (n, n) int64."""
-    height, width = window
-    rows, columns = relative_offsets(window).unbind(-1)
-    return (rows + height - 1) * (2 * width - 1) + columns + width - 1
+def relative_index(window: tuple[int, ...]) -> Tensor:
+    """Row of the table of R offsets for every pair of tokens of a window: (n, n) int64."""
+    index = torch.zeros((), dtype=torch.int64, device="cpu")
+    for side, offsets in zip(window, relative_offsets(window).unbind(-1), strict=True):
+        index = index * (2 * side - 1) + offsets + side - 1
+    return index
 
 
-def log_coordinates(window: tuple[int, int], pretrained_window: tuple[int, int] | None = None) -> Tensor:
-    """Log-spaced offsets in [-1, 1] as the bias network sees them: (R, 2) (Liu et al. 2022, eq. 4).
+def log_coordinates(window: tuple[int, ...], pretrained_window: tuple[int, ...] | None = None) -> Tensor:
+    """Log-spaced offsets in [-1, 1] as the bias network sees them: (R, k) (Liu et al. 2022, eq. 4).
 
     Args:
-        window: (H, W).
+        window: its sides.
         pretrained_window: of the weights, where it differs: offsets are relative to it, and may exceed 1.
     """
     learned = pretrained_window or window
@@ -58,7 +59,7 @@ class _Kept(NamedTuple):
 
 
 class PositionBias(nn.Module):
-    """The bias (h, n, n) of a window (H, W); in evaluation without gradients it is computed once and kept.
+    """The bias (h, n, n) of a window; in evaluation without gradients it is computed once and kept.
 
     The kept bias is dropped by `train`, by a change of device or precision, and where a parameter is another
     tensor or was written in place. Only a write through `.data` in evaluation is not seen: call `eval` then.
@@ -66,7 +67,7 @@ class PositionBias(nn.Module):
 
     index: Tensor
 
-    def __init__(self, window: tuple[int, int]) -> None:
+    def __init__(self, window: tuple[int, ...]) -> None:
         super().__init__()
         self.window = window
         index = relative_index(window).to(torch.get_default_device())
@@ -119,9 +120,9 @@ def _autocast_dtype(device: str) -> torch.dtype | None:
 class TableBias(PositionBias):
     """One learned number a head and offset (Liu et al. 2021, equation 4)."""
 
-    def __init__(self, window: tuple[int, int], num_heads: int) -> None:
+    def __init__(self, window: tuple[int, ...], num_heads: int) -> None:
         super().__init__(window)
-        rows = (2 * window[0] - 1) * (2 * window[1] - 1)
+        rows = math.prod(2 * side - 1 for side in window)
         self.relative_position_bias_table = nn.Parameter(torch.zeros(rows, num_heads))
 
     def table(self) -> Tensor:
@@ -133,7 +134,7 @@ class LogCpbBias(PositionBias):
     """A small network over log-spaced offsets (Liu et al. 2022, equations 3 and 4).
 
     Args:
-        window: (H, W).
+        window: its sides.
         num_heads: h.
         sigmoid: SwinV2 bounds the bias by 16 * sigmoid; Swin-MoE adds the network's output as it is.
         pretrained_window: see `log_coordinates`.
@@ -143,17 +144,17 @@ class LogCpbBias(PositionBias):
 
     def __init__(
         self,
-        window: tuple[int, int],
+        window: tuple[int, ...],
         num_heads: int,
         *,
         sigmoid: bool,
-        pretrained_window: tuple[int, int] | None = None,
+        pretrained_window: tuple[int, ...] | None = None,
         hidden: int = 512,
     ) -> None:
         super().__init__(window)
         self.sigmoid, self.pretrained_window = sigmoid, pretrained_window
         self.cpb_mlp = nn.Sequential(
-            nn.Linear(2, hidden), nn.ReLU(inplace=False), nn.Linear(hidden, num_heads, bias=False)
+            nn.Linear(len(window), hidden), nn.ReLU(inplace=False), nn.Linear(hidden, num_heads, bias=False)
         )
         coordinates = log_coordinates(window, pretrained_window).to(torch.get_default_device())
         self.register_buffer("coordinates", coordinates, persistent=False)

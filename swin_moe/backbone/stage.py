@@ -1,6 +1,6 @@
 """A stage: blocks at one resolution, the recomputation of their activations, and their compilation.
 
-Legend: B images, H x W tokens, C channels.
+Legend: B images or clips, (H, W) or (D, H, W) sides of a map in tokens, C channels.
 """
 
 import inspect
@@ -74,8 +74,8 @@ class Stage(nn.Module):
         """Run the blocks; backward recomputes the activations of `activation_checkpoint_every` at a time.
 
         Args:
-            x: (B, H, W, C).
-            keys: (B,) of the images.
+            x: (B, *sides, C).
+            keys: (B,) of the images or clips.
             call: what this pass changes of the MoE layers' configuration.
             scales: (2 * blocks, B) of `branch_scales`, or None: every block then draws its own.
 
@@ -189,7 +189,7 @@ def _grid(config: ModelConfig, stage: int, *, shifted: bool) -> WindowGrid:
         window=config.stage_window(stage),
         shifted=shifted,
         cyclic=config.attention != "mlp",
-        sees_padding=config.window_padding == "visible",
+        padding=config.window_padding,
     )
 
 

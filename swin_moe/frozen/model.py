@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from swin_moe.backbone.attention import CosineAttention, WindowAttention
 from swin_moe.backbone.block import SwinBlock
 from swin_moe.backbone.model import SwinTransformer
+from swin_moe.config import require
 from swin_moe.frozen.attention import FrozenAttention, FrozenCosineAttention
 from swin_moe.frozen.moe import FrozenMoE
 from swin_moe.frozen.products import ExpertProducts
@@ -43,11 +44,16 @@ class FrozenClassifier(nn.Module):
         products: how experts are run.
 
     Raises:
-        ModelError: a router that has no answer for an image alone.
+        ModelError: a router that has no answer for an image alone, or a model of clips.
     """
 
     def __init__(self, model: SwinTransformer, products: ExpertProducts = "gathered") -> None:
         super().__init__()
+        require(
+            model.config.frames == 0,
+            f"a model of clips (model.frames={model.config.frames}) cannot be frozen for deployment: its "
+            "windows have masks by pattern; evaluate it with `swin-moe eval`",
+        )
         self.model = copy.deepcopy(model).eval()
         with torch.no_grad():
             for block in self.model.modules():

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from swin_moe.config import ModelConfig
-from swin_moe.sizes import Size, as_text, sides
+from swin_moe.sizes import Size, as_text
 from swin_moe.text_files import read_text
 from swin_moe.weights.converted import ConvertedStateDict, Window
 from swin_moe.weights.errors import WeightsError
@@ -153,7 +153,8 @@ def resize_tables(
         if old is None or _rows(old) != len(table):  # the file does not say
             old = own if _rows(own) == len(table) else _square(len(table))
             unknown |= {stage: own} if old == own and own[0] != own[1] else {}
-        if old == own or _rows(old) != len(table) or table.shape[1] != shapes[name][1]:
+        are_of_images = len(old) == len(own) == 2
+        if not are_of_images or old == own or _rows(old) != len(table) or table.shape[1] != shapes[name][1]:
             continue  # fits, or is of another model, as the comparison of shapes will say
         converted.tensors[name] = _resized(table, old, own)
         change = f"position bias: window {as_text(old)} resized to {as_text(own)}, bicubic"
@@ -168,7 +169,7 @@ def resize_tables(
 
 def _rows(window: Window) -> int:
     """Offsets of a window: the rows of its table."""
-    return (2 * window[0] - 1) * (2 * window[1] - 1)
+    return math.prod(2 * side - 1 for side in window)
 
 
 def _square(rows: int) -> Window:
@@ -203,7 +204,7 @@ def check_windows(converted: ConvertedStateDict, config: ModelConfig) -> list[st
             f"position bias: a {converted.format} file does not say with which windows it was learned; taken "
             f"as {_written(ours)} (model.pretrained_window_sizes, where it is set)"
         ]
-    learned = [_known(converted.windows.get(stage, (0, 0)), ours[stage]) for stage in stages]
+    learned = [_known(converted.windows.get(stage, (0,) * len(ours[stage])), ours[stage]) for stage in stages]
     each = zip(chain(*learned), chain(*ours), chain(*own), strict=True)
     if any(a != b for a, b, side in each if side > 1):
         setting = _written(config.pretrained_window_sizes) if config.pretrained_window_sizes else None
@@ -219,7 +220,7 @@ def check_padding(converted: ConvertedStateDict, config: ModelConfig) -> list[st
     if not converted.sees_padding or config.window_padding == "visible":
         return []
     for stage in range(len(config.depths)):
-        height, width = config.stage_resolution(stage)
+        height, width = config.stage_resolution(stage)[-2:]
         if any(side % config.window_size or side <= config.window_size for side in (height, width)):
             return [
                 "window padding: these weights are of a model with model.window_padding=visible; here it is "
@@ -231,13 +232,13 @@ def check_padding(converted: ConvertedStateDict, config: ModelConfig) -> list[st
 
 def _known(window: Window, otherwise: Window) -> Window:
     """A window, with the sides that it does not tell from another one."""
-    return window[0] or otherwise[0], window[1] or otherwise[1]
+    return tuple(own or other for own, other in zip(window, otherwise, strict=True))
 
 
 def _written(windows: Sequence[Size]) -> list[int | list[int]]:
-    """Windows as a configuration has them: one number for a square, else two."""
-    pairs = [sides(window) for window in windows]
-    return [height if height == width else [height, width] for height, width in pairs]
+    """Windows as a configuration has them: one number for a square, else all sides."""
+    numbers = [[window] if isinstance(window, int) else list(window) for window in windows]
+    return [own[0] if len(own) < 3 and len(set(own)) == 1 else own for own in numbers]
 
 
 def drop_unneeded(converted: ConvertedStateDict, shapes: Mapping[str, list[int]]) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from swin_moe.sizes import sides
+from swin_moe.sizes import sides, window_sides
 
-Window = tuple[int, int]  # height and width in tokens
+Window = tuple[int, ...]  # height and width in tokens, of clips time before them
 
 
 @dataclass(kw_only=True)
@@ -67,16 +67,20 @@ def windows_of(config: Mapping[str, Any], *, rounds_up: bool) -> list[Window]:
     """The window of each stage by a configuration of ours or of Hugging Face; none where it does not say.
 
     Args:
-        config: with image_size, patch_size, window_size and depths; of ours also window_padding.
+        config: with image_size, patch_size, window_size and depths; of ours also window_padding and frames.
         rounds_up: whether a stage's map is rounded up, as here, or down.
     """
     rounding = math.ceil if rounds_up else math.floor
     try:
-        most, patches = config["window_size"], [x / config["patch_size"] for x in sides(config["image_size"])]
+        patches = [x / config["patch_size"] for x in sides(config["image_size"])]
+        most: Window = (config["window_size"],) * 2
         maps = [[rounding(x / 2**stage) for x in patches] for stage in range(len(config["depths"]))]
-        if config.get("window_padding") == "visible":
-            return [(most, most)] * len(maps)
-        return [(min(most, height), min(most, width)) for height, width in maps]
+        if frames := config.get("frames"):
+            most = config["window_frames"], *most
+            maps = [[math.ceil(frames / config["patch_frames"]), *of_map] for of_map in maps]
+        if config.get("window_padding", "hidden") != "hidden":
+            return [most] * len(maps)
+        return [tuple(map(min, most, of_map)) for of_map in maps]
     except (KeyError, TypeError, ValueError):  # no such options, or others than a Swin's
         return []
 
@@ -84,7 +88,10 @@ def windows_of(config: Mapping[str, Any], *, rounds_up: bool) -> list[Window]:
 def learned_windows(config: Mapping[str, Any], own: Sequence[Window]) -> dict[int, Window]:
     """What log_cpb is relative to in each stage: its pretrained window where there is one, or its own."""
     try:
-        learned = [sides(size) for size in config.get("pretrained_window_sizes") or [0] * len(own)]
-        return {i: (learned[i][0] or h, learned[i][1] or w) for i, (h, w) in enumerate(own)}
+        sizes = config.get("pretrained_window_sizes") or [0] * len(own)
+        learned = [window_sides(size, len(window)) for size, window in zip(sizes, own, strict=True)]
+        return {
+            i: tuple(a or b for a, b in zip(learned[i], window, strict=True)) for i, window in enumerate(own)
+        }
     except (TypeError, ValueError, IndexError):  # no windows, or not one a stage
         return {}

@@ -102,7 +102,7 @@ def check_model(model: nn.Module, format: str) -> None:
 
 def kind(config: ModelConfig) -> str:
     """Which of the published families a model belongs to, or `other`."""
-    if config.extra_norm_period:
+    if config.extra_norm_period or config.frames:
         return "other"
     key = (config.attention, config.position_bias, config.norm)
     families = {
@@ -157,6 +157,7 @@ def described(config: ModelConfig) -> str:
     if (family := kind(config)) != "other":
         return family
     parts = [f"{config.attention} attention", f"{config.position_bias} bias", f"{config.norm} norm"]
+    parts += [f"clips of {config.frames} frames"] if config.frames else []
     parts += [f"extra_norm_period={config.extra_norm_period}"] if config.extra_norm_period else []
     parts += [f"{config.moe.num_experts} experts"] if config.moe else []
     parts += ["mlp_fc2_bias=false"] if not config.mlp_fc2_bias else []

@@ -1,6 +1,7 @@
 """What a configuration derives, and the exact words of its errors."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -100,6 +101,34 @@ def test_moe_errors(options: dict[str, object], message: str) -> None:
             "padding of its own: set model.window_padding=hidden",
         ),
         ({"drop_path_rate": 1.0}, "model.drop_path_rate (1.0) must lie in [0, 1)"),
+        ({"head_dropout": 1.0}, "model.head_dropout (1.0) must lie in [0, 1)"),
+        ({"frames": -1}, "model.frames (-1) must be at least 0"),
+        ({"frames": 2, "patch_frames": 3}, "model.patch_frames (3) must be at most model.frames (2)"),
+        ({"window_frames": 0}, "model.window_frames (0) must be at least 1"),
+        (
+            {"window_padding": "fitted"},
+            "model.window_padding=fitted is for clips: set model.frames (0) above 0, or "
+            "model.window_padding=hidden or visible",
+        ),
+        (
+            {"frames": 8, "attention": "mlp", "window_padding": "fitted"},
+            "model.window_padding=fitted is for windows that attend; model.attention=mlp (Swin-MLP) has "
+            "padding of its own: set model.window_padding=hidden",
+        ),
+        (
+            {"pretrained_window_sizes": (0, 0, 0, (2, 7, 7))},
+            "model.pretrained_window_sizes[3] ([2, 7, 7]) must be one number, of a square, or two: "
+            "[height, width]",
+        ),
+        (
+            {"frames": 8, "pretrained_window_sizes": (0, 0, 0, (7,))},
+            "model.pretrained_window_sizes[3] ([7]) must be one number, of a square, or two: "
+            "[height, width], or three: [time, height, width]",
+        ),
+        (
+            {"frames": 8, "pretrained_window_sizes": (0, 0, 0, (2, -1, 7))},
+            "model.pretrained_window_sizes[3] ([2, -1, 7]) must be at least 0",
+        ),
         (
             {"moe": moe(blocks=((), (1,)))},
             "model.moe.blocks has 2 entries, model.depths has 4: one a stage each",
@@ -129,6 +158,25 @@ def test_visible_padding_keeps_the_window() -> None:
     config = ModelConfig(image_size=64, window_size=8, window_padding="visible")
     assert [config.stage_window(stage) for stage in range(4)] == [(8, 8)] * 4
     assert [config.pretrained_window(stage) for stage in range(4)] == [(8, 8)] * 4
+
+
+def test_windows_of_clips() -> None:
+    """5 frames in patches of 2 are 3 times in every stage; image 32: maps of 8, 4, 2, 1 tokens."""
+    config = ModelConfig(image_size=32, frames=5, window_frames=4, window_size=4)
+    assert (config.input_sides, config.patch_sides) == ((5, 32, 32), (2, 4, 4))
+    maps = [(3, 8, 8), (3, 4, 4), (3, 2, 2), (3, 1, 1)]
+    assert [config.stage_resolution(stage) for stage in range(4)] == maps
+    assert [config.stage_tokens(stage) for stage in range(4)] == [192, 48, 12, 3]
+    assert [config.stage_window(stage) for stage in range(4)] == [(3, 4, 4), (3, 4, 4), (3, 2, 2), (3, 1, 1)]
+    for padding in ("visible", "fitted"):  # attention fits the window to the map
+        whole = replace(config, window_padding=padding)
+        assert [whole.stage_window(stage) for stage in range(4)] == [(4, 4, 4)] * 4
+    learned = replace(config, pretrained_window_sizes=(0, 7, (6, 5), (8, 0, 7)))
+    expected = [(3, 4, 4), (3, 7, 7), (3, 6, 5), (8, 1, 7)]
+    assert [learned.pretrained_window(stage) for stage in range(4)] == expected
+    images = ModelConfig(patch_frames=9, window_frames=3)  # of an image they say nothing
+    assert (images.input_sides, images.patch_sides) == ((224, 224), (4, 4))
+    assert images.stage_window(0) == (7, 7)
 
 
 def test_maps_of_any_size_round_up() -> None:

@@ -1,6 +1,6 @@
 """The pieces of a model, each traced by itself: patches, blocks by kind, one expert a stage, and heads.
 
-Legend: B images, L tokens of an image in a stage, C channels.
+Legend: B images or clips, L tokens of each in a stage, C channels; `sides` of a map in tokens.
 """
 
 from collections.abc import Callable, Sequence
@@ -52,7 +52,7 @@ class Experts:
 
 def patches(swin: Backbone) -> TracedPart:
     """Patch embedding."""
-    shape = swin.config.in_chans, *swin.config.image_sides
+    shape = swin.config.in_chans, *swin.config.input_sides
     traced = trace(swin.patch_embed, lambda b: swin.patch_embed(torch.empty(b, *shape)))
     return TracedPart("patches", "patches", traced, 1, False)
 
@@ -109,6 +109,8 @@ def _block(swin: Backbone, number: int, block: SwinBlock) -> dict[str, Trace]:
             traces[BIAS] = trace(bias, lambda b: bias())
         mixer.position_bias = _Given(bias())
     block.mlp = _Same()  # type: ignore[assignment]
+    if block.options.masks.by_pattern:  # made at the first call, and kept
+        block.options.masks.mask(swin.config.stage_resolution(number), torch.empty(0).device)
     traces["attention"] = trace(
         block, lambda b: block(_map(swin, number, b), torch.empty(b, dtype=torch.int64))[0]
     )
@@ -192,19 +194,19 @@ def _classifier(swin: Backbone) -> HeadPart:
     assert isinstance(swin, SwinTransformer)
 
     def run(maps: list[Tensor]) -> Tensor:
-        logits: Tensor = swin.head(swin.norm(maps[-1]).mean(dim=(1, 2)))
-        return logits
+        keys = torch.empty(len(maps[-1]), dtype=torch.int64)
+        return swin.classify(swin.pool(maps[-1]), keys)
 
     return HeadPart("head", nn.ModuleList([swin.norm, swin.head]), run)
 
 
 def _maps(swin: Backbone, batch: int) -> list[Tensor]:
-    """The map of each stage: (B, H, W, C)."""
+    """The map of each stage: (B, *sides, C)."""
     return [_map(swin, number, batch) for number in range(len(swin.config.depths))]
 
 
 def _map(swin: Backbone, number: int, batch: int) -> Tensor:
-    """The map of a stage: (B, H, W, C)."""
+    """The map of a stage: (B, *sides, C)."""
     shape = *swin.config.stage_resolution(number), swin.config.stage_dim(number)
     return torch.empty(batch, *shape, requires_grad=True)
 

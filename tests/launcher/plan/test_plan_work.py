@@ -59,6 +59,8 @@ MODELS = {
     ),
     "soft": replace(TINY, moe=replace(MOE, router="soft", slots_per_expert=2)),
     "experts on wide maps": replace(TINY, image_size=(16, 40)),  # 4 x 10 and 2 x 5
+    "clips": replace(TINY, frames=6, window_frames=2, window_padding="fitted", head_dropout=0.5),
+    "clips, padded windows": replace(TINY, frames=5, window_frames=4, image_size=24, window_size=4),
     "tall maps, padded windows": replace(TINY, image_size=(44, 8), window_size=4),  # 11 x 2 and 6 x 1
 }
 

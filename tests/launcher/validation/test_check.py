@@ -37,6 +37,7 @@ SLOTS = (
 RULES = [  # of any machine: options, and the line
     (("model.in_chans=1",), f"model.in_chans (1) must be 3: {RGB}"),
     (("model.in_chans=4",), f"model.in_chans (4) must be 3: {RGB}"),
+    (("model.frames=8",), "model.frames (8) must be 0, as task=classification sees images"),
     (("model.moe.capacity_factor=0.01",), f"model.moe.capacity_factor (0.01) {SLOTS.format(0.01)}"),
     (("model.moe.capacity_factor=-0.49",), f"model.moe.capacity_factor (-0.49) {SLOTS.format(0.49)}"),
     (("model.moe.eval_capacity_factor=0.1",), f"model.moe.eval_capacity_factor (0.1) {SLOTS.format(0.1)}"),

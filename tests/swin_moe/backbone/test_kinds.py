@@ -259,7 +259,7 @@ def attention_by_coordinates(block: SwinBlock, x: Tensor) -> Tensor:
 
 def test_patches_of_odd_images() -> None:
     """5 x 7 pixels, patch 4: 2 x 2 patches, the missing pixels zero."""
-    layer = PatchEmbed(4, 3, 6)
+    layer = PatchEmbed((4, 4), 3, 6)
     images = randn(2, 3, 5, 7)
     whole = torch.zeros(2, 3, 8, 8)
     whole[:, :, :5, :7] = images

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from parallel.experts.placement import ExpertParallel, experts_of
 from swin_moe import ModelConfig, SwinTransformer, build_model
 from swin_moe.backbone.initialize import initialize
+from swin_moe.backbone.model import HEAD_SITE
 from swin_moe.moe.layer import MoELayer
 from swin_moe.random.keyed import branch_scales, sample_keys
 from tests.models import add_noise, randn, small_moe, small_swin
@@ -54,7 +55,7 @@ def test_every_random_place_has_its_own_site() -> None:
     sites = [module.site for module in model.modules() if hasattr(module, "site")]
     assert len(sites) == len(set(sites))
     # 1 for the patches, 3 a block (attention, two drop paths), 2 an MLP, 2 an MoE (router, experts)
-    assert sorted(sites) == list(range(1 + 4 * 3 + 2 * 2 + 2 * 2))
+    assert sorted(sites) == [HEAD_SITE, *range(1 + 4 * 3 + 2 * 2 + 2 * 2)]
 
 
 def images_and_keys(images: int = 4, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:

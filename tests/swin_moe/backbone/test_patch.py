@@ -12,7 +12,7 @@ def normalised(values: torch.Tensor) -> torch.Tensor:
 
 
 def test_patch_embedding_is_one_product_a_patch() -> None:
-    layer = PatchEmbed(2, 3, 5).double()
+    layer = PatchEmbed((2, 2), 3, 5).double()
     images = torch.randn(2, 3, 4, 6, dtype=torch.float64)
     y = layer(images)
     assert y.shape == (2, 2, 3, 5)

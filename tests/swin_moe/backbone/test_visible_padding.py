@@ -101,7 +101,7 @@ def test_a_map_by_hand(shifted: bool, side: int, expected: float) -> None:
 
     A map of one token has three zeros beside it, of which a shift by one parts it. Two by two are a window.
     """
-    grid = WindowGrid(window=(2, 2), shifted=shifted, sees_padding=True)
+    grid = WindowGrid(window=(2, 2), shifted=shifted, padding="visible")
     layer = WindowAttention(1, 1, TableBias((2, 2), 1), qkv_bias=False)
     with torch.no_grad():
         layer.qkv.weight.copy_(torch.tensor([[0.0], [0.0], [1.0]]))

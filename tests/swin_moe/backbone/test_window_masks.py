@@ -45,10 +45,10 @@ def plain_mask(height: int, width: int, grid: WindowGrid) -> Tensor:
 @pytest.mark.parametrize("window", WINDOWS, ids=str)
 def test_masks_pair_by_pair(window: tuple[int, int], shifted: bool, sees_padding: bool) -> None:
     """Squares and rectangles, one after another with the same kept patterns: the same bits."""
-    grid = WindowGrid(window=window, shifted=shifted, sees_padding=sees_padding)
+    grid = WindowGrid(window=window, shifted=shifted, padding="visible" if sees_padding else "hidden")
     masks = WindowMasks(grid)
     for height, width in itertools.product(SIDES, SIDES):
-        mask, expected = masks.mask(height, width, CPU), plain_mask(height, width, grid)
+        mask, expected = masks.mask((height, width), CPU), plain_mask(height, width, grid)
         assert (mask is None) == (not grid.is_masked(height, width))
         whole = torch.zeros(expected.shape) if mask is None else mask
         assert torch.equal(whole, expected)
@@ -76,13 +76,13 @@ def test_maps_of_any_padding_share_masks_where_it_is_seen() -> None:
 
     So a map of several windows along both sides has the four masks of 2 x 2 windows, 8 x 8 tokens.
     """
-    grid = WindowGrid(window=(4, 4), shifted=True, sees_padding=True)
+    grid = WindowGrid(window=(4, 4), shifted=True, padding="visible")
     assert representative(grid, 13, 23) == representative(grid, 500, 9) == (8, 8)
     assert representative(grid, 3, 23) == (4, 8)
     assert pattern_index(grid, 9, 10).tolist() == [0, 0, 1, 0, 0, 1, 2, 2, 3]
     masks = WindowMasks(grid)
     for height, width in itertools.product(range(1, 60, 7), range(1, 60, 5)):
-        masks.mask(height, width, CPU)
+        masks.mask((height, width), CPU)
     assert sorted(len(patterns) for patterns in masks.patterns) == [1, 2, 2, 4]
     assert masks.patterns.bytes == 9 * 16 * 16 * 4  # nine masks of 16 x 16 pairs in fp32, whatever the sizes
 
@@ -94,7 +94,7 @@ def test_alternating_sizes_make_nothing_anew() -> None:
 
     def kept() -> list[int]:
         for height, width in sizes:
-            masks.mask(height, width, CPU)
+            masks.mask((height, width), CPU)
         return [id(tensor) for cache in (masks.patterns, masks.indices) for tensor in cache]
 
     first = kept()
@@ -107,14 +107,14 @@ def test_alternating_sizes_make_nothing_anew() -> None:
 def test_memory_is_bounded(sees_padding: bool) -> None:
     """All sizes up to 40 x 40 tokens: within the bound, and what was used last is kept."""
     most = 9 * 16 * 16 * 4 * 5  # five sets of nine patterns of windows of 4 x 4 tokens in fp32
-    grid = WindowGrid(window=(4, 4), shifted=True, sees_padding=sees_padding)
+    grid = WindowGrid(window=(4, 4), shifted=True, padding="visible" if sees_padding else "hidden")
     masks = WindowMasks(grid, most_bytes=most)
     for height, width in itertools.product(range(1, 41, 3), range(1, 41, 2)):
-        masks.mask(height, width, CPU)
+        masks.mask((height, width), CPU)
         assert masks.patterns.bytes <= most
         assert masks.indices.bytes <= most
     grown = masks.patterns.bytes
-    masks.mask(4001, 399, CPU)  # a hundred thousand windows: patterns as large as of any map
+    masks.mask((4001, 399), CPU)  # a hundred thousand windows: patterns as large as of any map
     assert masks.patterns.bytes <= max(most, grown)
 
 

@@ -119,6 +119,11 @@ def test_a_router_without_an_answer_for_one_image_is_refused(moe: dict[str, Any]
         FrozenClassifier(model_of(moe=small_moe(**moe)))
 
 
+def test_a_model_of_clips_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"a model of clips \(model.frames=4\) cannot be frozen"):
+        FrozenClassifier(model_of(frames=4))
+
+
 @pytest.mark.parametrize("products", PRODUCTS)
 def test_an_answer_does_not_depend_on_the_batch(products: ExpertProducts) -> None:
     model = model_of(moe=small_moe(top_k=2))
