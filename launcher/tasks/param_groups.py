@@ -131,7 +131,8 @@ def freeze(model: nn.Module, patterns: Sequence[str], rules: ParameterRules = CL
     if len(frozen) == len(names):
         raise ConfigError(f"optim.freeze ({list(patterns)}) leaves nothing to train")
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name not in frozen)
+        if name in frozen:  # a task may have taken others out already
+            parameter.requires_grad_(False)
     return sorted(frozen)
 
 

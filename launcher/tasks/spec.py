@@ -173,11 +173,16 @@ class HeadPart(NamedTuple):
 
 
 class PlannedTeacher(NamedTuple):
-    """A teacher of a task, for the planner: a model of the student's backbone that is not trained."""
+    """A teacher of a task, for the planner: a model that is not trained.
+
+    It has the backbone of the student and costs what that does, or it is another model, which the planner
+    calls with images of the configured size: its experts are all on each rank.
+    """
 
     model_on_meta: Callable[[RunConfig, ExpertParallel | None], nn.Module]
     views: int = 1  # of a sample, that pass through it
     is_average: bool = True  # of the master weights; otherwise its weights are frozen
+    is_student: bool = True  # whether it has the student's backbone
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,8 +204,8 @@ class Planning:
 
     @property
     def teacher_views(self) -> int:
-        """The views of a sample that pass through a teacher."""
-        return self.teacher.views if self.teacher else 0
+        """The views of a sample that pass through a teacher with the student's backbone."""
+        return self.teacher.views if self.teacher and self.teacher.is_student else 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -243,6 +248,11 @@ def no_errors(config: RunConfig) -> Sequence[str]:
     return ()
 
 
+def no_file_errors(config: RunConfig) -> Sequence[str]:
+    """The rules of a task that reads no files beside its data."""
+    return ()
+
+
 def no_layout_errors(config: RunConfig, world_size: int) -> Sequence[str]:
     """The rules of a task without any that depend on the number of ranks."""
     return ()
@@ -265,6 +275,9 @@ class TaskSpec:
     eval_data: Callable[[RunConfig], DataSpec]
     options: type | None = None  # a frozen dataclass of its options, which checks each by itself
     check: Callable[[RunConfig], Sequence[str]] = no_errors  # its rules across options, a line an error
+    # its rules for files that it reads beside its data, such as the weights of a teacher
+    check_files: Callable[[RunConfig], Sequence[str]] = no_file_errors
+    paths: Sequence[str] = ()  # its options that name such files, which jobs elsewhere need absolute
     # its rules for a number of ranks, where that is known
     check_layout: Callable[[RunConfig, int], Sequence[str]] = no_layout_errors
     # its rules for data, by the manifests of the sets of data.train and data.val, by option, that can be read

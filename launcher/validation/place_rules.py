@@ -8,7 +8,7 @@ from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.rundir.directory import RunDirectory
 from launcher.tasks.pretrained import plan_pretrained
-from launcher.tasks.registry import start_on_meta
+from launcher.tasks.registry import start_on_meta, task_spec
 from parallel.checkpoint.commit import committed
 from parallel.zero.options import check_precision
 
@@ -32,7 +32,7 @@ def place_errors(config: RunConfig) -> list[str]:
         errors.append(f"run_dir ({config.run_dir!r}) must name a directory")
     elif reason := _unwritable(RunDirectory(config.run_dir).checkpoints):
         errors.append(f"run_dir ({config.run_dir}) cannot be written: {reason}; choose another run_dir")
-    return errors + _weights_errors(config)
+    return [*errors, *_weights_errors(config), *task_spec(config.task).check_files(config)]
 
 
 def machine_errors(config: RunConfig) -> list[str]:

@@ -77,7 +77,12 @@ class Backbone(nn.Module):
         return tuple(self.config.patch_size * 2**stage for stage in range(len(self.config.depths)))
 
     def forward_features(
-        self, images: Tensor, keys: Tensor | None = None, call: RoutingOverrides | None = None
+        self,
+        images: Tensor,
+        keys: Tensor | None = None,
+        call: RoutingOverrides | None = None,
+        *,
+        stages: int | None = None,
     ) -> Features:
         """The map of each stage, for dense tasks.
 
@@ -88,9 +93,10 @@ class Backbone(nn.Module):
             keys: (B,) int64 of `random.keyed.sample_keys`; the source of every draw. Without them a training
                 model draws keys from torch's global generator.
             call: what this pass changes of the MoE layers' configuration: top_k, capacity, exchange.
+            stages: how many are computed; None: all.
         """
         keys = self.drawn_keys(images) if keys is None else keys
-        return self._run_stages(self.patch_embed(images), keys, call)
+        return self._run_stages(self.patch_embed(images), keys, call, stages)
 
     def forward_pooled(
         self, images: Tensor, keys: Tensor | None = None, call: RoutingOverrides | None = None
@@ -158,16 +164,19 @@ class Backbone(nn.Module):
             if isinstance(router, SigmoidTopKRouter) and not frozen:
                 router.update_router_bias(load)
 
-    def _run_stages(self, x: Tensor, keys: Tensor, call: RoutingOverrides | None) -> Features:
-        """The features of embedded patches (B, *sides, C)."""
+    def _run_stages(
+        self, x: Tensor, keys: Tensor, call: RoutingOverrides | None, stages: int | None = None
+    ) -> Features:
+        """The features of embedded patches (B, *sides, C) from the first stages, None of all."""
         x = self.dropout(x, keys)
         maps: list[Tensor] = []
         statistics: dict[str, MoEStats] = {}
-        for i, (stage, scales) in enumerate(zip(self.layers, self._branch_scales(x, keys), strict=True)):
+        wanted = self._branch_scales(x, keys)[:stages]
+        for i, (stage, scales) in enumerate(zip(self.layers, wanted, strict=stages is None)):
             x, by_block = stage(x, keys, call, scales)
             maps.append(x)
             statistics |= {f"layers.{i}.blocks.{block}": stats for block, stats in by_block.items()}
-        return Features(maps=maps, strides=self.strides, moe=statistics)
+        return Features(maps=maps, strides=self.strides[:stages], moe=statistics)
 
     def _branch_scales(self, x: Tensor, keys: Tensor) -> Sequence[Tensor | None]:
         """The scales (2 * blocks, B) of each stage, drawn at once for all; None without drop path."""

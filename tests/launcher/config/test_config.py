@@ -29,6 +29,9 @@ def test_defaults_are_those_of_the_schema() -> None:
     assert load(BASE) == BASE_CONFIG
 
 
+TASK_SECTIONS = ("detection", "distill", "distill_logits", "segmentation", "simmim")
+
+
 def test_every_error_at_once() -> None:
     text = """\
 model: {embed_dim: 96.0, depths: [2, 2, x, 2], moe: {num_expert: 8, top_k: true}}
@@ -47,7 +50,7 @@ base.yaml is not a valid RunConfig:
   optim.wamup: no such option; did you mean optim.warmup?
   parallel.zero_stage: Input should be one of 0, 1, 2, 3 (got 1.0)
   xyzzy: no such option; known here: """
-        + ", ".join([*RunConfig.__dataclass_fields__, "detection", "segmentation", "simmim"])
+        + ", ".join([*RunConfig.__dataclass_fields__, *TASK_SECTIONS])
         + """
   run_dir: required, but not given
   model.embed_dim: Input should be a valid integer (got 96.0)

@@ -14,6 +14,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "options.md"
 SECTIONS = (
     *("data", "model", "optim", "train", "parallel", "parallel.expert_exchange", "checkpoint", "simmim"),
     *("detection", "detection.head"),
+    *("distill", "distill.teacher", "distill_logits", "distill_logits.teacher"),
     *("segmentation", "segmentation.head", "tracking", "tracking.wandb", "tracking.mlflow"),
 )
 SOURCE = '''

@@ -112,7 +112,7 @@ def test_sections_of_other_tasks_are_checked_and_dropped() -> None:
         (["task=clasification"], "task: no such task (got 'clasification'); did you mean classification?"),
         (
             ["task=xyz"],
-            "task: no such task (got 'xyz'); known here: classification, detection, segmentation",
+            "task: no such task (got 'xyz'); known here: classification, detection, distill, ",
         ),
         (["task=no_such_package:SPEC"], "task: no_such_package:SPEC cannot be imported"),
         (["task=json:loads"], "task: json:loads is no TaskSpec"),

@@ -1,0 +1,137 @@
+"""The frozen teacher of a run: its source by the options, its weights on every rank, and its rules."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from launcher.config.load import ConfigError, load_config
+from launcher.config.schema import DataConfig, RunConfig
+from launcher.tasks.spec import TaskContext
+from parallel.ranks.collectives import RanksError, agree
+from parallel.suggest import suggestion
+from parallel.zero.teacher import FrozenTeacher
+from swin_moe.config import ModelConfig
+from swin_moe.teachers.fitted import FittedTeacher
+from swin_moe.teachers.folder import FolderSource, is_folder
+from swin_moe.teachers.options import TeacherConfig
+from swin_moe.teachers.source import TeacherSource, TeacherSourceError, Wanted
+from swin_moe.teachers.swin import SwinSource
+from swin_moe.weights.input_spec import InputSpec, input_spec_of
+from swin_moe.weights.native import config_of
+
+
+def teacher_source(config: RunConfig, options: TeacherConfig, wanted: Wanted) -> TeacherSource:
+    """The teacher that a run names, by its small files; no weights are read.
+
+    Args:
+        config: of the run.
+        options: of its teacher.
+        wanted: its map or its logits.
+
+    Raises:
+        ConfigError: there is no such teacher, or it does not say which model it is.
+    """
+    option = _option(config)
+    if options.weights is None:
+        raise ConfigError(
+            f"{option} (null) must name the teacher: a run, a checkpoint, a file of weights, or a folder of "
+            "transformers"
+        )
+    path = Path(options.weights)
+    if not path.exists():
+        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = suggestion(path.name, beside, "give the path of a run, of weights or of a folder", most=3)
+        raise ConfigError(f"{option} ({path}) does not exist; {hint}")
+    try:
+        if options.model is None and is_folder(path):
+            return _folder(options, path, wanted)
+        return _swin(options, path, wanted)
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{option}: {error}") from error
+
+
+def build_teacher(config: RunConfig, context: TaskContext, source: TeacherSource, name: str) -> FrozenTeacher:
+    """The teacher of a run on this rank, complete on each; every rank calls it together.
+
+    Args:
+        config: of the run.
+        context: of the task.
+        source: of the teacher.
+        name: of its weights.
+
+    Raises:
+        ConfigError: its weights cannot be read or do not fit, on all ranks alike.
+    """
+    loaded: list[torch.nn.Module] = []
+    try:
+        agree(lambda: loaded.append(source.load()), (ValueError, OSError))
+    except RanksError as error:
+        raise ConfigError(f"{_option(config)}: {error}") from error
+    data = config.data
+    module = FittedTeacher(loaded.pop(), source.spec, data.mean, data.std).to(context.device)
+    option = f"{_option(config)} ({name})"
+    return FrozenTeacher(module, config.train.precision, context.mesh, name=option)
+
+
+def _option(config: RunConfig) -> str:
+    return f"{config.task}.teacher.weights"
+
+
+def _folder(options: TeacherConfig, path: Path, wanted: Wanted) -> FolderSource:
+    if options.ema:
+        raise TeacherSourceError(f"{path}: teacher.ema (True) is for weights of ours: set it to false")
+    return FolderSource(
+        path=path, wanted=wanted, image_size=options.image_size, mean=options.mean, std=options.std
+    )
+
+
+def _swin(options: TeacherConfig, path: Path, wanted: Wanted) -> SwinSource:
+    recipe = load_config(options.model) if options.model is not None else None
+    model = recipe.model if recipe else config_of(path)
+    if model is None:
+        raise TeacherSourceError(
+            f"{path} does not say which model it is of: set teacher.model to the recipe of its model"
+        )
+    return SwinSource(
+        path=path,
+        config=_of_size(model, options),
+        wanted=wanted,
+        inputs=_inputs(options, path, recipe.data if recipe else None),
+        ema=options.ema,
+    )
+
+
+def _of_size(model: ModelConfig, options: TeacherConfig) -> ModelConfig:
+    return model if options.image_size is None else replace(model, image_size=options.image_size)
+
+
+def _inputs(options: TeacherConfig, path: Path, recipe: DataConfig | None) -> InputSpec:
+    """The normalization of the teacher's images: of the options, of the weights, or of the recipe."""
+    found = input_spec_of(path)
+    if found is None and recipe is not None:
+        found = InputSpec(mean=recipe.mean, std=recipe.std, eval_crop=recipe.eval_crop)
+    if options.mean is not None and options.std is not None:
+        found = found or InputSpec(mean=options.mean, std=options.std, eval_crop=1.0)
+        return replace(found, mean=options.mean, std=options.std)
+    if found is None:
+        raise TeacherSourceError(
+            f"{path} does not say how its images are normalised: set teacher.mean and teacher.std"
+        )
+    return found
+
+
+def fitted_on_meta(config: RunConfig, source: TeacherSource) -> torch.nn.Module:
+    """What `build_teacher` makes of a source, of shapes alone."""
+    data = config.data
+    return FittedTeacher(source.on_meta(), source.spec, data.mean, data.std).to("meta")
+
+
+def source_errors(check: Callable[[], None]) -> list[str]:
+    """What a check of a teacher finds wrong, a line."""
+    try:
+        check()
+    except (ValueError, OSError) as error:
+        return [str(error)]
+    return []

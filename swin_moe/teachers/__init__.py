@@ -1,0 +1,1 @@
+"""Frozen models of any origin that a student is trained against."""
