@@ -7,7 +7,7 @@ from parallel.ranges import check_ranges
 from swin_moe.config import ModelConfig, ModelError, require
 
 MapResize = Literal["none", "bilinear", "pixel_shuffle"]
-Grid = tuple[int, int]  # height and width of a map, in tokens
+Grid = tuple[int, ...]  # height and width of a map, in tokens
 
 
 @dataclass(frozen=True, kw_only=True)

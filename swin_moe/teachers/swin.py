@@ -63,6 +63,10 @@ class SwinSource:
     ema: bool = False  # the moving average of the weights
 
     def __post_init__(self) -> None:
+        if self.config.frames:
+            raise TeacherSourceError(
+                f"{self.path}: a model of clips (model.frames={self.config.frames}) cannot teach from images"
+            )
         moe = self.config.moe
         if moe is not None and moe.router == "expert_choice":
             raise TeacherSourceError(
