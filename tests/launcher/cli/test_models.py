@@ -63,6 +63,7 @@ swinv2_small_patch4_window16_256 swinv2_small_patch4_window8_256 swinv2_tiny_pat
 swinv2_tiny_patch4_window8_256
 """
 ADDED_NAMES = """
+moby_linear__swin_tiny__img224_window7 moby_linear__swin_tiny__img224_window7__no_drop_path
 simmim_finetune__swinv2_giant__img224_window14__800ep simmim_finetune__swinv2_huge__img224_window14__800ep
 simmim_pretrain__swinv2_g__img192_window12__20ep simmim_pretrain__swinv2_giant__img192_window12__800ep
 simmim_pretrain__swinv2_huge__img192_window12__800ep swinv2_g_patch4_window12_192_22k
@@ -84,6 +85,7 @@ RECIPES = {  # what a name says of the training: epochs, warm-up, peak rate at 5
     r"swin(v2)?_moe\w+_22k": ("90 epochs", "10 epochs", 1.25e-4, 0.1, 3.0, 4096),
     r"swin_\w+_finetune|swinv2_(base|large)\w+_ft": ("30 epochs", "5 epochs", 2e-5, 1e-8, 5.0, 1024),
     r"simmim_pretrain\w+_800ep": ("800 epochs", "10 epochs", 1e-4, 0.05, 5.0, 2048),
+    r"moby_linear\w+": ("100 epochs", "5 epochs", 1.0, 0.0, 5.0, 512),
     r"simmim_finetune\w+": ("100 epochs", "20 epochs", 1.25e-3, 0.05, 5.0, 2048),
     r"simmim_pretrain\w+_20ep": ("20 epochs", "30000 steps", 7.7778e-5, 0.1, 100.0, 9216),
     r"swinv2_g_patch4_window12_192_22k": ("30 epochs", "20000 steps", 7.7778e-5, 0.1, 100.0, 9216),
@@ -158,6 +160,7 @@ def test_drop_path_is_that_of_the_released_table() -> None:
         **dict.fromkeys(rates, 0.2),
         **{n: 0.1 for n in rates if n.startswith(("swin_tiny_", "simmim_"))},
         **{n: 0.3 for n in rates if "_moe_base_" in n and "expert" in n},
+        "moby_linear__swin_tiny__img224_window7__no_drop_path": 0.0,
         "simmim_pretrain__swin_base__img192_window6__800ep": 0.0,
         "swin_base_patch4_window12_384_finetune": 0.5,
         "swinv2_g_patch4_window12_192_22k": 0.3,
@@ -334,7 +337,9 @@ def test_a_recipe_lacks_nothing_but_its_shards(name: str) -> None:
         check(config)
     _, *lines = str(refused.value).splitlines()
     assert lines
-    assert all(line.strip().startswith(("data.train: ", "data.val: ")) for line in lines)
+    missing = ["data.train: ", "data.val: "]
+    missing += ["train.pretrained_require (backbone): "] if name.startswith("moby_linear") else []
+    assert all(line.strip().startswith(tuple(missing)) for line in lines)
 
 
 @pytest.mark.parametrize(
