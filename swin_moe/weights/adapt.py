@@ -1,19 +1,16 @@
 """What may differ between weights and a model: the classifier, and the window that positions are relative to.
 
-Legend: a window of H x W tokens, R = (2H - 1) * (2W - 1) offsets, h heads.
+Legend: R offsets of a window, see tables.py; h heads.
 """
 
-import math
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 
 from swin_moe.config import ModelConfig
 from swin_moe.sizes import Size, as_text
@@ -21,6 +18,7 @@ from swin_moe.text_files import read_text
 from swin_moe.weights.converted import ConvertedStateDict, Window
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.parts import HEAD
+from swin_moe.weights.tables import resized_table, rows, window_of_rows
 
 UNNEEDED = {
     "mask_token": "the mask token",
@@ -136,9 +134,9 @@ def pick_classes(
 def resize_tables(
     converted: ConvertedStateDict, shapes: Mapping[str, list[int]], config: ModelConfig
 ) -> tuple[list[str], list[str]]:
-    """Resize position bias tables (R, h) to the model's windows, bicubically.
+    """Resize position bias tables (R, h) to the model's windows; see `tables.resized_table`.
 
-    As in Liu et al. 2021, section 4.1: each head's table is an image of 2H - 1 x 2W - 1 pixels.
+    Those of images get the height and the width of the windows of a model of clips, see inflate.py.
 
     Returns:
         What was done, and what the weights do not determine.
@@ -149,15 +147,15 @@ def resize_tables(
         if not name.endswith("relative_position_bias_table") or name not in shapes or table.dim() != 2:
             continue
         stage = int(name.split(".")[1])
-        own, old = config.stage_window(stage), converted.table_windows.get(stage)
-        if old is None or _rows(old) != len(table):  # the file does not say
-            old = own if _rows(own) == len(table) else _square(len(table))
-            unknown |= {stage: own} if old == own and own[0] != own[1] else {}
-        are_of_images = len(old) == len(own) == 2
-        if not are_of_images or old == own or _rows(old) != len(table) or table.shape[1] != shapes[name][1]:
+        own, old = config.stage_window(stage)[-converted.axes :], converted.table_windows.get(stage)
+        if old is None or rows(old) != len(table):  # the file does not say
+            old = window_of_rows(len(table), own)
+            unknown |= {stage: own} if old == own and len({*own[-2:]}) > 1 else {}
+        if old == own or rows(old) != len(table) or table.shape[1] != shapes[name][1]:
             continue  # fits, or is of another model, as the comparison of shapes will say
-        converted.tensors[name] = _resized(table, old, own)
-        change = f"position bias: window {as_text(old)} resized to {as_text(own)}, bicubic"
+        converted.tensors[name] = resized_table(table, old, own)
+        cubic = "bicubic" if old[:-2] == own[:-2] else "cubic in time and over the image"
+        change = f"position bias: window {as_text(old)} resized to {as_text(own)}, {cubic}"
         changes[change] = changes.get(change, 0) + 1
     notices = [
         f"position bias: a {converted.format} file does not tell the height of a window from its width; "
@@ -167,26 +165,10 @@ def resize_tables(
     return [f"{change} ({count} tables)" for change, count in changes.items()], notices
 
 
-def _rows(window: Window) -> int:
-    """Offsets of a window: the rows of its table."""
-    return math.prod(2 * side - 1 for side in window)
-
-
-def _square(rows: int) -> Window:
-    """The square window whose table has so many rows, or the next smaller one."""
-    side = (math.isqrt(rows) + 1) // 2
-    return side, side
-
-
-def _resized(table: Tensor, old: Window, new: Window) -> Tensor:
-    before, after = ((2 * height - 1, 2 * width - 1) for height, width in (old, new))
-    image = table.float().t().reshape(1, -1, *before)
-    resized = F.interpolate(image, size=after, mode="bicubic", align_corners=False)
-    return resized.flatten(2)[0].t().to(table.dtype)
-
-
 def check_windows(converted: ConvertedStateDict, config: ModelConfig) -> list[str]:
     """See that a log-spaced position bias is relative to the windows that it was learned with.
+
+    Of the bias of images in a model of clips, that is the height and the width of its windows.
 
     Returns:
         What the weights do not determine.
@@ -197,14 +179,14 @@ def check_windows(converted: ConvertedStateDict, config: ModelConfig) -> list[st
     if config.position_bias != "log_cpb" or config.attention == "mlp":
         return []
     stages = range(len(config.depths))
-    own = [config.stage_window(stage) for stage in stages]
-    ours = [config.pretrained_window(stage) for stage in stages]
+    own = [config.stage_window(stage)[-converted.axes :] for stage in stages]
+    ours = [config.pretrained_window(stage)[-converted.axes :] for stage in stages]
     if not converted.windows:
         return [
             f"position bias: a {converted.format} file does not say with which windows it was learned; taken "
             f"as {_written(ours)} (model.pretrained_window_sizes, where it is set)"
         ]
-    learned = [_known(converted.windows.get(stage, (0,) * len(ours[stage])), ours[stage]) for stage in stages]
+    learned = [_known(converted.windows.get(stage, ours[stage]), ours[stage]) for stage in stages]
     each = zip(chain(*learned), chain(*ours), chain(*own), strict=True)
     if any(a != b for a, b, side in each if side > 1):
         setting = _written(config.pretrained_window_sizes) if config.pretrained_window_sizes else None
@@ -216,18 +198,28 @@ def check_windows(converted: ConvertedStateDict, config: ModelConfig) -> list[st
 
 
 def check_padding(converted: ConvertedStateDict, config: ModelConfig) -> list[str]:
-    """Whether weights of a model that sees padding are for one that hides it, with other results."""
-    if not converted.sees_padding or config.window_padding == "visible":
+    """Whether weights of a model with another rule of padding are for one with other results."""
+    rules = {converted.padding, config.window_padding}
+    if converted.padding in (None, "hidden") or len(rules) == 1:
         return []
+    window = (config.window_frames, config.window_size, config.window_size)[-converted.axes :]
     for stage in range(len(config.depths)):
-        height, width = config.stage_resolution(stage)[-2:]
-        if any(side % config.window_size or side <= config.window_size for side in (height, width)):
+        sides = config.stage_resolution(stage)[-converted.axes :]
+        if any(_differ(rules, *pair) for pair in zip(sides, window, strict=True)):
             return [
-                "window padding: these weights are of a model with model.window_padding=visible; here it is "
-                f"hidden, which gives other results: stage {stage} has a map of {height} x {width} and "
-                f"windows of {config.window_size}"
+                f"window padding: these weights are of a model with model.window_padding={converted.padding};"
+                f" here it is {config.window_padding}, which gives other results: stage {stage} has a map of "
+                f"{' x '.join(map(str, sides))} and windows of {as_text(window)}"
             ]
     return []
+
+
+def _differ(rules: Set[str | None], side: int, window: int) -> bool:
+    """Whether two rules of model.window_padding treat a side of a map otherwise.
+
+    `hidden` alone hides padding, and `visible` alone shifts windows along a side that is not longer.
+    """
+    return ("hidden" in rules and side % window > 0) or ("visible" in rules and side <= window)
 
 
 def _known(window: Window, otherwise: Window) -> Window:

@@ -1,4 +1,7 @@
-"""Weights under our names, whatever they were called: what every format is translated to."""
+"""Weights under our names, whatever they were called: what every format is translated to.
+
+A window has the sides (height, width), and of a model of clips (depth, height, width), in tokens.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,6 +12,7 @@ from torch import Tensor
 
 from swin_moe.sizes import sides, window_sides
 
+PATCHES = "patch_embed.proj.weight"  # (C, in_chans, p, p), of a model of clips (C, in_chans, frames, p, p)
 Window = tuple[int, ...]  # height and width in tokens, of clips time before them
 
 
@@ -23,7 +27,7 @@ class ConvertedStateDict:
     unknown: list[str] = field(default_factory=list)  # theirs that no Swin of this format has
     windows: dict[int, Window] = field(default_factory=dict)  # by stage, of log_cpb; 0: a side does not tell
     table_windows: dict[int, Window] = field(default_factory=dict)  # by stage, of bias tables
-    sees_padding: bool = False  # whether their model is known to have model.window_padding=visible
+    padding: str | None = None  # model.window_padding of their model, where it is known
 
     def put(self, ours: str, theirs: str, tensor: Tensor) -> None:
         """Add one tensor."""
@@ -33,6 +37,25 @@ class ConvertedStateDict:
         """Take one tensor away that is not used."""
         del self.tensors[ours]
         self.dropped[self.names[ours]] = reason
+
+    def rename(self, format: str, theirs: Mapping[str, str]) -> None:
+        """Say where tensors are from that were renamed before they were converted.
+
+        Args:
+            format: of the file.
+            theirs: the name in the file of each name that was converted; others stay as they are, such as
+                those of one expert in a tensor of all.
+        """
+        self.format = format
+        self.names = {ours: theirs.get(name, name) for ours, name in self.names.items()}
+        self.dropped = {theirs.get(name, name): why for name, why in self.dropped.items()}
+        self.unknown = [theirs.get(name, name) for name in self.unknown]
+
+    @property
+    def axes(self) -> int:
+        """Of the maps of their model: 2, or 3 where it is one of clips."""
+        patches = self.tensors.get(PATCHES)
+        return 3 if patches is not None and patches.dim() == 5 else 2
 
 
 def learned_window(coordinates: Tensor) -> Window:
@@ -52,15 +75,24 @@ def _learned_side(offsets: Tensor, dim: int) -> int:
     return round(8 * (window - 1) / (2 ** (3 * largest) - 1)) + 1
 
 
-def indexed_window(index: Tensor) -> Window:
-    """The window (h, w) of a table of pairs of tokens, (n, n), as `position_bias.relative_index` makes it.
+def indexed_window(index: Tensor, axes: int = 2) -> Window:
+    """The window of a table of pairs of tokens, (n, n), as `position_bias.relative_index` makes it.
 
-    Along the first row of tokens each index is one less than the one before.
+    Along the first row of tokens each index is one less than the one before, but where a row of tokens of the
+    window begins, and by more where a plane of a window of three axes does.
     """
     first = index[0]
-    falls = (first[:-1] - first[1:] != 1).nonzero()
-    width = int(falls[0]) + 1 if len(falls) else len(first)
-    return len(first) // width, width
+    falls = (first[:-1] - first[1:]).tolist()
+    width = _run(falls, 1)
+    rows = falls[width - 1 :: width]  # at the first token of each row but the first
+    height = _run(rows, rows[0]) if axes == 3 and rows else len(first) // width
+    window = len(first) // width // height, height, width
+    return window[3 - axes :]
+
+
+def _run(values: Sequence[int], value: int) -> int:
+    """One more than how many of the first values are `value`."""
+    return next((i for i, other in enumerate(values) if other != value), len(values)) + 1
 
 
 def windows_of(config: Mapping[str, Any], *, rounds_up: bool) -> list[Window]:

@@ -15,7 +15,7 @@ from swin_moe.backbone.backbone import Backbone
 from swin_moe.config import ModelConfig
 from swin_moe.heads.upernet import Segmenter
 from swin_moe.sizes import as_text
-from swin_moe.weights import dense_export, hf, native, official
+from swin_moe.weights import dense_export, hf, native, official, video
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.finite import check_finite
 from swin_moe.weights.formats import FORMATS
@@ -37,6 +37,7 @@ def save_weights(model: nn.Module, path: str | Path, format: str, inputs: InputS
                 SwinTransformer/Swin-Transformer-Semantic-Segmentation; of a `Detector`, for
                 SwinTransformer/Swin-Transformer-Object-Detection;
             `mmseg`: a .pth of a `Segmenter` for OpenMMLab's mmseg; `mmdet`: of a `Detector` for its mmdet;
+            of a model of clips, `official`, `mmaction` and `torchvision`: a .pth in the dialects of video.py;
             `timm`: a .safetensors or, by the suffix, a .pth;
             `hf`: config.json, model.safetensors and, unless `processor_gap` has an objection,
                 preprocessor_config.json for transformers.
@@ -57,6 +58,8 @@ def save_weights(model: nn.Module, path: str | Path, format: str, inputs: InputS
     check_finite(tensors)
     if target.has_heads and format not in ("native", "safetensors"):
         return _save_dense(target, tensors, path, format, inputs)
+    if config.frames and format not in ("native", "safetensors"):
+        return _save_video(target, tensors, path, format, inputs)
     if format == "official":
         weights = official.export(tensors, config) | _buffers(target.backbone)
         return _put(path, lambda out: torch.save({"model": _contiguous(weights)}, out))
@@ -83,8 +86,23 @@ def _save_dense(
         documents = {"config.json": dense_export.config_json(target.model, inputs)}
         return _put(path, lambda out: _write_folder(out, weights, documents))
     weights = dense_export.released(tensors, target.config, _buffers(target.backbone), format)
+    return _put(path, lambda out: torch.save(_with_meta(weights, inputs), out))
+
+
+def _save_video(
+    target: Target, tensors: dict[str, Tensor], path: Path, format: str, inputs: InputSpec | None
+) -> Path:
+    """Write a model of clips in a format of others; torchvision's is the state dict alone."""
+    weights = video.export(tensors, target.config, _buffers(target.backbone), format)
+    is_bare = format == "torchvision"
+    content = _contiguous(weights) if is_bare else _with_meta(weights, inputs)
+    return _put(path, lambda out: torch.save(content, out))
+
+
+def _with_meta(weights: dict[str, Tensor], inputs: InputSpec | None) -> dict[str, Any]:
+    """A checkpoint as OpenMMLab's code saves it."""
     meta = {"CLASSES": inputs.classes} if inputs and inputs.classes else {}
-    return _put(path, lambda out: torch.save({"meta": meta, "state_dict": _contiguous(weights)}, out))
+    return {"meta": meta, "state_dict": _contiguous(weights)}
 
 
 def check_model(model: nn.Module, format: str) -> None:
@@ -101,8 +119,8 @@ def check_model(model: nn.Module, format: str) -> None:
 
 
 def kind(config: ModelConfig) -> str:
-    """Which of the published families a model belongs to, or `other`."""
-    if config.extra_norm_period or config.frames:
+    """Which of the published families a model belongs to, of images or of clips, or `other`."""
+    if config.extra_norm_period:
         return "other"
     key = (config.attention, config.position_bias, config.norm)
     families = {
@@ -121,6 +139,14 @@ def check_format(config: ModelConfig, format: str) -> None:
     if task := dense_export.ZOO.get(format):
         raise WeightsError(
             f"--to {format} is for models of {task}, with their heads; --to official holds others"
+        )
+    if config.frames:
+        video.check_exportable(config, described(config), format)
+        return
+    if format in video.READ_BY and format != "official":
+        raise WeightsError(
+            f"--to {format} is for models of clips, and model.frames is {config.frames}; --to safetensors "
+            "holds any"
         )
     family = kind(config)
     readable = {
@@ -157,7 +183,6 @@ def described(config: ModelConfig) -> str:
     if (family := kind(config)) != "other":
         return family
     parts = [f"{config.attention} attention", f"{config.position_bias} bias", f"{config.norm} norm"]
-    parts += [f"clips of {config.frames} frames"] if config.frames else []
     parts += [f"extra_norm_period={config.extra_norm_period}"] if config.extra_norm_period else []
     parts += [f"{config.moe.num_experts} experts"] if config.moe else []
     parts += ["mlp_fc2_bias=false"] if not config.mlp_fc2_bias else []

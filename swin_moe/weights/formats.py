@@ -1,3 +1,3 @@
 """The formats in which weights can be written, see `export.py`."""
 
-FORMATS = ("native", "safetensors", "official", "mmseg", "mmdet", "timm", "hf")
+FORMATS = ("native", "safetensors", "official", "mmseg", "mmdet", "mmaction", "torchvision", "timm", "hf")

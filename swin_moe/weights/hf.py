@@ -69,7 +69,7 @@ def convert(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> 
             result.dropped[theirs] = "a buffer, computed anew"
         elif match := re.fullmatch(r"hidden_states_norms\.stage(\d+)\.(weight|bias)", name):
             result.put(f"stage_norms.{int(match[1]) - 1}.{match[2]}", theirs, tensor)
-            result.sees_padding = True
+            result.padding = "visible"
         elif name.startswith(DENSE_HEADS):
             put_head(result, _our_head(name), theirs, tensor)
         elif theirs.startswith("decoder."):
@@ -88,7 +88,7 @@ def convert(tensors: Mapping[str, Tensor], config: Mapping[str, Any] | None) -> 
     for ours, pieces in fused.items():
         _put_fused(result, ours, pieces, cosine=cosine)
     if config and cosine:
-        squares = [(height, height) for height, _ in windows_of(config, rounds_up=False)]
+        squares = [(window[0],) * 2 for window in windows_of(config, rounds_up=False)]
         result.windows = learned_windows(config, squares)  # of Swinv2's maps the height decides
     return result
 

@@ -13,7 +13,7 @@ from parallel.checkpoint.scores import resolved
 from parallel.experts.names import MASTER
 from parallel.suggest import suggestion
 from swin_moe.config import ModelConfig
-from swin_moe.weights import dense, hf, mmseg, moe_shards, native, official
+from swin_moe.weights import dense, hf, mmseg, moe_shards, native, official, video
 from swin_moe.weights.adapt import (
     ClassMap,
     Head,
@@ -27,6 +27,7 @@ from swin_moe.weights.converted import ConvertedStateDict
 from swin_moe.weights.errors import WeightsError, some
 from swin_moe.weights.files import Content, read_file, read_folder, read_json
 from swin_moe.weights.finite import check_finite
+from swin_moe.weights.inflate import inflate
 from swin_moe.weights.parts import HEAD, PARTS, Part, keep_others
 from swin_moe.weights.target import Target, initial_parts, origins
 from swin_moe.weights.upcycle import upcycle
@@ -107,8 +108,9 @@ def load_weights(
 ) -> LoadReport:
     """Load weights of any format: official, timm, SimMIM, MoBY, FD, Hugging Face, files of ranks, our own.
 
-    Needs no process group; a model that holds some of the experts takes those. Either everything fits and is
-    written, or nothing is.
+    Weights of images are inflated for a model of clips, see `inflate.py`; those of clips are read in the
+    dialects of `video.py`. Needs no process group; a model that holds some of the experts takes those. Either
+    everything fits and is written, or nothing is.
 
     Args:
         model: to be written into; a `Backbone`, a `SwinTransformer` with its classifier, a `Segmenter` or a
@@ -210,6 +212,8 @@ def convert(content: Content) -> ConvertedStateDict:
         return hf.convert(names, content.config)
     if (prefix := native.prefix_of(names)) is not None:
         return native.convert(names, prefix, content.config)
+    if video.is_video(names):
+        return video.convert(names)
     if mmseg.ENTRY in names:
         return mmseg.convert(names)
     if "patch_embed.proj.weight" in names or "encoder.patch_embed.proj.weight" in names:
@@ -241,6 +245,7 @@ def _fit(
         resized, unknown = resize_tables(converted, shapes, config)
         changes += resized
         notices = [*unknown, *check_windows(converted, config), *check_padding(converted, config)]
+        changes += inflate(converted, config)
         drop_unneeded(converted, shapes)
         upcycled, routers = _upcycled(config, converted, shapes, options.upcycle_noise)
         changes, kept = [*changes, *upcycled], kept | routers

@@ -68,10 +68,7 @@ def convert(tensors: Mapping[str, Tensor]) -> ConvertedStateDict:
     if len(theirs) != len(tensors):
         raise WeightsError("some tensors are there by their official and by OpenMMLab's names: save one")
     result = official.convert({name: to_official_order(name, tensors[own]) for name, own in theirs.items()})
-    result.format = "OpenMMLab"
-    result.names = {ours: theirs[name] for ours, name in result.names.items()}
-    result.dropped = {theirs[name]: why for name, why in result.dropped.items()}
-    result.unknown = [theirs[name] for name in result.unknown]
+    result.rename("OpenMMLab", theirs)
     return result
 
 

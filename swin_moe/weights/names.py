@@ -1,7 +1,8 @@
 """Which of a file's tensors are the Swin's, and what wrappers put before their names.
 
 A wrapper's prefix is removed and reported. Tensors beside those of the Swin, such as a detector's neck, are
-left out by name; a classifier or the heads of a segmentation model beside a backbone stay. `encoder.` stays
+left out by name; a classifier or the heads of a segmentation model beside a backbone stay, and so does that
+of a model of clips. `encoder.` stays
 where it is SimMIM's.
 """
 
@@ -10,8 +11,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from swin_moe.weights.converted import PATCHES
 from swin_moe.weights.errors import WeightsError, some
-from swin_moe.weights.parts import DENSE_HEADS
+from swin_moe.weights.parts import CLIP_HEAD, DENSE_HEADS
 
 ANYWHERE = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")  # of torch's own wrappers
 WRAPPERS = ("module", "model", "backbone", "net", "network", "base_model", "swin_transformer")
@@ -49,7 +51,9 @@ def without_prefixes(tensors: Mapping[str, Tensor], *, ema: bool = False) -> Nam
         raise WeightsError(f"some tensors have one name without {', '.join(ANYWHERE)}: {some([*tensors])}")
     prefix, others = _prefixes(bare, ema=ema)
     around = prefix.removesuffix(BACKBONE)
-    heads = tuple(around + head for head in DENSE_HEADS) if prefix.endswith(BACKBONE) else ()
+    is_video = prefix + PATCHES in bare and bare[prefix + PATCHES].dim() == 5
+    kept = (*DENSE_HEADS, CLIP_HEAD) if is_video else DENSE_HEADS
+    heads = tuple(around + head for head in kept) if prefix.endswith(BACKBONE) else ()
     named = Named(tensors={})
     for name, tensor in bare.items():
         if name.startswith(prefix) and not name.startswith(others):

@@ -102,7 +102,7 @@ def convert(
     result = ConvertedStateDict(format="swin-moe")
     if config and (own := windows_of(config, rounds_up=True)):
         result.windows, result.table_windows = learned_windows(config, own), dict(enumerate(own))
-    result.sees_padding = (config or {}).get("window_padding") == "visible"
+    result.padding = (config or {}).get("window_padding")
     for name, tensor in tensors.items():
         if name.startswith("decoder."):
             result.dropped[name] = "the decoder of the pre-training"

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from swin_moe.config import ModelConfig
-from swin_moe.weights.converted import ConvertedStateDict, indexed_window, learned_window
+from swin_moe.weights.converted import PATCHES, ConvertedStateDict, indexed_window, learned_window
 from swin_moe.weights.dense import put_head
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.parts import DENSE_HEADS
@@ -62,7 +62,7 @@ ROUTERS = {"mlp.router.weight": 0, "mlp.router.sim_matrix": 1}  # and the dim al
 
 
 def convert(tensors: Mapping[str, Tensor]) -> ConvertedStateDict:
-    """Official, SimMIM, MoBY, FD or timm names to ours.
+    """Official, SimMIM, MoBY, FD or timm names to ours; those of models of clips too, see video.py.
 
     Raises:
         WeightsError: the weights need what this version has not, or are one rank's part of a model.
@@ -73,16 +73,17 @@ def convert(tensors: Mapping[str, Tensor]) -> ConvertedStateDict:
     last_norm = method or "norm.weight" in tensors  # a dense task has one norm a stage in its place
     timm = first or "head.fc.weight" in tensors
     result = ConvertedStateDict(format=method or ("timm" if timm else "official"))
+    axes = 3 if PATCHES in tensors and tensors[PATCHES].dim() == 5 else 2
     for theirs, tensor in tensors.items():
         name = (theirs.removeprefix(ENCODER) if method else theirs).replace(".rpe_mlp.", ".cpb_mlp.")
         if beside := reason_beside(method, theirs):
             result.dropped[theirs] = beside
         elif name.rpartition(".")[2] in BUFFERS:
             result.dropped[theirs] = "a buffer, computed anew"
-            _note_window(result, name, tensor)
+            _note_window(result, name, tensor, axes)
         elif (match := re.fullmatch(r"norm(\d+)\.(weight|bias)", name)) and not last_norm:
             result.put(f"stage_norms.{match[1]}.{match[2]}", theirs, tensor)
-            result.sees_padding = True  # no dense models of another rule were released
+            result.padding = "visible"  # no dense models of another rule were released
         elif name.startswith(DENSE_HEADS):
             put_head(result, name, theirs, tensor)
         elif EXPERTS in name and _leaf(name) in EXPERT:
@@ -165,7 +166,7 @@ def _put_shared(
         result.put(f"{block}.{leaf}", theirs, tensors[theirs])
 
 
-def _note_window(result: ConvertedStateDict, name: str, tensor: Tensor) -> None:
+def _note_window(result: ConvertedStateDict, name: str, tensor: Tensor, axes: int) -> None:
     """What a buffer of a stage's first block, or of all of its blocks, says of its windows."""
     match = re.fullmatch(r"layers\.(\d+)\.(?:blocks\.0\.attn|rel_pos_bias)\.(\w+)", name)
     if match and match[2] == "relative_coords_table" and tensor.dim() == 4 and tensor.shape[3] == 2:
@@ -173,7 +174,7 @@ def _note_window(result: ConvertedStateDict, name: str, tensor: Tensor) -> None:
         if any(window):
             result.windows[int(match[1])] = window
     elif match and match[2] == "relative_position_index" and tensor.dim() == 2 and len(tensor):
-        result.table_windows[int(match[1])] = indexed_window(tensor)
+        result.table_windows[int(match[1])] = indexed_window(tensor, axes)
 
 
 def _check_all_experts(result: ConvertedStateDict) -> None:

@@ -9,6 +9,7 @@ from swin_moe.weights.errors import WeightsError
 Part = Literal["backbone", "head"]
 PARTS: tuple[Part, ...] = get_args(Part)
 HEAD = ("head.weight", "head.bias")
+CLIP_HEAD = "cls_head."  # of released models of clips, see video.py
 DENSE_HEADS = (  # of a dense task, see dense.py
     "stage_norms.",
     "decode_head.",

@@ -14,7 +14,8 @@ examples:
   swin-moe convert in22k.pth out --to hf --config CONFIG --head map22kto1k.txt
 
 IN is recognised by its content: official files and sets of rank files, those of masked image
-modeling, segmentation and detection models (official, OpenMMLab), transformers, timm, ours.
+modeling, segmentation, detection and video models (official, OpenMMLab), torchvision's video
+models, transformers, timm, ours. Weights of images are inflated for a model of clips.
 Every tensor of IN and of the model is used or named. OUT is never overwritten. See docs/weights.md.
 """
 

@@ -114,7 +114,11 @@ def test_native_files_have_a_tensor_an_expert_and_the_config(tmp_path: Path) -> 
             "official",
             "stage 1 has a map of 3 x 3 and windows of 3, for which it would use windows of 3 and no shifts",
         ),
-        (SWIN, "onnx", "no format 'onnx'; known: native, safetensors, official, mmseg, mmdet, timm, hf"),
+        (
+            SWIN,
+            "onnx",
+            "no format 'onnx'; known: native, safetensors, official, mmseg, mmdet, mmaction, torch",
+        ),
     ],
 )
 def test_a_format_that_cannot_hold_the_model(
