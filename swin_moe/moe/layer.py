@@ -40,6 +40,13 @@ class MoEStats(NamedTuple):
         choices, lost = (each.unflatten(0, (-1, views)).sum(1) for each in (self.choices, self.lost))
         return self._replace(choices=choices, lost=lost)
 
+    def of_views(self, samples: int) -> "MoEStats":
+        """The statistics by image, (V B, ...), of V views of B samples, view after view, by sample."""
+        if self.choices is None or self.lost is None:
+            return self
+        choices, lost = (each.unflatten(0, (-1, samples)).sum(0) for each in (self.choices, self.lost))
+        return self._replace(choices=choices, lost=lost)
+
     @staticmethod
     def of_passes(passes: Sequence["MoEStats"]) -> "MoEStats":
         """The statistics of several passes over views of the same images: counts added, means of the rest."""

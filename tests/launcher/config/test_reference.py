@@ -16,6 +16,7 @@ SECTIONS = (
     *("detection", "detection.head"),
     *("distill", "distill.teacher", "distill_logits", "distill_logits.teacher"),
     *("segmentation", "segmentation.head", "tracking", "tracking.wandb", "tracking.mlflow"),
+    "video",
 )
 SOURCE = '''
 class Options:
