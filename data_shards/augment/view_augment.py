@@ -130,13 +130,14 @@ class ViewAugment:
         `positions` (B,) int64 are those of the samples in the stream, on the host, where the stream has put
         them. The arguments are left as they are.
         """
+        images = images.to(self.device, non_blocking=True)
+        return tuple(self.view(one, positions, view) for view, one in enumerate(images.unbind(1)))
+
+    def view(self, images: Tensor, positions: Tensor, view: int) -> Tensor:
+        """The view of this number alone, of images (B, 3, H, W) uint8."""
         if positions.device.type != "cpu":
             raise ValueError(f"positions are on {positions.device}; pass them on the CPU, as the stream does")
-        views = images.to(self.device, non_blocking=True).unbind(1)
-        return tuple(self._view(one, positions, view) for view, one in enumerate(views))
-
-    def _view(self, images: Tensor, positions: Tensor, view: int) -> Tensor:
-        images = images.clone(memory_format=torch.channels_last)
+        images = images.to(self.device, non_blocking=True).clone(memory_format=torch.channels_last)
         if self.colours is not None:
             sides = images.shape[-2], images.shape[-1]
             plan = draw_view(self.colours, self.seed, positions, view, sides)

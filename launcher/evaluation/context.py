@@ -20,6 +20,7 @@ from launcher.evaluation.loop import Evaluated
 from launcher.metrics.metric import Metric
 from launcher.metrics.trackers.base import as_image
 from launcher.rundir.directory import RunDirectory
+from launcher.tasks.image_data import backbone_images
 from launcher.tasks.registry import build_task, task_spec
 from launcher.tasks.spec import Task, TaskContext
 from launcher.validation.resume_policy import recorded_classes
@@ -98,13 +99,13 @@ class EvalContext:
         Raises:
             ConfigError: the task gives its model something else.
         """
-        inputs = self.task.eval_inputs(batch)
-        if not isinstance(inputs, Tensor):
+        images = backbone_images(self.task.eval_inputs(batch))
+        if images is None:
             raise ConfigError(
                 "--few-shot, --knn and --throughput give images to the backbone alone; the inputs of "
                 f"task={self.config.task} are none"
             )
-        return inputs
+        return images
 
     def say(self, text: str) -> None:
         """Print lines, on rank 0."""

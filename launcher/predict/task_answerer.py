@@ -27,6 +27,7 @@ from launcher.evaluation.modes import standard_modes
 from launcher.evaluation.recorded import recorded_config
 from launcher.predict.answerer import Answered, Asked, answer_options
 from launcher.tasks.answers import AnswerOptions
+from launcher.tasks.image_data import backbone_images
 from launcher.tasks.registry import task_spec
 from launcher.tasks.spec import Task
 from launcher.validation.resume_policy import recorded_classes
@@ -144,12 +145,13 @@ class TaskAnswerer:
 
     def _features(self, inputs: Any, keys: Tensor) -> list[Tensor]:
         """The mean of the last map over its tokens, of each image: (C,) fp32."""
-        if not isinstance(inputs, Tensor) or len(inputs) != len(keys):
+        images = backbone_images(inputs)
+        if images is None or len(images) != len(keys):
             raise ConfigError(
                 f"--features: the inputs of task={self.config.task} are not one image a sample, which the "
                 "backbone takes; leave out --features"
             )
-        features, _ = self.backbone.forward_pooled(inputs, keys, self.call)
+        features, _ = self.backbone.forward_pooled(images, keys, self.call)
         return [row.clone() for row in features.float().cpu()]
 
 

@@ -4,7 +4,7 @@ Legend: B images of H x W pixels.
 """
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,19 @@ from data_shards.stream.transform import Images, LabelledImages, PerhapsLabelled
 from launcher.config.schema import DataConfig, RunConfig
 from launcher.tasks.spec import DataSpec, TaskBase, TaskContext
 from swin_moe.moe.overrides import RoutingOverrides
+
+
+class ViewInputs(NamedTuple):
+    """The inputs of an evaluation that looks at several views of each image."""
+
+    views: tuple[Tensor, ...]  # of (B, 3, H, W) float32 each; the first has the centres without augmentation
+
+
+def backbone_images(inputs: Any) -> Tensor | None:
+    """What the backbone alone takes of the inputs of `Task.predict`: (B, 3, H, W), or None."""
+    if isinstance(inputs, ViewInputs):
+        return inputs.views[0]
+    return inputs if isinstance(inputs, Tensor) else None
 
 
 class ImageTask(TaskBase):

@@ -24,9 +24,13 @@ class NormTask(TaskBase):
 
     def attach(self, engine: Engine, masters: MasterWeights) -> None:
         """Give the batch norms the ranks that hold a group of images."""
+        self.span_ranks(self.model)
+
+    def span_ranks(self, model: nn.Module) -> None:
+        """Give the batch norms of a model, such as a teacher, the ranks that hold a group of images."""
         train = self.config.train
         span_ranks(
-            self.model,
+            model,
             self.mesh,
             micro_batch_size=train.micro_batch_size,
             grad_accum_steps=train.grad_accum_steps(self.mesh.dims.world_size),

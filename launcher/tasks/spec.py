@@ -83,6 +83,7 @@ class TaskContext:
     mesh: Mesh
     device: torch.device
     sharded: bool = False  # ZeRO stage 3 partitions the model while it is built
+    total_steps: int = 0  # optimizer steps of the run; 0 where nothing is trained
     exchange: ExchangeOptions = field(default_factory=ExchangeOptions)
     classes: Sequence[str] | None = None  # the names of the model's classes, if they are known
 

@@ -152,12 +152,15 @@ def build_trainer(
     """
     train, keep, parallel = config.train, config.checkpoint, config.parallel
     spec = task_spec(config.task)
+    steps = partial(steps_in, config=config, num_samples=stream.num_samples)
+    total_steps = steps(train.duration)
     task = spec.build(
         config,
         TaskContext(
             mesh=mesh,
             device=device,
             sharded=parallel.zero_stage == 3,
+            total_steps=total_steps,
             exchange=parallel.expert_exchange,
             classes=trained_classes(
                 config, stream.classes, next((one.classes for one in val.values()), None)
@@ -182,8 +185,6 @@ def build_trainer(
     )
     masters = MasterWeights(engine.deepspeed, ema_momentum(train))
     task.attach(engine, masters)
-    steps = partial(steps_in, config=config, num_samples=stream.num_samples)
-    total_steps = steps(train.duration)
     return Trainer(
         config=config,
         run=run,

@@ -19,6 +19,12 @@ def fill_xavier(values: Tensor, generator: Generator) -> None:
     nn.init.uniform_(values, -bound, bound, generator=generator)
 
 
+def fill_uniform(values: Tensor, generator: Generator) -> None:
+    """Uniform of variance 1 / (3 fan in), which torch gives to a linear layer (LeCun et al. 1998)."""
+    bound = values[0].numel() ** -0.5
+    nn.init.uniform_(values, -bound, bound, generator=generator)
+
+
 def fill_kaiming(values: Tensor, generator: Generator) -> None:
     """Normal of variance 2 / fan out, as torch counts it (He et al. 2015, equation 14)."""
     nn.init.normal_(values, std=(2 / values[:, 0].numel()) ** 0.5, generator=generator)

@@ -142,9 +142,14 @@ class _Counter:
         return Activations(saved=self._saved(), forward=tuple(self.forward), backward=tuple(self.backward))
 
     def _saved(self) -> tuple[tuple[str, int], ...]:
-        """What each part added; the batch, of which the rest goes when the loss is there, comes first."""
-        before = [0, *(live for _, live in self.marks)]
-        grown = {name: live - b for (name, live), b in zip(self.marks, before, strict=False)}
+        """What each part added in all of its passes.
+
+        The batch, of which the rest goes when the loss is there, comes first.
+        """
+        before, grown = 0, dict[str, int]()
+        for name, live in self.marks:
+            grown[name] = grown.get(name, 0) + live - before
+            before = live
         grown[BATCH] += grown.pop("backward")
         return tuple(grown.items())
 

@@ -64,6 +64,8 @@ swinv2_small_patch4_window16_256 swinv2_small_patch4_window8_256 swinv2_tiny_pat
 swinv2_tiny_patch4_window8_256
 """
 ADDED_NAMES = """
+moby__swin_moe_small_8expert_8gpu__img192_window12__300ep moby__swin_tiny__img224_window7__100ep
+moby__swin_tiny__img224_window7__300ep moby__swinv2_tiny__img256_window8__300ep
 moby_linear__swin_tiny__img224_window7 moby_linear__swin_tiny__img224_window7__no_drop_path
 simmim_finetune__swinv2_giant__img224_window14__800ep simmim_finetune__swinv2_huge__img224_window14__800ep
 simmim_pretrain__swinv2_g__img192_window12__20ep simmim_pretrain__swinv2_giant__img192_window12__800ep
@@ -86,6 +88,8 @@ RECIPES = {  # what a name says of the training: epochs, warm-up, peak rate at 5
     r"swin(v2)?_moe\w+_22k": ("90 epochs", "10 epochs", 1.25e-4, 0.1, 3.0, 4096),
     r"swin_\w+_finetune|swinv2_(base|large)\w+_ft": ("30 epochs", "5 epochs", 2e-5, 1e-8, 5.0, 1024),
     r"simmim_pretrain\w+_800ep": ("800 epochs", "10 epochs", 1e-4, 0.05, 5.0, 2048),
+    r"moby__\w+_300ep": ("300 epochs", "5 epochs", 1e-3, 0.05, 5.0, 512),
+    r"moby__\w+_100ep": ("100 epochs", "5 epochs", 1e-3, 0.05, 5.0, 512),
     r"moby_linear\w+": ("100 epochs", "5 epochs", 1.0, 0.0, 5.0, 512),
     r"simmim_finetune\w+": ("100 epochs", "20 epochs", 1.25e-3, 0.05, 5.0, 2048),
     r"simmim_pretrain\w+_20ep": ("20 epochs", "30000 steps", 7.7778e-5, 0.1, 100.0, 9216),

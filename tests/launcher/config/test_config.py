@@ -29,7 +29,7 @@ def test_defaults_are_those_of_the_schema() -> None:
     assert load(BASE) == BASE_CONFIG
 
 
-TASK_SECTIONS = ("detection", "distill", "distill_logits", "segmentation", "simmim", "video")
+TASK_SECTIONS = ("detection", "distill", "distill_logits", "moby", "segmentation", "simmim", "video")
 
 
 def test_every_error_at_once() -> None:

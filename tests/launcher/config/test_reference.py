@@ -15,6 +15,7 @@ SECTIONS = (
     *("data", "model", "optim", "train", "parallel", "parallel.expert_exchange", "checkpoint", "simmim"),
     *("detection", "detection.head"),
     *("distill", "distill.teacher", "distill_logits", "distill_logits.teacher"),
+    *("moby", "moby.colours", "moby.head"),
     *("segmentation", "segmentation.head", "tracking", "tracking.wandb", "tracking.mlflow"),
     "video",
 )
