@@ -9,6 +9,8 @@ from typing import Literal
 
 from parallel.ranges import LARGEST, check_ranges
 from swin_moe.errors import ModelError
+from swin_moe.relation_config import LocalRelationConfig, LRNetConfig
+from swin_moe.relation_rules import relation_errors
 from swin_moe.router_names import ROUTER_NAMES, SOFTMAX_ROUTERS, RouterError, own_router
 from swin_moe.sizes import MOST_SIDE, Size, as_text, check_size, sides, window_sides
 
@@ -183,6 +185,9 @@ class ModelConfig:
     | Swin-MLP | mlp       | (none)        | pre  |
     | Swin-MoE | dot       | log_cpb       | pre  |
 
+    With `attention=local_relation` each token aggregates its neighbours instead of a window, and with
+    `lr_net` the model is a ResNet of such layers (docs/local_relation.md).
+
     The image size decides the windows: a side of a stage's map that is smaller than the window is one window
     along that axis. Forward takes any size. With `window_padding=visible` all windows have `window_size`.
 
@@ -212,7 +217,8 @@ class ModelConfig:
     mlp_ratio: float = 4.0  # hidden channels of an MLP over its channels
     qkv_bias: bool = True  # of the attention's linear layer
     mlp_fc2_bias: bool = True  # of the second layer of an MLP, also of the experts
-    attention: Literal["dot", "cosine", "mlp"] = "dot"  # Swin, SwinV2, Swin-MLP
+    # Swin, SwinV2, Swin-MLP; local_relation: the k x k neighbours of each token, without windows and heads
+    attention: Literal["dot", "cosine", "mlp", "local_relation"] = "dot"
     position_bias: Literal["table", "log_cpb"] = "table"  # Swin; SwinV2 and Swin-MoE
     norm: Literal["pre", "post"] = "pre"  # before (Swin) or after (SwinV2) attention and MLP
     # a LayerNorm on the main branch after every so many blocks of a stage (SwinV2-H, giant and G: 6); 0: none
@@ -224,9 +230,13 @@ class ModelConfig:
     activation_checkpoint_every: int = 0  # blocks whose activations are recomputed at a time; 0: none
     attention_chunk: int = 0  # windows that attend at once, to save memory; 0: all
     moe: MoEConfig | None = None  # experts; null is a dense model
+    local_relation: LocalRelationConfig | None = None  # of attention=local_relation; null: its defaults
+    lr_net: LRNetConfig | None = None  # an LR-Net instead of a Swin; null is a Swin
 
     def __post_init__(self) -> None:
         self._check_ranges()
+        for error in relation_errors(self):
+            raise ModelError(error)
         self._check_stages()
         require(
             self.attention != "cosine" or self.position_bias == "log_cpb",
@@ -308,10 +318,10 @@ class ModelConfig:
         for name in ("num_heads", "pretrained_window_sizes"):
             entries = getattr(self, name)
             require(
-                entries is None or len(entries) == stages,
+                entries is None or len(entries) == stages or not self.has_heads,
                 f"model.{name} has {len(entries or ())} entries, model.depths has {stages}: one a stage each",
             )
-        for stage, heads in enumerate(self.num_heads):
+        for stage, heads in enumerate(self.num_heads if self.has_heads else ()):
             dim = self.stage_dim(stage)
             require(
                 heads >= 1 and dim % heads == 0,
@@ -331,6 +341,16 @@ class ModelConfig:
                     f"model.moe.blocks[{stage}] names block {block}; stage {stage} has blocks "
                     f"0..{self.depths[stage] - 1}",
                 )
+
+    @property
+    def has_heads(self) -> bool:
+        """Whether the mixers have heads, `num_heads`, and windows, `window_size`."""
+        return self.attention != "local_relation"
+
+    @property
+    def relation(self) -> LocalRelationConfig:
+        """How a token aggregates its neighbours, where it does."""
+        return self.local_relation or LocalRelationConfig()
 
     def stage_dim(self, stage: int) -> int:
         """Channels of a stage: they double at each one."""

@@ -53,3 +53,30 @@ class LocalRelationConfig:
         return next(
             channels // m for m in range(min(self.share, channels), channels + 1) if channels % m == 0
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LRNetConfig:
+    """A ResNet with local relations (Hu et al. 2019, table 1; docs/local_relation.md).
+
+    `model.depths` are its bottlenecks, and `model.embed_dim` (256) the channels of the first stage's map.
+    """
+
+    width: int = 100  # channels that the first stage's bottlenecks aggregate; they double at each stage
+    stem_width: int = 64  # channels of the stem
+    norm_group_images: int = 32  # consecutive images over which the batch norms take their statistics
+    norm_frozen: bool = False  # whether the batch norms keep the running statistics that they were given
+
+    def __post_init__(self) -> None:
+        check_ranges(
+            "model.lr_net.",
+            self,
+            error=ModelError,
+            width=(1, WIDEST),
+            stem_width=(1, WIDEST),
+            norm_group_images=(1, 2**20),
+        )
+
+    def stage_width(self, stage: int) -> int:
+        """Channels that the bottlenecks of a stage aggregate."""
+        return self.width * 2**stage

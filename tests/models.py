@@ -1,6 +1,7 @@
 """Small models, layers, weights and run configurations for the tests of every package.
 
     small_swin()                                   two stages of two blocks; maps of 8 x 8 and 4 x 4 tokens
+    small_lr_net()                                 an LR-Net of two stages
     small_swin(**V2, moe=small_moe(top_k=2))       SwinV2 with experts in one block of each stage
     moe_layer(small_moe(), dim=4, hidden=6)        one MoE layer, all experts on this rank
     small_run(small_swin(), micro_batch_size=2)    the configuration of a run that reads no files
@@ -22,6 +23,7 @@ from parallel.experts.placement import ExpertParallel
 from swin_moe.config import ModelConfig, MoEConfig
 from swin_moe.moe.layer import MoELayer
 from swin_moe.random.keyed import SiteCounter
+from swin_moe.relation_config import LocalRelationConfig, LRNetConfig
 
 # what makes a SwinV2 of a Swin
 V2: dict[str, Any] = {"attention": "cosine", "position_bias": "log_cpb", "norm": "post"}
@@ -38,6 +40,21 @@ def small_swin(**changes: Any) -> ModelConfig:
         "depths": (2, 2),
         "num_heads": (2, 4),
         "window_size": 4,
+    }
+    return ModelConfig(**(small | changes))
+
+
+def small_lr_net(**changes: Any) -> ModelConfig:
+    """An LR-Net of two stages: 32 x 32 pixels, windows of 3 x 3 tokens, widths 4 and 8, maps of 8 and 16."""
+    small: dict[str, Any] = {
+        "attention": "local_relation",
+        "image_size": 32,
+        "num_classes": 5,
+        "embed_dim": 8,
+        "depths": (2, 1),
+        "local_relation": LocalRelationConfig(kernel_size=3, share=2, prior_hidden=4),
+        "lr_net": LRNetConfig(width=4, stem_width=4, norm_group_images=2),
+        "drop_path_rate": 0.0,
     }
     return ModelConfig(**(small | changes))
 

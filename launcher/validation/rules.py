@@ -145,7 +145,7 @@ def _window_errors(config: RunConfig) -> list[str]:
     Beyond that the kernel works in chunks, and the sum of the bias gradients of chunks of two sizes fails.
     """
     model, images = config.model, config.train.micro_batch_size
-    if model.attention == "mlp" or model.attention_chunk:
+    if model.attention in ("mlp", "local_relation") or model.attention_chunk:
         return []
     windows = max(
         math.prod(

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from parallel.experts.placement import ExpertParallel, copy_mark
 from swin_moe.backbone.block import SwinBlock
+from swin_moe.backbone.lr_net import LRStem, lr_stage
 from swin_moe.backbone.patch import PatchEmbed
-from swin_moe.backbone.stage import Stage
-from swin_moe.config import ModelConfig
+from swin_moe.backbone.stage import swin_stage
+from swin_moe.config import ModelConfig, require
 from swin_moe.moe.layer import MoEStats
 from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.moe.routers.topk import SigmoidTopKRouter
@@ -58,13 +59,21 @@ class Backbone(nn.Module):
         sites = SiteCounter()
         rates = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").tolist()
         starts = [sum(config.depths[:i]) for i in range(len(config.depths))]
-        self.patch_embed = PatchEmbed(config.patch_sides, config.in_chans, config.embed_dim)
-        self.dropout = Dropout(config.drop_rate, sites.next())
-        self.layers = nn.ModuleList(
-            Stage(config, i, rates[start : start + config.depths[i]], placement, sites)
-            for i, start in enumerate(starts)
+        self.patch_embed = (
+            LRStem(config)
+            if config.lr_net
+            else PatchEmbed(config.patch_sides, config.in_chans, config.embed_dim)
         )
-        self.norm = nn.LayerNorm(self.channels[-1]) if norm else nn.Identity()
+        self.dropout = Dropout(config.drop_rate, sites.next())
+        self.layers = nn.ModuleList()
+        for i, start in enumerate(starts):
+            own = rates[start : start + config.depths[i]]
+            self.layers.append(
+                lr_stage(config, i, own, sites)
+                if config.lr_net
+                else swin_stage(config, i, own, placement, sites)
+            )
+        self.norm = nn.LayerNorm(self.channels[-1]) if norm and not config.lr_net else nn.Identity()
 
     @property
     def channels(self) -> tuple[int, ...]:
@@ -133,6 +142,7 @@ class Backbone(nn.Module):
         Returns:
             (B, h / s, w / s, C of the last stage), and the statistics of every MoE layer.
         """
+        require(self.config.lr_net is None, "an LR-Net (model.lr_net) has no patches that could be masked")
         x = self.patch_embed(images)
         x = torch.where(mask[..., None], mask_token.to(x.dtype), x)
         features = self._run_stages(x, keys, call)

@@ -1,13 +1,14 @@
 """What a model costs: parameters, and FLOPs of one image or clip, counted from the model itself on meta.
 
 The convention is the published one of the Swin family: one multiply-add counts as ONE, and only matrix
-products and convolutions count. The position bias network of SwinV2 is left out: it runs once for a batch of
-any size, and once for all in evaluation. Of an MoE only what serves a token counts, its router and its top_k
-experts: what the model does without capacity limits.
+products, convolutions and the weighted sums of local relations count. The position bias network of SwinV2 is
+left out, and so is the prior of local relations: they run once for a batch of any size. Of an MoE only what
+serves a token counts, its router and its top_k experts: what the model does without capacity limits.
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from swin_moe.backbone.attention import WindowAttention
 from swin_moe.backbone.backbone import Backbone
 from swin_moe.backbone.block import SwinBlock
 from swin_moe.backbone.model import M, SwinTransformer
+from swin_moe.backbone.relation_layer import LocalRelation
 from swin_moe.config import ModelConfig
 from swin_moe.moe.layer import MoELayer
 from swin_moe.moe.routers.base import RoutingRequest
@@ -101,29 +103,38 @@ def count_products(model: nn.Module, run: Callable[[], object]) -> dict[str, int
     """
     for module in list(model.eval().modules()):
         if isinstance(module, WindowAttention):
-            module.position_bias = _KeptBias(module)  # type: ignore[assignment]
+            shape = module.num_heads, *module.position_bias.index.shape
+            module.position_bias = _Constant(*shape)  # type: ignore[assignment]
+        elif isinstance(module, LocalRelation) and module.prior is not None:
+            module.prior = _Constant(*module.prior.shape)  # type: ignore[assignment]
         elif isinstance(module, SwinBlock) and isinstance(module.mlp, MoELayer):
             module.mlp = _ActiveExperts(module.mlp)  # type: ignore[assignment]
     # attention on a CPU is one kernel that the counter does not know; on meta it is two matrix products
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    # weighted sums of local relations are updates in place
+    sums = {torch.ops.aten.addcmul_: _weighted_sum}
+    with torch.no_grad(), FlopCounterMode(display=False, custom_mapping=sums) as counter:
         run()
     # torch counts a multiply-add as two
     return {operator.__name__: flops // 2 for operator, flops in counter.get_flop_counts()["Global"].items()}
 
 
-class _KeptBias(nn.Module):
-    """The position bias as evaluation keeps it: a constant, whatever it was computed by."""
+def _weighted_sum(total: Sequence[int], *operands: Any, **options: Any) -> int:
+    """FLOPs of total += x * y as torch counts them, two a multiply-add."""
+    return 2 * math.prod(total)
 
-    bias: Tensor
 
-    def __init__(self, attention: WindowAttention) -> None:
+class _Constant(nn.Module):
+    """A position bias or a prior as evaluation keeps it: a constant, whatever it was computed by."""
+
+    values: Tensor
+
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        shape = attention.num_heads, *attention.position_bias.index.shape
-        self.register_buffer("bias", torch.empty(shape, device="meta"))
+        self.register_buffer("values", torch.empty(shape, device="meta"))
 
     def forward(self) -> Tensor:
-        """The bias (h, n, n)."""
-        return self.bias
+        """The bias (h, n, n) or the prior (G, k, k)."""
+        return self.values
 
 
 class _ActiveExperts(nn.Module):

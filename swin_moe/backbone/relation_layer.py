@@ -41,6 +41,11 @@ class GeometryPrior(nn.Module):
         offsets = window_offsets(kernel_size).to(torch.get_default_device())
         self.register_buffer("offsets", offsets, persistent=False)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """G, k, k."""
+        return self.fc2.out_features, self.kernel_size, self.kernel_size
+
     def reset_buffers(self) -> None:
         """Compute the coordinates again, after a construction on the meta device."""
         self.offsets.copy_(window_offsets(self.kernel_size))

@@ -16,6 +16,8 @@ from swin_moe.backbone.attention import CosineAttention, SpatialMLP, WindowAtten
 from swin_moe.backbone.block import BlockOptions, SwinBlock, run_mixer
 from swin_moe.backbone.patch import PatchMerging
 from swin_moe.backbone.position_bias import LogCpbBias, PositionBias, TableBias
+from swin_moe.backbone.relation_layer import aggregation
+from swin_moe.backbone.whole_map import MapMixer, WholeMap
 from swin_moe.backbone.window_masks import WindowMasks
 from swin_moe.backbone.windows import WindowGrid
 from swin_moe.config import ModelConfig
@@ -29,44 +31,26 @@ GRAPHS_PER_STAGE = 8  # training and evaluation of a few image sizes and batches
 
 
 class Stage(nn.Module):
-    """Blocks at one resolution, plain and shifted windows in turn; merging halves the map before them.
+    """Blocks at one resolution; merging halves the map before them.
 
     Args:
-        config: of the model.
-        stage: number of the stage.
-        drop_path: rate of each block.
-        placement: where the experts are; needed when the stage has any.
-        sites: numbers for the places that draw random numbers.
+        blocks: called with a map, keys, RoutingOverrides and scales, see `SwinBlock`.
+        merge: what makes their map of that of the stage before.
+        activation_checkpoint_every: blocks whose activations are recomputed at a time; 0: none.
     """
 
     def __init__(
         self,
-        config: ModelConfig,
-        stage: int,
-        drop_path: list[float],
-        placement: ExpertParallel | None,
-        sites: SiteCounter,
+        blocks: Sequence[nn.Module],
+        *,
+        merge: nn.Module | None = None,
+        activation_checkpoint_every: int = 0,
     ) -> None:
         super().__init__()
-        self.activation_checkpoint_every = config.activation_checkpoint_every
+        self.activation_checkpoint_every = activation_checkpoint_every
         self.run_blocks, self.together = run_blocks, 1  # compile_blocks replaces both
-        post_norm = config.norm == "post"
-        self.merge = PatchMerging(config.stage_dim(stage - 1), post_norm=post_norm) if stage else None
-        period = config.extra_norm_period
-        masks = [WindowMasks(_grid(config, stage, shifted=shifted)) for shifted in (False, True)]
-        self.blocks = nn.ModuleList()
-        for i in range(config.depths[stage]):
-            options = BlockOptions(
-                dim=config.stage_dim(stage),
-                masks=masks[i % 2],
-                resolution=config.stage_resolution(stage),
-                post_norm=post_norm,
-                main_norm=period > 0 and (i + 1) % period == 0,
-                drop_path=drop_path[i],
-                dropout=config.drop_rate,
-            )
-            ffn = _ffn(config, stage, i, placement, sites)
-            self.blocks.append(SwinBlock(options, _mixer(config, stage), ffn, sites=sites))
+        self.merge = merge
+        self.blocks = nn.ModuleList(blocks)
 
     def forward(
         self, x: Tensor, keys: Tensor, call: RoutingOverrides | None = None, scales: Tensor | None = None
@@ -129,6 +113,42 @@ class Stage(nn.Module):
             start = stop
 
 
+def swin_stage(
+    config: ModelConfig,
+    stage: int,
+    drop_path: list[float],
+    placement: ExpertParallel | None,
+    sites: SiteCounter,
+) -> Stage:
+    """The blocks of a Swin, plain and shifted windows in turn.
+
+    Args:
+        config: of the model.
+        stage: number of the stage.
+        drop_path: rate of each block.
+        placement: where the experts are; needed when the stage has any.
+        sites: numbers for the places that draw random numbers.
+    """
+    post_norm = config.norm == "post"
+    period = config.extra_norm_period
+    masks = [WindowMasks(_grid(config, stage, shifted=shifted)) for shifted in (False, True)]
+    blocks = []
+    for i in range(config.depths[stage]):
+        options = BlockOptions(
+            dim=config.stage_dim(stage),
+            masks=masks[i % 2],
+            resolution=config.stage_resolution(stage),
+            post_norm=post_norm,
+            main_norm=period > 0 and (i + 1) % period == 0,
+            drop_path=drop_path[i],
+            dropout=config.drop_rate,
+        )
+        ffn = _ffn(config, stage, i, placement, sites)
+        blocks.append(SwinBlock(options, _mixer(config, stage), ffn, sites=sites))
+    merge = PatchMerging(config.stage_dim(stage - 1), post_norm=post_norm) if stage else None
+    return Stage(blocks, merge=merge, activation_checkpoint_every=config.activation_checkpoint_every)
+
+
 def run_blocks(
     blocks: Sequence[nn.Module],
     x: Tensor,
@@ -180,11 +200,13 @@ def _own_graphs(stages: int) -> dict[str, Any]:
 
 
 def _has_experts(block: nn.Module) -> bool:
-    return isinstance(block.mlp, MoELayer)
+    return isinstance(block, SwinBlock) and isinstance(block.mlp, MoELayer)
 
 
 def _grid(config: ModelConfig, stage: int, *, shifted: bool) -> WindowGrid:
     """How the plain or the shifted blocks of a stage cut their map."""
+    if config.attention == "local_relation":
+        return WholeMap()
     return WindowGrid(
         window=config.stage_window(stage),
         shifted=shifted,
@@ -207,8 +229,11 @@ def _ffn(
 
 
 def _mixer(config: ModelConfig, stage: int) -> nn.Module:
-    """What mixes the tokens of a stage's windows."""
-    dim, heads, window = config.stage_dim(stage), config.num_heads[stage], config.stage_window(stage)
+    """What mixes the tokens of a stage's windows, or of its map."""
+    dim = config.stage_dim(stage)
+    if config.attention == "local_relation":
+        return MapMixer(aggregation(dim, config.relation))
+    heads, window = config.num_heads[stage], config.stage_window(stage)
     if config.attention == "mlp":
         return SpatialMLP(dim, heads, window)
     bias: PositionBias

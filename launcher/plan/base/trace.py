@@ -146,6 +146,8 @@ def _ops(name: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], args: A
         return []
     kind = KINDS.get(name, "copy")
     real, other = _moved([*inputs, *outputs])
+    if name == "addcmul_":  # the weighted sums of local relations, a pass over memory that multiplies
+        return [TracedOp(kind, 1, outputs[0].numel(), 1, 1, real, other)]
     if kind == "copy" and real == 0:
         kind = "integer"
     return [TracedOp(kind, elements=real, other_bytes=other)]

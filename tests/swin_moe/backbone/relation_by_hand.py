@@ -30,8 +30,7 @@ def relation_by_hand(
     scale: float = 1.0,
 ) -> Tensor:
     """As `local_relation`: (B, C, h, w) float64, without a gradient."""
-    query, key, value, prior = (None if x is None else x.detach() for x in (query, key, value, prior))
-    assert value is not None
+    query, key, prior = (None if x is None else x.detach() for x in (query, key, prior))
     n, side = neighbourhood, neighbourhood.kernel_size
     depth = 0 if key is None else key.shape[1] // groups
     images, channels, height, width = value.shape
@@ -59,7 +58,7 @@ def relation_by_hand(
                     size = channels // groups
                     for c in range(group * size, (group + 1) * size):
                         result[image, c, row, column] = sum(
-                            float(weight) * float(value[image, c, *place])
+                            float(weight) * float(value.detach()[image, c, *place])
                             for weight, place in zip(weights, places, strict=True)
                             if place is not None
                         )
