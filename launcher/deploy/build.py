@@ -36,6 +36,7 @@ from launcher.deploy.targets.registry import TARGETS
 from launcher.deploy.verify import Report, in_new_process
 from launcher.evaluation.loaded import LoadedModel, exact_logits
 from parallel.versions import version_of, version_record
+from swin_moe.config import ModelConfig
 
 PACKAGES = ("swin-moe", "torch", "safetensors", "onnx", "onnxscript", "onnxruntime")
 Say = Callable[[str], None]
@@ -97,13 +98,23 @@ def _prepare(request: Request) -> tuple[Subject, Split | None, Split]:
     config = loaded.model.config
     products = options.products or default_products(config, options.precision, device, options.target)
     options = replace(options, products=products)
-    if reason := target.refusal(options, config):
+    if reason := _refusal(options, config) or target.refusal(options, config):
         raise ArtifactError(reason)
     frozen = freeze(loaded.model, options.precision, device, products)
     judged, drawn, calibration = _splits(request, target, loaded)
     images = calibration.draw(options.calibration_images, options.seed + 1) if calibration else None
     subject = Subject(loaded=loaded, frozen=frozen, options=options, calibration=images)
     return subject, judged, drawn
+
+
+def _refusal(options: DeployOptions, model: ModelConfig) -> str | None:
+    """Why a model cannot become a program of any compiler."""
+    if model.attention != "local_relation" or options.target == "safetensors":
+        return None
+    return (
+        f"--target {options.target} has no local relations (model.attention=local_relation); --target "
+        "safetensors runs them"
+    )
 
 
 def _write(request: Request, subject: Subject, truth: Golden, folder: Path) -> Card:

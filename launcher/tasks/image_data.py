@@ -15,7 +15,8 @@ from data_shards.image.geometry import EvalTransform, TrainTransform
 from data_shards.stream.batch import Batch
 from data_shards.stream.transform import Images, LabelledImages, PerhapsLabelledImages
 from launcher.config.schema import DataConfig, RunConfig
-from launcher.tasks.spec import DataSpec, TaskBase, TaskContext
+from launcher.tasks.norm_task import NormTask
+from launcher.tasks.spec import DataSpec, TaskContext
 from swin_moe.moe.overrides import RoutingOverrides
 
 
@@ -32,7 +33,7 @@ def backbone_images(inputs: Any) -> Tensor | None:
     return inputs if isinstance(inputs, Tensor) else None
 
 
-class ImageTask(TaskBase):
+class ImageTask(NormTask):
     """A task whose model is evaluated on images, normalized and nothing else.
 
     Args:
@@ -41,7 +42,8 @@ class ImageTask(TaskBase):
     """
 
     def __init__(self, config: RunConfig, context: TaskContext) -> None:
-        self.config, self.device = config, context.device
+        super().__init__(config, context.mesh)
+        self.device = context.device
 
     def eval_inputs(self, batch: Batch) -> Tensor:
         """Images (B, 3, H, W) float32."""

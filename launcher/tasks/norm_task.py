@@ -1,4 +1,4 @@
-"""Tasks whose heads have batch norms over groups of images (`swin_moe/backbone/group_batch_norm.py`)."""
+"""Tasks whose models may have batch norms over groups of images (`swin_moe/backbone/group_batch_norm.py`)."""
 
 from torch import nn
 
@@ -11,16 +11,20 @@ from swin_moe.backbone.group_batch_norm import span_ranks, update_running_statis
 
 
 class NormTask(TaskBase):
-    """Gives the batch norms their ranks, and moves their running statistics.
+    """Gives the batch norms their ranks, and moves their running statistics. A model may have none.
 
     Args:
         config: of the run.
         mesh: of the ranks.
-        model: with the batch norms.
+        model: with the batch norms; None: the class that derives from this one sets it.
     """
 
-    def __init__(self, config: RunConfig, mesh: Mesh, model: nn.Module) -> None:
-        self.config, self.mesh, self.model = config, mesh, model
+    model: nn.Module
+
+    def __init__(self, config: RunConfig, mesh: Mesh, model: nn.Module | None = None) -> None:
+        self.config, self.mesh = config, mesh
+        if model is not None:
+            self.model = model
 
     def attach(self, engine: Engine, masters: MasterWeights) -> None:
         """Give the batch norms the ranks that hold a group of images."""

@@ -16,6 +16,8 @@ ALIGNED = 8  # elements: 16 bytes in half precision
 POSITIONS = (  # parts of names of position biases, of scales of attention and of routers
     "relative_position_bias_table",
     "cpb_mlp",
+    "relation.prior.fc",
+    "layer.prior.fc",
     "logit_scale",
     "absolute_pos_embed",
     "cosine_projector",

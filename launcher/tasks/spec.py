@@ -292,6 +292,7 @@ class TaskSpec:
     # likewise, of pixels or objects: checkpoints record the names of the classes, and answers show them
     has_parts: bool = False
     sees: Literal["images", "clips"] = "images"  # clips: it needs `model.frames` above 0, others refuse it
+    takes_lr_net: bool = False  # its model may have an LR-Net for a backbone (model.lr_net)
     is_classifier: bool = False  # its model is a SwinTransformer, which `deploy` can run
     predicting: Predicting | None = None  # without it `predict` refuses the task
     # of a model: what pretrained weights are loaded into, a module with the backbone in it and heads whose

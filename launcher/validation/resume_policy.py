@@ -33,13 +33,15 @@ FIXED = """
     model.num_heads model.window_size model.frames model.patch_frames model.window_frames
     model.window_padding model.pretrained_window_sizes model.mlp_ratio
     model.qkv_bias model.mlp_fc2_bias model.attention model.position_bias model.norm
-    model.extra_norm_period model.moe model.moe.blocks model.moe.num_experts model.moe.top_k model.moe.router
+    model.extra_norm_period model.local_relation model.lr_net
+    model.moe model.moe.blocks model.moe.num_experts model.moe.top_k model.moe.router
     model.moe.batch_prioritized model.moe.normalize_gates model.moe.compat model.moe.slots_per_expert
     model.moe.expert_activation model.moe.shared_expert
 """
 TRAINING = """
     optim
     model.drop_rate model.head_dropout model.drop_path_rate
+    model.lr_net.norm_group_images model.lr_net.norm_frozen
     model.moe.capacity_factor model.moe.eval_capacity_factor model.moe.routing_group_images
     model.moe.gate_noise model.moe.balance_loss model.moe.load_balance_weight model.moe.z_loss_weight
     model.moe.bias_update_rate model.moe.expert_dropout

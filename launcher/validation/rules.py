@@ -9,6 +9,7 @@ from launcher.config.schema import ParallelConfig, RunConfig
 from launcher.tasks.registry import task_spec
 from launcher.validation.data_rules import data_errors
 from launcher.validation.elastic import replan
+from launcher.validation.lr_net_rules import lr_net_layout_errors
 from launcher.validation.place_rules import has_begun, machine_errors, place_errors
 from launcher.validation.run_rules import run_errors
 from parallel.experts.options import ExchangeOptions
@@ -78,6 +79,7 @@ def rule_errors(config: RunConfig, world_size: int | None, nodes: Sequence[int] 
     return [
         *_batch_errors(config, world_size),
         *(task_spec(config.task).check_layout(config, world_size) if world_size is not None else ()),
+        *(lr_net_layout_errors(config, world_size) if world_size is not None else ()),
         *_profile_errors(config, world_size),
         *_window_errors(config),
         *layout,

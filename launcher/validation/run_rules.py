@@ -9,6 +9,7 @@ from launcher.metrics.trackers.registry import tracking_errors
 from launcher.tasks.param_groups import freeze
 from launcher.tasks.registry import model_on_meta, task_spec
 from launcher.validation.capacity_rules import capacity_errors
+from launcher.validation.lr_net_rules import lr_net_errors
 from parallel.zero.options import check_with_deepspeed
 
 CHANNELS = 3  # of every image that the data pipeline decodes
@@ -21,7 +22,8 @@ def run_errors(config: RunConfig, num_samples: int | None = None) -> list[str]:
         config: valid option by option.
         num_samples: images an epoch; None where that is not known.
     """
-    errors = [*_task_errors(config), *capacity_errors(config.model), *_freeze_errors(config)]
+    errors = [*_task_errors(config), *lr_net_errors(config), *capacity_errors(config.model)]
+    errors += _freeze_errors(config)
     errors += _evaluation_errors(config)
     errors += _duration_errors(config) or [
         *_rate_errors(config),

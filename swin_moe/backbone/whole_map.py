@@ -21,7 +21,7 @@ class WholeMap(WindowGrid):
         """The map (B, H, W, C)."""
         return x
 
-    def join(self, windows: Tensor, height: int, width: int) -> Tensor:
+    def join(self, windows: Tensor, *sides: int) -> Tensor:
         """The map (B, H, W, C)."""
         return windows
 

@@ -25,7 +25,8 @@ from swin_moe.weights.files import Content, read_config
 from swin_moe.weights.parts import DENSE_HEADS
 from swin_moe.yaml_files import parse_yaml
 
-FIRST = "layers.0.blocks.0.attention."  # what a backbone has under our names alone
+# what a backbone has under our names alone: a Swin, or an LR-Net
+FIRST = "layers.0.blocks.0.attention.", "layers.0.blocks.0.relation."
 MISSING = {  # what a checkpoint without a kind of weights lacks
     MASTER: "weights",
     EMA: "moving average of the weights: its run was trained without train.ema_decay",
@@ -92,7 +93,9 @@ def prefix_of(names: Iterable[str]) -> str | None:
 
     None where the names are not ours.
     """
-    return next((name.partition(FIRST)[0] for name in names if f".{FIRST}" in f".{name}"), None)
+    return next(
+        (name.partition(first)[0] for name in names for first in FIRST if f".{first}" in f".{name}"), None
+    )
 
 
 def convert(

@@ -27,6 +27,7 @@ from parallel.experts.options import ExchangeOptions
 from parallel.experts.placement import experts_of
 from parallel.ranks.dims import ParallelDims
 from parallel.zero.dtypes import DTYPES
+from swin_moe.backbone.group_batch_norm import in_one_group
 from swin_moe.config import ModelConfig
 from swin_moe.random.keyed import sample_keys
 
@@ -162,6 +163,7 @@ class _Counter:
         if self.spec.device == "cpu":  # they are on the host already: see estimate.py
             for tensor in members.values():
                 self.tracker.ignore(tensor)
+        in_one_group(self.model, samples)  # batch norms take what one rank holds for a group
         inputs = planning.inputs(config, members)
         del members
         self._mark(BATCH)

@@ -15,7 +15,9 @@ from launcher.tasks.spec import HeadPart
 from parallel.experts.placement import ExpertParallel, ExpertSlice
 from swin_moe.backbone.backbone import Backbone
 from swin_moe.backbone.block import SwinBlock
+from swin_moe.backbone.group_batch_norm import in_one_group
 from swin_moe.backbone.model import SwinTransformer
+from swin_moe.backbone.relation_layer import LocalRelation
 from swin_moe.config import ModelConfig
 from swin_moe.moe.dispatch import DispatchPlan, SoftDispatchPlan, make_plan
 from swin_moe.moe.experts import ExpertMLP
@@ -53,7 +55,15 @@ class Experts:
 def patches(swin: Backbone) -> TracedPart:
     """Patch embedding."""
     shape = swin.config.in_chans, *swin.config.input_sides
-    traced = trace(swin.patch_embed, lambda b: swin.patch_embed(torch.empty(b, *shape)))
+
+    _take_priors(swin.patch_embed)
+
+    def run(batch: int) -> Tensor:
+        in_one_group(swin.patch_embed, batch)  # an LR-Net's stem has batch norms
+        tokens: Tensor = swin.patch_embed(torch.empty(batch, *shape))
+        return tokens
+
+    traced = trace(swin.patch_embed, run)
     return TracedPart("patches", "patches", traced, 1, False)
 
 
@@ -67,6 +77,8 @@ def stage_parts(swin: Backbone, number: int) -> list[TracedPart]:
         parts.append(
             TracedPart(name, "merging", trace(merge, lambda b: merge(_map(swin, number - 1, b))), 1, False)
         )
+    if swin.config.lr_net is not None:
+        return _bottlenecks(swin, number)
     kinds: dict[tuple[object, ...], list[SwinBlock]] = {}
     for block in stage.blocks:  # type: ignore[union-attr]
         assert isinstance(block, SwinBlock)
@@ -82,6 +94,44 @@ def stage_parts(swin: Backbone, number: int) -> list[TracedPart]:
         traces = _block(swin, number, blocks[0])
         parts += [TracedPart(name, kind, of, len(blocks), True) for kind, of in traces.items()]
     return parts
+
+
+def _bottlenecks(swin: Backbone, number: int) -> list[TracedPart]:
+    """The blocks of a stage of an LR-Net: the first one, and the others, which are alike."""
+    lr_net, blocks = swin.config.lr_net, list(swin.layers[number].blocks)  # type: ignore[arg-type]
+    assert lr_net is not None
+
+    def first(batch: int) -> Tensor:
+        stem = torch.empty(batch, *swin.config.stage_resolution(0), lr_net.stem_width, requires_grad=True)
+        return _bottleneck(blocks[0], _map(swin, number - 1, batch) if number else stem)
+
+    def other(batch: int) -> Tensor:
+        return _bottleneck(blocks[-1], _map(swin, number, batch))
+
+    name, others = f"stage {number}", len(blocks) - 1
+    parts = [TracedPart(name, BIAS, prior, len(blocks), True) for prior in _take_priors(blocks[0])]
+    parts.append(TracedPart(name, "first bottleneck", trace(blocks[0], first), 1, True))
+    if others:
+        _take_priors(blocks[-1])
+        parts.append(TracedPart(name, "bottlenecks", trace(blocks[-1], other), others, True))
+    return parts
+
+
+def _take_priors(piece: nn.Module) -> list[Trace]:
+    """The priors of the local relations of a piece; constants take their places."""
+    traces = []
+    for layer in [one for one in piece.modules() if isinstance(one, LocalRelation)]:
+        if (prior := layer.prior) is not None:
+            traces.append(trace(prior, lambda b, prior=prior: prior()))  # type: ignore[misc]
+            layer.prior = _Given(prior())  # type: ignore[assignment]
+    return traces
+
+
+def _bottleneck(block: nn.Module, x: Tensor) -> Tensor:
+    """The result of a block, whose batch norms take all images for a group."""
+    in_one_group(block, len(x))
+    y: Tensor = block(x, torch.empty(len(x), dtype=torch.int64))[0]
+    return y
 
 
 def _block(swin: Backbone, number: int, block: SwinBlock) -> dict[str, Trace]:
@@ -108,6 +158,8 @@ def _block(swin: Backbone, number: int, block: SwinBlock) -> dict[str, Trace]:
         if swin.training:  # evaluation keeps it
             traces[BIAS] = trace(bias, lambda b: bias())
         mixer.position_bias = _Given(bias())
+    for prior in _take_priors(block):
+        traces[BIAS] = prior
     block.mlp = _Same()  # type: ignore[assignment]
     if block.options.masks.by_pattern:  # made at the first call, and kept
         block.options.masks.mask(swin.config.stage_resolution(number), torch.empty(0).device)
@@ -212,7 +264,7 @@ def _map(swin: Backbone, number: int, batch: int) -> Tensor:
 
 
 class _Given(nn.Module):
-    """A position bias that was computed before."""
+    """A position bias, or a prior of local relations, that was computed before."""
 
     def __init__(self, bias: Tensor) -> None:
         super().__init__()

@@ -28,6 +28,7 @@ from launcher.plan.time.traced_parts import (
 from parallel.experts.placement import experts_of
 from swin_moe.backbone.block import SwinBlock
 from swin_moe.backbone.flops import build_on_meta
+from swin_moe.backbone.lr_net import Bottleneck
 from swin_moe.config import ModelConfig
 from swin_moe.moe.capacity import capacity
 
@@ -77,7 +78,9 @@ def describe(
         dense_parameters=sum(dense),
         dense_tensors=sum(size > PERSISTENT for size in dense),
         modules=called_modules(on_meta),
-        block_modules=sum(called_modules(one) for one in on_meta.modules() if isinstance(one, SwinBlock)),
+        block_modules=sum(
+            called_modules(one) for one in on_meta.modules() if isinstance(one, SwinBlock | Bottleneck)
+        ),
     )
 
 

@@ -23,6 +23,7 @@ SPEC = TaskSpec(
     ),
     has_classes=True,
     is_classifier=True,
+    takes_lr_net=True,
     predicting=Predicting(
         data=deferred(f"{IMAGES}:eval_images"),
         columns=deferred(f"{ANSWERS}:columns"),

@@ -130,6 +130,7 @@ SPEC = TaskSpec(
     train_data=deferred(f"{HERE}.data:train_data"),
     eval_data=deferred(f"{HERE}.data:eval_data"),
     has_parts=True,
+    takes_lr_net=True,
     check=_check,
     check_layout=_check_layout,
     check_data=part_class_errors,

@@ -123,6 +123,7 @@ SPEC = TaskSpec(
     check_data=part_class_errors,
     counted=deferred(f"{HERE}.cost:counted"),
     has_parts=True,
+    takes_lr_net=True,
     on_change={**dict.fromkeys(TRAINING, "training"), **dict.fromkeys(FREE, "free")},
     planning=Planning(
         members=deferred(f"{HERE}.shapes:members"),

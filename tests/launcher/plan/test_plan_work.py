@@ -15,6 +15,7 @@ from launcher.plan.time.workload import expert_ops, expert_rows, flops_by_part
 from parallel.experts.placement import ExchangeOptions
 from swin_moe.backbone.flops import cost
 from tests.launcher.plan.tiny_runs import MOE, TINY, run_of, work_of
+from tests.models import small_lr_net
 
 
 def collectives(config: RunConfig, nodes: list[int]) -> dict[str, Collective]:
@@ -57,6 +58,8 @@ MODELS = {
     "cosine router, two of SwiGLU experts, a shared one": replace(
         TINY, moe=replace(MOE, router="cosine", top_k=2, expert_activation="swiglu", shared_expert=True)
     ),
+    "local relation": replace(TINY, attention="local_relation", local_relation=small_lr_net().relation),
+    "LR-Net": small_lr_net(),
     "soft": replace(TINY, moe=replace(MOE, router="soft", slots_per_expert=2)),
     "experts on wide maps": replace(TINY, image_size=(16, 40)),  # 4 x 10 and 2 x 5
     "clips": replace(TINY, frames=6, window_frames=2, window_padding="fitted", head_dropout=0.5),
