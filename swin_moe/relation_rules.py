@@ -14,6 +14,7 @@ NO_WINDOWS = {  # options of windows and heads, at the only value that local rel
     "qkv_bias": True,
     "position_bias": "table",
     "attention_chunk": 0,
+    "frames": 0,
 }
 NO_TOKENS = {  # options of the blocks of a Swin, at the only value that an LR-Net has
     "patch_size": 4,

@@ -48,7 +48,7 @@ def heads(config: RunConfig, swin: Backbone) -> Sequence[HeadPart]:
         distiller = Distiller(config.model, options, spec.width, spec.grid)
     stage, projector = (
         distiller.stage,
-        distiller.projector.to_empty(device=swin.patch_embed.proj.weight.device),
+        distiller.projector.to_empty(device=next(swin.parameters()).device),
     )
 
     def run(maps: list[Tensor]) -> Tensor:

@@ -90,8 +90,8 @@ def test_every_layout_trains_alike(
     alone: Path, shards: Path, tmp_path: Path, ranks: int, stage: int, micro: int
 ) -> None:
     """Losses within 1e-5, gradients of the second step within 1e-4, running statistics alike."""
-    more = f"parallel.zero_stage={stage}", f"train.micro_batch_size={micro}"
-    more += () if alone.name == "lr_net" else (f"parallel.ep_size={ranks}",)
+    more = [f"parallel.zero_stage={stage}", f"train.micro_batch_size={micro}"]
+    more += [] if alone.name == "lr_net" else [f"parallel.ep_size={ranks}"]
     outcomes = run_on_ranks(command, ranks, *line(alone.name, shards, tmp_path / "run", *more))
     assert [outcome.code for outcome in outcomes] == [0] * ranks, outcomes[0].err
     for record, other in zip(steps(tmp_path / "run"), steps(alone), strict=True):
@@ -140,14 +140,14 @@ def test_evaluation_and_weights_go_round(alone: Path, tmp_path: Path) -> None:
     assert found["modes"][0]["top1"] == evaluations(alone)[-1]["eval_top1"]
     assert "5-NN top-1" in features.out
     out = tmp_path / "model.safetensors"
-    exported = run_alone("export", str(alone), "--to", "safetensors", "--out", str(out))
+    exported = run_alone("export", str(alone), str(out))
     assert out.is_file(), exported.err
     model, trained = load(str(out)).model, load(str(alone)).model
     for name, tensor in trained.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
     x = torch.randn(2, 3, 32, 32)
     assert torch.equal(model(x).logits, trained(x).logits)
-    refused = run_on_ranks(command, 1, "export", str(alone), "--to", "timm", "--out", str(tmp_path / "t"))[0]
+    refused = run_on_ranks(command, 1, "export", str(alone), str(tmp_path / "t"), "--to", "timm")[0]
     assert refused.code == 2
     assert "--to timm is for swin, swinv2" in refused.err
 
