@@ -62,7 +62,9 @@ def test_the_default_of_each_option_is_what_a_configuration_without_it_has() -> 
         for n, d in given.items()
         if d != "required"
         and not n.startswith(("model.moe.", "data.augment.", "data.train.NAME."))
-        and not n.startswith(("train.early_stop.", "train.profile."))
+        and not n.startswith(
+            ("train.early_stop.", "train.profile.", "model.local_relation.", "model.lr_net.")
+        )
     ]
     own = ["run_dir=a", "data={train: b, val: c}", "model={}"]
     Path("empty.yaml").write_text("{run_dir: a, data: {train: b, val: c}, model: {}}")
