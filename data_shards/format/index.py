@@ -16,7 +16,13 @@ from typing import Any
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.format.fields import IMAGE_AND_LABEL, IMAGE_AND_OBJECTS, Field, check_fields
+from data_shards.format.fields import (
+    IMAGE_AND_LABEL,
+    IMAGE_AND_OBJECTS,
+    VIDEO_AND_LABEL,
+    Field,
+    check_fields,
+)
 from data_shards.format.records import record_of
 from parallel.durable import atomic_write
 
@@ -29,6 +35,10 @@ KNOWN = {  # of data sets by the name of their directory: the options that pack 
     "fashion-scenes": "--source fashion-scenes",
     "ade20k": "--source ade20k --directory ADEChallengeData2016",
     "coco": "--source coco --directory COCO",
+    "moving-fashion": "--source moving-fashion",
+    "kinetics400": "--source kinetics --directory kinetics400",
+    "kinetics600": "--source kinetics --directory kinetics600",
+    "something-something-v2": "--source something-something --directory something-something-v2",
 }
 
 
@@ -245,6 +255,7 @@ def pack_command(split: Path, wanted: tuple[Field, ...]) -> str:
     by_members: dict[tuple[Field, ...], str] = {
         IMAGE_AND_LABEL: "--source folder --directory IMAGES",
         IMAGE_AND_OBJECTS: KNOWN["coco"],
+        VIDEO_AND_LABEL: "--source kinetics --directory VIDEOS",
     }
     options = KNOWN.get(out.name) or by_members.get(wanted)
     if options is None:

@@ -28,7 +28,7 @@ from data_shards.video.container import (
 from data_shards.video.decode import turned
 from data_shards.video.facts import VideoFacts, facts_of, read_facts
 from data_shards.video.library import pyav
-from data_shards.video.write import Writer, copy_packets
+from data_shards.video.write import Writer, check_encoder, copy_packets
 
 CHECKS = ("decode", "header", "none")
 IN_MP4 = ("h264", "hevc", "vp9", "av1")  # codecs whose packets an MP4 takes as they are
@@ -78,6 +78,13 @@ class PreparedVideo:
     def members(self) -> dict[str, Any]:
         """The members of a sample but its label."""
         return {"video": self, **self.facts.members()}
+
+
+def check_tools(recipe: VideoRecipe) -> None:
+    """DataError where PyAV, or the encoder that the recipe needs, is not installed."""
+    pyav()
+    if recipe.short_side:
+        check_encoder()
 
 
 def prepare_video(body: bytes, recipe: VideoRecipe) -> PreparedVideo:

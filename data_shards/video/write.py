@@ -11,11 +11,22 @@ from fractions import Fraction
 from io import BytesIO
 from typing import Any
 
+import numpy as np
+
 from data_shards.errors import DataError
+from data_shards.video.complete import HEADER
 from data_shards.video.library import pyav
 
 ENCODER = "libx264"
 BIT_EXACT = {"fflags": "+bitexact"}  # no version of FFmpeg and no time in the file
+
+
+def check_encoder() -> None:
+    """DataError where PyAV comes without x264."""
+    try:
+        pyav().codec.Codec(ENCODER, "w")
+    except Exception as error:
+        raise DataError(f"this PyAV has no {ENCODER} ({error}); install its wheel: pip install av") from error
 
 
 class Writer:
@@ -32,15 +43,10 @@ class Writer:
     def __init__(
         self, height: int, width: int, *, unit: Fraction, key_distance: int, options: Mapping[str, str]
     ) -> None:
-        av = pyav()
+        check_encoder()
         self._file = BytesIO()
-        self._container = av.open(self._file, "w", format="mp4", options=BIT_EXACT)
-        try:
-            self._stream = self._container.add_stream(ENCODER)
-        except Exception as error:
-            raise DataError(
-                f"this PyAV has no {ENCODER} ({error}); install its wheel: pip install av"
-            ) from error
+        self._container = pyav().open(self._file, "w", format="mp4", options=BIT_EXACT)
+        self._stream = self._container.add_stream(ENCODER)
         self._stream.height, self._stream.width, self._stream.pix_fmt = height, width, "yuv420p"
         context = self._stream.codec_context
         context.thread_count, context.gop_size, context.time_base = 1, key_distance, unit
@@ -69,3 +75,28 @@ def copy_packets(stream: Any, packets: Iterable[Any]) -> bytes:
             packet.stream = copied
             container.mux(packet)
     return file.getvalue()
+
+
+def i420(pixels: np.ndarray) -> np.ndarray:
+    """(H, W, 3) uint8 RGB as the planes Y, U, V of 4:2:0, H and W even: (3 H / 2, W) uint8.
+
+    The colours of ITU-R BT.601 in 16 ... 235, in integers, so that every processor has the same; U and V are
+    the mean of four pixels.
+    """
+    planes = pixels.transpose(2, 0, 1).astype(np.int32)  # (3, H, W)
+    red, green, blue = planes
+    luma = 16 + ((66 * red + 129 * green + 25 * blue + 128) >> 8)
+    rows = planes[:, ::2] + planes[:, 1::2]
+    red, green, blue = rows[..., ::2] + rows[..., 1::2]  # four times the mean
+    chroma_blue = 128 + ((-38 * red - 74 * green + 112 * blue + 512) >> 10)
+    chroma_red = 128 + ((112 * red - 94 * green - 18 * blue + 512) >> 10)
+    flat = np.concatenate([plane.ravel() for plane in (luma, chroma_blue, chroma_red)])
+    return flat.reshape(-1, pixels.shape[1]).astype(np.uint8)
+
+
+def padded_mp4(body: bytes, size: int) -> bytes | None:
+    """An MP4 of `size` bytes by a box of zeros at its end, which readers skip; None if it has no place."""
+    spare = size - len(body)
+    if spare < HEADER:
+        return None
+    return body + spare.to_bytes(4, "big") + b"free" + bytes(spare - HEADER)

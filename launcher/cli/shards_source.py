@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +15,34 @@ from data_shards.pack.sources.coco import MIN_SIDE
 from data_shards.pack.sources.fashion_canvas import CanvasOptions
 from data_shards.pack.sources.fashion_mnist import PACKAGE, TIMEOUT_S, is_present
 from data_shards.pack.sources.fashion_scenes import SceneOptions
+from data_shards.pack.sources.kinetics import DEFAULT as KINETICS
+from data_shards.pack.sources.moving_fashion import MotionOptions
 from data_shards.pack.sources.registry import SOURCES, Source, call_source
-from launcher.cli.parsers.shards_source import CANVAS, SCENES, SYNTHETIC
+from data_shards.pack.sources.something_something import DEFAULT as SOMETHING
+from data_shards.video.prepare import VideoRecipe
+from launcher.cli.parsers.shards_source import CANVAS, MOTION, SCENES, SYNTHETIC
 from launcher.cli.shards_members import folders
 from swin_moe.text_files import read_text
 
 logger = logging.getLogger(__name__)
 
-OF_FASHION = ("fashion-mnist", "fashion-canvas", "fashion-scenes")
+OF_FASHION = ("fashion-mnist", "fashion-canvas", "fashion-scenes", "moving-fashion")
 OF_CLASSES = ("folder", "imagenet", "imagenet-zip", "imagenet22k")
+OF_VIDEOS: Mapping[str, VideoRecipe] = {"kinetics": KINETICS, "something-something": SOMETHING}
+VIDEO = {"side": "short_side", "key_distance": "key_distance", "crf": "crf"}  # of --video-NAME: the field
 ONLY_FOR: Mapping[str, tuple[str, ...]] = {  # the sources that an option is for, where it is not for all
     "directory": tuple(name for name in SOURCES if name != "synthetic"),
     "allow_empty": OF_CLASSES,
     "as_split": ("folder",),
     "member": ("members",),
-    "classes": ("ade20k", "coco", "members"),
+    "classes": ("ade20k", "coco", "kinetics", "members"),
     "coco_min_side": ("coco",),
     "coco_keep_empty": ("coco",),
     **{f"synthetic_{name}": ("synthetic",) for name in SYNTHETIC},
     **{f"canvas_{name}": ("fashion-canvas",) for name in CANVAS},
     **{f"scenes_{name}": ("fashion-scenes",) for name in SCENES},
+    **{f"motion_{name}": ("moving-fashion",) for name in MOTION},
+    **{f"video_{name}": tuple(OF_VIDEOS) for name in VIDEO},
 }
 
 
@@ -89,15 +98,24 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         scenes = _given(args, "scenes", SCENES)
         options |= {"num_train": scenes["train"], "num_val": scenes["val"]}
         options["options"] = SceneOptions(sides=scenes["size"], items=scenes["items"])
-    if args.source in ("synthetic", "fashion-canvas", "fashion-scenes"):
+    if args.source == "moving-fashion":
+        motion = _given(args, "motion", MOTION)
+        options |= {"num_train": motion["train"], "num_val": motion["val"]}
+        options["options"] = MotionOptions(
+            side=motion["size"], frames=motion["frames"], speed=motion["speed"], garment=motion["garment"]
+        )
+    if args.source in OF_VIDEOS:
+        options["recipe"] = _recipe(args)
+    if args.source in ("synthetic", "fashion-canvas", "fashion-scenes", "moving-fashion"):
         options["seed"] = getattr(args, "seed", 0)
     if args.source in OF_CLASSES:
         options["allow_empty"] = args.allow_empty
-    if args.source == "coco":
+    if args.source in ("coco", "kinetics"):
         options["classes"] = read_classes(args.classes) if args.classes else ()
+    if args.source == "coco":
         options["keep_empty"] = args.coco_keep_empty
         options["min_side"] = MIN_SIDE if args.coco_min_side is None else args.coco_min_side
-    if args.source in ("ade20k", "coco", "folder", "members"):
+    if args.source in ("ade20k", "coco", "folder", "members", *OF_VIDEOS):
         options["splits"] = getattr(args, "splits", None)
     if args.source == "folder":
         options["as_split"] = args.as_split
@@ -107,6 +125,13 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         options["members"] = folders(args.member)
         options["classes"] = read_classes(args.classes) if args.classes else ()
     return options
+
+
+def _recipe(args: argparse.Namespace) -> VideoRecipe:
+    """How videos are packed: the default of their source, and what is given."""
+    given = {field: getattr(args, f"video_{name}") for name, field in VIDEO.items()}
+    changed = {field: value for field, value in given.items() if value is not None}
+    return replace(OF_VIDEOS[args.source], check=getattr(args, "check", "decode"), **changed)
 
 
 def read_classes(path: Path) -> list[str]:

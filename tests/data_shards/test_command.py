@@ -9,6 +9,7 @@ from data_shards.format.index import Manifest
 from data_shards.pack.sources.registry import SOURCES
 from launcher.cli.parsers.shards_pack import parse_bytes
 from launcher.cli.program import run
+from launcher.cli.shards_source import OF_FASHION
 from launcher.console.progress import duration, line
 from tests.data_shards.image_folders import contents, make_folder
 
@@ -177,9 +178,7 @@ def test_sources_are_asked_for(tmp_path: Path) -> None:
         command("pack", "--source", "imagenet22k", "--out", tmp_path)
 
 
-@pytest.mark.parametrize(
-    "source", sorted(set(SOURCES) - {"synthetic", "fashion-mnist", "fashion-canvas", "fashion-scenes"})
-)
+@pytest.mark.parametrize("source", sorted(set(SOURCES) - {"synthetic", *OF_FASHION}))
 def test_a_source_without_a_directory_is_one_line(source: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=f"--source {source} needs --directory: "):
         command("pack", "--source", source, "--out", tmp_path)

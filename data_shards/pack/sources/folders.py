@@ -4,6 +4,7 @@ import os
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -13,7 +14,7 @@ from data_shards.format.samples import Source
 from data_shards.pack.sources.file_samples import FileSamples, empty_classes
 from data_shards.pack.sources.path_list import PathList
 from data_shards.pack.sources.split_folders import SplitFolders, find_splits, one_split
-from data_shards.pack.sources.walking import Tree, Walk, is_directory, scan
+from data_shards.pack.sources.walking import IMAGES, FileKind, Tree, Walk, is_directory, scan
 
 BESIDE_CLASSES = "files beside the directories of the classes"
 
@@ -35,11 +36,34 @@ def image_folder(
     DataError: no such directory, no split with images in it, splits with different classes.
     """
     root = needed(directory, "folder", "the directory that holds train/CLASS/*.jpg and val/CLASS/*.jpg")
+    found = labelled_folders(root, splits=splits, as_split=as_split, allow_empty=allow_empty)
+    return Source("folder", "image folder", found.classes, found.samples, found.notes)
+
+
+class LabelledFolders(NamedTuple):
+    """What folders of classes hold: the classes, the files of each split, and notes on what was skipped."""
+
+    classes: tuple[str, ...]
+    samples: dict[str, FileSamples]
+    notes: tuple[str, ...]
+
+
+def labelled_folders(
+    root: Path,
+    *,
+    splits: Collection[str] | None = None,
+    as_split: str | None = None,
+    allow_empty: bool = False,
+    kind: FileKind = IMAGES,
+) -> LabelledFolders:
+    """The files of a `kind` below ROOT/SPLIT/CLASS; arguments and errors as those of `image_folder`."""
     folders_of = one_split(root, as_split) if as_split else find_splits(root)
     first = next(iter(folders_of.paths))
     wanted = _wanted(root, folders_of, splits)
     tree = Tree(map(str, folders_of.paths.values()))
-    folders = {split: _Folder.of(folders_of.paths[split], tree) for split in dict.fromkeys([first, *wanted])}
+    folders = {
+        split: _Folder.of(folders_of.paths[split], tree, kind) for split in dict.fromkeys([first, *wanted])
+    }
     classes = _classes(list(folders.values()))
     samples = {split: folders[split].samples(classes) for split in wanted}
     skipped = [note for split, folder in folders.items() for note in folder.walk.skipped.notes(split)]
@@ -49,7 +73,7 @@ def image_folder(
     except DataError as error:  # what was skipped may be the reason
         raise DataError("; ".join([f"{root}: {error}", *skipped])) from None
     notes = (*folders_of.notes, *skipped, *numbers_as_text(classes), *empty)
-    return Source("folder", "image folder", classes, samples, notes)
+    return LabelledFolders(classes, samples, notes)
 
 
 def _wanted(root: Path, folders_of: SplitFolders, splits: Collection[str] | None) -> list[str]:
@@ -88,9 +112,9 @@ class _Folder:
     walk: Walk
 
     @classmethod
-    def of(cls, path: Path, tree: Tree) -> "_Folder":
+    def of(cls, path: Path, tree: Tree, kind: FileKind) -> "_Folder":
         """Find the classes of a split."""
-        walk = Walk(str(path), tree)
+        walk = Walk(str(path), tree, *kind)
         return cls(path, tuple(_class_names(path, walk)), walk)
 
     def samples(self, classes: tuple[str, ...]) -> FileSamples:

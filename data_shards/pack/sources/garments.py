@@ -116,15 +116,15 @@ def _grown(found: np.ndarray, free: np.ndarray, runs: np.ndarray) -> np.ndarray:
     return hit[runs].reshape(free.shape) & free
 
 
-def texture(key: int, height: int, width: int) -> np.ndarray:
-    """A background (H, W, 3) uint8: stripes of two colours in any direction, under noise."""
+def texture(key: int, height: int, width: int, noise: int = 64) -> np.ndarray:
+    """A background (H, W, 3) uint8: stripes of two colours in any direction, with `noise` levels of grain."""
     draws = hashes(key, DRAWS_OF_TEXTURE + 1 + height * width).astype(np.int64) & 0xFFFF
     turn_y, turn_x = (within(int(draw), (-24, 24)) for draw in draws[:2])  # of 256, a pixel
     y, x = np.mgrid[0:height, 0:width]
     wave = np.abs((turn_y * y + turn_x * x + draws[2]) % 256 - 128)[:, :, None]  # (H, W, 1), 0 ... 128
     one, other = (32 + draws[start : start + 3] % 160 for start in (3, 6))
-    noise = draws[DRAWS_OF_TEXTURE : DRAWS_OF_TEXTURE + height * width].reshape(height, width, 1) % 64
-    return ((one * wave + other * (128 - wave)) // 128 + noise).astype(np.uint8)  # at most 191 + 63
+    grain = draws[DRAWS_OF_TEXTURE : DRAWS_OF_TEXTURE + height * width].reshape(height, width, 1) % noise
+    return ((one * wave + other * (128 - wave)) // 128 + grain).astype(np.uint8)  # at most 191 + 63
 
 
 def paint(image: np.ndarray, item: Item, garment: Garment) -> Painted:

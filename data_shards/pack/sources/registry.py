@@ -24,8 +24,11 @@ from data_shards.pack.sources.fashion_scenes import fashion_scenes
 from data_shards.pack.sources.folders import image_folder
 from data_shards.pack.sources.imagenet import imagenet22k, imagenet_zip
 from data_shards.pack.sources.imagenet1k import imagenet
+from data_shards.pack.sources.kinetics import kinetics
 from data_shards.pack.sources.members import member_folders
+from data_shards.pack.sources.moving_fashion import moving_fashion
 from data_shards.pack.sources.packed import packed_source
+from data_shards.pack.sources.something_something import something_something
 from parallel.counter_rng import splitmix64
 from parallel.plug_ins import UnknownNameError, imported, path_of
 
@@ -131,8 +134,11 @@ SOURCES: Mapping[str, Callable[..., Source]] = {
     "imagenet": imagenet,
     "imagenet-zip": imagenet_zip,
     "imagenet22k": imagenet22k,
+    "kinetics": kinetics,
     "members": member_folders,
+    "moving-fashion": moving_fashion,
     "shards": packed_source,
+    "something-something": something_something,
     "synthetic": synthetic,
 }
 

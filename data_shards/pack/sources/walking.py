@@ -8,13 +8,26 @@ of the tree. Identity is the resolved path, since the inode numbers of network f
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property
+from typing import NamedTuple
 
 from data_shards.errors import DataError
 from data_shards.format.image_names import HIDDEN, Skipped, is_hidden, is_image
+from data_shards.format.video_names import is_video
 
-OTHER_FILES = "files without the suffix of an image"
 LINKED_DIRECTORIES = "links to directories that are listed already"
 LINKED_FILES = "links to images that are listed already"
+
+
+class FileKind(NamedTuple):
+    """The files that are listed: whether a name is that of one, and what the others are called."""
+
+    accepts: Callable[[str], bool]
+    others: str
+
+
+OTHER_FILES = "files without the suffix of an image"
+IMAGES = FileKind(is_image, OTHER_FILES)
+VIDEOS = FileKind(is_video, "files without the suffix of a video")
 
 
 class Tree:
@@ -38,11 +51,13 @@ class Walk:
     """A pass over one split: `images(directory)` lists, `skipped` counts what it leaves out.
 
     `top` is the split's directory; what is skipped is named by its path below it. `accepts` tells by its name
-    whether a file is listed.
+    whether a file is listed, and `others` is what those are called that are not.
     """
 
-    def __init__(self, top: str, tree: Tree, accepts: Callable[[str], bool] = is_image) -> None:
-        self._accepts = accepts
+    def __init__(
+        self, top: str, tree: Tree, accepts: Callable[[str], bool] = is_image, others: str = OTHER_FILES
+    ) -> None:
+        self._accepts, self._others = accepts, others
         self._top, self._real_top, self._tree = top, os.path.realpath(top), tree
         self._entered: set[str] = set()  # resolved paths of the directories that links led to
         self.skipped = Skipped()
@@ -88,7 +103,7 @@ class Walk:
 
     def _is_new_image(self, entry: "os.DirEntry[str]") -> bool:
         if not self._accepts(entry.name):
-            self.skipped.add(OTHER_FILES, self._name(entry.path))
+            self.skipped.add(self._others, self._name(entry.path))
             return False
         if entry.is_symlink():
             target = os.path.realpath(entry.path)

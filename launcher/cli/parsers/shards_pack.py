@@ -27,6 +27,10 @@ examples:
       --member image=images --member mask=masks:label_image --classes names.txt
   swin-moe shards pack --source fashion-canvas --canvas-train 8192 --canvas-size 64-96 --out data/canvas
   swin-moe shards pack --source fashion-scenes --scenes-train 4096 --out data/fashion-scenes
+  swin-moe shards pack --source kinetics --directory k400 --out data/kinetics400 --bytes-per-shard 500MB \
+      --workers 16
+  swin-moe shards pack --source something-something --directory ssv2 --out data/something-something-v2
+  swin-moe shards pack --source moving-fashion --motion-train 4096 --out data/moving-fashion
   swin-moe shards pack --source synthetic --synthetic-train 4096 --out data/synthetic
 in a Slurm array (#SBATCH --array=0-63), the last task to end writes the manifest:
   swin-moe shards pack ... --task $SLURM_ARRAY_TASK_ID/64 --workers $SLURM_CPUS_PER_TASK
@@ -43,11 +47,15 @@ sources, each below --directory:
   ade20k         images/{training,validation}/*.jpg and annotations/{training,validation}/*.png, where label 0
                  is other and class k is k + 1; names of objectInfo150.txt or --classes
   coco           annotations/instances_{train,val}2017.json, and train2017/ or train2017.zip with the images
+  kinetics       lists of "path label" (*train*.txt, *val*.txt or .csv) and the videos, or
+                 SPLIT/CLASS/**/*.mp4; encoded again with a short side of 256 pixels, or as --video-side says
   members        a folder a member: SPLIT/FOLDER/**/STEM.ext or FOLDER/SPLIT/**/STEM.ext, paired by the stems
   shards         splits with a manifest.json, packed or indexed
   fashion-mnist  its four idx-ubyte files; without --directory they are looked for, installed or downloaded
   fashion-canvas garments of Fashion-MNIST on textured canvases, with a class for each pixel
+  something-something  something-something-v2-{labels,train,validation}.json and videos named by their ids
   fashion-scenes garments of Fashion-MNIST as objects with boxes and masks; OUT/annotations gets a COCO JSON
+  moving-fashion videos of garments of Fashion-MNIST that move; the class is the direction
   synthetic      made up
 
 Writes OUT/SPLIT: plain WebDataset tars (000000.tar ...), one index each (000000.idx) and, last,

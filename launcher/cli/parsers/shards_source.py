@@ -6,7 +6,10 @@ from pathlib import Path
 
 from data_shards.pack.sources.coco import MIN_SIDE
 from data_shards.pack.sources.fashion_canvas import BACKGROUNDS
+from data_shards.pack.sources.kinetics import DEFAULT as KINETICS
+from data_shards.pack.sources.moving_fashion import MotionOptions
 from data_shards.pack.sources.registry import SOURCES
+from data_shards.pack.sources.something_something import DEFAULT as SOMETHING
 from data_shards.pack.sources.split_folders import ALIASES
 from launcher.cli.parsers.shards_members import add_member
 from launcher.console.arguments import CommandParser
@@ -14,6 +17,15 @@ from launcher.console.arguments import CommandParser
 SYNTHETIC = {"train": 4096, "val": 1024, "classes": 10, "size": 32}  # the defaults of --synthetic-...
 CANVAS = {"train": 4096, "val": 512, "size": (64, 96), "items": (1, 5), "background": BACKGROUNDS[0]}
 SCENES = {"train": 4096, "val": 512, "size": (128, 256), "items": (1, 6)}
+OF_MOTION = MotionOptions()
+MOTION = {
+    "train": 4096,
+    "val": 512,
+    "size": OF_MOTION.side,
+    "frames": OF_MOTION.frames,
+    "speed": OF_MOTION.speed,
+    "garment": OF_MOTION.garment,
+}
 
 
 def add_source(parser: CommandParser, required: bool) -> None:
@@ -27,7 +39,8 @@ def add_source(parser: CommandParser, required: bool) -> None:
     text = "keep classes without images as classes (default: refuse them)"
     add("--allow-empty", action="store_true", help=text)
     add_member(parser, "FOLDER")
-    add("--classes", type=Path, help="of --source members, ade20k and coco: a file with a class name a line")
+    text = "of --source members, ade20k, coco and lists of kinetics: a file with a class name a line"
+    add("--classes", type=Path, help=text)
     text = f"of --source coco: leave out training images of a shorter side (default {MIN_SIDE} pixels)"
     add("--coco-min-side", type=int, metavar="PIXELS", help=text)
     text = "of --source coco: keep training images without an object"
@@ -53,6 +66,38 @@ def add_source(parser: CommandParser, required: bool) -> None:
     add("--scenes-size", type=parse_range, metavar="LOW-HIGH", help=text)
     text = f"{of} range of the number of garments (default 1-6)"
     add("--scenes-items", type=parse_range, metavar="LOW-HIGH", help=text)
+    _add_motion(parser)
+    _add_video(parser)
+
+
+def _add_motion(parser: CommandParser) -> None:
+    """Add the options of moving-fashion."""
+    meanings = {
+        "train": ("N", "training videos"),
+        "val": ("N", "validation videos"),
+        "size": ("PIXELS", "side of the canvas in pixels"),
+        "frames": ("N", "frames of a video"),
+        "speed": ("LOW-HIGH", "range of the pixels that a garment moves by in a frame"),
+        "garment": ("LOW-HIGH", "range of the side of a garment in pixels"),
+    }
+    for name, (value, meaning) in meanings.items():
+        default = MOTION[name]
+        shown = "-".join(map(str, default)) if isinstance(default, tuple) else default
+        text = f"of --source moving-fashion: {meaning} (default {shown})"
+        kind = parse_range if isinstance(default, tuple) else int
+        parser.add_argument(f"--motion-{name}", type=kind, metavar=value, help=text)
+
+
+def _add_video(parser: CommandParser) -> None:
+    """Add the options of sources of video files."""
+    add, of = parser.add_argument, "of --source kinetics and something-something:"
+    text = f"{of} encode again as H.264, a longer short side shrunk to so many pixels; 0 copies the video"
+    text += f" (default {KINETICS.short_side} of kinetics, {SOMETHING.short_side} of something-something)"
+    add("--video-side", type=int, metavar="PIXELS", help=text)
+    text = f"{of} frames from a key frame to the next, where it is encoded (default {KINETICS.key_distance})"
+    add("--video-key-distance", type=int, metavar="FRAMES", help=text)
+    text = f"{of} x264's rate factor, 0 ... 51, lower is finer (default {KINETICS.crf})"
+    add("--video-crf", type=int, metavar="N", help=text)
 
 
 def parse_range(text: str) -> tuple[int, int]:

@@ -142,8 +142,11 @@ def test_sources_are_a_dictionary_and_refuse_nonsense() -> None:
         "imagenet",
         "imagenet-zip",
         "imagenet22k",
+        "kinetics",
         "members",
+        "moving-fashion",
         "shards",
+        "something-something",
         "synthetic",
     }
     with pytest.raises(DataError, match=r"num_classes \(0\) must be at least 1"):
