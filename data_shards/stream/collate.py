@@ -7,9 +7,10 @@
 Legend: B samples in a batch, N rows of all its samples, H, W height and width in pixels.
 """
 
+import math
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -89,6 +90,17 @@ class Fixed:
             return FixedRows(name, buffers.take(shape, dtype))
         *others, channels, height, width = shape
         return FixedRows(name, buffers.take((*others, height, width, channels), dtype).movedim(-1, -3))
+
+
+def ring_size(collators: Iterable[Collator], samples: int, prefetch: int, limit: int) -> int:
+    """The buffers of a ring for batches of so many samples: `prefetch`, one in use and one to fill.
+
+    Fewer, but three at least, where they would have more than `limit` bytes. Tensors whose size depends on
+    the samples do not count.
+    """
+    fixed = [one for one in collators if isinstance(one, Fixed)]
+    batch = sum(samples * math.prod(one.shape) * np.dtype(one.dtype).itemsize for one in fixed)
+    return max(3, min(prefetch + 2, limit // max(batch, 1)))
 
 
 class FixedRows:

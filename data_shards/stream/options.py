@@ -48,22 +48,25 @@ class ReadOptions:
 class StreamOptions:
     """How a stream runs on this rank. Only `dp_rank` and `dp_size` change the samples of an intact split.
 
-    `threads` decode, `prefetch` batches are decoded ahead of the consumer. Bad samples are listed in the file
-    `quarantine`. Without it a training stream ends at the first one, and an evaluation keeps the list in
-    memory.
+    `threads` decode, `prefetch` batches are decoded ahead of the consumer: fewer, but one at least, where the
+    buffers of their tensors of fixed size would take more than `ring_bytes`, as those of clips may. Bad
+    samples are listed in the file `quarantine`. Without it a training stream ends at the first one, and an
+    evaluation keeps the list in memory.
     """
 
     dp_rank: int = 0
     dp_size: int = 1
     threads: int = 2
     prefetch: int = 4
+    ring_bytes: int = 2**31
     quarantine: str | Path | None = None
     read: ReadOptions = ReadOptions()
 
     def __post_init__(self) -> None:
         if not 0 <= self.dp_rank < self.dp_size:
             raise DataError(f"dp_rank ({self.dp_rank}) must be in 0 ... dp_size - 1 ({self.dp_size - 1})")
-        _check_least({"threads": (self.threads, 1), "prefetch": (self.prefetch, 1)})
+        least = {"threads": (self.threads, 1), "prefetch": (self.prefetch, 1)}
+        _check_least({**least, "ring_bytes": (self.ring_bytes, 1)})
 
 
 DEFAULT_OPTIONS = StreamOptions()

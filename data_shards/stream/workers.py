@@ -10,12 +10,13 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import Protocol
 
 from data_shards.errors import DataError
 from data_shards.format.fields import Members
 from data_shards.stream.batch import Batch, BatchPlan, UnfinishedBatch
-from data_shards.stream.collate import BufferPool, Collator
+from data_shards.stream.collate import BufferPool, Collator, ring_size
 from data_shards.stream.options import StreamOptions
 from data_shards.stream.transform import Example
 
@@ -42,14 +43,16 @@ def prefetched(
 ) -> Generator[tuple[Batch, float], None, None]:
     """The batches of `plans` in order, each with the seconds that the consumer waited for it.
 
-    At most `options.prefetch` batches are fetched and decoded ahead. Closing the generator joins its threads.
+    At most `options.prefetch` batches are fetched and decoded ahead, fewer where they would take more than
+    `options.ring_bytes`. Closing the generator joins its threads.
     An error of the loader is raised at the batch that it belongs to. `loader.stalled()` is raised when a
     batch does not come for `options.read.stall_s` seconds; its threads hang in the system and are not joined.
     """
-    buffers = {
-        name: BufferPool(options.prefetch + 2, options.read.pinned)  # and one in use, one to fill
-        for name in collators
-    }
+    if (first := next(plans, None)) is None:
+        return
+    plans = chain([first], plans)
+    ring = ring_size(collators.values(), len(first.positions), options.prefetch, options.ring_bytes)
+    buffers = {name: BufferPool(ring, options.read.pinned) for name in collators}
     fetch_threads = options.read.fetch_threads
     pending: deque[tuple[UnfinishedBatch, list[Future[Future[None] | None]]]] = deque()
     decoders = ThreadPoolExecutor(options.threads, thread_name_prefix="data-shards-decode")
@@ -70,7 +73,7 @@ def prefetched(
             pending.append((batch, [fetchers.submit(task, batch, plan, rows) for rows in chunks]))
 
     try:
-        for _ in range(options.prefetch):
+        for _ in range(ring - 2):
             submit_one()
         while pending:
             unfinished, futures = pending.popleft()

@@ -144,10 +144,10 @@ def test_batches_are_channels_last_and_the_same_on_any_ranks_and_threads(packed:
         sampling=ClipSampling(frames=4, interval=2), geometry=TrainTransform(image_size=16)
     )
     found: dict[int, torch.Tensor] = {}
-    for ranks, micro, threads in ((1, 4, 1), (2, 2, 3)):
+    for ranks, micro, threads, ring in ((1, 4, 1, 2**31), (2, 2, 3, 1)):
         for rank in range(ranks):
             sampling = TrainSampling(seed=0, global_batch_size=4, micro_batch_size=micro)
-            options = StreamOptions(dp_rank=rank, dp_size=ranks, threads=threads, prefetch=2)
+            options = StreamOptions(dp_rank=rank, dp_size=ranks, threads=threads, ring_bytes=ring)
             with TrainStream(packed, sampling, transform, options) as stream:
                 for _, batch in zip(range(4), stream, strict=False):
                     clip = batch["clip"]
@@ -208,7 +208,7 @@ def test_a_damaged_video_is_named_and_replaced(packed: Path, tmp_path: Path) -> 
     ):
         weights = [batch.weights.tolist() for _, batch in zip(range(4), stream, strict=False)]
     assert weights == [[1] * 6] * 4
-    assert stream.counts()["replaced"] == 2  # once an epoch
+    assert 2 <= stream.counts()["replaced"] <= 4  # once an epoch; up to two epochs are decoded ahead
     assert "video that cannot be read" in (tmp_path / "quarantine.jsonl").read_text()
 
 

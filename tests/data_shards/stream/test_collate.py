@@ -8,7 +8,16 @@ import torch
 
 from data_shards.errors import DataError
 from data_shards.stream.batch import Batch, BatchPlan, UnfinishedBatch
-from data_shards.stream.collate import BufferPool, Collator, Fixed, MultipleOf, Padded, Ragged, image_tensor
+from data_shards.stream.collate import (
+    BufferPool,
+    Collator,
+    Fixed,
+    MultipleOf,
+    Padded,
+    Ragged,
+    image_tensor,
+    ring_size,
+)
 from data_shards.stream.transform import Example
 
 
@@ -120,3 +129,14 @@ def test_ragged_rows_are_joined_in_the_order_of_the_batch() -> None:
     assert nothing["boxes_offsets"].tolist() == [0, 0, 0]
     with pytest.raises(DataError, match=r"^boxes: the value of a sample has shape \(2,\), not \(any, 2\)"):
         batch_of([{"boxes": np.zeros(2), "ids": np.zeros(1, int)}], collators)
+
+
+def test_the_ring_is_bounded_by_bytes() -> None:
+    # 8 clips of 32 x 224 x 224 x 3 bytes and 8 labels of 8 bytes: 38,535,232 bytes a batch
+    clips = [Fixed((32, 3, 224, 224), np.uint8), Fixed((), np.int64), Ragged(np.float32)]
+    assert ring_size(clips, 8, prefetch=4, limit=2**31) == 6  # 231 MB: four ahead, one in use, one to fill
+    assert ring_size(clips, 8, prefetch=4, limit=5 * 38_535_232) == 5
+    assert ring_size(clips, 8, prefetch=4, limit=5 * 38_535_232 - 1) == 4
+    assert ring_size(clips, 64, prefetch=8, limit=2**31) == 6  # of 10 buffers of 308 MB
+    assert ring_size(clips, 64, prefetch=8, limit=1) == 3
+    assert ring_size([Ragged(np.float32)], 64, prefetch=8, limit=2**31) == 10
