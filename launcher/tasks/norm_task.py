@@ -1,13 +1,19 @@
 """Tasks whose models may have batch norms over groups of images (`swin_moe/backbone/group_batch_norm.py`)."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from torch import nn
 
 from launcher.config.schema import RunConfig
 from launcher.tasks.spec import TaskBase
 from parallel.ranks.mesh import Mesh
-from parallel.zero.engine import Engine
-from parallel.zero.master_weights import MasterWeights
 from swin_moe.backbone.group_batch_norm import span_ranks, update_running_statistics
+
+if TYPE_CHECKING:  # DeepSpeed, which checks of a configuration do not import
+    from parallel.zero.engine import Engine
+    from parallel.zero.master_weights import MasterWeights
 
 
 class NormTask(TaskBase):
