@@ -53,9 +53,12 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
         (replace(DEEP, **V2), 4),
         pytest.param(replace(DEEP, attention="mlp"), 4, marks=SLOW),
         pytest.param(replace(DEEP, activation_checkpoint_every=2), 4, marks=SLOW),
+        pytest.param(  # maps of 3 x 16 x 16 to 3 x 2 x 2 tokens in windows of 2 x 3 x 3
+            replace(DEEP, frames=6, window_frames=2, window_size=3, window_padding="fitted"), 4, marks=SLOW
+        ),
         (replace(DEEP, moe=MOE), 5),  # 3 pairs, a dense block, and the attention of blocks with experts
     ],
-    ids=["swin", "dropout", "deep", "odd", "v2", "mlp", "checkpointed", "experts"],
+    ids=["swin", "dropout", "deep", "odd", "v2", "mlp", "checkpointed", "clips", "experts"],
 )
 def test_blocks_of_a_stage_share_graphs(
     config: ModelConfig, most: int, graphs: list[torch.fx.GraphModule]

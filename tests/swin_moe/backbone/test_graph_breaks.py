@@ -20,6 +20,7 @@ KINDS = {
     "v2": SWIN_V2,
     "mlp": replace(SWIN, attention="mlp"),
     "checkpointed": replace(SWIN_V2, activation_checkpoint_every=1),
+    "clips": replace(SWIN, frames=4, window_frames=2, window_size=3, window_padding="fitted"),
 }
 
 
@@ -37,12 +38,13 @@ def forget_graphs() -> None:
         ("v2", False, 37),
         ("mlp", True, 37),
         ("checkpointed", True, 32),
+        pytest.param("clips", True, 37, marks=pytest.mark.slow),
     ],
 )
 def test_no_graph_break(kind: str, training: bool, side: int) -> None:
     """37 pixels make maps of 10 and 5 tokens, padded, whose masks are not the prepared ones."""
     model = build_model(KINDS[kind]).train(training)
-    images = randn(2, 3, side, side)
+    images = randn(2, 3, *KINDS[kind].input_sides[:-2], side, side)
     with torch.set_grad_enabled(training):
         found = torch._dynamo.explain(model)(images)  # which draws its keys
     assert found.graph_break_count == 0, found.break_reasons
