@@ -14,6 +14,7 @@ from benchmarks.allocator import cpu_peak_bytes
 from launcher.config.schema import RunConfig
 from launcher.plan.memory.activations import activations_of
 from launcher.tasks.image_data import normalize_images
+from launcher.tasks.video.shapes import inputs as clip_inputs
 from swin_moe.heads.classification import classification_loss
 from swin_moe.heads.simmim_config import SimMIMConfig
 from swin_moe.random.keyed import sample_keys
@@ -54,7 +55,7 @@ class _Kept:
 def kept_for_backward(config: RunConfig) -> int:
     """Bytes of distinct storages that are alive between a real forward and backward pass, on the CPU."""
     model = real_model(config)
-    raw = torch.randint(0, 255, (IMAGES, 3, *config.model.image_sides), dtype=torch.uint8)
+    raw = pixels_of(config)
     labels = torch.arange(IMAGES)  # of the host, as the stream's batch
     held = *model.parameters(), *model.buffers(), labels
     own = {tensor.untyped_storage().data_ptr() for tensor in held}
@@ -73,9 +74,18 @@ def kept_for_backward(config: RunConfig) -> int:
     return sum(size for pointer, size in storages.items() if pointer not in own)
 
 
+def pixels_of(config: RunConfig) -> Tensor:
+    """What is decoded: images (B, 3, h, w), or clips (B, D, 3, h, w)."""
+    frames = [config.model.frames] if config.model.frames else []
+    return torch.randint(0, 255, (IMAGES, *frames, 3, *config.model.image_sides), dtype=torch.uint8)
+
+
 def loss_of(model: nn.Module, config: RunConfig, raw: Tensor, labels: Tensor) -> tuple[Tensor, Any]:
     """The loss of a micro-batch as launcher/tasks/classification/task.py has it, and what a step keeps."""
-    images = normalize_images(raw, config.data, torch.device("cpu"))
+    if config.task == "video":
+        images, _ = clip_inputs(config, {"clip": raw, "label": labels})
+    else:
+        images = normalize_images(raw, config.data, torch.device("cpu"))
     output = model(images, sample_keys(0, torch.arange(IMAGES)))
     if config.task == "simmim":
         return output.loss + output.aux_loss, (output.loss, output.moe)
@@ -104,6 +114,21 @@ def test_activations_of_simmim(image_size: int | tuple[int, int]) -> None:
     assert activations_of(config, config.parallel.dims(1), "cpu").total == kept_for_backward(config)
 
 
+CLIPS = replace(SMALL, frames=6, window_frames=2, window_padding="fitted", head_dropout=0.5)
+CLIP_KINDS = {"v1": CLIPS, "v2": replace(CLIPS, **V2, attention_chunk=2), "moe": replace(CLIPS, moe=MOE)}
+
+
+@pytest.mark.parametrize("kind", CLIP_KINDS)
+def test_activations_of_clips(kind: str) -> None:
+    """Windows attend pattern by pattern, and what each of them saves is counted.
+
+    So are the masks that the first pass makes and each stage keeps: 8 of 18 x 18 tokens in fp32.
+    """
+    config = run_config(CLIP_KINDS[kind], task="video")
+    predicted = activations_of(config, config.parallel.dims(1), "cpu")
+    assert predicted.total == kept_for_backward(config) + 2 * 8 * 18 * 18 * 4
+
+
 @pytest.mark.parametrize("kind", ["v1", "v2", "dropless", "checkpoint-2", "wide"])
 def test_peak_of_activations(kind: str) -> None:
     """Against the memory events of torch's allocator, over both passes, with gradients taken away."""
@@ -112,7 +137,7 @@ def test_peak_of_activations(kind: str) -> None:
     model = real_model(config)
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    raw = torch.randint(0, 255, (IMAGES, 3, *config.model.image_sides), dtype=torch.uint8)
+    raw = pixels_of(config)
 
     def work() -> None:
         loss, _ = loss_of(model, config, raw, torch.arange(IMAGES))
