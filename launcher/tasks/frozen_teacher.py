@@ -122,6 +122,18 @@ def _inputs(options: TeacherConfig, path: Path, recipe: DataConfig | None) -> In
     return found
 
 
+def check_weights(config: RunConfig, source: TeacherSource) -> None:
+    """Find out that the weights of a teacher are there and fit.
+
+    Raises:
+        ConfigError: they are not, or do not.
+    """
+    try:
+        source.check()
+    except (ValueError, OSError) as error:
+        raise ConfigError(f"{_option(config)}: {error}") from error
+
+
 def fitted_on_meta(config: RunConfig, source: TeacherSource) -> torch.nn.Module:
     """What `build_teacher` makes of a source, of shapes alone."""
     data = config.data

@@ -89,7 +89,7 @@ class FrozenTeacher(Teacher):
         module: with its weights, as `Teacher`.
         precision: as `Teacher`.
         mesh: the layout of its experts.
-        name: of the weights, for messages: an option and its value, such as `distill.teacher (swin.pth)`.
+        name: of the weights, for messages: an option and its value, such as `teacher.weights (swin.pth)`.
     """
 
     def __init__(self, module: nn.Module, precision: Precision, mesh: Mesh, *, name: str) -> None:

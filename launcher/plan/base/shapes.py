@@ -44,7 +44,7 @@ def _fused_attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    attn_mask: Tensor,
+    attn_mask: Tensor | None = None,
     dropout_p: float = 0.0,
     is_causal: bool = False,
     *,
@@ -54,10 +54,10 @@ def _fused_attention(
 
     Assumed is the memory-efficient kernel, in every precision: of torch's fused kernels it alone takes a bias
     that learns, in fp32, bf16 and fp16 (transformers/cuda/sdp_utils.cpp), for heads of whole 16 bytes, as all
-    of ours are. Backward is torch's own formula of the operator.
+    of ours are. Teachers of transformers may have none. Backward is torch's own formula of the operator.
     """
     wanted = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
-    bias = _aligned(attn_mask).expand(*q.shape[:3], k.shape[2])
+    bias = None if attn_mask is None else _aligned(attn_mask).expand(*q.shape[:3], k.shape[2])
     attend = torch.ops.aten._scaled_dot_product_efficient_attention
     return attend(q, k, v, bias, wanted, dropout_p, is_causal, scale=scale)[0]
 

@@ -20,6 +20,7 @@ from launcher.plan.base.shapes import on_shapes, placed
 from launcher.plan.base.tracker import LiveBytes
 from launcher.plan.memory.balanced_moe import balance_experts
 from launcher.plan.memory.rank_params import fullest_placement, task_key
+from launcher.plan.memory.separate_teacher import forward_of, separate_teacher
 from launcher.tasks.param_groups import freeze
 from launcher.tasks.registry import model_on_meta, planning_of, task_spec
 from launcher.tasks.spec import StepOutput
@@ -32,6 +33,7 @@ from swin_moe.config import ModelConfig
 from swin_moe.random.keyed import sample_keys
 
 BATCH, PATCHES, HEAD = "input batch", "patch embedding", "head and loss"
+TEACHER = "teacher"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +98,11 @@ def activations_of(config: RunConfig, dims: ParallelDims, device: Device) -> Act
 
 @lru_cache(maxsize=512)
 def _activations(spec: _PassSpec) -> Activations:
-    model = _model(spec)
+    model, teacher = _model(spec), separate_teacher(spec.config)
     with on_shapes(spec.device):
-        return _Counter(spec, placed(model, spec.device)).run()
+        if teacher is not None:
+            teacher = placed(teacher, spec.device)
+        return _Counter(spec, placed(model, spec.device), teacher).run()
 
 
 def _model(spec: _PassSpec) -> nn.Module:
@@ -119,15 +123,16 @@ def _model(spec: _PassSpec) -> nn.Module:
 class _Counter:
     """Counts one forward and one backward pass of a model."""
 
-    def __init__(self, spec: _PassSpec, model: nn.Module) -> None:
-        self.spec, self.model, self.tracker = spec, model, LiveBytes()
+    def __init__(self, spec: _PassSpec, model: nn.Module, teacher: nn.Module | None) -> None:
+        self.spec, self.model, self.teacher, self.tracker = spec, model, teacher, LiveBytes()
         self.marks: list[tuple[str, int]] = []
         self.forward: list[Moment] = []
         self.backward: list[Moment] = []
         self.task = task_spec(spec.config.task)
         self.parts = {parameter: self._part(name) for name, parameter in model.named_parameters()}
-        for tensor in (*model.parameters(), *model.buffers()):
-            self.tracker.ignore(tensor)
+        for module in (model, teacher) if teacher is not None else (model,):
+            for tensor in (*module.parameters(), *module.buffers()):
+                self.tracker.ignore(tensor)
         self._mark_parts()
         for parameter in model.parameters():
             if parameter.requires_grad:
@@ -167,6 +172,9 @@ class _Counter:
         inputs = planning.inputs(config, members)
         del members
         self._mark(BATCH)
+        if self.teacher is not None:  # what it gives counts as an input of the step
+            forward_of(config, self.teacher)(samples)
+            self._mark(TEACHER)
         output = planning.step(config, self.model, inputs, keys)
         self._mark(HEAD)
         return output

@@ -104,6 +104,9 @@ class Predictor:
             return self.cost
         if precision not in self.others:
             self.others[precision] = ComputeCost(
-                work=self.cost.work, hardware=self.hardware, precision=precision
+                work=self.cost.work,
+                hardware=self.hardware,
+                precision=precision,
+                teacher=self.cost.teacher,
             )
         return self.others[precision]

@@ -5,7 +5,8 @@ from functools import cached_property, partial
 
 from launcher.config.schema import RunConfig
 from launcher.plan.base.hardware import Hardware
-from launcher.plan.base.trace import TracedOp
+from launcher.plan.base.trace import Trace, TracedOp
+from launcher.plan.memory.separate_teacher import teacher_trace
 from launcher.plan.time.roofline import ops_s
 from launcher.plan.time.traffic import accumulation, experts_held, gather_degree
 from launcher.plan.time.workload import Experts, Workload, describe, expert_ops, expert_rows, flops_by_part
@@ -24,6 +25,7 @@ class ComputeCost:
     work: Workload
     hardware: Hardware
     precision: str
+    teacher: Trace | None = None  # of a teacher that is another model, by samples
     dense: dict[int, list[tuple[str, bool, Both]]] = field(default_factory=dict)  # by micro-batch
     experts: dict[tuple[str, float, float, int], Both] = field(default_factory=dict)
 
@@ -31,6 +33,13 @@ class ComputeCost:
     def multiply_adds(self) -> float:
         """Of one view forward, no token dropped."""
         return sum(flops_by_part(self.work).values())
+
+    @cached_property
+    def teacher_multiply_adds(self) -> float:
+        """Of a teacher on one sample."""
+        if self.teacher is not None:
+            return sum(op.multiply_adds for op in self.teacher.at(1)[0])
+        return self.work.teacher_views * self.multiply_adds
 
     @cached_property
     def launch_s(self) -> float:
@@ -69,6 +78,8 @@ class ComputeCost:
             passes = [forward for _, _, (forward, _) in self._dense(micro * views)]
             passes += [self._experts(config, dims, e, micro * views)[0] * e.layers for e in self.work.experts]
             seconds[TEACHER] = sum(passes) * steps
+        if self.teacher is not None:
+            seconds[TEACHER] = ops_s(self.teacher.at(micro)[0], self.hardware, self.precision) * steps
         return seconds
 
     def _dense(self, micro: int) -> list[tuple[str, bool, Both]]:
@@ -117,4 +128,5 @@ def compute_cost(config: RunConfig, hardware: Hardware) -> ComputeCost:
         work=work,
         hardware=hardware,
         precision=config.train.precision,
+        teacher=teacher_trace(config, hardware.device),
     )

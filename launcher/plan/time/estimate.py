@@ -77,8 +77,8 @@ def predict_time(
     items[FEED] = max(0.0, feed_s - busy)  # it works ahead: only what is longer than the rest is waited for
     step_s = sum(items.values())
     images_s = config.train.global_batch_size / step_s
-    passes = 6 * work.views + 2 * work.teacher_views  # forward and backward; forward
-    flops = passes * cost.multiply_adds * images_s
+    # forward and backward; forward
+    flops = (6 * work.views * cost.multiply_adds + 2 * cost.teacher_multiply_adds) * images_s
     both = [_rows_s(hardware, collectives, two_stages=two) for two in (False, True)]
     return StepTime(
         items=tuple(items.items()),

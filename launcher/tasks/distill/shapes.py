@@ -9,13 +9,13 @@ from launcher.config.schema import RunConfig
 from launcher.config.task_sections import options_of
 from launcher.tasks.distill import task
 from launcher.tasks.distill.options import DistillOptions
-from launcher.tasks.frozen_teacher import fitted_on_meta, source_errors, teacher_source
+from launcher.tasks.frozen_teacher import check_weights, fitted_on_meta, source_errors, teacher_source
 from launcher.tasks.spec import HeadPart, StepOutput
 from parallel.experts.placement import ExpertParallel
 from swin_moe.backbone.backbone import Backbone
 from swin_moe.backbone.flops import construct_on_meta
 from swin_moe.config import ModelError
-from swin_moe.heads.distill import Distiller
+from swin_moe.heads.distill import Distiller, TokenProjector
 from swin_moe.heads.distill_config import student_stage, tokens_per_side
 from swin_moe.teachers.source import TeacherSource
 
@@ -44,19 +44,16 @@ def step(config: RunConfig, model: nn.Module, inputs: Tensor, keys: Tensor) -> S
 def heads(config: RunConfig, swin: Backbone) -> Sequence[HeadPart]:
     """The projector of a stage's map."""
     options, spec = options_of(config, DistillOptions), _source(config).spec
-    with torch.device("meta"):
-        distiller = Distiller(config.model, options, spec.width, spec.grid)
-    stage, projector = (
-        distiller.stage,
-        distiller.projector.to_empty(device=next(swin.parameters()).device),
-    )
+    model, stage = config.model, student_stage(config.model, options)
+    factor = tokens_per_side(model.stage_resolution(stage), spec.grid, options)
+    norm: nn.Module = swin.norm if stage == len(model.depths) - 1 else nn.LayerNorm(model.stage_dim(stage))
+    projector = TokenProjector(model.stage_dim(stage), spec.width, factor)
 
     def run(maps: list[Tensor]) -> Tensor:
-        tokens = swin.norm(maps[stage]) if distiller.is_last else maps[stage]
-        predicted: Tensor = projector(tokens)
+        predicted: Tensor = projector(norm(maps[stage]))
         return predicted
 
-    return [HeadPart("projector", nn.ModuleList([swin.norm, projector]), run)]
+    return [HeadPart("projector", nn.ModuleList([norm, projector]), run)]
 
 
 def check_files(config: RunConfig) -> Sequence[str]:
@@ -71,7 +68,7 @@ def _checked(config: RunConfig) -> None:
         tokens_per_side(config.model.stage_resolution(stage), source.spec.grid, options)
     except ModelError as error:
         raise type(error)(f"{error} (the teacher is {options.teacher.weights})") from error
-    source.check()
+    check_weights(config, source)
 
 
 def _source(config: RunConfig) -> TeacherSource:

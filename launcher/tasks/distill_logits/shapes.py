@@ -12,7 +12,7 @@ from launcher.config.schema import RunConfig
 from launcher.config.task_sections import options_of
 from launcher.tasks.distill_logits import task
 from launcher.tasks.distill_logits.options import LogitOptions
-from launcher.tasks.frozen_teacher import fitted_on_meta, source_errors, teacher_source
+from launcher.tasks.frozen_teacher import check_weights, fitted_on_meta, source_errors, teacher_source
 from launcher.tasks.spec import StepOutput
 from parallel.experts.placement import ExpertParallel
 from swin_moe.teachers.source import TeacherSource
@@ -40,7 +40,7 @@ def _checked(config: RunConfig) -> None:
             f"model.num_classes ({outputs}) must be the classes of the teacher ({source.spec.classes}, "
             f"{_weights(config)})"
         )
-    source.check()
+    check_weights(config, source)
 
 
 def check_data(config: RunConfig, manifests: Mapping[str, Manifest]) -> Sequence[str]:
@@ -50,8 +50,8 @@ def check_data(config: RunConfig, manifests: Mapping[str, Manifest]) -> Sequence
         wanted = _source(config).spec.class_names
     except ConfigError:
         return []  # check_files says why
-    if wanted is None or is_numbered(wanted):
-        return []
+    if wanted is None or is_numbered(wanted) or len(wanted) != config.model.num_classes:
+        return []  # nobody knows the names, or another rule says so
     return [
         f"the classes of {option} must be those of the teacher ({_weights(config)}): "
         f"{differences(classes, wanted)}; take a teacher of these classes, or pack the data with its names"

@@ -11,7 +11,6 @@ from tests.launcher.tasks.layouts import plain_sgd
 from tests.models import add_noise
 
 STEPS, LR = 3, 0.1
-CLASSES = tuple(str(number) for number in range(10))
 TEACHER = ModelConfig(
     image_size=16, num_classes=10, embed_dim=8, depths=(1, 1), num_heads=(2, 2), window_size=2
 )
