@@ -51,9 +51,10 @@ torch.library.custom_op mutates_args
 torch.linalg.vector_norm dim dtype keepdim
 torch.linspace device
 torch.load map_location mmap weights_only
+torch.meshgrid indexing
 torch.mul out
 torch.nn.Conv1d groups kernel_size
-torch.nn.Conv2d kernel_size stride
+torch.nn.Conv2d bias kernel_size stride
 torch.nn.Linear bias
 torch.nn.ReLU inplace
 torch.nn.functional.avg_pool2d count_include_pad divisor_override padding stride
@@ -92,7 +93,7 @@ torch.stack dim
 torch.sum out
 torch.tensor device dtype
 torch.utils.checkpoint.checkpoint preserve_rng_state use_reentrant
-torch.utils.flop_counter.FlopCounterMode display
+torch.utils.flop_counter.FlopCounterMode custom_mapping display
 torch.utils.tensorboard.SummaryWriter purge_step
 torch.zeros device dtype
 torch.zeros_like dtype memory_format
