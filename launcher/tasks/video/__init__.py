@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
+from data_shards.format.video_names import VIDEO_SUFFIXES
 from launcher.config.schema import RunConfig
 from launcher.config.task_sections import options_of
 from launcher.tasks.class_rules import class_loss_errors
@@ -12,7 +13,6 @@ from parallel.lazy_exports import deferred
 HERE = "launcher.tasks.video"
 ANSWERS = "launcher.tasks.class_answers"
 CLASSIFIER = "launcher.tasks.classification.shapes"
-VIDEO_SUFFIXES = ("mp4", "m4v", "mov", "webm", "mkv", "avi")  # of the containers that are decoded
 TRAINING = ("sampling", "interval", "fps")
 FREE = ("clips", "crops", "eval_crop", "view_batch", "reader")
 
