@@ -17,6 +17,7 @@ from launcher.training.schedules import Schedule
 from launcher.validation.rules import problems
 from swin_moe.backbone.flops import count_parameters
 from tests.launcher.refusals import refused
+from tests.launcher.tasks.recipe_checks import assert_told_to_pack
 
 CONFIGS = Path(__file__).parents[4] / "configs"
 FILES = {path.stem: path for path in sorted((CONFIGS / "video").glob("*.yaml"))}
@@ -159,3 +160,23 @@ def test_what_check_refuses(
     capsys: pytest.CaptureFixture[str], options: tuple[str, ...], message: str
 ) -> None:
     assert message in refused(capsys, "check", "swin_tiny_patch244_window877_kinetics400_1k", *options)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "command"),
+    [
+        (
+            "swin_tiny_patch244_window877_kinetics400_1k",
+            "--source kinetics --directory kinetics400 --out data/kinetics400",
+        ),
+        (
+            "swin_base_patch244_window1677_sthv2",
+            "--source something-something --directory something-something-v2 "
+            "--out data/something-something-v2",
+        ),
+    ],
+)
+def test_without_its_data_a_recipe_says_how_to_make_them(
+    capsys: pytest.CaptureFixture[str], recipe: str, command: str
+) -> None:
+    assert_told_to_pack(capsys, f"{recipe} train.pretrained_require=nothing", command)
