@@ -91,6 +91,7 @@ RECIPES = {  # what a name says of the training: epochs, warm-up, peak rate at 5
     r"simmim_pretrain\w+_800ep": ("800 epochs", "10 epochs", 1e-4, 0.05, 5.0, 2048),
     r"moby__\w+_300ep": ("300 epochs", "5 epochs", 1e-3, 0.05, 5.0, 512),
     r"moby__\w+_100ep": ("100 epochs", "5 epochs", 1e-3, 0.05, 5.0, 512),
+    r"lrnet\w+": ("120 epochs", "5 epochs", 0.2, 1e-4, 0.0, 1024),  # ours, of a ResNet
     r"moby_linear\w+": ("100 epochs", "5 epochs", 1.0, 0.0, 5.0, 512),
     r"simmim_finetune\w+": ("100 epochs", "20 epochs", 1.25e-3, 0.05, 5.0, 2048),
     r"simmim_pretrain\w+_20ep": ("20 epochs", "30000 steps", 7.7778e-5, 0.1, 100.0, 9216),
@@ -117,7 +118,17 @@ def test_files_are_short(path: Path) -> None:
     assert max(map(len, lines)) <= 110
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "depths"), [("lrnet26_224", (2, 2, 2, 2)), ("lrnet50_224", (3, 4, 6, 3))])
+def test_the_name_of_an_lr_net_says_its_layers(name: str, depths: tuple[int, ...]) -> None:
+    """Three of each bottleneck, the stem and the classifier."""
+    model = CONFIGS[name].model
+    assert CONFIGS[name].run_dir == f"runs/{name}"
+    assert model.depths == depths
+    assert f"lrnet{3 * sum(depths) + 2}_{model.image_size}" == name
+    assert model.lr_net is not None
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("lrnet")])
 def test_a_name_says_what_the_model_is(name: str) -> None:
     config, model = CONFIGS[name], CONFIGS[name].model
     assert config.run_dir == f"runs/{name}"
@@ -166,6 +177,8 @@ def test_drop_path_is_that_of_the_released_table() -> None:
         **dict.fromkeys(rates, 0.2),
         **{n: 0.1 for n in rates if n.startswith(("swin_tiny_", "simmim_"))},
         **{n: 0.3 for n in rates if "_moe_base_" in n and "expert" in n},
+        "lrnet26_224": 0.0,
+        "lrnet50_224": 0.0,
         "moby_linear__swin_tiny__img224_window7__no_drop_path": 0.0,
         "simmim_pretrain__swin_base__img192_window6__800ep": 0.0,
         "swin_base_patch4_window12_384_finetune": 0.5,

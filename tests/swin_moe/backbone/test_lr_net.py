@@ -19,7 +19,11 @@ from swin_moe.backbone.group_batch_norm import GroupBatchNorm2d, update_running_
 from swin_moe.backbone.lr_net import Bottleneck, pool_maximum
 from swin_moe.backbone.relation_layer import LocalRelation
 from swin_moe.config import ModelConfig
+from swin_moe.detection.config import DetectorConfig
+from swin_moe.detection.detector import build_detector
 from swin_moe.errors import ModelError
+from swin_moe.heads.upernet import build_segmenter
+from swin_moe.heads.upernet_config import UPerNetConfig
 from swin_moe.random.keyed import SiteCounter, sample_keys
 from swin_moe.relation_config import LocalRelationConfig, LRNetConfig
 from tests.models import randomize_by_fan_in, small_lr_net
@@ -230,3 +234,23 @@ def test_has_no_masked_images() -> None:
     x, keys = torch.randn(1, 3, 32, 32), torch.zeros(1).long()
     with pytest.raises(ModelError, match="no patches that could be masked"):
         model.forward_masked(x, keys, torch.zeros(1, 8, 8).bool(), torch.zeros(8))
+
+
+def test_heads_of_segmentation_and_detection_take_its_maps() -> None:
+    """Both read channels and strides of the maps, and give gradients to all of the backbone."""
+    config = small_lr_net()
+    x, keys = torch.randn(2, 3, 32, 32), torch.arange(2)
+    options = UPerNetConfig(
+        channels=4, pool_bins=(1, 2), auxiliary_channels=4, auxiliary_stage=0, norm_group_images=2
+    )
+    segmenter = build_segmenter(config, options)
+    output = segmenter(x, keys)
+    (output.logits.square().sum() + output.auxiliary.square().sum()).backward()
+    missing = [n for n, p in segmenter.encoder.named_parameters() if p.grad is None]
+    assert output.logits.shape == (2, 5, 8, 8)
+    assert missing == []
+    detector = build_detector(config, DetectorConfig())
+    assert detector.encoder.channels == (8, 16)
+    assert detector.encoder.strides == (4, 8)
+    features = detector.encoder.forward_features(x, keys)
+    assert [m.shape for m in features.maps] == [(2, 8, 8, 8), (2, 4, 4, 16)]
