@@ -3,8 +3,10 @@
 The published figures stand as they were printed: for Swin, SwinV2 and Swin-MLP in the model tables of
 microsoft/Swin-Transformer (commit f82860b; FLOPs count one multiply-add as one), for the giants in Liu et al.
 2022, section 4.1, and that repository's table of masked image modeling, for Swin-MoE in Hwang et al. 2022
-(Tutel), section 5. Models with heads of a task are counted by the task, which has the published figures.
-For the others nothing is published.
+(Tutel), section 5; for models of clips in the tables of SwinTransformer/Video-Swin-Transformer (commit
+db018fb), whose FLOPs of a clip count elementwise work too, and for Swin-L in the tables of its paper (Liu et
+al. 2022, arXiv:2106.13230). Models with heads of a task are counted by the task, which has the published
+figures. For the others nothing is published.
 """
 
 import argparse
@@ -70,6 +72,15 @@ PUBLISHED = {  # name: parameters, FLOPs
     "swin_moe_base_patch4_window12_192_8expert_32gpu_22k": ("300.3M", ""),
     "swin_moe_base_patch4_window12_192_16expert_32gpu_22k": ("518.7M", ""),
     "swin_moe_base_patch4_window12_192_32expert_32gpu_22k": ("955.3M", ""),
+    "swin_tiny_patch244_window877_kinetics400_1k": ("28M", "~87.9G"),
+    "swin_small_patch244_window877_kinetics400_1k": ("50M", "~165.9G"),
+    "swin_base_patch244_window877_kinetics400_1k": ("88M", "~281.6G"),
+    "swin_base_patch244_window877_kinetics400_22k": ("88M", "~281.6G"),
+    "swin_base_patch244_window877_kinetics600_22k": ("88M", "~281.6G"),
+    "swin_base_patch244_window1677_sthv2": ("89M", "~320.6G"),
+    "swin_large_patch244_window877_kinetics400_22k": ("197M", "~604G"),
+    "swin_large_384_patch244_window81212_kinetics400_22k": ("200.0M", "~2107G"),
+    "swin_large_384_patch244_window81212_kinetics600_22k": ("", "~2107G"),
 }
 
 
@@ -78,8 +89,8 @@ class ModelRow:
     """One line of the table."""
 
     name: str
-    image_size: Size
-    window_size: int
+    image_size: Size  # of clips [frames, height, width]
+    window_size: Size
     parameters: int
     active_parameters: int
     flops: int
@@ -130,7 +141,7 @@ def row(name: str) -> ModelRow:
     )
 
 
-def _counted(name: str) -> tuple[int, CountedModel]:
+def _counted(name: str) -> tuple[Size, CountedModel]:
     """The window of a named model, and what the model costs: as a classifier, or as its task says."""
     if name in (files := dense_model_files()):
         run = load_config(files[name])
@@ -138,7 +149,10 @@ def _counted(name: str) -> tuple[int, CountedModel]:
         assert counted is not None, f"task={run.task} says nothing of the models in configs/"
         return run.model.window_size, counted(name, run)
     model = load_model_config(name)
-    return model.window_size, CountedModel(model.image_size, _cost(model), PUBLISHED.get(name, _NONE))
+    square = model.window_size
+    window: Size = (model.window_frames, square, square) if model.frames else square
+    sides = model.input_sides if model.frames else model.image_size
+    return window, CountedModel(sides, _cost(model), PUBLISHED.get(name, _NONE))
 
 
 def agrees(count: int, published: str) -> bool:
@@ -165,7 +179,7 @@ def _cost(config: ModelConfig) -> Cost:
 
 _WIDTH = 66
 HEADER = (
-    f"{'model':{_WIDTH}} {'image':>8} {'window':>6} {'params M':>8} {'active M':>8} {'FLOPs G':>8} "
+    f"{'model':{_WIDTH}} {'image':>10} {'window':>7} {'params M':>8} {'active M':>8} {'FLOPs G':>8} "
     f"{'published':>13}"
 )
 
@@ -175,5 +189,5 @@ def line(row: ModelRow) -> str:
     published = " ".join(filter(None, (row.published_parameters, row.published_flops))) or "-"
     verdict = {True: "agrees", False: "DISAGREES", None: ""}[row.agrees]
     counts = f"{row.parameters / 1e6:8.1f} {row.active_parameters / 1e6:8.1f} {row.flops / 1e9:8.2f}"
-    sizes = f"{as_text(row.image_size):>8} {row.window_size:6}"
+    sizes = f"{as_text(row.image_size):>10} {as_text(row.window_size):>7}"
     return f"{row.name:{_WIDTH}} {sizes} {counts} {published:>13} {verdict}".rstrip()

@@ -156,6 +156,23 @@ def test_names_and_shapes_of_torchvision_key_for_key(size: str) -> None:
     assert video.convert(names).tensors.keys() == tensors.keys()
 
 
+@pytest.mark.slow
+@torch.no_grad()
+@pytest.mark.parametrize("size", SIZES)
+def test_logits_of_the_released_sizes(size: str, tmp_path: Path) -> None:
+    """Of 16 x 112 x 112 pixels, from random weights; the file that is written is the one that was read."""
+    made = pytest.importorskip("torchvision.models.video.swin_transformer")
+    theirs = randomize_by_fan_in(getattr(made, f"swin3d_{size}")()).eval()
+    torch.save(theirs.state_dict(), tmp_path / "in.pth")
+    model = build_model(parameters_of(size)[0]).eval()
+    load_weights(model, tmp_path / "in.pth")
+    clips = randn(1, 3, 16, 112, 112)
+    torch.testing.assert_close(model(clips).logits, theirs(clips), rtol=0, atol=1e-4)
+    written = torch.load(save_weights(model, tmp_path / "out.pth", "torchvision"), weights_only=True)
+    assert written.keys() == theirs.state_dict().keys()
+    assert all(torch.equal(written[name], tensor) for name, tensor in theirs.state_dict().items())
+
+
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize(("dialect", "norm"), [("official", "norm"), ("mmaction", "norm3")])
 def test_names_of_released_checkpoints_key_for_key(size: str, dialect: str, norm: str) -> None:

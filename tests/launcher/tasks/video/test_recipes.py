@@ -66,7 +66,7 @@ def test_they_are_coherent(name: str) -> None:
     optim, train = config.optim, config.train
     assert (optim.decay_rule, optim.backbone_lr_scale, optim.max_grad_norm) == ("dense", 0.1, 0.0)
     assert (train.global_batch_size, config.model.head_dropout, config.model.frames) == (64, 0.5, 32)
-    assert train.pretrained_require == "backbone"
+    assert (train.pretrained_require, train.pretrained_head) == ("backbone", "replace")
     options = options_of(config, VideoOptions)
     assert (options.views, options.interval) == (1, 2)
     (ending,) = {part for part in name.split("_") if part in ("kinetics400", "kinetics600", "sthv2")}
