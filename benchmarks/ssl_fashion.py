@@ -60,7 +60,11 @@ REPRESENTATIONS = {
 }
 CONTROLS = {  # expected to be worse than `moby`
     "moby_crops": Arm(recipe="moby", options=NO_COLOURS, note="views without changes of colour"),
-    "moby_copy": Arm(recipe="moby", options=("moby.momentum=0.0",), note="the target follows at once"),
+    "moby_copy": Arm(
+        recipe="moby",
+        options=("moby.momentum=0.0", "moby.momentum_end=0.0"),
+        note="the target follows at once",
+    ),
 }
 MIXER = "model.local_relation"
 KERNEL_3 = (f"{MIXER}.aggregation=convolution", f"{MIXER}.kernel_size=3")

@@ -16,6 +16,7 @@ TRAINING = (
     "head.norm_group_images",
     "temperature",
     "momentum",
+    "momentum_end",
     "colours",
     "colours.jitter_prob",
     "colours.brightness",

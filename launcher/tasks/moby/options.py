@@ -20,9 +20,10 @@ class MoBYOptions:
     head: MoBYConfig = field(default_factory=MoBYConfig)
     queue: int = 4096  # keys of earlier samples in the queue of each view; a multiple of the global batch
     temperature: float = 0.2  # that cosines are divided by
-    # of the target network at the first step: target = momentum * target + (1 - momentum) * online; it rises
-    # to 1 at the last step by half a cosine
+    # of the target network at the start: target = momentum * target + (1 - momentum) * online; from there to
+    # the next value, that of the last step, by half a cosine
     momentum: float = 0.99
+    momentum_end: float = 1.0  # the same number as momentum: it is constant
     colours: ViewColours = field(default_factory=ViewColours)  # BYOL's operations on each view
     pictures: int = 8  # samples of an evaluation whose views are shown
 
@@ -33,6 +34,7 @@ class MoBYOptions:
             queue=(1, 2**24),
             temperature=(1e-4, 1e4),
             momentum=(0, 1),
+            momentum_end=(0, 1),
             pictures=(0, 1000),
         )
         if self.colours.views != VIEWS:

@@ -68,14 +68,14 @@ def online_step(
     return StepOutput(loss=found.loss, terms=terms, moe=output.moe)
 
 
-def momentum_at(start: float, step: int, total_steps: int) -> float:
+def momentum_at(start: float, step: int, total_steps: int, end: float = 1.0) -> float:
     """m of target = m * target + (1 - m) * online after the step of this number, counted from 1.
 
-    m = 1 - (1 - start) (1 + cos(pi k / K)) / 2: `start` before the first step, 1 at the last one and after it
-    (the released code lets it fall again, and begins anew when a run is resumed).
+    m = end - (end - start) (1 + cos(pi k / K)) / 2: `start` before the first step, `end` at the last one and
+    after it (the released code lets it fall again, and begins anew when a run is resumed).
     """
     progress = min(step / total_steps, 1.0) if total_steps else 1.0
-    return 1 - (1 - start) * (1 + math.cos(math.pi * progress)) / 2
+    return end - (end - start) * (1 + math.cos(math.pi * progress)) / 2
 
 
 class Progress:
@@ -141,7 +141,8 @@ class MoBYTask(NormTask):
 
     def momentum(self, step: int) -> float:
         """That of the target network after a step, counted from 1."""
-        return momentum_at(self.options.momentum, step, self.context.total_steps)
+        options = self.options
+        return momentum_at(options.momentum, step, self.context.total_steps, options.momentum_end)
 
     def inputs(self, batch: Batch) -> TrainInputs:
         """Two views of each sample, by draws of its position."""
