@@ -1,8 +1,11 @@
 """The frozen teacher of a run: its source by the options, its weights on every rank, and its rules."""
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -11,7 +14,6 @@ from launcher.config.schema import DataConfig, RunConfig
 from launcher.tasks.spec import TaskContext
 from parallel.ranks.collectives import RanksError, agree
 from parallel.suggest import suggestion
-from parallel.zero.teacher import FrozenTeacher
 from swin_moe.config import ModelConfig
 from swin_moe.teachers.fitted import FittedTeacher
 from swin_moe.teachers.folder import FolderSource, is_folder
@@ -20,6 +22,9 @@ from swin_moe.teachers.source import TeacherSource, TeacherSourceError, Wanted
 from swin_moe.teachers.swin import SwinSource
 from swin_moe.weights.input_spec import InputSpec, input_spec_of
 from swin_moe.weights.native import config_of
+
+if TYPE_CHECKING:
+    from parallel.zero.teacher import FrozenTeacher
 
 
 def teacher_source(config: RunConfig, options: TeacherConfig, wanted: Wanted) -> TeacherSource:
@@ -64,6 +69,8 @@ def build_teacher(config: RunConfig, context: TaskContext, source: TeacherSource
     Raises:
         ConfigError: its weights cannot be read or do not fit, on all ranks alike.
     """
+    from parallel.zero.teacher import FrozenTeacher  # DeepSpeed, which checks do not import
+
     loaded: list[torch.nn.Module] = []
     try:
         agree(lambda: loaded.append(source.load()), (ValueError, OSError))

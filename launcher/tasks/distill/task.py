@@ -3,8 +3,10 @@
 Legend: B images of H x W pixels, H' x W' tokens and C' channels of the teacher's map.
 """
 
+from __future__ import annotations
+
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -19,11 +21,13 @@ from launcher.tasks.distill.options import DistillOptions
 from launcher.tasks.frozen_teacher import build_teacher, teacher_source
 from launcher.tasks.image_data import ImageTask
 from launcher.tasks.spec import Stateful, StepOutput, TaskContext
-from parallel.zero.engine import Engine
-from parallel.zero.master_weights import MasterWeights
-from parallel.zero.teacher import FrozenTeacher
 from swin_moe.heads.distill import DistillOutput, build_distiller
 from swin_moe.moe.overrides import RoutingOverrides
+
+if TYPE_CHECKING:  # DeepSpeed, which checks of a configuration do not import
+    from parallel.zero.engine import Engine
+    from parallel.zero.master_weights import MasterWeights
+    from parallel.zero.teacher import FrozenTeacher
 
 
 def step(engine: Any, images: Tensor, keys: Tensor, target: Tensor) -> StepOutput:

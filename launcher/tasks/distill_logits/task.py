@@ -3,8 +3,10 @@
 Legend: B images of H x W pixels, K classes.
 """
 
+from __future__ import annotations
+
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -15,10 +17,12 @@ from launcher.tasks.classification.task import ClassificationTask
 from launcher.tasks.distill_logits.options import LogitOptions
 from launcher.tasks.frozen_teacher import build_teacher, teacher_source
 from launcher.tasks.spec import Stateful, StepOutput, TaskContext
-from parallel.zero.engine import Engine
-from parallel.zero.master_weights import MasterWeights
-from parallel.zero.teacher import FrozenTeacher
 from swin_moe.heads.distill import soft_target_loss
+
+if TYPE_CHECKING:  # DeepSpeed, which checks of a configuration do not import
+    from parallel.zero.engine import Engine
+    from parallel.zero.master_weights import MasterWeights
+    from parallel.zero.teacher import FrozenTeacher
 
 
 def step(
