@@ -1,12 +1,20 @@
 """Which options of a model go with local relations, and with an LR-Net. No torch."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from swin_moe.config import ModelConfig
+
+class Options(Protocol):
+    """What the rules read of a `ModelConfig`, whose module imports this one."""
+
+    @property
+    def attention(self) -> str:
+        """What mixes tokens."""
+
+    @property
+    def lr_net(self) -> object:
+        """The section of an LR-Net, or None."""
+
 
 NO_WINDOWS = {  # options of windows and heads, at the only value that local relations have
     "window_padding": "hidden",
@@ -27,7 +35,7 @@ NO_TOKENS = {  # options of the blocks of a Swin, at the only value that an LR-N
 }
 
 
-def relation_errors(config: ModelConfig) -> Iterator[str]:
+def relation_errors(config: Options) -> Iterator[str]:
     """The rules of `model.local_relation` and `model.lr_net` that do not hold, a line each."""
     if config.attention != "local_relation":
         for name in ("local_relation", "lr_net"):
@@ -42,7 +50,7 @@ def relation_errors(config: ModelConfig) -> Iterator[str]:
         yield from _others(config, NO_TOKENS, "an LR-Net (model.lr_net) is no Swin")
 
 
-def _others(config: ModelConfig, only: dict[str, Any], reason: str) -> Iterator[str]:
+def _others(config: Options, only: dict[str, Any], reason: str) -> Iterator[str]:
     """The options that have another value than the only one."""
     for name, value in only.items():
         if (found := getattr(config, name)) != value:

@@ -46,7 +46,7 @@ def test_a_file_of_the_working_directory_comes_first(tmp_path: Path, monkeypatch
     ("name", "message"),
     [
         ("swinv2_tiny_patch4_window8_265", f"did you mean {NAME} or "),
-        ("resnet50", "`swin-moe models --names` lists the recipes"),
+        ("vgg16", "`swin-moe models --names` lists the recipes"),
     ],
 )
 def test_a_name_that_is_none(name: str, message: str) -> None:

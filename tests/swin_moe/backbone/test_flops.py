@@ -131,7 +131,7 @@ def test_overrides_reach_into_the_experts() -> None:
             "no model is called 'swinv2_tiny_patch4_window8_224'; did you mean "
             "swinv2_tiny_patch4_window8_256 or ",
         ),
-        ("resnet50", {}, "no model is called 'resnet50'; swin_moe.list_models() names them all"),
+        ("vgg16", {}, "no model is called 'vgg16'; swin_moe.list_models() names them all"),
         (TINY, {"num_clases": 3}, "model.num_clases: no such option; did you mean model.num_classes?"),
         (TINY, {"window_size": 7.0}, "model.window_size: Input should be a valid integer (got 7.0)"),
         (TINY, {"qkv_bias": 1}, "model.qkv_bias: Input should be a valid boolean (got 1)"),
