@@ -102,7 +102,11 @@ def _options(args: argparse.Namespace) -> dict[str, Any]:
         motion = _given(args, "motion", MOTION)
         options |= {"num_train": motion["train"], "num_val": motion["val"]}
         options["options"] = MotionOptions(
-            side=motion["size"], frames=motion["frames"], speed=motion["speed"], garment=motion["garment"]
+            side=motion["size"],
+            frames=motion["frames"],
+            speed=motion["speed"],
+            garment=motion["garment"],
+            background=motion["background"],
         )
     if args.source in OF_VIDEOS:
         options["recipe"] = _recipe(args)

@@ -23,7 +23,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 
@@ -38,7 +38,7 @@ from data_shards.video.library import pyav
 from data_shards.video.prepare import PreparedVideo
 from data_shards.video.write import Writer, i420, padded_mp4
 
-VERSION = 1  # of the way in which a video is made
+VERSION = 2  # of the way in which a video is made
 DIRECTIONS = {  # of the label's name: rows and columns of a step
     "right": (0, 1),
     "up right": (-1, 1),
@@ -58,6 +58,8 @@ BITS = 3  # of a pixel in the length of a file
 # holds; others differ between them.
 ENCODER = {"preset": "ultrafast", "x264-params": "psy=0:aq-mode=0:mbtree=0:trellis=0:scenecut=0"}
 GARMENT = Field("garment", SCALAR)
+Background = Literal["plain", "stripes"]
+BACKGROUNDS: tuple[Background, ...] = get_args(Background)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +70,14 @@ class MotionOptions:
     frames: D.
     speed: the range of the pixels that the garment moves by in a frame.
     garment: the range of its side in pixels.
+    background: black, or stripes of two colours of the video's own.
     """
 
     side: int = 64
     frames: int = 16
     speed: tuple[int, int] = (1, 2)
     garment: tuple[int, int] = (24, 36)
+    background: Background = "plain"
 
     def __post_init__(self) -> None:
         if not 16 <= self.side <= 1024 or self.side % 2:
@@ -85,6 +89,10 @@ class MotionOptions:
             raise DataError(f"{text}, half of the canvas, from where on a step is one of the other direction")
         if not 8 <= self.garment[0] <= self.garment[1] <= self.side:
             raise DataError(f"motion garment {self.garment} must be 8 <= low <= high <= {self.side} pixels")
+        if self.background not in BACKGROUNDS:
+            raise DataError(
+                f"motion background ({self.background!r}) must be one of {', '.join(BACKGROUNDS)}"
+            )
 
     @property
     def file_bytes(self) -> int:
@@ -130,11 +138,17 @@ class MovingSamples:
 
     def frames(self, i: int) -> np.ndarray:
         """The frames of video i before they are encoded: (D, S, S, 3) uint8."""
-        motion, side = self.motion(i), self.options.side
-        background = texture(fold(self.key, int(self.rows[i]), 1), side, side, GRAIN)
+        motion, background = self.motion(i), self.background(i)
         at = int(np.searchsorted(self.numbers, motion.item.number))
         garment = enlarge(self.garments[at], motion.item.place.height)
         return draw(background, garment, motion, self.options.frames)
+
+    def background(self, i: int) -> np.ndarray:
+        """What the garment of video i moves on: (S, S, 3) uint8."""
+        side = self.options.side
+        if self.options.background == "plain":
+            return np.zeros((side, side, 3), dtype=np.uint8)
+        return texture(fold(self.key, int(self.rows[i]), 1), side, side, GRAIN)
 
     def motion(self, i: int) -> Motion:
         """The garment of video i, and how it moves."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from data_shards.pack.sources.coco import MIN_SIDE
 from data_shards.pack.sources.fashion_canvas import BACKGROUNDS
 from data_shards.pack.sources.kinetics import DEFAULT as KINETICS
+from data_shards.pack.sources.moving_fashion import BACKGROUNDS as MOTION_BACKGROUNDS
 from data_shards.pack.sources.moving_fashion import MotionOptions
 from data_shards.pack.sources.registry import SOURCES
 from data_shards.pack.sources.something_something import DEFAULT as SOMETHING
@@ -25,6 +26,7 @@ MOTION = {
     "frames": OF_MOTION.frames,
     "speed": OF_MOTION.speed,
     "garment": OF_MOTION.garment,
+    "background": OF_MOTION.background,
 }
 
 
@@ -86,6 +88,8 @@ def _add_motion(parser: CommandParser) -> None:
         text = f"of --source moving-fashion: {meaning} (default {shown})"
         kind = parse_range if isinstance(default, tuple) else int
         parser.add_argument(f"--motion-{name}", type=kind, metavar=value, help=text)
+    text = f"of --source moving-fashion: black, or stripes (default {OF_MOTION.background})"
+    parser.add_argument("--motion-background", choices=MOTION_BACKGROUNDS, help=text)
 
 
 def _add_video(parser: CommandParser) -> None:

@@ -1,5 +1,6 @@
 """Moving fashion: the torus is exact, the label the direction, which only the order of frames tells."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from data_shards.video.facts import read_facts
 from data_shards.video.write import i420, padded_mp4
 from tests.data_shards.pack.sources.fashion_files import write_garments
 
-OPTIONS = MotionOptions(side=32, frames=6, speed=(1, 3), garment=(12, 20))
+OPTIONS = MotionOptions(side=32, frames=6, speed=(1, 3), garment=(12, 20), background="stripes")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def test_every_frame_is_the_first_one_with_its_garment_moved_round(garments: Pat
         step = motion.step
         assert np.sign(step).tolist() == list(STEPS[i % 8])
         assert 1 <= max(map(abs, step)) <= 3
-        background = module.texture(module.fold(videos.key, i, 1), 32, 32, module.GRAIN)
+        background = videos.background(i)
         moved = (frames != background).any(-1)  # where the garment is seen
         assert moved[0].any()
         for number in range(1, 6):
@@ -71,10 +72,26 @@ def test_a_reversed_video_is_one_of_the_opposite_label(garments: Path) -> None:
         last = place._replace(top=place.top + 5 * down, left=place.left + 5 * right)
         opposite = Motion(motion.item._replace(place=last), (-down, -right))
         assert np.sign(opposite.step).tolist() == list(STEPS[(i + 4) % 8])
-        background = module.texture(module.fold(videos.key, i, 1), 32, 32, module.GRAIN)
+        background = videos.background(i)
         at = int(np.searchsorted(videos.numbers, motion.item.number))
         garment = enlarge(videos.garments[at], place.height)
         assert np.array_equal(draw(background, garment, opposite, 6), frames[::-1])
+
+
+def test_backgrounds(garments: Path) -> None:
+    striped, plain = (
+        moving_fashion(garments, 16, 8, replace(OPTIONS, background=name)).splits["train"]
+        for name in ("stripes", "plain")
+    )
+    assert isinstance(striped, MovingSamples)
+    assert isinstance(plain, MovingSamples)
+    assert not plain.background(3).any()
+    assert len(np.unique(striped.background(3).reshape(-1, 3), axis=0)) > 8
+    assert striped.motion(3).item.place == plain.motion(3).item.place
+    for frame, other in zip(plain.frames(3), striped.frames(3), strict=True):
+        garment = frame.any(-1)  # all but its rim, which is mixed with the background
+        assert 0.02 < garment.mean() < 0.5
+        assert (frame != other).any(-1)[~garment].all()
 
 
 def test_labels_are_balanced_and_garments_of_their_split(garments: Path) -> None:
@@ -209,6 +226,7 @@ def test_packed_and_read_back(garments: Path, tmp_path: Path) -> None:
         ({"frames": 1}, r"frames \(1\) must be in 2"),
         ({"speed": (0, 2)}, r"speed \(0, 2\) must be 1 <= low"),
         ({"speed": (1, 32)}, r"speed \(1, 32\)"),
+        ({"background": "noise"}, r"background \('noise'\) must be one of plain, stripes"),
         ({"garment": (24, 65)}, r"garment \(24, 65\) must be 8 <= low <= high <= 64"),
     ],
 )

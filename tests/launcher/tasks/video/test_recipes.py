@@ -134,6 +134,13 @@ def test_published_views(
     assert [(one.top, one.left) for one in windows if one] == crops
 
 
+def test_the_recipe_in_minutes() -> None:
+    config = load_config(str(CONFIGS / "recipes" / "fashion_motion.yaml"))
+    for ranks in (1, 2):
+        assert problems(config, ranks, data=False) == []
+    assert (config.data.flip_probability, config.data.augment) == (0.0, None)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_the_planner_plans_them(name: str) -> None:
@@ -165,6 +172,7 @@ def test_what_check_refuses(
 @pytest.mark.parametrize(
     ("recipe", "command"),
     [
+        ("fashion_motion", "--source moving-fashion --out data/moving-fashion"),
         (
             "swin_tiny_patch244_window877_kinetics400_1k",
             "--source kinetics --directory kinetics400 --out data/kinetics400",
