@@ -3,10 +3,7 @@
 Legend: B images of H x W pixels, H' x W' tokens and C' channels of the teacher's map.
 """
 
-from __future__ import annotations
-
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -18,16 +15,11 @@ from launcher.metrics.metric import Metric
 from launcher.metrics.neighbours import NeighbourMetric
 from launcher.tasks.distill.metric import DistillMetric
 from launcher.tasks.distill.options import DistillOptions
-from launcher.tasks.frozen_teacher import build_teacher, teacher_source
-from launcher.tasks.image_data import ImageTask
-from launcher.tasks.spec import Stateful, StepOutput, TaskContext
+from launcher.tasks.spec import StepOutput, TaskContext
+from launcher.tasks.taught_task import TaughtTask
 from swin_moe.heads.distill import DistillOutput, build_distiller
 from swin_moe.moe.overrides import RoutingOverrides
-
-if TYPE_CHECKING:  # DeepSpeed, which checks of a configuration do not import
-    from parallel.zero.engine import Engine
-    from parallel.zero.master_weights import MasterWeights
-    from parallel.zero.teacher import FrozenTeacher
+from swin_moe.teachers.options import TeacherConfig
 
 
 def step(engine: Any, images: Tensor, keys: Tensor, target: Tensor) -> StepOutput:
@@ -37,13 +29,14 @@ def step(engine: Any, images: Tensor, keys: Tensor, target: Tensor) -> StepOutpu
     return StepOutput(loss=output.loss, terms=terms, moe=output.moe)
 
 
-class DistillTask(ImageTask):
+class DistillTask(TaughtTask):
     """Training of an encoder by the maps of a frozen teacher: its predictions are of these maps."""
+
+    wanted = "map"
 
     def __init__(self, config: RunConfig, context: TaskContext) -> None:
         super().__init__(config, context)
-        self.context, self.options = context, options_of(config, DistillOptions)
-        self.source = teacher_source(config, self.options.teacher, "map")
+        self.options = options_of(config, DistillOptions)
         self.model: nn.Module = build_distiller(
             config.model,
             self.options,
@@ -55,18 +48,10 @@ class DistillTask(ImageTask):
             exchange=context.exchange,
         ).to(context.device)
 
-    @cached_property
-    def teacher(self) -> FrozenTeacher:
-        """Read when it is needed first, by all ranks together: features of the student need none."""
-        return build_teacher(self.config, self.context, self.source, str(self.options.teacher.weights))
-
-    def attach(self, engine: Engine, masters: MasterWeights) -> None:
-        """Read the teacher's weights before the first step."""
-        _ = self.teacher
-
-    def state(self) -> dict[str, Stateful]:
-        """The digest of the teacher."""
-        return {"teacher": self.teacher}
+    @property
+    def teacher_options(self) -> TeacherConfig:
+        """Of the section of the task; features of the student alone need none."""
+        return self.options.teacher
 
     def inputs(self, batch: Batch) -> Tensor:
         """Images (B, 3, H, W) float32."""

@@ -3,10 +3,7 @@
 Legend: B images of H x W pixels, K classes.
 """
 
-from __future__ import annotations
-
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -15,14 +12,10 @@ from launcher.config.task_sections import options_of
 from launcher.tasks.class_loss import class_loss
 from launcher.tasks.classification.task import ClassificationTask
 from launcher.tasks.distill_logits.options import LogitOptions
-from launcher.tasks.frozen_teacher import build_teacher, teacher_source
-from launcher.tasks.spec import Stateful, StepOutput, TaskContext
+from launcher.tasks.spec import StepOutput
+from launcher.tasks.taught_task import TaughtTask
 from swin_moe.heads.distill import soft_target_loss
-
-if TYPE_CHECKING:  # DeepSpeed, which checks of a configuration do not import
-    from parallel.zero.engine import Engine
-    from parallel.zero.master_weights import MasterWeights
-    from parallel.zero.teacher import FrozenTeacher
+from swin_moe.teachers.options import TeacherConfig
 
 
 def step(
@@ -42,26 +35,15 @@ def step(
     )
 
 
-class LogitTask(ClassificationTask):
-    """Training of a classifier by the probabilities of a frozen teacher."""
+class LogitTask(ClassificationTask, TaughtTask):
+    """Training of a classifier by the probabilities of a frozen teacher; an evaluation needs none."""
 
-    def __init__(self, config: RunConfig, context: TaskContext) -> None:
-        super().__init__(config, context)
-        self.context, self.options = context, options_of(config, LogitOptions)
+    wanted = "logits"
 
-    @cached_property
-    def teacher(self) -> FrozenTeacher:
-        """Read before the first step; an evaluation needs none."""
-        source = teacher_source(self.config, self.options.teacher, "logits")
-        return build_teacher(self.config, self.context, source, str(self.options.teacher.weights))
-
-    def attach(self, engine: Engine, masters: MasterWeights) -> None:
-        """Read the teacher's weights, by all ranks together."""
-        _ = self.teacher
-
-    def state(self) -> dict[str, Stateful]:
-        """The digest of the teacher."""
-        return {"teacher": self.teacher}
+    @property
+    def teacher_options(self) -> TeacherConfig:
+        """Of the section of the task."""
+        return options_of(self.config, LogitOptions).teacher
 
     def step(self, engine: Any, inputs: tuple[Tensor, Tensor], keys: Tensor) -> StepOutput:
         """The losses of a micro-batch; the teacher sees the images as the student does, augmented."""

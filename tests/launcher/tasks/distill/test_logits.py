@@ -16,6 +16,7 @@ from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, command, evaluations, only, run_alone, steps
 from tests.launcher.tasks.distill.teachers import LR, STEPS, line, write_teacher
 from tests.launcher.tasks.layouts import assert_same_gradients, layout
+from tests.launcher.tasks.relation_models import MODELS
 from tests.models import images_of, randn
 
 MORE = ("distill_logits.temperature=2.0", "distill_logits.hard_weight=0.25", "data.augment={}")
@@ -44,6 +45,22 @@ def test_two_ranks_are_one(shards: Path, tmp_path: Path, teacher: Path, alone: P
         assert only(record, FIGURES) == pytest.approx(only(other, FIGURES), rel=1e-5, abs=1e-7)
     assert_same_gradients(run, alone, LR)
     assert evaluations(run)[-1]["eval_loss"] == pytest.approx(evaluations(alone)[-1]["eval_loss"], rel=1e-5)
+
+
+def test_batch_norms_of_a_student_span_ranks(shards: Path, tmp_path: Path, teacher: Path) -> None:
+    """An LR-Net, whose norms take 8 images: in one micro-batch of one rank, or of two ranks."""
+    student = (*MODELS["lr_net"], "model.lr_net.norm_group_images=8")
+    runs = {ranks: tmp_path / f"run{ranks}" for ranks in (1, 2)}
+    lines = {
+        ranks: line(shards, run, teacher, *MORE, *student, *layout(1, 1, 8 // ranks), task="distill_logits")
+        for ranks, run in runs.items()
+    }
+    run_alone(*lines[1])
+    outcomes = run_on_ranks(command, 2, *lines[2])
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes[0].err
+    for record, other in zip(steps(runs[2]), steps(runs[1]), strict=True):
+        assert only(record, FIGURES) == pytest.approx(only(other, FIGURES), rel=1e-5, abs=1e-7)
+    assert_same_gradients(runs[2], runs[1], LR)
 
 
 def test_the_loss_has_two_parts(alone: Path) -> None:
