@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from data_shards.stream.mixed import MixedStream
     from data_shards.stream.options import EvalSampling, ReadOptions, StreamOptions
     from data_shards.stream.train import TrainStream
-    from data_shards.stream.transform import Images, LabelledImages, PerhapsLabelledImages, Transform
+    from data_shards.stream.transform import Images, LabelledImages, PerhapsLabelled, Transform
     from data_shards.stream.webdataset import WebDatasetStream
 
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
     "Manifest",
     "MixedStream",
     "Padded",
-    "PerhapsLabelledImages",
+    "PerhapsLabelled",
     "Ragged",
     "ReadOptions",
     "Samples",

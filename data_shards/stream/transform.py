@@ -5,7 +5,7 @@ Legend: h, w height and width of the images of a batch in pixels.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
@@ -17,7 +17,7 @@ from data_shards.image.geometry import ImageTransform
 from data_shards.stream.collate import Collator, Fixed, Value, image_tensor
 
 Example = Mapping[str, Value]  # of one sample: a value for each collator, by name
-NO_LABEL = -1  # where a label is optional, see `PerhapsLabelledImages`
+NO_LABEL = -1  # where a label is optional, see `PerhapsLabelled`
 
 
 class Transform(Protocol):
@@ -67,21 +67,6 @@ class Images:
         return {"image": decode_image(file_of(members, "image"), self.geometry, key)}
 
 
-class PerhapsLabelledImages(Images):
-    """Images, and the number `label` of each where the split has it: NO_LABEL elsewhere."""
-
-    optional_fields = ("label",)
-
-    @property
-    def collators(self) -> Mapping[str, Collator]:
-        """One size for all, and label int64."""
-        return {**super().collators, "label": Fixed((), np.int64)}
-
-    def __call__(self, members: Members, key: DrawKey) -> Example:
-        """The decoded image, and the label."""
-        return {**super().__call__(members, key), "label": label_or_none(members)}
-
-
 class LabelledImages(Images):
     """Images, and the number `label` of each."""
 
@@ -98,6 +83,28 @@ class LabelledImages(Images):
     def __call__(self, members: Members, key: DrawKey) -> Example:
         """The decoded image, and the label."""
         return {**super().__call__(members, key), "label": number_of(members, "label")}
+
+
+@dataclass(frozen=True)
+class PerhapsLabelled:
+    """What `transform` gives, and the number `label` of a sample where the split has it: NO_LABEL elsewhere."""
+
+    transform: Transform
+    optional_fields: ClassVar[tuple[str, ...]] = ("label",)
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """Those of the transform."""
+        return self.transform.fields
+
+    @property
+    def collators(self) -> Mapping[str, Collator]:
+        """Those of the transform, and label int64."""
+        return {**self.transform.collators, "label": Fixed((), np.int64)}
+
+    def __call__(self, members: Members, key: DrawKey) -> Example:
+        """The values of the transform, and the label."""
+        return {**self.transform(members, key), "label": label_or_none(members)}
 
 
 def file_of(members: Members, name: str) -> bytes:

@@ -6,15 +6,13 @@ Legend: V views of a sample, h, w their height and width in pixels.
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
-
 from data_shards.errors import DataError
 from data_shards.format.fields import Members
 from data_shards.format.rng import DrawKey
 from data_shards.image.decode import decode_views, stack_views
 from data_shards.image.geometry import ImageTransform
-from data_shards.stream.collate import Collator, Fixed, image_tensor
-from data_shards.stream.transform import Example, file_of, label_or_none
+from data_shards.stream.collate import Collator, image_tensor
+from data_shards.stream.transform import Example, file_of
 
 
 @dataclass(frozen=True)
@@ -46,18 +44,3 @@ class ImageViews:
         """The views of the decoded image."""
         keys = [key._replace(view=view) for view in range(len(self.geometries))]
         return {"image": stack_views(decode_views(file_of(members, "image"), self.geometries, keys))}
-
-
-class PerhapsLabelledImageViews(ImageViews):
-    """Views, and the number `label` of each sample where the split has it: NO_LABEL elsewhere."""
-
-    optional_fields = ("label",)
-
-    @property
-    def collators(self) -> Mapping[str, Collator]:
-        """One size for all, and label int64."""
-        return {**super().collators, "label": Fixed((), np.int64)}
-
-    def __call__(self, members: Members, key: DrawKey) -> Example:
-        """The views of the decoded image, and the label."""
-        return {**super().__call__(members, key), "label": label_or_none(members)}

@@ -13,7 +13,7 @@ from data_shards.augment.normalize import Normalize
 from data_shards.format.fields import IMAGE_AND_LABEL
 from data_shards.image.geometry import EvalTransform, TrainTransform
 from data_shards.stream.batch import Batch
-from data_shards.stream.transform import Images, LabelledImages, PerhapsLabelledImages
+from data_shards.stream.transform import Images, LabelledImages, PerhapsLabelled
 from launcher.config.schema import DataConfig, RunConfig
 from launcher.tasks.norm_task import NormTask
 from launcher.tasks.spec import DataSpec, TaskContext
@@ -76,7 +76,7 @@ def eval_labelled_images(config: RunConfig) -> DataSpec:
 
 def eval_perhaps_labelled_images(config: RunConfig) -> DataSpec:
     """The centres of images, with labels of the splits that have them."""
-    return DataSpec(transform=PerhapsLabelledImages(central_crop(config)))
+    return DataSpec(transform=PerhapsLabelled(Images(central_crop(config))))
 
 
 def random_crop(config: RunConfig) -> TrainTransform:

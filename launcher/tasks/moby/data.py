@@ -1,7 +1,8 @@
 """Two random views of each image in training; in evaluation its centre, and one random view."""
 
 from data_shards.format.fields import IMAGE_AND_LABEL
-from data_shards.stream.views import ImageViews, PerhapsLabelledImageViews
+from data_shards.stream.transform import PerhapsLabelled
+from data_shards.stream.views import ImageViews
 from launcher.config.schema import RunConfig
 from launcher.tasks.image_data import central_crop, random_crop
 from launcher.tasks.moby.options import VIEWS
@@ -15,7 +16,7 @@ def train_data(config: RunConfig) -> DataSpec:
 
 def eval_data(config: RunConfig) -> DataSpec:
     """The centre and a random crop, the same in every evaluation; labels where the split has them."""
-    return DataSpec(transform=PerhapsLabelledImageViews((central_crop(config), random_crop(config))))
+    return DataSpec(transform=PerhapsLabelled(ImageViews((central_crop(config), random_crop(config)))))
 
 
 def image_data(config: RunConfig) -> DataSpec:

@@ -15,7 +15,7 @@ from data_shards.image.geometry import EvalTransform
 from data_shards.pack.write import pack
 from data_shards.stream.eval import EvalStream
 from data_shards.stream.options import EvalSampling
-from data_shards.stream.transform import NO_LABEL, Images, LabelledImages, PerhapsLabelledImages
+from data_shards.stream.transform import NO_LABEL, Images, LabelledImages, PerhapsLabelled
 from tests.data_shards.image_folders import jpeg
 from tests.data_shards.made_samples import MadeSamples
 from tests.data_shards.member_sets import member_source
@@ -44,7 +44,7 @@ def batches(split: Path, transform: Images, classes: Sequence[str] | None = None
 @pytest.mark.parametrize("labelled", [True, False])
 def test_labels_are_read_where_there_are_any(tmp_path: Path, labelled: bool) -> None:
     split = packed(tmp_path / "split", labelled=labelled)
-    found = batches(split, PerhapsLabelledImages(CROP))
+    found = batches(split, PerhapsLabelled(Images(CROP)))
     others = batches(split, (LabelledImages if labelled else Images)(CROP))
     for one, other in zip(found, others, strict=True):
         assert torch.equal(one["image"], other["image"])
@@ -55,7 +55,7 @@ def test_labels_are_read_where_there_are_any(tmp_path: Path, labelled: bool) -> 
 
 def test_labels_are_mapped_by_name(tmp_path: Path) -> None:
     split = packed(tmp_path / "split", labelled=True)
-    found = batches(split, PerhapsLabelledImages(CROP), classes=("c", "x", "b", "a"))
+    found = batches(split, PerhapsLabelled(Images(CROP)), classes=("c", "x", "b", "a"))
     in_order = permutation(COUNT, Purpose.PACK, SEED)
     wanted = [{0: 3, 1: 2, 2: 0}[int(number) % 3] for number in in_order]
     assert torch.cat([one["label"] for one in found]).tolist()[:COUNT] == wanted

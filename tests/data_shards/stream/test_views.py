@@ -15,8 +15,8 @@ from data_shards.stream.batch import Batch
 from data_shards.stream.eval import EvalStream
 from data_shards.stream.options import EvalSampling, StreamOptions
 from data_shards.stream.train import TrainStream
-from data_shards.stream.transform import Images, LabelledImages, Transform
-from data_shards.stream.views import ImageViews, PerhapsLabelledImageViews
+from data_shards.stream.transform import Images, LabelledImages, PerhapsLabelled, Transform
+from data_shards.stream.views import ImageViews
 
 CROP = TrainTransform(image_size=8)
 SAMPLING = TrainSampling(seed=3, global_batch_size=8, micro_batch_size=4)
@@ -64,7 +64,7 @@ def test_labelled_views_in_evaluation(shards: Path) -> None:
     central = EvalTransform(image_size=8)
     with (
         EvalStream(shards, EvalSampling(batch_size=5), LabelledImages(central)) as single,
-        EvalStream(shards, EvalSampling(batch_size=3), PerhapsLabelledImageViews((central, CROP))) as views,
+        EvalStream(shards, EvalSampling(batch_size=3), PerhapsLabelled(ImageViews((central, CROP)))) as views,
     ):
         one, both = ([*stream] for stream in (single, views))
         again = [*views]
