@@ -87,7 +87,7 @@ class LabelledImages(Images):
 
 @dataclass(frozen=True)
 class PerhapsLabelled:
-    """What `transform` gives, and the number `label` of a sample where the split has it: NO_LABEL elsewhere."""
+    """What `transform` gives, and the number `label` where the split has it: NO_LABEL elsewhere."""
 
     transform: Transform
     optional_fields: ClassVar[tuple[str, ...]] = ("label",)

@@ -14,7 +14,7 @@ Legend: N canvases, G garments, H, W height and width of a canvas, in pixels.
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from data_shards.format.samples import Samples, Source
 from data_shards.image.annotations import VOID
 from data_shards.image.geometry import Crop
 from data_shards.pack.sources.fashion_mnist import FASHION_CLASSES
-from data_shards.pack.sources.garments import Item, enlarge, garment_splits, paint, texture, within
+from data_shards.pack.sources.garments import Garments, Item, enlarge, garment_splits, paint, texture, within
 
 VERSION = 1  # of the way in which a canvas is made
 BACKGROUNDS = ("class", "void")
@@ -65,20 +65,12 @@ class CanvasOptions:
 
 @dataclass(frozen=True)
 class CanvasSamples:
-    """The canvases `rows` (N,) of a split.
-
-    `garments` (G, 28, 28) uint8 and `labels` (G,) uint8 are those with the `numbers` (G,), in ascending
-    order, out of `total` of the split.
-    """
+    """The canvases `rows` (N,) of a split."""
 
     rows: np.ndarray
-    numbers: np.ndarray
-    garments: np.ndarray
-    labels: np.ndarray
-    total: int
+    garments: Garments
     key: int
     options: CanvasOptions
-    of_garments: str  # digest
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -89,9 +81,10 @@ class CanvasSamples:
         image = texture(fold(self.key, row, 1), *size)
         mask = np.full(size, VOID if self.options.background == "void" else len(FASHION_CLASSES), np.uint8)
         for item in items:
-            at = int(np.searchsorted(self.numbers, item.number))
-            where, inside, rim = paint(image, item, enlarge(self.garments[at], item.place.height))
-            mask[where] = np.where(inside, self.labels[at], np.where(rim, VOID, mask[where]))
+            garment = enlarge(self.garments.image(item.number), item.place.height)
+            where, inside, rim = paint(image, item, garment)
+            label = self.garments.label(item.number)
+            mask[where] = np.where(inside, label, np.where(rim, VOID, mask[where]))
         return {"image": image, "mask": mask}
 
     def layout(self, row: int) -> tuple[tuple[int, int], list[Item]]:
@@ -111,24 +104,13 @@ class CanvasSamples:
             for draw, length in zip(draws[1:3], size, strict=True)
         )
         tint = np.array([within(draw, (64, 255)) for draw in draws[3:6]])
-        return Item(draws[6] % self.total, Crop(top, left, side, side), tint)
+        return Item(draws[6] % self.garments.total, Crop(top, left, side, side), tint)
 
     def select(self, rows: np.ndarray) -> "CanvasSamples":
         """The canvases at `rows`, with the garments that they need."""
         chosen = self.rows[rows]
-        needed = [item.number for row in chosen.tolist() for item in self.layout(row)[1]]
-        numbers = np.unique(np.array(needed, dtype=np.int64))
-        at = np.searchsorted(self.numbers, numbers)
-        return CanvasSamples(
-            chosen,
-            numbers,
-            self.garments[at],
-            self.labels[at],
-            self.total,
-            self.key,
-            self.options,
-            self.of_garments,
-        )
+        needed = (item.number for row in chosen.tolist() for item in self.layout(row)[1])
+        return replace(self, rows=chosen, garments=self.garments.only(needed))
 
     def describe(self, i: int) -> str:
         """Its number in the split."""
@@ -145,7 +127,9 @@ class CanvasSamples:
     @property
     def digest(self) -> str:
         """SHA-256, in hex, of the garments and of the numbers that decide every pixel."""
-        text = f"fashion-canvas {VERSION} {self.rows.tolist()} {self.key} {self.options} {self.of_garments}"
+        text = (
+            f"fashion-canvas {VERSION} {self.rows.tolist()} {self.key} {self.options} {self.garments.digest}"
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -161,13 +145,9 @@ def fashion_canvas(
     splits: dict[str, Samples] = {
         one.name: CanvasSamples(
             rows=one.rows,
-            numbers=np.arange(len(one.garments)),
             garments=one.garments,
-            labels=one.labels,
-            total=len(one.garments),
             key=fold(Purpose.CANVAS, seed, one.stream),
             options=options,
-            of_garments=one.digest,
         )
         for one in garment_splits(directory, num_train, num_val, "canvas")
     }

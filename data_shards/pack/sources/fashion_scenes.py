@@ -33,7 +33,7 @@ from data_shards.format.samples import Samples, Source
 from data_shards.image.geometry import Crop
 from data_shards.image.rle import encode_mask, extent, format_counts
 from data_shards.pack.sources.fashion_mnist import FASHION_CLASSES
-from data_shards.pack.sources.garments import Item, enlarge, garment_splits, paint, texture, within
+from data_shards.pack.sources.garments import Garments, Item, enlarge, garment_splits, paint, texture, within
 
 SCENES = "garments of Fashion-MNIST as objects in scenes"  # how the description begins
 VERSION = 1  # of the way in which a scene is made
@@ -77,19 +77,12 @@ class Placed(NamedTuple):
 
 @dataclass(frozen=True)
 class SceneSamples:
-    """The scenes `rows` (N,) of a split.
-
-    `labels` (total,) uint8 are the classes of all its garments. `garments` (G, 28, 28) uint8 are those with
-    the `numbers` (G,), in ascending order.
-    """
+    """The scenes `rows` (N,) of a split."""
 
     rows: np.ndarray
-    numbers: np.ndarray
-    garments: np.ndarray
-    labels: np.ndarray
+    garments: Garments
     key: int
     options: SceneOptions
-    of_garments: str  # digest
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -100,8 +93,8 @@ class SceneSamples:
         image = texture(fold(self.key, row, 1), height, width)
         owners = np.full((height, width), -1, dtype=np.int16)
         for item, owner, _ in placed:
-            garment = self.garments[np.searchsorted(self.numbers, item.number)]
-            where, inside, _ = paint(image, item, enlarge(garment, item.place.height, item.place.width))
+            garment = enlarge(self.garments.image(item.number), item.place.height, item.place.width)
+            where, inside, _ = paint(image, item, garment)
             owners[where][inside] = owner
         if row % KINDS in GREY:
             image = (image @ np.array([77, 150, 29], dtype=np.uint16) >> 8).astype(np.uint8)
@@ -118,7 +111,7 @@ class SceneSamples:
         box = extent(counts, len(mask))
         return {
             "id": IDS_OF_SCENE * (row + 1) + placed.owner,
-            "label": ORDER.index(int(self.labels[placed.item.number])),
+            "label": ORDER.index(self.garments.label(placed.item.number)),
             "box": [box.left, box.top, box.right, box.bottom],
             "area": area,
             "iscrowd": placed.iscrowd,
@@ -156,13 +149,13 @@ class SceneSamples:
             within(draw, (-side // 4, length - side * 3 // 4))
             for draw, side, length in zip(draws[1:3], (height, width), size, strict=True)
         )
-        return Item(draws[6] % len(self.labels), Crop(top, left, height, width), _tint(draws))
+        return Item(draws[6] % self.garments.total, Crop(top, left, height, width), _tint(draws))
 
     def _pile(self, size: tuple[int, int], parts: list[list[int]]) -> list[Item]:
         """Small copies of one garment, in a region of half the sides: a crowd."""
         side, (height, width) = max(MIN_SIDE // 4, min(size) // 5), size
         top, left = within(parts[0][3], (0, height // 2)), within(parts[0][4], (0, width // 2))
-        number = parts[0][6] % len(self.labels)
+        number = parts[0][6] % self.garments.total
         return [
             Item(
                 number,
@@ -193,17 +186,15 @@ class SceneSamples:
 
     def _upright(self, draw: int) -> int:
         """The number of the first garment of the classes `UPRIGHT` from a drawn one on."""
-        start = draw % len(self.labels)
-        found = np.flatnonzero(np.isin(np.roll(self.labels, -start)[:200], UPRIGHT))
-        return (start + (int(found[0]) if len(found) else 0)) % len(self.labels)
+        start = draw % self.garments.total
+        found = np.flatnonzero(np.isin(np.roll(self.garments.labels, -start)[:200], UPRIGHT))
+        return (start + (int(found[0]) if len(found) else 0)) % self.garments.total
 
     def select(self, rows: np.ndarray) -> "SceneSamples":
         """The scenes at `rows`, with the garments that they need."""
         chosen = self.rows[rows]
-        needed = {one.item.number for row in chosen.tolist() for one in self.layout(row)[1]}
-        numbers = np.array(sorted(needed), dtype=np.int64)
-        garments = self.garments[np.searchsorted(self.numbers, numbers)]
-        return replace(self, rows=chosen, numbers=numbers, garments=garments)
+        needed = (one.item.number for row in chosen.tolist() for one in self.layout(row)[1])
+        return replace(self, rows=chosen, garments=self.garments.only(needed))
 
     def describe(self, i: int) -> str:
         """Its number in the split."""
@@ -220,7 +211,9 @@ class SceneSamples:
     @property
     def digest(self) -> str:
         """SHA-256, in hex, of the garments and of the numbers that decide every pixel."""
-        text = f"fashion-scenes {VERSION} {self.rows.tolist()} {self.key} {self.options} {self.of_garments}"
+        text = (
+            f"fashion-scenes {VERSION} {self.rows.tolist()} {self.key} {self.options} {self.garments.digest}"
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -240,12 +233,9 @@ def fashion_scenes(
     splits: dict[str, Samples] = {
         one.name: SceneSamples(
             rows=one.rows,
-            numbers=np.arange(len(one.garments)),
             garments=one.garments,
-            labels=one.labels,
             key=fold(Purpose.SCENE, seed, one.stream),
             options=options,
-            of_garments=one.digest,
         )
         for one in garment_splits(directory, num_train, num_val, "scenes")
     }

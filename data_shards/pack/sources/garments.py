@@ -6,7 +6,8 @@ Legend: H, W height and width of the picture; h, w of an enlarged garment; all i
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -47,15 +48,52 @@ class Painted(NamedTuple):
     rim: np.ndarray
 
 
+@dataclass(frozen=True)
+class Garments:
+    """The garments of a split of Fashion-MNIST, or those of them that some pictures need.
+
+    `labels` (total,) uint8 are the classes of all. `images` (G, 28, 28) uint8 are those with the `numbers`
+    (G,), in ascending order. `digest` is of all.
+    """
+
+    labels: np.ndarray
+    numbers: np.ndarray
+    images: np.ndarray
+    digest: str
+
+    @classmethod
+    def of_split(cls, images: np.ndarray, labels: np.ndarray) -> "Garments":
+        """All of a split."""
+        digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
+        return cls(labels, np.arange(len(images)), images, digest)
+
+    @property
+    def total(self) -> int:
+        """How many the split has."""
+        return len(self.labels)
+
+    def image(self, number: int) -> np.ndarray:
+        """A garment: (28, 28) uint8."""
+        garment: np.ndarray = self.images[np.searchsorted(self.numbers, number)]
+        return garment
+
+    def label(self, number: int) -> int:
+        """Its class."""
+        return int(self.labels[number])
+
+    def only(self, numbers: Iterable[int]) -> "Garments":
+        """Those with these numbers."""
+        needed = np.array(sorted(set(numbers)), dtype=np.int64)
+        return replace(self, numbers=needed, images=self.images[np.searchsorted(self.numbers, needed)])
+
+
 class GarmentSplit(NamedTuple):
     """A split of pictures to be made, of the garments of one split of Fashion-MNIST."""
 
     name: str  # train or val
     stream: int  # number of its draws
     rows: np.ndarray  # (N,) numbers of the pictures
-    garments: np.ndarray  # (G, 28, 28) uint8
-    labels: np.ndarray  # (G,) uint8
-    digest: str  # of garments and labels
+    garments: Garments
 
 
 def garment_splits(
@@ -71,9 +109,7 @@ def garment_splits(
             raise DataError(f"--{kind}-{name} ({count}) must be at least 1")
     found = read_splits(directory)
     for stream, (name, count) in enumerate(counts.items()):
-        images, labels = found[name]
-        digest = hashlib.sha256(images.tobytes() + labels.tobytes()).hexdigest()
-        yield GarmentSplit(name, stream, np.arange(count), images, labels, digest)
+        yield GarmentSplit(name, stream, np.arange(count), Garments.of_split(*found[name]))
 
 
 def within(draw: int, limits: tuple[int, int]) -> int:

@@ -32,7 +32,16 @@ from data_shards.format.fields import SCALAR, VIDEO_AND_LABEL, Field
 from data_shards.format.rng import Purpose, fold, hashes
 from data_shards.format.samples import Samples, Source
 from data_shards.image.geometry import Crop
-from data_shards.pack.sources.garments import Garment, Item, enlarge, garment_splits, paint, texture, within
+from data_shards.pack.sources.garments import (
+    Garment,
+    Garments,
+    Item,
+    enlarge,
+    garment_splits,
+    paint,
+    texture,
+    within,
+)
 from data_shards.video.facts import LEAST_FRAMES, VideoFacts
 from data_shards.video.library import pyav
 from data_shards.video.prepare import PreparedVideo
@@ -109,38 +118,25 @@ class Motion(NamedTuple):
 
 @dataclass(frozen=True)
 class MovingSamples:
-    """The videos `rows` (N,) of a split.
-
-    `garments` (G, 28, 28) uint8 and `labels` (G,) uint8 are those with the `numbers` (G,), in ascending
-    order, out of `total` of the split.
-    """
+    """The videos `rows` (N,) of a split."""
 
     rows: np.ndarray
-    numbers: np.ndarray
-    garments: np.ndarray
-    labels: np.ndarray
-    total: int
+    garments: Garments
     key: int
     options: MotionOptions
-    of_garments: str  # digest
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, i: int) -> Mapping[str, Any]:
-        at = int(np.searchsorted(self.numbers, self.motion(i).item.number))
-        side = self.options.side
-        facts = VideoFacts(
-            frames=self.options.frames, fps_millis=1000 * FPS, height=side, width=side
-        ).members()
         video = encode(self.frames(i), self.options.file_bytes)
-        return {"video": video, "label": self.label(i), "garment": int(self.labels[at]), **facts}
+        garment = self.garments.label(self.motion(i).item.number)
+        return {"video": video, "label": self.label(i), "garment": garment, **video.facts.members()}
 
     def frames(self, i: int) -> np.ndarray:
         """The frames of video i before they are encoded: (D, S, S, 3) uint8."""
         motion, background = self.motion(i), self.background(i)
-        at = int(np.searchsorted(self.numbers, motion.item.number))
-        garment = enlarge(self.garments[at], motion.item.place.height)
+        garment = enlarge(self.garments.image(motion.item.number), motion.item.place.height)
         return draw(background, garment, motion, self.options.frames)
 
     def background(self, i: int) -> np.ndarray:
@@ -158,15 +154,15 @@ class MovingSamples:
         tint = np.array([within(draw, (64, 255)) for draw in draws[4:7]])
         down, right = STEPS[self.label(i)]
         return Motion(
-            Item(draws[7] % self.total, Crop(top, left, side, side), tint), (speed * down, speed * right)
+            Item(draws[7] % self.garments.total, Crop(top, left, side, side), tint),
+            (speed * down, speed * right),
         )
 
     def select(self, rows: np.ndarray) -> "MovingSamples":
         """The videos at `rows`, with the garments that they need."""
         chosen = replace(self, rows=self.rows[rows])
-        numbers = np.unique([chosen.motion(i).item.number for i in range(len(chosen))]).astype(np.int64)
-        at = np.searchsorted(self.numbers, numbers)
-        return replace(chosen, numbers=numbers, garments=self.garments[at], labels=self.labels[at])
+        needed = (chosen.motion(i).item.number for i in range(len(chosen)))
+        return replace(chosen, garments=self.garments.only(needed))
 
     def describe(self, i: int) -> str:
         """Its number in the split."""
@@ -183,7 +179,9 @@ class MovingSamples:
     @property
     def digest(self) -> str:
         """SHA-256, in hex, of the garments and of the numbers that decide every pixel."""
-        text = f"moving-fashion {VERSION} {self.rows.tolist()} {self.key} {self.options} {self.of_garments}"
+        text = (
+            f"moving-fashion {VERSION} {self.rows.tolist()} {self.key} {self.options} {self.garments.digest}"
+        )
         return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -228,13 +226,9 @@ def moving_fashion(
     splits: dict[str, Samples] = {
         one.name: MovingSamples(
             rows=one.rows,
-            numbers=np.arange(len(one.garments)),
             garments=one.garments,
-            labels=one.labels,
-            total=len(one.garments),
             key=fold(Purpose.MOTION, seed, one.stream),
             options=options,
-            of_garments=one.digest,
         )
         for one in garment_splits(directory, num_train, num_val, "motion")
     }

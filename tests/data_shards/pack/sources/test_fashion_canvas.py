@@ -47,7 +47,7 @@ def test_silhouettes_are_scipys_filled_ones(directory: Path) -> None:
     from scipy import ndimage
 
     samples, holes = canvases(directory), 0
-    for image in samples.garments[:20]:
+    for image in samples.garments.images[:20]:
         for side in (28, 41):
             gray, inside, rim = enlarge(image, side)
             filled = ndimage.binary_fill_holes(gray >= 16)
@@ -72,7 +72,7 @@ def test_a_canvas_is_its_items_painted_one_over_the_other(directory: Path, backg
         (height, width), items = samples.layout(i)
         image, mask = samples[i].values()
         assert image.shape == (height, width, 3)
-        garments = [enlarge(samples.garments[item.number], item.place.height) for item in items]
+        garments = [enlarge(samples.garments.images[item.number], item.place.height) for item in items]
         below = texture(fold(samples.key, i, 1), height, width).astype(int)
         for y in range(height):
             for x in range(width):
@@ -84,7 +84,7 @@ def test_a_canvas_is_its_items_painted_one_over_the_other(directory: Path, backg
                     gray = int(garment.gray[row, column])
                     colour = [int(part) * (gray + 32) // 287 for part in item.tint]
                     if garment.inside[row, column]:
-                        pixel, label, covers = colour, int(samples.labels[item.number]), covers + 1
+                        pixel, label, covers = colour, int(samples.garments.labels[item.number]), covers + 1
                     elif garment.rim[row, column]:
                         pixel = [
                             (c * gray + p * (16 - gray)) // 16 for c, p in zip(colour, pixel, strict=True)
@@ -114,7 +114,7 @@ def test_sizes_counts_and_tints_fill_their_ranges(directory: Path) -> None:
 def test_a_canvas_depends_on_seed_and_number_alone(directory: Path) -> None:
     samples = canvases(directory)
     some = samples.select(np.array([17, 4])).select(np.array([1]))
-    assert len(some.garments) < len(samples.garments)
+    assert len(some.garments.images) < len(samples.garments.images)
     for name in ("image", "mask"):
         assert np.array_equal(some[0][name], samples[4][name])
     assert some.describe(0) == "canvas 4"
@@ -126,8 +126,8 @@ def test_a_canvas_depends_on_seed_and_number_alone(directory: Path) -> None:
 
 def test_training_and_validation_have_garments_of_their_own_split(directory: Path) -> None:
     train, val = canvases(directory), canvases(directory, "val")
-    assert (train.garments.max(), val.garments.max()) == (120, 255)
-    assert (train.total, val.total) == (40, 20)
+    assert (train.garments.images.max(), val.garments.images.max()) == (120, 255)
+    assert (train.garments.total, val.garments.total) == (40, 20)
     assert not np.array_equal(train[0]["image"], val[0]["image"])
 
 

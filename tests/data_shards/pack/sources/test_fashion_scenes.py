@@ -73,7 +73,8 @@ def owners_slowly(samples: SceneSamples, row: int) -> np.ndarray:
     """Which annotation each pixel of a scene belongs to, pixel by pixel; -1 for none."""
     (height, width), placed = samples.layout(row)
     garments = [
-        enlarge(samples.garments[item.number], item.place.height, item.place.width) for item, _, _ in placed
+        enlarge(samples.garments.images[item.number], item.place.height, item.place.width)
+        for item, _, _ in placed
     ]
     owners = np.full((height, width), -1)
     for y in range(height):
@@ -102,7 +103,7 @@ def test_masks_boxes_and_areas_are_those_of_the_visible_pixels(directory: Path) 
             assert item.box == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
             assert item.area == mask.sum()
             number = next(one.item.number for one in placed if one.owner == owner)
-            assert ORDER[item.label] == samples.labels[number]
+            assert ORDER[item.label] == samples.garments.labels[number]
     assert hidden > 0
 
 
@@ -150,7 +151,7 @@ def test_real_sizes_have_small_and_large_objects(directory: Path) -> None:
 def test_a_scene_depends_on_seed_and_number_alone(directory: Path) -> None:
     samples = scenes(directory)
     some = samples.select(np.array([17, 4])).select(np.array([1]))
-    assert len(some.garments) < len(samples.garments)
+    assert len(some.garments.images) < len(samples.garments.images)
     assert np.array_equal(some[0]["image"], samples[4]["image"])
     assert some[0]["annotations"] == samples[4]["annotations"]
     assert (some.describe(0), some.label(0)) == ("scene 4", -1)
@@ -159,7 +160,7 @@ def test_a_scene_depends_on_seed_and_number_alone(directory: Path) -> None:
     assert not np.array_equal(other[0]["image"], samples[0]["image"])
     assert len({samples.digest, other.digest, scenes(directory, items=(1, 2)).digest, some.digest}) == 4
     val = scenes(directory, "val")
-    assert (len(val.labels), len(samples.labels)) == (50, 70)
+    assert (len(val.garments.labels), len(samples.garments.labels)) == (50, 70)
 
 
 def test_pycocotools_reads_the_json_beside_the_shards(packed: Path, directory: Path) -> None:
@@ -184,7 +185,9 @@ def test_pycocotools_reads_the_json_beside_the_shards(packed: Path, directory: P
                 assert mask[int(top) : int(top + height), int(left) : int(left + width)].sum() == mask.sum()
                 placed = samples.layout(row)[1]
                 number = next(one.item.number for one in placed if 100 * (row + 1) + one.owner == item["id"])
-                assert coco.cats[item["category_id"]]["name"] == FASHION_CLASSES[samples.labels[number]]
+                assert (
+                    coco.cats[item["category_id"]]["name"] == FASHION_CLASSES[samples.garments.labels[number]]
+                )
         assert [bool(found["iscrowd"]) for found in coco.anns.values()].count(True) >= 1
 
 

@@ -73,8 +73,8 @@ def test_a_reversed_video_is_one_of_the_opposite_label(garments: Path) -> None:
         opposite = Motion(motion.item._replace(place=last), (-down, -right))
         assert np.sign(opposite.step).tolist() == list(STEPS[(i + 4) % 8])
         background = videos.background(i)
-        at = int(np.searchsorted(videos.numbers, motion.item.number))
-        garment = enlarge(videos.garments[at], place.height)
+        at = int(np.searchsorted(videos.garments.numbers, motion.item.number))
+        garment = enlarge(videos.garments.images[at], place.height)
         assert np.array_equal(draw(background, garment, opposite, 6), frames[::-1])
 
 
@@ -101,10 +101,10 @@ def test_labels_are_balanced_and_garments_of_their_split(garments: Path) -> None
         videos = source.splits[split]
         assert isinstance(videos, MovingSamples)
         assert np.bincount([videos.label(i) for i in range(len(videos))]).tolist() == [len(videos) // 8] * 8
-        assert videos.total == total
-        assert len(videos.garments) == total
+        assert videos.garments.total == total
+        assert len(videos.garments.images) == total
         label = videos[3]["garment"]
-        assert label == int(videos.labels[videos.motion(3).item.number])
+        assert label == int(videos.garments.labels[videos.motion(3).item.number])
 
 
 def test_the_files_tell_nothing_by_their_length_and_have_key_frames_alone(garments: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_video_is_a_function_of_seed_and_number(garments: Path) -> None:
     one, other = samples(garments, 64), samples(garments, 64)
     some = np.array([9, 3, 60])
     chosen = other.select(some)
-    assert len(chosen.garments) <= 3
+    assert len(chosen.garments.images) <= 3
     for at, row in enumerate(some.tolist()):
         assert chosen[at]["video"] == one[row]["video"]
         assert chosen.label(at) == one.label(row) == row % 8
