@@ -1,4 +1,4 @@
-"""What a model of clips sees in moving garments: python -m benchmarks.moving_fashion --out runs/motion
+"""What a model of clips sees in moving garments: python benchmarks/moving_fashion.py --out runs/motion
 
 Trains configs/recipes/fashion_motion.yaml with the command line that users have, a run directory a seed, in
 three arms: dense; with experts in the last stage; and a model of images, whose clips have one frame. Each is
@@ -15,17 +15,15 @@ can choose between them better than a coin. Two-sided binomial tests say whether
 Runs that have finished are not trained again. Needs data/moving-fashion (`swin-moe shards pack`).
 """
 
-import argparse
 import json
-import math
-import subprocess
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from recipes import Runs, run_options
+from scipy.stats import binomtest
 from torch import Tensor
 
 from launcher.console.columns import aligned
@@ -72,16 +70,6 @@ CHANGES: Mapping[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 }
 
 
-def train(run: Path, seed: int, nproc: int, options: Sequence[str]) -> None:
-    """Train a run unless it has finished; its output goes to standard error."""
-    if (run / "summary.json").exists():
-        return
-    line = ["train", "fashion_motion", "--nproc", str(nproc), "--resume", "auto", f"run_dir={run}"]
-    line += [f"seed={seed}", *options]
-    print("swin-moe", *line, file=sys.stderr, flush=True)
-    subprocess.run([sys.executable, "-m", "launcher", *line], check=True, stdout=sys.stderr)
-
-
 @torch.no_grad()
 def answers(run: Path, seed: int) -> dict[str, Answers]:
     """The answers to all validation videos by change."""
@@ -109,11 +97,11 @@ def figures(found: Mapping[str, Answers]) -> dict[str, float]:
     return {
         "top1": share(whole == labels),
         "one frame": share(one == labels),
-        "p of 1/8": binomial_p(int((one == labels).sum()), len(labels), 1 / DIRECTIONS),
+        "p of 1/8": binomial_p(one == labels, 1 / DIRECTIONS),
         "shuffled": share(right),
         "its axis": share(axis),
         "of these right": share(right[axis]),
-        "p of 1/2": binomial_p(int(right.sum()), int(axis.sum()), 0.5),
+        "p of 1/2": binomial_p(right[axis], 0.5),
         "reversed, opposite": share(back == opposite),
         "reversed, same": share(back == labels),
     }
@@ -124,39 +112,24 @@ def share(hits: Tensor) -> float:
     return hits.double().mean().item()
 
 
-def binomial_p(hits: int, count: int, chance: float) -> float:
-    """Of `count` draws with this chance, the probability of a result that is no more likely than `hits`."""
-    logs = [
-        math.lgamma(count + 1)
-        - math.lgamma(k + 1)
-        - math.lgamma(count - k + 1)
-        + k * math.log(chance)
-        + (count - k) * math.log1p(-chance)
-        for k in range(count + 1)
-    ]
-    return min(1.0, sum(math.exp(one) for one in logs if one <= logs[hits] + 1e-9))
+def binomial_p(hits: Tensor, chance: float) -> float:
+    """Of as many draws as (N,) bool with this chance, the probability of a result no likelier than theirs."""
+    return float(binomtest(int(hits.sum()), len(hits), chance).pvalue)
 
 
 def main() -> None:
     """Train what is missing, evaluate it, and print a row for each run."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--nproc", type=int, default=2)
-    parser.add_argument("--seeds", default="0,1,2")
+    parser = run_options(__doc__)
     parser.add_argument("--arms", default=",".join(ARMS))
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("overrides", nargs="*", help="of every training, such as data.val=DIR/val")
     args = parser.parse_args()
+    runs = Runs.of(args)
     choose_accelerator()
     rows: list[dict[str, Any]] = []
     for arm in args.arms.split(","):
-        for seed in map(int, args.seeds.split(",")):
-            run = args.out / f"{arm}_{seed}"
-            train(run, seed, args.nproc, [*ARMS[arm], *args.overrides])
-            wall_s = json.loads((run / "summary.json").read_text())["wall_s"]
-            rows.append({"arm": arm, "seed": seed, "minutes": wall_s / 60, **figures(answers(run, seed))})
+        for seed in runs.seeds:
+            wall_s = runs.train("motion", seed, *ARMS[arm], name=arm)["wall_s"]
+            found = figures(answers(runs.path(arm, seed), seed))
+            rows.append({"arm": arm, "seed": seed, "minutes": wall_s / 60, **found})
     print(
         "\n".join(aligned([list(rows[0]), *([shown(v) for v in row.values()] for row in rows)], right=True))
     )

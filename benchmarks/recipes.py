@@ -27,6 +27,12 @@ class Runs:
         self.out, self.nproc, self.seeds, self.more = out, nproc, seeds, more
         self.longest_s = 0.0
 
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> "Runs":
+        """Those of the options of `run_options`, below a directory that is made now."""
+        args.out.mkdir(parents=True, exist_ok=True)
+        return cls(args.out, args.nproc, args.seeds, args.overrides)
+
     def train(self, recipe: str, seed: int, *options: str, name: str = "") -> dict[str, Any]:
         """The summary of a run of a recipe, trained now unless it is there."""
         run = self.path(name or recipe, seed)
@@ -145,20 +151,29 @@ PARTS: dict[str, Callable[[Runs], list[Row]]] = {
 }
 
 
-def main() -> None:
-    """Train what is missing, and print every comparison as soon as it stands."""
+def run_options(description: str | None) -> argparse.ArgumentParser:
+    """The options of a script that trains what is missing and reads it; `Runs.of` takes them."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--nproc", type=int, default=2)
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--seeds", type=_numbers, default="0,1,2")
     parser.add_argument("--json", type=Path)
     parser.add_argument("overrides", nargs="*", help="of every training, such as train.micro_batch_size=128")
+    return parser
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",")]
+
+
+def main() -> None:
+    """Train what is missing, and print every comparison as soon as it stands."""
+    parser = run_options(__doc__)
+    parser.add_argument("--parts", default=",".join(PARTS))
     args = parser.parse_args()
-    runs = Runs(args.out, args.nproc, [int(seed) for seed in args.seeds.split(",")], args.overrides)
-    args.out.mkdir(parents=True, exist_ok=True)
+    runs = Runs.of(args)
     found: dict[str, list[Row]] = {}
     for part in args.parts.split(","):
         found[part] = PARTS[part](runs)

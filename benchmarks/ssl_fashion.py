@@ -14,12 +14,12 @@ split`, see configs/recipes/fashion_finetune.yaml). docs/ssl.md has the results.
 
 import argparse
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import mean, stdev
 
-from recipes import Runs, command
+from recipes import Runs, command, run_options
 
 READINGS = ("knn", "probe", "finetune")
 Figures = Mapping[str, Sequence[float]]  # by reading, one a seed
@@ -214,27 +214,19 @@ def _summary(values: Sequence[float]) -> str:
 
 def parse() -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--nproc", type=int, default=2)
-    parser.add_argument("--seeds", default="0,1,2")
+    parser = run_options(__doc__)
     parser.add_argument("--arms", default=",".join(REPRESENTATIONS), help=f"of {', '.join(ARMS)}")
-    parser.add_argument("--json", type=Path)
-    parser.add_argument("overrides", nargs="*", help="of every training, such as train.micro_batch_size=128")
     args = parser.parse_args()
-    args.arms, args.seeds = args.arms.split(","), [int(seed) for seed in args.seeds.split(",")]
+    args.arms = args.arms.split(",")
     if unknown := [name for name in args.arms if name not in ARMS]:
         parser.error(f"--arms ({unknown[0]}): no such arm; known: {', '.join(ARMS)}")
     return args
 
 
-def main(parse: Callable[[], argparse.Namespace] = parse) -> None:
+def main() -> None:
     """Run what is missing, and print each arm as soon as it stands; then the comparisons."""
     args = parse()
-    runs = Runs(args.out, args.nproc, args.seeds, args.overrides)
-    args.out.mkdir(parents=True, exist_ok=True)
+    runs = Runs.of(args)
     found: dict[str, Figures] = {}
     for name in args.arms:
         found[name] = read(runs, name)
