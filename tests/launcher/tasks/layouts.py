@@ -1,5 +1,7 @@
-"""Runs of a task on several layouts, compared: what tests of segmentation and of detection share."""
+"""Runs of a task on several layouts, compared: what the tests of tasks share."""
 
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,8 @@ import torch
 from torch import Tensor
 
 from parallel.checkpoint.reader import CheckpointReader
+from tests.distributed import RankError, run_on_ranks
+from tests.launcher.running import CONFIG, command, only, run_alone, steps
 
 BRIEF = [(2, 2, 2, 4)]  # ranks, ep_size, ZeRO stage, micro-batch
 LAYOUTS = [(2, 2, stage, 4) for stage in range(4)] + [(2, 1, stage, 2) for stage in range(4)]
@@ -41,6 +45,42 @@ def plain_sgd(lr: float, steps: int) -> tuple[str, ...]:
         f"optim.base_lr={64 * lr}",  # of 512 images
         f"optim.min_lr={64 * lr}",
     )
+
+
+def task_options(task: Sequence[str], shards: Path, run_dir: Path | str, *more: str) -> list[str]:
+    """The overrides of a tiny run of a task, whose own ones are `task`."""
+    return [*task, f"data.train={shards}/train", f"data.val={shards}/val", f"run_dir={run_dir}", *more]
+
+
+def task_line(options: Sequence[str]) -> list[str]:
+    """The command of a run, which goes on from its checkpoint."""
+    return ["train", str(CONFIG), "--resume", "auto", *options]
+
+
+def train_on_ranks(ranks: int, line: Sequence[str]) -> None:
+    """Run a command on so many ranks, which all end well."""
+    outcomes = run_on_ranks(command, ranks, *line)
+    assert [outcome.code for outcome in outcomes] == [0] * ranks, outcomes[0].err
+
+
+def kill_and_resume(line: Sequence[str]) -> None:
+    """Train on one rank that is killed after its second step, and again to the end."""
+    with pytest.raises(RankError, match="died"):
+        run_on_ranks(partial(command, kill=("step", 2)), 1, *line)
+    run_alone(*line)
+
+
+def assert_same_run(
+    run: Path, wanted: Path, figures: Sequence[str], last: int, kinds: Sequence[str] = ("master",)
+) -> None:
+    """Bit for bit: these figures of every step, and the tensors of these kinds after the last one."""
+    assert [only(record, figures) for record in steps(run)] == [
+        only(record, figures) for record in steps(wanted)
+    ]
+    for kind in kinds:
+        found, tensors = stored(run, last, kind), stored(wanted, last, kind)
+        assert found.keys() == tensors.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
 
 
 def stored(run: Path, step: int, kind: str) -> dict[str, Tensor]:

@@ -12,7 +12,8 @@ from parallel.checkpoint.reader import CheckpointReader
 from swin_moe import build_model
 from tests.accelerator import on_either_processor
 from tests.distributed import run_on_ranks
-from tests.launcher.running import CONFIG, command, only, overrides, run_alone, steps
+from tests.launcher.running import command, only, overrides, run_alone, steps
+from tests.launcher.tasks.layouts import task_line
 from tests.models import small_moe, small_swin
 
 FIGURES = ("step", "loss", "aux_loss", "grad_norm", "dropped_fraction")
@@ -27,7 +28,7 @@ LAYOUTS = [
 
 def line(shards: Path, run_dir: Path, *more: str) -> list[str]:
     brief = (f"train.duration={STEPS} steps", "checkpoint.every=2 steps", "train.eval_every=null")
-    return ["train", str(CONFIG), "--resume", "auto", *overrides(shards, run_dir, *brief, *more)]
+    return task_line(overrides(shards, run_dir, *brief, *more))
 
 
 def masters(run: Path, step: int) -> dict[str, torch.Tensor]:

@@ -4,7 +4,6 @@ Any layout, a kill, what `check` refuses, segmentation and detection on an LR-Ne
 """
 
 import json
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from launcher.config.load import load_config
 from launcher.config.schema import RunConfig
 from launcher.validation.rules import problems
 from parallel.checkpoint.reader import CheckpointReader
-from tests.distributed import RankError, run_on_ranks
+from tests.distributed import run_on_ranks
 from tests.launcher.running import (
     CONFIG,
     EXACT,
@@ -27,7 +26,14 @@ from tests.launcher.running import (
     run_alone,
     steps,
 )
-from tests.launcher.tasks.layouts import assert_same_gradients, plain_sgd, results, stored
+from tests.launcher.tasks.layouts import (
+    assert_same_gradients,
+    assert_same_run,
+    kill_and_resume,
+    plain_sgd,
+    results,
+    stored,
+)
 from tests.launcher.tasks.relation_models import MODELS
 
 STEPS, LR = 3, 0.05
@@ -98,16 +104,8 @@ def test_batch_norms_that_span_ranks(shards: Path, tmp_path: Path) -> None:
 def test_killed_and_resumed_is_the_same_run(alone: Path, shards: Path, tmp_path: Path) -> None:
     """Bit for bit, with the running statistics of the batch norms."""
     words = line(alone.name, shards, tmp_path / "killed", "train.micro_batch_size=8")
-    with pytest.raises(RankError, match="died"):
-        run_on_ranks(partial(command, kill=("step", 2)), 1, *words)
-    run_alone(*words)
-    assert [only(record, EXACT) for record in steps(tmp_path / "killed")] == [
-        only(record, EXACT) for record in steps(alone)
-    ]
-    for kind in ("master", "buffer"):
-        found, wanted = (stored(run, STEPS, kind) for run in (tmp_path / "killed", alone))
-        assert found.keys() == wanted.keys()
-        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    kill_and_resume(words)
+    assert_same_run(tmp_path / "killed", alone, EXACT, STEPS, ("master", "buffer"))
 
 
 def test_evaluation_and_weights_go_round(alone: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from launcher.validation.rules import problems
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.packed import pack_synthetic
 from tests.launcher.running import CONFIG, command, only, overrides, run_alone, steps
+from tests.launcher.tasks.layouts import task_line
 
 STEPS = 4
 FIGURES = ("step", "loss", "total_loss", "labelled", "entropy", "lr", "grad_norm")
@@ -39,7 +40,7 @@ def options(shards: Path, unlabelled: Path, run_dir: Path | str, micro: int, *mo
 
 def line(shards: Path, unlabelled: Path, run_dir: Path, micro: int, *more: str) -> list[str]:
     options_of_run = options(shards, unlabelled, run_dir, micro, *more)
-    return ["train", str(CONFIG), "--resume", "auto", *options_of_run]
+    return task_line(options_of_run)
 
 
 @pytest.mark.parametrize("sets", [pytest.param(1, marks=pytest.mark.slow), 2])

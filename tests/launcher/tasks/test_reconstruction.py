@@ -19,6 +19,7 @@ from tests.faults import Fault, one_line
 from tests.faults import run as run_ranks
 from tests.launcher.metrics.test_neighbours import by_loops
 from tests.launcher.running import CONFIG, command, evaluations, only, overrides, run_alone, steps
+from tests.launcher.tasks.layouts import task_line
 
 STEPS = 8
 SIMMIM = (
@@ -36,7 +37,7 @@ FIGURES = ("step", "loss", "aux_loss", "lr", "grad_norm", "dropped_fraction")
 
 
 def line(shards: Path, run_dir: Path, *more: str) -> list[str]:
-    return ["train", str(CONFIG), "--resume", "auto", *overrides(shards, run_dir, *SIMMIM, *more)]
+    return task_line(overrides(shards, run_dir, *SIMMIM, *more))
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from swin_moe import load_weights
 from swin_moe.registry import build_backbone
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import CONFIG, command, commands, only, overrides, run_alone, steps
+from tests.launcher.tasks.layouts import task_line
 from tests.toy_task.data import pack_toy
 
 STEPS = 4
@@ -54,7 +55,7 @@ LR = 0.1
 
 
 def line(shards: Path, run_dir: Path, *more: str) -> list[str]:
-    return ["train", str(CONFIG), "--resume", "auto", *overrides(shards, run_dir, *TOY, *more)]
+    return task_line(overrides(shards, run_dir, *TOY, *more))
 
 
 def layout(stage: int, ep_size: int) -> list[str]:

@@ -6,8 +6,8 @@ from swin_moe.backbone.model import build_model
 from swin_moe.config import ModelConfig
 from swin_moe.weights.export import save_weights
 from swin_moe.weights.input_spec import InputSpec
-from tests.launcher.running import CONFIG, overrides
-from tests.launcher.tasks.layouts import plain_sgd
+from tests.launcher.running import overrides
+from tests.launcher.tasks.layouts import plain_sgd, task_line
 from tests.models import add_noise
 
 STEPS, LR = 3, 0.1
@@ -27,4 +27,4 @@ def write_teacher(path: Path, config: ModelConfig = TEACHER, *, seed: int = 0) -
 def line(shards: Path, run_dir: Path, teacher: Path, *more: str, task: str = "distill") -> list[str]:
     """A run of `CONFIG` (with experts) on 16 x 16 pixels: 4 x 4 tokens, then 2 x 2, as the teacher's."""
     own = [f"task={task}", "data.augment=null", f"{task}.teacher.weights={teacher}", *SGD, *more]
-    return ["train", str(CONFIG), "--resume", "auto", *overrides(shards, run_dir, *own)]
+    return task_line(overrides(shards, run_dir, *own))

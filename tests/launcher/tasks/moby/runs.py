@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from tests.launcher.running import CONFIG, overrides
-from tests.launcher.tasks.layouts import plain_sgd
+from tests.launcher.running import overrides
+from tests.launcher.tasks.layouts import plain_sgd, task_line
 
 STEPS, BATCH = 4, 16
 LR = 0.1
@@ -27,4 +27,4 @@ def options(shards: Path, run: Path, *more: str) -> list[str]:
 
 def line(shards: Path, run: Path, *more: str) -> list[str]:
     """The command line of a run."""
-    return ["train", str(CONFIG), "--resume", "auto", *options(shards, run, *more)]
+    return task_line(options(shards, run, *more))

@@ -34,7 +34,14 @@ from tests.data_shards.image_folders import jpeg
 from tests.data_shards.made_samples import MadeSamples
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import CONFIG, command, only, records, run_alone, steps
-from tests.launcher.tasks.layouts import assert_same_gradients, layout, results, stored
+from tests.launcher.tasks.layouts import (
+    assert_same_gradients,
+    assert_same_run,
+    kill_and_resume,
+    layout,
+    results,
+    stored,
+)
 from tests.launcher.tasks.moby.runs import BATCH, LR, STEPS, line, options
 
 TERMS = ("positive_cosine", "negative_cosine", "momentum", "queue_age")
@@ -190,15 +197,9 @@ def test_six_steps_on_two_ranks(shards: Path, tmp_path: Path, kind: str) -> None
 def test_killed_and_resumed_is_the_same_run(shards: Path, tmp_path: Path, alone: Path) -> None:
     """Bit for bit: losses, weights, target, queues."""
     killed = tmp_path / "killed"
-    with pytest.raises(RankError, match="died"):
-        run_on_ranks(partial(command, kill=("step", 2)), 1, *line(shards, killed, *layout(1, 1, 8)))
-    run_alone(*line(shards, killed, *layout(1, 1, 8)))
-    names = (*FIGURES, "spread", "grad_norm")
-    assert [only(record, names) for record in steps(killed)] == [only(one, names) for one in steps(alone)]
-    for kind in ("master", "teacher", "state"):
-        found, wanted = stored(killed, STEPS, kind), stored(alone, STEPS, kind)
-        assert found.keys() == wanted.keys()
-        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    kill_and_resume(line(shards, killed, *layout(1, 1, 8)))
+    figures = (*FIGURES, "spread", "grad_norm")
+    assert_same_run(killed, alone, figures, STEPS, ("master", "teacher", "state"))
 
 
 @pytest.mark.slow

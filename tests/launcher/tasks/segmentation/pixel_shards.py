@@ -6,10 +6,8 @@ from typing import Any
 import numpy as np
 
 from data_shards.format.fields import IMAGE_AND_MASK
-from data_shards.format.samples import Source
-from data_shards.pack.write import pack
-from tests.data_shards.made_samples import MadeSamples
-from tests.launcher.running import CONFIG
+from tests.data_shards.made_samples import pack_made
+from tests.launcher.tasks.layouts import task_line, task_options
 
 CLASSES = ("ground", "wood", "stone", "water")
 COLOURS = np.array([(40, 40, 40), (200, 60, 40), (60, 200, 80), (40, 80, 220)])
@@ -57,20 +55,14 @@ def sample(number: int) -> dict[str, Any]:
 
 def pack_pixels(out: Path, train: int, val: int, classes: tuple[str, ...] = CLASSES) -> Path:
     """Pack so many samples to train on and to evaluate into `out`/train and `out`/val; returns `out`."""
-    rows = {"train": np.arange(train), "val": np.arange(10_000, 10_000 + val)}
-    splits = {split: MadeSamples(sample, numbers) for split, numbers in rows.items()}
-    source = Source("pixels", "rectangles", classes, splits, fields=IMAGE_AND_MASK)
-    for split in splits:
-        pack(source, split, out / split, samples_per_shard=16)
-    return out
+    return pack_made(sample, out, train, val, classes=classes, fields=IMAGE_AND_MASK)
 
 
 def options(shards: Path, run_dir: Path | str, *more: str) -> list[str]:
     """The overrides of a tiny run."""
-    places = (f"data.train={shards}/train", f"data.val={shards}/val", f"run_dir={run_dir}")
-    return [*TASK, *places, *more]
+    return task_options(TASK, shards, run_dir, *more)
 
 
 def line(shards: Path, run_dir: Path, *more: str) -> list[str]:
     """The command of a tiny run."""
-    return ["train", str(CONFIG), "--resume", "auto", *options(shards, run_dir, *more)]
+    return task_line(options(shards, run_dir, *more))

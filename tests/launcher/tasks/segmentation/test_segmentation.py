@@ -3,13 +3,11 @@
 import base64
 import csv
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from fastapi.testclient import TestClient
 from PIL import Image
 
@@ -18,16 +16,18 @@ from launcher.cli.serve import open_interface, serve_options
 from launcher.serve.app import create_app
 from launcher.serve.options import FOR_MAPS
 from launcher.serve.served import has_class_map
-from tests.distributed import RankError, run_on_ranks
+from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, Outcome, command, only, records, run_alone, steps
 from tests.launcher.tasks.layouts import (
     assert_same_gradients,
+    assert_same_run,
     assert_same_statistics,
+    kill_and_resume,
     layout,
     on_every_layout,
     plain_sgd,
     results,
-    stored,
+    train_on_ranks,
 )
 from tests.launcher.tasks.segmentation.pixel_shards import CLASSES, line, options, pack_pixels, sample
 
@@ -80,9 +80,7 @@ def assert_same_training(run: Path, wanted: Path) -> None:
 def test_every_layout_trains_alike(
     shards: Path, tmp_path: Path, alone: Path, ranks: int, ep_size: int, stage: int, micro: int
 ) -> None:
-    more = layout(stage, ep_size, micro)
-    outcomes = run_on_ranks(command, ranks, *line(shards, tmp_path / "run", *SGD, *more))
-    assert [outcome.code for outcome in outcomes] == [0] * ranks, outcomes[0].err
+    train_on_ranks(ranks, line(shards, tmp_path / "run", *SGD, *layout(stage, ep_size, micro)))
     assert_same_training(tmp_path / "run", alone)
 
 
@@ -109,17 +107,8 @@ def test_losses_are_told_apart(alone: Path) -> None:
 def test_killed_and_resumed_is_the_same_run(shards: Path, tmp_path: Path, alone: Path) -> None:
     """Bit for bit, with the running statistics of the batch norms."""
     killed = tmp_path / "killed"
-    one = line(shards, killed, *SGD, *layout(1, 1, 4))
-    with pytest.raises(RankError, match="died"):
-        run_on_ranks(partial(command, kill=("step", 2)), 1, *one)
-    run_alone(*one)
-    assert [only(record, FIGURES) for record in steps(killed)] == [
-        only(record, FIGURES) for record in steps(alone)
-    ]
-    for kind in ("master", "buffer"):
-        found, wanted = stored(killed, STEPS, kind), stored(alone, STEPS, kind)
-        assert found.keys() == wanted.keys()
-        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    kill_and_resume(line(shards, killed, *SGD, *layout(1, 1, 4)))
+    assert_same_run(killed, alone, FIGURES, STEPS, ("master", "buffer"))
 
 
 WAYS = {

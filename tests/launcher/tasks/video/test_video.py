@@ -1,22 +1,22 @@
 """Runs of action recognition with experts: any layout, a kill, an evaluation on any ranks, in any views."""
 
 import json
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
-from tests.distributed import RankError, run_on_ranks
+from tests.distributed import run_on_ranks
 from tests.launcher.running import Outcome, command, only, records, run_alone, steps
 from tests.launcher.tasks.layouts import (
     assert_same_gradients,
+    assert_same_run,
+    kill_and_resume,
     layout,
     on_every_layout,
     plain_sgd,
     results,
-    stored,
+    train_on_ranks,
 )
 from tests.launcher.tasks.video.video_shards import CLASSES, line, pack_videos, video
 
@@ -53,9 +53,7 @@ def assert_same_training(run: Path, wanted: Path) -> None:
 def test_every_layout_trains_alike(
     shards: Path, tmp_path: Path, alone: Path, ranks: int, ep_size: int, stage: int, micro: int
 ) -> None:
-    more = layout(stage, ep_size, micro)
-    outcomes = run_on_ranks(command, ranks, *line(shards, tmp_path / "run", *SGD, *more))
-    assert [outcome.code for outcome in outcomes] == [0] * ranks, outcomes[0].err
+    train_on_ranks(ranks, line(shards, tmp_path / "run", *SGD, *layout(stage, ep_size, micro)))
     assert_same_training(tmp_path / "run", alone)
 
 
@@ -67,16 +65,8 @@ def test_the_losses_of_experts_reach_the_loss(alone: Path) -> None:
 
 def test_killed_and_resumed_is_the_same_run(shards: Path, tmp_path: Path, alone: Path) -> None:
     killed = tmp_path / "killed"
-    one = line(shards, killed, *SGD, *layout(1, 1, 4))
-    with pytest.raises(RankError, match="died"):
-        run_on_ranks(partial(command, kill=("step", 2)), 1, *one)
-    run_alone(*one)
-    assert [only(record, FIGURES) for record in steps(killed)] == [
-        only(record, FIGURES) for record in steps(alone)
-    ]
-    found, wanted = stored(killed, STEPS, "master"), stored(alone, STEPS, "master")
-    assert found.keys() == wanted.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
+    kill_and_resume(line(shards, killed, *SGD, *layout(1, 1, 4)))
+    assert_same_run(killed, alone, FIGURES, STEPS)
 
 
 WAYS: dict[str, tuple[str, ...]] = {

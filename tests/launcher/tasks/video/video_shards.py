@@ -1,7 +1,6 @@
 """Tiny videos of a square that moves, and runs on them."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -9,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from data_shards.format.fields import VIDEO_AND_LABEL
-from data_shards.format.samples import Source
-from data_shards.pack.write import pack
 from data_shards.video.facts import read_facts
+from tests.data_shards.made_samples import MadeSamples, pack_made
 from tests.data_shards.videos import times_of, write_video
-from tests.launcher.running import CONFIG
+from tests.launcher.tasks.layouts import task_line, task_options
 
 CLASSES = ("right", "down", "left", "up")
 STEPS = ((0, 1), (1, 0), (0, -1), (-1, 0))  # rows and columns a frame
@@ -59,51 +57,29 @@ def video(number: int) -> bytes:
     return write_video(frames, times_of(len(frames), variable=False))
 
 
-@dataclass(frozen=True)
-class Squares:
-    """The videos of the numbers `rows`; the methods are those of `Samples`."""
+def sample(number: int) -> Mapping[str, Any]:
+    """The members of a video."""
+    body = video(number)
+    return {"video": body, "label": number % 4, **read_facts(body).members()}
 
-    rows: np.ndarray
 
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> Mapping[str, Any]:
-        body = video(int(self.rows[i]))
-        return {"video": body, "label": self.label(i), **read_facts(body).members()}
-
-    def select(self, rows: np.ndarray) -> "Squares":
-        return Squares(self.rows[rows])
-
-    def describe(self, i: int) -> str:
-        return f"video {self.rows[i]}"
+class Squares(MadeSamples):
+    """Samples with the label of each."""
 
     def label(self, i: int) -> int:
         return int(self.rows[i]) % 4
 
-    def sizes(self) -> np.ndarray:
-        return np.full(len(self), 2000, dtype=np.int64)
-
-    @property
-    def digest(self) -> str:
-        return f"squares {self.rows.tolist()}"
-
 
 def pack_videos(out: Path, train: int, val: int) -> Path:
     """Pack so many videos to train on and to evaluate into `out`/train and `out`/val; returns `out`."""
-    splits = {"train": Squares(np.arange(train)), "val": Squares(np.arange(10_000, 10_000 + val))}
-    source = Source("squares", "squares that move", CLASSES, splits, fields=VIDEO_AND_LABEL)
-    for split in splits:
-        pack(source, split, out / split, samples_per_shard=16)
-    return out
+    return pack_made(sample, out, train, val, classes=CLASSES, fields=VIDEO_AND_LABEL, samples=Squares)
 
 
 def options(shards: Path, run_dir: Path | str, *more: str) -> list[str]:
     """The overrides of a tiny run."""
-    places = (f"data.train={shards}/train", f"data.val={shards}/val", f"run_dir={run_dir}")
-    return [*TASK, *places, *more]
+    return task_options(TASK, shards, run_dir, *more)
 
 
 def line(shards: Path, run_dir: Path, *more: str) -> list[str]:
     """The command of a tiny run."""
-    return ["train", str(CONFIG), "--resume", "auto", *options(shards, run_dir, *more)]
+    return task_line(options(shards, run_dir, *more))
