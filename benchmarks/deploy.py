@@ -37,7 +37,7 @@ from launcher.deploy.source import load_classifier
 from launcher.deploy.split import Split
 from launcher.evaluation.loaded import LoadedModel
 from parallel.zero.options import Precision
-from swin_moe.config import ModelError
+from swin_moe.errors import ModelError
 from swin_moe.frozen.model import FrozenClassifier
 from swin_moe.weights.export import save_weights
 

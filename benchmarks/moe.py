@@ -47,7 +47,7 @@ from parallel.ranks.init import join, leave, prepare_process  # noqa: E402
 from parallel.ranks.mesh import Mesh, ParallelDims  # noqa: E402
 from parallel.ranks.rank import Ranks  # noqa: E402
 from parallel.zero.start import start_deepspeed  # noqa: E402
-from swin_moe.config import ModelError  # noqa: E402
+from swin_moe.errors import ModelError  # noqa: E402
 from swin_moe.moe.backends.tutel import INSTALL, import_tutel  # noqa: E402
 from swin_moe.moe.capacity import capacity  # noqa: E402
 

@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from parallel.experts.placement import ExpertParallel
 from parallel.ranks.mesh import Mesh
-from swin_moe.config import MoEConfig
 from swin_moe.moe.capacity import capacity
 from swin_moe.moe.layer import MoELayer
 from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.moe.routers.base import RoutingRequest
+from swin_moe.moe_config import MoEConfig
 from swin_moe.random.keyed import SiteCounter, fold_in, sample_keys
 
 DIM, HIDDEN, LENGTH = 384, 1536, 144  # Swin-MoE-S, stage 3 at 192 x 192: 12 x 12 tokens an image

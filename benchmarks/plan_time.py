@@ -40,7 +40,8 @@ MICRO, LIMIT_S = 8, 3000
 def config_of(stage: int, ep_size: int, every: int, ranks: int) -> Any:
     """One layout of the run."""
     from launcher.config.schema import DataConfig, OptimConfig, ParallelConfig, RunConfig, TrainConfig
-    from swin_moe.config import ModelConfig, MoEConfig
+    from swin_moe.config import ModelConfig
+    from swin_moe.moe_config import MoEConfig
 
     model = ModelConfig(
         image_size=96,

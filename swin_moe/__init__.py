@@ -7,7 +7,9 @@ from parallel.lazy_exports import lazy_exports
 if TYPE_CHECKING:
     from swin_moe.backbone.backbone import Backbone, Features
     from swin_moe.backbone.model import ModelOutput, SwinTransformer
-    from swin_moe.config import ModelConfig, ModelError, MoEConfig
+    from swin_moe.config import ModelConfig
+    from swin_moe.errors import ModelError
+    from swin_moe.moe_config import MoEConfig
     from swin_moe.recipes import list_models
     from swin_moe.registry import build_backbone, build_model
     from swin_moe.version import __version__

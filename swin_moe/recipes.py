@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from parallel.suggest import suggestion
-from swin_moe.config import ModelConfig, ModelError, MoEConfig
+from swin_moe.config import ModelConfig
+from swin_moe.errors import ModelError
+from swin_moe.moe_config import MoEConfig
 from swin_moe.options import from_tree, option_problems
 from swin_moe.renamed import current_names
 from swin_moe.yaml_files import YamlError, merge, read_yaml

@@ -10,7 +10,7 @@ from functools import cache
 from typing import Any
 
 from parallel.ranks.logs import ONCE
-from swin_moe.config import ModelError
+from swin_moe.errors import ModelError
 
 RENAMED = {  # old name -> new name; both are in the same section
     "model.main_norm_every": "model.extra_norm_period",

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 from launcher.config.schema import DataConfig, RunConfig, TrainConfig
 from launcher.config.task_sections import config_class
 from parallel.experts.placement import ExpertParallel
-from swin_moe.config import ModelConfig, MoEConfig
+from swin_moe.config import ModelConfig
 from swin_moe.moe.layer import MoELayer
+from swin_moe.moe_config import MoEConfig
 from swin_moe.random.keyed import SiteCounter
 from swin_moe.relation_config import LocalRelationConfig, LRNetConfig
 

@@ -22,7 +22,8 @@ from launcher.tasks.registry import task_spec
 from launcher.tasks.spec import CountedModel
 from launcher.validation.place_rules import check_output_file
 from swin_moe.backbone.flops import Cost, cost
-from swin_moe.config import ModelConfig, ModelError
+from swin_moe.config import ModelConfig
+from swin_moe.errors import ModelError
 from swin_moe.recipes import dense_model_files, list_models, load_model_config
 from swin_moe.sizes import Size, as_text
 

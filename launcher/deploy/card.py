@@ -11,7 +11,8 @@ from typing import Any
 
 from launcher.deploy.options import DeviceType, TargetName
 from parallel.zero.options import Precision
-from swin_moe.config import ModelConfig, ModelError
+from swin_moe.config import ModelConfig
+from swin_moe.errors import ModelError
 from swin_moe.frozen.products import ExpertProducts
 from swin_moe.options import from_tree, option_problems
 from swin_moe.registry import load_model_config

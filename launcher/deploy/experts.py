@@ -2,7 +2,7 @@
 
 from launcher.deploy.card import ExpertsCard
 from launcher.deploy.options import DeployOptions
-from swin_moe.config import MoEConfig
+from swin_moe.moe_config import MoEConfig
 
 DROPLESS = "no token is dropped, so that the answer to an image does not depend on its batch"
 

@@ -25,7 +25,7 @@ from launcher.evaluation.modes import standard_modes
 from launcher.evaluation.recorded import recorded_task
 from launcher.tasks.class_scores import ClassScore, best_classes
 from swin_moe.backbone.model import SwinTransformer
-from swin_moe.config import ModelError
+from swin_moe.errors import ModelError
 from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.recipes import recipe_files
 from swin_moe.registry import build_model

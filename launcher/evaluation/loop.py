@@ -28,8 +28,8 @@ from launcher.tasks.spec import Task
 from parallel.ranks.collectives import gather_objects
 from parallel.ranks.host import send
 from parallel.ranks.mesh import Mesh
-from swin_moe.config import MoEConfig
 from swin_moe.moe.overrides import RoutingOverrides
+from swin_moe.moe_config import MoEConfig
 from swin_moe.random.keyed import sample_keys
 
 T = TypeVar("T")

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from swin_moe.config import MoEConfig
 from swin_moe.moe.overrides import RoutingOverrides
+from swin_moe.moe_config import MoEConfig
 
 if TYPE_CHECKING:  # they import torch
     from launcher.evaluation.loop import Evaluation

@@ -15,8 +15,9 @@ from launcher.validation.run_rules import run_errors
 from parallel.experts.options import ExchangeOptions
 from parallel.ranks.dims import LayoutError, ParallelDims
 from parallel.zero.optimizers import OptimizerError, import_apex
-from swin_moe.config import ModelError, MoEConfig
+from swin_moe.errors import ModelError
 from swin_moe.moe.backends.tutel import import_tutel
+from swin_moe.moe_config import MoEConfig
 
 MOST_WINDOWS = 2**16 - 1  # blocks of a CUDA grid in its second and third dimension
 

@@ -16,7 +16,8 @@ from swin_moe.backbone.block import SwinBlock
 from swin_moe.backbone.lr_net import LRStem, lr_stage
 from swin_moe.backbone.patch import PatchEmbed
 from swin_moe.backbone.stage import swin_stage
-from swin_moe.config import ModelConfig, require
+from swin_moe.config import ModelConfig
+from swin_moe.errors import require
 from swin_moe.moe.layer import MoEStats
 from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.moe.routers.topk import SigmoidTopKRouter

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from parallel.ranks.collectives import all_gather_single, differentiable_sum_over
 from parallel.ranks.mesh import Mesh, neighbour_group
-from swin_moe.config import require
+from swin_moe.errors import require
 
 STATISTICS = ("running_mean", "running_var")
 

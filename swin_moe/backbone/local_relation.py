@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from swin_moe.backbone.neighbourhood import Neighbourhood
-from swin_moe.config import require
+from swin_moe.errors import require
 from swin_moe.relation_config import Similarity
 
 OUTSIDE = (

@@ -15,7 +15,8 @@ from parallel.ranks.mesh import Mesh
 from parallel.zero.init import partitioned
 from swin_moe.backbone.backbone import Backbone, total_loss
 from swin_moe.backbone.initialize import initialize
-from swin_moe.config import ModelConfig, require
+from swin_moe.config import ModelConfig
+from swin_moe.errors import require
 from swin_moe.moe.layer import MoEStats
 from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.random.keyed import Dropout

@@ -17,13 +17,14 @@ from parallel.experts.placement import ExpertParallel
 from parallel.ranks.mesh import Mesh
 from swin_moe.backbone.backbone import Backbone, total_loss
 from swin_moe.backbone.model import construct
-from swin_moe.config import ModelConfig, require
+from swin_moe.config import ModelConfig
 from swin_moe.detection.cascade import Regions
 from swin_moe.detection.config import DetectorConfig, check_model
 from swin_moe.detection.fpn import FPN
 from swin_moe.detection.roi_head import RoIHead
 from swin_moe.detection.rpn import RPNHead, RPNOutput, propose, rpn_loss
 from swin_moe.detection.targets import Detections, Targets
+from swin_moe.errors import require
 from swin_moe.heads.stage_norms import StageNorms
 from swin_moe.moe.layer import MoEStats
 from swin_moe.moe.overrides import RoutingOverrides

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from swin_moe.backbone.attention import CosineAttention, WindowAttention
 from swin_moe.backbone.block import SwinBlock
 from swin_moe.backbone.model import SwinTransformer
-from swin_moe.config import require
+from swin_moe.errors import require
 from swin_moe.frozen.attention import FrozenAttention, FrozenCosineAttention
 from swin_moe.frozen.moe import FrozenMoE
 from swin_moe.frozen.products import ExpertProducts

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swin_moe.config import ModelError, MoEConfig
+from swin_moe.errors import ModelError
 from swin_moe.frozen.gathered import run_gathered, sums_like
 from swin_moe.frozen.products import ExpertProducts
 from swin_moe.moe.capacity import capacity
@@ -19,6 +19,7 @@ from swin_moe.moe.grouped_gemm import ACTIVATIONS
 from swin_moe.moe.layer import MoELayer
 from swin_moe.moe.routers.base import Router, Routing, RoutingRequest, SoftRouting, to_fp32
 from swin_moe.moe.routers.other import ExpertChoiceRouter, HashRouter, RandomRouter
+from swin_moe.moe_config import MoEConfig
 
 
 class Choice(NamedTuple):

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from parallel.ranges import check_ranges
-from swin_moe.config import ModelConfig, ModelError, require
+from swin_moe.config import ModelConfig
+from swin_moe.errors import ModelError, require
 
 MapResize = Literal["none", "bilinear", "pixel_shuffle"]
 Grid = tuple[int, ...]  # height and width of a map, in tokens

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from parallel.ranges import check_ranges
-from swin_moe.config import ModelError
+from swin_moe.errors import ModelError
 
 SECTION = "moby.head."  # of a configuration
 

@@ -16,7 +16,8 @@ from parallel.experts.placement import ExpertParallel
 from parallel.ranks.mesh import Mesh
 from swin_moe.backbone.backbone import Backbone, total_loss
 from swin_moe.backbone.model import construct
-from swin_moe.config import ModelConfig, require
+from swin_moe.config import ModelConfig
+from swin_moe.errors import require
 from swin_moe.heads.simmim_config import SimMIMConfig
 from swin_moe.moe.layer import MoEStats
 from swin_moe.moe.overrides import RoutingOverrides

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from swin_moe.backbone.backbone import Features
-from swin_moe.config import require
+from swin_moe.errors import require
 
 
 class StageNorms(nn.ModuleDict):

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from parallel.ranges import check_ranges
-from swin_moe.config import ModelConfig, ModelError, require
+from swin_moe.config import ModelConfig
+from swin_moe.errors import ModelError, require
 
 LossOver = Literal["all", "valid"]  # what the loss of an image is divided by: see heads/segmentation.py
 IGNORED = 255  # the label of pixels without one

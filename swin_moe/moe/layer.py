@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from parallel.experts.exchange import ExpertExchange
 from parallel.experts.placement import ExpertParallel
-from swin_moe.config import MoEConfig, require
+from swin_moe.errors import require
 from swin_moe.moe.backends import BACKENDS
 from swin_moe.moe.backends.base import ExpertOutput, RoutedTokens
 from swin_moe.moe.capacity import capacity
@@ -19,6 +19,7 @@ from swin_moe.moe.experts import MLP, ExpertMLP
 from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.moe.routers import build_router
 from swin_moe.moe.routers.base import Routing, RoutingRequest, SoftRouting
+from swin_moe.moe_config import MoEConfig
 from swin_moe.random.keyed import SiteCounter, split_keys
 
 

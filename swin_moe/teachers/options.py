@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from parallel.ranges import check_ranges
-from swin_moe.config import ModelError, require
+from swin_moe.errors import ModelError, require
 from swin_moe.sizes import MOST_SIDE, Size, check_size
 
 

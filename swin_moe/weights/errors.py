@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from swin_moe.config import ModelError
+from swin_moe.errors import ModelError
 
 
 class WeightsError(ModelError):

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from swin_moe.config import MoEConfig
+from swin_moe.moe_config import MoEConfig
 from swin_moe.weights.converted import ConvertedStateDict
 from swin_moe.weights.errors import WeightsError
 

@@ -13,7 +13,7 @@ from launcher.console.arguments import (
     positive,
 )
 from parallel.zero.options import Precision
-from swin_moe.config import MOST_CAPACITY
+from swin_moe.moe_config import MOST_CAPACITY
 
 EPILOG = """\
 examples:

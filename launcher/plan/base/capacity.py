@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 from parallel.experts.gather_degree import copies_of_row
 from parallel.experts.placement import ExpertParallel, ExpertSlice
-from swin_moe.config import ModelConfig, MoEConfig
+from swin_moe.config import ModelConfig
 from swin_moe.moe.capacity import capacity
+from swin_moe.moe_config import MoEConfig
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any
 
 from launcher.config.load import ConfigError, load_section
 from parallel.ranges import check_ranges
-from swin_moe.config import MOST_CAPACITY
+from swin_moe.moe_config import MOST_CAPACITY
 from swin_moe.recipes import recipe_files
 from swin_moe.yaml_files import got
 

@@ -14,7 +14,7 @@ from launcher.study.grid.requested import RequestedEvaluation, requested_evaluat
 from launcher.study.grid.trials import Study, Trial, run_directory
 from launcher.validation.resume_policy import changed_options
 from launcher.validation.rules import problems
-from swin_moe.config import MoEConfig
+from swin_moe.moe_config import MoEConfig
 from swin_moe.renamed import RenamedError, current_names
 from swin_moe.router_names import ROUTER_NAMES, SOFTMAX_ROUTERS
 from swin_moe.yaml_files import YamlError, parse_yaml

@@ -14,7 +14,7 @@ from launcher.tasks.spec import HeadPart, StepOutput
 from parallel.experts.placement import ExpertParallel
 from swin_moe.backbone.backbone import Backbone
 from swin_moe.backbone.flops import construct_on_meta
-from swin_moe.config import ModelError
+from swin_moe.errors import ModelError
 from swin_moe.heads.distill import Distiller, TokenProjector
 from swin_moe.heads.distill_config import student_stage, tokens_per_side
 from swin_moe.teachers.source import TeacherSource

@@ -15,9 +15,9 @@ from torch import Tensor
 from parallel.experts.exchange import ExpertExchange
 from parallel.experts.options import ExchangeOptions
 from parallel.experts.placement import ExpertParallel
-from swin_moe.config import MoEConfig
 from swin_moe.moe.experts import ExpertMLP
 from swin_moe.moe.routers.base import Routing, RoutingRequest, SoftRouting
+from swin_moe.moe_config import MoEConfig
 
 
 class ExpertLayer(Protocol):

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from swin_moe.config import ModelError, require
+from swin_moe.errors import ModelError, require
 from swin_moe.moe.backends.base import ExpertLayer, ExpertOutput, RoutedTokens
 from swin_moe.moe.routers.base import Routing, RoutingRequest
 from swin_moe.random.keyed import fold_in

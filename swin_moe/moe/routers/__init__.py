@@ -5,10 +5,10 @@ One of another package needs no entry here: see `swin_moe.router_names`.
 
 from collections.abc import Callable
 
-from swin_moe.config import MoEConfig
 from swin_moe.moe.routers.base import Router
 from swin_moe.moe.routers.other import ExpertChoiceRouter, HashRouter, RandomRouter, SoftRouter
 from swin_moe.moe.routers.topk import CosineTopKRouter, LinearTopKRouter, SigmoidTopKRouter
+from swin_moe.moe_config import MoEConfig
 from swin_moe.router_names import own_router
 
 ROUTERS: dict[str, Callable[[int, MoEConfig, int], Router]] = {

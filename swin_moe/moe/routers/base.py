@@ -11,8 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from swin_moe.config import MoEConfig
 from swin_moe.moe.dispatch import DispatchPlan, SoftDispatchPlan, make_plan
+from swin_moe.moe_config import MoEConfig
 
 
 @dataclass(frozen=True, kw_only=True)

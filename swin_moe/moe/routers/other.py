@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swin_moe.config import MoEConfig
 from swin_moe.moe.losses import router_z_loss
 from swin_moe.moe.routers.base import (
     Router,
@@ -19,6 +18,7 @@ from swin_moe.moe.routers.base import (
     priority_order,
     topk,
 )
+from swin_moe.moe_config import MoEConfig
 from swin_moe.random.keyed import fold_in, sample_keys, uniform
 
 

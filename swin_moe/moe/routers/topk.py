@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from swin_moe.config import MoEConfig
 from swin_moe.moe.losses import importance_load_loss, importance_loss, load_balance_loss, router_z_loss
 from swin_moe.moe.routers.base import (
     Router,
@@ -20,6 +19,7 @@ from swin_moe.moe.routers.base import (
     priority_order,
     topk,
 )
+from swin_moe.moe_config import MoEConfig
 from swin_moe.random.keyed import fold_in, normal
 
 

@@ -9,7 +9,8 @@ import yaml
 
 from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.config.schema import CheckpointConfig, DataConfig, OptimConfig, RunConfig
-from swin_moe.config import ModelConfig, MoEConfig
+from swin_moe.config import ModelConfig
+from swin_moe.moe_config import MoEConfig
 from tests.launcher.config.loading import BASE, BASE_CONFIG, error_of, load
 from tests.messages import assert_each_names, assert_names
 

@@ -12,7 +12,7 @@ from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.config.schema import RunConfig
 from launcher.validation.resume_policy import changed_options, configuration
 from swin_moe import renamed
-from swin_moe.config import ModelError
+from swin_moe.errors import ModelError
 from swin_moe.recipes import load_model_config
 from swin_moe.renamed import RENAMED, current_names
 from swin_moe.weights.native import config_of

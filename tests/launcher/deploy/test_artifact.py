@@ -17,7 +17,7 @@ from launcher.deploy.golden import GOLDEN, Golden, bound, difference, read_golde
 from launcher.deploy.split import Judged, Split, compare
 from launcher.deploy.verify import Report, in_this_process
 from parallel.versions import version_of
-from swin_moe.config import ModelError
+from swin_moe.errors import ModelError
 from swin_moe.moe.layer import RoutingOverrides
 from swin_moe.weights.files import read_metadata
 from tests.launcher.deploy.making import PLACES, RUN, make, make_here, pixels, weights

@@ -9,7 +9,8 @@ import torch
 from parallel.ranks.mesh import LayoutError, ParallelDims, build_mesh
 from swin_moe import load_weights, save_weights
 from swin_moe.backbone.model import SwinTransformer, build_model
-from swin_moe.config import ModelConfig, ModelError
+from swin_moe.config import ModelConfig
+from swin_moe.errors import ModelError
 from tests.distributed import run_on_ranks
 from tests.models import V2, small_swin
 from tests.parallel.training import Layout, Run, model_config

@@ -26,7 +26,7 @@ from swin_moe.backbone.group_batch_norm import (
     span_ranks,
     update_running_statistics,
 )
-from swin_moe.config import ModelError
+from swin_moe.errors import ModelError
 from tests.distributed import run_on_ranks
 from tests.models import randn, randomize
 from tests.parallel.checkpoint.saving import save_checkpoint

@@ -16,7 +16,7 @@ from swin_moe.backbone.attention import WindowAttention
 from swin_moe.backbone.local_relation import SIMILARITIES, local_relation
 from swin_moe.backbone.neighbourhood import Neighbourhood
 from swin_moe.backbone.position_bias import TableBias
-from swin_moe.config import ModelError
+from swin_moe.errors import ModelError
 from tests.models import randomize
 from tests.swin_moe.backbone.relation_by_hand import BY_HAND, relation_by_hand
 

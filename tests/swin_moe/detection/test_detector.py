@@ -5,9 +5,9 @@ import torch
 from torch import Tensor
 
 from swin_moe.backbone.group_batch_norm import update_running_statistics
-from swin_moe.config import ModelError
 from swin_moe.detection.config import DetectorKind
 from swin_moe.detection.detector import DetectorLosses, DetectorOutput, build_detector
+from swin_moe.errors import ModelError
 from tests.models import randn, small_moe
 from tests.swin_moe.detection.small_detectors import (
     CLASSES,

@@ -2,8 +2,9 @@
 
 import pytest
 
-from swin_moe.config import ModelConfig, ModelError
+from swin_moe.config import ModelConfig
 from swin_moe.detection.config import DetectorConfig, check_model
+from swin_moe.errors import ModelError
 
 
 def test_published_values_by_kind() -> None:

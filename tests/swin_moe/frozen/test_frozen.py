@@ -9,7 +9,7 @@ from torch._dynamo.testing import CompileCounter
 
 from swin_moe.backbone.model import SwinTransformer, build_model
 from swin_moe.backbone.position_bias import PositionBias
-from swin_moe.config import ModelError
+from swin_moe.errors import ModelError
 from swin_moe.frozen.model import FrozenClassifier
 from swin_moe.frozen.products import ExpertProducts
 from swin_moe.moe.overrides import RoutingOverrides

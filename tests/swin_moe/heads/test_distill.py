@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from swin_moe.config import ModelError
+from swin_moe.errors import ModelError
 from swin_moe.heads.distill import (
     Distiller,
     TokenProjector,

@@ -3,10 +3,10 @@
 import torch
 from torch import Tensor
 
-from swin_moe.config import MoEConfig
 from swin_moe.moe.backends import BACKENDS
 from swin_moe.moe.layer import MoELayer
 from swin_moe.moe.overrides import RoutingOverrides
+from swin_moe.moe_config import MoEConfig
 from swin_moe.random.keyed import sample_keys
 from tests.models import moe_layer, randn
 from tests.swin_moe.moe.backends.reference import run_reference

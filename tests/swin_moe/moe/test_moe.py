@@ -11,9 +11,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from swin_moe.config import ModelError, MoEConfig
+from swin_moe.errors import ModelError
 from swin_moe.moe.layer import MoELayer, MoEStats
 from swin_moe.moe.overrides import RoutingOverrides
+from swin_moe.moe_config import MoEConfig
 from swin_moe.random.keyed import sample_keys
 from tests.models import moe_layer
 from tests.pairwise import pairwise_of

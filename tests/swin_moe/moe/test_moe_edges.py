@@ -5,8 +5,9 @@ import math
 import pytest
 import torch
 
-from swin_moe.config import ModelError, MoEConfig
+from swin_moe.errors import ModelError
 from swin_moe.moe.overrides import RoutingOverrides
+from swin_moe.moe_config import MoEConfig
 from swin_moe.random.keyed import sample_keys
 from tests.models import moe_layer
 from tests.swin_moe.moe.layers import (

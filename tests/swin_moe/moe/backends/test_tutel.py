@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from parallel.experts.placement import ExpertParallel
 from parallel.ranks.mesh import ParallelDims, build_mesh
 from swin_moe import MoEConfig, SwinTransformer, build_model
-from swin_moe.config import ModelError
+from swin_moe.errors import ModelError
 from swin_moe.moe.backends.tutel import INSTALL
 from swin_moe.moe.layer import MoELayer, MoEStats
 from swin_moe.moe.overrides import RoutingOverrides

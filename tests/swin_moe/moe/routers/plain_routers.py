@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from swin_moe.config import MoEConfig
 from swin_moe.moe.capacity import capacity
 from swin_moe.moe.routers import ROUTERS
 from swin_moe.moe.routers.base import Router, RoutingRequest
+from swin_moe.moe_config import MoEConfig
 from swin_moe.random.keyed import fold_in, normal, sample_keys, uniform
 
 IMAGES, LENGTH, DIM, EXPERTS, GROUPS, SITE = 4, 5, 3, 4, 2, 3

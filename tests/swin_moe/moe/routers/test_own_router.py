@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from swin_moe.config import ModelError, MoEConfig
+from swin_moe.errors import ModelError
 from swin_moe.moe.routers import ROUTERS, build_router
 from swin_moe.moe.routers.base import RoutingRequest
+from swin_moe.moe_config import MoEConfig
 from swin_moe.router_names import ROUTER_NAMES
 from tests.swin_moe.moe.routers.own import HalvedRouter
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from swin_moe.config import MoEConfig
 from swin_moe.moe.routers import ROUTERS
 from swin_moe.moe.routers.base import Router, Routing, RoutingRequest
 from swin_moe.moe.routers.topk import CosineTopKRouter, SigmoidTopKRouter
+from swin_moe.moe_config import MoEConfig
 from swin_moe.random.keyed import fold_in, normal, sample_keys
 
 
