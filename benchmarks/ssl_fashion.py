@@ -44,7 +44,7 @@ class Arm:
 
 REPRESENTATIONS = {
     "random": Arm(recipe="dense", options=(*WIDE, *STILL, *ONE_STEP), note="initial weights"),
-    "simmim": Arm(recipe="simmim"),
+    "simmim": Arm(recipe="simmim", options=("train.duration=4 epochs",), note="for as long as MoBY"),
     "moby": Arm(recipe="moby"),
     "supervised": Arm(recipe="dense", options=WIDE, note="saw 60,000 labels: an upper bound"),
     "scratch_v2": Arm(
@@ -58,7 +58,12 @@ REPRESENTATIONS = {
         recipe="distill", teacher="supervised", model=V2, note="its teacher saw 60,000 labels"
     ),
 }
-CONTROLS = {  # expected to be worse than `moby`
+CONTROLS = {  # expected to be worse than `moby`; the first cannot learn
+    "moby_pairs": Arm(
+        recipe="moby",
+        options=("task=benchmarks.random_pairs:SPEC",),
+        note="positives are the keys of other samples",
+    ),
     "moby_crops": Arm(recipe="moby", options=NO_COLOURS, note="views without changes of colour"),
     "moby_copy": Arm(
         recipe="moby",
@@ -86,6 +91,7 @@ PAIRS = (  # an arm, and what it is compared with
     ("moby", "random"),
     ("moby", "simmim"),
     ("moby", "supervised"),
+    ("moby_pairs", "random"),
     ("moby_crops", "moby"),
     ("moby_copy", "moby"),
     ("fd_moby", "scratch_v2"),
