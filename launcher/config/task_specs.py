@@ -7,6 +7,7 @@ so that this module imports no task: a task is imported when a configuration nam
 import importlib
 import pkgutil
 from collections.abc import Hashable
+from functools import cache
 from typing import Any, Protocol, cast
 
 from launcher.config.errors import TaskError
@@ -43,8 +44,13 @@ def unregister(name: str) -> None:
 
 def built_in_tasks() -> list[str]:
     """The names of the packages in launcher/tasks, and of what is registered."""
+    return [*_packages(), *_registered]
+
+
+@cache  # every check of a configuration looks its task up
+def _packages() -> tuple[str, ...]:
     folder = importlib.import_module(BUILT_IN).__path__
-    return [*(found.name for found in pkgutil.iter_modules(folder) if found.ispkg), *_registered]
+    return tuple(found.name for found in pkgutil.iter_modules(folder) if found.ispkg)
 
 
 def find_spec(task: str) -> NamedSpec:

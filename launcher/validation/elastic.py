@@ -119,8 +119,8 @@ def _exchange(
 def _micro_batch(config: RunConfig, world_size: int) -> int:
     """Images that a rank holds at once: the configured number, or the largest below it that fits."""
     train, unit = config.train, batch_unit(config)
-    fits = _micro_batches(config, world_size)
-    would_do = [n for n in range(1, train.global_batch_size + 1) if _micro_batches(config, n)]
+    fits = _micro_batches(config, world_size, unit)
+    would_do = [n for n in range(1, train.global_batch_size + 1) if _micro_batches(config, n, unit)]
     if train.micro_batch_size % unit or train.micro_batch_size in fits or not would_do:
         return train.micro_batch_size
     if fits:
@@ -133,10 +133,10 @@ def _micro_batch(config: RunConfig, world_size: int) -> int:
     )
 
 
-def _micro_batches(config: RunConfig, world_size: int) -> list[int]:
+def _micro_batches(config: RunConfig, world_size: int, unit: int) -> list[int]:
     """All micro-batches up to the configured one that the rules of launcher/validation/rules.py allow."""
     share, rest = divmod(config.train.global_batch_size, world_size)
-    most, unit = min(share, config.train.micro_batch_size), batch_unit(config)
+    most = min(share, config.train.micro_batch_size)
     return [] if rest else [n for n in range(unit, most + 1, unit) if share % n == 0]
 
 

@@ -13,7 +13,7 @@ from launcher.checkpoints.diff import _options
 from launcher.cli.program import main
 from launcher.config.load import ConfigError, dump_config, load_config
 from launcher.config.task_sections import config_class, options_of
-from launcher.config.task_specs import register, unregister
+from launcher.config.task_specs import built_in_tasks, register, unregister
 from launcher.metrics.records import read_records
 from launcher.tasks.classification import SPEC as CLASSIFICATION
 from launcher.tasks.registry import task_spec
@@ -71,6 +71,21 @@ def test_a_registered_task(registered: None) -> None:
     assert options_of(config, Options) == Options(factor=3.0)
     assert task_spec(config.task) is TOY
     assert config != load_config("run.yaml", ["task=toy"])
+
+
+def test_a_task_is_found_without_reading_the_folder_of_tasks_again(
+    registered: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every check of a configuration finds its task, and a plan makes thousands of checks."""
+    names = built_in_tasks()
+    assert {"classification", "simmim", "toy"} <= set(names)
+
+    def reading(*arguments: object) -> Iterator[object]:
+        raise AssertionError("the folder is read again")
+
+    monkeypatch.setattr("launcher.config.task_specs.pkgutil.iter_modules", reading)
+    assert built_in_tasks() == names
+    assert task_spec("simmim").name == "simmim"
 
 
 @pytest.mark.parametrize("task", [PATH, "toy"])
