@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import fields
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -101,5 +102,10 @@ def expected(
         end = (epoch + 1) * order.num_samples
         inside = [i for i in candidates if i < end] + [*range(p, end), *range(end - order.num_samples, p)]
         sample = next(at[i] for i in inside if at[i] not in bad)
-        samples[p] = decode_image(bodies[sample], geometry, DrawKey(SEED, p)).tobytes(), labels[sample]
+        samples[p] = _pixels(bodies[sample], geometry, p), labels[sample]
     return samples
+
+
+@lru_cache(maxsize=10_000)  # a sample at a position: tests of many faults compare with the same few hundred
+def _pixels(body: bytes, geometry: ImageTransform, position: int) -> bytes:
+    return decode_image(body, geometry, DrawKey(SEED, position)).tobytes()
