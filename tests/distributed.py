@@ -26,6 +26,7 @@ import torch.distributed as dist
 from parallel.ranks.init import join, leave, prepare_process
 from parallel.ranks.rank import Ranks
 from tests.accelerator import Surroundings
+from tests.deadline import Deadline
 from tests.pickling import dumps
 
 # one thread a rank; gloo on the loopback interface, whatever the machine's name resolves to
@@ -42,6 +43,7 @@ PRELOAD = ["tests.ready"]
 # the public name came with torch 2.14, where the private one warns
 set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
 STACK_S = 2.0  # for a hung rank to write where it hangs
+LOOK_S = 0.5  # between looks at the deadline
 
 
 class RankError(AssertionError):
@@ -55,7 +57,7 @@ def run_on_ranks(fn: Callable[..., Any], n: int, *args: Any, timeout_s: float = 
         fn: a function of a module, so that the ranks can import it.
         n: ranks.
         args: pickled, as the values that come back.
-        timeout_s: for all ranks together, their start included.
+        timeout_s: for all ranks together once they are started; see Deadline.
 
     Raises:
         RankError: with the first failing rank's traceback, its exit code, or the stack of a rank that hung.
@@ -64,7 +66,7 @@ def run_on_ranks(fn: Callable[..., Any], n: int, *args: Any, timeout_s: float = 
     with tempfile.TemporaryDirectory() as directory:
         ranks = _start(payload, n, Path(directory))
         try:
-            return _collect(ranks, Path(directory), time.monotonic() + timeout_s, timeout_s)
+            return _collect(ranks, Path(directory), timeout_s)
         finally:
             for process, pipe in ranks:
                 process.kill()
@@ -122,14 +124,14 @@ def _main(
         faulthandler.unregister(signal.SIGUSR2)
 
 
-def _collect(
-    ranks: list[tuple[BaseProcess, Connection]], directory: Path, deadline: float, timeout_s: float
-) -> list[Any]:
+def _collect(ranks: list[tuple[BaseProcess, Connection]], directory: Path, timeout_s: float) -> list[Any]:
     """Answers as they come; the first failure ends the wait, for its peers only hang or fail after it."""
+    deadline = Deadline(timeout_s, [process.pid or 0 for process, _ in ranks])
     answers: dict[int, Any] = {}
     while len(answers) < len(ranks):
         waiting = {pipe: rank for rank, (_, pipe) in enumerate(ranks) if rank not in answers}
-        ready = connection.wait(list(waiting), timeout=max(0.0, deadline - time.monotonic()))
+        while not (ready := connection.wait(list(waiting), timeout=LOOK_S)) and deadline.left_s() > 0:
+            pass
         if not ready:
             hung = sorted(waiting.values())
             raise RankError(
@@ -145,7 +147,7 @@ def _collect(
         if failures:  # under load several are ready at once, among them those that failed after the first
             raise RankError(min(failures)[1])
     for process, _ in ranks:
-        process.join(max(0.0, deadline - time.monotonic()))
+        process.join(max(0.0, deadline.left_s()))
     return [answers[rank] for rank in range(len(ranks))]
 
 

@@ -26,6 +26,7 @@ from unittest import mock
 
 from parallel.ranks.rank import Ranks
 from tests.accelerator import Surroundings
+from tests.deadline import Deadline
 from tests.distributed import ENVIRONMENT, PRELOAD, environment
 
 Kind = Literal[
@@ -148,7 +149,7 @@ class Ended:
     code: int | None
     out: str
     err: str
-    after_s: float  # from the start of all
+    after_s: float  # since all were started
 
 
 def run(
@@ -166,7 +167,7 @@ def run(
         line: of `swin-moe`.
         faults: that befall them.
         stays: ranks that are not waited for: stopped ones.
-        timeout_s: the deadline.
+        timeout_s: once all are started; see Deadline.
         meddle: called with the process ids once the ranks are started.
     """
     context = get_context("forkserver")
@@ -174,7 +175,7 @@ def run(
     with environment():
         forkserver.ensure_running()
     with tempfile.TemporaryDirectory() as directory:
-        start_s, ranks = time.monotonic(), list[BaseProcess]()
+        ranks = list[BaseProcess]()
         for rank in range(n):
             mine = [fault for fault in faults if fault.rank in (None, rank)]
             given = (line, rank, n, Path(directory), mine, Surroundings.of_this_test())
@@ -184,7 +185,7 @@ def run(
         try:
             if meddle:
                 meddle([process.pid or 0 for process in ranks])
-            times = _wait(ranks, stays, start_s, timeout_s)
+            times = _wait(ranks, stays, timeout_s)
             codes = [process.exitcode for process in ranks]
         finally:
             for process in ranks:
@@ -198,10 +199,11 @@ def run(
     ]
 
 
-def _wait(ranks: list[BaseProcess], stays: tuple[int, ...], start_s: float, timeout_s: float) -> list[float]:
+def _wait(ranks: list[BaseProcess], stays: tuple[int, ...], timeout_s: float) -> list[float]:
     """Seconds after which each rank had ended."""
-    times = [math.inf] * len(ranks)
-    while time.monotonic() < start_s + timeout_s:
+    times, start_s = [math.inf] * len(ranks), time.monotonic()
+    deadline = Deadline(timeout_s, [process.pid or 0 for process in ranks])
+    while deadline.left_s() > 0:
         for rank, process in enumerate(ranks):
             if process.exitcode is not None:
                 times[rank] = min(times[rank], time.monotonic() - start_s)
