@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 
 from data_shards.format.index import read_index
+from launcher.exit_codes import ExitCode
+from tests import faults
 from tests.distributed import run_on_ranks
-from tests.launcher.running import CONFIG, Outcome, command, overrides, start, steps
+from tests.launcher.running import CONFIG, Outcome, command, overrides, steps
 
 SHORT = ("train.duration=1 epochs", "checkpoint.every=null")
 
@@ -47,10 +49,8 @@ def test_bad_samples_are_replaced_and_counted_on_any_number_of_ranks(shards: Pat
 def test_too_many_bad_samples_end_the_run_and_name_the_shard(shards: Path, tmp_path: Path) -> None:
     """12 of 256: more than max(10, 1e-5 N)."""
     data = damaged(shards, tmp_path / "data", list(range(12)))
-    options = overrides(data, "run", *SHORT)
-    program = start("train", str(CONFIG), *options, cwd=tmp_path)
-    _, err = program.communicate(timeout=120)
-    assert program.returncode == 82
-    assert "000000.tar" in err
-    assert "bad samples (at most max(10, 1e-05 x N) = 10)" in err
-    assert "Traceback" not in err
+    (rank,) = faults.run(1, ["train", str(CONFIG), *overrides(data, tmp_path / "run", *SHORT)])
+    assert rank.code == ExitCode.DATA
+    assert "000000.tar" in rank.err
+    assert "bad samples (at most max(10, 1e-05 x N) = 10)" in rank.err
+    assert "Traceback" not in rank.err
