@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from launcher.deploy.targets.processor import instructions
+
 ROOT = Path(__file__).parents[1]
 AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
 KERNELS = (
@@ -20,6 +22,12 @@ KERNELS = (
     "tests/data_shards/augment/test_operations.py",  # augmentation on the device
 )
 ENGINES = ("tests/parallel/zero/test_init.py",)  # ZeRO stage 3 from its construction, made of those kernels
+HERE = instructions()
+WIDER = ("avx512", "avx_", "avx10", "amx")  # 512 bits, or more kinds of products of 256
+pytestmark = pytest.mark.skipif(
+    "avx2" in HERE and not any(name.startswith(WIDER) for name in HERE),
+    reason="this processor has AVX2 alone, so that these tests themselves show it",
+)
 
 
 @pytest.mark.parametrize(
