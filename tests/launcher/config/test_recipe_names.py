@@ -15,6 +15,7 @@ from launcher.cli.program import main
 from launcher.config.load import ConfigError, config_file, load_config
 from parallel.versions import version_of
 from swin_moe.recipes import list_models, recipe_files
+from tests.checkout import files_of_checkout
 from tests.launcher.running import overrides
 from tests.launcher.study.study_runs import trial, write_all
 
@@ -116,6 +117,16 @@ def test_names_from_an_installed_wheel(installed: Path, shards: Path) -> None:
     assert done.stdout.startswith("debug is valid\nrun: ")
 
 
+def test_a_wheel_holds_every_file_of_the_packages(installed: Path) -> None:
+    """Modules, templates, pages and published values; not what is read in the checkout or compiled."""
+    packages = ("data_shards/", "launcher/", "parallel/", "swin_moe/")
+    files = [name for name in files_of_checkout() if name.startswith(packages)]
+    assert {"launcher/study/report/page.html.jinja", "launcher/serve/page.html"} < set(files)
+    missing = [name for name in files if not (installed / name).is_file()]
+    assert [name for name in missing if not name.endswith((".md", ".c"))] == []
+
+
+@pytest.mark.slow
 def test_a_report_from_an_installed_wheel(installed: Path, tmp_path: Path) -> None:
     """Its template and the published values are files beside the modules."""
     root = write_all(tmp_path / "study", [trial({"model.moe": None})])
