@@ -34,8 +34,12 @@ class Surroundings(NamedTuple):
 
 
 def on_either_processor(*values: object) -> list[Any]:
-    """Two entries of `parametrize` with the same values, one for each answer."""
-    return [pytest.param(*values, marks=pytest.mark.fp16_instructions(answer)) for answer in (True, False)]
+    """Two entries of `parametrize` with the same values, one for each answer; the one with fp16 is slow.
+
+    That engines work at either answer is in tests/parallel/zero, quickly.
+    """
+    without, with_fp16 = (pytest.mark.fp16_instructions(answer) for answer in (False, True))
+    return [pytest.param(*values, marks=without), pytest.param(*values, marks=[with_fp16, pytest.mark.slow])]
 
 
 @contextmanager
