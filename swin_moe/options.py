@@ -56,7 +56,7 @@ def named_section(hint: Any) -> Any:
 
 def option_names(section: type, prefix: str = "", needed: bool = True) -> dict[str, bool]:
     """Every dotted name below a section, and whether it must be given."""
-    options, hints = {}, get_type_hints(section)
+    options, hints = {}, _hints(section)
     for option in fields(section):
         name = prefix + option.name
         options[name] = needed and option.default is MISSING and option.default_factory is MISSING
@@ -65,6 +65,12 @@ def option_names(section: type, prefix: str = "", needed: bool = True) -> dict[s
         if (below := named_section(hints[option.name])) is not None:
             options |= option_names(below, f"{name}.{NAMED}.", needed=False)
     return options
+
+
+@cache
+def _hints(section: type) -> dict[str, Any]:
+    """The type of each option of a section, whose annotations are evaluated once; not to be changed."""
+    return get_type_hints(section)
 
 
 def _structure_problems(kind: type, tree: Any) -> Iterator[str]:
@@ -80,7 +86,7 @@ def _structure_problems(kind: type, tree: Any) -> Iterator[str]:
             for i, item in enumerate(value if sections else ()):
                 yield from problems(hint, item, f"{path}[{i}]")
         elif isinstance(value, dict) and sections:
-            hints = {name: h for section in sections for name, h in get_type_hints(section).items()}
+            hints = {name: h for section in sections for name, h in _hints(section).items()}
             for key, below in value.items():
                 name = f"{path}.{key}" if path else str(key)
                 if key in hints:
@@ -115,7 +121,9 @@ def _suggestion(name: str, kind: type) -> str:
 
 def _value_problems(section: type, tree: Any) -> Iterator[str]:
     """Missing options, and values that pydantic or a section's own rules refuse."""
-    strict, lax = (_pydantic_errors(section, tree, strict) for strict in (True, False))
+    if not (strict := _pydantic_errors(section, tree, strict=True)):
+        return
+    lax = _pydantic_errors(section, tree, strict=False)
     better = {error["loc"]: error["msg"] for error in lax}  # lax mode says why a text is not a number
     options = option_names(section)
     for error in _of_one_choice(strict):
