@@ -107,7 +107,7 @@ def test_activations_are_what_autograd_saves(kind: str) -> None:
     assert [name for name, _ in predicted.saved][2:4] == ["stage 0", "stage 1"]
 
 
-@pytest.mark.parametrize("image_size", [32, (24, 40)])
+@pytest.mark.parametrize("image_size", [(24, 40), pytest.param(32, marks=pytest.mark.slow)])
 def test_activations_of_simmim(image_size: int | tuple[int, int]) -> None:
     model = replace(SMALL_V2, image_size=image_size)
     config = run_config(model, task="simmim", simmim=SimMIMConfig(mask_patch_size=8))
@@ -118,7 +118,7 @@ CLIPS = replace(SMALL, frames=6, window_frames=2, window_padding="fitted", head_
 CLIP_KINDS = {"v1": CLIPS, "v2": replace(CLIPS, **V2, attention_chunk=2), "moe": replace(CLIPS, moe=MOE)}
 
 
-@pytest.mark.parametrize("kind", CLIP_KINDS)
+@pytest.mark.parametrize("kind", [pytest.param("v1", marks=pytest.mark.slow), "v2", "moe"])
 def test_activations_of_clips(kind: str) -> None:
     """Windows attend pattern by pattern, and what each of them saves is counted.
 
