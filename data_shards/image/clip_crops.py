@@ -1,4 +1,4 @@
-"""The crops of a clip that an evaluation sees: one in the centre, or three along its long side.
+"""The crops of a clip that an evaluation sees: one in the centre, or three or five along its long side.
 
 Legend: D frames of a clip, H, W height and width of its frames; h, w of a crop; all in pixels.
 """
@@ -12,7 +12,7 @@ from data_shards.image.decode import transform_frames
 from data_shards.image.formats import MAX_PIXELS
 from data_shards.image.geometry import Crop, Geometry, ImageSize, covering, sides
 
-CROPS = (1, 3)
+CROPS = (1, 3, 5)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,8 +20,9 @@ class ClipCrops:
     """Resize until the frames just cover h / crop_ratio x w / crop_ratio pixels, then cut `crops` of h x w.
 
     One crop is in the centre. Three are left, right and middle of a wide video, top, bottom and middle of a
-    tall one, in this order, as mmaction2's ThreeCrop cuts them. With `crop_ratio` 1 the short side has the
-    size of the crop; 0.875 resizes it to 256 for a crop of 224. DataError for a value out of range.
+    tall one, in this order, as mmaction2's ThreeCrop cuts them. Five are these and those halfway between two
+    of them. With `crop_ratio` 1 the short side has the size of the crop; 0.875 resizes it to 256 for a crop
+    of 224. DataError for a value out of range.
     """
 
     image_size: ImageSize
@@ -31,7 +32,7 @@ class ClipCrops:
     def __post_init__(self) -> None:
         sides(self.image_size)
         if self.crops not in CROPS:
-            raise DataError(f"crops ({self.crops}) must be 1, the centre, or 3, along the long side")
+            raise DataError(f"crops ({self.crops}) must be 1, the centre, or 3 or 5, along the long side")
         if not 0 < self.crop_ratio <= 1:
             raise DataError(f"crop_ratio ({self.crop_ratio}) must be above 0 and at most 1")
 
@@ -55,9 +56,9 @@ class ClipCrops:
         top, left = ((whole - side) // 2 for whole, side in zip(resized, self.sides, strict=True))
         if self.crops == 1:
             return [(top, left)]
-        if left >= top:  # wide
-            return [(top, 0), (top, 2 * left), (top, left)]
-        return [(0, left), (2 * top, left), (top, left)]
+        middle = max(top, left)
+        along = [0, 2 * middle, middle, middle // 2, 2 * middle - middle // 2][: self.crops]
+        return [(top, at) for at in along] if left >= top else [(at, left) for at in along]
 
     def views(self, frames: np.ndarray) -> list[np.ndarray]:
         """The crops of frames (D, H, W, 3) uint8, which are resized once: (D, 3, h, w) uint8 each."""

@@ -37,7 +37,7 @@ def eval_clips(config: RunConfig) -> EvalClips:
         mode="segments" if options.sampling == "segments" else "uniform",
         fps=options.fps,
     )
-    ratio = options.eval_crop or (1.0 if options.crops == 3 else config.data.eval_crop)
+    ratio = options.eval_crop or (1.0 if options.crops > 1 else config.data.eval_crop)
     crops = ClipCrops(image_size=config.model.image_sides, crops=options.crops, crop_ratio=ratio)
     return EvalClips(sampling=sampling, crops=crops, reader=options.reader)
 

@@ -26,10 +26,10 @@ class VideoOptions:
     # clips of a video in an evaluation, spread evenly (segments has one). The probabilities of its clips x
     # crops views are averaged: 4 x 3 on Kinetics and 1 x 3 on Something-Something in published results
     clips: int = 1
-    # of a clip in an evaluation: its centre; or 3 along the longer side, from border to border
-    crops: Literal[1, 3] = 1
-    # frames are scaled until they cover model.image_size / this before they are cropped; null: 1.0 with three
-    # crops, as published, and data.eval_crop with one
+    # of a clip in an evaluation: its centre; or 3 or 5 along the longer side, evenly from border to border
+    crops: Literal[1, 3, 5] = 1
+    # frames are scaled until they cover model.image_size / this before they are cropped; null: 1.0 with
+    # several crops, as published, and data.eval_crop with one
     eval_crop: float | None = None
     # views of each video in one forward pass, which bounds the memory and changes no result; 0: all
     view_batch: int = 0
