@@ -169,6 +169,26 @@ def test_experts_serve_the_tokens_of_a_still_clip_alike(router: str, tmp_path: P
     assert gap(model, source, 8) < 1e-5
 
 
+def test_a_capacity_keeps_the_promise_where_it_drops_nothing(tmp_path: Path) -> None:
+    """A still clip of 4 times wants each expert 4 times as often, and has 4 times the slots.
+
+    With experts / top_k slots nothing can be dropped, and the logits are the image's. With fewer the first
+    layer drops the same share, but the tokens of a place are not dropped at all times alike: other logits.
+    """
+    for factor, is_exact in ((4.0, True), (2.0, False)):
+        config = replace(SWIN_MOE, moe=small_moe(eval_capacity_factor=factor))
+        source = trained(config)
+        model = inflated(source, clips_of(config), tmp_path / f"{factor}")
+        assert (gap(model, source, 8) < 1e-5) == is_exact
+        images = images_of(config)
+        with torch.no_grad():
+            found, wanted = model(still(images, 8)).moe, source(images).moe
+        first = "layers.0.blocks.1"
+        assert found[first].load.tolist() == [4 * load for load in wanted[first].load.tolist()]
+        assert int(found[first].dropped) == 4 * int(wanted[first].dropped)
+        assert (int(wanted[first].dropped) == 0) == is_exact
+
+
 def test_a_hash_of_positions_is_another_in_a_clip(tmp_path: Path) -> None:
     """It sends the tokens of later times elsewhere: the limits of the promise."""
     config = replace(SWIN_MOE, moe=small_moe(router="hash"))
