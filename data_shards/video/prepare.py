@@ -53,12 +53,12 @@ class VideoRecipe:
 
     def __post_init__(self) -> None:
         if self.short_side < 0 or self.short_side % 2:
-            text = f"video short_side ({self.short_side}) must be an even number of pixels, as H.264 needs"
+            text = f"--video-side ({self.short_side}) must be an even number of pixels, as H.264 needs"
             raise DataError(f"{text}, or 0 to copy")
         if self.key_distance < 1:
-            raise DataError(f"video key_distance ({self.key_distance}) must be at least 1 frame")
+            raise DataError(f"--video-key-distance ({self.key_distance}) must be at least 1 frame")
         if not 0 <= self.crf <= MOST_CRF:
-            raise DataError(f"video crf ({self.crf}) must be in 0 ... {MOST_CRF}")
+            raise DataError(f"--video-crf ({self.crf}) must be in 0 ... {MOST_CRF}")
         if self.check not in CHECKS:
             raise DataError(f"check must be one of {', '.join(CHECKS)} (got {self.check!r})")
 

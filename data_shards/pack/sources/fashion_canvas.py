@@ -51,11 +51,11 @@ class CanvasOptions:
 
     def __post_init__(self) -> None:
         if not MIN_SIDE <= self.sides[0] <= self.sides[1] <= 4096:
-            raise DataError(f"canvas size {self.sides} must be {MIN_SIDE} <= low <= high <= 4096 pixels")
+            raise DataError(f"--canvas-size {self.sides} must be {MIN_SIDE} <= low <= high <= 4096 pixels")
         if not 1 <= self.items[0] <= self.items[1] <= PER_CANVAS:
-            raise DataError(f"canvas items {self.items} must be 1 <= low <= high <= {PER_CANVAS}")
+            raise DataError(f"--canvas-items {self.items} must be 1 <= low <= high <= {PER_CANVAS}")
         if self.background not in BACKGROUNDS:
-            raise DataError(f"canvas background ({self.background!r}) must be {' or '.join(BACKGROUNDS)}")
+            raise DataError(f"--canvas-background ({self.background!r}) must be {' or '.join(BACKGROUNDS)}")
 
     @property
     def classes(self) -> tuple[str, ...]:

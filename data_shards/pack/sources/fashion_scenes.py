@@ -62,9 +62,9 @@ class SceneOptions:
 
     def __post_init__(self) -> None:
         if not MIN_SIDE <= self.sides[0] <= self.sides[1] <= 1024:
-            raise DataError(f"scene size {self.sides} must be {MIN_SIDE} <= low <= high <= 1024 pixels")
+            raise DataError(f"--scenes-size {self.sides} must be {MIN_SIDE} <= low <= high <= 1024 pixels")
         if not 1 <= self.items[0] <= self.items[1] <= PER_SCENE:
-            raise DataError(f"scene items {self.items} must be 1 <= low <= high <= {PER_SCENE}")
+            raise DataError(f"--scenes-items {self.items} must be 1 <= low <= high <= {PER_SCENE}")
 
 
 class Placed(NamedTuple):

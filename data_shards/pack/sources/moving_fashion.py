@@ -90,17 +90,17 @@ class MotionOptions:
 
     def __post_init__(self) -> None:
         if not 16 <= self.side <= 1024 or self.side % 2:
-            raise DataError(f"motion size ({self.side}) must be an even number of 16 ... 1024 pixels")
+            raise DataError(f"--motion-size ({self.side}) must be an even number of 16 ... 1024 pixels")
         if not LEAST_FRAMES <= self.frames <= 1000:
-            raise DataError(f"motion frames ({self.frames}) must be in {LEAST_FRAMES} ... 1000")
+            raise DataError(f"--motion-frames ({self.frames}) must be in {LEAST_FRAMES} ... 1000")
         if not 1 <= self.speed[0] <= self.speed[1] < self.side / 2:
-            text = f"motion speed {self.speed} must be 1 <= low <= high < {self.side / 2:g} pixels"
+            text = f"--motion-speed {self.speed} must be 1 <= low <= high < {self.side / 2:g} pixels"
             raise DataError(f"{text}, half of the canvas, from where on a step is one of the other direction")
         if not 8 <= self.garment[0] <= self.garment[1] <= self.side:
-            raise DataError(f"motion garment {self.garment} must be 8 <= low <= high <= {self.side} pixels")
+            raise DataError(f"--motion-garment {self.garment} must be 8 <= low <= high <= {self.side} pixels")
         if self.background not in BACKGROUNDS:
             raise DataError(
-                f"motion background ({self.background!r}) must be one of {', '.join(BACKGROUNDS)}"
+                f"--motion-background ({self.background!r}) must be one of {', '.join(BACKGROUNDS)}"
             )
 
     @property

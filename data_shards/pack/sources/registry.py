@@ -107,12 +107,12 @@ def fashion_mnist(directory: str | Path | None = None) -> Source:
 def synthetic(num_train: int, num_val: int, num_classes: int, image_size: int, seed: int = 0) -> Source:
     """Synthetic images that a network can learn to classify; the manifest names them synthetic."""
     for option, value in {
-        "num_train": num_train,
-        "num_classes": num_classes,
-        "image_size": image_size,
+        "train": num_train,
+        "classes": num_classes,
+        "size": image_size,
     }.items():
         if value < 1:
-            raise DataError(f"synthetic {option} ({value}) must be at least 1")
+            raise DataError(f"--synthetic-{option} ({value}) must be at least 1")
     splits = {
         split: SyntheticSamples(
             np.arange(count), num_classes, image_size, fold(Purpose.SYNTHETIC, seed, stream)

@@ -169,9 +169,9 @@ def test_header_does_not_decode_all() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"short_side": 255}, r"short_side \(255\) must be an even number"),
-        ({"key_distance": 0}, r"key_distance \(0\) must be at least 1"),
-        ({"crf": 52}, r"crf \(52\) must be in 0 ... 51"),
+        ({"short_side": 255}, r"--video-side \(255\) must be an even number"),
+        ({"key_distance": 0}, r"--video-key-distance \(0\) must be at least 1"),
+        ({"crf": 52}, r"--video-crf \(52\) must be in 0 ... 51"),
         ({"check": "all"}, "check must be one of decode, header, none"),
     ],
 )

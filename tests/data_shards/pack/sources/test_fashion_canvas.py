@@ -150,9 +150,9 @@ def test_workers_pack_the_same_bytes(directory: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"sides": (8, 20)}, "canvas size"),
-        ({"sides": (80, 64)}, "canvas size"),
-        ({"items": (0, 3)}, "canvas items"),
+        ({"sides": (8, 20)}, "--canvas-size"),
+        ({"sides": (80, 64)}, "--canvas-size"),
+        ({"items": (0, 3)}, "--canvas-items"),
         ({"background": "sky"}, "class or void"),
     ],
 )

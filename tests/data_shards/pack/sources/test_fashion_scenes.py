@@ -250,10 +250,10 @@ def test_category_ids_that_are_none(packed: Path, tmp_path: Path, ids: object) -
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"sides": (60, 80)}, "scene size"),
-        ({"sides": (80, 64)}, "scene size"),
-        ({"items": (0, 3)}, "scene items"),
-        ({"items": (1, 51)}, "scene items"),
+        ({"sides": (60, 80)}, "--scenes-size"),
+        ({"sides": (80, 64)}, "--scenes-size"),
+        ({"items": (0, 3)}, "--scenes-items"),
+        ({"items": (1, 51)}, "--scenes-items"),
     ],
 )
 def test_nonsense_is_refused(options: dict[str, tuple[int, int]], named: str, directory: Path) -> None:

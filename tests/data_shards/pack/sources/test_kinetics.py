@@ -246,7 +246,7 @@ def test_a_wrong_json_is_named(something: Path, file: str, value: Any, reason: s
 def test_options_of_other_sources_are_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="--video-side is for --source kinetics and something-something"):
         command("pack", "--source", "synthetic", "--video-side", "128", "--out", tmp_path / "out")
-    with pytest.raises(DataError, match=r"video short_side \(255\) must be an even number"):
+    with pytest.raises(DataError, match=r"--video-side \(255\) must be an even number"):
         command(
             "pack",
             "--source",

@@ -222,12 +222,12 @@ def test_packed_and_read_back(garments: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"side": 33}, r"size \(33\) must be an even number"),
+        ({"side": 33}, r"--motion-size \(33\) must be an even number"),
         ({"frames": 1}, r"frames \(1\) must be in 2"),
-        ({"speed": (0, 2)}, r"speed \(0, 2\) must be 1 <= low"),
-        ({"speed": (1, 32)}, r"speed \(1, 32\)"),
+        ({"speed": (0, 2)}, r"--motion-speed \(0, 2\) must be 1 <= low"),
+        ({"speed": (1, 32)}, r"--motion-speed \(1, 32\)"),
         ({"background": "noise"}, r"background \('noise'\) must be one of plain, stripes"),
-        ({"garment": (24, 65)}, r"garment \(24, 65\) must be 8 <= low <= high <= 64"),
+        ({"garment": (24, 65)}, r"--motion-garment \(24, 65\) must be 8 <= low <= high <= 64"),
     ],
 )
 def test_options_are_checked(options: dict[str, Any], reason: str) -> None:
