@@ -108,8 +108,13 @@ def _check_stream(stream: Any) -> None:
     if decoder is None:
         raise DataError("a video whose codec FFmpeg does not know")
     decoder.thread_count = 1
-    if decoder.width * decoder.height > MAX_PIXELS:
-        raise DataError(f"a video of {decoder.width} x {decoder.height} pixels, more than {MAX_PIXELS}")
+    check_pixels(decoder.width, decoder.height)
+
+
+def check_pixels(width: int, height: int) -> None:
+    """DataError for frames of too many pixels."""
+    if width * height > MAX_PIXELS:
+        raise DataError(f"a video of {width} x {height} pixels, more than {MAX_PIXELS}")
 
 
 def check_same_size(first: tuple[int, int], other: tuple[int, int]) -> None:

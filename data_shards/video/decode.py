@@ -42,13 +42,23 @@ def count_frames(body: bytes) -> int:
 
 def frames_of(packets: Packets, indices: Sequence[int] | np.ndarray) -> np.ndarray:
     """`decode_frames` of an open video."""
-    wanted, where = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
-    if not len(wanted) or wanted[0] < 0 or wanted[-1] >= len(packets):
-        raise DataError(f"frames {wanted.tolist()} of a video with frames 0 ... {len(packets) - 1}")
+    wanted, where = sorted_numbers(indices, len(packets))
     found, rotation = _pixels(packets, wanted.tolist())
     frames = turned(found, rotation)
     in_order = len(where) == len(wanted) and (where[1:] > where[:-1]).all()
     return frames if in_order else frames[where]
+
+
+def sorted_numbers(indices: Sequence[int] | np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The distinct frames of a video of `count` in ascending order, and the row there of each of `indices`.
+
+    Raises:
+        DataError: none, or one beyond the video.
+    """
+    wanted, where = np.unique(np.asarray(indices, dtype=np.int64), return_inverse=True)
+    if not len(wanted) or wanted[0] < 0 or wanted[-1] >= count:
+        raise DataError(f"frames {wanted.tolist()} of a video with frames 0 ... {count - 1}")
+    return wanted, where
 
 
 def turned(frames: np.ndarray, rotation: int) -> np.ndarray:

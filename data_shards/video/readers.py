@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from data_shards.errors import DataError
-from data_shards.video.container import Packets, opened
-from data_shards.video.decode import frames_of
+from data_shards.video.container import Packets, check_pixels, container_format, opened
+from data_shards.video.decode import frames_of, sorted_numbers
 from data_shards.video.library import pyav
 
 
@@ -72,17 +72,20 @@ class TorchcodecVideo:
 
     def read(self, indices: Sequence[int] | np.ndarray) -> np.ndarray:
         """The frames; each is decoded once, also where it comes twice."""
-        wanted, where = np.unique(np.asarray(indices), return_inverse=True)
+        wanted, where = sorted_numbers(indices, len(self))
         pixels: np.ndarray = self._decoder.get_frames_at(wanted.tolist()).data.numpy()
         return pixels[where]
 
 
 @contextmanager
 def read_by_torchcodec(body: bytes) -> Iterator[OpenVideo]:
-    """A video of the bytes of its file; DataError when it is damaged."""
+    """A video of the bytes of its file; DataError when it is damaged, or no file that PyAV is given."""
     decoder = _torchcodec()
+    container_format(body)  # FFmpeg opens further files that some formats name
     try:
-        yield TorchcodecVideo(decoder(body, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact"))
+        video = decoder(body, dimension_order="NHWC", num_ffmpeg_threads=1, seek_mode="exact")
+        check_pixels(video.metadata.width, video.metadata.height)
+        yield TorchcodecVideo(video)
     except (RuntimeError, ValueError, IndexError) as error:
         raise DataError(f"a video that torchcodec cannot read ({' '.join(str(error).split())})") from error
 

@@ -217,20 +217,3 @@ def test_readers_and_clips_are_checked() -> None:
         TrainClips(sampling=ClipSampling(), geometry=WHOLE, reader="opencv")
     with pytest.raises(DataError, match=r"clips \(4\) must be 1 in training"):
         TrainClips(sampling=ClipSampling(mode="uniform", clips=4), geometry=WHOLE)
-
-
-def test_torchcodec_reads_the_same_frames() -> None:
-    pytest.importorskip(
-        "torchcodec", exc_type=ImportError, reason="pip install torchcodec, with FFmpeg's libraries"
-    )
-    sampling = ClipSampling(frames=5, interval=3)
-    for key in (DrawKey(0, 0), DrawKey(0, 1)):
-        clips = [
-            TrainClips(sampling=sampling, geometry=WHOLE, reader=reader)(members(coded_video(30)), key)[
-                "clip"
-            ]
-            for reader in ("pyav", "torchcodec")
-        ]
-        assert numbers(torch.from_numpy(np.asarray(clips[0]))) == numbers(
-            torch.from_numpy(np.asarray(clips[1]))
-        )
