@@ -19,6 +19,7 @@ from typing import Any
 from data_shards.errors import DataError
 from data_shards.format.file_kinds import HEAD_BYTES, kind_of
 from data_shards.image.formats import MAX_PIXELS
+from data_shards.video.complete import check_complete
 from data_shards.video.library import pyav
 
 BUFFER = 2**18  # bytes that FFmpeg reads at once
@@ -80,9 +81,12 @@ def readable(body: bytes) -> Iterator[Any]:
             stream = container.streams.video[0]
             _check_stream(stream)
             yield stream
-    except (DataError, AssertionError):
+    except AssertionError:
         raise
     except Exception as error:  # a decoder may raise any
+        check_complete(body)  # of a file that was cut short this is the better reason
+        if isinstance(error, DataError):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"a video that cannot be read ({reason})") from error
 

@@ -139,12 +139,21 @@ def test_a_damaged_frame_is_named_and_another_is_read() -> None:
         (b"\xff\xd8\xff\xe0" + bytes(60), "a JPEG image"),
         (b"#EXTM3U\nhttp://127.0.0.1/x.ts\n", "no video of MP4"),
         (b"ffconcat version 1.0\nfile /etc/passwd\n", "no video of MP4"),
-        (b"\0\0\0\x20ftypisom" + bytes(20), "cannot be read|without a video|without frames"),
+        (b"\0\0\0\x20ftypisom" + bytes(20), "without its box b?.moov"),
     ],
 )
 def test_what_is_no_video_is_refused(body: bytes, reason: str) -> None:
     with pytest.raises(DataError, match=reason):
         decode_frames(body, [0])
+
+
+def test_a_cut_file_is_said_to_be_cut() -> None:
+    """An MP4 has its index at the end, which leaves no stream; of Matroska the last frame is lost."""
+    body = coded_video(20)
+    with pytest.raises(DataError, match="an MP4 that is cut short or damaged: box b'moov'"):
+        decode_frames(body[: len(body) * 2 // 3], [0])
+    with pytest.raises(DataError, match="a Matroska or WebM file that is cut short"):
+        decode_frames(coded_video(20, container="matroska")[:600], [19])
 
 
 def test_damage_never_raises_anything_else() -> None:
