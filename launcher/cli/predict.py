@@ -25,7 +25,8 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
     for name in ("features", "pictures"):
         if (path := getattr(args, name)) is not None and path.exists():
             raise ConfigError(f"--{name} {path} exists; choose another place, or delete it")
-    images = list(image_inputs(args.files, sought_by(args.model)))
+    sought = sought_by(args.model)
+    images, what = list(image_inputs(args.files, sought)), f"{sought.member}s"
     answerer = open_answerer(
         args.model,
         args.config,
@@ -44,7 +45,7 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
     write = _writer(args, answerer.columns)
     options = PredictOptions(batch_size=args.batch_size, threads=args.threads)
     names, features, failed = [], [], 0
-    for number, one in enumerate(_shown(predictions(answerer, images, options), len(images))):
+    for number, one in enumerate(_shown(predictions(answerer, images, options), len(images), what)):
         pictures = write_pictures(args.pictures, number, dict(one.pictures)) if args.pictures else []
         write(one, pictures)
         failed += one.error is not None
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace, _: list[str]) -> int:
     if args.features is not None:
         _save(args, names, features)
     if failed:
-        print(f"{failed} of {len(images)} images cannot be used; their lines say why", file=sys.stderr)
+        print(f"{failed} of {len(images)} {what} cannot be used; their lines say why", file=sys.stderr)
     return ExitCode.USER_ERROR if failed else ExitCode.FINISHED
 
 
@@ -64,9 +65,9 @@ def _writer(args: argparse.Namespace, columns: Sequence[str]) -> Write:
     return json_writer(sys.stdout) if args.json_lines else text_writer(sys.stdout)
 
 
-def _shown(found: Iterator[Prediction], total: int) -> Iterator[Prediction]:
+def _shown(found: Iterator[Prediction], total: int, what: str) -> Iterator[Prediction]:
     """The predictions, with a line about the progress on stderr."""
-    show = progress_line("predict", "images")
+    show = progress_line("predict", what)
     for done, prediction in enumerate(found, start=1):
         yield prediction
         show(done, total)

@@ -3,7 +3,7 @@
 import csv
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import gcd
 from pathlib import Path
@@ -20,7 +20,7 @@ from launcher.evaluation.loop import Evaluated
 from launcher.metrics.metric import Metric
 from launcher.metrics.trackers.base import as_image
 from launcher.rundir.directory import RunDirectory
-from launcher.tasks.image_data import backbone_images
+from launcher.tasks.image_data import backbone_views
 from launcher.tasks.registry import build_task, task_spec
 from launcher.tasks.spec import Task, TaskContext
 from launcher.validation.resume_policy import recorded_classes
@@ -93,19 +93,24 @@ class EvalContext:
         computed = "" if precision == "fp32" else f", {precision}"
         return f"{self.checkpoint.path.name} (step {self.checkpoint.manifest['step']}{computed})"
 
-    def images(self, batch: Batch) -> Tensor:
-        """What the backbone alone takes of a batch, on the device: (B, 3, H, W) float32.
+    def views(self, batch: Batch) -> Iterable[Tensor]:
+        """What the backbone alone takes of a batch, on the device, view after view: see `backbone_views`.
 
         Raises:
             ConfigError: the task gives its model something else.
         """
-        images = backbone_images(self.task.eval_inputs(batch))
-        if images is None:
+        views = backbone_views(self.task.eval_inputs(batch))
+        if views is None:
             raise ConfigError(
-                "--few-shot, --knn and --throughput give images to the backbone alone; the inputs of "
-                f"task={self.config.task} are none"
+                "--few-shot, --knn and --throughput give images or clips of one size to the backbone alone; "
+                f"the inputs of task={self.config.task} are none: leave these options out"
             )
-        return images
+        return views
+
+    @property
+    def samples(self) -> str:
+        """What the samples of the task are called."""
+        return "videos" if task_spec(self.config.task).sees == "clips" else "images"
 
     def say(self, text: str) -> None:
         """Print lines, on rank 0."""

@@ -15,6 +15,7 @@ from launcher.errors import RankError
 from launcher.evaluation.context import EvalContext
 from launcher.evaluation.loop import eval_stream
 from launcher.evaluation.modes import need_groups, standard_modes
+from launcher.tasks.image_data import pooled_features
 from parallel.ranks.collectives import sum_over
 from parallel.ranks.host import send
 from swin_moe.random.keyed import sample_keys
@@ -28,7 +29,7 @@ class LabelledFeatures(NamedTuple):
 
 
 @torch.no_grad()
-def pooled_features(
+def split_features(
     context: EvalContext,
     place: str,
     samples: np.ndarray | None = None,
@@ -36,6 +37,8 @@ def pooled_features(
     mapped_to: Sequence[str] | None = None,
 ) -> LabelledFeatures:
     """The features of a split's samples, without augmentation; every rank calls it and gets all of them.
+
+    Those of a video are the mean of those of its views, which `video.clips` and `video.crops` choose.
 
     Each rank computes its share and the sum over the ranks joins them: zeros but for one rank, so exact.
 
@@ -57,12 +60,11 @@ def pooled_features(
         values = torch.zeros(stream.num_samples, backbone.channels[-1], device=device)
         try:
             for i, batch in enumerate(stream):
-                images = context.images(batch)
                 keys = send(sample_keys(0, batch.positions), device)
-                features, _ = backbone.forward_pooled(images, keys, modes[0].call)
+                features = pooled_features(backbone, context.views(batch), keys, modes[0].call)
                 first = (i * stream.dp_size + stream.dp_rank) * stream.batch_size
                 count = min(len(features), max(0, stream.num_samples - first))
-                values[first : first + count] = features[:count].float()
+                values[first : first + count] = features[:count]
                 context.heartbeat()
             labels = torch.from_numpy(stream.labels()[stream.samples]).to(device)
         except DataError as error:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_shards.format.rng import Purpose, permutation
 from launcher.evaluation.context import EvalContext
-from launcher.evaluation.features import LabelledFeatures, pooled_features
+from launcher.evaluation.features import LabelledFeatures, split_features
 from launcher.evaluation.loop import eval_stream, support_split, validation_split
 
 BIAS = 100.0  # of the constant feature: so large that its weight is hardly regularised
@@ -108,8 +108,8 @@ def few_shot(
         labels, num_classes = stream.labels(), stream.num_classes
     drawn = [draw_shots(labels, num_classes, shots, seed) for seed in seeds]
     union = np.unique(np.concatenate(drawn))
-    train = pooled_features(context, place, union)
-    test = pooled_features(context, validation_split(data), mapped_to=mapped_to)
+    train = split_features(context, place, union)
+    test = split_features(context, validation_split(data), mapped_to=mapped_to)
     accuracies = [accuracy(train, test, np.searchsorted(union, one), num_classes) for one in drawn]
     context.say(
         f"{context.name}: {shots}-shot top-1 {mean(accuracies):.2%} +- {pstdev(accuracies):.2%} "

@@ -7,7 +7,7 @@ import torch
 
 from data_shards.format.rng import Purpose, permutation
 from launcher.evaluation.context import EvalContext
-from launcher.evaluation.features import pooled_features
+from launcher.evaluation.features import split_features
 from launcher.evaluation.loop import eval_stream, support_split, validation_split
 from launcher.metrics.neighbours import CHUNK, TEMPERATURE, votes
 from parallel.ranks.collectives import sum_over
@@ -34,8 +34,8 @@ def evaluate_knn(
     with eval_stream(context.config, mesh, grouped=False, place=place) as stream:
         found, num_classes = stream.num_samples, stream.num_classes
     drawn = np.sort(permutation(found, Purpose.SHOTS, seed)[:bank_size]) if bank_size else None
-    bank = pooled_features(context, place, drawn)
-    test = pooled_features(context, validation_split(data), mapped_to=mapped_to)
+    bank = split_features(context, place, drawn)
+    test = split_features(context, validation_split(data), mapped_to=mapped_to)
     mine = slice(mesh.rank, None, mesh.dims.world_size)
     hits = torch.zeros(2, dtype=torch.float64, device=context.device)
     for values, labels in zip(test.values[mine].split(CHUNK), test.labels[mine].split(CHUNK), strict=True):
@@ -45,8 +45,8 @@ def evaluate_knn(
         context.heartbeat()
     top1, top5 = (sum_over(hits) / len(test.labels)).tolist()
     context.say(
-        f"{context.name}: {neighbours}-NN top-1 {top1:.2%}, top-5 {top5:.2%} on {len(test.labels)} images, "
-        f"bank of {len(bank.labels)}"
+        f"{context.name}: {neighbours}-NN top-1 {top1:.2%}, top-5 {top5:.2%} on {len(test.labels)} "
+        f"{context.samples}, bank of {len(bank.labels)}"
     )
     record = {"neighbours": neighbours, "temperature": TEMPERATURE, "bank": len(bank.labels), "seed": seed}
     context.write_json("knn", record | {"top1": top1, "top5": top5, "images": len(test.labels)})

@@ -57,7 +57,13 @@ class LoadedModel:
 
         Raises:
             DataError: the image cannot be decoded.
+            ModelError: a model of clips.
         """
+        if frames := self.model.config.frames:
+            raise ModelError(
+                f"a model of clips (model.frames={frames}) takes no image: give `model` clips of (B, 3, "
+                f"{frames}, h, w), normalized, or run `swin-moe predict`"
+            )
         return model_image(image, self.model.config.image_sides, self.inputs)
 
     def predict(self, image: Image, top: int = 5) -> tuple[ClassScore, ...]:
@@ -71,7 +77,7 @@ class LoadedModel:
 
         Raises:
             DataError: the image cannot be decoded.
-            ModelError: `top` is below 1, or a logit is no finite number.
+            ModelError: `top` is below 1, a logit is no finite number, or a model of clips.
         """
         if top < 1:
             raise ModelError(f"top ({top}) must be at least 1")

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from data_shards.format.classes import listed, quoted
-from data_shards.image.geometry import EvalTransform
 from data_shards.stream.eval import EvalStream
 from data_shards.stream.options import EvalSampling, StreamOptions
-from data_shards.stream.transform import LabelledImages
 from launcher.config.load import ConfigError
 from launcher.config.schema import RunConfig
 from launcher.evaluation.loop import read_options, support_split, validation_split
+from launcher.tasks.registry import task_spec
 
 
 def check_support(args: Namespace, config: RunConfig, mapped_to: Sequence[str] | None) -> None:
@@ -43,10 +42,8 @@ def _counts(
     config: RunConfig, place: str, classes: Sequence[str] | None = None
 ) -> tuple[Sequence[str], np.ndarray]:
     """The class names of a split and the images of each: K, and (K,) int64."""
-    options, transform = (
-        StreamOptions(read=read_options(config.data)),
-        LabelledImages(EvalTransform(image_size=1)),
-    )
+    options = StreamOptions(read=read_options(config.data))
+    transform = task_spec(config.task).eval_data(config).transform
     with EvalStream(place, EvalSampling(batch_size=1), transform, options, classes=classes) as stream:
         return stream.classes, np.bincount(stream.labels(), minlength=stream.num_classes)
 

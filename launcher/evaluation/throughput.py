@@ -25,6 +25,8 @@ def measure(context: EvalContext, factor: float | None, *, warm_up: int, repeats
     The reference's `--throughput` has 50 passes of warm-up and the mean of 30; this is their median, which a
     hiccup does not move. Images and keys are on the device before the clock starts.
 
+    Of videos one view is measured: an image of the figures is a clip.
+
     Args:
         context: the checkpoint; its backbone is measured, and the classifier of a model that has one.
         factor: of the mode with a capacity; None is that of the configuration.
@@ -34,7 +36,7 @@ def measure(context: EvalContext, factor: float | None, *, warm_up: int, repeats
     config, modes = context.config, standard_modes(context.config.model.moe, factor)
     with eval_stream(config, context.mesh, grouped=config.model.moe is not None) as stream:
         batch = next(iter(stream))
-        images = context.images(batch)
+        images = next(iter(context.views(batch)))
     keys = send(sample_keys(0, batch.positions), context.device)
     flops, rows = 2 * cost(config.model).flops, []  # a multiply-add is two
     backbone = context.backbone

@@ -27,7 +27,7 @@ from launcher.evaluation.modes import standard_modes
 from launcher.evaluation.recorded import recorded_config
 from launcher.predict.answerer import Answered, Asked, answer_options
 from launcher.tasks.answers import AnswerOptions
-from launcher.tasks.image_data import backbone_images
+from launcher.tasks.image_data import backbone_views, pooled_features
 from launcher.tasks.registry import task_spec
 from launcher.tasks.spec import Task
 from launcher.validation.resume_policy import recorded_classes
@@ -144,15 +144,14 @@ class TaskAnswerer:
         return batch.finished()
 
     def _features(self, inputs: Any, keys: Tensor) -> list[Tensor]:
-        """The mean of the last map over its tokens, of each image: (C,) fp32."""
-        images = backbone_images(inputs)
-        if images is None or len(images) != len(keys):
+        """The mean of the last map of each image over its tokens, and over a video's views: (C,) fp32."""
+        views = backbone_views(inputs)
+        if views is None or isinstance(inputs, Tensor) and len(inputs) != len(keys):
             raise ConfigError(
-                f"--features: the inputs of task={self.config.task} are not one image a sample, which the "
-                "backbone takes; leave out --features"
+                f"--features: the inputs of task={self.config.task} are not one image or video a sample, "
+                "which the backbone takes; leave out --features"
             )
-        features, _ = self.backbone.forward_pooled(images, keys, self.call)
-        return [row.clone() for row in features.float().cpu()]
+        return [row.clone() for row in pooled_features(self.backbone, views, keys, self.call).cpu()]
 
 
 def _refuse_shared_routing(config: RunConfig) -> None:

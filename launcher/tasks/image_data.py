@@ -1,10 +1,11 @@
 """The images of tasks whose model sees one picture a sample, of the size that the model is configured for.
 
-Legend: B images of H x W pixels.
+Legend: B images of H x W pixels, or clips of D of them; C channels of the last map.
 """
 
+from collections.abc import Iterable
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,15 @@ from data_shards.stream.transform import Images, LabelledImages, PerhapsLabelled
 from launcher.config.schema import DataConfig, RunConfig
 from launcher.tasks.norm_task import NormTask
 from launcher.tasks.spec import DataSpec, TaskContext
+from swin_moe.backbone.backbone import Backbone
 from swin_moe.moe.overrides import RoutingOverrides
+
+
+class BackboneViews(Protocol):
+    """The inputs of an evaluation that say which views of each sample stand for it before the backbone."""
+
+    def backbone_views(self) -> Iterable[Tensor]:
+        """What the backbone alone takes, one view of all samples at a time: (B, 3, H, W), clips have D."""
 
 
 class ViewInputs(NamedTuple):
@@ -25,12 +34,38 @@ class ViewInputs(NamedTuple):
 
     views: tuple[Tensor, ...]  # of (B, 3, H, W) float32 each; the first has the centres without augmentation
 
+    def backbone_views(self) -> Iterable[Tensor]:
+        """The centres alone."""
+        return self.views[:1]
 
-def backbone_images(inputs: Any) -> Tensor | None:
-    """What the backbone alone takes of the inputs of `Task.predict`: (B, 3, H, W), or None."""
-    if isinstance(inputs, ViewInputs):
-        return inputs.views[0]
-    return inputs if isinstance(inputs, Tensor) else None
+
+def backbone_views(inputs: Any) -> Iterable[Tensor] | None:
+    """What the backbone alone takes of the inputs of `Task.predict`, view after view.
+
+    Args:
+        inputs: images (B, 3, H, W), or `BackboneViews`.
+
+    Returns:
+        (B, 3, H, W) float32 each, of clips (B, 3, D, H, W); None if the inputs are something else.
+    """
+    if isinstance(inputs, Tensor):
+        return (inputs,)
+    return cast(BackboneViews, inputs).backbone_views() if hasattr(inputs, "backbone_views") else None
+
+
+def pooled_features(
+    backbone: Backbone, views: Iterable[Tensor], keys: Tensor, call: RoutingOverrides
+) -> Tensor:
+    """The mean of the last map over its tokens and over the views of each sample: (B, C) float32.
+
+    Args:
+        backbone: of the model.
+        views: `backbone_views`.
+        keys: (B,) of the samples.
+        call: what the MoE layers do otherwise than configured.
+    """
+    pooled = [backbone.forward_pooled(view, keys, call)[0].float() for view in views]
+    return pooled[0] if len(pooled) == 1 else torch.stack(pooled).mean(0)
 
 
 class ImageTask(NormTask):

@@ -3,6 +3,7 @@
 Legend: B videos, V views of each, D frames of h x w pixels, K classes.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -26,6 +27,12 @@ class ClipViews(NamedTuple):
     """All views of some videos, as they were decoded: they become floats one pass at a time."""
 
     clips: Tensor  # (B, V, D, 3, h, w) uint8
+    normalize: Normalize  # of the run, on the device of the clips
+
+    def backbone_views(self) -> Iterator[Tensor]:
+        """Each view of all videos: (B, 3, D, h, w) float32."""
+        for view in self.clips.unbind(1):
+            yield normalize_clips(view, self.normalize)
 
 
 def step(config: RunConfig, engine: Any, inputs: tuple[Tensor, Tensor], keys: Tensor) -> StepOutput:
@@ -70,7 +77,7 @@ class VideoTask(TaskBase):
 
     def eval_inputs(self, batch: Batch) -> ClipViews:
         """All views of each video."""
-        return ClipViews(batch["clip"].to(self.device, non_blocking=True))
+        return ClipViews(batch["clip"].to(self.device, non_blocking=True), self.normalize)
 
     def predict(
         self, model: nn.Module, inputs: ClipViews, keys: Tensor, call: RoutingOverrides
@@ -78,7 +85,7 @@ class VideoTask(TaskBase):
         """The class of each video, from all of its views."""
 
         def run(clips: Tensor, keys: Tensor) -> ModelOutput:
-            output: ModelOutput = model(normalize_clips(clips, self.normalize), keys, call)
+            output: ModelOutput = model(normalize_clips(clips, inputs.normalize), keys, call)
             return output
 
         return predict_views(run, inputs.clips, keys, self.options.view_batch)
