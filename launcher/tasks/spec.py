@@ -193,7 +193,8 @@ class Planning:
     `members` makes the tensors of a batch of so many samples, as they lie on the host; `inputs` makes of them
     what `Task.inputs` does, and `step` is `Task.step`. They call torch alone, on the default device.
     `heads` are the parts after the backbone; None stands for the classifier of a `SwinTransformer`. `views`
-    of each sample pass through the backbone, each of the configured image size.
+    of each sample pass through the backbone, each of the configured image size. `decoding` says what decoding
+    and cropping a sample cost, in pictures of `Hardware.img_s_core`; None is one.
     """
 
     members: Callable[[RunConfig, int], dict[str, Tensor]]
@@ -202,6 +203,7 @@ class Planning:
     heads: Callable[[RunConfig, Backbone], Sequence[HeadPart]] | None = None
     views: int = 1
     teacher: PlannedTeacher | None = None
+    decoding: Callable[[RunConfig], float] | None = None
 
     @property
     def teacher_views(self) -> int:

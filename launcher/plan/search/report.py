@@ -44,7 +44,7 @@ def time_lines(time: StepTime, ranks: int) -> list[str]:
     lines += [
         f"  {'step':<34}{time.step_s * 1e3:9.2f} ms",
         f"throughput: {time.images_s:.0f} images/s, {time.images_s / ranks:.1f} a GPU; MFU {time.mfu:.1%}; "
-        f"{time.cores:.1f} host cores a GPU feed it",
+        f"{time.cores:.1f} host cores a GPU feed it, {time.sample_bytes / 2**20:.2f} MiB a decoded sample",
     ]
     if time.all_to_all_linear_s:
         lines.append(

@@ -37,6 +37,7 @@ def layout_json(candidate: Candidate, hardware: Hardware, terms: Terms, advice: 
             "images_s": time.images_s,
             "mfu": time.mfu,
             "cores": time.cores,
+            "sample_bytes": time.sample_bytes,
             "limit": time.limit,
             "all_to_all_linear_s": time.all_to_all_linear_s,
             "all_to_all_hierarchical_s": time.all_to_all_hierarchical_s,

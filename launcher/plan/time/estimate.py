@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
+
 from launcher.config.schema import RunConfig
 from launcher.plan.base.hardware import Hardware
 from launcher.plan.base.trace import TracedOp
@@ -11,6 +13,7 @@ from launcher.plan.time.links import all_reduce_s, gather_s, hierarchical_s, lin
 from launcher.plan.time.roofline import WIDTHS, ops_s
 from launcher.plan.time.traffic import Collective, accumulation, expert_parameters, traffic
 from launcher.plan.time.workload import Workload
+from launcher.tasks.registry import planning_of
 from parallel.ranks.dims import ParallelDims
 
 ADAM_BYTES = 28  # read parameter, gradient and two moments, write parameter and moments, fp32
@@ -29,6 +32,7 @@ class StepTime:
     images_s: float  # of all ranks
     mfu: float  # of multiply-adds of every view, forward and backward, over the peak of all ranks
     cores: float  # of a node's processors for a rank, that feed it at this speed
+    sample_bytes: int  # of a decoded sample, as it goes from the host to the device
     all_to_all_linear_s: float  # of a step, the rows alone
     all_to_all_hierarchical_s: float
     collectives: tuple[Collective, ...]
@@ -73,7 +77,8 @@ def predict_time(
     items |= {name: seconds for name, seconds in exposed.items() if seconds} | {OPTIMIZER: optimizer}
     busy = sum(items.values())
     per_rank = config.train.global_batch_size / dims.world_size
-    feed_s = per_rank / (hardware.cores_per_rank * hardware.img_s_core)
+    core_s = sample_core_s(config, hardware)
+    feed_s = per_rank * core_s / hardware.cores_per_rank
     items[FEED] = max(0.0, feed_s - busy)  # it works ahead: only what is longer than the rest is waited for
     step_s = sum(items.values())
     images_s = config.train.global_batch_size / step_s
@@ -86,11 +91,24 @@ def predict_time(
         step_s=step_s,
         images_s=images_s,
         mfu=flops / (hardware.peak(config.train.precision) * dims.world_size),
-        cores=images_s / dims.world_size / hardware.img_s_core,
+        cores=images_s / dims.world_size * core_s,
+        sample_bytes=sample_bytes(config),
         all_to_all_linear_s=both[0],
         all_to_all_hierarchical_s=both[1],
         collectives=tuple(collectives),
     )
+
+
+def sample_core_s(config: RunConfig, hardware: Hardware) -> float:
+    """Seconds of one core of the host to decode and crop a sample."""
+    decoding = planning_of(config).decoding
+    return (decoding(config) if decoding else 1.0) / hardware.img_s_core
+
+
+def sample_bytes(config: RunConfig) -> int:
+    """Bytes of the tensors of a sample, as they lie on the host."""
+    with torch.device("meta"):
+        return sum(tensor.nbytes for tensor in planning_of(config).members(config, 1).values())
 
 
 def optimizer_s(config: RunConfig, dims: ParallelDims, hardware: Hardware, work: Workload) -> float:

@@ -56,6 +56,7 @@ SPEC = TaskSpec(
         members=deferred(f"{HERE}.shapes:members"),
         inputs=deferred(f"{HERE}.shapes:inputs"),
         step=deferred(f"{HERE}.task:step"),
+        decoding=deferred(f"{HERE}.shapes:decoding"),
     ),
     has_classes=True,
     sees="clips",
