@@ -36,7 +36,13 @@ def load_classifier(
         WeightsError, ConfigError: as `launcher.load`.
     """
     task = recorded_task(source)
-    if not task_spec(task).is_classifier:
+    spec = task_spec(task)
+    if spec.sees == "clips":
+        raise ArtifactError(
+            f"{source} was trained with task={task}: programs are of images, and its model takes clips; "
+            "`swin-moe predict` runs it on videos, and `swin-moe export` writes its weights"
+        )
+    if not spec.is_classifier:
         raise ArtifactError(
             f"{source} was trained with task={task}: its model has no classifier, which `deploy` "
             "needs; fine-tune it as a classifier with train.pretrained first"

@@ -131,6 +131,11 @@ def has_class_map(source: str | Path) -> bool:
         return False
     if spec.predicting is not None and spec.predicting.class_maps is not None:
         return True
+    if spec.sees == "clips":
+        raise ConfigError(
+            f"{source} was trained with task={task}: `serve` answers to images, and its model takes clips; "
+            "`swin-moe predict` answers to videos"
+        )
     raise ConfigError(
         f"{source} was trained with task={task}: `serve` is for classifiers and for tasks whose answer is a "
         "class for each pixel (`class_maps` in `predicting` of their spec, docs/extending.md)"

@@ -51,8 +51,8 @@ class FrozenClassifier(nn.Module):
         super().__init__()
         require(
             model.config.frames == 0,
-            f"a model of clips (model.frames={model.config.frames}) cannot be frozen for deployment: its "
-            "windows have masks by pattern; evaluate it with `swin-moe eval`",
+            f"a model of clips (model.frames={model.config.frames}) cannot be frozen, as programs are of "
+            "images: `swin-moe eval` and `swin-moe predict` run it from its run or a checkpoint",
         )
         self.model = copy.deepcopy(model).eval()
         with torch.no_grad():
