@@ -9,7 +9,7 @@ import torch
 
 import launcher
 from launcher.cli.program import main
-from swin_moe.config import ModelError
+from swin_moe.errors import ModelError
 from tests.launcher.running import only, records, run_alone
 from tests.launcher.tasks.layouts import layout, plain_sgd, stored
 from tests.launcher.tasks.video.video_shards import CLASSES, line, pack_videos
