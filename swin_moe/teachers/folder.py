@@ -7,7 +7,8 @@ extra `teachers`.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
@@ -15,8 +16,9 @@ from math import isclose
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from swin_moe.sizes import Size, sides
 from swin_moe.teachers.folder_kinds import KINDS, FolderKind
@@ -59,33 +61,37 @@ class FolderSource:
     @cached_property
     def config(self) -> Any:
         """The configuration of its model, with the defaults of transformers."""
-        loaded = _transformers(self.kind.config).from_pretrained(str(self.path), local_files_only=True)
-        return getattr(loaded, "vision_config", loaded) if self.kind.is_part else loaded
+        make = _transformers(self.kind.config).from_pretrained
+        with _usable(self.path / CONFIG):
+            loaded = make(str(self.path), local_files_only=True)
+            return getattr(loaded, "vision_config", loaded) if self.kind.is_part else loaded
 
     @cached_property
     def spec(self) -> TeacherSpec:
         """By config.json and preprocessor_config.json."""
-        own = sides(self.image_size or self.config.image_size)
         mean, std = self._colours()
-        names = _class_names(getattr(self.config, "id2label", None) or {})
-        return TeacherSpec(
-            sides=own,
-            grid=self.kind.grid(self.config, own),
-            width=self.config.hidden_size,
-            classes=self.config.num_labels if self.wanted == "logits" else 0,
-            class_names=names,
-            mean=mean,
-            std=std,
-        )
+        with _usable(self.path / CONFIG):
+            own = sides(self.image_size or self.config.image_size)
+            return TeacherSpec(
+                sides=own,
+                grid=self.kind.grid(self.config, own),
+                width=self.config.hidden_size,
+                classes=self.config.num_labels if self.wanted == "logits" else 0,
+                class_names=_class_names(getattr(self.config, "id2label", None) or {}),
+                mean=mean,
+                std=std,
+            )
 
     def check(self) -> None:
-        """Open every file of weights, of which the header alone is read."""
+        """Load what the headers of the files tell: every tensor in its shape, without its values."""
+        shapes: dict[str, Tensor] = {}
         for file in _weight_files(self.path):
             try:
-                with safe_open(file, framework="np"):
-                    pass
+                with safe_open(file, framework="np") as opened:
+                    shapes |= {name: _without_memory(opened.get_slice(name)) for name in opened.keys()}  # noqa: SIM118
             except (SafetensorError, OSError) as error:
                 raise TeacherSourceError(f"{file} is damaged, cut short or missing: {error}") from error
+        self.kind.load(self.path, self.config, self.wanted, self.spec, shapes)
 
     def on_meta(self) -> nn.Module:
         """Of shapes alone."""
@@ -105,6 +111,25 @@ class FolderSource:
 def is_folder(path: Path) -> bool:
     """Whether a path is a folder as transformers writes it."""
     return (path / CONFIG).is_file() and "model_type" in _read(path / CONFIG)
+
+
+@contextmanager
+def _usable(file: Path) -> Iterator[None]:
+    """Whatever transformers raises for a configuration that it cannot use becomes one line."""
+    try:
+        yield
+    except TeacherSourceError:
+        raise
+    except Exception as error:  # numbers of other types, or below zero: errors of any kind
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise TeacherSourceError(
+            f"{file} describes no model that transformers can make ({reason}); download the folder again"
+        ) from error
+
+
+def _without_memory(header: Any) -> Tensor:
+    """Zeros of the shape of a stored tensor: one number in memory."""
+    return torch.zeros(()).expand(header.get_shape())
 
 
 def _check_files(path: Path) -> None:

@@ -95,8 +95,22 @@ class FolderKind:
                 self._class(config, wanted)(config, **self._options(wanted)), self, spec, wanted
             )
 
-    def load(self, path: Path, config: Any, wanted: Wanted, spec: TeacherSpec) -> nn.Module:
+    def load(
+        self,
+        path: Path,
+        config: Any,
+        wanted: Wanted,
+        spec: TeacherSpec,
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> nn.Module:
         """The model with the weights of a folder, fp32 on the host.
+
+        Args:
+            path: of the folder.
+            config: of its model.
+            wanted: its map or its logits.
+            spec: what it takes and gives.
+            tensors: instead of those in the files of the folder.
 
         Raises:
             TeacherSourceError: they are damaged or incomplete.
@@ -104,11 +118,13 @@ class FolderKind:
         try:
             with _quiet():
                 model, info = self._class(config, wanted).from_pretrained(
-                    str(path),
+                    None if tensors is not None else str(path),
                     config=config,
+                    state_dict=tensors,
                     local_files_only=True,
                     trust_remote_code=False,
                     use_safetensors=True,
+                    ignore_mismatched_sizes=True,  # told below: transformers names them in its log alone
                     output_loading_info=True,
                     dtype=torch.float32,
                     **self._options(wanted),
@@ -119,6 +135,12 @@ class FolderKind:
         if missing := sorted(info["missing_keys"]):
             raise TeacherSourceError(
                 f"{path}: {len(missing)} tensors of {type(model).__name__} are missing ({some(missing)})"
+            )
+        if others := sorted(info["mismatched_keys"]):
+            name, stored, expected = others[0]
+            raise TeacherSourceError(
+                f"{path}: {len(others)} tensors have other shapes than config.json gives them ({name}: "
+                f"{list(stored)}, not {list(expected)}); take both files from one model"
             )
         return FolderTeacher(model, self, spec, wanted)
 

@@ -141,9 +141,16 @@ def test_damaged_weights(tmp_path: Path) -> None:
 def test_weights_of_another_model(tmp_path: Path) -> None:
     path = write(make("ViTModel"), tmp_path / "teacher")
     config = json.loads((path / "config.json").read_text())
-    (path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
-    with pytest.raises(TeacherSourceError, match=r"\d+ tensors of ViTModel are missing \(.*layers?\.2\."):
-        FolderSource(path=path, wanted="map").load()
+    for change, message in (
+        ({"num_hidden_layers": 3}, r"\d+ tensors of ViTModel are missing \(.*layers?\.2\."),
+        ({"hidden_size": 32}, r"\d+ tensors have other shapes than config.json gives.* 16\], not .* 32\]"),
+        ({"num_attention_heads": 0}, "its weights cannot be loaded: "),
+    ):
+        (path / "config.json").write_text(json.dumps(config | change))
+        for act in ("check", "load"):
+            with pytest.raises(TeacherSourceError, match=message) as caught:
+                getattr(FolderSource(path=path, wanted="map"), act)()
+            assert "\n" not in str(caught.value)
     (path / "config.json").write_text(json.dumps(config | {"model_type": "resnet"}))
     with pytest.raises(TeacherSourceError, match="no teacher of model_type 'resnet'.*vit, deit"):
         FolderSource(path=path, wanted="map")
@@ -152,6 +159,18 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
         FolderSource(path=path, wanted="logits").load()
     with pytest.raises(TeacherSourceError, match=r"teacher.image_size \(\[36, 36\]\) must be multiples"):
         FolderSource(path=path, wanted="map", image_size=36)
+
+
+@pytest.mark.parametrize(
+    "change", [{"patch_size": 0}, {"hidden_size": "wide"}, {"image_size": None}, {"id2label": {"a": 1}}]
+)
+def test_a_bad_configuration(tmp_path: Path, change: dict[str, object]) -> None:
+    path = write(make("ViTModel"), tmp_path / "teacher")
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | change))
+    with pytest.raises(TeacherSourceError, match="config.json describes no model that transf") as caught:
+        FolderSource(path=path, wanted="map").check()
+    assert "\n" not in str(caught.value)
 
 
 def test_what_is_a_folder(tmp_path: Path) -> None:
