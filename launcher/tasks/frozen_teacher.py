@@ -11,6 +11,7 @@ import torch
 
 from launcher.config.load import ConfigError, load_config
 from launcher.config.schema import DataConfig, RunConfig
+from launcher.rundir.directory import RunDirectory
 from launcher.tasks.spec import TaskContext
 from parallel.ranks.collectives import RanksError, agree
 from parallel.suggest import suggestion
@@ -45,16 +46,14 @@ def teacher_source(config: RunConfig, options: TeacherConfig, wanted: Wanted) ->
             "transformers"
         )
     path = Path(options.weights)
-    if not path.exists():
-        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
-        hint = suggestion(path.name, beside, "give the path of a run, of weights or of a folder", most=3)
-        raise ConfigError(f"{option} ({path}) does not exist; {hint}")
     try:
-        if options.model is None and is_folder(path):
-            return _folder(options, path, wanted)
-        return _swin(options, path, wanted)
+        wrong = _place_error(path, RunDirectory(config.run_dir))
+        if wrong is None:
+            is_of_transformers = options.model is None and is_folder(path)
+            return (_folder if is_of_transformers else _swin)(options, path, wanted)
     except (ValueError, OSError) as error:
         raise ConfigError(f"{option}: {error}") from error
+    raise ConfigError(f"{option} ({path}) {wrong}")
 
 
 def build_teacher(config: RunConfig, context: TaskContext, source: TeacherSource, name: str) -> FrozenTeacher:
@@ -84,6 +83,18 @@ def build_teacher(config: RunConfig, context: TaskContext, source: TeacherSource
 
 def _option(config: RunConfig) -> str:
     return f"{config.task}.teacher.weights"
+
+
+def _place_error(path: Path, run: RunDirectory) -> str | None:
+    """Why there is no teacher at a path, or one that the run itself would change."""
+    if not path.exists():
+        beside = [other.name for other in path.parent.iterdir()] if path.parent.is_dir() else []
+        hint = suggestion(path.name, beside, "give the path of a run, of weights or of a folder", most=3)
+        return f"does not exist; {hint}"
+    own = run.path.resolve()
+    if path.resolve() == own or path.resolve().is_relative_to(run.checkpoints.resolve()):
+        return f"is this run itself (run_dir {own}): give the weights of another one, or set another run_dir"
+    return None
 
 
 def _folder(options: TeacherConfig, path: Path, wanted: Wanted) -> FolderSource:

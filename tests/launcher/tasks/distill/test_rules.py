@@ -39,6 +39,23 @@ def test_no_teacher(shards: Path, tmp_path: Path) -> None:
         )
 
 
+def test_a_run_does_not_teach_itself(shards: Path, tmp_path: Path) -> None:
+    """Neither its directory nor one of its checkpoints; other weights there may."""
+    run = tmp_path / "run"
+    (run / "checkpoints" / "step-00000001").mkdir(parents=True)
+    for place in (run, tmp_path / "x" / ".." / "run", run / "checkpoints" / "step-00000001"):
+        (tmp_path / "x").mkdir(exist_ok=True)
+        (error,) = found(shards, tmp_path, place)
+        assert error.startswith(f"distill.teacher.weights ({place}) is this run itself (run_dir {run}): give")
+    assert found(shards, tmp_path, write_teacher(run / "teacher.safetensors")) == []
+
+
+def test_a_place_that_the_system_refuses(shards: Path, tmp_path: Path) -> None:
+    (error,) = found(shards, tmp_path, "x" * 300)
+    assert error.startswith("distill.teacher.weights: ")
+    assert "File name too long" in error
+
+
 def test_maps_that_do_not_go_together(shards: Path, tmp_path: Path) -> None:
     """The student has 2 x 2 tokens of 16 pixels, the ViT 4 x 4 of 32."""
     path = write(make("ViTModel"), tmp_path / "vit")
