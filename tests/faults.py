@@ -36,7 +36,7 @@ Kind = Literal[
     "SIGSTOP",
     "SIGINT",
     "memory",  # RLIMIT_AS: the next large allocation fails
-    "disk",  # RLIMIT_FSIZE: no file grows beyond a page
+    "disk",  # RLIMIT_FSIZE: no file grows beyond FULL_BYTES
     "nan_loss",  # this micro-batch's loss, from this step on
     "nan_gradient",  # of one parameter, from this step on
     "sleep",  # for a minute
@@ -45,6 +45,8 @@ Kind = Literal[
     "slow_record",  # the end of the session takes seconds to be written down
     "bug",  # an exception that nobody expects
 ]
+# less than a checkpoint, more than the file at which the ranks meet: torch would spin where it cannot write that
+FULL_BYTES = 2**16
 SLOW_DATA_S = 10.0
 SLOW_RECORD_S = 3.0
 PAUSE_S = 2.0
@@ -89,7 +91,7 @@ class Fault:
             bytearray(2**28)
         elif self.kind == "disk":
             signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
+            resource.setrlimit(resource.RLIMIT_FSIZE, (FULL_BYTES, resource.RLIM_INFINITY))
         elif self.kind == "nan_loss":
             trainer.task = ScaledLoss(trainer.task, math.nan)
         elif self.kind == "nan_gradient":

@@ -38,7 +38,9 @@ def assert_nothing_trained(out: str) -> None:
 @pytest.mark.parametrize("split", ["train", pytest.param("val", marks=pytest.mark.slow)])
 def test_broken_data_ends_all_ranks_and_is_named_once(shards: Path, tmp_path: Path, split: str) -> None:
     ended = run(2, damaged(shards, tmp_path, split))
-    assert [rank.code for rank in ended] == [ExitCode.DATA] * 2
+    codes = {rank.code for rank in ended}
+    assert ExitCode.DATA in codes
+    assert codes <= {ExitCode.DATA, ExitCode.LOST_RANK}  # the other rank may meet the loss of this one first
     assert_named(one_line(ended, "RankError"), split)
     assert_nothing_trained(ended[0].out)
 
