@@ -15,7 +15,7 @@ Legend: B images of h x w pixels, H x W tokens and C channels of the last map, K
 patches.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -142,6 +142,11 @@ class FolderKind:
                 f"{path}: {len(others)} tensors have other shapes than config.json gives them ({name}: "
                 f"{list(stored)}, not {list(expected)}); take both files from one model"
             )
+        if more := _more_layers(model, info["unexpected_keys"]):
+            raise TeacherSourceError(
+                f"{path}: config.json describes fewer layers than the weights have: {len(more)} tensors "
+                f"would be left out ({some(more)}); take both files from one model"
+            )
         return FolderTeacher(model, self, spec, wanted)
 
     def _class(self, config: Any, wanted: Wanted) -> Any:
@@ -160,6 +165,16 @@ class FolderKind:
 
     def _options(self, wanted: Wanted) -> Mapping[str, Any]:
         return {} if wanted == "logits" else self.options
+
+
+def _more_layers(model: Any, unexpected: Iterable[str]) -> list[str]:
+    """Tensors of a file that belong to a list of layers of the model, behind its last one.
+
+    Others that the model does not have are of heads, of a decoder or of a model of text.
+    """
+    lists = [f"{name}." for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    starts = (*lists, *(f"{model.base_model_prefix}.{name}" for name in lists))
+    return sorted(name for name in unexpected if name.startswith(starts))
 
 
 @contextmanager

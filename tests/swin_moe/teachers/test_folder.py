@@ -10,7 +10,7 @@ from parallel.zero.dtypes import DTYPES
 from swin_moe.teachers.folder import FolderSource, is_folder
 from swin_moe.teachers.source import TeacherSourceError
 from tests.models import randn
-from tests.swin_moe.teachers.folders import LABELS, MEAN, STD, make, tokens_of, write
+from tests.swin_moe.teachers.folders import LABELS, MEAN, STD, VIT, make, tokens_of, write
 
 IMAGES = randn(2, 3, 32, 32, seed=5)
 ENCODERS = {  # the tokens before those of the patches
@@ -159,6 +159,26 @@ def test_weights_of_another_model(tmp_path: Path) -> None:
         FolderSource(path=path, wanted="logits").load()
     with pytest.raises(TeacherSourceError, match=r"teacher.image_size \(\[36, 36\]\) must be multiples"):
         FolderSource(path=path, wanted="map", image_size=36)
+
+
+@pytest.mark.parametrize(
+    ("kind", "change"),
+    [
+        ("ViTModel", {"num_hidden_layers": 1}),
+        ("ViTForImageClassification", {"num_hidden_layers": -1}),
+        ("CLIPModel", {"vision_config": VIT | {"num_hidden_layers": 1}}),
+        ("SwinForImageClassification", {"depths": [2, 1]}),
+    ],
+)
+def test_fewer_layers_than_the_weights_have(tmp_path: Path, kind: str, change: dict[str, object]) -> None:
+    """No layer is left out silently; heads, decoders and models of text are."""
+    path = write(make(kind), tmp_path / "teacher")
+    FolderSource(path=path, wanted="map").check()
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | change))
+    for act in ("check", "load"):
+        with pytest.raises(TeacherSourceError, match="config.json describes fewer layers than the weights"):
+            getattr(FolderSource(path=path, wanted="map"), act)()
 
 
 @pytest.mark.parametrize(
