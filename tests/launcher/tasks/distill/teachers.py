@@ -26,5 +26,6 @@ def write_teacher(path: Path, config: ModelConfig = TEACHER, *, seed: int = 0) -
 
 def line(shards: Path, run_dir: Path, teacher: Path, *more: str, task: str = "distill") -> list[str]:
     """A run of `CONFIG` (with experts) on 16 x 16 pixels: 4 x 4 tokens, then 2 x 2, as the teacher's."""
-    own = [f"task={task}", "data.augment=null", f"{task}.teacher.weights={teacher}", *SGD, *more]
+    groups = "model.moe.routing_group_images=2"  # which every layout's micro-batch holds
+    own = [f"task={task}", "data.augment=null", f"{task}.teacher.weights={teacher}", *SGD, groups, *more]
     return task_line(overrides(shards, run_dir, *own))

@@ -4,11 +4,13 @@ import json
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from launcher.config.load import load_config
+from parallel.zero.teacher import weights_digest
 from swin_moe import build_backbone, load_weights
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import CONFIG, command, evaluations, only, overrides, run_alone, steps
@@ -91,6 +93,40 @@ def test_the_teacher_is_not_in_the_checkpoint(alone: Path) -> None:
         assert names
         assert all(name.startswith(("encoder.", "projector.")) for name in names)
     assert len(digests) == 1
+
+
+class Watcher:
+    """The teacher before each step and last: a digest of its tensors, and whether anything trains them."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __call__(self, event: str, trainer: Any) -> None:
+        if event not in ("step", "end"):
+            return
+        teacher = trainer.task.teacher
+        own = list(teacher.module.parameters())
+        trained = {id(one) for one in trainer.engine.module.parameters()}
+        seen = [
+            weights_digest(teacher.module, trainer.engine.mesh),
+            teacher.module.training,
+            any(one.requires_grad or one.grad is not None or id(one) in trained for one in own),
+        ]
+        if trainer.engine.mesh.rank == 0:
+            with self.path.open("a") as file:
+                file.write(json.dumps(seen) + "\n")
+
+
+@pytest.mark.parametrize("task", ["distill", "distill_logits"])
+def test_the_teacher_stays_as_it_is(shards: Path, tmp_path: Path, teacher: Path, task: str) -> None:
+    """Bit for bit, on two ranks whose student is partitioned, over steps and an evaluation."""
+    words = line(shards, tmp_path / "run", teacher, *layout(3, 2, 4), task=task)
+    outcomes = run_on_ranks(partial(command, hook=Watcher(tmp_path / "seen")), 2, *words)
+    assert [outcome.code for outcome in outcomes] == [0, 0], outcomes[0].err
+    seen = [json.loads(text) for text in (tmp_path / "seen").read_text().splitlines()]
+    assert len(seen) == STEPS + 1
+    manifest = json.loads((tmp_path / f"run/checkpoints/step-{STEPS:08d}/manifest.json").read_text())
+    assert seen == [[manifest["state"]["task"]["teacher"]["digest"], False, False]] * len(seen)
 
 
 @pytest.mark.parametrize(("ranks", "batch"), [(1, 7), (2, 12)])
