@@ -19,7 +19,13 @@ from parallel.ranks.mesh import Mesh
 from swin_moe.backbone.backbone import Backbone, total_loss
 from swin_moe.backbone.model import construct
 from swin_moe.config import ModelConfig
-from swin_moe.heads.distill_config import DistillConfig, Grid, student_stage, tokens_per_side
+from swin_moe.heads.distill_config import (
+    DistillConfig,
+    Grid,
+    has_normalised_map,
+    student_stage,
+    tokens_per_side,
+)
 from swin_moe.moe.layer import MoEStats
 from swin_moe.moe.overrides import RoutingOverrides
 
@@ -68,7 +74,7 @@ class TokenProjector(nn.Module):
         dim: C.
         out_dim: C'.
         factor: k.
-        norm: normalise the tokens before, as a map needs that the backbone does not.
+        norm: normalise the tokens before, as a map needs that the backbone does not normalise.
     """
 
     def __init__(self, dim: int, out_dim: int, factor: int = 1, *, norm: bool = False) -> None:
@@ -115,7 +121,8 @@ class Distiller(nn.Module):
         factor = tokens_per_side(model.stage_resolution(self.stage), grid, config)
         self.encoder = Backbone(model, placement)
         self.is_last = self.stage == len(model.depths) - 1
-        self.projector = TokenProjector(model.stage_dim(self.stage), width, factor, norm=not self.is_last)
+        norm = not has_normalised_map(model, config)
+        self.projector = TokenProjector(model.stage_dim(self.stage), width, factor, norm=norm)
         for module in () if self.is_last else (*self.encoder.layers[self.stage + 1 :], self.encoder.norm):
             module.requires_grad_(False)
 

@@ -43,6 +43,14 @@ def student_stage(model: ModelConfig, config: DistillConfig) -> int:
     return stage
 
 
+def has_normalised_map(model: ModelConfig, config: DistillConfig) -> bool:
+    """Whether the backbone itself normalises the map that is compared.
+
+    That is the last map of a Swin. The other maps, and all of an LR-Net, get a norm before the projector.
+    """
+    return student_stage(model, config) == len(model.depths) - 1 and model.lr_net is None
+
+
 def tokens_per_side(student: Grid, teacher: Grid, config: DistillConfig) -> int:
     """The k x k tokens of the teacher that a token of the student predicts.
 

@@ -57,6 +57,7 @@ SPEC = TaskSpec(
         ),
     ),
     parameters=ParameterRules(backbone="encoder.", heads=("projector.",)),
+    takes_lr_net=True,
     predicting=Predicting(
         data=deferred(f"{IMAGES}:eval_images"),
         columns=deferred(f"{HERE}.answers:columns"),

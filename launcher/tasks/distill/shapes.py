@@ -16,7 +16,7 @@ from swin_moe.backbone.backbone import Backbone
 from swin_moe.backbone.flops import construct_on_meta
 from swin_moe.errors import ModelError
 from swin_moe.heads.distill import Distiller, TokenProjector
-from swin_moe.heads.distill_config import student_stage, tokens_per_side
+from swin_moe.heads.distill_config import has_normalised_map, student_stage, tokens_per_side
 from swin_moe.teachers.source import TeacherSource
 
 
@@ -46,8 +46,9 @@ def heads(config: RunConfig, swin: Backbone) -> Sequence[HeadPart]:
     options, spec = options_of(config, DistillOptions), _source(config).spec
     model, stage = config.model, student_stage(config.model, options)
     factor = tokens_per_side(model.stage_resolution(stage), spec.grid, options)
-    norm: nn.Module = swin.norm if stage == len(model.depths) - 1 else nn.LayerNorm(model.stage_dim(stage))
-    projector = TokenProjector(model.stage_dim(stage), spec.width, factor)
+    normalised = has_normalised_map(model, options)
+    norm = swin.norm if normalised else nn.Identity()
+    projector = TokenProjector(model.stage_dim(stage), spec.width, factor, norm=not normalised)
 
     def run(maps: list[Tensor]) -> Tensor:
         predicted: Tensor = projector(norm(maps[stage]))

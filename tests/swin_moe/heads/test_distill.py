@@ -18,7 +18,7 @@ from swin_moe.heads.distill import (
 )
 from swin_moe.heads.distill_config import DistillConfig
 from swin_moe.random.keyed import sample_keys
-from tests.models import images_of, randn, small_moe, small_swin
+from tests.models import images_of, randn, small_lr_net, small_moe, small_swin
 
 KEYS = sample_keys(0, torch.arange(2))
 
@@ -94,6 +94,26 @@ def test_the_output_is_the_loss_of_the_projected_map() -> None:
     deviation = (wanted - wanted.mean((1, 2), keepdim=True)).square().mean((1, 2)).sqrt().mean(1)
     torch.testing.assert_close(output.spread, deviation)
     torch.testing.assert_close(output.features, tokens.mean((1, 2)))
+
+
+@pytest.mark.parametrize(("stage", "side"), [(None, 4), (0, 8)])
+def test_every_map_of_an_lr_net_gets_a_norm(stage: int | None, side: int) -> None:
+    """A layer norm of each token before the layer, as the backbone has none; the stages behind stay."""
+    config = small_lr_net()
+    model = build_distiller(config, DistillConfig(stage=stage), 6, (side, side))
+    images, target = images_of(config), randn(2, side, side, 6, seed=3)
+    output = model(images, KEYS, target)
+    tokens = model.encoder.forward_features(images, KEYS).maps[-1 if stage is None else stage]
+    centred = tokens - tokens.mean(-1, keepdim=True)
+    normalised = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    prediction = normalised @ model.projector.proj.weight.T + model.projector.proj.bias
+    torch.testing.assert_close(output.error, smooth_l1(prediction, whitened(target), 2.0))
+    torch.testing.assert_close(output.features, tokens.mean((1, 2)))
+    output.loss.backward()
+    for name, parameter in model.named_parameters():
+        is_left = stage == 0 and name.startswith("encoder.layers.1.")
+        assert parameter.requires_grad is not is_left, name
+        assert (parameter.grad is None) is is_left, name
 
 
 def test_a_token_predicts_the_tokens_at_its_place() -> None:

@@ -6,6 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from parallel.ranks.mesh import Mesh, ParallelDims
+from parallel.zero.teacher import weights_digest
+from swin_moe.backbone.group_batch_norm import GroupBatchNorm2d
 from swin_moe.backbone.model import build_model
 from swin_moe.config import ModelConfig
 from swin_moe.teachers.fitted import FittedTeacher
@@ -14,7 +17,7 @@ from swin_moe.teachers.swin import SwinSource
 from swin_moe.weights.errors import WeightsError
 from swin_moe.weights.export import save_weights
 from swin_moe.weights.input_spec import InputSpec
-from tests.models import V2, add_noise, images_of, randn, small_moe, small_swin
+from tests.models import V2, add_noise, images_of, randn, small_lr_net, small_moe, small_swin
 
 INPUTS = InputSpec(
     mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), eval_crop=1.0, classes=("a", "b", "c", "d", "e")
@@ -49,6 +52,26 @@ def test_map_and_logits_are_the_models(tmp_path: Path, options: dict[str, object
     assert spec.class_names == INPUTS.classes
     assert config.moe or of_map.on_meta()(images.to("meta")).shape == (2, 4, 4, 16)
     of_map.check()
+
+
+def test_an_lr_net_normalises_by_its_running_statistics(tmp_path: Path) -> None:
+    """Its map is that of the last stage, which has no norm behind it; the statistics are in the digest."""
+    config, images = small_lr_net(), images_of(small_lr_net(), 3)
+    mesh, digests = Mesh(dims=ParallelDims()), []
+    for mean in (0.0, 0.5):
+        model = add_noise(build_model(config, seed=3), 0.1).eval()
+        for norm in [one for one in model.modules() if isinstance(one, GroupBatchNorm2d)]:
+            norm.get_buffer("running_mean").fill_(mean)
+        path = save_weights(model, tmp_path / f"{mean}.safetensors", "native", INPUTS)
+        teacher = source(path, config)
+        teacher.check()
+        loaded = teacher.load().eval()
+        with torch.no_grad():
+            assert torch.equal(loaded(images), model.forward_features(images).maps[-1])
+            torch.testing.assert_close(loaded(images)[:1], loaded(images[:1]), rtol=1e-5, atol=1e-6)
+        digests.append(weights_digest(loaded, mesh))
+    assert digests[0] != digests[1]
+    assert (teacher.spec.grid, teacher.spec.width) == ((4, 4), 16)
 
 
 def test_an_image_does_not_depend_on_its_batch(tmp_path: Path) -> None:
