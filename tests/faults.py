@@ -45,7 +45,7 @@ Kind = Literal[
     "slow_record",  # the end of the session takes seconds to be written down
     "bug",  # an exception that nobody expects
 ]
-# less than a checkpoint, more than the file at which the ranks meet: torch would spin where it cannot write that
+# below the size of a checkpoint; above that of the file where the ranks meet, without which torch would spin
 FULL_BYTES = 2**16
 SLOW_DATA_S = 10.0
 SLOW_RECORD_S = 3.0
