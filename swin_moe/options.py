@@ -130,13 +130,31 @@ def _value_problems(section: type, tree: Any) -> Iterator[str]:
         loc, kind = _places(error["loc"], tree, options), error["type"]
         path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in loc)[1:]
         if kind in ("value_error", "assertion_error"):  # a section's own rule, which names its options
-            yield str(error["ctx"]["error"])
+            yield with_full_names(str(error["ctx"]["error"]), path, options)
         elif kind == "missing" and isinstance(loc[-1], str):
             below = ", ".join(name for name in options if options[name] and name.startswith(f"{path}."))
             yield f"{path}: required, but not given" + (f"; it needs {below}" if below else "")
         else:
             reason = _SHAPES.get(kind) or better.get(error["loc"], error["msg"])
             yield f"{path}: {reason}{got(error['input'])}"
+
+
+def with_full_names(message: str, path: str, options: Iterable[str]) -> str:
+    """A message of a section's own rule with the dotted names of its options in full.
+
+    A section that several others hold knows its own name alone: "teacher.ema" becomes "distill.teacher.ema".
+
+    Args:
+        message: in which options of the section begin with the last part of its path.
+        path: of the section from the top, such as "distill.teacher".
+        options: the full names of options, such as "distill.teacher.ema".
+    """
+    above, _, own = path.rpartition(".")
+    leaves = [name.removeprefix(f"{path}.") for name in options if name.startswith(f"{path}.")]
+    if not above or not leaves:
+        return message
+    short = rf"(?<![\w./])({re.escape(own)}\.(?:{'|'.join(map(re.escape, leaves))}))(?![\w/])"
+    return re.sub(short, rf"{above}.\1", message)
 
 
 def _places(loc: tuple[int | str, ...], tree: Any, options: Iterable[str]) -> list[int | str]:

@@ -19,6 +19,7 @@ from launcher.tasks.classification import SPEC as CLASSIFICATION
 from launcher.tasks.registry import task_spec
 from launcher.validation.resume_policy import changed_options, kind_of
 from swin_moe.heads.simmim_config import SimMIMConfig
+from swin_moe.options import with_full_names
 from swin_moe.yaml_files import parse_yaml
 
 TEXT = """\
@@ -201,3 +202,32 @@ def test_losses_of_earlier_versions_are_told_apart() -> None:
     assert [(one["loss"], one["total_loss"]) for one in read_records(Path("metrics.jsonl"))] == [
         (3.0, 3.5)
     ] * 2
+
+
+@pytest.mark.parametrize(
+    ("task", "override", "message"),
+    [
+        ("moby", "moby.colours.hue=0.9", "  moby.colours.hue (0.9) must be in 0 ... 0.5; 0 turns it off"),
+        (
+            "moby",
+            "moby.colours.blur_prob=[0.0]",
+            "  moby.colours.blur_prob ([0.0]) and moby.colours.solarize_prob ([0.0, 0.2]) must have",
+        ),
+        ("distill", "distill.teacher.image_size=0", "  distill.teacher.image_size (0) must be at least 1"),
+        ("distill_logits", "distill_logits.teacher.weights=''", "  distill_logits.teacher.weights ('') must"),
+    ],
+)
+def test_a_section_in_a_section_names_its_options_in_full(task: str, override: str, message: str) -> None:
+    with pytest.raises(ConfigError) as refused:
+        load_config("run.yaml", [f"task={task}", override])
+    assert f"\n{message}" in str(refused.value)
+
+
+def test_full_names_leave_paths_alone() -> None:
+    options = ["distill.teacher.ema", "distill.teacher.model", "distill.beta"]
+    text = "a/teacher.model, teacher.model, (teacher.ema), x.teacher.ema, teacher.emax, teacher.pth, beta"
+    assert with_full_names(text, "distill.teacher", options) == (
+        "a/teacher.model, distill.teacher.model, (distill.teacher.ema), x.teacher.ema, teacher.emax, "
+        "teacher.pth, beta"
+    )
+    assert with_full_names("distill.beta", "distill", options) == "distill.beta"
