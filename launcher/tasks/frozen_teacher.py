@@ -16,12 +16,14 @@ from launcher.tasks.spec import TaskContext
 from parallel.ranks.collectives import RanksError, agree
 from parallel.suggest import suggestion
 from swin_moe.config import ModelConfig
+from swin_moe.options import option_names, with_full_names
 from swin_moe.teachers.fitted import FittedTeacher
 from swin_moe.teachers.folder import FolderSource, is_folder
 from swin_moe.teachers.options import TeacherConfig
 from swin_moe.teachers.source import TeacherSource, TeacherSourceError, Wanted
 from swin_moe.teachers.swin import SwinSource
 from swin_moe.weights.input_spec import InputSpec, input_spec_of
+from swin_moe.weights.load import read
 from swin_moe.weights.native import config_of
 
 if TYPE_CHECKING:
@@ -52,7 +54,7 @@ def teacher_source(config: RunConfig, options: TeacherConfig, wanted: Wanted) ->
             is_of_transformers = options.model is None and is_folder(path)
             return (_folder if is_of_transformers else _swin)(options, path, wanted)
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{option}: {error}") from error
+        raise _unusable(config, error) from error
     raise ConfigError(f"{option} ({path}) {wrong}")
 
 
@@ -74,7 +76,7 @@ def build_teacher(config: RunConfig, context: TaskContext, source: TeacherSource
     try:
         agree(lambda: loaded.append(source.load()), (ValueError, OSError))
     except RanksError as error:
-        raise ConfigError(f"{_option(config)}: {error}") from error
+        raise _unusable(config, error) from error
     data = config.data
     module = FittedTeacher(loaded.pop(), source.spec, data.mean, data.std).to(context.device)
     option = f"{_option(config)} ({name})"
@@ -83,6 +85,13 @@ def build_teacher(config: RunConfig, context: TaskContext, source: TeacherSource
 
 def _option(config: RunConfig) -> str:
     return f"{config.task}.teacher.weights"
+
+
+def _unusable(config: RunConfig, error: Exception) -> ConfigError:
+    """The error of a teacher, which names its options by `teacher.` alone, for the options of this task."""
+    section = f"{config.task}.teacher"
+    options = option_names(TeacherConfig, f"{section}.")
+    return ConfigError(f"{_option(config)}: {with_full_names(str(error), section, options)}")
 
 
 def _place_error(path: Path, run: RunDirectory) -> str | None:
@@ -109,6 +118,7 @@ def _swin(options: TeacherConfig, path: Path, wanted: Wanted) -> SwinSource:
     recipe = load_config(options.model) if options.model is not None else None
     model = recipe.model if recipe else config_of(path)
     if model is None:
+        read(path)  # what holds no weights, or is damaged, is of no model
         raise TeacherSourceError(
             f"{path} does not say which model it is of: set teacher.model to the recipe of its model"
         )
@@ -149,7 +159,7 @@ def check_weights(config: RunConfig, source: TeacherSource) -> None:
     try:
         source.check()
     except (ValueError, OSError) as error:
-        raise ConfigError(f"{_option(config)}: {error}") from error
+        raise _unusable(config, error) from error
 
 
 def fitted_on_meta(config: RunConfig, source: TeacherSource) -> torch.nn.Module:

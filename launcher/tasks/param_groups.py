@@ -127,7 +127,8 @@ def freeze(model: nn.Module, patterns: Sequence[str], rules: ParameterRules = CL
             matching = {name for name in matching if is_of_backbone(name, rules)}
         if not matching:
             otherwise = f"there are {', '.join(FROZEN)}, and patterns of names"
-            hint = suggestion(pattern, [*FROZEN, *names], otherwise)
+            words = [word for word in FROZEN if word != pattern]  # such as experts of a model without any
+            hint = suggestion(pattern, [*words, *names], otherwise)
             raise ConfigError(f"optim.freeze ({pattern}) matches no parameter of the model; {hint}")
         frozen |= matching
     if len(frozen) == len(names):

@@ -14,6 +14,7 @@ from launcher.config.schema import RunConfig
 from launcher.tasks.registry import task_spec
 from launcher.tasks.spec import DataSpec
 from launcher.validation.label_spaces import class_errors
+from launcher.validation.run_rules import task_errors
 from launcher.validation.train_sets import mixture_of
 
 
@@ -29,15 +30,15 @@ def train_sampling(config: RunConfig) -> TrainSampling:
 def data_errors(config: RunConfig) -> tuple[list[str], int | None]:
     """What is wrong with the shards, and the images of an epoch, where they are known."""
     data, spec = config.data, task_spec(config.task)
-    errors: list[str] = []
-    manifests: dict[str, Manifest] = {}
     try:
-        errors += _mix_errors(config, spec.train_data(config))
-    except DataError as error:
-        errors.append(f"data.train: {error}")
+        trained = spec.train_data(config)
+        evaluated = spec.eval_data(config) if data.val_places else trained
+    except DataError as error:  # of options that make no transform; the rules of the task name them
+        return [] if task_errors(config) else [f"task={config.task}: {error}"], None
+    errors, manifests = _mix_errors(config, trained), dict[str, Manifest]()
     for option, place in {**data.train_places, **data.val_places}.items():
+        of_task = trained if option in data.train_places else evaluated
         try:
-            of_task = (spec.train_data if option in data.train_places else spec.eval_data)(config)
             if data.trains_on_tars and option in data.train_places:
                 expand(place)
                 errors += _tar_errors(config, of_task)
@@ -50,7 +51,7 @@ def data_errors(config: RunConfig) -> tuple[list[str], int | None]:
     train = {option: manifests[option] for option in data.train_places if option in manifests}
     if data.trains_on_tars or len(train) < len(data.train_places):
         return errors, None
-    more, num_samples = _weight_errors(config, train, spec.train_data(config))
+    more, num_samples = _weight_errors(config, train, trained)
     return errors + more, num_samples
 
 

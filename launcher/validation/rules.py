@@ -54,7 +54,7 @@ def problems(
     data: bool = True,
     here: bool = False,
 ) -> list[str]:
-    """What `check` finds wrong, a line each.
+    """What `check` finds wrong, a line each; what several rules find is one line.
 
     Args:
         config: valid option by option.
@@ -69,7 +69,7 @@ def problems(
         errors += [*found, *place_errors(config)]
     if here:
         errors += machine_errors(config)
-    return errors + run_errors(config, num_samples)
+    return list(dict.fromkeys(errors + run_errors(config, num_samples)))
 
 
 def rule_errors(config: RunConfig, world_size: int | None, nodes: Sequence[int] | None = None) -> list[str]:

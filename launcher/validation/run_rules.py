@@ -11,6 +11,7 @@ from launcher.tasks.registry import model_on_meta, task_spec
 from launcher.validation.capacity_rules import capacity_errors
 from launcher.validation.lr_net_rules import lr_net_errors
 from parallel.zero.options import check_with_deepspeed
+from swin_moe.errors import ModelError
 
 CHANNELS = 3  # of every image that the data pipeline decodes
 
@@ -22,7 +23,7 @@ def run_errors(config: RunConfig, num_samples: int | None = None) -> list[str]:
         config: valid option by option.
         num_samples: images an epoch; None where that is not known.
     """
-    errors = [*_task_errors(config), *lr_net_errors(config), *capacity_errors(config.model)]
+    errors = [*task_errors(config), *lr_net_errors(config), *capacity_errors(config.model)]
     errors += _freeze_errors(config)
     errors += _evaluation_errors(config)
     errors += _duration_errors(config) or [
@@ -38,7 +39,8 @@ def run_errors(config: RunConfig, num_samples: int | None = None) -> list[str]:
     return errors
 
 
-def _task_errors(config: RunConfig) -> list[str]:
+def task_errors(config: RunConfig) -> list[str]:
+    """What is wrong with the options of the task, and with those that its samples and its loss decide."""
     model, spec = config.model, task_spec(config.task)
     errors = [*_clip_errors(config), *spec.check(config)]
     if config.optim.loss == "bce" and not spec.has_classes:
@@ -69,7 +71,7 @@ def _freeze_errors(config: RunConfig) -> list[str]:
         return []
     try:
         freeze(model_on_meta(config), config.optim.freeze, task_spec(config.task).parameters)
-    except ConfigError as error:
+    except (ConfigError, ModelError) as error:  # of the model too, which the rules of its task name likewise
         return [str(error)]
     return []
 

@@ -46,7 +46,9 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ) from error
     if not isinstance(manifest, dict):
         raise CheckpointError(f"{path} is not a checkpoint: its {MANIFEST} is no JSON object")
-    version = manifest.get("format")
+    if "format" not in manifest:
+        raise CheckpointError(f"{path} is not a checkpoint: its {MANIFEST} is that of something else")
+    version = manifest["format"]
     if version not in (FORMAT, FORMAT_WITHOUT_CHECKSUM) or isinstance(version, bool):
         raise CheckpointError(f"{path} has checkpoint format {version}; this version reads {FORMAT}")
     if version != FORMAT_WITHOUT_CHECKSUM:

@@ -30,7 +30,13 @@ class TeacherConfig:
             check_size("teacher.image_size", self.image_size, least=1, most=MOST_SIDE, error=ModelError)
         require(
             (self.mean is None) == (self.std is None),
-            f"teacher.mean ({self.mean}) and teacher.std ({self.std}) go together: set both, or neither",
+            f"teacher.mean ({_shown(self.mean)}) and teacher.std ({_shown(self.std)}) go together: set both, "
+            "or neither",
         )
         if self.mean is not None:
             check_ranges("teacher.", self, error=ModelError, mean=(-1e3, 1e3), std=(1e-6, 1e3))
+
+
+def _shown(colours: tuple[float, float, float] | None) -> str:
+    """As it is written in YAML."""
+    return "null" if colours is None else str(list(colours))

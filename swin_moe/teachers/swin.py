@@ -17,6 +17,7 @@ from swin_moe.backbone.model import ModelOutput, SwinTransformer, construct
 from swin_moe.config import ModelConfig
 from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.teachers.source import TeacherSourceError, TeacherSpec, Wanted
+from swin_moe.weights.errors import NoClassifierError
 from swin_moe.weights.input_spec import InputSpec
 from swin_moe.weights.load import LoadOptions, load_weights, plan_load
 from swin_moe.weights.parts import Part
@@ -91,7 +92,13 @@ class SwinSource:
     def check(self) -> None:
         """Fit the weights to a model of shapes alone: they are mapped from the file, not kept."""
         options = LoadOptions(parts=PARTS[self.wanted], average="ema" if self.ema else None)
-        plan_load(construct_on_meta(MAKE[self.wanted], self._native), self.path, options)
+        try:
+            plan_load(construct_on_meta(MAKE[self.wanted], self._native), self.path, options)
+        except NoClassifierError as error:
+            raise TeacherSourceError(
+                f"{self.path} has no classifier: name the weights of one with {self.config.num_classes} "
+                "classes, or set task=distill, which takes the map of a teacher"
+            ) from error
 
     def on_meta(self) -> nn.Module:
         """Of shapes alone."""

@@ -16,7 +16,7 @@ from swin_moe.config import ModelConfig
 from swin_moe.sizes import Size, as_text
 from swin_moe.text_files import read_text
 from swin_moe.weights.converted import ConvertedStateDict, Window
-from swin_moe.weights.errors import WeightsError
+from swin_moe.weights.errors import NoClassifierError, WeightsError
 from swin_moe.weights.parts import HEAD
 from swin_moe.weights.tables import resized_table, rows, window_of_rows
 
@@ -79,7 +79,8 @@ def adapt_head(
         _drop_head(converted, "the classifier is replaced")
         return [f"classifier: the model's own of {ours} classes stays, that of {theirs} classes is not used"]
     if theirs == 0:
-        raise WeightsError(f"the weights have no classifier, the model has one of {ours} classes; {remedy}")
+        reason = f"the weights have no classifier, the model has one of {ours} classes"
+        raise NoClassifierError(f"{reason}; {remedy}")
     if isinstance(head, ClassMap):
         return [f"classifier: {pick_classes(converted, HEAD, head, theirs, ours)}"]
     if theirs != ours:

@@ -146,7 +146,7 @@ def plan_load(model: nn.Module, path: str | Path, options: LoadOptions) -> LoadP
         changes, notices = _fit(target.config, shapes, converted, options)
         check_finite({converted.names[name]: tensor for name, tensor in converted.tensors.items()})
     except WeightsError as error:
-        raise WeightsError(f"{path}: {error}") from None
+        raise type(error)(f"{path}: {error}") from None
     report = LoadReport(
         path=path,
         format=converted.format,

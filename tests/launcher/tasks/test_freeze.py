@@ -1,5 +1,6 @@
 """Frozen parameters stay as they were on every layout, and the rest is trained as by one process."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -116,6 +117,13 @@ def test_words_and_patterns(patterns: list[str], trained: set[str]) -> None:
 def test_patterns_that_make_no_sense(patterns: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         freeze(build_model(MODEL), patterns)
+
+
+def test_experts_of_a_dense_model() -> None:
+    """The word is not suggested in its own place."""
+    with pytest.raises(ConfigError, match="matches no parameter") as refused:
+        freeze(build_model(replace(MODEL, moe=None)), ["experts"])
+    assert "did you mean experts" not in str(refused.value)
 
 
 def test_nothing_is_frozen_by_default() -> None:

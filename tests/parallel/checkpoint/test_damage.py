@@ -109,7 +109,7 @@ DAMAGES: list[tuple[str, Callable[[Path], Any], str]] = [
     ("manifest.json", cut, "is not a checkpoint: its manifest.json cannot be read ("),
     ("manifest.json", refill("[1]"), "is not a checkpoint: its manifest.json is no JSON object"),
     ("manifest.json", refill("[" * 100_000), "is not a checkpoint: its manifest.json cannot be read ("),
-    ("manifest.json", refill("{}"), "has checkpoint format None; this version reads 2"),
+    ("manifest.json", refill("{}"), "is not a checkpoint: its manifest.json is that of something else"),
     ("manifest.json", refill('{"format": 2}'), "manifest.json is damaged: its sha256 is not what it says"),
     (
         "manifest.json",

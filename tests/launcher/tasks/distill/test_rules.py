@@ -8,6 +8,7 @@ import pytest
 from launcher.config.load import ConfigError, load_config
 from launcher.slurm.absolute_paths import with_absolute_paths
 from launcher.validation.rules import problems
+from swin_moe.backbone.backbone import Backbone
 from swin_moe.backbone.model import build_model
 from swin_moe.weights.export import save_weights
 from tests.launcher.running import CONFIG
@@ -64,8 +65,9 @@ def test_maps_that_do_not_go_together(shards: Path, tmp_path: Path) -> None:
     assert str(path) in error
     for more in ("distill.resize=pixel_shuffle", "distill.resize=bilinear", "distill.stage=0"):
         assert found(shards, tmp_path, path, more) == [], more
-    (error, *_) = found(shards, tmp_path, path, "distill.stage=2")
-    assert error.startswith("distill.stage (2) must be at most 1")
+    for frozen in ("[]", "[backbone]"):  # what several rules find is one line
+        (error,) = found(shards, tmp_path, path, "distill.stage=2", f"optim.freeze={frozen}")
+        assert error.startswith("distill.stage (2) must be at most 1")
 
 
 def test_weights_that_do_not_fit(shards: Path, tmp_path: Path) -> None:
@@ -82,13 +84,39 @@ def test_weights_that_do_not_fit(shards: Path, tmp_path: Path) -> None:
     assert error.startswith("distill.teacher.weights: ")
 
 
+def test_what_holds_no_weights(shards: Path, tmp_path: Path) -> None:
+    """Such a path is not asked for its model."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "nothing.safetensors").touch()
+    whole = write_teacher(tmp_path / "t.safetensors").read_bytes()
+    (tmp_path / "cut.safetensors").write_bytes(whole[:12])
+    for path, reason in {
+        tmp_path / "empty": "holds no weights",
+        tmp_path / "nothing.safetensors": "is empty (0 bytes)",
+        tmp_path / "cut.safetensors": "is damaged or cut short",
+        shards / "train": "is not a checkpoint: its manifest.json is that of something else",
+    }.items():
+        (error,) = found(shards, tmp_path, path)
+        assert error.startswith(f"distill.teacher.weights: {path} {reason}")
+
+
+def test_logits_of_weights_without_a_classifier(shards: Path, tmp_path: Path) -> None:
+    path = save_weights(Backbone(TEACHER), tmp_path / "encoder.safetensors", "native", INPUTS)
+    assert found(shards, tmp_path, path) == []
+    (error,) = found(shards, tmp_path, path, task="distill_logits")
+    assert error == (
+        f"distill_logits.teacher.weights: {path} has no classifier: name the weights of one with 10 classes, "
+        "or set task=distill, which takes the map of a teacher"
+    )
+
+
 def test_weights_that_do_not_say_what_they_are(shards: Path, tmp_path: Path) -> None:
     path = save_weights(build_model(TEACHER), tmp_path / "t.pth", "official")
     (error,) = found(shards, tmp_path, path)
-    assert "does not say which model it is of: set teacher.model" in error
+    assert "does not say which model it is of: set distill.teacher.model" in error
     plain = save_weights(build_model(TEACHER), tmp_path / "plain.safetensors", "native")
     (error,) = found(shards, tmp_path, plain)
-    assert "does not say how its images are normalised: set teacher.mean and teacher.std" in error
+    assert "images are normalised: set distill.teacher.mean and distill.teacher.std" in error
     more = ("distill.teacher.mean=[0.5,0.5,0.5]", "distill.teacher.std=[0.5,0.5,0.5]")
     assert found(shards, tmp_path, plain, *more) == []
 
@@ -97,7 +125,7 @@ def test_bad_folders(shards: Path, tmp_path: Path) -> None:
     path = write(make("ViTModel"), tmp_path / "vit")
     more = ("distill.resize=bilinear",)
     (error,) = found(shards, tmp_path, path, *more, "distill.teacher.ema=true")
-    assert "teacher.ema (True) is for weights of ours" in error
+    assert "vit: distill.teacher.ema (True) is for weights of ours" in error
     (path / "model.safetensors").write_bytes(b"\x00" * 64)
     (error,) = found(shards, tmp_path, path, *more)
     assert error.startswith("distill.teacher.weights: ")
@@ -112,7 +140,9 @@ def test_options_that_have_no_place(shards: Path, tmp_path: Path) -> None:
     (error,) = found(shards, tmp_path, path, "data.augment={}")
     assert error.startswith("data.augment is for tasks with labels")
     assert found(shards, tmp_path, path, "data.augment={}", task="distill_logits") == []
-    with pytest.raises(ConfigError, match=r"teacher.mean \(\(0.5, 0.5, 0.5\)\) and teacher.std \(None\) go"):
+    with pytest.raises(
+        ConfigError, match=r"  distill.teacher.mean \(\[0.5, 0.5, 0.5\]\) and distill.teacher.std \(null\) go"
+    ):
         found(shards, tmp_path, path, "distill.teacher.mean=[0.5,0.5,0.5]")
     with pytest.raises(ConfigError, match=r"distill_logits.hard_weight \(1.0\) must lie in \[0, 1\)"):
         found(shards, tmp_path, path, "distill_logits.hard_weight=1.0", task="distill_logits")

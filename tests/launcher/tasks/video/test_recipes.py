@@ -167,6 +167,14 @@ def test_the_recipe_in_minutes() -> None:
     assert (config.data.flip_probability, config.data.augment) == (0.0, None)
 
 
+def test_options_that_make_no_clip_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    data = (f"data.train={tmp_path}/train", f"data.val={tmp_path}/train", "model.frames=0")
+    assert problems(load_config(str(CONFIGS / "recipes" / "fashion_motion.yaml"), data), 1) == [
+        "model.frames (0) must be above 0, as task=video sees clips of so many frames"
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_the_planner_plans_them(name: str) -> None:
