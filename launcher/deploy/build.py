@@ -112,8 +112,8 @@ def _refusal(options: DeployOptions, model: ModelConfig) -> str | None:
     if model.attention != "local_relation" or options.target == "safetensors":
         return None
     return (
-        f"--target {options.target} has no local relations (model.attention=local_relation); --target "
-        "safetensors runs them"
+        f"--to {options.target} has no local relations (model.attention=local_relation); --to safetensors "
+        "runs them"
     )
 
 

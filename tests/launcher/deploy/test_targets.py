@@ -21,6 +21,7 @@ from launcher.deploy.targets.int8 import has_vnni, quantized_nodes
 from launcher.deploy.targets.processor import instructions, missing
 from swin_moe.config import ModelConfig
 from swin_moe.moe.layer import RoutingOverrides
+from swin_moe.relation_config import LocalRelationConfig
 from tests.launcher.deploy.making import RUN, make_here, pixels, weights
 from tests.models import V2, small_moe, small_swin
 from tests.recorded import SHARDS
@@ -160,6 +161,17 @@ def test_what_a_runtime_lacks_is_refused(
     with pytest.raises(ArtifactError, match=message):
         make_here(tmp_path / "out", RUN, target, **options)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_local_relations_name_the_program_that_runs_them(tmp_path: Path) -> None:
+    config = small_swin(**ONE_BLOCK, attention="local_relation", local_relation=LocalRelationConfig())
+    source = weights(tmp_path / "weights.safetensors", config)
+    message = (
+        r"^--to onnx has no local relations \(model.attention=local_relation\); --to safetensors runs them$"
+    )
+    with pytest.raises(ArtifactError, match=message):
+        make_here(tmp_path / "out", source, "onnx")
+    assert list(tmp_path.iterdir()) == [source]
 
 
 @pytest.mark.parametrize(
