@@ -149,5 +149,5 @@ def test_sources_are_a_dictionary_and_refuse_nonsense() -> None:
         "something-something",
         "synthetic",
     }
-    with pytest.raises(DataError, match=r"num_classes \(0\) must be at least 1"):
+    with pytest.raises(DataError, match=r"--synthetic-classes \(0\) must be at least 1"):
         SOURCES["synthetic"](1, 1, 0, 8)
