@@ -1,8 +1,11 @@
 """Runs of a task on several layouts, compared: what the tests of tasks share."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -55,6 +58,26 @@ def task_options(task: Sequence[str], shards: Path, run_dir: Path | str, *more: 
 def task_line(options: Sequence[str]) -> list[str]:
     """The command of a run, which goes on from its checkpoint."""
     return ["train", str(CONFIG), "--resume", "auto", *options]
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """A hook that writes to a file what is seen of the trainer before each step and at the end."""
+
+    path: Path
+    look: Callable[[Any], list[Any]]  # of a module, so that ranks can import it; called on every rank
+
+    def __call__(self, event: str, trainer: Any) -> None:
+        if event not in ("step", "end"):
+            return
+        seen = self.look(trainer)
+        if trainer.engine.mesh.rank == 0:
+            with self.path.open("a") as file:
+                file.write(json.dumps(seen) + "\n")
+
+    def seen(self) -> list[list[Any]]:
+        """What was written, in order."""
+        return [json.loads(line) for line in self.path.read_text().splitlines()]
 
 
 def train_on_ranks(ranks: int, line: Sequence[str]) -> None:

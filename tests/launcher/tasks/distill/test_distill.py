@@ -15,7 +15,14 @@ from swin_moe import build_backbone, load_weights
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import CONFIG, command, evaluations, only, overrides, run_alone, steps
 from tests.launcher.tasks.distill.teachers import LR, STEPS, TEACHER, line, write_teacher
-from tests.launcher.tasks.layouts import assert_same_gradients, layout, on_every_layout, results, stored
+from tests.launcher.tasks.layouts import (
+    Watcher,
+    assert_same_gradients,
+    layout,
+    on_every_layout,
+    results,
+    stored,
+)
 from tests.models import small_moe
 
 FIGURES = ("step", "loss", "aux_loss", "cosine", "target_spread", "lr", "grad_norm")
@@ -95,35 +102,26 @@ def test_the_teacher_is_not_in_the_checkpoint(alone: Path) -> None:
     assert len(digests) == 1
 
 
-class Watcher:
-    """The teacher before each step and last: a digest of its tensors, and whether anything trains them."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __call__(self, event: str, trainer: Any) -> None:
-        if event not in ("step", "end"):
-            return
-        teacher = trainer.task.teacher
-        own = list(teacher.module.parameters())
-        trained = {id(one) for one in trainer.engine.module.parameters()}
-        seen = [
-            weights_digest(teacher.module, trainer.engine.mesh),
-            teacher.module.training,
-            any(one.requires_grad or one.grad is not None or id(one) in trained for one in own),
-        ]
-        if trainer.engine.mesh.rank == 0:
-            with self.path.open("a") as file:
-                file.write(json.dumps(seen) + "\n")
+def look_at_teacher(trainer: Any) -> list[Any]:
+    """A digest of its tensors, whether it is in training mode, and whether anything trains it."""
+    teacher = trainer.task.teacher
+    own = list(teacher.module.parameters())
+    trained = {id(one) for one in trainer.engine.module.parameters()}
+    return [
+        weights_digest(teacher.module, trainer.engine.mesh),
+        teacher.module.training,
+        any(one.requires_grad or one.grad is not None or id(one) in trained for one in own),
+    ]
 
 
 @pytest.mark.parametrize("task", ["distill", "distill_logits"])
 def test_the_teacher_stays_as_it_is(shards: Path, tmp_path: Path, teacher: Path, task: str) -> None:
     """Bit for bit, on two ranks whose student is partitioned, over steps and an evaluation."""
     words = line(shards, tmp_path / "run", teacher, *layout(3, 2, 4), task=task)
-    outcomes = run_on_ranks(partial(command, hook=Watcher(tmp_path / "seen")), 2, *words)
+    watcher = Watcher(tmp_path / "seen", look_at_teacher)
+    outcomes = run_on_ranks(partial(command, hook=watcher), 2, *words)
     assert [outcome.code for outcome in outcomes] == [0, 0], outcomes[0].err
-    seen = [json.loads(text) for text in (tmp_path / "seen").read_text().splitlines()]
+    seen = watcher.seen()
     assert len(seen) == STEPS + 1
     manifest = json.loads((tmp_path / f"run/checkpoints/step-{STEPS:08d}/manifest.json").read_text())
     assert seen == [[manifest["state"]["task"]["teacher"]["digest"], False, False]] * len(seen)

@@ -24,11 +24,6 @@ FIGURES = ("step", "loss", "aux_loss", "soft_loss", "hard_loss", "agreement", "l
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
-
-
-@pytest.fixture(scope="module")
 def alone(shards: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One rank, two micro-batches of 4, images mixed and augmented."""
     path = tmp_path_factory.mktemp("logits") / "run"

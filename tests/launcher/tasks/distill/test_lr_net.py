@@ -49,11 +49,6 @@ LARGE = "distill.teacher.image_size=32"  # as many tokens as the student
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_teacher(tmp_path_factory.mktemp("teacher") / "teacher.safetensors")
-
-
-@pytest.fixture(scope="module")
 def alone(shards: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One rank, one micro-batch a step."""
     path = tmp_path_factory.mktemp("distilled") / "run"

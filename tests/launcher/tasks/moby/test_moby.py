@@ -2,7 +2,6 @@
 
 import json
 import math
-from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -35,6 +34,7 @@ from tests.data_shards.made_samples import MadeSamples
 from tests.distributed import RankError, run_on_ranks
 from tests.launcher.running import CONFIG, command, only, records, run_alone, steps
 from tests.launcher.tasks.layouts import (
+    Watcher,
     assert_same_gradients,
     assert_same_run,
     kill_and_resume,
@@ -210,33 +210,23 @@ def test_killed_and_resumed_on_another_layout(shards: Path, tmp_path: Path, alon
     assert_same_training(run, alone)
 
 
-class Watcher:
-    """Digests of the target network and of the queues before each step; step 3 is refused by the engine."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __call__(self, event: str, trainer: Any) -> None:
-        if event not in ("step", "end"):
-            return
-        task = trainer.task
-        module = task.target.module
-        target = joint_digest({name: tensor_digest(one) for name, one in module.named_parameters()})
-        state = joint_digest({name: tensor_digest(one) for name, one in task.tensors().items()})
-        with self.path.open("a") as file:
-            gradients = any(one.requires_grad for one in module.parameters())
-            file.write(json.dumps([target, state, gradients]) + "\n")
-        trainer.engine._accept = lambda norm: trainer.step != 2
+def look_at_target(trainer: Any) -> list[Any]:
+    """Digests of the target network and of the queues, and its gradients; the engine is to refuse step 3."""
+    module = trainer.task.target.module
+    target = joint_digest({name: tensor_digest(one) for name, one in module.named_parameters()})
+    state = joint_digest({name: tensor_digest(one) for name, one in trainer.task.tensors().items()})
+    trainer.engine._accept = lambda norm: trainer.step != 2
+    return [target, state, any(one.requires_grad for one in module.parameters())]
 
 
 def test_every_step_moves_the_target_and_a_skipped_one_nothing(shards: Path, tmp_path: Path) -> None:
-    watcher: Callable[[str, Any], None] = Watcher(tmp_path / "digests")
+    watcher = Watcher(tmp_path / "digests", look_at_target)
     more = ("moby.momentum=0.5", "train.duration=5 steps", "train.eval_every=null", "train.precision=bf16")
     (outcome,) = run_on_ranks(
         partial(command, hook=watcher), 1, *line(shards, tmp_path / "run", *more, *layout(1, 1, 8))
     )
     assert outcome.code == 0, outcome.err
-    lines = [json.loads(text) for text in (tmp_path / "digests").read_text().splitlines()]
+    lines = watcher.seen()
     moved = [[one[i] != other[i] for i in range(2)] for one, other in zip(lines, lines[1:], strict=False)]
     assert moved == [[True, True], [True, True], [False, False], [True, True], [False, True]]  # m is 1 last
     assert not any(gradients for *_, gradients in lines)

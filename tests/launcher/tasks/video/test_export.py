@@ -12,17 +12,11 @@ from launcher.cli.program import main
 from swin_moe.errors import ModelError
 from tests.launcher.running import only, records, run_alone
 from tests.launcher.tasks.layouts import layout, plain_sgd, stored
-from tests.launcher.tasks.video.video_shards import CLASSES, line, pack_videos
+from tests.launcher.tasks.video.video_shards import CLASSES, line
 
 DENSE = ("model.moe=null", "model.mlp_fc2_bias=true", "model.position_bias=table")
 FORMS = {"native": DENSE, "official": DENSE, "mmaction": DENSE, "torchvision": DENSE, "safetensors": ()}
 FIGURES = ("eval_top1", "eval_images", "eval_view_top1", "eval_loss")
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """16 videos to train on and 7 to evaluate."""
-    return pack_videos(tmp_path_factory.mktemp("export_shards"), 16, 7)
 
 
 @pytest.fixture(scope="module")

@@ -16,15 +16,9 @@ from parallel.ranks.rank import Ranks
 from tests.distributed import run_on_ranks
 from tests.launcher.running import command, run_alone
 from tests.launcher.tasks.layouts import layout, plain_sgd, results
-from tests.launcher.tasks.video.video_shards import line, pack_videos
+from tests.launcher.tasks.video.video_shards import line
 
 VIEWS = ("video.clips=2", "video.crops=3")
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 videos to train on and 7 to evaluate."""
-    return pack_videos(tmp_path_factory.mktemp("feature_shards"), 24, 7)
 
 
 @pytest.fixture(scope="module")

@@ -18,19 +18,13 @@ from tests.launcher.tasks.layouts import (
     results,
     train_on_ranks,
 )
-from tests.launcher.tasks.video.video_shards import CLASSES, line, pack_videos, video
+from tests.launcher.tasks.video.video_shards import CLASSES, line, video
 
 STEPS = 3
 FIGURES = ("step", "loss", "aux_loss", "total_loss", "lr", "grad_norm")
 LR = 0.1
 SGD = plain_sgd(LR, STEPS)
 EXACT = ("top1", "top5", "images", "view_top1", "mean_class_top1", "expert_load", "dropped_fraction")
-
-
-@pytest.fixture(scope="module")
-def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """24 videos to train on and 7 to evaluate: no number of ranks divides these."""
-    return pack_videos(tmp_path_factory.mktemp("video_shards"), 24, 7)
 
 
 @pytest.fixture(scope="module")
