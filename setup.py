@@ -78,7 +78,7 @@ setup(
             "onnxruntime>=1.25",  # runs and quantizes them; on a GPU onnxruntime-gpu takes its place
         ],
         "dev": [
-            "pytest>=8.0",
+            "pytest>=9.0",  # `faulthandler_exit_on_timeout`
             "pytest-xdist>=3.6",  # two tests at a time: most wait for ranks to start and to end
             "ruff",
             "mypy",

@@ -80,6 +80,14 @@ def own_directory(directories: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(autouse=True)
+def same_scheduling() -> Iterator[None]:
+    """Let no test leave its worker in real time, where all other processes would wait for it."""
+    before = os.sched_getscheduler(0)
+    yield
+    assert os.sched_getscheduler(0) == before
+
+
+@pytest.fixture(autouse=True)
 def processor_of_mark(request: pytest.FixtureRequest) -> Iterator[None]:
     """Run a test that is marked `fp16_instructions(answer)` on such a processor, as DeepSpeed sees it."""
     mark = request.node.get_closest_marker("fp16_instructions")

@@ -47,10 +47,17 @@ def test_what_waits_for_a_processor_has_its_seconds_later() -> None:
         processes.enter_context(child(spin))
         pid = processes.enter_context(child(spin_politely))
         time.sleep(0.1)  # it has become polite
-        deadline, before = Deadline(LOOK_S, [pid]), waited_s(Path(f"/proc/{pid}/task/{pid}"))
-        time.sleep(LOOK_S)
-        left_s, waited = deadline.left_s(), waited_s(Path(f"/proc/{pid}/task/{pid}")) - before
-    assert LOOK_S / 2 < left_s <= waited
+        thread = Path(f"/proc/{pid}/task/{pid}")
+        start_s, before = time.monotonic(), waited_s(thread)
+        deadline = Deadline(LOOK_S, [pid])
+        made_s, after = time.monotonic(), waited_s(thread)
+        while (elapsed_s := time.monotonic() - start_s) < LOOK_S or waited_s(thread) - before < elapsed_s / 2:
+            time.sleep(0.1)
+            assert elapsed_s < 60, "it never waited"
+        least, early_s = waited_s(thread) - after, time.monotonic()
+        left_s = deadline.left_s()
+        most, late_s = waited_s(thread) - before, time.monotonic()
+    assert LOOK_S - (late_s - start_s) + least <= left_s <= LOOK_S - (early_s - made_s) + most
 
 
 def test_what_hangs_has_no_more_than_its_seconds() -> None:

@@ -4,7 +4,9 @@ Legend: n frames, H, W height and width of a frame in pixels.
 """
 
 import io
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from fractions import Fraction
 from functools import cache
 
@@ -88,7 +90,7 @@ def write_video(
     """A video file of frames (n, H, W, 3) with time stamps in ms; those of an AVI are its frame numbers."""
     file = io.BytesIO()
     unit = Fraction(FRAME_MS, 1000) if container == "avi" else MILLI
-    with av.open(file, "w", format=container) as output:
+    with same_scheduling(), av.open(file, "w", format=container) as output:
         stream = output.add_stream(codec, rate=1000 // FRAME_MS)
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], pix_fmt
         context = stream.codec_context
@@ -103,6 +105,16 @@ def write_video(
             output.mux(stream.encode(frame))
         output.mux(stream.encode(None))
     return file.getvalue()
+
+
+@contextmanager
+def same_scheduling() -> Iterator[None]:
+    """Undo what libsvtav1 does for root: its caller runs in real time from then on, before all other processes."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 @cache
