@@ -109,7 +109,7 @@ def write_video(
 
 @contextmanager
 def same_scheduling() -> Iterator[None]:
-    """Undo what libsvtav1 does for root: its caller runs in real time from then on, before all other processes."""
+    """Undo what libsvtav1 does for root: from then on its caller runs in real time, before all others."""
     policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         yield
