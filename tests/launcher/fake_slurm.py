@@ -93,7 +93,7 @@ class FakeSlurm:
 
     def run(self, script: Path, **variables: str) -> int:
         """The exit status of a batch script."""
-        return self.start(script, **variables).wait(timeout=20)
+        return self.start(script, **variables).wait(timeout=120)
 
     @property
     def out(self) -> str:

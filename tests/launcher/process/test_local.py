@@ -5,6 +5,8 @@ import json
 import signal
 import subprocess
 import sys
+import threading
+import time
 from typing import Any
 
 import pytest
@@ -19,7 +21,10 @@ from parallel.watchdog.watch import NCCL
 
 def processes_of(*codes: str, **options: Any) -> RankProcesses:
     """Ranks that run a line of Python each."""
-    ranks = [subprocess.Popen([sys.executable, "-c", f"import os, sys, time; {code}"]) for code in codes]
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", f"import os, sys, time; {code}"], stdin=subprocess.PIPE)
+        for code in codes
+    ]
     return RankProcesses(dist.HashStore(), ranks, **options)
 
 
@@ -35,7 +40,6 @@ def dies(number: signal.Signals) -> str:
             ("sys.exit(80)", "time.sleep(0.3); sys.exit(84)"),
             ExitCode.OUT_OF_MEMORY,
         ),  # the first only suffered
-        (("time.sleep(0.2); sys.exit(82)", "sys.exit(1)"), ExitCode.BUG),  # the first of those that did not
         (("sys.exit(81)", "sys.exit(81)"), ExitCode.HANG),
         ((dies(signal.SIGKILL), "time.sleep(0.2); sys.exit(80)"), ExitCode.LOST_RANK),
         ((dies(signal.SIGABRT), "time.sleep(0.2); sys.exit(80)"), ExitCode.BUG),
@@ -43,6 +47,21 @@ def dies(number: signal.Signals) -> str:
 )
 def test_the_status_is_that_of_the_rank_that_caused_the_end(codes: tuple[str, ...], status: int) -> None:
     assert processes_of(*codes).wait() == status
+
+
+def test_of_ranks_that_did_not_suffer_the_first_counts() -> None:
+    ranks = processes_of("sys.stdin.read(); sys.exit(82)", "sys.exit(1)")
+
+    def let_the_other_end() -> None:
+        while 1 not in ranks.ended:
+            time.sleep(0.01)
+        assert ranks.ranks[0].stdin
+        ranks.ranks[0].stdin.close()
+
+    letting = threading.Thread(target=let_the_other_end)
+    letting.start()
+    assert ranks.wait() == ExitCode.BUG
+    letting.join()
 
 
 def test_with_nccl_an_aborted_rank_has_lost_another() -> None:

@@ -22,7 +22,7 @@ from parallel.watchdog.watch import Watchdog
 def watches() -> Iterator[list[Watchdog]]:
     """Of two ranks; rank 0 listens to rank 1 all the time."""
     store = dist.HashStore()
-    options = WatchdogOptions(timeout_s=6, hang_code=81, lost_code=80, listen_s=0.1)
+    options = WatchdogOptions(timeout_s=60, hang_code=81, lost_code=80, listen_s=0.1)
     with mock.patch("parallel.watchdog.watch.node_name", return_value="n1"):
         found = [Watchdog(store, rank, 2, options) for rank in (0, 1)]
     yield found
@@ -31,7 +31,7 @@ def watches() -> Iterator[list[Watchdog]]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + 10
+    deadline_s = time.monotonic() + 60
     while not condition():
         assert time.monotonic() < deadline_s
         time.sleep(0.01)
@@ -55,11 +55,11 @@ def test_what_it_says(tmp_path: Path, watches: list[Watchdog], monkeypatch: pyte
     wait_for(lambda: read_json(run.progress)["loss"] == 2.5)
     now = read_json(run.progress)
     assert (now["step"], now["total_steps"], now["images_s"], now["phase"]) == (20, 110, 640.0, "train")
-    assert 1.8 < now["eta_s"] < 60  # 90 steps, at 0.02 s or, on a machine that is busy, more
+    assert 1.8 < now["eta_s"] < 600  # 90 steps, at 0.02 s or, on a machine that is busy, more
     second = now["ranks"][1]
     assert (second["rank"], second["node"], second["pid"], second["phase"]) == (1, "n1", os.getpid(), "train")
     assert second["place"]
-    assert second["age_s"] < 10
+    assert second["age_s"] < 60
     beating.end(75, "Stopped: x")
     time.sleep(0.1)
     assert read_json(run.progress)["ended"] == {"code": 75, "reason": "Stopped: x"}
@@ -69,7 +69,7 @@ def test_what_it_says(tmp_path: Path, watches: list[Watchdog], monkeypatch: pyte
 def test_the_last_word_has_the_last_status_of_every_rank(tmp_path: Path) -> None:
     """Rank 0 listens once an hour: only the exchange at the end can tell it where rank 1 ended."""
     store, run = dist.HashStore(), RunFiles(tmp_path)
-    options = WatchdogOptions(timeout_s=6, hang_code=81, lost_code=80, listen_s=3600)
+    options = WatchdogOptions(timeout_s=60, hang_code=81, lost_code=80, listen_s=3600)
     ranks = [Watchdog(store, rank, 3, options) for rank in (0, 1, 2)]
     beating = Heartbeat(run, ranks[0])
     wait_for(lambda: len(ranks[0].rank_statuses()) == 3)

@@ -88,7 +88,7 @@ def test_the_command(weights: Path) -> None:
         answer = httpx.post(f"{url}/v1/classify", content=photo(0), headers={"content-type": "image/png"})
         assert {one["name"] for one in answer.json()["results"][0]["top"]} == set("abcde")
         os.kill(process.pid, signal.SIGTERM)
-        assert process.wait(30) == 0
+        assert process.wait(120) == 0
     finally:
         process.kill()
 

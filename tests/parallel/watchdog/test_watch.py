@@ -265,10 +265,10 @@ def test_a_rank_of_another_machine_that_posts_nothing_more_is_the_lost_one() -> 
     store.set("here/1", "")
     posting = threading.Timer(0.1, lambda: store.set("beat/2", json.dumps(status(7) | {"posts": 2})))
     posting.start()
-    line = "lost rank 3: no heartbeat for 0 s; last heartbeat at step 7, in all_reduce (a.py:1)"
-    assert watch.find_lost_rank(0.4) == (80, line)
+    line = "lost rank 3: no heartbeat for 1 s; last heartbeat at step 7, in all_reduce (a.py:1)"
+    assert watch.find_lost_rank(1.0) == (80, line)
     assert json.loads(store.get(DIAGNOSIS)) == {"code": 80, "line": line}
-    assert watch.find_lost_rank(0.4) == (80, "")
+    assert watch.find_lost_rank(1.0) == (80, "")
     posting.join()
 
 
