@@ -26,7 +26,7 @@ demo: $(STAMP) ## pack Fashion-MNIST, train a small Swin-MoE on two processes, e
 	$(BIN)/swin-moe shards pack --source fashion-mnist --out data/fashion-mnist --workers 2
 	$(BIN)/swin-moe train configs/demo_cpu.yaml --nproc 2 --resume auto
 
-test: $(STAMP) ## the default tests, about ten minutes on two cores: four files at a time, or WORKERS=0 in one process
+test: $(STAMP) ## the default tests, ten minutes to half an hour on two cores: four files at a time, or WORKERS=0 in one process
 	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 test-slow: $(STAMP) ## what the default tests leave out: every layout, kill and fault; half an hour
