@@ -17,18 +17,14 @@ pytestmark = pytest.mark.slow
 
 STEPS, BATCH = 20, 16
 LENGTH = (f"train.global_batch_size={BATCH}", "train.eval_every=null", "checkpoint.every=null")
-SWIN = ("model.attention=cosine", *plain_sgd(0.5 * 8 / BATCH, STEPS), *LENGTH)
-LR_NET = (
-    *MODELS["lr_net"],
-    "model.lr_net.norm_group_images=16",
-    *plain_sgd(0.05 * 8 / BATCH, STEPS),
-    *LENGTH,
-)
-STUDENTS = {
-    ("distill", "swin"): SWIN,
-    ("distill_logits", "swin"): SWIN,
-    ("distill", "lr_net"): (*LR_NET, "distill.teacher.image_size=32"),  # as many tokens as the student
-    ("distill_logits", "lr_net"): LR_NET,
+SWIN = ("model.attention=cosine",)
+LR_NET = (*MODELS["lr_net"], "model.lr_net.norm_group_images=16")
+LARGE = "distill.teacher.image_size=32"  # as many tokens as the student
+STUDENTS = {  # by task and student: options, and a learning rate
+    ("distill", "swin"): (SWIN, 0.5),
+    ("distill_logits", "swin"): (SWIN, 0.5),
+    ("distill", "lr_net"): ((*LR_NET, LARGE), 0.05),
+    ("distill_logits", "lr_net"): (LR_NET, 0.01),
 }
 # ranks, ep_size, ZeRO stage, micro-batch
 ONE_RANK = [(1, 1, 3, 4)]
@@ -41,13 +37,20 @@ def student(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param
 
 
+def run_line(student: tuple[str, str], shards: Path, run: Path, teacher: Path, *more: str) -> list[str]:
+    """The command of a run."""
+    options, lr = STUDENTS[student]
+    rate = plain_sgd(lr * 8 / BATCH, STEPS)  # which takes the rate of a batch of 8
+    return line(shards, run, teacher, *options, *rate, *LENGTH, *more, task=student[0])
+
+
 @pytest.fixture(scope="module")
 def alone(
     student: tuple[str, str], shards: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> list[float]:
     """The losses on one rank, one micro-batch a step."""
     run = tmp_path_factory.mktemp("alone") / "run"
-    run_alone(*line(shards, run, teacher, *STUDENTS[student], *layout(0, 1, BATCH), task=student[0]))
+    run_alone(*run_line(student, shards, run, teacher, *layout(0, 1, BATCH)))
     losses = [record["loss"] for record in steps(run)]
     assert len(losses) == STEPS
     assert sum(losses[-5:]) < sum(losses[:5])  # it trains
@@ -66,10 +69,8 @@ def test_losses_over_twenty_steps(
     stage: int,
     micro: int,
 ) -> None:
-    task, model = student
-    if model == "lr_net":  # no experts, and one micro-batch a step
+    if student[1] == "lr_net":  # no experts, and one micro-batch a step
         ep_size, micro = 1, BATCH // ranks
     run = tmp_path / "run"
-    words = line(shards, run, teacher, *STUDENTS[student], *layout(stage, ep_size, micro), task=task)
-    train_on_ranks(ranks, words)
+    train_on_ranks(ranks, run_line(student, shards, run, teacher, *layout(stage, ep_size, micro)))
     assert [record["loss"] for record in steps(run)] == pytest.approx(alone, rel=1e-5)
