@@ -3,10 +3,13 @@
 RUN only shows in `ps` whose it is. This module and what it imports load no torch.
 
 It reads calls from one pipe and answers over the other what `start` returned, or why the tracker failed. When
-the rank is gone without a word, the pipe ends: the tracker then records that the session failed.
+the rank is gone without a word, the pipe ends: the tracker then records that the session failed. TMPDIR is
+a directory of this process alone. It removes it, as does the rank, which may have to kill it.
 """
 
+import atexit
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -58,7 +61,7 @@ def _received(calls: Connection, end_timeout_s: float) -> Iterator[Call]:
             call = calls.recv()
         except (EOFError, OSError):
             call = Call("end", ("failed",))
-            ending = threading.Timer(end_timeout_s, os._exit, [1])  # nobody is left to end this process
+            ending = threading.Timer(end_timeout_s, _give_up)  # nobody is left to end this process
             ending.daemon = True
             ending.start()
         yield call
@@ -66,5 +69,15 @@ def _received(calls: Connection, end_timeout_s: float) -> Iterator[Call]:
             return
 
 
+def _give_up() -> None:
+    _remove_temporary()
+    os._exit(1)
+
+
+def _remove_temporary() -> None:
+    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
+
+
 if __name__ == "__main__":
+    atexit.register(_remove_temporary)  # the first to be registered is the last to be called
     main(Connection(int(sys.argv[1]), writable=False), Connection(int(sys.argv[2]), readable=False))

@@ -6,9 +6,11 @@ process of its own none of it can hold up a rank: a thread passes the calls on, 
 
 import os
 import queue
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -72,12 +74,18 @@ class RemoteTracker:
         self._answers, answers = Pipe(duplex=False)
         handles = theirs.fileno(), answers.fileno()
         places = [path or os.getcwd() for path in sys.path]
+        # a library removes its temporary files at its exit, which a kill does not let it reach
+        self._temporary = tempfile.mkdtemp(prefix="swin-moe-tracker-")
+        own = {
+            "PYTHONPATH": os.pathsep.join(places),  # a tracker of a package found here
+            "TMPDIR": self._temporary,
+        }
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", MODULE, *map(str, handles), "--of", str(run.directory)],
             pass_fds=handles,
             stdin=subprocess.DEVNULL,  # nothing may ask for a password
             stdout=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},  # a tracker of a package found here
+            env=os.environ | own,
             start_new_session=True,
         )
         theirs.close()
@@ -130,6 +138,7 @@ class RemoteTracker:
         with suppress(OSError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
+        shutil.rmtree(self._temporary, ignore_errors=True)
         with suppress(queue.Empty):
             while True:
                 self._waiting.get_nowait()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ class FileTracker(Tracker):
         return [] if bad is None else [f"tracking.options.bad ({bad}): leave it out"]
 
     def start(self, run: TrackedRun) -> Mapping[str, str]:
+        tempfile.mkdtemp()  # which no exit handler removes
         self.path = run.directory / "calls.jsonl"
         sessions = int(run.state.get("sessions", 0)) + 1
         seed = run.options["seed"]

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,15 @@ from tests.launcher.metrics.tracked_sessions import (
 )
 from tests.launcher.running import command, run_alone
 from tests.launcher.short_run import line
+
+
+@pytest.fixture
+def temporary(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where temporary files of this process and of its trackers lie; empty."""
+    path = tmp_path_factory.mktemp("temporary")
+    monkeypatch.setattr(tempfile, "tempdir", str(path))
+    return path
+
 
 # --- the interface -----------------------------------------------------------------------------------
 
@@ -88,6 +98,13 @@ def test_names_of_runs_of_studies_and_job_arrays(tmp_path: Path) -> None:
     assert (named.name, named.group) == ("a", "b")
 
 
+def test_temporary_files_of_a_tracker_go_with_its_process(tmp_path: Path, temporary: Path) -> None:
+    log = log_of(tmp_path, own("FileTracker"))
+    wait_for(lambda: list(temporary.glob("swin-moe-tracker-*/*")))  # and so an empty list means something
+    log.close()
+    assert list(temporary.iterdir()) == []
+
+
 # --- what fails ----------------------------------------------------------------------------------------
 
 
@@ -102,7 +119,12 @@ def test_names_of_runs_of_studies_and_job_arrays(tmp_path: Path) -> None:
     ],
 )
 def test_a_tracker_that_fails_is_switched_off_with_one_line(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, reason: str, end_timeout_s: float
+    tmp_path: Path,
+    temporary: Path,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    reason: str,
+    end_timeout_s: float,
 ) -> None:
     took_s = session(tmp_path, own(name), f"tracking.end_timeout_s={end_timeout_s}", stop=9)
     err = capsys.readouterr().err
@@ -112,6 +134,7 @@ def test_a_tracker_that_fails_is_switched_off_with_one_line(
     assert took_s < end_timeout_s + 28  # and not the 600 s that EndlessTracker sleeps
     assert [record["step"] for record in read_records(tmp_path / "metrics.jsonl")] == [*range(1, 10)]
     assert processes_of(tmp_path) == []
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_failure_is_counted_in_the_records_and_in_the_progress_line(
@@ -141,8 +164,8 @@ def test_tensorboard_that_cannot_write_is_switched_off_too(
     assert len(read_records(tmp_path / "metrics.jsonl")) == 3
 
 
-def test_a_rank_that_is_killed_leaves_a_session_that_failed(tmp_path: Path) -> None:
-    """The end of the pipe says so: the rank itself says nothing more."""
+def test_a_rank_that_is_killed_leaves_a_session_that_failed(tmp_path: Path, temporary: Path) -> None:
+    """The end of the pipe says so: the rank itself says nothing more, and removes nothing."""
     script = (
         "import os, sys, time\n"
         "from pathlib import Path\n"
@@ -155,10 +178,11 @@ def test_a_rank_that_is_killed_leaves_a_session_that_failed(tmp_path: Path) -> N
         "    time.sleep(0.05)\n"
         "os.kill(os.getpid(), 9)\n"
     )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TMPDIR": str(temporary)}
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, timeout=120)
     assert done.returncode == -9
     wait_for(lambda: calls(tmp_path)[-1] == ["end", "failed"])
+    wait_for(lambda: list(temporary.glob("swin-moe-tracker-*")) == [])
 
 
 # --- what check refuses ----------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from tests.distributed import run_on_ranks
-from tests.launcher.running import CONFIG, command, only, records, run_alone, steps
+from tests.launcher.refusals import assert_check_refuses, assert_other_classes_are_refused
+from tests.launcher.running import command, only, records, run_alone, steps
 from tests.launcher.tasks.detection.object_shards import (
     CATEGORY_IDS,
     CLASSES,
@@ -196,18 +197,10 @@ def test_data_of_other_classes_are_not_evaluated(
 ) -> None:
     """In another order they are others too: no figure would be right."""
     other = pack_objects(tmp_path / "other", 2, 2, classes=classes)
-    (outcome,) = run_on_ranks(command, 1, "eval", str(alone), f"data.val={other}/val")
-    assert outcome.code == 2
-    assert message in outcome.err
-    (outcome,) = run_on_ranks(
-        command, 1, "check", str(CONFIG), *options(shards, tmp_path / "run", f"data.val={other}/val")
-    )
-    assert outcome.code == 2
-    assert message.partition("the run")[0] in outcome.err
+    new_run = options(shards, tmp_path / "run", f"data.val={other}/val")
+    assert_other_classes_are_refused(alone, other / "val", new_run, message)
 
 
 def test_bad_data_is_refused_before_the_run(shards: Path, tmp_path: Path) -> None:
     wrong = options(shards, tmp_path / "run", "model.num_classes=5")
-    (outcome,) = run_on_ranks(command, 1, "check", str(CONFIG), *wrong)
-    assert outcome.code == 2
-    assert "model.num_classes (5) must be the classes of data.train (3)" in outcome.err
+    assert_check_refuses(wrong, "model.num_classes (5) must be the classes of data.train (3)")
