@@ -30,7 +30,7 @@ from swin_moe.moe.overrides import RoutingOverrides
 from swin_moe.recipes import recipe_files
 from swin_moe.registry import build_model
 from swin_moe.weights import trained
-from swin_moe.weights.errors import WeightsError
+from swin_moe.weights.errors import NoClassifierError, WeightsError
 from swin_moe.weights.input_spec import InputSpec, input_spec_of
 
 Image = str | Path | bytes | np.ndarray | PIL.Image.Image
@@ -124,6 +124,12 @@ def load(source: str | Path, config: str | Path | None = None, *, ema: bool = Fa
         model = trained.load(source, wanted.model if wanted else None, ema=ema)
     except WeightsError as error:
         if (task := recorded_task(source)) == RunConfig.task:
+            if isinstance(error, NoClassifierError):
+                raise NoClassifierError(
+                    f"{source}: the weights have no classifier. Fine-tune them with `swin-moe train RECIPE "
+                    f"--pretrained {source} train.pretrained_head=replace`, or load them with "
+                    "swin_moe.load_weights into a model of swin_moe.build_backbone"
+                ) from error
             raise
         raise WeightsError(
             f"{error}; it was trained with task={task}, and only classifiers are loaded so: "

@@ -112,8 +112,8 @@ def load_weights(
 
     manifest = manifest or read_verified(path)
     if kind not in kinds_of(manifest):
-        reason = "train.ema_decay was 0" if kind == EMA else f"its task kept no {kind}"
-        raise CheckpointError(f"{path} holds no moving average: {reason}")
+        reason = "train.ema_decay was 0" if kind == EMA else f"its task keeps no average as a {kind}"
+        raise CheckpointError(f"{path} holds no moving average: {reason}; leave out --{kind}")
     _check_tensors(path, module, num_experts, manifest)
     on_all_ranks(lambda: _read(path, module, (kind,), put), f"read {path}")
     return manifest

@@ -77,6 +77,17 @@ def test_a_task_without_a_classifier_is_named() -> None:
         launcher.load(RUNS / "simmim_stage1")
 
 
+def test_an_encoder_without_a_classifier_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A file of it does not say which task trained it."""
+    encoder, image = tmp_path / "encoder.safetensors", tmp_path / "image.png"
+    PIL.Image.new("RGB", (32, 32)).save(image)
+    assert main(["export", str(RUNS / "simmim_stage1"), str(encoder)]) == 0
+    assert main(["predict", str(encoder), str(image)]) == 2
+    error = capsys.readouterr().err
+    assert f"{encoder}: the weights have no classifier. Fine-tune them with `swin-moe train RECIPE " in error
+    assert "head=" not in error.replace("pretrained_head=", "")
+
+
 def test_an_export_names_the_classes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Through the command; another head has other classes, of which the file says nothing."""
     out = tmp_path / "out.safetensors"
