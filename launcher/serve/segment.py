@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from fastapi import FastAPI, Query, Request
+from fastapi import FastAPI, HTTPException, Query, Request
 
 from data_shards.errors import DataError
 from data_shards.image.decode import decode_image
@@ -17,6 +17,7 @@ from launcher.serve.answering import OPERATION, Server, Taken
 from launcher.serve.images import AtMost, BadImageError, as_png
 from launcher.serve.protocol import SegmentationModel
 from launcher.serve.schemas import PixelClass, Segmented, SegmentResponse
+from launcher.tasks.answers import NOT_FINITE
 from launcher.tasks.class_colours import web_colour
 from launcher.tasks.class_scores import class_shares
 
@@ -62,6 +63,8 @@ class SegmentInterface:
 
             def finish(image: Taken[Any], found: np.ndarray | DataError) -> Segmented:
                 if isinstance(found, DataError):
+                    if str(found) == NOT_FINITE:  # the model is at fault, not the image
+                        raise HTTPException(500, NOT_FINITE) from found
                     raise BadImageError(image.number, str(found)) from found
                 return Segmented(
                     height=found.shape[0],

@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+# of a prediction with NaN or infinity, whose best class or score would be an arbitrary one
+NOT_FINITE = "the model gives numbers that are not finite; --precision fp32 may help"
+
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerOptions:

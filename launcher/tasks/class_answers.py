@@ -10,10 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from data_shards.stream.batch import Batch
-from launcher.tasks.answers import Answer, AnswerOptions
+from launcher.tasks.answers import NOT_FINITE, Answer, AnswerOptions
 from launcher.tasks.class_scores import best_classes
-
-NOT_FINITE = "the model gives numbers that are not finite; --precision fp32 may help"
 
 
 def columns(options: AnswerOptions) -> list[str]:

@@ -23,7 +23,7 @@ from swin_moe.detection.config import DetectorConfig, check_model
 from swin_moe.detection.fpn import FPN
 from swin_moe.detection.roi_head import RoIHead
 from swin_moe.detection.rpn import RPNHead, RPNOutput, propose, rpn_loss
-from swin_moe.detection.targets import Detections, Targets
+from swin_moe.detection.targets import Detections, Targets, finite_images
 from swin_moe.errors import require
 from swin_moe.heads.stage_norms import StageNorms
 from swin_moe.moe.layer import MoEStats
@@ -124,7 +124,9 @@ class Detector(nn.Module):
         regions = self._proposals(rpn, sizes)
         if not self.training:
             scales = torch.ones(len(sizes), 2, device=images.device) if scales is None else scales
-            return DetectorOutput(self.roi_head.detect(maps, regions, sizes, scales), features.moe)
+            found = self.roi_head.detect(maps, regions, sizes, scales)
+            finite = found.finite & finite_images(*rpn.logits, *rpn.deltas)
+            return DetectorOutput(found._replace(finite=finite), features.moe)
         require(targets is not None, "a detector in training needs the targets of its images")
         assert targets is not None
         config = self.config

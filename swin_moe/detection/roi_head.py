@@ -23,7 +23,7 @@ from swin_moe.detection.mask_head import MASK_SIDE, MaskHead
 from swin_moe.detection.mask_runs import mask_targets
 from swin_moe.detection.nms import ClassDetections, class_nms
 from swin_moe.detection.roi import RoIAlign
-from swin_moe.detection.targets import Detections, Targets, take_objects
+from swin_moe.detection.targets import Detections, Targets, finite_images, take_objects
 from swin_moe.heads.conv_blocks import NormOptions
 from swin_moe.moe.routers.base import to_fp32
 
@@ -130,7 +130,8 @@ class RoIHead(nn.Module):
         images = zip(of_classes, scores, regions.valid, strict=True)
         found = _stacked([self._best(*image) for image in images])
         masks = self._masks(maps, found.boxes * factors[:, None], found.labels) if self.mask_heads else None
-        return Detections(found.boxes, found.scores, found.labels, masks)
+        finite = finite_images(scores, of_classes, *([] if masks is None else [masks]))
+        return Detections(found.boxes, found.scores, found.labels, masks, finite)
 
     def _best(self, boxes: Tensor, scores: Tensor, valid: Tensor) -> ClassDetections:
         """The detections of an image: (R, K, 4), (R, K), (R,) -> D of them."""

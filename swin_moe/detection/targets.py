@@ -38,6 +38,12 @@ class Detections(NamedTuple):
     scores: Tensor  # (B, D) fp32, descending; 0 for places without a detection
     labels: Tensor  # (B, D) int64; -1 for places without a detection
     masks: Tensor | None  # (B, D, 28, 28) fp32: probabilities of the detected class
+    finite: Tensor  # (B,) bool: whether all that was computed is; if not, detections may be missing
+
+
+def finite_images(*computed: Tensor) -> Tensor:
+    """Whether all values of each image are finite, of tensors (B, ...): (B,) bool."""
+    return torch.stack([x.isfinite().flatten(1).all(1) for x in computed]).all(0)
 
 
 def take_objects(values: Tensor, numbers: Tensor) -> Tensor:

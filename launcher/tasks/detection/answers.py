@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from data_shards.stream.batch import Batch
-from launcher.tasks.answers import Answer, AnswerOptions
+from launcher.tasks.answers import NOT_FINITE, Answer, AnswerOptions
 from launcher.tasks.detection.detections import (
     DetectionPrediction,
     EvalInputs,
@@ -33,8 +33,10 @@ def columns(options: AnswerOptions) -> list[str]:
 
 def answers(prediction: DetectionPrediction, batch: Batch, options: AnswerOptions) -> Sequence[Answer | str]:
     """The objects of each image whose score is not below the threshold, best first."""
-    rows = range(len(batch.positions))
-    return [_answer(prediction.of_image(row, size_of(batch, row)), options) for row in rows]
+    return [
+        _answer(prediction.of_image(row, size_of(batch, row)), options) if finite else NOT_FINITE
+        for row, finite in enumerate(prediction.finite)
+    ]
 
 
 def _answer(found: ImageDetections, options: AnswerOptions) -> Answer:

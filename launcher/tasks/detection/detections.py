@@ -3,7 +3,7 @@
 Legend: n detections of an image of H x W pixels, B images of a batch, h x w pixels of its canvas.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -61,6 +61,10 @@ class DetectionPrediction(Protocol):
     @property
     def moe(self) -> dict[str, MoEStats]:
         """The statistics of MoE layers, by image."""
+
+    @property
+    def finite(self) -> Sequence[bool]:
+        """Whether all that the model computed of each image is finite."""
 
     def of_image(self, row: int, size: tuple[int, int]) -> ImageDetections:
         """The detections of an image of the batch, whose own height and width are `size`."""

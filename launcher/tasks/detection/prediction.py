@@ -21,9 +21,14 @@ class BatchDetections(NamedTuple):
     detections: Detections
     moe: dict[str, MoEStats]
 
+    @property
+    def finite(self) -> list[bool]:
+        """Whether all that the model computed of each image is finite."""
+        return self.detections.finite.tolist()
+
     def of_image(self, row: int, size: tuple[int, int]) -> ImageDetections:
         """The detections of an image of the batch at its own size; masks are pasted and encoded here."""
-        boxes, scores, labels, masks = self.detections
+        boxes, scores, labels, masks, _ = self.detections
         there = labels[row] >= 0
         encoded = None
         if masks is not None:

@@ -18,7 +18,7 @@ from data_shards.stream.collate import Collator
 from data_shards.stream.pixel_labels import PixelLabelImages
 from data_shards.stream.transform import Example, file_of
 from launcher.config.schema import RunConfig
-from launcher.tasks.answers import Answer, AnswerOptions
+from launcher.tasks.answers import NOT_FINITE, Answer, AnswerOptions
 from launcher.tasks.class_scores import class_shares
 from launcher.tasks.segmentation.data import eval_images
 from launcher.tasks.segmentation.pictures import palette
@@ -65,7 +65,10 @@ def answers(
     prediction: SegmentationPrediction, batch: Batch, options: AnswerOptions
 ) -> Sequence[Answer | str]:
     """The classes with most pixels of each image."""
-    return [_answer(labels, options) for labels in prediction.labels]
+    return [
+        _answer(labels, options) if finite else NOT_FINITE
+        for labels, finite in zip(prediction.labels, prediction.finite.tolist(), strict=True)
+    ]
 
 
 def _answer(labels: Tensor, options: AnswerOptions) -> Answer:

@@ -25,6 +25,7 @@ class SegmentationPrediction(NamedTuple):
     """The class of every pixel, and the statistics of MoE layers over all views."""
 
     labels: Tensor  # (B, H, W) uint8
+    finite: Tensor  # (B,) bool: whether all logits are; those of an image with others mean nothing
     moe: dict[str, MoEStats]
 
 
@@ -81,7 +82,8 @@ def predict_views(
                 logits, statistics = _slide(call, seen, keys, views.slide, count)
             found.append(ViewLogits(logits, (height, width), mirrored))
             moe += statistics
-    return SegmentationPrediction(classes_of(found, size, views.band), _joined(moe))
+    finite = torch.stack([view.logits.isfinite().flatten(1).all(1) for view in found]).all(0)
+    return SegmentationPrediction(classes_of(found, size, views.band), finite, _joined(moe))
 
 
 def classes_of(views: Sequence[ViewLogits], size: tuple[int, int], band: int) -> Tensor:

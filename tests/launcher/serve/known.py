@@ -13,6 +13,7 @@ from data_shards.image.decode import decode_image
 from data_shards.image.geometry import EvalTransform
 from data_shards.image.pixels import decode_pixels
 from launcher.serve.protocol import ExpertMap
+from launcher.tasks.answers import NOT_FINITE
 from swin_moe.frozen.model import FrozenOutput
 
 SIDE = 16
@@ -46,7 +47,10 @@ class KnownModel:
 
 
 class KnownSegmenter:
-    """The class of a pixel is its red, divided by STEP; to images of one row it has no answer."""
+    """The class of a pixel is its red, divided by STEP; to images of one row it has no answer.
+
+    Of an image of two rows it computes numbers that are not finite.
+    """
 
     name, num_classes = "known", 16
     classes: Sequence[str] | None = tuple(f"red {index}" for index in range(16))
@@ -58,6 +62,8 @@ class KnownSegmenter:
     def class_map(self, example: np.ndarray) -> np.ndarray:
         if len(example) == 1:
             raise DataError("one row alone")
+        if len(example) == 2:
+            raise DataError(NOT_FINITE)
         return example[..., 0] // STEP
 
     def describe(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from launcher.serve.app import create_app
 from launcher.serve.batcher import BatchOptions
 from launcher.serve.options import Limits, ServeOptions
 from launcher.serve.segment import SegmentInterface
+from launcher.tasks.answers import NOT_FINITE
 from tests.launcher.serve.known import KnownSegmenter, halves
 from tests.launcher.serve.test_app import HOSTILE, encoded
 
@@ -93,6 +94,11 @@ def test_a_bad_image_is_a_4xx_that_names_it(client: TestClient, name: str) -> No
 def test_an_image_without_an_answer_is_named(client: TestClient) -> None:
     response = client.post("/v1/segment", json=encoded(halves(1, 2), halves(1, 2, height=1)))
     assert (response.status_code, response.json()["detail"]) == (422, "image 1: one row alone")
+
+
+def test_numbers_that_are_not_finite_are_the_fault_of_the_model(client: TestClient) -> None:
+    response = client.post("/v1/segment", json=encoded(halves(1, 2, height=2)))
+    assert (response.status_code, response.json()["detail"]) == (500, NOT_FINITE)
 
 
 def test_a_pass_has_one_image_and_waits_for_no_other(client: TestClient) -> None:

@@ -165,3 +165,18 @@ def test_bf16_weights() -> None:
     assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.terms.values())
     detections = found(model, [0, 1]).detections
     assert detections.boxes.dtype == detections.scores.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("part", ["encoder", "neck", "rpn_head.rpn_cls", "fc_cls", "fc_reg", "mask_head"])
+def test_what_is_not_finite_is_told_from_no_objects(kind: DetectorKind, part: str) -> None:
+    """NaN in any part of the model; of an image with NaN, that image alone."""
+    model = detector(kind, spread=0.5)
+    broken = images()
+    broken[1] = torch.nan
+    with torch.no_grad():
+        output = model.eval()(broken, SIZES, KEYS)
+        assert output.detections.finite.tolist() == [True, False, True]
+        [name, *_] = [name for name, _ in model.named_parameters() if part in name]
+        model.get_parameter(name).fill_(torch.nan)
+    assert found(model, [0, 1, 2]).detections.finite.tolist() == [False] * 3

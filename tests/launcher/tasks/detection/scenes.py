@@ -27,6 +27,11 @@ class Given:
 
     found: Sequence[ImageDetections]
     moe: dict[str, Any] = field(default_factory=dict)
+    broken: bool = False
+
+    @property
+    def finite(self) -> list[bool]:
+        return [not self.broken] * len(self.found)
 
     def of_image(self, row: int, size: tuple[int, int]) -> ImageDetections:
         assert self.found[row].size == size

@@ -14,7 +14,7 @@ from data_shards.format.rng import DrawKey
 from data_shards.stream.detection import ObjectImages
 from launcher.config.schema import DataConfig
 from launcher.predict.answerer import Asked, answer_options
-from launcher.tasks.answers import AnswerOptions
+from launcher.tasks.answers import NOT_FINITE, AnswerOptions
 from launcher.tasks.detection.answers import answers, columns, pictures
 from launcher.tasks.detection.data import ImagesAlone
 from launcher.tasks.detection.detections import EvalInputs, ImageDetections
@@ -104,3 +104,8 @@ def test_options(asked: int | None, wanted: tuple[int, int, float]) -> None:
     options = answer_options(Asked(top=asked), 2, None)
     assert (options.top, options.objects, options.threshold) == wanted
     assert answer_options(Asked(threshold=0.0), 2, None).threshold == 0.0
+
+
+def test_numbers_that_are_not_finite_are_not_taken_for_an_empty_image() -> None:
+    given = Given([detections(False).above(0.9)], broken=True)
+    assert answers(given, batch_of([SCENE], [0]), AnswerOptions()) == [NOT_FINITE]

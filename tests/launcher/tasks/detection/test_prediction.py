@@ -24,7 +24,8 @@ def detections(*, masks: bool = True) -> Detections:
     probabilities[0, :2] = 1.0
     labels = torch.tensor([[1, 0, 1, -1], [-1] * 4])
     scores = torch.tensor([[0.9, 0.8, 0.7, 0.0], [0.0] * 4])
-    return Detections(BOXES.repeat(2, 1, 1), scores, labels, probabilities if masks else None)
+    found = probabilities if masks else None
+    return Detections(BOXES.repeat(2, 1, 1), scores, labels, found, torch.tensor([True, True]))
 
 
 def test_places_without_a_detection_are_left_out() -> None:

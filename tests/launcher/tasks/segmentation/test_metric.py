@@ -22,7 +22,8 @@ def update(metric: SegmentationMetric, labels: Tensor, found: Tensor, weights: l
         positions=torch.arange(len(labels)),
         weights=torch.tensor(weights),
     )
-    metric.update(SegmentationPrediction(found.to(torch.uint8), {}), batch)
+    finite = torch.ones(len(found), dtype=torch.bool)
+    metric.update(SegmentationPrediction(found.to(torch.uint8), finite, {}), batch)
 
 
 def test_iou_is_of_the_whole_set() -> None:

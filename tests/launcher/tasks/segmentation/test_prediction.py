@@ -8,6 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from data_shards.stream.batch import Batch
+from launcher.tasks.answers import NOT_FINITE, Answer, AnswerOptions
+from launcher.tasks.segmentation.answers import answers
 from launcher.tasks.segmentation.prediction import (
     SlidingWindows,
     ViewLogits,
@@ -143,3 +146,16 @@ def test_constant_logits_come_out_constant() -> None:
     views = Views(slide, flip=True, band=10)
     found = predict_views(constant, [randn(2, 3, 40, 33)], torch.arange(2), (40, 33), views)
     assert found.labels.unique().tolist() == [1]
+
+
+@pytest.mark.parametrize("slide", [None, SlidingWindows((16, 16), (8, 8), 2)])
+def test_an_image_with_logits_that_are_not_finite_has_no_answer(slide: SlidingWindows | None) -> None:
+    """One pixel of one image; the other image has its answer."""
+    image = randn(2, 3, 30, 41)
+    image[1, 0, 29, 40] = torch.inf
+    found = predict_views(Linear(), [image], torch.arange(2), (45, 60), Views(slide, flip=False, band=8))
+    assert found.finite.tolist() == [True, False]
+    batch = Batch(tensors={}, positions=torch.arange(2), weights=torch.ones(2))
+    one, other = answers(found, batch, AnswerOptions())
+    assert isinstance(one, Answer)
+    assert other == NOT_FINITE
