@@ -3,12 +3,12 @@
 PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
-WORKERS ?= 4
+WORKERS ?= 3
 GPU_PYTHON ?= 3.12
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow test-slurm browser gpu-wheels gpu-rehearsal check fmt clean setup
+.PHONY: help demo test test-long test-slow test-slurm browser gpu-wheels gpu-rehearsal check fmt clean setup
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,15 +26,21 @@ demo: $(STAMP) ## pack Fashion-MNIST, train a small Swin-MoE on two processes, e
 	$(BIN)/swin-moe shards pack --source fashion-mnist --out data/fashion-mnist --workers 2
 	$(BIN)/swin-moe train configs/demo_cpu.yaml --nproc 2 --resume auto
 
-test: $(STAMP) ## the default tests, ten minutes to half an hour on two cores: four files at a time, or WORKERS=0 in one process
-	PYTHONDONTWRITEBYTECODE= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+AT_ONCE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+test: $(STAMP) ## the default tests, @MIN on two cores: three files at a time, or WORKERS=0 in one process
+	PYTHONDONTWRITEBYTECODE= $(PYTEST) $(AT_ONCE)
+
+test-long: $(STAMP) ## the longest tests of what CI runs, @LONG
+	PYTHONDONTWRITEBYTECODE= $(PYTEST) $(AT_ONCE) -m "long and not slow"
 
 test-slow: $(STAMP) ## what the default tests leave out: every layout, kill and fault; half an hour
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 test-slurm: $(STAMP) ## the tests on a Slurm of their own: four nodes on this machine, up and down again
 	-slurm/local_cluster.sh install # where root may; without Slurm the tests are skipped, and say so
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slurm and not slow" tests/slurm
+	$(PYTEST) -m "slurm and not slow" tests/slurm
 
 gpu-wheels: $(STAMP) ## the wheels that a bare GPU image with torch lacks, into gpu_wheels/ (see docs/gpu.md)
 	PIP_PYTHON=$(BIN)/python benchmarks/gpu_wheels.sh gpu_wheels $(GPU_PYTHON)

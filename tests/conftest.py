@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import chdir, nullcontext
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -16,7 +17,7 @@ from parallel.zero.extensions import OFFLOADED, prepare_extensions
 from tests.accelerator import answering
 
 STARTS = re.compile(r"\b(?:run_on_ranks|run_alone|run_ranks|start|subprocess\.run|subprocess\.Popen)\(")
-LONG = {  # that start little: tests of others, engines of many layouts, a compiler, many runs or requests
+FIRST = {  # that start little: tests of others, engines of many layouts, a compiler, many runs or requests
     "test_instruction_sets.py",
     "test_layout.py",
     "test_targets.py",
@@ -24,6 +25,8 @@ LONG = {  # that start little: tests of others, engines of many layouts, a compi
     "test_openapi.py",
     "test_staging.py",
 }
+# of one worker, as their files share a report, and pandas and matplotlib, which take seconds to import
+TOGETHER = Path(__file__).parent / "launcher" / "study"
 
 
 @pytest.hookimpl(wrapper=True)
@@ -47,7 +50,25 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         paths = {item.path for item in items}
         starts = {path: len(STARTS.findall(path.read_text())) for path in paths}
         # stable: a file stays in one piece
-        items.sort(key=lambda item: (item.path.name not in LONG, -starts[item.path]))
+        items.sort(key=lambda item: (not _is_first(item.path), -starts[item.path]))
+
+
+def _is_first(path: Path) -> bool:
+    return path.name in FIRST or path.parent == TOGETHER
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Give a worker all tests of a file, and all files of TOGETHER."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            parent = (config.rootpath / file).parent
+            return str(parent) if parent == TOGETHER else file
+
+    return Scheduling(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -115,6 +115,7 @@ def test_examples_of_pages_run(example: str, tmp_path: Path, monkeypatch: pytest
         exec(compile(example, "an example of a page", "exec"), {"__name__": "example"})
 
 
+@pytest.mark.long
 def test_the_examples_of_the_page_on_python_run_in_their_order(tmp_path: Path) -> None:
     """They train a run, which takes a process of its own."""
     (tmp_path / "script.py").write_text("\n".join(examples("python")))

@@ -11,6 +11,8 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("launcher", "swin_moe", "data_shards", "parallel")
 Graph = dict[str, set[str]]  # the modules that a module imports
@@ -109,6 +111,7 @@ with Recorded():
 """
 
 
+@pytest.mark.long
 def test_an_import_computes_nothing(tmp_path: Path) -> None:
     """A module may be imported when one of its functions is called: under torch's meta device, say.
 

@@ -24,10 +24,13 @@ KERNELS = (
 ENGINES = ("tests/parallel/zero/test_init.py",)  # ZeRO stage 3 from its construction, made of those kernels
 HERE = instructions()
 WIDER = ("avx512", "avx_", "avx10", "amx")  # 512 bits, or more kinds of products of 256
-pytestmark = pytest.mark.skipif(
-    "avx2" in HERE and not any(name.startswith(WIDER) for name in HERE),
-    reason="this processor has AVX2 alone, so that these tests themselves show it",
-)
+pytestmark = [
+    pytest.mark.long,
+    pytest.mark.skipif(
+        "avx2" in HERE and not any(name.startswith(WIDER) for name in HERE),
+        reason="this processor has AVX2 alone, so that these tests themselves show it",
+    ),
+]
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,7 @@ def rows(folder: Path, check: str) -> list[dict[str, Any]]:
     return [row for row in map(json.loads, lines) if row["check"] == f"toy.{check}"]
 
 
+@pytest.mark.long
 def test_each_check_ends_on_its_own(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, result = ran
     assert result.returncode == 1, result.stdout + result.stderr

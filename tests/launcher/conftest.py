@@ -11,7 +11,6 @@ from tests.launcher.fake_slurm import FakeSlurm
 from tests.launcher.packed import pack_synthetic
 from tests.launcher.short_run import line
 from tests.launcher.stored_runs import Say, record, tensors
-from tests.launcher.study.study_runs import write_troubled
 
 
 @pytest.fixture(scope="session")
@@ -27,14 +26,6 @@ def reference(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ended = run(2, line(shards, path))
     assert [rank.code for rank in ended] == [0, 0], ended[0].err
     return path
-
-
-@pytest.fixture(scope="session")
-def reported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study with trials in every state and its report, made by the command; only read."""
-    root = write_troubled(tmp_path_factory.mktemp("studies") / "study")
-    assert main(["study", "report", str(root)]) == 0
-    return root
 
 
 @pytest.fixture

@@ -85,6 +85,7 @@ def wait_for_end(pid: int) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("number", "status"),
     [

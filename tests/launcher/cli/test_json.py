@@ -192,10 +192,3 @@ def test_slurm(slurm: FakeSlurm, shards: Path) -> None:
     assert cancelled["jobs"] == [{"job": "7", "action": "stops, saved"}]
     slurm.set(queue="")
     assert json.loads(slurm.say("resume", "run", "--json").out)["job"]
-
-
-def test_a_study(reported: Path, ask: Ask, tmp_path: Path) -> None:
-    found = ask("study", "report", reported, "--out", tmp_path / "report")
-    assert Path(found["page"]).is_file()
-    states = [trial["state"] for trial in ask("study", "status", reported)["cells"]]
-    assert (found["trials"], found["finished"]) == (len(states), states.count("finished"))

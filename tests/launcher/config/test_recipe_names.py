@@ -107,6 +107,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "site"
 
 
+@pytest.mark.long
 def test_names_from_an_installed_wheel(installed: Path, shards: Path) -> None:
     recipes = {file.stem for file in (installed / "swin_moe" / "configs").rglob("*.yaml")}
     assert recipes >= set(recipe_files())

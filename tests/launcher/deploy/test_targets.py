@@ -85,6 +85,7 @@ def test_onnx(graph: tuple[Artifact, Path]) -> None:
     assert sorted(path.name for path in made.folder.iterdir()) == [CARD, "golden.safetensors", "model.onnx"]
 
 
+@pytest.mark.long
 def test_pt2(tmp_path: Path) -> None:
     made, source = make_tiny(tmp_path, "pt2", tiny(moe=EXPERTS))
     check(made, source, 1e-5)

@@ -113,6 +113,7 @@ def plain(run: Path) -> dict[str, Any]:
     return run_on_ranks(results, 1, run, [EVERYTHING])[0][0]
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ranks", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_labels_mapped_by_name_change_no_figure(
     run: Path, data: Path, plain: dict[str, Any], ranks: int

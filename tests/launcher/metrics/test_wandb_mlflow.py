@@ -23,6 +23,8 @@ from tests.launcher.metrics.tracked_sessions import (
 from tests.launcher.running import command, descendants, is_alive, records, run_alone
 from tests.launcher.short_run import assert_same, line
 
+pytestmark = pytest.mark.long
+
 
 @pytest.fixture(scope="module")
 def tracked(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:

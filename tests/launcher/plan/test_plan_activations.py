@@ -118,7 +118,9 @@ CLIPS = replace(SMALL, frames=6, window_frames=2, window_padding="fitted", head_
 CLIP_KINDS = {"v1": CLIPS, "v2": replace(CLIPS, **V2, attention_chunk=2), "moe": replace(CLIPS, moe=MOE)}
 
 
-@pytest.mark.parametrize("kind", [pytest.param("v1", marks=pytest.mark.slow), "v2", "moe"])
+@pytest.mark.parametrize(
+    "kind", [pytest.param("v1", marks=pytest.mark.slow), pytest.param("v2", marks=pytest.mark.long), "moe"]
+)
 def test_activations_of_clips(kind: str) -> None:
     """Windows attend pattern by pattern, and what each of them saves is counted.
 

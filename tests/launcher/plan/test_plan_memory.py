@@ -119,6 +119,7 @@ def test_gathered_parameters() -> None:
     assert gathered.backward(98) == (5, 2)
 
 
+@pytest.mark.long
 def test_the_giant_in_seconds() -> None:
     """SwinV2-G at a micro-batch of 8, with checkpointing: nothing is allocated."""
     path = "swinv2_g_patch4_window12_192_22k"

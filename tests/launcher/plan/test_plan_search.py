@@ -275,6 +275,7 @@ def calibrated(file: str) -> None:
         calibrate.write(hardware, Path(file))
 
 
+@pytest.mark.long
 def test_two_ranks_write_a_profile_that_a_plan_takes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

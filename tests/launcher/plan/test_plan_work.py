@@ -66,10 +66,13 @@ MODELS = {
     "clips, padded windows": replace(TINY, frames=5, window_frames=4, image_size=24, window_size=4),
     "tall maps, padded windows": replace(TINY, image_size=(44, 8), window_size=4),  # 11 x 2 and 6 x 1
 }
+LONG = ("clips, padded windows", "experts on wide maps", "LR-Net")
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.long] if name in LONG else []) for name in MODELS]
+)
 def test_parts_add_up_to_the_model(name: str, device: Device) -> None:
     assert sum(flops_by_part(work_of(MODELS[name], device)).values()) == cost(MODELS[name]).flops
 

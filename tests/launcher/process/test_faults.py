@@ -61,6 +61,7 @@ def test_a_bug_of_one_rank_shows_its_traceback_alone(shards: Path, tmp_path: Pat
     assert ended[0].err.count("\n") == 0
 
 
+@pytest.mark.long
 def test_the_last_save_fails(shards: Path, tmp_path: Path, reference: Path) -> None:
     """A stop is asked for, and the disk is full."""
     faults = Fault("SIGTERM", rank=0, step=5), Fault("disk", rank=1, step=5)
@@ -73,6 +74,7 @@ def test_the_last_save_fails(shards: Path, tmp_path: Path, reference: Path) -> N
     assert_goes_on(shards, tmp_path / "run", reference)
 
 
+@pytest.mark.long
 def test_two_crashes_without_a_checkpoint_refuse_a_third(shards: Path, tmp_path: Path) -> None:
     command = line(shards, tmp_path / "run", "checkpoint.crash_budget=2")
     for _ in range(2):

@@ -11,6 +11,8 @@ import pytest
 from tests.distributed import run_on_ranks
 from tests.launcher.running import CONFIG, EXACT, command, only, overrides, steps
 
+pytestmark = pytest.mark.long
+
 BIN = Path(sys.executable).parent
 ROOT = CONFIG.parents[1]
 SHORT = ("train.duration=4 steps", "train.eval_every=4 steps", "parallel.ep_size=2")

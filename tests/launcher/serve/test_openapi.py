@@ -9,6 +9,8 @@ import pytest
 
 from tests.launcher.serve.conftest import Started
 
+pytestmark = pytest.mark.long
+
 if (
     importlib.util.find_spec("schemathesis") is None
 ):  # its import takes seconds, and a process of its own needs it

@@ -119,6 +119,7 @@ uvicorn.Server.run = late
 """
 
 
+@pytest.mark.long
 def test_sigterm_before_the_server_has_started_ends_it() -> None:
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", EARLY + PROGRAM], env=environment, timeout=300)

@@ -41,6 +41,7 @@ def test_every_shipped_study_is_a_valid_grid(name: str, trials: int) -> None:
     ]
 
 
+@pytest.mark.long
 def test_the_models_of_experts_scaling_are_those_of_the_paper() -> None:
     found = plan("experts_scaling")
     costs = costs_of(found.trials, 14_197_122)

@@ -1,5 +1,6 @@
 """`swin-moe study report`: its files, studies of hardly anything, and what the user can correct."""
 
+import json
 import os
 import re
 import subprocess
@@ -73,6 +74,17 @@ def test_names_are_texts(reported: Path) -> None:
     assert "the loss is <nan> & stays so" in page.text
     assert "<i>" not in text
     assert "<nan>" not in text
+
+
+def test_the_answers_as_json(reported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "report"
+    capsys.readouterr()
+    assert main(["study", "report", str(reported), "--out", str(out), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert Path(found["page"]).is_file()
+    assert main(["study", "status", str(reported), "--json"]) == 0
+    states = [trial["state"] for trial in json.loads(capsys.readouterr().out)["cells"]]
+    assert (found["trials"], found["finished"]) == (len(states), states.count("finished"))
 
 
 def test_report_of_one_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

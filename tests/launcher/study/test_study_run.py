@@ -207,6 +207,7 @@ def test_status_of_what_is_no_study(study: FakeStudy, tmp_path: Path) -> None:
     assert (said.code, "`swin-moe study run FILE.yaml` writes it" in said.err) == (2, True)
 
 
+@pytest.mark.long
 def test_a_real_study(
     shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -28,7 +28,7 @@ def both(shards: Path, runs: tuple[Path, Path], more: list[str]) -> list[str]:
     "more",
     [
         ["parallel.zero_stage=0"],
-        ["parallel.zero_stage=2", "train.precision=bf16"],
+        pytest.param(["parallel.zero_stage=2", "train.precision=bf16"], marks=pytest.mark.long),
         pytest.param(["parallel.zero_stage=3"], marks=pytest.mark.slow),
         pytest.param(["parallel.zero_stage=3", "train.precision=bf16"], marks=pytest.mark.slow),
         pytest.param(["parallel.zero_stage=1", "parallel.offload_optimizer=true"], marks=pytest.mark.slow),

@@ -138,6 +138,7 @@ def test_killed_and_resumed_the_same_are_kept(
         assert kept(run) == kept(whole)
 
 
+@pytest.mark.long
 def test_a_stop_at_the_best_step_is_evaluated_after_the_resume(
     shards: Path, tmp_path: Path, whole: Path
 ) -> None:
@@ -164,6 +165,7 @@ def test_the_moving_average_decides_where_there_is_one(shards: Path, tmp_path: P
     assert best_by_records(tmp_path / "run", "eval_ema_top1") != best_by_records(tmp_path / "run")
 
 
+@pytest.mark.long
 def test_a_run_that_goes_back_forgets_the_best_of_the_branch_it_left(shards: Path, tmp_path: Path) -> None:
     """The first branch claims a perfect evaluation at step 8; the second never evaluates there like that."""
     run = tmp_path / "run"

@@ -54,6 +54,7 @@ def profiled(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pa
     return run, first.err
 
 
+@pytest.mark.long
 def test_the_run_is_the_same_bit_for_bit(profiled: tuple[Path, str], reference: Path) -> None:
     assert_same(profiled[0], reference)
 

@@ -101,6 +101,7 @@ def test_killed_and_resumed_is_the_same_run(
     assert_same_steps_in_tensorboard(run)
 
 
+@pytest.mark.long
 def test_resumed_exactly_at_an_epoch_boundary(shards: Path, tmp_path: Path, uninterrupted: Any) -> None:
     run = tmp_path / "run"
     line = train_line(shards, run, "checkpoint.every=1 epochs")
@@ -126,7 +127,11 @@ def test_killed_between_a_save_and_its_evaluation(shards: Path, tmp_path: Path, 
     [
         (1, ("parallel.ep_size=1", "parallel.zero_stage=0")),
         *on_either_processor(2, ("parallel.ep_size=1", "parallel.zero_stage=3")),
-        (2, ("parallel.ep_size=2", "parallel.zero_stage=1", "train.micro_batch_size=4")),
+        pytest.param(
+            2,
+            ("parallel.ep_size=2", "parallel.zero_stage=1", "train.micro_batch_size=4"),
+            marks=pytest.mark.long,
+        ),
     ],
 )
 def test_resumed_on_another_layout(

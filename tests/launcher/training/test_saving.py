@@ -43,6 +43,7 @@ def killed_in(place: str, step: int, rank: int, *line: str) -> None:
         command(*line)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("place", "rank", "found"),
     [

@@ -202,6 +202,7 @@ def spiked_commands(lines: list[list[str]], first: int, last: int) -> list[Outco
     return [command(*line, hook=hook) for line in lines]
 
 
+@pytest.mark.long
 def test_a_run_counts_a_spike_says_it_and_knows_the_norm_after_a_resume(shards: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     more = ("train.spike_action=skip",)

@@ -79,6 +79,7 @@ def assert_near(run: Path, wanted: Path) -> None:
         assert (found["eval_images"], found["eval_other_images"]) == (64, 40)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("ranks", [pytest.param(2, marks=pytest.mark.slow), 3])
 def test_ranks_do_not_show(sets: Path, alone: Path, ranks: int, tmp_path: Path) -> None:
     assert all(one.code == 0 for one in run_on_ranks(command, ranks, *line(sets, tmp_path / "run")))
@@ -100,6 +101,7 @@ def _killed(line: list[str]) -> Any:
     return command(*line, kill=("step", 7))
 
 
+@pytest.mark.long
 def test_killed_on_two_ranks_and_resumed_on_three(sets: Path, alone: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with pytest.raises(RankError):

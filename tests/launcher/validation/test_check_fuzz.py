@@ -23,6 +23,8 @@ from tests.launcher.validation.fuzz import (
     values_of,
 )
 
+pytestmark = pytest.mark.long
+
 BATCH = 80  # cases of a process
 PARTS = 6  # of the options; one is a default test
 

@@ -247,6 +247,7 @@ def uninterrupted(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Any
     return reference
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("before", "now", "plan"),
     [

@@ -68,7 +68,7 @@ def run_all(layouts: list[Layout]) -> list[list[tuple[float, int]]]:
     return found
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("world", [1, 2, 3, pytest.param(4, marks=pytest.mark.long)])
 def test_every_way_gives_the_numbers_of_one_process(world: int) -> None:
     layouts = [layout for layout in LAYOUTS if layout.world == world]
     by_rank = run_on_ranks(run_all, world, layouts, timeout_s=300)

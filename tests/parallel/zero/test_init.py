@@ -120,6 +120,7 @@ def train_in_bf16(sharded: bool) -> tuple[list[float], set[torch.dtype]]:
     return Run.start(layout, watch, sharded=sharded).train(3).losses, seen
 
 
+@pytest.mark.long
 @EITHER
 def test_a_model_built_in_shards_computes_in_the_runs_precision() -> None:
     """As one that was built whole; the order in which the gradient's norm is summed is another."""

@@ -140,6 +140,7 @@ def buckets() -> tuple[int, int]:
     return sum(p.numel() for p in engine.module.parameters()), engine.deepspeed.zero_reduce_bucket_size()
 
 
+@pytest.mark.long
 def test_uneven_ranks_reduce_all_gradients_at_once() -> None:
     found = run_on_ranks(buckets, 4)
     numbers = [number for number, _ in found]

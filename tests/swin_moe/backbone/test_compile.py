@@ -42,6 +42,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[torch.fx.GraphModule]:
     return made
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("config", "most"),
     [

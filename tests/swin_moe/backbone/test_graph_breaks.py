@@ -35,8 +35,8 @@ def forget_graphs() -> None:
         ("swin", True, 32),
         pytest.param("swin", False, 32, marks=pytest.mark.slow),
         pytest.param("v2", True, 32, marks=pytest.mark.slow),  # checkpointed is of v2 as well
-        ("v2", False, 37),
-        ("mlp", True, 37),
+        pytest.param("v2", False, 37, marks=pytest.mark.long),
+        pytest.param("mlp", True, 37, marks=pytest.mark.long),
         ("checkpointed", True, 32),
         pytest.param("clips", True, 37, marks=pytest.mark.slow),
     ],
@@ -51,6 +51,7 @@ def test_no_graph_break(kind: str, training: bool, side: int) -> None:
     assert found.graph_count == 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("kind", [pytest.param("swin", marks=pytest.mark.slow), "v2"])
 def test_the_graph_computes_the_same(kind: str) -> None:
     """One full graph for training and one for evaluation; new weights reach both without another graph."""

@@ -59,6 +59,7 @@ def compare_kernels() -> None:
     assert torch.equal(bits(wide), bits(expected))
 
 
+@pytest.mark.long
 @needs_triton
 def test_triton_kernels() -> None:
     root = Path(__file__).parents[3]

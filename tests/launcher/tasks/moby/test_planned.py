@@ -28,6 +28,7 @@ def small(*more: str) -> RunConfig:
     return load_config(CONFIG, options(Path("shards"), Path("run"), *more))
 
 
+@pytest.mark.long
 def test_two_views_take_what_twice_the_images_do() -> None:
     """Of 4 samples and of 8 images: the maps are the same, the position biases are computed twice.
 
