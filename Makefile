@@ -29,10 +29,10 @@ demo: $(STAMP) ## pack Fashion-MNIST, train a small Swin-MoE on two processes, e
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 AT_ONCE := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-test: $(STAMP) ## the default tests, @MIN on two cores: three files at a time, or WORKERS=0 in one process
+test: $(STAMP) ## the default tests, ten minutes on two recent cores: three files at a time, or WORKERS=0 in one process
 	PYTHONDONTWRITEBYTECODE= $(PYTEST) $(AT_ONCE)
 
-test-long: $(STAMP) ## the longest tests of what CI runs, @LONG
+test-long: $(STAMP) ## the longest tests, which CI runs too; five minutes
 	PYTHONDONTWRITEBYTECODE= $(PYTEST) $(AT_ONCE) -m "long and not slow"
 
 test-slow: $(STAMP) ## what the default tests leave out: every layout, kill and fault; half an hour

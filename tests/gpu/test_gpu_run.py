@@ -105,6 +105,7 @@ def test_what_the_budget_has_no_time_for_is_not_reached(runner: Any, tmp_path: P
     ]
 
 
+@pytest.mark.long
 def test_what_a_check_started_ends_with_it(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, _ = ran
     (child,) = (row["pid"] for row in rows(folder, "hangs") if "pid" in row)
@@ -113,12 +114,14 @@ def test_what_a_check_started_ends_with_it(ran: tuple[Path, subprocess.Completed
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
+@pytest.mark.long
 def test_a_not_a_number_is_wrong(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     folder, _ = ran
     verdicts = {row["what"]: row["ok"] for row in rows(folder, "wrong") if "what" in row}
     assert verdicts == {"half": False, "no number": False, "equal": True}
 
 
+@pytest.mark.long
 def test_the_page_keeps_what_stands_around_the_results(
     ran: tuple[Path, subprocess.CompletedProcess[str]],
 ) -> None:

@@ -23,7 +23,7 @@ from tests.gpu.fakes import place
 from tests.models import moe_layer
 
 __all__ = ["gpu_paths"]
-pytestmark = pytest.mark.usefixtures("gpu_paths")
+pytestmark = [pytest.mark.long, pytest.mark.usefixtures("gpu_paths")]
 
 MOE_S = "swin_moe_small_patch4_window12_192_8expert_32gpu_22k"
 IMAGES = 2

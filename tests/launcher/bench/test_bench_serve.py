@@ -67,6 +67,7 @@ def test_a_model_is_served_and_measured(weights: Path, capsys: pytest.CaptureFix
     assert psutil.Process().children() == before
 
 
+@pytest.mark.long
 def test_a_model_that_cannot_be_served(capsys: pytest.CaptureFixture[str]) -> None:
     before = psutil.Process().children()  # of other tests
     out, error = bench(capsys, "nothing", "--concurrency", 1, code=2)

@@ -273,6 +273,7 @@ def ends_of_three_sessions(arguments: list[str]) -> list[int]:
     return [command(*arguments, hook=hook).code for hook in (diverge, stop, None)]
 
 
+@pytest.mark.long
 def test_each_session_ends_with_its_status_and_a_profile_of_its_steps(shards: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     options = (own("FileTracker"), "tracking.end_timeout_s=60.0", "train.profile.steps=9..11")

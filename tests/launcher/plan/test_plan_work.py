@@ -66,7 +66,7 @@ MODELS = {
     "clips, padded windows": replace(TINY, frames=5, window_frames=4, image_size=24, window_size=4),
     "tall maps, padded windows": replace(TINY, image_size=(44, 8), window_size=4),  # 11 x 2 and 6 x 1
 }
-LONG = ("clips, padded windows", "experts on wide maps", "LR-Net")
+LONG = ("LR-Net", "experts on wide maps", "clips", "clips, padded windows", "tall maps, padded windows")
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

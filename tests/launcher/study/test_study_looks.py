@@ -185,6 +185,7 @@ def test_numbers_of_a_front() -> None:
     assert [ranges(each) for each in ([1], [1, 2], [1, 3, 4, 5, 9])] == ["1", "1–2", "1, 3–5, 9"]
 
 
+@pytest.mark.long
 def test_every_number_of_a_front_is_on_the_chart(tmp_path: Path) -> None:
     """Equal points share a text: over FLOPs, a model that drops nothing is as good at 1.25 as dropless."""
     root = write_all(tmp_path / "s", [trial(moe(e), seed) for e in (4, 8) for seed in (0, 1)])

@@ -76,17 +76,6 @@ def test_names_are_texts(reported: Path) -> None:
     assert "<nan>" not in text
 
 
-def test_the_answers_as_json(reported: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    out = tmp_path / "report"
-    capsys.readouterr()
-    assert main(["study", "report", str(reported), "--out", str(out), "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert Path(found["page"]).is_file()
-    assert main(["study", "status", str(reported), "--json"]) == 0
-    states = [trial["state"] for trial in json.loads(capsys.readouterr().out)["cells"]]
-    assert (found["trials"], found["finished"]) == (len(states), states.count("finished"))
-
-
 def test_report_of_one_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_all(tmp_path / "one", [trial(moe(8) | {"optim.base_lr": 0.01}, 0, "only")])
     assert main(["study", "report", str(root), "--out", str(tmp_path / "out")]) == 0
@@ -99,8 +88,14 @@ def test_report_of_one_trial(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     (tmp_path / "one.yaml").write_text(
         f"study_dir: {root}\nconfig: debug\nseeds: [0]\naxes: {{optim.base_lr: [0.01]}}\n"
     )
-    assert main(["study", "report", str(tmp_path / "one.yaml")]) == 0  # named by its file, as in `status`
-    assert (root / "report" / "index.html").exists()
+    # named by its file, as in `status`
+    assert main(["study", "report", str(tmp_path / "one.yaml"), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["page"] == str(root / "report" / "index.html")
+    assert Path(found["page"]).is_file()
+    assert (found["trials"], found["finished"]) == (1, 1)
+    assert main(["study", "status", str(root), "--json"]) == 0
+    assert [cell["state"] for cell in json.loads(capsys.readouterr().out)["cells"]] == ["finished"]
 
 
 def test_report_before_anything_is_finished(tmp_path: Path) -> None:
@@ -178,11 +173,13 @@ def imported_by(modules: str) -> set[str]:
     return set(run.stdout.split())
 
 
+@pytest.mark.long
 def test_nothing_else_imports_what_a_report_needs() -> None:
     loaded = imported_by("launcher.cli.program, launcher.training.run")
     assert not {"pandas", "scipy", "jinja2", "matplotlib"} & loaded
 
 
+@pytest.mark.long
 def test_a_report_imports_no_training() -> None:
     assert not {"deepspeed", "tensorboard", "mpi4py"} & imported_by("launcher.study.report.report")
 
@@ -191,6 +188,7 @@ def test_the_command_line_imports_no_compiler() -> None:
     assert not {"torch._dynamo", "deepspeed"} & imported_by("launcher.cli.program, swin_moe")
 
 
+@pytest.mark.long
 def test_a_report_prints_no_messages_of_libraries(tmp_path: Path) -> None:
     """Where matplotlib has no place for its cache, which it warns of, and DeepSpeed would choose a device."""
     root = write_all(tmp_path / "s", [trial({"model.moe": None})])

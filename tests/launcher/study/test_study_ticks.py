@@ -139,6 +139,7 @@ def write_close_losses(root: Path, start: float, step: float) -> Path:
     return root
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("start", "step"), [(2.006, 0.0004), (-7.0, 1e-7)])
 def test_ticks_of_the_charts_of_a_report(tmp_path: Path, start: float, step: float) -> None:
     root = write_close_losses(tmp_path / "study", start, step)

@@ -37,6 +37,7 @@ def differences(*values: tuple[int, float]) -> pd.Series:
     )
 
 
+@pytest.mark.long
 def test_one_seed_gives_numbers_and_no_verdict(tmp_path: Path) -> None:
     axes = [moe(e, f) for e in (4, 8) for f in (0.5, 1.25)] + [moe(8, priority=False), {"model.moe": None}]
     page = reported_page(tmp_path / "s", [trial(each) for each in axes])

@@ -21,7 +21,7 @@ FIGURES = ("step", "loss", "aux_loss", "grad_norm", "dropped_fraction")
 STEPS = 4
 LAYOUTS = [
     pytest.param(["parallel.zero_stage=0", "parallel.ep_size=2"], marks=pytest.mark.slow),
-    ["parallel.zero_stage=1", "parallel.ep_size=1"],
+    pytest.param(["parallel.zero_stage=1", "parallel.ep_size=1"], marks=pytest.mark.long),
     ["parallel.zero_stage=2", "parallel.ep_size=2"],
     *on_either_processor(["parallel.zero_stage=3", "parallel.ep_size=2"]),
 ]

@@ -114,6 +114,7 @@ def test_the_list_says_which_is_the_best(whole: Path, capsys: pytest.CaptureFixt
     assert marked.startswith(f"step-{ranked[0]:08d}")
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("place", "more"),
     [

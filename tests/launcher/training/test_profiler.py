@@ -59,6 +59,7 @@ def test_the_run_is_the_same_bit_for_bit(profiled: tuple[Path, str], reference: 
     assert_same(profiled[0], reference)
 
 
+@pytest.mark.long
 def test_each_rank_has_a_trace_of_its_steps_alone(profiled: tuple[Path, str]) -> None:
     run, said = profiled
     stems = ["rank0_steps3-4", "rank1_steps3-4"]
@@ -76,6 +77,7 @@ def test_each_rank_has_a_trace_of_its_steps_alone(profiled: tuple[Path, str]) ->
     assert "https://ui.perfetto.dev" in said
 
 
+@pytest.mark.long
 def test_the_tables_name_the_top_operators(profiled: tuple[Path, str]) -> None:
     text = (profiled[0] / "profile" / "rank0_steps3-4.txt").read_text()
     assert text.startswith("top operators by their own time on the cpu\n")
@@ -83,6 +85,7 @@ def test_the_tables_name_the_top_operators(profiled: tuple[Path, str]) -> None:
     assert "aten::" in text
 
 
+@pytest.mark.long
 def test_the_memory_is_what_torch_counts(profiled: tuple[Path, str]) -> None:
     """Kineto writes the total beside each allocation into the trace; ours is a sum of sizes."""
     directory = profiled[0] / "profile"
@@ -95,6 +98,7 @@ def test_the_memory_is_what_torch_counts(profiled: tuple[Path, str]) -> None:
     assert f"peak memory of tensors on the cpu above the start: {peak:.1f} MiB\n" in text
 
 
+@pytest.mark.long
 def test_a_resumed_run_records_what_is_left_of_the_steps(
     reference: Path, shards: Path, tmp_path: Path
 ) -> None:

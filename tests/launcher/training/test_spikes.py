@@ -159,6 +159,7 @@ def _without_it(layout: Layout) -> tuple[dict[str, Tensor], float]:
     return state_of(masters), run.engine.loss_scale.value if run.engine.loss_scale else 1.0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "layouts", [STAGES[2:], *(pytest.param(some, marks=pytest.mark.slow) for some in (STAGES[:2], MORE))]
 )

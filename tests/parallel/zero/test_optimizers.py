@@ -245,6 +245,7 @@ def load_apex_too(path: Path, layouts: list[Layout], then: int) -> Any:
     return load_and_go_on(path, layouts, then)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "name",
     ["sgd", pytest.param("lamb", marks=pytest.mark.slow), pytest.param("fused_adam", marks=pytest.mark.slow)],

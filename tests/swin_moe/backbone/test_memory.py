@@ -103,6 +103,7 @@ def test_the_giant_instantiates_on_meta() -> None:
     assert norms == [0, 0, 7, 0]
 
 
+@pytest.mark.long
 def test_a_narrow_giant_learns_in_bf16_with_checkpointing() -> None:
     """All 50 blocks at width 8, parameters and activations bf16: three steps of AdamW on one batch."""
     config = replace(
@@ -188,6 +189,7 @@ def test_saved_activations() -> None:
     assert windows < 0.7
 
 
+@pytest.mark.long
 def test_peak_memory() -> None:
     """A block that is recomputed still holds all its windows, unless a few at a time are attended to
     (Liu et al. 2022, section 3.4)."""
