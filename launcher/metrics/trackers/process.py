@@ -1,10 +1,10 @@
-"""The process of one tracker: `python -m launcher.metrics.trackers.process FD FD --of RUN`.
+"""The process of one tracker: `python -m launcher.metrics.trackers.process FD FD DIRECTORY --of RUN`.
 
 RUN only shows in `ps` whose it is. This module and what it imports load no torch.
 
 It reads calls from one pipe and answers over the other what `start` returned, or why the tracker failed. When
-the rank is gone without a word, the pipe ends: the tracker then records that the session failed. TMPDIR is
-a directory of this process alone. It removes it, as does the rank, which may have to kill it.
+the rank is gone without a word, the pipe ends: the tracker then records that the session failed. DIRECTORY
+has the temporary files of this process alone. It removes it, as does the rank, which may have to kill it.
 """
 
 import atexit
@@ -75,7 +75,7 @@ def _give_up() -> None:
 
 
 def _remove_temporary() -> None:
-    shutil.rmtree(os.environ["TMPDIR"], ignore_errors=True)
+    shutil.rmtree(sys.argv[3], ignore_errors=True)
 
 
 if __name__ == "__main__":

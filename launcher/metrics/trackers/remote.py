@@ -80,8 +80,9 @@ class RemoteTracker:
             "PYTHONPATH": os.pathsep.join(places),  # a tracker of a package found here
             "TMPDIR": self._temporary,
         }
+        command = sys.executable, "-P", "-m", MODULE
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", MODULE, *map(str, handles), "--of", str(run.directory)],
+            [*command, *map(str, handles), self._temporary, "--of", str(run.directory)],
             pass_fds=handles,
             stdin=subprocess.DEVNULL,  # nothing may ask for a password
             stdout=subprocess.DEVNULL,
