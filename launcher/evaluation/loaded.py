@@ -123,18 +123,18 @@ def load(source: str | Path, config: str | Path | None = None, *, ema: bool = Fa
     try:
         model = trained.load(source, wanted.model if wanted else None, ema=ema)
     except WeightsError as error:
-        if (task := recorded_task(source)) == RunConfig.task:
-            if isinstance(error, NoClassifierError):
-                raise NoClassifierError(
-                    f"{source}: the weights have no classifier. Fine-tune them with `swin-moe train RECIPE "
-                    f"--pretrained {source} train.pretrained_head=replace`, or load them with "
-                    "swin_moe.load_weights into a model of swin_moe.build_backbone"
-                ) from error
+        if (task := recorded_task(source)) != RunConfig.task:
+            raise WeightsError(
+                f"{error}; it was trained with task={task}, and only classifiers are loaded so: "
+                "`swin-moe predict` runs the model of any task, and swin_moe.load_weights loads its backbone "
+                "into a model of swin_moe.build_backbone"
+            ) from error
+        if not isinstance(error, NoClassifierError):
             raise
-        raise WeightsError(
-            f"{error}; it was trained with task={task}, and only classifiers are loaded so: "
-            "`swin-moe predict` runs the model of any task, and swin_moe.load_weights loads its backbone "
-            "into a model of swin_moe.build_backbone"
+        raise NoClassifierError(
+            f"{source}: the weights have no classifier. Fine-tune them with `swin-moe train RECIPE "
+            f"--pretrained {source} train.pretrained_head=replace`, or load them with "
+            "swin_moe.load_weights into a model of swin_moe.build_backbone"
         ) from error
     inputs = input_spec_of(source) or inputs_of(wanted.data if wanted else DataConfig)
     return LoadedModel(model=model, inputs=inputs)

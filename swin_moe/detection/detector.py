@@ -23,8 +23,9 @@ from swin_moe.detection.config import DetectorConfig, check_model
 from swin_moe.detection.fpn import FPN
 from swin_moe.detection.roi_head import RoIHead
 from swin_moe.detection.rpn import RPNHead, RPNOutput, propose, rpn_loss
-from swin_moe.detection.targets import Detections, Targets, finite_images
+from swin_moe.detection.targets import Detections, Targets
 from swin_moe.errors import require
+from swin_moe.finite import finite_images
 from swin_moe.heads.stage_norms import StageNorms
 from swin_moe.moe.layer import MoEStats
 from swin_moe.moe.overrides import RoutingOverrides

@@ -23,7 +23,8 @@ from swin_moe.detection.mask_head import MASK_SIDE, MaskHead
 from swin_moe.detection.mask_runs import mask_targets
 from swin_moe.detection.nms import ClassDetections, class_nms
 from swin_moe.detection.roi import RoIAlign
-from swin_moe.detection.targets import Detections, Targets, finite_images, take_objects
+from swin_moe.detection.targets import Detections, Targets, take_objects
+from swin_moe.finite import finite_images
 from swin_moe.heads.conv_blocks import NormOptions
 from swin_moe.moe.routers.base import to_fp32
 

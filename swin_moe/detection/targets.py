@@ -41,11 +41,6 @@ class Detections(NamedTuple):
     finite: Tensor  # (B,) bool: whether all that was computed is; if not, detections may be missing
 
 
-def finite_images(*computed: Tensor) -> Tensor:
-    """Whether all values of each image are finite, of tensors (B, ...): (B,) bool."""
-    return torch.stack([x.isfinite().flatten(1).all(1) for x in computed]).all(0)
-
-
 def take_objects(values: Tensor, numbers: Tensor) -> Tensor:
     """What boxes get from the objects that they are to find; zeros for boxes without an object.
 

@@ -74,8 +74,7 @@ class RemoteTracker:
         self._answers, answers = Pipe(duplex=False)
         handles = theirs.fileno(), answers.fileno()
         places = [path or os.getcwd() for path in sys.path]
-        # a library removes its temporary files at its exit, which a kill does not let it reach
-        self._temporary = tempfile.mkdtemp(prefix="swin-moe-tracker-")
+        self._temporary = _temporary_directory()
         own = {
             "PYTHONPATH": os.pathsep.join(places),  # a tracker of a package found here
             "TMPDIR": self._temporary,
@@ -144,3 +143,13 @@ class RemoteTracker:
             while True:
                 self._waiting.get_nowait()
         self._waiting.put_nowait(None)
+
+
+def _temporary_directory() -> str:
+    """For a tracker alone: libraries remove their files at their exit, which a kill does not let them reach.
+
+    Empty where none can be made, as on a full disk: the tracker then uses the default one, or says why not.
+    """
+    with suppress(OSError):
+        return tempfile.mkdtemp(prefix="swin-moe-tracker-")
+    return ""

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from launcher.tasks.segmentation.slide import Window, windows_of
 from parallel.ranks.collectives import gather_objects
+from swin_moe.finite import finite_images
 from swin_moe.heads.resize import resize_band, resize_twice_band
 from swin_moe.heads.upernet import SegmentationOutput
 from swin_moe.moe.layer import MoEStats
@@ -82,7 +83,7 @@ def predict_views(
                 logits, statistics = _slide(call, seen, keys, views.slide, count)
             found.append(ViewLogits(logits, (height, width), mirrored))
             moe += statistics
-    finite = torch.stack([view.logits.isfinite().flatten(1).all(1) for view in found]).all(0)
+    finite = finite_images(*(view.logits for view in found))
     return SegmentationPrediction(classes_of(found, size, views.band), finite, _joined(moe))
 
 

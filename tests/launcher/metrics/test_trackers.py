@@ -105,6 +105,16 @@ def test_temporary_files_of_a_tracker_go_with_its_process(tmp_path: Path, tempor
     assert list(temporary.iterdir()) == []
 
 
+def test_a_temporary_directory_that_cannot_be_made_stops_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As on a full disk; TensorBoard, which needs none, goes on."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "none"))
+    session(tmp_path / "run", "tracking.end_timeout_s=120.0")
+    assert " is off: " not in capsys.readouterr().err
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
 # --- what fails ----------------------------------------------------------------------------------------
 
 
